@@ -1,0 +1,47 @@
+"""The command line, `kappaspeech`: one module a subcommand. Heavy imports wait until a subcommand runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from pipeline.commands.scan import scan
+from pipeline.commands.select import select
+from pipeline.errors import KappaSpeechError
+
+app = typer.Typer(
+    name="kappaspeech",
+    help="Rank an LLM's tensors by condition number, train the best-conditioned ones on speech, and measure what that did.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(scan)
+app.command()(select)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; return 0 for done, 2 for wrong usage or input, 1 for a run that failed."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # Launchers add --local_rank to whatever they start; the rank is read from the environment.
+    given = [word for word in given if not word.startswith(("--local_rank=", "--local-rank="))]
+    try:
+        result = app(given, standalone_mode=False)
+    except KappaSpeechError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except typer.Exit as leave:
+        return leave.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # typer's own usage errors (click underneath) know how to show themselves; anything else is a defect: let it be seen
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        return 2
+    return result if isinstance(result, int) else 0

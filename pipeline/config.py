@@ -1,0 +1,228 @@
+"""The run's configuration: one YAML file, read strictly, with every problem reported at once.
+
+The YAML owns batch, learning rates and steps; the DeepSpeed JSON owns ZeRO, precision and communication. A JSON that sets
+one of the YAML's keys is refused, so that a value has one owner.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import ConfigError
+
+# Keys of a DeepSpeed JSON whose owner is the YAML.
+YAML_OWNED_KEYS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+)
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class AdaptorConfig(_Section):
+    """`width` null: the LLM's own."""
+
+    width: Count | None = None
+    num_heads: Count = 8
+    stacking: Count = 4
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class ModelConfig(_Section):
+    """`llm` and `encoder`: a path, or a hub id and an openai-whisper name where there is a network."""
+
+    llm: str
+    encoder: str
+    pad_to_30s: bool = False
+    instruction: str = "Transcribe the speech."
+    adaptor: AdaptorConfig = AdaptorConfig()
+
+
+class UnfreezeConfig(_Section):
+    """`selection`: the file that `kappaspeech select` wrote; null trains the adaptor alone."""
+
+    selection: str | None = None
+
+
+class DatasetConfig(_Section):
+    """One set of indexed shards; `weight` is its share of the training mixture."""
+
+    shards: str
+    language: str | None = None
+    weight: Positive = 1.0
+
+
+class DataConfig(_Section):
+    """What is trained on, tested on, and read to see what is forgotten (`text`: language → file of one text a line)."""
+
+    train: Annotated[list[DatasetConfig], Field(min_length=1)]
+    test: list[DatasetConfig] = []
+    text: dict[str, str] = {}
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    num_workers: Annotated[int, Field(ge=0)] = 1
+
+
+class BatchConfig(_Section):
+    """A step is `micro_batches_per_step` micro-batches, whatever the number of ranks that share them out.
+
+    A micro-batch holds at most `max_samples` clips and at most `max_seconds` of padded audio.
+    """
+
+    max_samples: Count = 16
+    max_seconds: Positive = 120.0
+    micro_batches_per_step: Count = 2
+
+
+class OptimizerConfig(_Section):
+    """AdamW with separate peak rates; `schedule` after the warm-up."""
+
+    adaptor_learning_rate: Positive = 1e-3
+    llm_learning_rate: Positive = 2e-4
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    epsilon: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+    clip_norm: Positive = 1.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine"] = "cosine"
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
+class TrainingConfig(_Section):
+    """Length and cadence, in optimizer steps. 0 evaluates or saves at the end alone."""
+
+    num_steps: Count
+    evaluate_every_steps: Annotated[int, Field(ge=0)] = 0
+    checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0
+    keep_checkpoints: Count = 2
+    activation_checkpointing: bool = False
+    num_threads: Count | None = None
+
+
+class EvaluationConfig(_Section):
+    """Greedy decoding of `data.test`."""
+
+    batch_size: Count = 32
+    max_new_tokens: Count = 200
+    max_utterances: Count | None = None
+
+
+class RunConfig(_Section):
+    """A training run, whole."""
+
+    run_dir: str
+    arm: str = "run"
+    seed: int = 17
+    model: ModelConfig
+    unfreeze: UnfreezeConfig = UnfreezeConfig()
+    data: DataConfig
+    batch: BatchConfig = BatchConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    deepspeed: str = "ds_configs/zero3.json"
+
+
+def read_run_config(path: Path, *, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """Read a run's YAML. Relative paths in it are kept as they are: they count from the working folder.
+
+    `overrides` maps dotted keys to values that take the place of the file's. Raises `ConfigError` with all problems found.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no configuration at {path}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} can't be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values; it holds {type(content).__name__}.")
+    for key, value in (overrides or {}).items():
+        _set_dotted(content, key, value)
+    try:
+        # lax only in that YAML has no tuples and writes 1 for 1.0
+        return RunConfig.model_validate_json(json.dumps(content))
+    except (TypeError, ValueError) as error:
+        problems = _explain(error) if isinstance(error, ValidationError) else [str(error)]
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise ConfigError(f"{path} has {len(problems)} problem(s):\n{listing}") from error
+
+
+def _set_dotted(content: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        below = content.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"{key} can't be set: {section} isn't a section.")
+        content = below
+    content[last] = value
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One line a problem: where, what, and for an unknown key the nearest valid one."""
+    problems = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            valid = _keys_at(item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), valid, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid keys are {', '.join(sorted(valid))}."
+            problems.append(f"{where}: unknown key; {hint}")
+        elif item["type"] == "missing":
+            problems.append(f"{where}: missing.")
+        else:
+            problems.append(f"{where}: {item['msg']} (it is {item['input']!r}).")
+    return problems
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at `location` accepts."""
+    section: type[BaseModel] = RunConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        for candidate in _flatten(section.model_fields[part].annotation):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                section = candidate
+    return list(section.model_fields)
+
+
+def _flatten(annotation: Any) -> list[Any]:
+    """An annotation and everything inside its brackets."""
+    found = [annotation]
+    for inner in get_args(annotation):
+        found += _flatten(inner)
+    return found
+
+
+def read_deepspeed_config(path: Path) -> dict[str, Any]:
+    """Read the DeepSpeed JSON. Raises `ConfigError` where it is missing, isn't ZeRO-3, or sets what the YAML owns."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no DeepSpeed configuration at {path}; presets are in ds_configs/.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold a JSON object.")
+    owned = [key for key in YAML_OWNED_KEYS if key in content]
+    if owned:
+        raise ConfigError(f"{path} sets {', '.join(owned)}, which the run's YAML owns. Remove it there and set batch/optimizer.")
+    stage = content.get("zero_optimization", {}).get("stage")
+    if stage != 3:
+        raise ConfigError(f"{path} has zero_optimization.stage {stage!r}; this pipeline trains under ZeRO-3.")
+    return content

@@ -1,0 +1,98 @@
+"""A causal LM that reads speech: audio embeddings between the prompt's tokens, loss at label positions alone.
+
+B batch · A audio positions · P prefix tokens · Q suffix tokens · L label tokens · N whole sequence · H LLM width ·
+V vocabulary · R label positions of the batch, flattened
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.model.adaptor import Adaptor
+
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """A batch of sequences [prefix | audio | suffix | labels], each without gaps, padded at the right.
+
+    `embeds_BNH`, `lengths_B`, and for each label its row, the position that predicts it, and the label itself (R,).
+    """
+
+    embeds_BNH: Tensor
+    lengths_B: Tensor
+    rows_R: Tensor
+    positions_R: Tensor
+    labels_R: Tensor
+
+
+class SpeechLLM(nn.Module):
+    """The adaptor and the LLM: all that trains lives here, and this is what DeepSpeed wraps."""
+
+    def __init__(self, adaptor: Adaptor, llm: Any) -> None:
+        super().__init__()
+        self.adaptor = adaptor
+        self.llm = llm
+
+    def forward(
+        self, states_BSE: Tensor, num_states_B: Tensor, prefix_ids_P: Tensor, suffix_ids_Q: Tensor, label_ids_BL: Tensor
+    ) -> Tensor:
+        """Σ −log p(label) in nats, float32, over every label that isn't `IGNORED_LABEL`.
+
+        A sum and not a mean: the caller divides once by the target tokens of all ranks and micro-batches. A batch without
+        labels gives 0 through the whole graph, so that its rank runs every module its peers run.
+        """
+        audio_BAH, num_audio_B = self.adaptor(states_BSE, num_states_B)
+        spliced = self.splice(audio_BAH, num_audio_B, prefix_ids_P, suffix_ids_Q, label_ids_BL)
+        # Rows are padded at the right, so causality alone hides padding from every position that counts.
+        hidden_BNH = self.llm.get_decoder()(inputs_embeds=spliced.embeds_BNH, use_cache=False).last_hidden_state
+        logits_RV = self.llm.get_output_embeddings()(hidden_BNH[spliced.rows_R, spliced.positions_R])
+        nats_R = functional.cross_entropy(logits_RV.float(), spliced.labels_R.clamp(min=0), reduction="none")
+        return (nats_R * (spliced.labels_R != IGNORED_LABEL)).sum()
+
+    def splice(
+        self, audio_BAH: Tensor, num_audio_B: Tensor, prefix_ids_P: Tensor, suffix_ids_Q: Tensor, label_ids_BL: Tensor
+    ) -> Spliced:
+        """Lay out [prefix | audio | suffix | labels] for each row; labels are right-padded with `IGNORED_LABEL`."""
+        batch, num_prefix, num_suffix = audio_BAH.shape[0], prefix_ids_P.numel(), suffix_ids_Q.numel()
+        is_label_BL = label_ids_BL != IGNORED_LABEL
+        starts_B = num_prefix + num_audio_B + num_suffix
+        lengths_B = starts_B + is_label_BL.sum(dim=1)
+        positions_N = torch.arange(int(lengths_B.max()), device=audio_BAH.device)[None]
+        audio_index_BN = positions_N - num_prefix
+        suffix_index_BN = audio_index_BN - num_audio_B[:, None]
+        label_index_BN = suffix_index_BN - num_suffix
+
+        tokens_BN = _pick(prefix_ids_P.expand(batch, -1), positions_N.expand(batch, -1))
+        tokens_BN = torch.where(suffix_index_BN >= 0, _pick(suffix_ids_Q.expand(batch, -1), suffix_index_BN), tokens_BN)
+        tokens_BN = torch.where(label_index_BN >= 0, _pick(label_ids_BL.clamp(min=0), label_index_BN), tokens_BN)
+        embeds_BNH = self.llm.get_input_embeddings()(tokens_BN)
+        is_audio_BN = (audio_index_BN >= 0) & (suffix_index_BN < 0)
+        index_BN = audio_index_BN.clamp(0, audio_BAH.shape[1] - 1)
+        audio_BNH = audio_BAH.to(embeds_BNH.dtype).gather(1, index_BN[:, :, None].expand(-1, -1, audio_BAH.shape[2]))
+        embeds_BNH = torch.where(is_audio_BN[:, :, None], audio_BNH, embeds_BNH)
+
+        rows_R, columns_R = is_label_BL.nonzero(as_tuple=True)
+        if rows_R.numel() == 0:
+            # one position with an ignored label keeps the head in the graph
+            rows_R = columns_R = torch.zeros(1, dtype=torch.long, device=audio_BAH.device)
+        positions_R = (starts_B[rows_R] + columns_R - 1).clamp(min=0)
+        return Spliced(embeds_BNH, lengths_B, rows_R, positions_R, label_ids_BL[rows_R, columns_R])
+
+
+def _pick(ids_BL: Tensor, index_BN: Tensor) -> Tensor:
+    """`ids_BL[b, index_BN[b, n]]`, with indices out of range clamped (the caller masks them); zeros where L = 0."""
+    if ids_BL.shape[1] == 0:
+        return torch.zeros_like(index_BN)
+    return ids_BL.gather(1, index_BN.clamp(0, ids_BL.shape[1] - 1))
+
+
+def token_embedding_std(llm: Any) -> float:
+    """Standard deviation of the LLM's token embeddings, the scale its layers were trained on."""
+    return float(llm.get_input_embeddings().weight.detach().float().std())

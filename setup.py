@@ -1,0 +1,47 @@
+"""Packaging. Each dependency says what it is here for; bounds are the versions the tests run on, up to the next breaking one."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+REQUIREMENTS = [
+    "torch>=2.6,<2.14",  # tensors, autograd, the process group; the bound keeps to builds that this project was run on
+    "deepspeed>=0.19.8,<0.20",  # ZeRO-3 and its launcher
+    "transformers>=5.20,<6",  # the LLM and its tokenizer
+    "accelerate>=1.10,<2",  # transformers asks for it as soon as a model is loaded under DeepSpeed
+    "openai-whisper==20250625",  # the speech encoder and the text normalisers
+    "webdataset>=1.0.2,<2",  # the shard format's writer
+    "jiwer>=4.0,<5",  # word alignment behind WER
+    "pyyaml>=6.0,<7",  # the run's configuration
+    "mpi4py>=4.0,<5",  # ranks under mpirun
+    "pydantic>=2.10,<3",  # strict configuration models
+    "typer>=0.15,<1",  # the command line
+    "rich>=13.7,<16",  # progress bars and tables
+    "numpy>=1.26,<3",  # arrays
+    "scipy>=1.12,<2",  # BLAS syrk and LAPACK Cholesky for the scan
+    "soundfile>=0.13,<1",  # audio decoding and FLAC writing
+    "soxr>=0.5,<2",  # resampling
+    "safetensors>=0.5,<1",  # checkpoints
+    "huggingface_hub>=1.0,<2",  # model ids where there is a network
+    "gguf>=0.17,<1",  # GGUF checkpoints
+    "tensorboard>=2.18,<3",  # live curves
+    "matplotlib>=3.9,<4",  # plots
+]
+EXTRAS = {
+    "demo": ["espeakng-loader==0.2.4"],  # generated speech for the quickstart
+    "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "hypothesis>=6.100,<7", "ruff>=0.14,<1", "mypy>=1.18,<3", "types-PyYAML>=6,<7"],
+}
+
+setup(
+    name="kappaspeech",
+    version="0.1.0",
+    description="κ-selected fine-tuning of speech LLMs on DeepSpeed (arXiv:2506.16289)",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["pipeline", "pipeline.*"]),
+    package_data={"pipeline": ["py.typed"], "pipeline.demo": ["text/*.txt"]},
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["kappaspeech=pipeline.commands:main"]},
+)

@@ -1,0 +1,88 @@
+"""`kappaspeech select`: choose the tensors to train from a ranking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.selection import TensorSelection
+
+
+def select(
+    ranking: Annotated[Path, typer.Argument(help="What `kappaspeech scan` wrote.")],
+    output: Annotated[Path, typer.Option(help="Where the selection goes.")] = Path("selection.json"),
+    count: Annotated[int | None, typer.Option(help="So many tensors.")] = None,
+    budget: Annotated[int | None, typer.Option(help="As many tensors as fit into so many parameters.")] = None,
+    threshold: Annotated[str | None, typer.Option(help="Tensors on this side of a score; `auto` finds it (Otsu).")] = None,
+    quota: Annotated[list[str] | None, typer.Option(help="So many of a module type: v_proj=10. May be repeated.")] = None,
+    match_budget: Annotated[Path | None, typer.Option(help="As near as possible to another selection's parameters.")] = None,
+    largest: Annotated[bool, typer.Option("--largest", help="From the largest score down, in place of the smallest up.")] = False,
+    random: Annotated[bool, typer.Option("--random", help="In random order.")] = False,
+    seed: Annotated[int, typer.Option(help="The seed of --random.")] = 0,
+    score: Annotated[
+        str, typer.Option(help="kappa, kappa-nonzero, kappa-over-gaussian, entropy-deficit or stable-rank.")
+    ] = "kappa",
+    include: Annotated[list[str] | None, typer.Option(help="Only these tensors: a name or a glob. May be repeated.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="None of these: a name or a glob. May be repeated.")] = None,
+) -> None:
+    """Choose the tensors to train from a ranking, by default those of smallest κ."""
+    from pipeline.errors import InputError
+    from pipeline.scan.ranking import KappaRanking
+    from pipeline.selection import TensorSelection
+    from pipeline.selection import select as choose
+
+    if largest and random:
+        raise InputError("--largest and --random exclude each other.")
+    order: Literal["smallest", "largest", "random"] = "largest" if largest else "random" if random else "smallest"
+    chosen = choose(
+        KappaRanking.read(ranking),
+        order=order,
+        seed=seed,
+        score=score,
+        count=count,
+        budget=budget,
+        threshold=_parse_threshold(threshold),
+        quotas=_parse_quotas(quota or []),
+        match=TensorSelection.read(match_budget) if match_budget else None,
+        include=include or (),
+        exclude=exclude or (),
+    )
+    chosen.write(output)
+    _print_summary(chosen, output)
+
+
+def _parse_threshold(text: str | None) -> Any:
+    from pipeline.errors import InputError
+
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--threshold is {text!r}; give a number or auto.") from None
+
+
+def _parse_quotas(pairs: list[str]) -> dict[str, int]:
+    from pipeline.errors import InputError
+
+    quotas = {}
+    for pair in pairs:
+        kind, _, number = pair.rpartition("=")
+        if not kind or not number.isdigit():
+            raise InputError(f"--quota is {pair!r}; give a module type and a number, as in v_proj=10.")
+        quotas[kind] = int(number)
+    return quotas
+
+
+def _print_summary(chosen: TensorSelection, output: Path) -> None:
+    from collections import Counter
+
+    from pipeline.selection import module_type
+
+    kinds = Counter(module_type(name) for name in chosen.names)
+    print(f"{len(chosen.names)} tensors, {chosen.num_parameters:,} parameters ({chosen.rule})")
+    print("  " + ", ".join(f"{kind} {number}" for kind, number in kinds.most_common()))
+    print(output)

@@ -1,7 +1,7 @@
 """The process group: who this process is, how ranks exchange values, and how one rank's failure reaches them all.
 
-The only module that names `torch.distributed` and MPI. Every method of a `Cluster` is a collective unless it says
-otherwise: each rank must call it, in the same order.
+The only module that names `torch.distributed`; MPI is in `mpi_cluster.py`. Every method of a `Cluster` is a collective
+unless it says otherwise: each rank must call it, in the same order.
 """
 
 from __future__ import annotations
@@ -13,9 +13,15 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pipeline.errors import ConfigError, KappaSpeechError, RankFailure
+
+if TYPE_CHECKING:
+    from numpy import float64
+    from numpy.typing import NDArray
+
+    FloatArray = NDArray[float64]
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
 _DEFAULT_PORT = 29500
@@ -79,6 +85,15 @@ class Cluster(Protocol):
     def take_ticket(self, queue: str) -> int:
         """The next number (0, 1, …) of a counter that all ranks share. Not a collective: any rank, any number of times."""
 
+    def post(self, text: str) -> None:
+        """Leave `text` (under 1,000 bytes) where every rank can read it. Not a collective."""
+
+    def read_posts(self) -> list[str]:
+        """What each rank posted last, "" where nothing yet. Not a collective."""
+
+    def move(self, array: FloatArray | None, *, source: int, target: int) -> FloatArray | None:
+        """Carry `source`'s square float64 array to `target`, which gets it; others get None. Called by all ranks alike."""
+
     def close(self) -> None:
         """Leave the group."""
 
@@ -92,6 +107,7 @@ class SingleProcess:
 
     def __init__(self) -> None:
         self._tickets: dict[str, int] = {}
+        self._post = ""
         self._lock = threading.Lock()
 
     def gather(self, value: Any) -> list[Any]:
@@ -109,6 +125,16 @@ class SingleProcess:
             ticket = self._tickets.get(queue, 0)
             self._tickets[queue] = ticket + 1
         return ticket
+
+    def post(self, text: str) -> None:
+        self._post = text
+
+    def read_posts(self) -> list[str]:
+        return [self._post]
+
+    def move(self, array: FloatArray | None, *, source: int, target: int) -> FloatArray | None:
+        assert source == target == 0
+        return array
 
     def close(self) -> None:
         pass
@@ -147,17 +173,79 @@ class TorchCluster:
         store = self._dist.distributed_c10d._get_default_store()
         return int(store.add(f"kappaspeech/{queue}", 1)) - 1
 
+    def post(self, text: str) -> None:
+        self._dist.distributed_c10d._get_default_store().set(f"kappaspeech/post/{self.rank}", text)
+
+    def read_posts(self) -> list[str]:
+        store = self._dist.distributed_c10d._get_default_store()
+        keys = [f"kappaspeech/post/{rank}" for rank in range(self.world_size)]
+        # `get` would wait for a rank that hasn't posted
+        return [store.get(key).decode() if store.check([key]) else "" for key in keys]
+
+    def move(self, array: FloatArray | None, *, source: int, target: int) -> FloatArray | None:
+        if source == target or self.rank not in (source, target):
+            return array if self.rank == target else None
+        import numpy as np
+        import torch
+
+        if self.rank == source:
+            assert array is not None
+            # the transposed view of a Fortran-ordered array is contiguous
+            tensor = torch.from_numpy(array.T)
+            self._dist.send(torch.tensor([len(tensor)]), dst=target, group=self._group)
+            self._dist.send(tensor, dst=target, group=self._group)
+            return None
+        size = torch.zeros(1, dtype=torch.int64)
+        self._dist.recv(size, src=source, group=self._group)
+        received = np.empty((int(size), int(size)), order="F")
+        self._dist.recv(torch.from_numpy(received.T), src=source, group=self._group)
+        return received
+
     def close(self) -> None:
         if self._owns_world and self._dist.is_initialized():
             self._dist.destroy_process_group()
 
 
-def start_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> Cluster:
-    """Join the ranks that this process was launched with; alone, a world of one."""
+def start_cluster(
+    *, backend: Literal["torch", "mpi"] = "torch", timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+) -> Cluster:
+    """Join the ranks that this process was launched with; alone, a world of one. Raises `ConfigError`."""
     launch = find_launch(os.environ)
+    if backend == "mpi":
+        from pipeline.mpi_cluster import MpiCluster
+
+        return MpiCluster(launch)
     if launch.world_size == 1:
         return SingleProcess()
     prepare_rendezvous(launch)
+    return TorchCluster(launch, timeout_seconds=timeout_seconds)
+
+
+def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> TorchCluster:
+    """Join the ranks through DeepSpeed, also as a world of one, without compiling anything.
+
+    On a CPU, DeepSpeed would build its shared-memory all-reduce at start-up (a minute or two; killed half-way it leaves a
+    lock that hangs every later run). Nothing here uses it.
+    """
+    import torch
+
+    launch = find_launch(os.environ)
+    if launch.world_size == 1:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    prepare_rendezvous(launch)
+    on_cuda = torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(launch.local_rank)
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_cuda else "gloo", verbose=False, timeout=timedelta(seconds=timeout_seconds)
+    )
     return TorchCluster(launch, timeout_seconds=timeout_seconds)
 
 
@@ -203,21 +291,20 @@ def _free_port() -> int:
 def agreement(cluster: Cluster) -> Iterator[None]:
     """Run a block that may fail on some ranks; where it did, raise on every rank after it.
 
-    The failed rank raises its own error, the others a `RankFailure` that names it. No collective may stand inside the
-    block: a rank that failed early wouldn't reach it.
+    The lowest rank that failed raises its own error, the others a `RankFailure` that names it, so that a cause that all
+    ranks share is told once. No collective may stand inside the block: a rank that failed early wouldn't reach it.
     """
     failure: Exception | None = None
     try:
         yield
-    except Exception as error:  # every cause must reach the other ranks, whatever it is
+    except Exception as error:  # noqa: BLE001 - whatever the cause, the other ranks must hear of it
         failure = error
     status = None
     if failure is not None:
         code = failure.exit_code if isinstance(failure, KappaSpeechError) else 1
         status = (f"{type(failure).__name__}: {failure}" if code == 1 else str(failure), code)
-    statuses = cluster.gather(status)
-    if failure is not None:
-        raise failure
-    for rank, other in enumerate(statuses):
+    for rank, other in enumerate(cluster.gather(status)):
         if other is not None:
-            raise RankFailure(rank, other[0], exit_code=other[1])
+            if failure is not None and rank == cluster.rank:
+                raise failure
+            raise RankFailure(rank, other[0], exit_code=other[1]) from failure

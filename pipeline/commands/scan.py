@@ -2,25 +2,83 @@
 
 from __future__ import annotations
 
+import os
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+# BLAS and OpenMP read these when they are loaded, so they are set before numpy is imported.
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+class Method(str, Enum):
+    """How κ is computed."""
+
+    auto = "auto"
+    svd = "svd"
+
+
+class Backend(str, Enum):
+    """How ranks reach each other."""
+
+    torch = "torch"
+    mpi = "mpi"
+
 
 def scan(
-    model: Annotated[str, typer.Argument(help="A folder or file of safetensors, or a hub id.")],
-    output: Annotated[Path, typer.Option(help="Where the ranking goes.")] = Path("ranking.json"),
+    model: Annotated[str, typer.Argument(help="A folder or file of weights, or a hub id.")],
+    output: Annotated[Path, typer.Option(help="Where the ranking goes (JSON).")] = Path("ranking.json"),
     rtol: Annotated[float, typer.Option(help="Relative tolerance of κ.")] = 1e-6,
-) -> None:
-    """Rank a model's tensors by condition number κ = σ_max/σ_min."""
-    from pipeline.cluster import start_cluster
-    from pipeline.scan import open_checkpoint
-    from pipeline.scan import scan as run_scan
+    method: Annotated[Method, typer.Option(help="auto: fast, with a bound; svd: plain singular values.")] = Method.auto,
+    workers: Annotated[int | None, typer.Option(help="Processes, where no launcher started them.  [default: cores]")] = None,
+    threads: Annotated[int, typer.Option(help="Threads a process. More processes beat more threads.")] = 1,
+    backend: Annotated[Backend, typer.Option(help="torch, or mpi under mpirun.")] = Backend.torch,
+    static: Annotated[bool, typer.Option("--static", help="Assign tensors beforehand, not from a queue.")] = False,
+    journal: Annotated[Path | None, typer.Option(help="Folder of finished tensors.  [default: the user's cache]")] = None,
+    no_journal: Annotated[bool, typer.Option("--no-journal", help="Keep and use no finished tensors.")] = False,
+) -> int:
+    """Rank a model's tensors by condition number κ = σ_max/σ_min, on all cores or as ranks of any launcher.
 
-    cluster = start_cluster()
-    ranking = run_scan(open_checkpoint(model), cluster=cluster, rtol=rtol)
+    Finished tensors are kept in a journal: a scan that was killed continues where it stopped.
+    """
+    from pipeline.cluster import find_launch, start_cluster
+    from pipeline.errors import InputError
+
+    if not 0 < rtol < 1:
+        raise InputError(f"--rtol is {rtol}; give a relative tolerance between 0 and 1, as 1e-6.")
+    if threads < 1 or (workers is not None and workers < 1):
+        raise InputError("--threads and --workers are at least 1.")
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+    # torch prints a C++ stack where a store's other end is gone; the watch says the same in one line
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from pipeline.scan.checkpoint import open_checkpoint
+    from pipeline.scan.journal import default_folder
+
+    checkpoint = open_checkpoint(model)
+    if find_launch(os.environ).world_size == 1 and backend is Backend.torch:
+        from pipeline.scan.workers import count_cores, run_workers
+
+        num_workers = workers or max(1, count_cores() // threads)
+        if num_workers > 1:
+            again = ["scan", model, f"--output={output}", f"--rtol={rtol}", f"--method={method.value}", f"--threads={threads}"]
+            again += ["--static"] * static + ["--no-journal"] * no_journal + ([f"--journal={journal}"] if journal else [])
+            return run_workers(again, num_workers=num_workers)
+    from pipeline.scan.stage import scan as run_scan
+
+    cluster = start_cluster(backend=backend.value)
+    ranking = run_scan(
+        checkpoint,
+        cluster=cluster,
+        rtol=rtol,
+        method=method.value,
+        is_static=static,
+        journal=None if no_journal else journal or default_folder(checkpoint),
+        shows_progress=True,
+    )
     if cluster.rank == 0:
         ranking.write(output)
-        print(f"{len(ranking.matrices)} matrices ranked, {len(ranking.skipped)} tensors not: {output}")
+        print(f"{len(ranking.matrices)} matrices ranked, {len(ranking.skipped)} tensors listed without: {output}")
     cluster.close()
+    return 0

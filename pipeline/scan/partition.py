@@ -28,6 +28,12 @@ def finishing_cost(shape: tuple[int, int]) -> float:
     return short**3 / _CHOLESKY_RATE + _LANCZOS_SECONDS * short**2 + _FIXED_SECONDS
 
 
+def blocking_seconds(shape: tuple[int, int]) -> float:
+    """How long one call into LAPACK or BLAS may keep every thread of a slow process waiting."""
+    short = min(shape)
+    return 4 * short**3 / _CHOLESKY_RATE
+
+
 @dataclass(frozen=True)
 class Task:
     """Matrix number `matrix`, whole, or one `piece` of its Gram."""

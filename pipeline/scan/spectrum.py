@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from scipy.linalg import blas, lapack, svdvals
+from scipy.linalg import blas, lapack
 
 from pipeline.errors import ScanError
 from pipeline.scan.dtypes import FloatArray
@@ -131,7 +131,7 @@ def measure(
         _check_finite(norm)
         return _finish(scaled, np.array([norm]), "norm", frobenius=norm)
     if gram is None:
-        gram = sum_pieces(scaled, range(num_pieces(matrix)))
+        gram = sum_pieces(scaled, range(num_pieces(matrix.long)))
     squares = np.diagonal(gram).copy()
     _check_finite(float(squares.sum()))
     frobenius = math.sqrt(float(squares.sum()))
@@ -140,7 +140,7 @@ def measure(
         if stats is not None:
             return stats
     del gram
-    return _finish(scaled, svdvals(triangularise(scaled), overwrite_a=True, check_finite=False), "svd", frobenius=frobenius)
+    return _finish(scaled, _svdvals(triangularise(scaled)), "svd", frobenius=frobenius)
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------------
@@ -176,9 +176,9 @@ def _check_finite(value: float) -> None:
 # ---- Gram, Cholesky, Lanczos --------------------------------------------------------------------------------------------
 
 
-def num_pieces(matrix: Matrix) -> int:
-    """How many Grams are summed to the matrix's; a function of the shape alone."""
-    return -(-matrix.long // PIECE_VECTORS)
+def num_pieces(long: int) -> int:
+    """How many Grams are summed to that of a matrix with this long side."""
+    return -(-long // PIECE_VECTORS)
 
 
 def piece_gram(matrix: Matrix, piece: int) -> FloatArray:
@@ -342,6 +342,11 @@ def triangularise(scaled: _Scaled) -> FloatArray:
         upper, _, _, info = lapack.dtpqrt(0, min(_QR_BLOCK, size), upper, tall, overwrite_a=1, overwrite_b=1)
         assert info == 0
     return np.triu(upper)
+
+
+def _svdvals(triangle: FloatArray) -> FloatArray:
+    # numpy's lets other threads run meanwhile, scipy's doesn't: the ranks' heartbeat would stop
+    return np.asarray(np.linalg.svd(triangle, compute_uv=False), dtype=np.float64)
 
 
 def _backward_error(scaled: _Scaled, kappa: float) -> float:

@@ -1,44 +1,201 @@
-"""Stage 1: list a checkpoint's matrices, share them among the ranks, measure each, gather one ranking."""
+"""Stage 1: list a checkpoint's matrices, share them among the ranks, measure each, gather one ranking.
+
+The numbers don't depend on the number of ranks: a large matrix's Gram is always the sum of the same pieces in the same
+order, whether one rank forms them all or several bring theirs together.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pipeline.cluster import Cluster, SingleProcess, agreement
 from pipeline.errors import ScanError
+from pipeline.progress import ProgressBar
 from pipeline.scan.checkpoint import Checkpoint
-from pipeline.scan.dtypes import FLOATS
+from pipeline.scan.dtypes import FLOATS, FloatArray
+from pipeline.scan.journal import Journal
+from pipeline.scan.liveness import Watch
 from pipeline.scan.matrices import MatrixRef, SkippedTensor, StoredMatrix, list_matrices
-from pipeline.scan.partition import plan
+from pipeline.scan.partition import Task, assign, blocking_seconds, finishing_cost, plan
 from pipeline.scan.ranking import KappaRanking, RankedMatrix
-from pipeline.scan.spectrum import DEFAULT_RTOL, Method, SpectrumStats, measure
+from pipeline.scan.spectrum import DEFAULT_RTOL, Method, SpectrumStats, measure, num_pieces, piece_gram
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How matrices are measured. Every field but `is_static` may change a number's last bits."""
+
+    rtol: float = DEFAULT_RTOL
+    method: Method = "auto"
+    is_static: bool = False
+
+    def journal_key(self) -> dict[str, Any]:
+        """What a journal's lines must agree in to be taken over: numbers of another thread count differ in their last bits."""
+        return {"rtol": self.rtol, "method": self.method, "num_threads": os.environ.get("OMP_NUM_THREADS", "")}
 
 
 def scan(
-    checkpoint: Checkpoint, *, cluster: Cluster | None = None, rtol: float = DEFAULT_RTOL, method: Method = "auto"
+    checkpoint: Checkpoint,
+    *,
+    cluster: Cluster | None = None,
+    rtol: float = DEFAULT_RTOL,
+    method: Method = "auto",
+    is_static: bool = False,
+    journal: Path | None = None,
+    shows_progress: bool = False,
 ) -> KappaRanking:
-    """Measure every matrix of `checkpoint`, κ to `rtol`. A collective: every rank calls it, and every rank gets the ranking."""
+    """Measure every matrix of `checkpoint`, κ to `rtol`, and rank them. A collective: every rank gets the same ranking.
+
+    Matrices are taken from a common queue, the costliest first, or assigned beforehand where `is_static`. `journal` is a
+    folder in which measured matrices are kept and found again. A matrix with NaN or infinity is listed as skipped. Raises
+    `ScanError` naming the tensor that can't be read, `RankFailure` on the other ranks.
+    """
     cluster = cluster or SingleProcess()
+    options = ScanOptions(rtol, method, is_static)
     matrices, skipped = list_matrices(checkpoint)
-    tasks = plan([ref.shape for ref in matrices], [1] * len(matrices), world_size=cluster.world_size)
-    ranked: list[RankedMatrix] = []
-    invalid: list[SkippedTensor] = []
     with agreement(cluster):
-        while (ticket := cluster.take_ticket("scan")) < len(tasks):
-            ref = matrices[tasks[ticket].matrix]
-            try:
-                ranked.append(describe(ref, measure(StoredMatrix(checkpoint, ref), rtol=rtol, method=method)))
-            except ScanError as error:
-                invalid.append(SkippedTensor(ref.name, ref.tensor.shape, str(error)))
-    gathered = cluster.gather((ranked, invalid))
+        book = Journal(journal, checkpoint, **options.journal_key()) if journal else None
+        found = book.read() if book else {}
+    found = {key: value for share in cluster.gather(found) for key, value in share.items()}
+    results = {ref.name: found[book.key(ref)] for ref in matrices if book and book.key(ref) in found}
+    remaining = [ref for ref in matrices if ref.name not in results]
+    worker = _Worker(checkpoint, cluster, options, book, remaining)
+    total = sum(task.cost for task in worker.tasks)
+    with ProgressBar("scanning", total=total, shown=shows_progress and cluster.rank == 0) as bar:
+        for share in cluster.gather(worker.run(bar)):
+            results.update(share)
+    if book:
+        book.close()
+    ranked, invalid = [], []
+    for ref in matrices:
+        value = results[ref.name]
+        if "invalid" in value:
+            invalid.append(SkippedTensor(ref.name, ref.tensor.shape, value["invalid"]))
+        else:
+            ranked.append(RankedMatrix.from_json(value))
     return KappaRanking.of(
-        checkpoint.where,
-        checkpoint.digest,
-        method=method,
-        rtol=rtol,
-        matrices=(matrix for share, _ in gathered for matrix in share),
-        skipped=[*skipped, *(tensor for _, share in gathered for tensor in share)],
+        checkpoint.where, checkpoint.digest, method=method, rtol=rtol, matrices=ranked, skipped=[*skipped, *invalid]
     )
+
+
+@dataclass
+class _Worker:
+    """One rank's share of the work, and what it measured: a matrix's JSON by name."""
+
+    checkpoint: Checkpoint
+    cluster: Cluster
+    options: ScanOptions
+    journal: Journal | None
+    matrices: list[MatrixRef]
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        pieces = [1 if ref.tensor.dtype == "float64" else num_pieces(max(ref.shape)) for ref in self.matrices]
+        self.tasks = plan([ref.shape for ref in self.matrices], pieces, world_size=self.cluster.world_size)
+
+    def run(self, bar: ProgressBar) -> dict[str, dict[str, Any]]:
+        """Measure whole matrices and form pieces, then bring the pieces together."""
+        self._bar, self._shown = bar, 0.0
+        with Watch(self.cluster, on_progress=self._show) as watch, tempfile.TemporaryDirectory(prefix="kappaspeech-") as spill:
+            self._watch, self._spill = watch, Path(spill)
+            mine: list[Task] = []
+            for task in self._take_tasks():
+                watch.check()
+                ref = self.matrices[task.matrix]
+                watch.begin(ref.name, patience_seconds=blocking_seconds(ref.shape))
+                if task.piece is None:
+                    self._measure(ref)
+                else:
+                    with self._naming(ref):
+                        gram = piece_gram(StoredMatrix(self.checkpoint, ref, watch=watch.check), task.piece)
+                        np.save(self._path(task), gram)
+                    mine.append(task)
+                self._advance(task.cost)
+            watch.begin("")
+            if any(task.piece is not None for task in self.tasks):
+                self._join_pieces(mine)
+            # the gather that follows waits for the slowest: it must be watched too
+            self.cluster.barrier()
+        return self.results
+
+    def _take_tasks(self) -> Iterator[Task]:
+        if self.options.is_static:
+            shares = assign([task.cost for task in self.tasks], self.cluster.world_size)
+            yield from (self.tasks[index] for index in shares[self.cluster.rank])
+            return
+        while (ticket := self.cluster.take_ticket("scan")) < len(self.tasks):
+            yield self.tasks[ticket]
+
+    def _join_pieces(self, mine: list[Task]) -> None:
+        """Carry each cut matrix's Grams to one rank, which adds them in order and finishes. As many matrices at once as ranks."""
+        holders = {
+            (task.matrix, task.piece): rank for rank, tasks in enumerate(self.cluster.gather(mine)) for task in tasks
+        }
+        cut = sorted({matrix for matrix, _ in holders})
+        shares = assign([finishing_cost(self.matrices[matrix].shape) for matrix in cut], self.cluster.world_size)
+        for turn in range(max(map(len, shares))):
+            gram: FloatArray | None = None
+            for owner, share in enumerate(shares):
+                if turn < len(share):
+                    received = self._receive(cut[share[turn]], owner, holders)
+                    gram = received if self.cluster.rank == owner else gram
+            if gram is not None:
+                ref = self.matrices[cut[shares[self.cluster.rank][turn]]]
+                self._watch.begin(ref.name, patience_seconds=blocking_seconds(ref.shape))
+                self._measure(ref, gram=gram)
+
+    def _receive(self, matrix: int, owner: int, holders: dict[tuple[int, int | None], int]) -> FloatArray | None:
+        total: FloatArray | None = None
+        for piece in range(num_pieces(max(self.matrices[matrix].shape))):
+            self._watch.check()
+            holder = holders[matrix, piece]
+            gram = np.load(self._path(Task(matrix, 0.0, piece))) if self.cluster.rank == holder else None
+            gram = self.cluster.move(gram, source=holder, target=owner)
+            if gram is not None:
+                total = gram if total is None else np.add(total, gram, out=total)
+        return total
+
+    def _path(self, task: Task) -> Path:
+        return self._spill / f"{task.matrix}-{task.piece}.npy"
+
+    def _measure(self, ref: MatrixRef, *, gram: FloatArray | None = None) -> None:
+        with self._naming(ref):
+            source = StoredMatrix(self.checkpoint, ref, watch=self._watch.check)
+            try:
+                stats = measure(source, rtol=self.options.rtol, method=self.options.method, gram=gram)
+                value = describe(ref, stats).to_json()
+            except ScanError as error:
+                value = {"invalid": str(error)}
+        self.results[ref.name] = value
+        if self.journal:
+            self.journal.append(ref, value)
+
+    @contextlib.contextmanager
+    def _naming(self, ref: MatrixRef) -> Iterator[None]:
+        """Let a read that fails say which tensor of which file it was."""
+        try:
+            yield
+        except (OSError, MemoryError) as error:
+            file = self.checkpoint.file_of(ref.tensor.name)
+            raise ScanError(f"{ref.name} in {file} couldn't be measured: {error or type(error).__name__}.") from error
+
+    def _advance(self, cost: float) -> None:
+        self._watch.advance(cost)
+        if self.cluster.world_size == 1:
+            self._bar.advance(cost)
+
+    def _show(self, done: float) -> None:
+        self._bar.advance(done - self._shown)
+        self._shown = done
 
 
 def describe(ref: MatrixRef, stats: SpectrumStats) -> RankedMatrix:
@@ -57,10 +214,10 @@ def describe(ref: MatrixRef, stats: SpectrumStats) -> RankedMatrix:
 
 
 def storage_noise(stats: SpectrumStats, dtype: str) -> float | None:
-    """One standard deviation of what rounding to `dtype` does to σ_min, relative to it.
+    """About one standard deviation of what rounding to `dtype` does to σ_min, relative to it.
 
-    A number stored with unit roundoff u is off by an error of relative standard deviation u/√6 (uniform within half a unit in
-    the last place, averaged over the binade); to first order σ_min moves by uᵀEv, which has one entry's standard deviation.
+    A stored number is off by a relative error of standard deviation u/√6 or so (uniform within half a unit in the last
+    place); to first order σ_min moves by uᵀEv, whose deviation is one entry's.
     """
     if dtype not in FLOATS or stats.sigma_min == 0:
         return None

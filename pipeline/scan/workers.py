@@ -1,0 +1,73 @@
+"""Worker processes on this machine, for a scan that no launcher started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+_POLL_SECONDS = 0.1
+# Ranks that outlive a dead one find out by themselves and say more than we could; then they have had their time.
+_PATIENCE_SECONDS = 40.0
+
+
+def count_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_workers(arguments: Sequence[str], *, num_workers: int) -> int:
+    """Start `kappaspeech ARGUMENTS` as that many ranks and wait; return their exit code, the first that isn't 0.
+
+    A signal that ends this process ends them; where it has no chance to, they notice that it is gone.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {**os.environ, "WORLD_SIZE": str(num_workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "pipeline", *arguments]
+    workers = [
+        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(num_workers)
+    ]
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        return _wait(workers)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for worker in workers:
+            if worker.poll() is None:
+                worker.terminate()
+        for worker in workers:
+            try:
+                worker.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+
+
+def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Poll until all have ended, or until the rest have had their time after a first one failed."""
+    result, failed_at = 0, 0.0
+    waiting = dict(enumerate(workers))
+    while waiting:
+        for rank, worker in list(waiting.items()):
+            code = worker.poll()
+            if code is None:
+                continue
+            del waiting[rank]
+            if code < 0:
+                print(f"error: rank {rank} was ended by signal {-code}", file=sys.stderr, flush=True)
+            if code != 0 and result == 0:
+                result, failed_at = code if code > 0 else 1, time.monotonic()
+        if result and time.monotonic() - failed_at > _PATIENCE_SECONDS:
+            break
+        time.sleep(_POLL_SECONDS)
+    return result

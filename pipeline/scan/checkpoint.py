@@ -12,7 +12,10 @@ from typing import Any, Protocol
 
 from pipeline.errors import CheckpointError
 from pipeline.scan.dtypes import StoredArray
+from pipeline.scan.gguf_file import GgufFile
+from pipeline.scan.run_file import TrainedFile, find_run_parts, is_run
 from pipeline.scan.safetensors_file import SafetensorsFile, StoredTensor
+from pipeline.scan.torch_file import TorchFile
 
 _SAMPLE_BYTES = 4096
 _NUM_SAMPLES = 4
@@ -42,12 +45,23 @@ class TensorRef:
 class Checkpoint:
     """The tensors of a checkpoint, by name. `where` is what the user called it."""
 
-    def __init__(self, where: str, files: Iterable[TensorFile], *, config: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        where: str,
+        files: Iterable[TensorFile],
+        *,
+        config: dict[str, Any] | None = None,
+        replacing: TensorFile | None = None,
+    ) -> None:
+        """`replacing` holds newer tensors for some of the names in `files`."""
         self.where = where
+        replaced = {tensor.name for tensor in replacing.tensors} if replacing else set()
         self._stored: dict[str, tuple[TensorFile, StoredTensor]] = {}
         sharing: dict[tuple[Path, int, tuple[int, ...]], list[str]] = {}
-        for file in files:
+        for file in [*files, *([replacing] if replacing else [])]:
             for tensor in file.tensors:
+                if file is not replacing and tensor.name in replaced:
+                    continue
                 if tensor.name in self._stored:
                     first = self._stored[tensor.name][0].path
                     raise CheckpointError(f"{where} holds {tensor.name} twice: in {first} and in {file.path}.")
@@ -57,7 +71,8 @@ class Checkpoint:
                 sharing.setdefault(key, []).append(tensor.name)
         if not self._stored:
             raise CheckpointError(f"{where} holds no tensors.")
-        names = {min(group): set(group) for group in sharing.values()}
+        # a model lists a tied parameter under the name that it stored first
+        names = {group[0]: set(group) for group in sharing.values()}
         self._tie_head(names, config or {})
         self.tensors = tuple(self._make_ref(name, names[name]) for name in sorted(names))
 
@@ -123,9 +138,14 @@ class Checkpoint:
 
 
 def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
-    """Open a folder or file of safetensors, or a hub id. Raises `CheckpointError` naming what is wrong."""
+    """Open a folder or file of weights, a run of ours, or a hub id. Raises `CheckpointError` naming what is wrong.
+
+    Kinds: safetensors and pytorch_model.bin (one file, or an index of several), openai-whisper's .pt, GGUF.
+    """
     where = str(path_or_hub_id)
     path = Path(path_or_hub_id)
+    if path.is_dir() and is_run(path):
+        return _open_run(path)
     if path.is_dir():
         return Checkpoint(where, _open_folder(path), config=_read_config(path))
     if path.exists():
@@ -176,6 +196,14 @@ def _open_file(path: Path) -> TensorFile:
     return opener(path)
 
 
+def _open_run(folder: Path) -> Checkpoint:
+    base, trained = find_run_parts(folder)
+    path = Path(base)
+    if not path.is_dir():
+        raise CheckpointError(f"{folder} was trained from {base}, which is no folder here: run this where it is, or restore it.")
+    return Checkpoint(str(folder), _open_folder(path), config=_read_config(path), replacing=TrainedFile(trained))
+
+
 def _open_hub(name: str) -> Checkpoint:
     """A model of the Hugging Face hub, from the local cache first, else fetched into it."""
     from huggingface_hub import snapshot_download
@@ -196,7 +224,16 @@ def _open_hub(name: str) -> Checkpoint:
     return Checkpoint(name, _open_folder(Path(folder)), config=_read_config(Path(folder)))
 
 
-_EXPECTED = "safetensors (one file, or several with an index)"
-_OPENERS: dict[str, Callable[[Path], TensorFile]] = {".safetensors": SafetensorsFile}
+_EXPECTED = "safetensors or pytorch_model.bin (one file, or several with an index), a .pt of openai-whisper, or a .gguf"
+_OPENERS: dict[str, Callable[[Path], TensorFile]] = {
+    ".safetensors": SafetensorsFile,
+    ".bin": TorchFile,
+    ".pt": TorchFile,
+    ".pth": TorchFile,
+    ".gguf": GgufFile,
+}
 # (index, whole, pieces), the surest first
-_FOLDER_KINDS = (("model.safetensors.index.json", "model.safetensors", "*.safetensors"),)
+_FOLDER_KINDS = (
+    ("model.safetensors.index.json", "model.safetensors", "*.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin"),
+)

@@ -77,7 +77,7 @@ def _refuse(ref: TensorRef, checkpoint: Checkpoint, scale: str | None) -> str | 
         if len(ref.shape) != 2 or scale_blocks(ref.shape, checkpoint.shape_of(scale)) is None:
             return f"{scale} has shape {checkpoint.shape_of(scale)}, which doesn't say how to scale {ref.shape}"
         return None
-    if ref.dtype not in FLOATS:
+    if ref.dtype not in FLOATS and not ref.dtype.startswith("gguf_"):
         return f"stored as {ref.dtype}: indices or packed codes, not weights. Scan the unquantised checkpoint instead"
     return None
 

@@ -1,0 +1,170 @@
+"""Which tensors a rule takes, and what a selection's file says."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import InputError, SelectionError
+from pipeline.selection import Candidate, TensorSelection, module_type, otsu_threshold, select
+
+
+@dataclass
+class FixedRanking:
+    """Twelve tensors of three types; κ = 1, 2, …, the last infinite; one has a second name."""
+
+    model: str = "a model"
+    checkpoint_digest: str = "c" * 64
+    digest: str = "d" * 64
+    scores: list[float] = field(default_factory=lambda: [*map(float, range(1, 12)), math.inf])
+
+    def candidates(self, score: str) -> list[Candidate]:
+        kinds = ("q_proj", "v_proj", "up_proj")
+        return [
+            Candidate(
+                f"layers.{place}.{kinds[place % 3]}.weight",
+                (10, 10 * (1 + place % 3)),
+                self.scores[place] if score == "kappa" else -float(place),
+                self.scores[place],
+                ("head.weight",) if place == 4 else (),
+            )
+            for place in range(12)
+        ]
+
+
+RANKING = FixedRanking()
+
+
+def test_smallest_and_largest_take_opposite_ends():
+    assert select(RANKING, count=2).names == ("layers.0.q_proj.weight", "layers.1.v_proj.weight")
+    assert select(RANKING, count=2, order="largest").names == ("layers.11.up_proj.weight", "layers.10.v_proj.weight")
+
+
+def test_a_seed_fixes_the_random_set_on_any_machine():
+    first = select(RANKING, count=5, order="random", seed=7)
+    assert first.names == select(RANKING, count=5, order="random", seed=7).names
+    assert first.names != select(RANKING, count=5, order="random", seed=8).names
+    # written down: the order must not change with a Python release
+    assert first.names[0] == "layers.8.up_proj.weight"
+
+
+def test_the_score_decides_the_order():
+    assert select(RANKING, count=1, score="other").names == ("layers.11.up_proj.weight",)
+
+
+@given(st.integers(100, 2400))
+@settings(deadline=None)
+def test_a_budget_is_never_exceeded_and_no_tensor_left_out_would_fit(budget):
+    chosen = select(RANKING, budget=budget)
+    assert chosen.num_parameters <= budget
+    left = budget - chosen.num_parameters
+    assert all(item.num_parameters > left for item in RANKING.candidates("kappa") if item.name not in chosen.names)
+
+
+@given(st.integers(100, 2400), st.sampled_from(["largest", "random"]))
+@settings(deadline=None)
+def test_a_matched_budget_is_at_least_as_near_as_a_budget(target, order):
+    goal = TensorSelection("", "", "", "", select(RANKING, budget=target).tensors)
+    matched = select(RANKING, match=goal, order=order)
+    greedy = select(RANKING, budget=goal.num_parameters, order=order)
+    assert abs(matched.num_parameters - goal.num_parameters) <= goal.num_parameters - greedy.num_parameters
+    assert f"({matched.num_parameters - goal.num_parameters:+d})" in matched.rule
+
+
+def test_quotas_take_so_many_of_each_type_and_no_other():
+    chosen = select(RANKING, quotas={"v_proj": 2, "q_proj": 1})
+    assert chosen.names == ("layers.0.q_proj.weight", "layers.1.v_proj.weight", "layers.4.v_proj.weight")
+
+
+def test_a_threshold_keeps_its_side():
+    assert len(select(RANKING, threshold=3).names) == 3
+    assert len(select(RANKING, threshold=3, order="largest").names) == 10
+
+
+def test_otsu_splits_two_clouds_between_them():
+    low, high = [3.0, 4.0, 5.0, 4.5], [900.0, 1100.0, 1000.0]
+    assert 5 < otsu_threshold([*low, *high, math.inf]) < 900
+    ranking = FixedRanking(scores=[*low, *high, *high, 4.2, math.inf])
+    assert select(ranking, threshold="auto").names == tuple(
+        item.name for item in sorted(ranking.candidates("kappa"), key=lambda item: item.score)[:5]
+    )
+
+
+@given(st.lists(st.floats(1, 1e6), min_size=2, max_size=30).filter(lambda scores: len(set(map(math.log, scores))) > 1))
+def test_otsu_is_invariant_to_the_scores_scale(scores):
+    threshold, scaled = otsu_threshold(scores), otsu_threshold([8 * score for score in scores])
+    below = sum(score <= threshold for score in scores)
+    assert 0 < below < len(scores)
+    assert scaled == pytest.approx(8 * threshold, rel=1e-9) or below != sum(8 * score <= scaled for score in scores)
+
+
+def test_include_and_exclude_are_exact_names_or_globs_of_any_alias():
+    assert select(RANKING, count=1, include=["head.weight"]).names == ("layers.4.v_proj.weight",)
+    assert "layers.4.v_proj.weight" not in select(RANKING, count=11, exclude=["head*"]).names
+    assert len(select(RANKING, count=4, include=["*.q_proj.weight"]).names) == 4
+    # a name is never a substring: layers.1 doesn't take layers.10 and layers.11
+    with pytest.raises(SelectionError, match=r"layers\.1"):
+        select(RANKING, count=1, include=["layers.1"])
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        ({"count": 13}, "12 are there"),
+        ({"count": 0}, "1 to 12"),
+        ({"budget": 99}, "smallest has 100"),
+        ({"threshold": 0.5}, "No tensor has"),
+        ({"quotas": {"w_proj": 1}}, "w_proj"),
+        ({"quotas": {"v_proj": 9}}, "4 are there"),
+        ({"threshold": 1.0, "order": "random"}, "no random one"),
+        ({}, "exactly one"),
+        ({"count": 1, "budget": 100}, "count, budget"),
+    ],
+)
+def test_a_request_that_the_ranking_cannot_meet_is_refused_by_name(request_, says):
+    with pytest.raises(SelectionError, match=says):
+        select(RANKING, **request_)
+
+
+def test_a_selection_survives_its_file(tmp_path):
+    chosen = select(RANKING, count=12)
+    chosen.write(tmp_path / "selection.json")
+    assert TensorSelection.read(tmp_path / "selection.json") == chosen
+    content = json.loads((tmp_path / "selection.json").read_text())
+    assert content["num_parameters"] == chosen.num_parameters == 2400
+    assert content["tensors"][-1]["kappa"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"schema_version": 9}, "schema_version 9"),
+        ({"tensors": [{"name": "a"}]}, "no selection"),
+        ({"num_parameters": 5}, "num_parameters 5"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused(tmp_path, change, says):
+    path = tmp_path / "selection.json"
+    select(RANKING, count=2).write(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InputError, match=says):
+        TensorSelection.read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.layers.3.self_attn.v_proj.weight", "v_proj"),
+        ("model.layers.0.mlp.experts.gate_up_proj[7]", "gate_up_proj"),
+        ("encoder.blocks.1.mlp.0.weight", "mlp.0"),
+        ("blk.2.attn_q.weight", "attn_q"),
+        ("lm_head.weight", "lm_head"),
+    ],
+)
+def test_a_module_type_is_what_a_tensor_is_in_its_layer(name, kind):
+    assert module_type(name) == kind

@@ -29,7 +29,14 @@ REQUIREMENTS = [
 ]
 EXTRAS = {
     "demo": ["espeakng-loader==0.2.4"],  # generated speech for the quickstart
-    "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "hypothesis>=6.100,<7", "ruff>=0.14,<1", "mypy>=1.18,<3", "types-PyYAML>=6,<7"],
+    "test": [
+        "pytest>=8,<10",
+        "pytest-timeout>=2.3,<3",
+        "hypothesis>=6.100,<7",
+        "ruff>=0.14,<1",
+        "mypy>=1.18,<3",
+        "types-PyYAML>=6,<7",
+    ],
 }
 
 setup(

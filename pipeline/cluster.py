@@ -206,9 +206,7 @@ class TorchCluster:
             self._dist.destroy_process_group()
 
 
-def start_cluster(
-    *, backend: Literal["torch", "mpi"] = "torch", timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
-) -> Cluster:
+def start_cluster(*, backend: Literal["torch", "mpi"] = "torch", timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> Cluster:
     """Join the ranks that this process was launched with; alone, a world of one. Raises `ConfigError`."""
     launch = find_launch(os.environ)
     if backend == "mpi":

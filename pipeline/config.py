@@ -69,13 +69,16 @@ class DatasetConfig(_Section):
 
 
 class DataConfig(_Section):
-    """What is trained on, tested on, and read to see what is forgotten (`text`: language → file of one text a line)."""
+    """What is trained on, tested on, and read to see what is forgotten (`text`: language → file of one text a line).
+
+    Training stops once more than `max_bad_fraction` of its samples can't be used.
+    """
 
     train: Annotated[list[DatasetConfig], Field(min_length=1)]
     test: list[DatasetConfig] = []
     text: dict[str, str] = {}
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
-    num_workers: Annotated[int, Field(ge=0)] = 1
+    prefetch_steps: Count = 2
 
 
 class BatchConfig(_Section):
@@ -110,6 +113,7 @@ class TrainingConfig(_Section):
     evaluate_every_steps: Annotated[int, Field(ge=0)] = 0
     checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0
     keep_checkpoints: Count = 2
+    time_budget_seconds: Positive | None = None
     activation_checkpointing: bool = False
     num_threads: Count | None = None
 

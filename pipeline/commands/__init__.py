@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import typer
 
 from pipeline.commands.scan import scan
 from pipeline.commands.select import select
-from pipeline.errors import KappaSpeechError
+from pipeline.errors import KappaSpeechError, RankFailure
 
 app = typer.Typer(
     name="kappaspeech",
@@ -29,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [word for word in given if not word.startswith(("--local_rank=", "--local-rank="))]
     try:
         result = app(given, standalone_mode=False)
+    except RankFailure as error:
+        # the rank that failed has said so itself; rank 0 says it again, for it may be on another host
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     except KappaSpeechError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pipeline.errors import CheckpointError
 
 FRAMES_PER_STATE = 2
+SECONDS_PER_STATE = 0.02
 # Whisper's normalised log-mel spans 8 decades of power, divided by 4: silence lies 2 below a clip's loudest cell.
 _LOG_MEL_RANGE = 2.0
 
@@ -28,6 +29,11 @@ class EncoderDims:
     num_mels: int
     width: int
     max_states: int
+
+    @property
+    def max_seconds(self) -> float:
+        """The longest clip that the encoder has positions for."""
+        return self.max_states * SECONDS_PER_STATE
 
 
 class FrozenWhisperEncoder(nn.Module):

@@ -79,11 +79,13 @@ class SpeechLLM(nn.Module):
         embeds_BNH = torch.where(is_audio_BN[:, :, None], audio_BNH, embeds_BNH)
 
         rows_R, columns_R = is_label_BL.nonzero(as_tuple=True)
+        labels_R = label_ids_BL[rows_R, columns_R]
         if rows_R.numel() == 0:
             # one position with an ignored label keeps the head in the graph
             rows_R = columns_R = torch.zeros(1, dtype=torch.long, device=audio_BAH.device)
+            labels_R = torch.full_like(rows_R, IGNORED_LABEL)
         positions_R = (starts_B[rows_R] + columns_R - 1).clamp(min=0)
-        return Spliced(embeds_BNH, lengths_B, rows_R, positions_R, label_ids_BL[rows_R, columns_R])
+        return Spliced(embeds_BNH, lengths_B, rows_R, positions_R, labels_R)
 
 
 def _pick(ids_BL: Tensor, index_BN: Tensor) -> Tensor:

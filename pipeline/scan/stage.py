@@ -137,9 +137,7 @@ class _Worker:
 
     def _join_pieces(self, mine: list[Task]) -> None:
         """Carry each cut matrix's Grams to one rank, which adds them in order and finishes. As many matrices at once as ranks."""
-        holders = {
-            (task.matrix, task.piece): rank for rank, tasks in enumerate(self.cluster.gather(mine)) for task in tasks
-        }
+        holders = {(task.matrix, task.piece): rank for rank, tasks in enumerate(self.cluster.gather(mine)) for task in tasks}
         cut = sorted({matrix for matrix, _ in holders})
         shares = assign([finishing_cost(self.matrices[matrix].shape) for matrix in cut], self.cluster.world_size)
         for turn in range(max(map(len, shares))):

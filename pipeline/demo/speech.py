@@ -1,0 +1,119 @@
+"""Folders of recordings with transcripts, split into train and test: generated, or made from real ones.
+
+A folder a language, each with `transcripts.tsv` (file, tab, text), under `train/` and `test/`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.artefacts import write_text
+from pipeline.demo.sentences import make_sentences, split_by_sentence, words_of
+from pipeline.demo.voices import SAMPLE_RATE_HZ, VOICES, speak
+from pipeline.errors import DataError
+
+TRANSCRIPTS_NAME = "transcripts.tsv"
+LANGUAGES = ("en", "de")
+
+
+@dataclass(frozen=True)
+class _Clip:
+    path: Path
+    text: str
+    language: str
+    voice_index: int
+
+
+def generate_speech(folder: Path, *, num_train: int, num_test: int, seed: int) -> None:
+    """Speak `num_train` and `num_test` commands, half of each English and half German, into `folder`/{train,test}/{en,de}.
+
+    Test sentences occur in training in no voice, and have no word that training lacks. Deterministic under `seed`.
+    """
+    for language in LANGUAGES:
+        wanted_train, wanted_test = num_train // len(LANGUAGES), num_test // len(LANGUAGES)
+        train, test = _split(make_sentences(language, wanted_train + wanted_test, seed=seed), wanted_test)
+        for part, sentences in (("train", train), ("test", test)):
+            target = folder / part / language
+            if (target / TRANSCRIPTS_NAME).exists():
+                continue
+            target.mkdir(parents=True, exist_ok=True)
+            clips = [
+                _Clip(target / f"{language}-{part}-{i:05d}.flac", text, language, i % len(VOICES[language]))
+                for i, text in enumerate(sentences)
+            ]
+            with ProcessPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(_write_clip, clips, chunksize=16))
+            # last, so that its presence says that the recordings are all there
+            _write_transcripts(target, [(clip.path.name, clip.text) for clip in clips])
+
+
+def _split(sentences: Sequence[str], num_test: int) -> tuple[list[str], list[str]]:
+    """Take `num_test` sentences from the end whose words all occur in what remains."""
+    train, test = list(sentences), list[str]()
+    counts: dict[str, int] = {}
+    for sentence in train:
+        for word in words_of(sentence):
+            counts[word] = counts.get(word, 0) + 1
+    for sentence in reversed(sentences):
+        if len(test) == num_test:
+            break
+        words = words_of(sentence)
+        if all(counts[word] > words.count(word) for word in words):
+            train.remove(sentence)
+            test.append(sentence)
+            for word in words:
+                counts[word] -= 1
+    return train, test
+
+
+def _write_clip(clip: _Clip) -> None:
+    import soundfile
+
+    soundfile.write(clip.path, speak(clip.text, VOICES[clip.language][clip.voice_index]), SAMPLE_RATE_HZ)
+
+
+def _write_transcripts(folder: Path, items: Sequence[tuple[str, str]]) -> None:
+    write_text(folder / TRANSCRIPTS_NAME, "".join(f"{file}\t{text}\n" for file, text in items))
+
+
+def read_transcripts(folder: Path) -> list[tuple[str, str]]:
+    """(file, text) of a folder's `transcripts.tsv`. Raises `DataError` naming the line that isn't one."""
+    path = folder / TRANSCRIPTS_NAME
+    if not path.exists():
+        raise DataError(f"{folder} has no {TRANSCRIPTS_NAME} (file name, tab, text on each line).")
+    items = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        file, tab, text = line.partition("\t")
+        if not line.strip():
+            continue
+        if not tab or not text.strip():
+            raise DataError(f"{path}, line {number}: a file name, a tab and a text are wanted, found {line[:80]!r}.")
+        items.append((file, text.strip()))
+    return items
+
+
+def split_recordings(source: Path, folder: Path, *, test_fraction: float, seed: int) -> None:
+    """Divide real recordings (`source`/LANGUAGE/transcripts.tsv) by sentence, linking the files into `folder`/{train,test}.
+
+    Raises `DataError` where `source` has no such folder or a file is missing.
+    """
+    languages = sorted(path.parent for path in source.glob(f"*/{TRANSCRIPTS_NAME}"))
+    if not languages:
+        raise DataError(f"{source} has no folder with a {TRANSCRIPTS_NAME}; one folder a language is wanted, as {source}/en.")
+    for language in languages:
+        train, test = split_by_sentence(read_transcripts(language), test_fraction=test_fraction, seed=seed)
+        for part, items in (("train", train), ("test", test)):
+            target = folder / part / language.name
+            target.mkdir(parents=True, exist_ok=True)
+            for file, _ in items:
+                recording = (language / file).resolve()
+                if not recording.is_file():
+                    raise DataError(f"{language / TRANSCRIPTS_NAME} names {file}, which isn't in {language}.")
+                link = target / file
+                link.unlink(missing_ok=True)
+                link.symlink_to(recording)
+            _write_transcripts(target, items)

@@ -1,0 +1,88 @@
+"""Batched greedy decoding of speech, on any number of ranks, each holding the whole model.
+
+B batch · T frames · N longest left-padded prompt · H LLM width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import DataError
+from pipeline.model.encoder import FRAMES_PER_STATE, FrozenWhisperEncoder
+from pipeline.model.speech_llm import SpeechLLM
+from pipeline.speech.batches import SpeechPrompt
+from pipeline.speech.samples import SAMPLE_RATE_HZ, AudioSample, log_mel
+
+
+@dataclass(frozen=True)
+class Transcriber:
+    """All that turns waveforms into text."""
+
+    model: SpeechLLM
+    encoder: FrozenWhisperEncoder
+    tokenizer: Any
+    prompt: SpeechPrompt
+    batch_size: int
+    max_new_tokens: int
+
+    def transcribe(self, samples: Sequence[AudioSample], *, advance: Callable[[int], None] = lambda _done: None) -> list[str]:
+        """The text of each sample, in the order given. `advance` hears of every batch's size as it is done.
+
+        Samples are decoded longest first, in batches of like length, and the text doesn't depend on the order given.
+        """
+        order = sorted(range(len(samples)), key=lambda i: (-len(samples[i].waveform), samples[i].key))
+        texts = [""] * len(samples)
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            for index, text in zip(chosen, self._decode([samples[i] for i in chosen]), strict=True):
+                texts[index] = text
+            advance(len(chosen))
+        return texts
+
+    @torch.no_grad()
+    def _decode(self, samples: Sequence[AudioSample]) -> list[str]:
+        self.model.eval()
+        device = self.model.adaptor.project.weight.device
+        mels = [torch.as_tensor(log_mel(sample.waveform, self.encoder.dims.num_mels)) for sample in samples]
+        num_frames_B = torch.tensor([mel.shape[1] for mel in mels])
+        for sample, mel in zip(samples, mels, strict=True):
+            if mel.shape[1] > self.encoder.dims.max_states * FRAMES_PER_STATE:
+                raise DataError(f"{sample.key} is {len(sample.waveform) / SAMPLE_RATE_HZ:.1f} s long; the encoder takes 30 s.")
+        log_mel_BMT = torch.zeros(len(mels), self.encoder.dims.num_mels, int(num_frames_B.max()))
+        for row, mel in enumerate(mels):
+            log_mel_BMT[row, :, : mel.shape[1]] = mel
+        states_BSE, num_states_B = self.encoder(log_mel_BMT.to(device), num_frames_B.to(device))
+        audio_BAH, num_audio_B = self.model.adaptor(states_BSE, num_states_B)
+        no_labels_B0 = torch.empty(len(samples), 0, dtype=torch.long, device=device)
+        prefix_P, suffix_Q = (ids.to(device) for ids in (self.prompt.prefix_ids, self.prompt.suffix_ids))
+        spliced = self.model.splice(audio_BAH, num_audio_B, prefix_P, suffix_Q, no_labels_B0)
+        embeds_BNH, mask_BN = _pad_left(spliced.embeds_BNH, spliced.lengths_B)
+        ids_BL = self.model.llm.generate(
+            inputs_embeds=embeds_BNH,
+            attention_mask=mask_BN,
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.eos_token_id,
+            synced_gpus=False,
+        )
+        texts: list[str] = self.tokenizer.batch_decode(ids_BL, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+def _pad_left(embeds_BNH: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Move each row's padding from the right to the left, where generation needs it; return the mask of what is real."""
+    length = embeds_BNH.shape[1]
+    source_BN = torch.arange(length, device=embeds_BNH.device)[None] - (length - lengths_B)[:, None]
+    mask_BN = source_BN >= 0
+    index_BNH = source_BN.clamp(min=0)[:, :, None].expand(-1, -1, embeds_BNH.shape[2])
+    return embeds_BNH.gather(1, index_BNH) * mask_BN[:, :, None], mask_BN.long()

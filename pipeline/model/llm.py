@@ -1,0 +1,43 @@
+"""The causal LM and its tokenizer, from a folder or a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import CheckpointError
+
+
+def load_llm(name_or_path: str, *, dtype: torch.dtype) -> Any:
+    """A transformers causal LM on the CPU, its files mapped and not copied. Raises `CheckpointError`."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        llm = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_explain(name_or_path, error)) from error
+    return llm.eval()
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """The LLM's tokenizer. Raises `CheckpointError`, also for one without an end-of-sequence token."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_explain(name_or_path, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"The tokenizer of {name_or_path} has no end-of-sequence token, so no transcript could end.")
+    return tokenizer
+
+
+def _explain(name_or_path: str, error: Exception) -> str:
+    if Path(name_or_path).is_dir():
+        return f"{name_or_path} can't be loaded as a causal LM: {error}"
+    return (
+        f"There is no model folder at {name_or_path!r}, and it can't be fetched by that name either: "
+        f"{str(error).splitlines()[0]} Give a folder with config.json and safetensors as model.llm."
+    )

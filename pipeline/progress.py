@@ -1,0 +1,72 @@
+"""What a person sees while something runs: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+_LINE_INTERVAL_SECONDS = 15.0
+
+
+class ProgressBar:
+    """Progress towards `total` units; silent unless `shown` (rank 0). A context manager.
+
+    A terminal gets a bar. A log gets a line at the start, every fifteen seconds and at the end, so that it stays readable.
+    """
+
+    def __init__(self, description: str, *, total: float, shown: bool, done: float = 0.0) -> None:
+        self._description = description
+        self._total = total
+        self._done = done
+        self._start = done
+        self._shown = shown
+        self._detail = ""
+        self._bar: Any = None
+        self._began = self._last_line = 0.0
+
+    def __enter__(self) -> ProgressBar:
+        self._began = time.monotonic()
+        if self._shown and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}% {task.fields[detail]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self._description, total=self._total, completed=self._done, detail="")
+        elif self._shown:
+            self._print_line()
+        return self
+
+    def advance(self, amount: float = 1.0, *, detail: str = "") -> None:
+        """Count `amount` more units as done; `detail` (loss, rate) stands behind the bar."""
+        self._done += amount
+        self._detail = detail
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, detail=detail)
+        elif self._shown and time.monotonic() - self._last_line >= _LINE_INTERVAL_SECONDS:
+            self._print_line()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._shown:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        self._last_line = time.monotonic()
+        elapsed = self._last_line - self._began
+        fraction = self._done / self._total if self._total else 1.0
+        advanced = self._done - self._start
+        left = f", {elapsed / advanced * (self._total - self._done):.0f} s left" if advanced > 0 and fraction < 1 else ""
+        detail = f" {self._detail}" if self._detail else ""
+        print(f"{self._description} {fraction:4.0%}{detail}, {elapsed:.0f} s{left}", file=sys.stderr, flush=True)

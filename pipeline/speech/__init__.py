@@ -1,0 +1,1 @@
+"""Speech: recordings into indexed shards, and shards into an exact, resumable stream of batches."""

@@ -1,0 +1,103 @@
+"""Prompt, labels and padding: samples into tensors.
+
+B batch · M mel channels · T frames · L label tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+IGNORED_LABEL = -100
+_AUDIO_MARK = "\x1aaudio\x1a"
+
+
+@dataclass(frozen=True)
+class SpeechPrompt:
+    """Token ids before and after the audio, int64: what the chat template puts around a user's recording."""
+
+    prefix_ids: Tensor
+    suffix_ids: Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """One sample as the model sees it: `log_mel` (M, frames) and the transcript's token ids with EOS at their end."""
+
+    key: str
+    language: str
+    log_mel: NDArray[np.float32]
+    label_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SpeechBatch:
+    """A micro-batch. Masked samples keep their row, with `weights` 0 and no labels.
+
+    log_mel (B, M, T) float32, zero past `num_frames` (B,) int64; label_ids (B, L) int64, right-padded with −100; weights (B,).
+    """
+
+    log_mel: Tensor
+    num_frames: Tensor
+    label_ids: Tensor
+    weights: Tensor
+    keys: tuple[str, ...]
+    languages: tuple[str, ...]
+
+    @property
+    def num_target_tokens(self) -> int:
+        return int((self.label_ids != IGNORED_LABEL).sum())
+
+
+def make_prompt(tokenizer: Any, instruction: str) -> SpeechPrompt:
+    """The chat template's tokens around «audio, instruction»; plain text where the tokenizer has no template.
+
+    The system turn is given and empty: some templates put a long default into one that is left out.
+    """
+    user = f"{_AUDIO_MARK}{instruction}"
+    if getattr(tokenizer, "chat_template", None):
+        turns = [{"role": "system", "content": ""}, {"role": "user", "content": user}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    else:
+        text = f"{user}\n"
+    before, _, after = text.partition(_AUDIO_MARK)
+    ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)]
+    if not ids[0] and tokenizer.bos_token_id is not None:
+        ids[0] = [tokenizer.bos_token_id]
+    prefix, suffix = (torch.tensor(part, dtype=torch.long) for part in ids)
+    return SpeechPrompt(prefix, suffix)
+
+
+def label_ids(tokenizer: Any, transcript: str) -> tuple[int, ...]:
+    """The transcript's token ids and EOS, which is a target like any other, also where it serves as padding."""
+    return (*tokenizer(transcript, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+
+
+def collate(features: Sequence[Features | None], *, num_mels: int, keys: Sequence[str]) -> SpeechBatch:
+    """Pad features into one batch. `None` is a masked sample: a row of two silent frames, without labels or weight."""
+    rows = [item.log_mel if item is not None else np.zeros((num_mels, 2), dtype=np.float32) for item in features]
+    labels = [item.label_ids if item is not None else () for item in features]
+    log_mel = torch.zeros(len(rows), num_mels, max(row.shape[1] for row in rows))
+    label_tensor = torch.full((len(rows), max(1, *(len(ids) for ids in labels))), IGNORED_LABEL)
+    for index, (row, ids) in enumerate(zip(rows, labels, strict=True)):
+        log_mel[index, :, : row.shape[1]] = torch.from_numpy(row)
+        label_tensor[index, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+    return SpeechBatch(
+        log_mel=log_mel,
+        num_frames=torch.tensor([row.shape[1] for row in rows]),
+        label_ids=label_tensor,
+        weights=torch.tensor([0.0 if item is None else 1.0 for item in features]),
+        keys=tuple(keys),
+        languages=tuple("" if item is None else item.language for item in features),
+    )
+
+
+def empty_batch(num_mels: int) -> SpeechBatch:
+    """A zero-weight stand-in for a micro-batch that a step doesn't have: it goes through the whole graph and adds nothing."""
+    return collate([None], num_mels=num_mels, keys=())

@@ -1,0 +1,128 @@
+"""Which samples a step holds: a pure function of seed, data and step, which knows no world size.
+
+Each data set is read epoch by epoch in an order of its own; a *window* takes a fixed share of every data set, is shuffled,
+bucketed by length, cut into micro-batches by a budget, and grouped into steps. Windows can be computed one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Neighbours in a shard that stay together, so that a remote shard is read in few requests.
+BLOCK_SIZE = 64
+MAX_WINDOW_SIZE = 65_536
+# Lengths within a factor of 1.1 share a bucket: at most a tenth of a micro-batch is padding.
+_BUCKET_GROWTH = 1.1
+_EPOCH_STREAM, _WINDOW_STREAM = 0, 1
+
+
+@dataclass(frozen=True)
+class DatasetLengths:
+    """What the schedule knows of a data set: seconds of each sample, the shard each lies in, and its share of the mixture."""
+
+    seconds: NDArray[np.float64]
+    shard: NDArray[np.int64]
+    weight: float
+
+
+@dataclass(frozen=True)
+class BatchBudget:
+    """A micro-batch holds at most `max_samples` and at most `max_seconds` of padded audio; a step this many of them."""
+
+    max_samples: int
+    max_seconds: float
+    micro_batches_per_step: int
+
+
+MicroBatchPlan = NDArray[np.int64]
+"""(B, 2): data set and sample of each row."""
+
+
+class Schedule:
+    """The infinite sequence of steps. Equal arguments give equal steps, anywhere."""
+
+    def __init__(self, datasets: Sequence[DatasetLengths], budget: BatchBudget, *, seed: int) -> None:
+        if not datasets or any(len(dataset.seconds) == 0 for dataset in datasets):
+            raise ValueError("every data set needs at least one sample")
+        self._datasets = datasets
+        self._budget = budget
+        self._seed = seed
+        total = sum(Fraction(dataset.weight) for dataset in datasets)
+        self._shares = [Fraction(dataset.weight) / total for dataset in datasets]
+        self._window_size = min(MAX_WINDOW_SIZE, sum(len(dataset.seconds) for dataset in datasets))
+        self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
+
+    def steps(self, first_step: int, *, hint: tuple[int, int] = (0, 0)) -> Iterator[tuple[tuple[int, int], list[MicroBatchPlan]]]:
+        """From `first_step` on: (hint, micro-batches). A hint (window, its first step) spares planning the windows before."""
+        window, step = hint if hint[1] <= first_step else (0, 0)
+        while True:
+            plan = self._plan_window(window)
+            for index in range(max(0, first_step - step), len(plan)):
+                yield (window, step), plan[index]
+            step += len(plan)
+            window += 1
+
+    def _plan_window(self, window: int) -> list[list[MicroBatchPlan]]:
+        rng = self._generator(_WINDOW_STREAM, window)
+        rows = np.concatenate([self._draw(dataset, window) for dataset in range(len(self._datasets))])
+        seconds = np.concatenate([self._datasets[d].seconds[rows[rows[:, 0] == d, 1]] for d in range(len(self._datasets))])
+        bucket = np.floor(np.log(np.maximum(seconds, 1e-3)) / np.log(_BUCKET_GROWTH)).astype(np.int64)
+        order = np.lexsort((rng.random(len(rows)), bucket))
+        batches = cut_by_budget(seconds[order], self._budget)
+        size = self._budget.micro_batches_per_step
+        micro_batches = [rows[order[start:end]] for start, end in batches]
+        steps = [micro_batches[start : start + size] for start in range(0, len(micro_batches), size)]
+        return [steps[i] for i in rng.permutation(len(steps))]
+
+    def _draw(self, dataset: int, window: int) -> NDArray[np.int64]:
+        """The samples (n, 2) that `window` takes from a data set: its exact share, rounded so that windows add up."""
+        share = self._shares[dataset] * self._window_size
+        first, last = int(share * window), int(share * (window + 1))
+        count = len(self._datasets[dataset].seconds)
+        parts = []
+        for epoch in range(first // count, (last - 1) // count + 1 if last > first else first // count):
+            low, high = max(first - epoch * count, 0), min(last - epoch * count, count)
+            parts.append(self._epoch_order(dataset, epoch)[low:high])
+        samples = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        return np.stack([np.full(len(samples), dataset, dtype=np.int64), samples], axis=1)
+
+    def _epoch_order(self, dataset: int, epoch: int) -> NDArray[np.int64]:
+        """All samples of a data set, each once: blocks of neighbours that never cross a shard, in random order."""
+        if (dataset, epoch) not in self._orders:
+            rng = self._generator(_EPOCH_STREAM, dataset, epoch)
+            starts = block_starts(self._datasets[dataset].shard)
+            ends = np.append(starts[1:], len(self._datasets[dataset].seconds))
+            chosen = rng.permutation(len(starts))
+            self._orders = {key: order for key, order in self._orders.items() if key[0] != dataset or key[1] >= epoch - 1}
+            self._orders[dataset, epoch] = np.concatenate([np.arange(starts[i], ends[i]) for i in chosen])
+        return self._orders[dataset, epoch]
+
+    def _generator(self, *counter: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed & (2**64 - 1), *counter])))
+
+
+def block_starts(shard: NDArray[np.int64]) -> NDArray[np.int64]:
+    """First samples of the blocks: every `BLOCK_SIZE` samples from the start of each shard."""
+    new_shard = np.flatnonzero(np.append(True, shard[1:] != shard[:-1]))
+    ends = np.append(new_shard[1:], len(shard))
+    return np.concatenate([np.arange(start, end, BLOCK_SIZE) for start, end in zip(new_shard, ends, strict=True)])
+
+
+def cut_by_budget(seconds: NDArray[np.float64], budget: BatchBudget) -> list[tuple[int, int]]:
+    """Cut a sequence into runs [start, end) whose longest clip times their count stays in the budget; at least one each."""
+    runs, start, longest = [], 0, 0.0
+    for index, length in enumerate(seconds.tolist()):
+        longest_with = max(longest, length)
+        count = index - start + 1
+        if count > 1 and (count > budget.max_samples or longest_with * count > budget.max_seconds):
+            runs.append((start, index))
+            start, longest_with = index, length
+        longest = longest_with
+    if len(seconds):
+        runs.append((start, len(seconds)))
+    return runs

@@ -1,0 +1,1 @@
+"""Stage 2: ZeRO-3 training of the adaptor and the selected tensors."""

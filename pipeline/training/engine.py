@@ -1,0 +1,183 @@
+"""DeepSpeed: the model built under ZeRO-3, one step, and trained tensors gathered whole.
+
+Every method is a collective: all ranks call it, in the same order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.cluster import Cluster
+from pipeline.config import OptimizerConfig
+from pipeline.model.speech_llm import SpeechLLM
+
+ADAM_STATES = ("exp_avg", "exp_avg_sq")
+_MASK_64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The tensors of one pass: encoder states (B, S, E), their counts (B,) and labels (B, L)."""
+
+    states_BSE: Tensor
+    num_states_B: Tensor
+    label_ids_BL: Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """This rank's summed loss in nats, and the norm of the whole model's gradient before clipping."""
+
+    loss_sum_nats: float
+    grad_norm: float
+
+
+def compute_dtype(deepspeed_config: Mapping[str, Any]) -> torch.dtype:
+    """bfloat16 where the DeepSpeed JSON enables it, else float32."""
+    return torch.bfloat16 if deepspeed_config.get("bf16", {}).get("enabled") else torch.float32
+
+
+class TrainingEngine:
+    """The adaptor and the LLM under ZeRO-3, with AdamW on what trains."""
+
+    def __init__(
+        self,
+        model: SpeechLLM,
+        *,
+        cluster: Cluster,
+        deepspeed_config: Mapping[str, Any],
+        optimizer: OptimizerConfig,
+        micro_batches_per_rank: int,
+    ) -> None:
+        """Partition `model`, whose `requires_grad` already says what trains, and build its optimizer.
+
+        `model` must be the same on every rank. Frozen tensors stay in the model's dtype and get no optimizer state.
+        """
+        import deepspeed
+
+        settings = {
+            **deepspeed_config,
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": micro_batches_per_rank,
+            "gradient_clipping": optimizer.clip_norm,
+            "zero_allow_untested_optimizer": True,
+        }
+        self._deepspeed = deepspeed
+        deepspeed.zero.Init(module=model, config_dict_or_path=settings)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate, "name": name}
+            for name, part, rate in (
+                ("adaptor", model.adaptor, optimizer.adaptor_learning_rate),
+                ("llm", model.llm, optimizer.llm_learning_rate),
+            )
+        ]
+        groups = [group for group in groups if group["params"]]
+        adamw = torch.optim.AdamW(
+            groups, fused=True, betas=optimizer.betas, eps=optimizer.epsilon, weight_decay=optimizer.weight_decay
+        )
+        self._peak_rates = {str(group["name"]): float(group["lr"]) for group in groups}
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=settings, dist_init_required=False)
+        self.model = model
+        self.device = self._engine.device
+        self._cluster = cluster
+        self._world_size = cluster.world_size
+
+    def set_rates(self, factor: float) -> dict[str, float]:
+        """Set each group's learning rate to its peak times `factor`; return them by group name."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self._peak_rates[group["name"]] * factor
+        return {name: peak * factor for name, peak in self._peak_rates.items()}
+
+    def step(
+        self,
+        batches: Sequence[MicroBatch],
+        *,
+        prefix_ids: Tensor,
+        suffix_ids: Tensor,
+        num_target_tokens: int,
+        seeds: Sequence[int],
+    ) -> StepResult:
+        """One optimizer step over this rank's micro-batches; the loss is divided by the tokens of *all* ranks, once.
+
+        ZeRO-3 averages gradients over ranks, hence the factor world_size. `seeds`, one a micro-batch, make dropout a function
+        of the data and not of who computes it.
+        """
+        self._engine.train()
+        loss_sum_nats = 0.0
+        for batch, seed in zip(batches, seeds, strict=True):
+            torch.manual_seed(seed & _MASK_64)
+            loss = self._engine(batch.states_BSE, batch.num_states_B, prefix_ids, suffix_ids, batch.label_ids_BL)
+            loss_sum_nats += float(loss.detach())
+            self._engine.backward(loss * (self._world_size / max(num_target_tokens, 1)), scale_wrt_gas=False)
+            self._engine.step()
+        return StepResult(loss_sum_nats, float(self._engine.get_global_grad_norm() or 0.0))
+
+    def trained_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and whole shapes of what trains, in the order in which it is gathered."""
+        return {name: tuple(parameter.ds_shape) for name, parameter in self._trained()}
+
+    def gather_trained(self) -> Iterator[tuple[str, Tensor]]:
+        """Each trained tensor, whole, as its float32 master weights, on the CPU of every rank, one at a time."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        for name, parameter in self._trained():
+            yield name, safe_get_full_fp32_param(parameter).detach().cpu()
+
+    def gather_optimizer(self) -> Iterator[tuple[str, str, Tensor]]:
+        """(name, Adam state, whole tensor) of everything that trains, one at a time."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        for name, parameter in self._trained():
+            for state in ADAM_STATES:
+                yield name, state, safe_get_full_optimizer_state(parameter, state).detach().cpu()
+
+    def restore(
+        self, read_weight: Callable[[str], Tensor], read_state: Callable[[str, str], Tensor], *, num_updates: int
+    ) -> None:
+        """Put back what `gather_trained` and `gather_optimizer` gave, on whatever number of ranks, after `num_updates` steps."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        adamw = self._engine.optimizer
+        for partition in adamw.fp32_partitioned_groups_flat:
+            # the states' partitions exist only after a first step
+            adamw.optimizer.state[partition] = {
+                "step": torch.tensor(float(num_updates)),
+                **{state: torch.zeros_like(partition) for state in ADAM_STATES},
+            }
+        for name, parameter in self._trained():
+            value = read_weight(name).to(self.device)
+            safe_set_full_fp32_param(parameter, value)
+            for state in ADAM_STATES:
+                safe_set_full_optimizer_state(parameter, read_state(name, state).to(self.device), state)
+            # the 16-bit partition is refreshed by a step only, and the next forward reads it before one
+            with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                if self._cluster.rank == 0:
+                    parameter.data.copy_(value)
+
+    def frozen_digests(self) -> dict[str, str]:
+        """SHA-256 of every frozen tensor's bytes, each gathered whole; the hashing is shared out over the ranks."""
+        mine: dict[str, str] = {}
+        frozen = [(name, p) for name, p in self.model.named_parameters() if not p.requires_grad]
+        for index, (name, parameter) in enumerate(frozen):
+            with self._deepspeed.zero.GatheredParameters([parameter]):
+                if index % self._world_size == self._cluster.rank:
+                    mine[name] = digest_tensor(parameter.data)
+        return {name: digest for part in self._cluster.gather(mine) for name, digest in part.items()}
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+    def _trained(self) -> list[tuple[str, Any]]:
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+
+def digest_tensor(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes in row-major order, as 64 hex digits."""
+    flat = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
+    return hashlib.sha256(flat.numpy().data).hexdigest()

@@ -1,0 +1,244 @@
+"""The training loop: steps, cadence of checkpoints and evaluations, stopping by agreement."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.artefacts import digest_lines
+from pipeline.cluster import Cluster
+from pipeline.config import RunConfig
+from pipeline.errors import DataError, TrainingError
+from pipeline.evaluation.evaluate import TestSet, evaluate
+from pipeline.evaluation.transcribe import Transcriber
+from pipeline.model.trained import load_trained_model
+from pipeline.progress import ProgressBar
+from pipeline.speech.stream import BadSample, SpeechStream, StepData
+from pipeline.training import checkpoint as checkpoints
+from pipeline.training.engine import MicroBatch, TrainingEngine
+from pipeline.training.run_folder import RunFolder
+from pipeline.training.run_log import RunLog, StepRecord
+from pipeline.training.schedule import rate_factor
+from pipeline.training.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from pipeline.training.run import Parts
+
+_NUM_NAMED = 5
+# Too few samples say nothing about a share of bad ones: it is judged against this many, or all where there are fewer.
+_JUDGED_SAMPLES = 1_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `status` is «finished», or «resumable» with the reason why it stopped early."""
+
+    status: str
+    step: int
+    reason: str | None
+    run_dir: str
+
+
+class TrainingLoop:
+    """Runs a configuration's steps from wherever its folder's last checkpoint stands."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        cluster: Cluster,
+        engine: TrainingEngine,
+        parts: Parts,
+        folder: RunFolder,
+        fingerprints: Mapping[str, str],
+        stream: SpeechStream,
+        test_set: TestSet | None,
+    ) -> None:
+        self._config = config
+        self._cluster = cluster
+        self._engine = engine
+        self._parts = parts
+        self._folder = folder
+        self._stream = stream
+        self._test_set = test_set
+        self._fingerprints = {**fingerprints, "data": stream.fingerprint}
+        self._train_seconds = 0.0
+        self._hint = (0, 0)
+        self._num_seen = 0
+        self._bad: dict[str, BadSample] = {}
+        self._log: RunLog | None = None
+
+    def run(self) -> Outcome:
+        """Train to `num_steps`, or until all ranks agree to stop early. A collective."""
+        total = self._config.training.num_steps
+        step = self._resume()
+        lead = self._cluster.rank == 0
+        self._log = RunLog(self._folder.path, resume_step=step) if lead else None
+        stop = StopRequest(self._folder.path, budget_seconds=self._config.training.time_budget_seconds)
+        reason = None
+        with stop, ProgressBar("train", total=total, done=step, shown=lead) as bar:
+            if step == 0:
+                self._evaluate(step)
+            for data in self._stream.steps(step, hint=self._hint):
+                if step >= total:
+                    break
+                record, reason = self._step(data, stop)
+                step, self._hint = data.global_step + 1, data.hint
+                self._check_bad_samples()
+                bar.advance(detail=f"loss {record.loss_nats:.3f}, {record.audio_seconds / record.seconds:.0f} audio-s/s")
+                if reason is not None:
+                    break
+                self._keep_cadence(step)
+        self._save(step)
+        if reason is None or step >= total:
+            self._evaluate(step)
+            return Outcome("finished", step, None, str(self._folder.path))
+        return Outcome("resumable", step, reason, str(self._folder.path))
+
+    def _resume(self) -> int:
+        """The step to go on with: that of the last checkpoint, restored; else 0."""
+        found = self._cluster.broadcast([str(path) for path in checkpoints.list_checkpoints(self._folder.checkpoints)])
+        if not found:
+            return 0
+        last = self._folder.checkpoints / found[-1].rsplit("/", 1)[-1]
+        state = checkpoints.read_state(last)
+        checkpoints.check_fingerprints(last, state["fingerprints"], self._fingerprints)
+        checkpoints.restore(self._engine, last, num_updates=state["step"])
+        self._train_seconds = state["train_seconds"]
+        self._hint = (state["hint"][0], state["hint"][1])
+        self._num_seen = state["num_seen"]
+        self._bad = {item["key"]: BadSample(**item) for item in state["bad_samples"]}
+        return int(state["step"])
+
+    def _step(self, data: StepData, stop: StopRequest) -> tuple[StepRecord, str | None]:
+        """One optimizer step on all ranks, and the reason, if any rank has one, to stop after it."""
+        began = time.monotonic()
+        config = self._config
+        rates = self._engine.set_rates(
+            rate_factor(data.global_step, num_steps=config.training.num_steps, config=config.optimizer)
+        )
+        shares = self._cluster.gather((sum(batch.num_target_tokens for batch in data.batches), stop.reason()))
+        num_tokens = sum(tokens for tokens, _ in shares)
+        reason = next((f"{why} on rank {rank}" for rank, (_, why) in enumerate(shares) if why), None)
+        device = self._engine.device
+        batches = []
+        for batch in data.batches:
+            states_BSE, num_states_B = self._parts.encoder(batch.log_mel.to(device), batch.num_frames.to(device))
+            batches.append(MicroBatch(states_BSE, num_states_B, batch.label_ids.to(device)))
+        first = data.global_step * config.batch.micro_batches_per_step + self._cluster.rank
+        result = self._engine.step(
+            batches,
+            prefix_ids=self._parts.prompt.prefix_ids.to(device),
+            suffix_ids=self._parts.prompt.suffix_ids.to(device),
+            num_target_tokens=num_tokens,
+            seeds=[config.seed + first + i * self._cluster.world_size for i in range(len(batches))],
+        )
+        measured = self._cluster.gather((result.loss_sum_nats, data.audio_seconds, data.wait_seconds, data.padding, data.keys))
+        bad = [item for share in self._cluster.gather(data.bad_samples) for item in share]
+        loss_sum = sum(loss for loss, *_ in measured)
+        keys = [key for *_, rank_keys in measured for key in rank_keys]
+        self._num_seen += len(keys)
+        self._bad.update((item.key, item) for item in bad)
+        if not (math.isfinite(loss_sum) and math.isfinite(result.grad_norm)):
+            raise TrainingError(
+                f"The loss of step {data.global_step} is {loss_sum} (gradient norm {result.grad_norm}) on the samples "
+                f"{', '.join(sorted(keys))}. Nothing of this step is kept: lower the learning rate or remove what is broken, "
+                "and start again; the run continues from its last checkpoint."
+            )
+        seconds = time.monotonic() - began
+        self._train_seconds += seconds
+        record = StepRecord(
+            step=data.global_step,
+            loss_nats=loss_sum / max(num_tokens, 1),
+            loss_sum_nats=loss_sum,
+            num_target_tokens=num_tokens,
+            learning_rates=rates,
+            grad_norm=result.grad_norm,
+            seconds=seconds,
+            audio_seconds=sum(audio for _, audio, *_ in measured),
+            wait_seconds=max(wait for _, _, wait, *_ in measured),
+            padding=sum(padding for _, _, _, padding, _ in measured) / len(measured),
+            bad_samples=dict(Counter(item.cause for item in bad)),
+            peak_memory_bytes=peak_memory_bytes(),
+            keys_digest=digest_lines(sorted(keys)),
+        )
+        if self._log is not None:
+            self._log.add_step(record)
+        return record, reason
+
+    def _check_bad_samples(self) -> None:
+        """Raise `DataError`, alike on every rank, once too many different samples have turned out to be unusable."""
+        seen = max(min(self._num_seen, self._stream.num_samples), min(self._stream.num_samples, _JUDGED_SAMPLES))
+        if len(self._bad) <= self._config.data.max_bad_fraction * seen:
+            return
+        causes = ", ".join(f"{count} {cause}" for cause, count in Counter(b.cause for b in self._bad.values()).most_common())
+        shards = Counter(b.shard for b in self._bad.values()).most_common(_NUM_NAMED)
+        named = "; ".join(f"{item.key} ({item.detail})" for item in list(self._bad.values())[:_NUM_NAMED])
+        raise DataError(
+            f"{len(self._bad)} of {seen} training samples can't be used ({causes}), more than data.max_bad_fraction "
+            f"{self._config.data.max_bad_fraction:g} allows. Worst shards: {', '.join(f'{path} ({n})' for path, n in shards)}. "
+            f"First samples: {named}. Repair or repack them, or raise data.max_bad_fraction."
+        )
+
+    def _keep_cadence(self, step: int) -> None:
+        cadence = self._config.training
+        if step >= cadence.num_steps:
+            return  # the end saves and evaluates anyway
+        if cadence.evaluate_every_steps and step % cadence.evaluate_every_steps == 0:
+            self._evaluate(step)
+        if cadence.checkpoint_every_steps and step % cadence.checkpoint_every_steps == 0:
+            self._save(step)
+
+    def _save(self, step: int) -> None:
+        state = {
+            "train_seconds": self._train_seconds,
+            "world_size": self._cluster.world_size,
+            "fingerprints": self._fingerprints,
+            "hint": list(self._hint),
+            "num_seen": self._num_seen,
+            "bad_samples": [asdict(item) for item in self._bad.values()],
+        }
+        keep = self._config.training.keep_checkpoints
+        checkpoints.save(self._engine, self._cluster, self._folder.checkpoints, step=step, state=state, keep=keep)
+
+    def _evaluate(self, step: int) -> None:
+        """Measure the model as it now is, on a whole replica in each rank."""
+        if self._test_set is None:
+            return
+        trained = dict(self._engine.gather_trained())
+        dtype = next(self._parts.model.parameters()).dtype
+        replica = load_trained_model(self._config.model.llm, self._parts.adaptor_shape, trained, dtype=dtype)
+        transcriber = Transcriber(
+            replica.to(self._engine.device),
+            self._parts.encoder,
+            self._parts.tokenizer,
+            self._parts.prompt,
+            batch_size=self._config.evaluation.batch_size,
+            max_new_tokens=self._config.evaluation.max_new_tokens,
+        )
+        path = self._folder.hypotheses / f"step-{step:06d}.jsonl"
+        record = evaluate(
+            transcriber,
+            self._test_set,
+            cluster=self._cluster,
+            hypotheses_path=path,
+            step=step,
+            train_seconds=self._train_seconds,
+        )
+        if self._log is not None:
+            self._log.add_evaluation(record)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held: of the GPU where it uses one, else of the host."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

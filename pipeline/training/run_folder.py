@@ -1,0 +1,107 @@
+"""A run's folder: what made it, what it did, and whether it ended. Written by rank 0."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipeline.artefacts import digest_json, read_json, write_json
+from pipeline.config import RunConfig
+from pipeline.errors import InputError, TrainingError
+from pipeline.selection import TensorSelection
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("kappaspeech", "torch", "deepspeed", "transformers", "openai-whisper", "webdataset", "numpy")
+# Where a run lies and what it is called don't change what it computes.
+_NAMING_KEYS = {"run_dir", "arm"}
+
+
+class RunFolder:
+    """Paths of a run, and the small files that explain it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.hypotheses = path / "hypotheses"
+
+    def begin(self, config: RunConfig, *, selection: TensorSelection | None, facts: Mapping[str, Any]) -> None:
+        """Write the resolved configuration, the selection and `run.json` with `status` «running»."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "config.json", {"schema_version": SCHEMA_VERSION, **config.model_dump(mode="json")})
+        if selection is not None:
+            selection.write(self.path / "selection.json")
+        content = config.model_dump(mode="json")
+        write_json(
+            self.path / "run.json",
+            {
+                "schema_version": SCHEMA_VERSION,
+                "arm": config.arm,
+                "selection_rule": selection.rule if selection else "adaptor only",
+                "config_digest": digest_json({key: value for key, value in content.items() if key not in _NAMING_KEYS}),
+                "seed": config.seed,
+                **facts,
+                "git_commit": _git_commit(),
+                "versions": {"python": platform.python_version(), **_versions()},
+                "status": "running",
+            },
+        )
+
+    def end(self, status: str) -> None:
+        """Record how the run ended: «finished» is the marker of success, whatever a launcher's exit code says."""
+        record = read_json(self.path / "run.json", schema_version=SCHEMA_VERSION)
+        write_json(self.path / "run.json", {**record, "status": status})
+
+    def write_frozen(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+        """Write `frozen.json`. Raises `TrainingError` naming the tensors whose bytes changed."""
+        changed = sorted(name for name in before if after.get(name) != before[name])
+        write_json(self.path / "frozen.json", {"schema_version": 1, "changed": changed, "before": before, "after": after})
+        if changed:
+            raise TrainingError(
+                f"{len(changed)} frozen tensor(s) changed during training (first: {changed[0]}), which must never happen. "
+                f"Both digests of each are in {self.path / 'frozen.json'}; please report it."
+            )
+
+    def write_drift(self, drift: Mapping[str, float]) -> None:
+        """Write `drift.json`: ‖W − W₀‖_F / ‖W₀‖_F of each selected tensor."""
+        write_json(self.path / "drift.json", {"schema_version": 1, "relative_frobenius": drift})
+
+    def read_config(self) -> RunConfig:
+        """The configuration that the run was made with. Raises `InputError` where this is no run folder."""
+        if not (self.path / "config.json").exists():
+            raise InputError(f"{self.path} is no run folder: it has no config.json. Give the run_dir of a training.")
+        content = read_json(self.path / "config.json", schema_version=SCHEMA_VERSION)
+        content.pop("schema_version")
+        return RunConfig.model_validate_json(json.dumps(content))
+
+
+def _git_commit() -> str | None:
+    """The commit that this code runs from, with «+changes» where files differ from it; None outside a repository."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    here = Path(__file__).parent
+
+    def ask(*words: str) -> str | None:
+        done = subprocess.run([git, "-C", str(here), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = ask("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return commit + ("+changes" if ask("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,95 @@
+"""What a run leaves for people and programs: step and evaluation records as JSON lines, and TensorBoard curves."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step, over all ranks. Losses in nats per target token, rates and norms as they were used.
+
+    `padding` is the share of encoder frames that were padding. `keys_digest` identifies the samples and their order.
+    """
+
+    step: int
+    loss_nats: float
+    loss_sum_nats: float
+    num_target_tokens: int
+    learning_rates: dict[str, float]
+    grad_norm: float
+    seconds: float
+    audio_seconds: float
+    wait_seconds: float
+    padding: float
+    bad_samples: dict[str, int]
+    peak_memory_bytes: int
+    keys_digest: str
+
+
+class RunLog:
+    """Appends to `steps.jsonl` and `evaluations.jsonl` of a run folder. For rank 0 alone."""
+
+    def __init__(self, run_dir: Path, *, resume_step: int) -> None:
+        """Open the log to go on at `resume_step`: records of later steps, from a run that was cut, are dropped."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._run_dir = run_dir
+        run_dir.mkdir(parents=True, exist_ok=True)
+        # steps before the resume point happened; an evaluation *at* it belongs to the checkpoint
+        _keep_lines(run_dir / "steps.jsonl", lambda record: record["step"] < resume_step)
+        _keep_lines(run_dir / "evaluations.jsonl", lambda record: record["step"] <= resume_step)
+        self._steps = (run_dir / "steps.jsonl").open("a", encoding="utf-8")
+        self._curves = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step)
+
+    def add_step(self, record: StepRecord) -> None:
+        """Append a step; it survives a kill of this process, though not of the machine."""
+        self._steps.write(json.dumps(asdict(record), allow_nan=False) + "\n")
+        self._steps.flush()
+        for name in ("loss_nats", "grad_norm", "seconds", "wait_seconds", "padding"):
+            self._curves.add_scalar(f"train/{name}", getattr(record, name), record.step)
+        for group, rate in record.learning_rates.items():
+            self._curves.add_scalar(f"train/learning_rate_{group}", rate, record.step)
+
+    def add_evaluation(self, record: dict[str, Any]) -> None:
+        """Append an evaluation, durably; one of the same step takes the old one's place."""
+        path = self._run_dir / "evaluations.jsonl"
+        _keep_lines(path, lambda other: other["step"] != record["step"])
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._curves.add_scalar("test/mean_wer", record["wer"]["mean_wer"], record["step"])
+        for language, text in record["text"].items():
+            self._curves.add_scalar(f"text/perplexity_{language}", text["perplexity"], record["step"])
+        self._curves.flush()
+
+    def close(self) -> None:
+        self._steps.close()
+        self._curves.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSONL file; none where it doesn't exist. A torn last line, left by a kill, is not a record."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def _keep_lines(path: Path, wanted: Any) -> None:
+    from pipeline.artefacts import write_text
+
+    records = read_lines(path)
+    kept = [record for record in records if wanted(record)]
+    if path.exists() and (len(kept) != len(records) or not path.read_text(encoding="utf-8").endswith("\n")):
+        write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))

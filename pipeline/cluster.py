@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -237,6 +238,8 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
         torch.cuda.set_device(launch.local_rank)
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # DeepSpeed calls these by their old names, several times a step
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed
     import deepspeed.ops
 

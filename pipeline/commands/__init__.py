@@ -8,8 +8,15 @@ from collections.abc import Sequence
 
 import typer
 
+from pipeline.commands.compare import compare
+from pipeline.commands.demo import demo
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.export import export
+from pipeline.commands.pack import index, pack
 from pipeline.commands.scan import scan
 from pipeline.commands.select import select
+from pipeline.commands.train import train
+from pipeline.commands.transcribe import transcribe
 from pipeline.errors import KappaSpeechError, RankFailure
 
 app = typer.Typer(
@@ -19,15 +26,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(scan)
-app.command()(select)
+for _command in (scan, select, pack, index, train, evaluate, transcribe, compare, export):
+    app.command()(_command)
+app.add_typer(demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; return 0 for done, 2 for wrong usage or input, 1 for a run that failed."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    # Launchers add --local_rank to whatever they start; the rank is read from the environment.
-    given = [word for word in given if not word.startswith(("--local_rank=", "--local-rank="))]
+    """Run a command line; return 0 for done, 2 for wrong usage or input, 1 for a run that failed, 75 for one to go on with."""
+    given = _without_local_rank(list(sys.argv[1:] if arguments is None else arguments))
     try:
         result = app(given, standalone_mode=False)
     except RankFailure as error:
@@ -51,3 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show()
         return 2
     return result if isinstance(result, int) else 0
+
+
+def _without_local_rank(words: list[str]) -> list[str]:
+    """Launchers add --local_rank, as one word or two, to whatever they start; the rank is read from the environment."""
+    kept, is_value = [], False
+    for word in words:
+        if is_value:
+            is_value = False
+        elif word in ("--local_rank", "--local-rank"):
+            is_value = True
+        elif not word.startswith(("--local_rank=", "--local-rank=")):
+            kept.append(word)
+    return kept

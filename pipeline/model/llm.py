@@ -13,7 +13,10 @@ from pipeline.errors import CheckpointError
 def load_llm(name_or_path: str, *, dtype: torch.dtype) -> Any:
     """A transformers causal LM on the CPU, its files mapped and not copied. Raises `CheckpointError`."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    # its bar for each of several loads a run would hide this project's own
+    logging.disable_progress_bar()
     try:
         llm = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, attn_implementation="sdpa")
     except (OSError, ValueError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def train(config: RunConfig) -> Outcome:
         "base model": parts.base_digest,
         "frozen tensors": digest_json(before),
         "selection": digest_json(parts.selection.shapes if parts.selection else {}),
-        "adaptor": digest_json(parts.adaptor_shape.__dict__),
+        "adaptor": digest_json(asdict(parts.adaptor_shape)),
     }
     num_adaptor = sum(p.numel() for p in parts.model.adaptor.parameters())
     num_llm = sum(p.numel() for p in parts.model.llm.parameters() if p.requires_grad)
@@ -94,6 +94,10 @@ def train(config: RunConfig) -> Outcome:
                     "num_llm_trained_parameters": num_llm,
                     "data_fingerprint": stream.fingerprint,
                     "initial_weights_digest": digest_json({**before, "adaptor": config.seed, "base": parts.base_digest}),
+                    "checkpoint_digest": parts.base_digest,
+                    "adaptor": asdict(parts.adaptor_shape),
+                    "dtype": str(compute_dtype(deepspeed_config)).removeprefix("torch."),
+                    "deepspeed_config": deepspeed_config,
                     "world_size": cluster.world_size,
                 },
             )

@@ -71,6 +71,10 @@ class RunFolder:
         """Write `drift.json`: ‖W − W₀‖_F / ‖W₀‖_F of each selected tensor."""
         write_json(self.path / "drift.json", {"schema_version": 1, "relative_frobenius": drift})
 
+    def read_record(self) -> dict[str, Any]:
+        """What `begin` and `end` wrote to `run.json`. Raises `InputError`."""
+        return read_json(self.path / "run.json", schema_version=SCHEMA_VERSION)
+
     def read_config(self) -> RunConfig:
         """The configuration that the run was made with. Raises `InputError` where this is no run folder."""
         if not (self.path / "config.json").exists():

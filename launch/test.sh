@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Installs what the tests need into .venv and runs all of them: style, types, tests. Arguments go to pytest.
+set -euo pipefail
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$repository"
+. launch/environment.sh
+make_environment demo,test
+ruff check .
+ruff format --check .
+mypy
+exec python -m pytest "$@"

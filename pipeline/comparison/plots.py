@@ -11,7 +11,7 @@ _STYLES = ("-", "--", ":", "-.")
 
 
 def draw_runs(runs: Sequence[RunSummary]) -> Any:
-    """Loss, WER by language and text perplexity by language over steps: a matplotlib figure. Colours are arms, lines languages."""
+    """A matplotlib figure of loss, WER and text perplexity over steps: a colour an arm, a line style a language."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

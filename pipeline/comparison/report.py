@@ -85,8 +85,9 @@ def _row(arm: dict[str, Any], languages: Sequence[str], texts: Sequence[str]) ->
 
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}
-table{border-collapse:collapse;margin:1rem 0}th,td{padding:.35rem .8rem;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}
-td.number{font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}.wrong{color:#a1271b}"""
+table{border-collapse:collapse;margin:1rem 0}
+th,td{padding:.35rem .8rem;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}
+td{font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}"""
 
 
 def _page(runs: Sequence[RunSummary], svg: str) -> str:
@@ -112,5 +113,5 @@ def _page(runs: Sequence[RunSummary], svg: str) -> str:
 
 def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{html.escape(cell)}" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td class=number>{html.escape(cell)}" for cell in row) for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
     return f"<table><tr>{head}{body}</table>"

@@ -76,8 +76,8 @@ def check_comparable(runs: Sequence[RunSummary]) -> None:
         ]
         if differing:
             raise InputError(
-                f"{run.path} and {runs[0].path} differ in more than the arm ({', '.join(differing)}), so their difference would say "
-                "nothing about it. Train them alike, with the same seed."
+                f"{run.path} and {runs[0].path} differ in more than the arm ({', '.join(differing)}), so their difference "
+                "would say nothing about it. Train them alike, with the same seed."
             )
 
 

@@ -17,16 +17,16 @@ from pipeline.evaluation.transcribe import Transcriber
 from pipeline.evaluation.wer import Hypothesis, measure
 from pipeline.progress import ProgressBar
 from pipeline.speech.samples import AudioSample
-from pipeline.speech.stream import SpeechDataset, read_samples
+from pipeline.speech.stream import SpeechDataset, read_test_batches
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """This rank's share of the test speech, and of the texts by language."""
+    """This rank's share of the test speech, in batches, and of the texts by language."""
 
-    samples: tuple[AudioSample, ...]
+    batches: tuple[tuple[AudioSample, ...], ...]
     texts: Mapping[str, tuple[str, ...]]
     __test__ = False  # pytest would take it for a class of tests
 
@@ -36,9 +36,15 @@ def read_test_set(config: RunConfig, *, rank: int, world_size: int) -> TestSet:
     if not config.data.test:
         raise ConfigError("data.test is empty, so there is nothing to measure WER on. Name the test shards there.")
     datasets = [SpeechDataset(item.shards, item.language, item.weight) for item in config.data.test]
-    samples = read_samples(datasets, max_samples=config.evaluation.max_utterances, rank=rank, world_size=world_size)
+    batches = read_test_batches(
+        datasets,
+        batch_size=config.evaluation.batch_size,
+        max_samples=config.evaluation.max_utterances,
+        rank=rank,
+        world_size=world_size,
+    )
     texts = {language: read_texts(Path(path)) for language, path in config.data.text.items()}
-    return TestSet(tuple(samples), {language: tuple(lines[rank::world_size]) for language, lines in texts.items()})
+    return TestSet(tuple(map(tuple, batches)), {language: tuple(lines[rank::world_size]) for language, lines in texts.items()})
 
 
 def evaluate(
@@ -58,7 +64,7 @@ def evaluate(
     scores: dict[str, TextScore] = {}
     with agreement(cluster):
         shown = cluster.rank == 0
-        work = len(test_set.samples) + sum(len(lines) for lines in test_set.texts.values())
+        work = sum(map(len, test_set.batches)) + sum(len(lines) for lines in test_set.texts.values())
         with ProgressBar("evaluate", total=work, shown=shown) as bar:
             mine, scores = _measure_share(transcriber, test_set, bar.advance)
     hypotheses = sorted((item for share in cluster.gather(mine) for item in share), key=lambda item: item.key)
@@ -81,11 +87,11 @@ def evaluate(
 def _measure_share(
     transcriber: Transcriber, test_set: TestSet, advance: Callable[[float], None]
 ) -> tuple[list[Hypothesis], dict[str, TextScore]]:
-    samples = test_set.samples
-    texts = transcriber.transcribe(samples, advance=advance)
-    hypotheses = [
-        Hypothesis(sample.key, sample.language, sample.transcript, text) for sample, text in zip(samples, texts, strict=True)
-    ]
+    hypotheses = []
+    for batch in test_set.batches:
+        texts = transcriber.decode(batch)
+        hypotheses += [Hypothesis(s.key, s.language, s.transcript, text) for s, text in zip(batch, texts, strict=True)]
+        advance(len(batch))
     scores = {}
     for language, lines in test_set.texts.items():
         scores[language] = score_texts(transcriber.model.llm, transcriber.tokenizer, lines)

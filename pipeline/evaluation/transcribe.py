@@ -5,7 +5,7 @@ B batch · T frames · N longest left-padded prompt · H LLM width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,22 +30,19 @@ class Transcriber:
     batch_size: int
     max_new_tokens: int
 
-    def transcribe(self, samples: Sequence[AudioSample], *, advance: Callable[[int], None] = lambda _done: None) -> list[str]:
-        """The text of each sample, in the order given. `advance` hears of every batch's size as it is done.
-
-        Samples are decoded longest first, in batches of like length, and the text doesn't depend on the order given.
-        """
+    def transcribe(self, samples: Sequence[AudioSample]) -> list[str]:
+        """The text of each sample, in the order given; decoded longest first, in batches of like length."""
         order = sorted(range(len(samples)), key=lambda i: (-len(samples[i].waveform), samples[i].key))
         texts = [""] * len(samples)
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            for index, text in zip(chosen, self._decode([samples[i] for i in chosen]), strict=True):
+            for index, text in zip(chosen, self.decode([samples[i] for i in chosen]), strict=True):
                 texts[index] = text
-            advance(len(chosen))
         return texts
 
     @torch.no_grad()
-    def _decode(self, samples: Sequence[AudioSample]) -> list[str]:
+    def decode(self, samples: Sequence[AudioSample]) -> list[str]:
+        """The texts of one batch. Raises `DataError` for a sample longer than the encoder takes."""
         self.model.eval()
         device = self.model.adaptor.project.weight.device
         mels = [torch.as_tensor(log_mel(sample.waveform, self.encoder.dims.num_mels)) for sample in samples]

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -247,26 +246,32 @@ class _Prefetcher:
                 return
 
 
-def read_samples(
-    datasets: Sequence[SpeechDataset], *, max_samples: int | None = None, rank: int = 0, world_size: int = 1
-) -> list[AudioSample]:
-    """The samples of whole data sets that `rank` of `world_size` takes, in a stable order; for evaluation.
+def read_test_batches(
+    datasets: Sequence[SpeechDataset], *, batch_size: int, max_samples: int | None = None, rank: int = 0, world_size: int = 1
+) -> list[list[AudioSample]]:
+    """Whole data sets in batches of like length, longest first; of all batches, those that `rank` of `world_size` takes.
 
+    What a batch holds doesn't depend on the ranks, so that rounding, and with it every transcript, doesn't either.
     `max_samples` takes that many, evenly spread. Raises `DataError` on a sample that can't be used: a test set with holes
     would be another test set.
     """
-    samples = []
     corpora = [Corpus(dataset) for dataset in datasets]
     places = [(corpus, index) for corpus in corpora for index in range(len(corpus.entries))]
     if max_samples is not None and max_samples < len(places):
         places = [places[i * len(places) // max_samples] for i in range(max_samples)]
-    for corpus, index in places[rank::world_size]:
-        shard, entry = corpus.entries[index]
-        try:
-            samples.append(corpus.read(index))
-        except BadSampleError as error:
-            path: Path = corpus.shards[shard].path
-            raise DataError(f"{path}: the test sample {entry.key} can't be used ({error}). Repack the shard.") from error
-    for corpus in corpora:
-        corpus.close()
-    return samples
+    places.sort(key=lambda place: (-place[0].entries[place[1]][1].seconds, place[0].entries[place[1]][1].key))
+    batches = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
+    try:
+        return [[_read_or_raise(corpus, index) for corpus, index in batch] for batch in batches[rank::world_size]]
+    finally:
+        for corpus in corpora:
+            corpus.close()
+
+
+def _read_or_raise(corpus: Corpus, index: int) -> AudioSample:
+    shard, entry = corpus.entries[index]
+    try:
+        return corpus.read(index)
+    except BadSampleError as error:
+        path = corpus.shards[shard].path
+        raise DataError(f"{path}: the test sample {entry.key} can't be used ({error}). Repack the shard.") from error

@@ -77,27 +77,28 @@ class TrainingLoop:
     def run(self) -> Outcome:
         """Train to `num_steps`, or until all ranks agree to stop early. A collective."""
         total = self._config.training.num_steps
-        step = self._resume()
+        step = first = self._resume()
         lead = self._cluster.rank == 0
         self._log = RunLog(self._folder.path, resume_step=step) if lead else None
+        evaluated = self._cluster.broadcast(self._log.evaluated_steps() if self._log else None)
         stop = StopRequest(self._folder.path, budget_seconds=self._config.training.time_budget_seconds)
         reason = None
         with stop, ProgressBar("train", total=total, done=step, shown=lead) as bar:
-            if step == 0:
+            if step == 0 and 0 not in evaluated:
                 self._evaluate(step)
-            for data in self._stream.steps(step, hint=self._hint):
-                if step >= total:
-                    break
+            for data in self._stream.steps(step, hint=self._hint) if step < total else ():
                 record, reason = self._step(data, stop)
                 step, self._hint = data.global_step + 1, data.hint
                 self._check_bad_samples()
                 bar.advance(detail=f"loss {record.loss_nats:.3f}, {record.audio_seconds / record.seconds:.0f} audio-s/s")
-                if reason is not None:
+                if reason is not None or step >= total:
                     break
                 self._keep_cadence(step)
-        self._save(step)
-        if reason is None or step >= total:
-            self._evaluate(step)
+        if step > first:
+            self._save(step)
+        if step >= total:
+            if step > first or step not in evaluated:
+                self._evaluate(step)
             return Outcome("finished", step, None, str(self._folder.path))
         return Outcome("resumable", step, reason, str(self._folder.path))
 

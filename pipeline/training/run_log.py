@@ -46,6 +46,10 @@ class RunLog:
         self._steps = (run_dir / "steps.jsonl").open("a", encoding="utf-8")
         self._curves = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step)
 
+    def evaluated_steps(self) -> set[int]:
+        """Steps of which there is an evaluation."""
+        return {int(record["step"]) for record in read_lines(self._run_dir / "evaluations.jsonl")}
+
     def add_step(self, record: StepRecord) -> None:
         """Append a step; it survives a kill of this process, though not of the machine."""
         self._steps.write(json.dumps(asdict(record), allow_nan=False) + "\n")

@@ -14,9 +14,9 @@ from pipeline.errors import CheckpointError, InputError
 from pipeline.evaluation.transcribe import Transcriber
 from pipeline.model.adaptor import AdaptorShape
 from pipeline.model.encoder import load_encoder
-from pipeline.model.llm import load_llm, load_tokenizer
+from pipeline.model.llm import load_tokenizer
 from pipeline.model.speech_llm import SpeechLLM
-from pipeline.model.trained import apply_trained, build_adaptor
+from pipeline.model.trained import load_trained_model
 from pipeline.scan.checkpoint import open_checkpoint
 from pipeline.speech.batches import make_prompt
 from pipeline.training import checkpoint as checkpoints
@@ -25,6 +25,7 @@ from pipeline.training.run_folder import RunFolder
 SPEECH_FILE = "speech.json"
 ADAPTOR_FILE = "adaptor.safetensors"
 SCHEMA_VERSION = 1
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class SpeechParts:
     instruction: str
     dtype: str
     adaptor: AdaptorShape
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return _DTYPES[self.dtype]
 
     def to_json(self) -> dict[str, Any]:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
@@ -70,10 +75,8 @@ class TrainedRun:
                 f"{self.config.model.llm} is checkpoint {base[:12]}…, but {self.path} was trained on "
                 f"{str(self.record['checkpoint_digest'])[:12]}…. Put the base model back that it was trained on."
             )
-        dtype = getattr(torch, self.parts.dtype)
-        model = SpeechLLM(build_adaptor(self.parts.adaptor, seed=0).to(dtype), load_llm(self.config.model.llm, dtype=dtype))
-        apply_trained(model, checkpoints.read_trained(self.checkpoint))
-        return model.eval().requires_grad_(False)
+        trained = checkpoints.read_trained(self.checkpoint)
+        return load_trained_model(self.config.model.llm, self.parts.adaptor, trained, dtype=self.parts.torch_dtype)
 
 
 def choose_device(local_rank: int) -> torch.device:
@@ -111,11 +114,9 @@ def open_transcriber(
             **{key: content[key] for key in ("encoder", "pad_to_30s", "instruction", "dtype")},
             adaptor=AdaptorShape(**content["adaptor"]),
         )
-        dtype = getattr(torch, parts.dtype)
-        model = SpeechLLM(build_adaptor(parts.adaptor, seed=0).to(dtype), load_llm(str(path), dtype=dtype))
-        apply_trained(model, {f"adaptor.{name}": tensor for name, tensor in load_file(path / ADAPTOR_FILE).items()})
-        model.eval().requires_grad_(False)
+        trained = {f"adaptor.{name}": tensor for name, tensor in load_file(path / ADAPTOR_FILE).items()}
         llm = str(path)
+        model = load_trained_model(llm, parts.adaptor, trained, dtype=parts.torch_dtype)
     elif (path / "run.json").exists():
         run = open_run(path, step=step)
         parts, model, llm = run.parts, run.load_model(), run.config.model.llm

@@ -45,12 +45,15 @@ class AdaptorConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """`llm` and `encoder`: a path, or a hub id and an openai-whisper name where there is a network."""
+    """`llm` and `encoder`: a path, or a hub id and an openai-whisper name where there is a network.
+
+    `instruction` is the user's turn; {audio} is where the recording stands in it.
+    """
 
     llm: str
     encoder: str
     pad_to_30s: bool = False
-    instruction: str = "Transcribe the speech."
+    instruction: str = "Transcribe the speech: {audio}"
     adaptor: AdaptorConfig = AdaptorConfig()
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 IGNORED_LABEL = -100
-_AUDIO_MARK = "\x1aaudio\x1a"
+AUDIO_MARK = "{audio}"
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,18 @@ class SpeechBatch:
 
 
 def make_prompt(tokenizer: Any, instruction: str) -> SpeechPrompt:
-    """The chat template's tokens around «audio, instruction»; plain text where the tokenizer has no template.
+    """The chat template's tokens around `instruction`, whose `AUDIO_MARK` says where the audio stands; else it comes first.
 
-    The system turn is given and empty: some templates put a long default into one that is left out.
+    The system turn is given and empty: some templates put a long default into one that is left out. A tokenizer without a
+    template gets plain text.
     """
-    user = f"{_AUDIO_MARK}{instruction}"
+    user = instruction if AUDIO_MARK in instruction else AUDIO_MARK + instruction
     if getattr(tokenizer, "chat_template", None):
         turns = [{"role": "system", "content": ""}, {"role": "user", "content": user}]
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     else:
         text = f"{user}\n"
-    before, _, after = text.partition(_AUDIO_MARK)
+    before, _, after = text.partition(AUDIO_MARK)
     ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)]
     if not ids[0] and tokenizer.bos_token_id is not None:
         ids[0] = [tokenizer.bos_token_id]

@@ -1,0 +1,85 @@
+"""Bytes to waveforms to features."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline.errors import DataError
+from pipeline.speech.samples import BadSampleError, cut_at_pauses, decode, log_mel, num_frames, read_recording
+
+
+def encode(waveform: np.ndarray, *, rate_hz: int = 16_000, container: str = "FLAC") -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, rate_hz, format=container)
+    return buffer.getvalue()
+
+
+def tone(seconds: float, *, rate_hz: int = 16_000, hertz: float = 440.0) -> np.ndarray:
+    return (0.4 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate_hz)) / rate_hz)).astype(np.float32)
+
+
+@pytest.mark.parametrize("container", ["FLAC", "WAV", "OGG", "MP3"])
+def test_a_tone_keeps_its_pitch_through_every_container_rate_and_channel(container):
+    stereo = np.stack([tone(1.0, rate_hz=44_100)] * 2, axis=1)
+    waveform = decode(encode(stereo, rate_hz=44_100, container=container))
+    assert waveform.dtype == np.float32
+    assert len(waveform) == pytest.approx(16_000, abs=1_200)
+    spectrum = np.abs(np.fft.rfft(waveform[2_000:10_000]))
+    assert np.fft.rfftfreq(8_000, 1 / 16_000)[spectrum.argmax()] == pytest.approx(440, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected_seconds", "cause"),
+    [
+        (b"this is no audio", None, "decode"),
+        (b"", None, "decode"),
+        (encode(np.zeros(16_000, dtype=np.float32)), None, "silent"),
+        (encode(tone(0.05)), None, "short"),
+        (encode(tone(1.0)), 2.0, "truncated"),
+    ],
+)
+def test_what_cannot_be_used_has_a_cause(content, expected_seconds, cause):
+    with pytest.raises(BadSampleError) as caught:
+        decode(content, expected_seconds=expected_seconds)
+    assert caught.value.cause == cause
+
+
+def test_a_cut_flac_is_never_taken_for_a_whole_one():
+    whole = encode(np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32))
+    with pytest.raises(BadSampleError):
+        decode(whole[: len(whole) // 2], expected_seconds=2.0)
+
+
+def test_a_missing_recording_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.flac"):
+        read_recording(tmp_path / "nowhere.flac")
+
+
+def test_features_equal_those_of_whisper():
+    import torch
+    from whisper.audio import log_mel_spectrogram
+
+    waveform = tone(1.0)
+    expected = log_mel_spectrogram(torch.from_numpy(waveform), 80).numpy()
+    np.testing.assert_allclose(log_mel(waveform, 80), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_samples", [3_201, 16_000, 16_319, 16_320])
+def test_frames_are_even_and_known_from_the_duration(num_samples):
+    features = log_mel(tone(2.0)[:num_samples], 80)
+    assert features.shape == (80, num_frames(num_samples / 16_000))
+    assert features.shape[1] % 2 == 0
+
+
+def test_a_long_recording_is_cut_in_its_pauses_and_nothing_is_lost():
+    speech, pause = tone(11.0), np.zeros(8_000, dtype=np.float32)
+    waveform = np.concatenate([speech, speech[:140_000], pause, speech, speech])
+    pieces = cut_at_pauses(waveform)
+    np.testing.assert_array_equal(np.concatenate(pieces), waveform)
+    assert all(len(piece) <= 24 * 16_000 for piece in pieces)
+    first_pause = len(speech) + 140_000
+    assert first_pause <= len(pieces[0]) <= first_pause + len(pause)

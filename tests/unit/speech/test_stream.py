@@ -1,0 +1,145 @@
+"""Shards as a rank's stream of batches."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.model.llm import load_tokenizer
+from pipeline.speech.batches import IGNORED_LABEL, collate, empty_batch, label_ids, make_prompt
+from pipeline.speech.schedule import BatchBudget
+from pipeline.speech.stream import SpeechDataset, SpeechStream
+
+BUDGET = BatchBudget(max_samples=3, max_seconds=20.0, micro_batches_per_step=4)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(home):
+    return load_tokenizer(str(home / "llm"))
+
+
+def open_stream(folder, tokenizer, *, rank: int = 0, world_size: int = 1, **changes) -> SpeechStream:
+    options = {"budget": BUDGET, "max_seconds": 20.0, "seed": 1, **changes}
+    datasets = [SpeechDataset(str(folder / "*.tar"))]
+    return SpeechStream(datasets, tokenizer=tokenizer, num_mels=80, rank=rank, world_size=world_size, **options)
+
+
+def take(stream: SpeechStream, count: int, first: int = 0):
+    steps = stream.steps(first)
+    try:
+        return list(itertools.islice(steps, count))
+    finally:
+        steps.close()
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_ranks_share_out_what_one_rank_would_take(home, tokenizer, world_size):
+    whole = take(open_stream(home / "shards/train", tokenizer), 3)
+    shares = [take(open_stream(home / "shards/train", tokenizer, rank=r, world_size=world_size), 3) for r in range(world_size)]
+    for step, alone in enumerate(whole):
+        counts = {len(share[step].batches) for share in shares}
+        assert counts == {-(-BUDGET.micro_batches_per_step // world_size)}
+        batches = [batch for share in shares for batch in share[step].batches if batch.keys]
+        assert sorted(batch.keys for batch in batches) == sorted(batch.keys for batch in alone.batches if batch.keys)
+        by_keys = {batch.keys: batch for batch in batches}
+        for batch in alone.batches:
+            if batch.keys:
+                np.testing.assert_array_equal(batch.log_mel, by_keys[batch.keys].log_mel)
+                np.testing.assert_array_equal(batch.label_ids, by_keys[batch.keys].label_ids)
+
+
+def test_the_stream_resumes_in_the_middle(home, tokenizer):
+    whole = take(open_stream(home / "shards/train", tokenizer), 6)
+    rest = take(open_stream(home / "shards/train", tokenizer), 2, first=4)
+    assert [data.keys for data in rest] == [data.keys for data in whole[4:]]
+    assert [data.global_step for data in rest] == [4, 5]
+
+
+def test_the_fingerprint_knows_data_and_options_but_not_where_they_lie_or_who_reads(home, tokenizer, tmp_path):
+    train = home / "shards/train"
+    ours = open_stream(train, tokenizer).fingerprint
+    moved = shutil.copytree(train, tmp_path / "moved")
+    assert open_stream(moved, tokenizer, rank=1, world_size=2).fingerprint == ours
+    assert open_stream(train, tokenizer, seed=2).fingerprint != ours
+    assert open_stream(train, tokenizer, budget=BatchBudget(2, 20.0, 4)).fingerprint != ours
+    next(moved.glob("de-*.tar")).unlink()
+    assert open_stream(moved, tokenizer).fingerprint != ours
+
+
+def test_damaged_samples_are_masked_and_named_and_their_neighbours_untouched(home, tokenizer, tmp_path):
+    damaged = shutil.copytree(home / "shards/train", tmp_path / "damaged")
+    shard = sorted(damaged.glob("en-*.tar"))[0]
+    clean = {data.global_step: data for data in take(open_stream(home / "shards/train", tokenizer), 2)}
+    from pipeline.speech.shards import read_index
+
+    victim = read_index(shard).samples[1]
+    with shard.open("r+b") as file:
+        file.seek(victim.audio_offset)
+        file.write(b"\0" * victim.audio_bytes)
+    hurt = take(open_stream(damaged, tokenizer), 2)
+    (bad,) = [item for data in hurt for item in data.bad_samples]
+    assert (bad.key, bad.cause, bad.shard) == (victim.key, "decode", str(shard))
+    for data in hurt:
+        assert data.keys == clean[data.global_step].keys
+        for batch, other in zip(data.batches, clean[data.global_step].batches, strict=True):
+            for row, key in enumerate(batch.keys):
+                is_bad = key == victim.key
+                assert float(batch.weights[row]) == (0.0 if is_bad else 1.0)
+                labels = batch.label_ids[row][batch.label_ids[row] != IGNORED_LABEL]
+                expected = other.label_ids[row][other.label_ids[row] != IGNORED_LABEL]
+                assert labels.tolist() == ([] if is_bad else expected.tolist())
+
+
+def test_a_clip_over_the_limit_is_masked_as_too_long(home, tokenizer):
+    steps = take(open_stream(home / "shards/train", tokenizer, max_seconds=0.7), 6)
+    masked = {item.key: item.cause for data in steps for item in data.bad_samples}
+    assert set(masked.values()) == {"too long"}
+    seen = {key: float(w) for data in steps for batch in data.batches for key, w in zip(batch.keys, batch.weights, strict=True)}
+    assert {key for key, weight in seen.items() if weight == 0} == set(masked)
+    assert len(masked) < len(seen)
+
+
+def test_an_error_while_preparing_reaches_the_consumer(home, tokenizer, tmp_path):
+    gone = shutil.copytree(home / "shards/train", tmp_path / "gone")
+    stream = open_stream(gone, tokenizer)
+    for shard in gone.glob("*.tar"):
+        shard.unlink()
+    with pytest.raises(FileNotFoundError):
+        take(stream, 1)
+
+
+def test_a_language_without_samples_is_refused(home, tokenizer):
+    with pytest.raises(DataError, match="'fr'"):
+        SpeechStream(
+            [SpeechDataset(str(home / "shards/train/*.tar"), language="fr")],
+            tokenizer=tokenizer,
+            num_mels=80,
+            budget=BUDGET,
+            max_seconds=20.0,
+            seed=1,
+            rank=0,
+            world_size=1,
+        )
+
+
+def test_eos_is_a_target_and_padding_is_not(tokenizer):
+    ids = label_ids(tokenizer, "turn the lamp")
+    assert ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(ids[:-1]) == "turn the lamp"
+    from pipeline.speech.batches import Features
+
+    mel = np.zeros((80, 4), dtype=np.float32)
+    batch = collate([Features("a", "en", mel, ids), Features("b", "en", mel, ids[-2:]), None], num_mels=80, keys=("a", "b", "c"))
+    assert batch.num_target_tokens == len(ids) + 2
+    assert batch.weights.tolist() == [1, 1, 0]
+    assert empty_batch(80).num_target_tokens == 0
+
+
+def test_the_prompt_is_the_chat_template_around_the_audio(tokenizer):
+    prompt = make_prompt(tokenizer, "Listen: {audio} Now write.")
+    assert tokenizer.decode(prompt.prefix_ids) == "[system][user]Listen: "
+    assert tokenizer.decode(prompt.suffix_ids) == " Now write.[a]"

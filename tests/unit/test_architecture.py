@@ -1,0 +1,105 @@
+"""The import arrows of the design, and what must stay out of the command line's start-up."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "pipeline"
+# what each room may import of this project, itself and the ground floor aside
+GROUND = {"errors", "artefacts", "progress"}
+ARROWS = {
+    "errors": set(),
+    "artefacts": {"errors"},
+    "progress": set(),
+    "config": set(),
+    "cluster": {"config", "mpi_cluster"},
+    "mpi_cluster": {"cluster"},
+    "selection": set(),
+    "scan": {"selection", "cluster"},
+    "speech": set(),
+    "model": set(),
+    "evaluation": {"config", "cluster", "model", "speech"},
+    "training": {"config", "cluster", "selection", "scan", "model", "speech", "evaluation"},
+    "comparison": {"config", "evaluation", "training"},
+    "demo": {"speech"},
+    "commands": {
+        "config",
+        "cluster",
+        "selection",
+        "scan",
+        "speech",
+        "model",
+        "evaluation",
+        "training",
+        "comparison",
+        "demo",
+        "mpi_cluster",
+    },
+    "__main__": {"commands"},
+    "__init__": set(),
+}
+# third-party packages that have one place
+PLACES = {
+    "deepspeed": {"cluster", "training"},
+    "mpi4py": {"cluster", "mpi_cluster"},
+    "typer": {"commands"},
+    "matplotlib": {"comparison"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_arrows(path):
+    ours = {name.split(".")[1] for name in imported(path) if name.startswith("pipeline.")}
+    allowed = ARROWS[room(path)] | GROUND | {room(path)}
+    assert ours <= allowed, f"{path.name} may not import {sorted(ours - allowed)}"
+
+
+@pytest.mark.parametrize("package", sorted(PLACES))
+def test_a_library_is_named_in_its_place_alone(package):
+    users = {room(path) for path in modules() if any(name.split(".")[0] == package for name in imported(path))}
+    assert users <= PLACES[package]
+
+
+def test_no_room_is_without_a_rule():
+    assert {room(path) for path in modules()} <= set(ARROWS)
+
+
+def test_help_answers_at_once_and_loads_nothing_heavy():
+    code = (
+        "import sys; from pipeline.commands import main; main(['--help']); "
+        "heavy = {'torch', 'numpy', 'deepspeed', 'transformers', 'whisper', 'scipy', 'matplotlib', 'pydantic'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    seconds = []
+    for _ in range(3):
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=PACKAGE.parent)
+        seconds.append(time.monotonic() - began)
+        assert done.returncode == 0, done.stderr
+    # the best of three: the others may have waited for a busy machine
+    assert min(seconds) < 0.5

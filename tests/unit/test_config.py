@@ -1,0 +1,97 @@
+"""The run's YAML and the DeepSpeed JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import YAML_OWNED_KEYS, read_deepspeed_config, read_run_config
+from pipeline.errors import ConfigError
+
+REPOSITORY = Path(__file__).parents[2]
+MINIMAL = {
+    "run_dir": "r",
+    "model": {"llm": "l", "encoder": "e"},
+    "data": {"train": [{"shards": "s"}]},
+    "training": {"num_steps": 3},
+}
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_what_is_left_out_has_a_default(tmp_path):
+    config = read_run_config(write(tmp_path / "c.yaml", MINIMAL))
+    assert config.model.adaptor.stacking == 4
+    assert config.optimizer.betas == (0.9, 0.98)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "launch/configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_that_is_shipped_can_be_read(path):
+    assert read_run_config(path).training.num_steps > 0
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "ds_configs").glob("*.json")), ids=lambda path: path.name)
+def test_every_deepspeed_preset_can_be_read(path):
+    assert read_deepspeed_config(path)["zero_optimization"]["stage"] == 3
+
+
+def test_all_problems_are_told_at_once_with_the_nearest_key(tmp_path):
+    content = {**MINIMAL, "optimizer": {"clip_nrom": 1.0, "epsilon": -1}, "trainning": {}}
+    del content["run_dir"]
+    with pytest.raises(ConfigError) as caught:
+        read_run_config(write(tmp_path / "c.yaml", content))
+    message = str(caught.value)
+    assert "4 problem(s)" in message
+    for part in ("run_dir: missing", "did you mean 'clip_norm'?", "optimizer.epsilon", "did you mean 'training'?"):
+        assert part in message
+
+
+def test_an_unknown_key_in_a_list_is_found(tmp_path):
+    content = {**MINIMAL, "data": {"train": [{"shards": "s", "langauge": "en"}]}}
+    with pytest.raises(ConfigError, match="did you mean 'language'"):
+        read_run_config(write(tmp_path / "c.yaml", content))
+
+
+@pytest.mark.parametrize("value", ["three", True, 2.5, 0, -1])
+def test_a_count_is_a_whole_positive_number(tmp_path, value):
+    with pytest.raises(ConfigError, match="num_steps"):
+        read_run_config(write(tmp_path / "c.yaml", {**MINIMAL, "training": {"num_steps": value}}))
+
+
+def test_overrides_take_the_place_of_values(tmp_path):
+    path = write(tmp_path / "c.yaml", MINIMAL)
+    config = read_run_config(path, overrides={"optimizer.clip_norm": 0.5, "training.num_steps": 9})
+    assert (config.optimizer.clip_norm, config.training.num_steps) == (0.5, 9)
+    with pytest.raises(ConfigError, match="run_dir isn't a section"):
+        read_run_config(path, overrides={"run_dir.x": 1})
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [unclosed", "!!python/object/apply:os.getcwd []"])
+def test_what_is_no_mapping_is_refused(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError):
+        read_run_config(tmp_path / "c.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        read_run_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("key", YAML_OWNED_KEYS)
+def test_a_deepspeed_json_that_sets_the_yamls_keys_is_refused(tmp_path, key):
+    (tmp_path / "ds.json").write_text(json.dumps({key: 1, "zero_optimization": {"stage": 3}}))
+    with pytest.raises(ConfigError, match=key):
+        read_deepspeed_config(tmp_path / "ds.json")
+
+
+def test_a_deepspeed_json_without_zero3_is_refused(tmp_path):
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    with pytest.raises(ConfigError, match="stage 2"):
+        read_deepspeed_config(tmp_path / "ds.json")

@@ -75,7 +75,7 @@ class SpeechLLM(nn.Module):
         embeds_BNH = self.llm.get_input_embeddings()(tokens_BN)
         is_audio_BN = (audio_index_BN >= 0) & (suffix_index_BN < 0)
         index_BN = audio_index_BN.clamp(0, audio_BAH.shape[1] - 1)
-        audio_BNH = audio_BAH.to(embeds_BNH.dtype).gather(1, index_BN[:, :, None].expand(-1, -1, audio_BAH.shape[2]))
+        audio_BNH = audio_BAH.to(embeds_BNH.dtype).gather(1, index_BN[:, :, None].expand(batch, -1, audio_BAH.shape[2]))
         embeds_BNH = torch.where(is_audio_BN[:, :, None], audio_BNH, embeds_BNH)
 
         rows_R, columns_R = is_label_BL.nonzero(as_tuple=True)

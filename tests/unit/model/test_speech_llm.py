@@ -1,0 +1,121 @@
+"""The adaptor, the splice and the loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pipeline.errors import SelectionError
+from pipeline.model.adaptor import Adaptor, AdaptorShape, stack_states
+from pipeline.model.freezing import unfreeze
+from pipeline.model.llm import load_llm
+from pipeline.model.speech_llm import IGNORED_LABEL, SpeechLLM, token_embedding_std
+from pipeline.model.trained import build_adaptor
+
+SHAPE = AdaptorShape(encoder_width=16, llm_width=32, width=24, num_heads=4, stacking=4, dropout=0.0, embedding_std=0.02)
+PREFIX, SUFFIX = torch.tensor([5, 6, 7]), torch.tensor([8, 9])
+
+
+@pytest.fixture(scope="module")
+def model(home) -> SpeechLLM:
+    return SpeechLLM(build_adaptor(SHAPE, seed=1), load_llm(str(home / "llm"), dtype=torch.float32))
+
+
+def states(*counts: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    values = torch.randn(len(counts), max(counts), 16, generator=torch.Generator().manual_seed(seed))
+    lengths = torch.tensor(counts)
+    return values * (torch.arange(max(counts))[None] < lengths[:, None])[:, :, None], lengths
+
+
+def labels(*rows: list[int]) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [IGNORED_LABEL] * (width - len(row)) for row in rows])
+
+
+def test_stacking_concatenates_neighbours_and_fills_the_last():
+    values = torch.arange(10.0).reshape(1, 5, 2)
+    assert stack_states(values, 4).tolist() == [[[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 0, 0, 0, 0, 0, 0]]]
+
+
+def test_the_adaptor_speaks_at_the_scale_of_the_embeddings_and_at_a_quarter_of_the_rate():
+    audio, counts = build_adaptor(SHAPE, seed=1)(*states(41, 8))
+    assert audio.shape == (2, 11, 32)
+    assert counts.tolist() == [11, 2]
+    assert float(audio[0].detach().std()) == pytest.approx(SHAPE.embedding_std, rel=0.05)
+
+
+def test_the_adaptor_is_a_function_of_its_seed():
+    torch.manual_seed(99)
+    one, other, third = build_adaptor(SHAPE, seed=1), build_adaptor(SHAPE, seed=1), build_adaptor(SHAPE, seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert not torch.equal(one.project.weight, third.project.weight)
+
+
+def test_a_width_that_its_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="heads"):
+        Adaptor(AdaptorShape(16, 32, 30, 4, 4, 0.0, 0.02))
+
+
+def test_the_loss_is_that_of_each_sample_alone_spliced_by_hand(model):
+    values, counts = states(23, 40, 9)
+    targets = labels([20, 21, 22, 1], [30, 1], [40, 41, 42, 43, 44, 1])
+    expected = 0.0
+    embed = model.llm.get_input_embeddings()
+    for row in range(3):
+        audio, number = model.adaptor(values[row : row + 1, : counts[row]], counts[row : row + 1])
+        ids = targets[row][targets[row] != IGNORED_LABEL]
+        sequence = torch.cat([embed(PREFIX), audio[0, : int(number)], embed(SUFFIX), embed(ids)])[None]
+        logits = model.llm(inputs_embeds=sequence).logits[0]
+        expected += float(functional.cross_entropy(logits[-len(ids) - 1 : -1], ids, reduction="sum").detach())
+    loss = model(values, counts, PREFIX, SUFFIX, targets)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_more_padding_leaves_the_loss_unchanged(model):
+    values, counts = states(23, 40)
+    targets = labels([20, 21, 1], [30, 1])
+    wider = functional.pad(values, (0, 0, 0, 57))
+    longer = functional.pad(targets, (0, 9), value=IGNORED_LABEL)
+    loss, padded = model(values, counts, PREFIX, SUFFIX, targets), model(wider, counts, PREFIX, SUFFIX, longer)
+    assert float(padded.detach()) == pytest.approx(float(loss.detach()), rel=1e-6)
+
+
+def test_a_batch_without_labels_costs_nothing_and_reaches_every_module(model):
+    model.zero_grad()
+    loss = model(*states(9, 12), PREFIX, SUFFIX, labels([IGNORED_LABEL], [IGNORED_LABEL]))
+    assert float(loss.detach()) == 0
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
+def test_a_masked_row_changes_nothing_for_its_neighbours(model):
+    values, counts = states(23, 2)
+    alone = model(values[:1], counts[:1], PREFIX, SUFFIX, labels([20, 21, 1]))
+    beside = model(values, counts, PREFIX, SUFFIX, labels([20, 21, 1], [IGNORED_LABEL]))
+    assert float(beside.detach()) == pytest.approx(float(alone.detach()), rel=1e-6)
+
+
+def test_the_scale_of_embeddings_is_measured(model):
+    weight = model.llm.get_input_embeddings().weight
+    assert token_embedding_std(model.llm) == pytest.approx(float(weight.detach().std()))
+
+
+def test_exactly_the_named_tensors_are_unfrozen(home):
+    llm = load_llm(str(home / "llm"), dtype=torch.float32)
+    names = ["model.layers.1.mlp.up_proj.weight", "lm_head.weight"]
+    shapes = {name: tuple(dict(llm.named_parameters())[name].shape) for name in names}
+    assert unfreeze(llm, shapes) == sorted(names, key=[name for name, _ in llm.named_parameters()].index)
+    assert {name for name, parameter in llm.named_parameters() if parameter.requires_grad} == set(names)
+    assert unfreeze(llm, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "complaint"),
+    [("model.layers.9.mlp.up_proj.weight", (48, 32), "lacks"), ("model.layers.1.mlp.up_proj.weight", (32, 48), "has shape")],
+)
+def test_a_selection_of_another_model_is_refused(home, name, shape, complaint):
+    with pytest.raises(SelectionError, match=complaint):
+        unfreeze(load_llm(str(home / "llm"), dtype=torch.float32), {name: shape})

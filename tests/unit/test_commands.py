@@ -1,0 +1,81 @@
+"""The command line in this process: exit codes, and messages that say what to do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.commands import main
+
+
+@pytest.fixture
+def complain(capsys):
+    """Run a command line that must fail with code 2; return what it printed."""
+
+    def run(*words: object) -> str:
+        assert main([str(word) for word in words]) == 2
+        return capsys.readouterr().err
+
+    return run
+
+
+def test_a_missing_model_is_named(complain, tmp_path):
+    assert "no-such-model" in complain("scan", tmp_path / "no-such-model", "--workers", 1)
+
+
+def test_a_missing_ranking_is_named(complain, tmp_path):
+    assert "none.json" in complain("select", tmp_path / "none.json", "--count", 3)
+
+
+def test_more_tensors_than_there_are_is_refused(complain, home, tmp_path):
+    assert "999 tensors are asked for" in complain(
+        "select", home / "ranking.json", "--count", 999, "--output", tmp_path / "s.json"
+    )
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_an_unknown_option_or_command_is_refused(complain):
+    assert "No such" in complain("select", "--cuont", 3)
+    assert "No such command" in complain("slect")
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "{tmp}/none.yaml"], ["evaluate", "{tmp}"], ["compare", "{tmp}"], ["transcribe", "{tmp}", "x"]]
+)
+def test_what_is_no_configuration_or_run_is_refused(complain, tmp_path, words):
+    assert "error: " in complain(*(word.format(tmp=tmp_path) for word in words))
+
+
+def test_an_unknown_yaml_key_is_refused_with_the_nearest(complain, tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "run_dir: r\nmodel: {llm: l, encodr: e}\ndata: {train: [{shards: s}]}\ntraining: {num_steps: 1}\n"
+    )
+    assert "did you mean 'encoder'?" in complain("train", tmp_path / "c.yaml")
+
+
+def test_a_shard_that_is_no_tar_is_refused_and_left_alone(complain, tmp_path):
+    path = tmp_path / "x.tar"
+    path.write_bytes(b"no tar at all" * 200)
+    assert "is no tar file" in complain("index", path, "--language", "en")
+    assert path.read_bytes() == b"no tar at all" * 200
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_audio_that_does_not_decode_is_refused(complain, home, tmp_path):
+    (tmp_path / "x.flac").write_bytes(b"no audio")
+    assert "can't be used as audio" in complain("transcribe", home / "llm", tmp_path / "x.flac")
+
+
+@pytest.mark.parametrize("spelling", [["--local_rank=0"], ["--local-rank", "0"], ["--local_rank", "0"]])
+def test_the_launchers_local_rank_is_accepted_and_ignored(home, tmp_path, spelling):
+    output = tmp_path / "selection.json"
+    assert main([*spelling, "select", str(home / "ranking.json"), "--count", "2", "--output", str(output)]) == 0
+    assert len(json.loads(output.read_text())["tensors"]) == 2
+
+
+def test_select_names_what_it_chose(home, tmp_path, capsys):
+    assert main(["select", str(home / "ranking.json"), "--count", "2", "--largest", "--output", str(tmp_path / "s.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "2 tensors" in printed
+    assert str(tmp_path / "s.json") in printed

@@ -98,7 +98,7 @@ class BatchConfig(_Section):
 class OptimizerConfig(_Section):
     """AdamW with separate peak rates; `schedule` after the warm-up."""
 
-    adaptor_learning_rate: Positive = 1e-3
+    adaptor_learning_rate: Positive = 4e-4
     llm_learning_rate: Positive = 2e-4
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
     epsilon: Positive = 1e-8

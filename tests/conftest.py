@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,30 @@ def run_command() -> Callable[..., Completed]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def train(home, run_command, tmp_path_factory):
+    """Train a run of this name, and return its folder."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def start(name: str, *, ranks: int = 1, **changes: Any) -> Path:
+        config = tiny.write_config(root / f"{name}.yaml", home, root / name, **changes)
+        done = run_command("train", config, ranks=ranks)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return root / name
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def one_rank(train):
+    return train("one")
+
+
+@pytest.fixture(scope="session")
+def two_ranks(train):
+    return train("two", ranks=2)
 
 
 def clean_environment(**variables: str) -> dict[str, str]:

@@ -23,30 +23,6 @@ from tests.conftest import clean_environment, free_port
 BF16_LOSS_TOLERANCE = 2e-3
 
 
-@pytest.fixture(scope="module")
-def train(home, run_command, tmp_path_factory):
-    """Train a run of this name, and return its folder."""
-    root = tmp_path_factory.mktemp("runs")
-
-    def start(name: str, *, ranks: int = 1, **changes: Any) -> Path:
-        config = tiny.write_config(root / f"{name}.yaml", home, root / name, **changes)
-        done = run_command("train", config, ranks=ranks)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return root / name
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def one_rank(train):
-    return train("one")
-
-
-@pytest.fixture(scope="module")
-def two_ranks(train):
-    return train("two", ranks=2)
-
-
 def steps(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
 

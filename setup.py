@@ -29,15 +29,19 @@ REQUIREMENTS = [
 ]
 EXTRAS = {
     "demo": ["espeakng-loader==0.2.4"],  # generated speech for the quickstart
+    "parquet": ["pyarrow>=15"],  # rankings as Parquet
     "test": [
         "pytest>=8,<10",
-        "pytest-timeout>=2.3,<3",
-        "hypothesis>=6.100,<7",
+        "pytest-timeout>=2.3,<3",  # a collective that hangs must fail
+        "hypothesis>=6.100,<7",  # properties before examples
         "ruff>=0.14,<1",
         "mypy>=1.18,<3",
         "types-PyYAML>=6,<7",
+        "openmpi>=5,<6",  # mpirun for the MPI backend
+        "peft>=0.21,<1",  # reads our exports back
     ],
 }
+
 
 setup(
     name="kappaspeech",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,6 +10,15 @@ import typer
 
 if TYPE_CHECKING:
     from pipeline.selection import TensorSelection
+
+
+class Export(str, Enum):
+    """Formats of other tools."""
+
+    names = "names"
+    peft = "peft"
+    axolotl = "axolotl"
+    kappatune = "kappatune"
 
 
 def select(
@@ -27,9 +37,11 @@ def select(
     ] = "kappa",
     include: Annotated[list[str] | None, typer.Option(help="Only these tensors: a name or a glob. May be repeated.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="None of these: a name or a glob. May be repeated.")] = None,
+    export: Annotated[list[Export] | None, typer.Option(help="Write it for another tool too. May be repeated.")] = None,
 ) -> None:
     """Choose the tensors to train from a ranking, by default those of smallest κ."""
     from pipeline.errors import InputError
+    from pipeline.exports import write_export
     from pipeline.scan.ranking import KappaRanking
     from pipeline.selection import TensorSelection
     from pipeline.selection import select as choose
@@ -52,6 +64,8 @@ def select(
     )
     chosen.write(output)
     _print_summary(chosen, output)
+    for kind in export or ():
+        print(write_export(chosen, kind.value, output))
 
 
 def _parse_threshold(text: str | None) -> Any:

@@ -20,6 +20,7 @@ from pipeline.cluster import Cluster
 from pipeline.errors import KappaSpeechError, RankFailure
 
 _BEAT_SECONDS = 1.0
+_SHORTEST_BEAT_SECONDS = 0.05
 _SILENCE_SECONDS = 15.0
 # How long the work may take to reach a `check` before the process is ended.
 _GRACE_SECONDS = 5.0
@@ -37,6 +38,7 @@ class Watch:
         self._cause: tuple[str, int] | None = None
         self._failure: RankFailure | None = None
         self._stop = threading.Event()
+        self._news = threading.Event()
         self._beats = 0
         self._last_beat = time.monotonic()
         self._heard: dict[int, tuple[int, float]] = {}
@@ -46,6 +48,7 @@ class Watch:
     def begin(self, what: str, *, patience_seconds: float = 0.0) -> None:
         """Say what is being done, and how long it may keep this rank from answering beyond the usual."""
         self._doing, self._patience = what, patience_seconds
+        self._news.set()
 
     def advance(self, amount: float) -> None:
         """Count `amount` as done."""
@@ -76,6 +79,7 @@ class Watch:
                 time.sleep(3 * _BEAT_SECONDS)
         finally:
             self._stop.set()
+            self._news.set()
             for thread in self._threads:
                 thread.join(_BEAT_SECONDS)
 
@@ -88,7 +92,10 @@ class Watch:
             raise self._failure from error
 
     def _run(self) -> None:
-        while not self._stop.wait(_BEAT_SECONDS):
+        while not self._stop.wait(_SHORTEST_BEAT_SECONDS):
+            # what is begun is told at once: a rank that dies of it can't tell later
+            self._news.wait(_BEAT_SECONDS)
+            self._news.clear()
             try:
                 self._beat()
                 self._listen()

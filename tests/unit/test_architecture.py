@@ -21,6 +21,7 @@ ARROWS = {
     "cluster": {"config", "mpi_cluster"},
     "mpi_cluster": {"cluster"},
     "selection": set(),
+    "exports": {"selection"},
     "scan": {"selection", "cluster"},
     "speech": set(),
     "model": set(),
@@ -39,6 +40,7 @@ ARROWS = {
         "training",
         "comparison",
         "demo",
+        "exports",
         "mpi_cluster",
     },
     "__main__": {"commands"},
@@ -49,7 +51,7 @@ PLACES = {
     "deepspeed": {"cluster", "training"},
     "mpi4py": {"cluster", "mpi_cluster"},
     "typer": {"commands"},
-    "matplotlib": {"comparison"},
+    "matplotlib": {"comparison", "scan"},
 }
 
 

@@ -1,0 +1,74 @@
+"""Sentences, splits, voices and texts of the quickstart."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.demo.sentences import make_sentences, split_by_sentence, words_of
+from pipeline.demo.speech import generate_speech, read_transcripts, split_recordings
+from pipeline.demo.texts import write_texts
+from pipeline.errors import DataError
+from tests import tiny
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_sentences_are_distinct_and_a_function_of_the_seed(language):
+    sentences = make_sentences(language, 300, seed=1)
+    assert len(set(sentences)) == 300
+    assert sentences == make_sentences(language, 300, seed=1)
+    assert sentences != make_sentences(language, 300, seed=2)
+    assert all(4 <= len(sentence.split()) <= 9 for sentence in sentences)
+
+
+def test_generated_speech_never_tests_on_a_sentence_or_word_of_its_own(tmp_path):
+    pytest.importorskip("espeakng_loader", reason="the extra «demo» has the voices")
+    generate_speech(tmp_path, num_train=240, num_test=20, seed=3)
+    for language in ("en", "de"):
+        train = [text for _, text in read_transcripts(tmp_path / "train" / language)]
+        test = [text for _, text in read_transcripts(tmp_path / "test" / language)]
+        assert (len(train), len(test)) == (120, 10)
+        assert not set(map(str.lower, train)) & set(map(str.lower, test))
+        assert {word for text in test for word in words_of(text)} <= {word for text in train for word in words_of(text)}
+
+
+def test_speech_says_different_things_in_different_voices_alike_each_time():
+    pytest.importorskip("espeakng_loader", reason="the extra «demo» has the voices")
+    import numpy as np
+
+    from pipeline.demo.voices import VOICES, speak
+
+    lamp, other_voice, again = (speak("the lamp", voice) for voice in (VOICES["en"][0], VOICES["en"][1], VOICES["en"][0]))
+    np.testing.assert_array_equal(lamp, again)
+    assert len(lamp) != len(other_voice) or not np.array_equal(lamp, other_voice)
+    assert 4_000 < len(lamp) < 32_000
+    assert np.abs(lamp).max() > 0.05
+
+
+def test_a_sentence_of_several_recordings_stays_on_one_side():
+    items = [(f"{voice}-{number}.flac", f"sentence {number}") for voice in "abc" for number in range(30)]
+    train, test = split_by_sentence(items, test_fraction=0.2, seed=0)
+    assert sorted(train + test) == sorted(items)
+    assert not {text for _, text in train} & {text for _, text in test}
+    assert len(test) == pytest.approx(18, abs=6)
+
+
+def test_real_recordings_are_divided_without_being_copied(tmp_path):
+    source = tiny.make_recordings(tmp_path / "source", num_clips=20)
+    split_recordings(source, tmp_path / "out", test_fraction=0.2, seed=0)
+    for language in ("en", "de"):
+        parts = [read_transcripts(tmp_path / "out" / part / language) for part in ("train", "test")]
+        assert sorted(parts[0] + parts[1]) == sorted(read_transcripts(source / language))
+        for part, items in zip(("train", "test"), parts, strict=True):
+            assert all((tmp_path / "out" / part / language / file).resolve().parent == source / language for file, _ in items)
+
+
+def test_a_folder_without_transcripts_is_refused(tmp_path):
+    with pytest.raises(DataError, match="transcripts"):
+        split_recordings(tmp_path, tmp_path / "out", test_fraction=0.2, seed=0)
+
+
+def test_the_prose_is_there_in_both_languages(tmp_path):
+    english, german = (path.read_text(encoding="utf-8").splitlines() for path in write_texts(tmp_path))
+    assert len(english) == len(german) == 40
+    assert all(len(line.split()) > 20 for line in english + german)
+    assert not set(english) & set(german)

@@ -1,0 +1,72 @@
+"""Selections for other tools, read back by them where they can be installed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+import torch
+import yaml
+
+from pipeline.commands import main
+from pipeline.exports import EXPORTS, axolotl, kappatune, names, peft
+from pipeline.model.llm import load_llm
+from pipeline.selection import SelectedTensor, TensorSelection
+
+SELECTION = TensorSelection(
+    rule="by hand",
+    model="m",
+    checkpoint_digest="c",
+    ranking_digest="r",
+    tensors=(
+        SelectedTensor("model.layers.1.mlp.up_proj.weight", (48, 32), 3.5),
+        SelectedTensor("model.layers.0.mlp.experts.down_proj", (4, 32, 16), math.inf),
+    ),
+)
+
+
+def test_names_are_a_plain_list():
+    assert names(SELECTION).splitlines() == list(SELECTION.names)
+
+
+def test_axolotl_unfreezes_exactly_these():
+    patterns = yaml.safe_load(axolotl(SELECTION))["unfrozen_parameters"]
+    candidates = [
+        *SELECTION.names,
+        "model.layers.11.mlp.up_proj.weight",
+        "model.layers.1.mlp.up_projxweight",
+        "x." + SELECTION.names[0],
+    ]
+    assert [name for name in candidates if any(re.match(pattern, name) for pattern in patterns)] == list(SELECTION.names)
+
+
+def test_kappatune_reads_kappas_back_infinite_ones_too():
+    assert json.loads(kappatune(SELECTION)) == {tensor.name: tensor.kappa for tensor in SELECTION.tensors}
+
+
+def test_peft_tells_modules_from_fused_parameters():
+    assert json.loads(peft(SELECTION)) == {
+        "target_modules": ["model.layers.1.mlp.up_proj"],
+        "target_parameters": ["model.layers.0.mlp.experts.down_proj"],
+    }
+
+
+def test_peft_itself_adapts_exactly_the_selection(home):
+    library = pytest.importorskip("peft", reason="PEFT isn't installed")
+    selection = TensorSelection.read(home / "selection.json")
+    config = library.LoraConfig(r=2, **json.loads(peft(selection)))
+    adapted = library.get_peft_model(load_llm(str(home / "llm"), dtype=torch.float32), config)
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    modules = {re.sub(r"\.lora_(embedding_)?[AB].*", "", name).removeprefix("base_model.model.") for name in trained}
+    assert modules == {name.removesuffix(".weight") for name in selection.names}
+
+
+def test_select_writes_every_format_beside_the_selection(home, tmp_path, capsys):
+    words = ["select", str(home / "ranking.json"), "--count", "2", "--output", str(tmp_path / "s.json")]
+    assert main([*words, *(word for kind in EXPORTS for word in ("--export", kind))]) == 0
+    expected = {"s.json", "s.names.txt", "s.peft.json", "s.axolotl.yaml", "s.condition_numbers.json"}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+    printed = capsys.readouterr().out
+    assert all(str(tmp_path / name) in printed for name in expected)

@@ -1,0 +1,115 @@
+"""What a run writes: tensor files, checkpoints, logs, and the schedule of its rates."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.config import OptimizerConfig
+from pipeline.errors import CheckpointError, TrainingError
+from pipeline.training.checkpoint import check_fingerprints, list_checkpoints
+from pipeline.training.run_folder import RunFolder
+from pipeline.training.run_log import RunLog, StepRecord, read_lines
+from pipeline.training.schedule import rate_factor
+from pipeline.training.stopping import StopRequest
+from pipeline.training.tensor_file import TensorFileWriter, read_shapes
+
+
+def record(step: int) -> StepRecord:
+    return StepRecord(step, 1.0, 8.0, 8, {"adaptor": 1e-3}, 0.5, 1.0, 4.0, 0.0, 0.1, {}, 1, "0")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_streamed_tensor_file_is_a_safetensors_file(tmp_path, dtype):
+    tensors = {"b": torch.randn(3, 5), "a": torch.randn(7), "scalar": torch.tensor(2.0)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    writer = TensorFileWriter(tmp_path / "x.safetensors", shapes, dtype=dtype)
+    for name, tensor in tensors.items():
+        writer.add(name, tensor)
+    writer.close()
+    read = load_file(tmp_path / "x.safetensors")
+    assert all(torch.equal(read[name], tensor.to(dtype)) for name, tensor in tensors.items())
+    assert read_shapes(tmp_path / "x.safetensors") == shapes
+
+
+def test_an_unfinished_checkpoint_is_none(tmp_path):
+    for name in ("step-000010", "step-000002", "step-1000000", ".step-000011.tmp", "other"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002", "step-000010", "step-1000000"]
+    assert list_checkpoints(tmp_path / "nowhere") == []
+
+
+def test_what_has_changed_since_a_checkpoint_is_named(tmp_path):
+    saved = {"data": "a" * 64, "selection": "b" * 64}
+    check_fingerprints(tmp_path, saved, dict(saved))
+    with pytest.raises(CheckpointError, match=r"another data \(data was a{12}, is c{12}\)"):
+        check_fingerprints(tmp_path, saved, {**saved, "data": "c" * 64})
+
+
+def test_a_log_goes_on_from_its_checkpoint_without_what_came_after(tmp_path):
+    log = RunLog(tmp_path, resume_step=0)
+    for step in range(5):
+        log.add_step(record(step))
+    log.add_evaluation({"step": 4, "wer": {"mean_wer": 0.5}, "text": {}})
+    log.close()
+    with (tmp_path / "steps.jsonl").open("a") as file:
+        file.write('{"step": 5, "los')
+    log = RunLog(tmp_path, resume_step=3)
+    assert log.evaluated_steps() == set()
+    log.add_step(record(3))
+    log.close()
+    assert [line["step"] for line in read_lines(tmp_path / "steps.jsonl")] == [0, 1, 2, 3]
+
+
+def test_an_evaluation_takes_the_place_of_one_of_the_same_step(tmp_path):
+    log = RunLog(tmp_path, resume_step=0)
+    for wer in (0.5, 0.25):
+        log.add_evaluation({"step": 4, "wer": {"mean_wer": wer}, "text": {"en": {"perplexity": 9.0}}})
+    log.close()
+    assert [line["wer"]["mean_wer"] for line in read_lines(tmp_path / "evaluations.jsonl")] == [0.25]
+
+
+def test_a_changed_frozen_tensor_fails_the_run_by_name(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_frozen({"a": "1", "b": "2"}, {"a": "1", "b": "2"})
+    with pytest.raises(TrainingError, match=r"first: b"):
+        folder.write_frozen({"a": "1", "b": "2"}, {"a": "1", "b": "3"})
+    assert json.loads((tmp_path / "frozen.json").read_text())["changed"] == ["b"]
+
+
+def test_rates_warm_up_and_fall_along_a_cosine():
+    config = OptimizerConfig(warmup_steps=4, schedule="cosine", final_fraction=0.1)
+    factors = [rate_factor(step, num_steps=20, config=config) for step in range(20)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4] == 1.0
+    assert factors[-1] == pytest.approx(0.1)
+    assert all(later <= earlier for earlier, later in itertools.pairwise(factors[4:]))
+
+
+def test_rates_stay_constant_by_choice():
+    config = OptimizerConfig(warmup_steps=0, schedule="constant")
+    assert {rate_factor(step, num_steps=9, config=config) for step in range(9)} == {1.0}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_is_a_wish_to_stop_and_handlers_are_put_back(tmp_path, number):
+    before = signal.getsignal(number)
+    with StopRequest(tmp_path) as stop:
+        assert stop.reason() is None
+        os.kill(os.getpid(), number)
+        assert stop.reason() == signal.Signals(number).name
+    assert signal.getsignal(number) is before
+
+
+def test_a_stop_file_and_a_budget_are_wishes_too(tmp_path):
+    with StopRequest(tmp_path, budget_seconds=1e-9) as stop:
+        assert stop.reason() == "the time budget"
+    (tmp_path / "STOP").touch()
+    with StopRequest(tmp_path) as stop:
+        assert str(tmp_path / "STOP") in (stop.reason() or "")

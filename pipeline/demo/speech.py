@@ -5,15 +5,15 @@ A folder a language, each with `transcripts.tsv` (file, tab, text), under `train
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.artefacts import write_text
 from pipeline.demo.sentences import make_sentences, split_by_sentence, words_of
-from pipeline.demo.voices import SAMPLE_RATE_HZ, VOICES, speak
+from pipeline.demo.voices import SAMPLE_RATE_HZ, VOICES, speak, start
 from pipeline.errors import DataError
 
 TRANSCRIPTS_NAME = "transcripts.tsv"
@@ -45,8 +45,7 @@ def generate_speech(folder: Path, *, num_train: int, num_test: int, seed: int) -
                 _Clip(target / f"{language}-{part}-{i:05d}.flac", text, language, i % len(VOICES[language]))
                 for i, text in enumerate(sentences)
             ]
-            with ProcessPoolExecutor(os.cpu_count()) as pool:
-                list(pool.map(_write_clip, clips, chunksize=16))
+            _speak_all(clips)
             # last, so that its presence says that the recordings are all there
             _write_transcripts(target, [(clip.path.name, clip.text) for clip in clips])
 
@@ -68,6 +67,16 @@ def _split(sentences: Sequence[str], num_test: int) -> tuple[list[str], list[str
             for word in words:
                 counts[word] -= 1
     return train, test
+
+
+def _speak_all(clips: Sequence[_Clip]) -> None:
+    """Each clip in a process of its own, forked from one that has started espeak-ng and never spoken.
+
+    The library carries its oscillators' phases from one utterance to the next: only a first one is a function of its text.
+    """
+    start()
+    with multiprocessing.get_context("fork").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
+        pool.map(_write_clip, clips, chunksize=1)
 
 
 def _write_clip(clip: _Clip) -> None:

@@ -100,8 +100,16 @@ def _espeak() -> _Espeak:
     return _Espeak()
 
 
+def start() -> None:
+    """Start espeak-ng in this process without a sound. Raises `InputError` without the library."""
+    _espeak()
+
+
 def speak(text: str, voice: Voice) -> NDArray[np.float32]:
-    """`text` spoken by `voice`: mono float32 at `SAMPLE_RATE_HZ`. Raises `InputError` without the library or the voice."""
+    """`text` spoken by `voice`: mono float32 at `SAMPLE_RATE_HZ`. Raises `InputError` without the library or the voice.
+
+    A process's first utterance is a function of both; later ones differ from it by a few samples.
+    """
     import numpy as np
     import soxr
 

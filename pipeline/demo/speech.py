@@ -14,9 +14,8 @@ from pathlib import Path
 from pipeline.artefacts import write_text
 from pipeline.demo.sentences import make_sentences, split_by_sentence, words_of
 from pipeline.demo.voices import SAMPLE_RATE_HZ, VOICES, speak, start
-from pipeline.errors import DataError
+from pipeline.speech.packing import TRANSCRIPTS_NAME, find_recordings
 
-TRANSCRIPTS_NAME = "transcripts.tsv"
 LANGUAGES = ("en", "de")
 
 
@@ -89,40 +88,27 @@ def _write_transcripts(folder: Path, items: Sequence[tuple[str, str]]) -> None:
     write_text(folder / TRANSCRIPTS_NAME, "".join(f"{file}\t{text}\n" for file, text in items))
 
 
-def read_transcripts(folder: Path) -> list[tuple[str, str]]:
-    """(file, text) of a folder's `transcripts.tsv`. Raises `DataError` naming the line that isn't one."""
-    path = folder / TRANSCRIPTS_NAME
-    if not path.exists():
-        raise DataError(f"{folder} has no {TRANSCRIPTS_NAME} (file name, tab, text on each line).")
-    items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        file, tab, text = line.partition("\t")
-        if not line.strip():
-            continue
-        if not tab or not text.strip():
-            raise DataError(f"{path}, line {number}: a file name, a tab and a text are wanted, found {line[:80]!r}.")
-        items.append((file, text.strip()))
-    return items
-
-
 def split_recordings(source: Path, folder: Path, *, test_fraction: float, seed: int) -> None:
     """Divide real recordings (`source`/LANGUAGE/transcripts.tsv) by sentence, linking the files into `folder`/{train,test}.
 
     Raises `DataError` where `source` has no such folder or a file is missing.
     """
-    languages = sorted(path.parent for path in source.glob(f"*/{TRANSCRIPTS_NAME}"))
-    if not languages:
-        raise DataError(f"{source} has no folder with a {TRANSCRIPTS_NAME}; one folder a language is wanted, as {source}/en.")
-    for language in languages:
-        train, test = split_by_sentence(read_transcripts(language), test_fraction=test_fraction, seed=seed)
-        for part, items in (("train", train), ("test", test)):
-            target = folder / part / language.name
+    recordings = find_recordings(source)
+    for language in sorted({recording.language for recording in recordings}):
+        # a key is the language and the file within its folder
+        paths = {
+            recording.key.partition("/")[2] + recording.path.suffix: (recording.path, recording.transcript)
+            for recording in recordings
+            if recording.language == language
+        }
+        items = [(file, text) for file, (_, text) in paths.items()]
+        train, test = split_by_sentence(items, test_fraction=test_fraction, seed=seed)
+        for part, chosen in (("train", train), ("test", test)):
+            target = folder / part / language
             target.mkdir(parents=True, exist_ok=True)
-            for file, _ in items:
-                recording = (language / file).resolve()
-                if not recording.is_file():
-                    raise DataError(f"{language / TRANSCRIPTS_NAME} names {file}, which isn't in {language}.")
+            for file, _ in chosen:
                 link = target / file
+                link.parent.mkdir(parents=True, exist_ok=True)
                 link.unlink(missing_ok=True)
-                link.symlink_to(recording)
-            _write_transcripts(target, items)
+                link.symlink_to(paths[file][0].resolve())
+            _write_transcripts(target, chosen)

@@ -5,7 +5,6 @@ B batch · M mel channels · T log-mel frames (10 ms) · S encoder states (20 ms
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,8 +138,3 @@ def load_encoder(name_or_path: str, *, pad_to_30s: bool = False, dtype: torch.dt
         raise CheckpointError(f"{name_or_path} can't be loaded as an openai-whisper checkpoint: {error}") from error
     dims = EncoderDims(num_mels=model.dims.n_mels, width=model.dims.n_audio_state, max_states=model.dims.n_audio_ctx)
     return FrozenWhisperEncoder(model.encoder.to(dtype), dims, pad_to_30s=pad_to_30s)
-
-
-def encoder_state(encoder: FrozenWhisperEncoder) -> Mapping[str, Tensor]:
-    """The encoder's tensors under openai-whisper's names (`encoder.conv1.weight`, …), for fingerprints."""
-    return {f"encoder.{name}": tensor for name, tensor in encoder.whisper.state_dict().items()}

@@ -92,11 +92,6 @@ def cut_at_pauses(waveform: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     return [*pieces, waveform]
 
 
-def num_frames(seconds: float) -> int:
-    """Log-mel frames (10 ms) of a clip, an even number."""
-    return 2 * int(np.ceil(seconds * SAMPLE_RATE_HZ / _FRAME_PAIR))
-
-
 def log_mel(waveform: NDArray[np.float32], num_mels: int) -> NDArray[np.float32]:
     """Whisper's log-mel spectrogram of one clip, (num_mels, frames), without padding to 30 s.
 

@@ -59,11 +59,3 @@ class TensorFileWriter:
     def abandon(self) -> None:
         """Close an unfinished file; whoever made its folder removes it."""
         self._file.close()
-
-
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a safetensors file, from its header."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pipeline.demo.sentences import make_sentences, split_by_sentence, words_of
-from pipeline.demo.speech import generate_speech, read_transcripts, split_recordings
+from pipeline.demo.speech import generate_speech, split_recordings
 from pipeline.demo.texts import write_texts
 from pipeline.errors import DataError
+from pipeline.speech.packing import find_recordings
 from tests import tiny
 
 
@@ -24,8 +25,9 @@ def test_generated_speech_never_tests_on_a_sentence_or_word_of_its_own(tmp_path)
     pytest.importorskip("espeakng_loader", reason="the extra «demo» has the voices")
     generate_speech(tmp_path, num_train=240, num_test=20, seed=3)
     for language in ("en", "de"):
-        train = [text for _, text in read_transcripts(tmp_path / "train" / language)]
-        test = [text for _, text in read_transcripts(tmp_path / "test" / language)]
+        train, test = (
+            [recording.transcript for recording in find_recordings(tmp_path / part / language)] for part in ("train", "test")
+        )
         assert (len(train), len(test)) == (120, 10)
         assert not set(map(str.lower, train)) & set(map(str.lower, test))
         assert {word for text in test for word in words_of(text)} <= {word for text in train for word in words_of(text)}
@@ -58,11 +60,12 @@ def test_a_sentence_of_several_recordings_stays_on_one_side():
 def test_real_recordings_are_divided_without_being_copied(tmp_path):
     source = tiny.make_recordings(tmp_path / "source", num_clips=20)
     split_recordings(source, tmp_path / "out", test_fraction=0.2, seed=0)
-    for language in ("en", "de"):
-        parts = [read_transcripts(tmp_path / "out" / part / language) for part in ("train", "test")]
-        assert sorted(parts[0] + parts[1]) == sorted(read_transcripts(source / language))
-        for part, items in zip(("train", "test"), parts, strict=True):
-            assert all((tmp_path / "out" / part / language / file).resolve().parent == source / language for file, _ in items)
+    divided = [recording for part in ("train", "test") for recording in find_recordings(tmp_path / "out" / part)]
+    expected = find_recordings(source)
+    assert sorted((r.language, r.transcript, r.path) for r in expected) == sorted(
+        (r.language, r.transcript, r.path.resolve()) for r in divided
+    )
+    assert all(recording.path.is_symlink() for recording in divided)
 
 
 def test_a_folder_without_transcripts_is_refused(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from pipeline.errors import DataError
-from pipeline.speech.samples import BadSampleError, cut_at_pauses, decode, log_mel, num_frames, read_recording
+from pipeline.speech.samples import BadSampleError, cut_at_pauses, decode, log_mel, read_recording
 
 
 def encode(waveform: np.ndarray, *, rate_hz: int = 16_000, container: str = "FLAC") -> bytes:
@@ -68,11 +68,9 @@ def test_features_equal_those_of_whisper():
     np.testing.assert_allclose(log_mel(waveform, 80), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_samples", [3_201, 16_000, 16_319, 16_320])
-def test_frames_are_even_and_known_from_the_duration(num_samples):
-    features = log_mel(tone(2.0)[:num_samples], 80)
-    assert features.shape == (80, num_frames(num_samples / 16_000))
-    assert features.shape[1] % 2 == 0
+@pytest.mark.parametrize(("num_samples", "num_frames"), [(3_201, 22), (16_000, 100), (16_319, 102), (16_320, 102)])
+def test_frames_come_in_pairs_whatever_the_length(num_samples, num_frames):
+    assert log_mel(tone(2.0)[:num_samples], 80).shape == (80, num_frames)
 
 
 def test_a_long_recording_is_cut_in_its_pauses_and_nothing_is_lost():

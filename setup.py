@@ -39,6 +39,7 @@ EXTRAS = {
         "types-PyYAML>=6,<7",
         "openmpi>=5,<6",  # mpirun for the MPI backend
         "peft>=0.21,<1",  # reads our exports back
+        "pyarrow>=15",  # reads our Parquet back
     ],
 }
 

@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -159,7 +159,7 @@ class SpeechStream:
             }
         )
 
-    def steps(self, first_step: int, *, hint: tuple[int, int] = (0, 0)) -> Iterator[StepData]:
+    def steps(self, first_step: int, *, hint: tuple[int, int] = (0, 0)) -> Generator[StepData, None, None]:
         """This rank's data from `first_step` on, endlessly; the caller decides when to stop."""
         plans = self._schedule.steps(first_step, hint=hint)
         prepare = enumerate(plans, start=first_step)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.artefacts import digest_lines
-from pipeline.cluster import Cluster
+from pipeline.cluster import Cluster, agreement
 from pipeline.config import RunConfig
 from pipeline.errors import DataError, TrainingError
 from pipeline.evaluation.evaluate import TestSet, evaluate
@@ -76,6 +76,13 @@ class TrainingLoop:
 
     def run(self) -> Outcome:
         """Train to `num_steps`, or until all ranks agree to stop early. A collective."""
+        try:
+            return self._run()
+        finally:
+            if self._log is not None:
+                self._log.close()
+
+    def _run(self) -> Outcome:
         total = self._config.training.num_steps
         step = first = self._resume()
         lead = self._cluster.rank == 0
@@ -86,14 +93,18 @@ class TrainingLoop:
         with stop, ProgressBar("train", total=total, done=step, shown=lead) as bar:
             if step == 0 and 0 not in evaluated:
                 self._evaluate(step)
-            for data in self._stream.steps(step, hint=self._hint) if step < total else ():
+            steps = self._stream.steps(step, hint=self._hint)
+            while step < total and reason is None:
+                with agreement(self._cluster):
+                    # what one rank can't read must not leave the others waiting in the step
+                    data = next(steps)
                 record, reason = self._step(data, stop)
                 step, self._hint = data.global_step + 1, data.hint
                 self._check_bad_samples()
                 bar.advance(detail=f"loss {record.loss_nats:.3f}, {record.audio_seconds / record.seconds:.0f} audio-s/s")
-                if reason is not None or step >= total:
-                    break
-                self._keep_cadence(step)
+                if reason is None:
+                    self._keep_cadence(step)
+            steps.close()
         if step > first:
             self._save(step)
         if step >= total:

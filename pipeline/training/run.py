@@ -101,8 +101,13 @@ def train(config: RunConfig) -> Outcome:
                     "world_size": cluster.world_size,
                 },
             )
-    outcome = loop.run()
-    _prove_frozen(engine, parts, cluster, folder, before)
+    try:
+        outcome = loop.run()
+        _prove_frozen(engine, parts, cluster, folder, before)
+    except Exception:
+        if cluster.rank == 0:
+            folder.end("failed")
+        raise
     _write_drift(engine, config, cluster, folder)
     with agreement(cluster):
         if cluster.rank == 0:

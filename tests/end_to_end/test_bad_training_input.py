@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,4 +85,31 @@ def test_too_many_bad_samples_stop_the_run_with_the_worst_shard_named(home, run_
     assert done.returncode != 0
     assert "more than data.max_bad_fraction 0.01 allows" in done.stderr
     assert f"{shard} (" in done.stderr
-    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "running"
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "failed"
+
+
+def test_a_shard_that_vanishes_ends_every_rank_with_its_name(home, run_command, tmp_path):
+    train = shutil.copytree(home / "shards/train", tmp_path / "train")
+    config = tiny.write_config(
+        tmp_path / "c.yaml",
+        home,
+        tmp_path / "run",
+        data__train=[{"shards": str(train / "*.tar")}],
+        data__test=[],
+        training__num_steps=100_000,
+        training__checkpoint_every_steps=0,
+    )
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run_command, "train", config, ranks=2)
+        steps = tmp_path / "run/steps.jsonl"
+        deadline = time.monotonic() + 60
+        while not (steps.exists() and steps.read_text()):
+            assert time.monotonic() < deadline
+            assert not running.done(), running.result().stderr[-2000:]
+            time.sleep(0.2)
+        for shard in train.glob("*.tar"):
+            shard.write_bytes(b"")
+        done = running.result()
+    assert done.returncode != 0
+    assert "more than data.max_bad_fraction" in done.stderr
+    assert str(train) in done.stderr

@@ -35,6 +35,8 @@ def scan(
     workers: Annotated[int | None, typer.Option(help="Processes, where no launcher started them.  [default: cores]")] = None,
     threads: Annotated[int, typer.Option(help="Threads a process. More processes beat more threads.")] = 1,
     backend: Annotated[Backend, typer.Option(help="torch, or mpi under mpirun.")] = Backend.torch,
+    device: Annotated[str | None, typer.Option(help="Compute on it by torch, as cuda.  [default: CPU, by BLAS]")] = None,
+    spectrum: Annotated[Path | None, typer.Option(help="Also write all singular values there (safetensors).")] = None,
     static: Annotated[bool, typer.Option("--static", help="Assign tensors beforehand, not from a queue.")] = False,
     journal: Annotated[Path | None, typer.Option(help="Folder of finished tensors.  [default: the user's cache]")] = None,
     no_journal: Annotated[bool, typer.Option("--no-journal", help="Keep and use no finished tensors.")] = False,
@@ -58,11 +60,12 @@ def scan(
 
     checkpoint = open_checkpoint(model)
     if find_launch(os.environ).world_size == 1 and backend is Backend.torch:
-        from pipeline.scan.workers import count_cores, run_workers
+        from pipeline.scan.workers import count_cores, count_devices, run_workers
 
-        num_workers = workers or max(1, count_cores() // threads)
+        num_workers = workers or (count_devices(device) if device else max(1, count_cores() // threads))
         if num_workers > 1:
             again = ["scan", model, f"--output={output}", f"--rtol={rtol}", f"--method={method.value}", f"--threads={threads}"]
+            again += [f"--device={device}"] * bool(device) + [f"--spectrum={spectrum}"] * bool(spectrum)
             again += ["--static"] * static + ["--no-journal"] * no_journal + ([f"--journal={journal}"] if journal else [])
             return run_workers(again, num_workers=num_workers)
     from pipeline.scan.stage import scan as run_scan
@@ -74,11 +77,16 @@ def scan(
         rtol=rtol,
         method=method.value,
         is_static=static,
+        with_sigmas=spectrum is not None,
+        device=device,
         journal=None if no_journal else journal or default_folder(checkpoint),
         shows_progress=True,
     )
     if cluster.rank == 0:
         ranking.write(output)
+        if spectrum is not None:
+            ranking.write_spectra(spectrum)
+            print(spectrum)
         print(f"{len(ranking.matrices)} matrices ranked, {len(ranking.skipped)} tensors listed without: {output}")
     cluster.close()
     return 0

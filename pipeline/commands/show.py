@@ -15,6 +15,7 @@ def show(
     score: Annotated[str, typer.Option(help="What the picture shows, as in `kappaspeech select --score`.")] = "kappa",
     csv: Annotated[Path | None, typer.Option(help="Write all rows as CSV.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="Write all rows as Parquet (needs pyarrow).")] = None,
+    spectra: Annotated[Path | None, typer.Option(help="What `scan --spectrum` wrote, for the picture.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw it: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Show a ranking: a table of its two ends, and on demand all rows as CSV or Parquet, and a picture."""
@@ -27,6 +28,8 @@ def show(
     from pipeline.selection import TensorSelection
 
     content = KappaRanking.read(ranking)
+    if spectra is not None:
+        content = content.with_spectra(spectra)
     selected = TensorSelection.read(selection).names if selection else ()
     everything = tables.rows(content)
     listed = everything if len(everything) <= 2 * rows else [*everything[:rows], *everything[len(everything) - rows :]]

@@ -53,7 +53,7 @@ def largest_eigenpair(apply: Callable[[FloatArray], FloatArray], size: int, *, r
         is_exhausted = norm <= 1e-14 * max(diagonal) or step + 1 == size
         is_last = is_exhausted or step + 1 >= steps
         if is_last or (step + 1) % _STEPS_BETWEEN_CHECKS == 0:
-            value, weights, residual = _solve_tridiagonal(diagonal, beside, 0.0 if is_exhausted else norm)
+            value, weights, residual = _solve_tridiagonal(diagonal, beside, 0.0 if step + 1 == size else norm)
             error = residual * math.sqrt(size) / _LEAST_WEIGHT
             if is_last or error <= rtol:
                 vector = known.T @ weights

@@ -112,6 +112,21 @@ class StoredMatrix:
 
     def block(self, start: int, stop: int) -> FloatArray:
         """Vectors `start` to `stop` along the long side: (short, stop − start), float64. Raises `OSError`."""
+        stored, rows, columns = self._read_block(start, stop)
+        wide = widen(stored, self._ref.tensor.dtype)
+        if self._scales is not None:
+            wide *= self._scales.of(rows, columns)
+        return wide.T if self._is_tall else wide
+
+    def stored_block(self, start: int, stop: int) -> tuple[StoredArray, str]:
+        """The same in the stored bits where those are whole numbers of torch's and unscaled, else in float64."""
+        dtype = self._ref.tensor.dtype
+        if self._scales is not None or dtype not in ("bfloat16", "float16", "float32"):
+            return self.block(start, stop), "float64"
+        stored, _, _ = self._read_block(start, stop)
+        return (stored.T if self._is_tall else stored), dtype
+
+    def _read_block(self, start: int, stop: int) -> tuple[StoredArray, slice, slice]:
         self._watch()
         part, whole = slice(start, stop), slice(0, self.short)
         rows, columns = (part, whole) if self._is_tall else (whole, part)
@@ -119,7 +134,4 @@ class StoredMatrix:
             stored = self._held[rows, columns]
         else:
             stored = self._read_rows(start, stop) if self._is_tall else self._read_columns(start, stop)
-        wide = widen(stored, self._ref.tensor.dtype)
-        if self._scales is not None:
-            wide *= self._scales.of(rows, columns)
-        return wide.T if self._is_tall else wide
+        return stored, rows, columns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +17,41 @@ from pipeline.scan.ranking import KappaRanking
 from pipeline.selection import Candidate, module_type
 
 _LAYER = re.compile(r"\.(\d+)\.")
+_EXPERT = re.compile(r"\[\d+\]$")
 _FORMATS = ("png", "svg", "pdf")
 
 
 def write_picture(ranking: KappaRanking, path: Path, *, score: str, selected: Sequence[str] = ()) -> None:
     """Draw `ranking` by `score`, with the tensors `selected` marked, as PNG, SVG or PDF by the name of `path`.
 
-    Raises `InputError` for another format, and `SelectionError` for an unknown score.
+    Where the ranking has spectra, each module type's is drawn: the median over its matrices. Raises `InputError` for another
+    format, and `SelectionError` for an unknown score.
     """
     kind = path.suffix.removeprefix(".")
     if kind not in _FORMATS:
         raise InputError(f"{path} is to be a picture; name it .{', .'.join(_FORMATS)}.")
-    figure = _draw(ranking.candidates(score), score=score, selected=set(selected))
+    figure = _draw(ranking, score=score, selected=set(selected))
     # no date and no random ids: the same ranking gives the same bytes
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     write_with(path, lambda temporary: figure.savefig(temporary, format=kind, metadata=metadata))
 
 
-def _draw(candidates: Sequence[Candidate], *, score: str, selected: set[str]) -> Any:
+def _draw(ranking: KappaRanking, *, score: str, selected: set[str]) -> Any:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "kappaspeech"
+    candidates = ranking.candidates(score)
     layered = [candidate for candidate in candidates if _LAYER.search(candidate.name)]
     kinds = sorted({module_type(candidate.name) for candidate in layered})
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     heat, spread, cost = figure.subplots(1, 3, width_ratios=[2, 1, 1])
     if layered:
         _draw_layers(figure, heat, layered, kinds, score=score, selected=selected)
-    _draw_spread(spread, layered, kinds, score=score)
+    if ranking.spectra:
+        _draw_spectra(spread, ranking.spectra, kinds)
+    else:
+        _draw_spread(spread, layered, kinds, score=score)
     _draw_cost(cost, candidates, num_selected=len(selected))
     return figure
 
@@ -76,6 +82,24 @@ def _draw_spread(axes: Any, layered: Sequence[Candidate], kinds: Sequence[str], 
     axes.set_yscale("log")
     axes.set_xlabel("quantile within its type")
     axes.set_title(score, loc="left", fontsize=10)
+    if kinds:
+        axes.legend(fontsize=7)
+
+
+def _draw_spectra(axes: Any, spectra: Mapping[str, NDArray[np.float32]], kinds: Sequence[str]) -> None:
+    """Each type's median σᵢ/σ₁ over its matrices, at 200 places along the spectrum."""
+    places = np.linspace(0, 1, 200)
+    for kind in kinds:
+        curves = [
+            np.interp(places, np.linspace(0, 1, len(sigmas)), np.log10(np.maximum(sigmas / sigmas[0], 1e-12)))
+            for name, sigmas in spectra.items()
+            if _LAYER.search(name) and module_type(_EXPERT.sub("", name)) == kind and sigmas[0] > 0
+        ]
+        if curves:
+            axes.plot(places, 10 ** np.median(curves, axis=0), label=kind, linewidth=1.2)
+    axes.set_yscale("log")
+    axes.set_xlabel("place in the spectrum")
+    axes.set_title("σᵢ/σ₁, median of a type", loc="left", fontsize=10)
     if kinds:
         axes.legend(fontsize=7)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.artefacts import digest_json, read_json, write_json
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.artefacts import digest_json, read_json, write_json, write_with
 from pipeline.errors import InputError, SelectionError
 from pipeline.scan.matrices import SkippedTensor
 from pipeline.scan.scores import SCORES
@@ -101,6 +104,8 @@ class KappaRanking:
     rtol: float
     matrices: tuple[RankedMatrix, ...]
     skipped: tuple[SkippedTensor, ...]
+    # every singular value by matrix, descending, float32, (m,); empty where they weren't asked for. Not in ranking.json.
+    spectra: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
     def of(
@@ -111,11 +116,12 @@ class KappaRanking:
         rtol: float,
         matrices: Iterable[RankedMatrix],
         skipped: Iterable[SkippedTensor],
+        spectra: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> KappaRanking:
         """A ranking in its order, whatever the order of what it is made from."""
         ordered = tuple(sorted(matrices, key=lambda matrix: (matrix.stats.kappa, matrix.name)))
         return KappaRanking(
-            model, checkpoint_digest, method, rtol, ordered, tuple(sorted(skipped, key=lambda tensor: tensor.name))
+            model, checkpoint_digest, method, rtol, ordered, tuple(sorted(skipped, key=lambda tensor: tensor.name)), spectra or {}
         )
 
     @cached_property
@@ -161,6 +167,29 @@ class KappaRanking:
     def write(self, path: Path) -> None:
         """Write `ranking.json`, atomically."""
         write_json(path, self._to_json())
+
+    def write_spectra(self, path: Path) -> None:
+        """Write `spectra` as one safetensors file, atomically; its metadata is the checkpoint's digest."""
+        from safetensors.numpy import save_file
+
+        spectra = {name: np.ascontiguousarray(sigmas) for name, sigmas in self.spectra.items()}
+        # one entry: several would come in another order each time
+        metadata = {"checkpoint_digest": self.checkpoint_digest}
+        write_with(path, lambda temporary: save_file(spectra, temporary, metadata=metadata))
+
+    def with_spectra(self, path: Path) -> KappaRanking:
+        """This ranking with the spectra that `write_spectra` kept. Raises `InputError` where they are another checkpoint's."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np") as file:
+                digest = (file.metadata() or {}).get("checkpoint_digest")
+                spectra = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path} is no file of spectra: {error}. Make it with `kappaspeech scan --spectrum`.") from error
+        if digest != self.checkpoint_digest:
+            raise InputError(f"{path} holds the spectra of another checkpoint than the ranking is of.")
+        return replace(self, spectra=spectra)
 
     @staticmethod
     def read(path: Path) -> KappaRanking:

@@ -13,22 +13,22 @@ u = 2⁻⁵³ is float64's unit roundoff throughout.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
-from scipy.linalg import blas, lapack
 
 from pipeline.errors import ScanError
-from pipeline.scan.dtypes import FloatArray
+from pipeline.scan.algebra import Algebra, Factor, HostAlgebra, Matrix
+from pipeline.scan.dtypes import FloatArray, StoredArray
 from pipeline.scan.lanczos import Eigenpair, estimate_norm, largest_eigenpair
 
 Method = Literal["auto", "svd"]
 DEFAULT_RTOL = 1e-6
 
 _U = 2.0**-53
-_BLOCK_NUMBERS = 1 << 22
 # Grams of this many long-side vectors are summed apart and then in order, so that the sum is the same bits whoever formed them.
 PIECE_VECTORS = 1 << 14
 _MAX_STEPS = 400
@@ -36,18 +36,6 @@ _NUM_ETA_STEPS = 8
 _ETA_MARGIN = 2.0
 # η came out at 0.05 to 4 times u·κ²: below the one it needn't be estimated in vain, beyond the other it is never larger
 _LEAST_ETA, _MOST_ETA = 0.05, 10.0
-_QR_BLOCK = 32
-
-
-class Matrix(Protocol):
-    """A matrix whose short side is `short` and long side `long`, read along the long side."""
-
-    short: int
-    long: int
-    is_float64: bool
-
-    def block(self, start: int, stop: int) -> FloatArray:
-        """Vectors `start` to `stop` of the long side: (short, stop − start), float64, in C or Fortran order."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +55,8 @@ class SpectrumStats:
     frobenius: float
     error_bound: float
     rung: str
+    # all σᵢ, descending, (m,), where they were asked for
+    sigmas: FloatArray | None = field(default=None, compare=False, repr=False)
 
     @property
     def kappa(self) -> float:
@@ -101,12 +91,20 @@ class ArrayMatrix:
     def block(self, start: int, stop: int) -> FloatArray:
         return self._tall[start:stop].T.astype(np.float64)
 
+    def stored_block(self, start: int, stop: int) -> tuple[StoredArray, str]:
+        block = self._tall[start:stop].T
+        dtype = block.dtype.name if block.dtype.name in ("float16", "float32") else "float64"
+        return block.astype(dtype), dtype
 
-def spectrum_stats(weight: Any, *, rtol: float = DEFAULT_RTOL, method: Method = "auto") -> SpectrumStats:
-    """Measure one matrix: a 2-D numpy array or torch tensor of any float dtype, on any device; computed in float64 on the CPU.
 
-    κ is within `rtol` where float64 can give that, and within the result's `error_bound` always. Raises `ScanError` on a NaN
-    or an infinity, `ValueError` for what has not two dimensions of at least one.
+def spectrum_stats(
+    weight: Any, *, rtol: float = DEFAULT_RTOL, method: Method = "auto", with_sigmas: bool = False, device: str | None = None
+) -> SpectrumStats:
+    """Measure one matrix: a 2-D numpy array or torch tensor of any float dtype, computed in float64 on the CPU or `device`.
+
+    κ is within `rtol` where float64 can give that, and within the result's `error_bound` always. `with_sigmas` keeps all
+    singular values. Raises `ScanError` on a NaN or an infinity, `ValueError` for what has not two dimensions of at least one,
+    `InputError` for a device that isn't there.
     """
     if hasattr(weight, "detach"):
         weight = weight.detach().cpu()
@@ -114,33 +112,49 @@ def spectrum_stats(weight: Any, *, rtol: float = DEFAULT_RTOL, method: Method = 
     values = np.asarray(weight)
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"a matrix has two dimensions of at least one; this has shape {values.shape}")
-    stats = measure(ArrayMatrix(values), rtol=rtol, method=method)
-    return SpectrumStats(**{**stats.__dict__, "shape": values.shape})
+    stats = measure(ArrayMatrix(values), rtol=rtol, method=method, with_sigmas=with_sigmas, algebra=choose_algebra(device))
+    return replace(stats, shape=values.shape)
+
+
+def choose_algebra(device: str | None) -> Algebra:
+    """BLAS and LAPACK on the CPU, or torch on `device`. Raises `InputError`."""
+    if device is None:
+        return HostAlgebra()
+    from pipeline.scan.torch_algebra import TorchAlgebra, open_device
+
+    return TorchAlgebra(open_device(device))
 
 
 def measure(
-    matrix: Matrix, *, rtol: float = DEFAULT_RTOL, method: Method = "auto", gram: FloatArray | None = None
+    matrix: Matrix,
+    *,
+    rtol: float = DEFAULT_RTOL,
+    method: Method = "auto",
+    gram: FloatArray | None = None,
+    with_sigmas: bool = False,
+    algebra: Algebra | None = None,
 ) -> SpectrumStats:
     """Climb the ladder until κ is known to `rtol`. `gram`, where others have formed it, is overwritten. Raises `ScanError`.
 
     `shape` of the result is (short, long).
     """
-    scaled = _Scaled(matrix, _find_exponent(matrix)) if matrix.is_float64 else _Scaled(matrix, 0)
+    algebra = algebra or HostAlgebra()
+    scaled = _Scaled(matrix, _find_exponent(matrix, algebra) if matrix.is_float64 else 0, algebra)
     if matrix.short == 1:
-        norm = math.sqrt(sum(float(np.vdot(block, block)) for block in scaled.blocks()))
+        norm = math.sqrt(sum(float(algebra.diagonal(_square(algebra, block))[0]) for block in scaled.blocks()))
         _check_finite(norm)
-        return _finish(scaled, np.array([norm]), "norm", frobenius=norm)
-    if gram is None:
-        gram = sum_pieces(scaled, range(num_pieces(matrix.long)))
-    squares = np.diagonal(gram).copy()
+        return _finish(scaled, np.array([norm]), "norm", frobenius=norm, with_sigmas=with_sigmas)
+    own = _sum_pieces(scaled, range(num_pieces(matrix.long))) if gram is None else algebra.from_host(gram)
+    squares = algebra.diagonal(own)
     _check_finite(float(squares.sum()))
     frobenius = math.sqrt(float(squares.sum()))
     if method == "auto" and squares.min() > 0:
-        stats = _measure_by_cholesky(scaled, gram, squares, rtol=rtol)
+        stats = _measure_by_cholesky(scaled, own, squares, rtol=rtol, with_sigmas=with_sigmas)
         if stats is not None:
             return stats
-    del gram
-    return _finish(scaled, _svdvals(triangularise(scaled)), "svd", frobenius=frobenius)
+    del own, gram
+    sigmas = algebra.svdvals(algebra.triangularise(scaled.blocks(), scaled.short))
+    return _finish(scaled, sigmas, "svd", frobenius=frobenius, with_sigmas=with_sigmas)
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------------
@@ -149,21 +163,21 @@ def measure(
 class _Scaled:
     """`matrix`·2^−exponent: squares of float64 values would over- or underflow; those of narrower formats can't."""
 
-    def __init__(self, matrix: Matrix, exponent: int) -> None:
-        self.matrix, self.exponent = matrix, exponent
+    def __init__(self, matrix: Matrix, exponent: int, algebra: Algebra) -> None:
+        self.matrix, self.exponent, self.algebra = matrix, exponent, algebra
         self.short, self.long = matrix.short, matrix.long
 
-    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[FloatArray]:
-        width = max(64, _BLOCK_NUMBERS // self.short)
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Any]:
+        width = max(64, self.algebra.block_numbers // self.short)
         stop = self.long if stop is None else stop
         for begin in range(start, stop, width):
-            block = self.matrix.block(begin, min(begin + width, stop))
-            yield np.ldexp(block, -self.exponent) if self.exponent else block
+            yield self.algebra.block(self.matrix, begin, min(begin + width, stop), exponent=self.exponent)
 
 
-def _find_exponent(matrix: Matrix) -> int:
+def _find_exponent(matrix: Matrix, algebra: Algebra) -> int:
     """The binary exponent of the largest magnitude, exact to divide by."""
-    peak = max(float(np.abs(block).max()) for block in _Scaled(matrix, 0).blocks())
+    peaks = [algebra.peak(block) for block in _Scaled(matrix, 0, algebra).blocks()]
+    peak = max(peaks, key=lambda value: math.inf if math.isnan(value) else value)
     _check_finite(peak)
     return math.frexp(peak)[1] if peak > 0 else 0
 
@@ -181,78 +195,54 @@ def num_pieces(long: int) -> int:
     return -(-long // PIECE_VECTORS)
 
 
-def piece_gram(matrix: Matrix, piece: int) -> FloatArray:
-    """G of one piece of the long side, lower triangle, (m, m) in Fortran order. Of narrow formats only: nothing is scaled."""
+def piece_gram(matrix: Matrix, piece: int, *, algebra: Algebra | None = None) -> FloatArray:
+    """G of one piece of the long side, (m, m) in Fortran order, of which the lower triangle counts. Of narrow formats only:
+    nothing is scaled."""
     assert not matrix.is_float64
-    return sum_pieces(_Scaled(matrix, 0), [piece])
+    algebra = algebra or HostAlgebra()
+    return algebra.to_host(_sum_pieces(_Scaled(matrix, 0, algebra), [piece]))
 
 
-def sum_pieces(scaled: _Scaled, pieces: Any) -> FloatArray:
-    """The lower triangle of Σ W_p·W_pᵀ over `pieces`, each summed by itself first."""
-    total: FloatArray | None = None
+def _sum_pieces(scaled: _Scaled, pieces: Sequence[int]) -> Any:
+    """Σ W_p·W_pᵀ over `pieces`, each summed by itself first."""
+    total: Any = None
     for piece in pieces:
         begin = piece * PIECE_VECTORS
-        gram = np.zeros((scaled.short, scaled.short), order="F")
+        gram = scaled.algebra.zeros(scaled.short)
         for block in scaled.blocks(begin, min(begin + PIECE_VECTORS, scaled.long)):
-            _add_square(block, gram)
+            scaled.algebra.add_square(block, gram)
         if total is None:
             total = gram
         else:
             total += gram
-    assert total is not None
     return total
 
 
-def _add_square(block: FloatArray, gram: FloatArray) -> None:
-    # dsyrk does half the flops of a product; the transposed view spares the copy that a C-ordered argument would cost
-    if block.flags.f_contiguous:
-        blas.dsyrk(1.0, block, beta=1.0, c=gram, trans=0, lower=1, overwrite_c=1)
-    else:
-        blas.dsyrk(1.0, block.T, beta=1.0, c=gram, trans=1, lower=1, overwrite_c=1)
+def _square(algebra: Algebra, block: Any) -> Any:
+    gram = algebra.zeros(block.shape[0])
+    algebra.add_square(block, gram)
+    return gram
 
 
-class _Factor:
-    """A product of lower triangles L₁·…·L_k whose singular values are the matrix's."""
-
-    def __init__(self, triangles: list[FloatArray]) -> None:
-        self.triangles = triangles
-        self.log2_volume = math.fsum(math.fsum(np.log2(np.diagonal(triangle))) for triangle in triangles)
-
-    def square(self, x: FloatArray) -> FloatArray:
-        """F·Fᵀ·x"""
-        for triangle in self.triangles:
-            x = blas.dtrmv(triangle, x, lower=1, trans=1)
-        for triangle in reversed(self.triangles):
-            x = blas.dtrmv(triangle, x, lower=1, overwrite_x=1)
-        return x
-
-    def solve(self, x: FloatArray, *, transposed: bool = False) -> FloatArray:
-        """F⁻¹·x, or F⁻ᵀ·x."""
-        for triangle in reversed(self.triangles) if transposed else self.triangles:
-            x = blas.dtrsv(triangle, x, lower=1, trans=int(transposed))
-        return x
-
-    def inverse_square(self, x: FloatArray) -> FloatArray:
-        """(F·Fᵀ)⁻¹·x"""
-        return self.solve(self.solve(x), transposed=True)
-
-
-def _measure_by_cholesky(scaled: _Scaled, gram: FloatArray, squares: FloatArray, *, rtol: float) -> SpectrumStats | None:
+def _measure_by_cholesky(
+    scaled: _Scaled, gram: Any, squares: FloatArray, *, rtol: float, with_sigmas: bool
+) -> SpectrumStats | None:
     """The rungs that rest on a Cholesky factor; None where they can't reach `rtol`."""
-    triangle, failed_at = lapack.dpotrf(gram, lower=1, clean=0, overwrite_a=1)
-    if failed_at or np.diagonal(triangle).min() ** 2 < 4 * scaled.short * _U * squares.max():
+    algebra = scaled.algebra
+    triangle = algebra.cholesky(gram)
+    if triangle is None or not algebra.diagonal(triangle).min() ** 2 >= 4 * scaled.short * _U * squares.max():
         return None
     frobenius = math.sqrt(float(squares.sum()))
-    factor = _Factor([triangle])
+    factor = algebra.factor([triangle])
     ends = _find_ends(factor, rtol=rtol)
     if ends is not None:
         stats = _accept_gram(scaled, factor, ends, frobenius=frobenius, rtol=rtol)
         if stats is not None:
-            return stats
+            return _with_sigmas(scaled, stats, algebra.svdvals_by_square(triangle)) if with_sigmas else stats
     second = _second_triangle(scaled, triangle)
     if second is None:
         return None
-    factor = _Factor([triangle, second])
+    factor = algebra.factor([triangle, second])
     ends = _find_ends(factor, rtol=rtol)
     if ends is None:
         return None
@@ -262,21 +252,26 @@ def _measure_by_cholesky(scaled: _Scaled, gram: FloatArray, squares: FloatArray,
     bound = _backward_error(scaled, sigmas[0] / sigmas[1]) + largest.error + smallest.error
     if bound > rtol:
         return None
-    return _finish_ends(scaled, *sigmas, factor=factor, bound=bound, rung="cholqr2", frobenius=frobenius)
+    stats = _finish_ends(scaled, *sigmas, factor=factor, bound=bound, rung="cholqr2", frobenius=frobenius)
+    return _with_sigmas(scaled, stats, algebra.svdvals(algebra.multiply(triangle, second))) if with_sigmas else stats
 
 
-def _find_ends(factor: _Factor, *, rtol: float) -> tuple[Eigenpair, Eigenpair] | None:
+def _find_ends(factor: Factor, *, rtol: float) -> tuple[Eigenpair, Eigenpair] | None:
     """The largest eigenpairs of F·Fᵀ and of its inverse, to a fraction of `rtol`; None where rounding makes nonsense of them."""
-    size = len(factor.triangles[0])
     with np.errstate(all="ignore"):
-        largest = largest_eigenpair(factor.square, size, rtol=rtol / 10, max_steps=_MAX_STEPS)
-        smallest = largest_eigenpair(factor.inverse_square, size, rtol=rtol / 10, max_steps=_MAX_STEPS)
+        largest = largest_eigenpair(factor.square, factor.size, rtol=rtol / 10, max_steps=_MAX_STEPS)
+        smallest = largest_eigenpair(partial(_solve_twice, factor), factor.size, rtol=rtol / 10, max_steps=_MAX_STEPS)
     numbers = (largest.value, smallest.value, largest.error, smallest.error)
     return (largest, smallest) if all(math.isfinite(number) for number in numbers) and smallest.value > 0 else None
 
 
+def _solve_twice(factor: Factor, x: FloatArray) -> FloatArray:
+    """(F·Fᵀ)⁻¹·x"""
+    return factor.solve(factor.solve(x), transposed=True)
+
+
 def _accept_gram(
-    scaled: _Scaled, factor: _Factor, ends: tuple[Eigenpair, Eigenpair], *, frobenius: float, rtol: float
+    scaled: _Scaled, factor: Factor, ends: tuple[Eigenpair, Eigenpair], *, frobenius: float, rtol: float
 ) -> SpectrumStats | None:
     """The Gram's answer where its error is within `rtol`: by κ alone, or by η = ‖L⁻¹·W·Wᵀ·L⁻ᵀ − I‖ (Ostrowski)."""
     largest, smallest = ends
@@ -287,26 +282,26 @@ def _accept_gram(
     if eta + lanczos_error > rtol:
         if _LEAST_ETA * _U * kappa**2 > rtol:
             return None
-        eta = _ETA_MARGIN * estimate_eta(scaled, factor)
+        eta = _ETA_MARGIN * _estimate_eta(scaled, factor)
         if not eta < 0.5 or eta + lanczos_error > rtol:
             return None
     bound = eta + lanczos_error + _backward_error(scaled, kappa)
     if eta > rtol / 100:
         # one more inverse step clears the vector of the large end, which ‖Wᵀu‖ would weigh κ² times
-        vector = factor.inverse_square(smallest.vector)
+        vector = _solve_twice(factor, smallest.vector)
         above = _norm_through(scaled, vector / np.linalg.norm(vector))
         sigma_min = above if above <= sigma_min * (1 + bound) else sigma_min
     return _finish_ends(scaled, sigma_max, sigma_min, factor=factor, bound=bound, rung="gram", frobenius=frobenius)
 
 
-def estimate_eta(scaled: _Scaled, factor: _Factor) -> float:
+def _estimate_eta(scaled: _Scaled, factor: Factor) -> float:
     """‖L⁻¹·W·Wᵀ·L⁻ᵀ − I‖₂, from a few Lanczos steps: a pass over W each."""
 
     def apply(x: FloatArray) -> FloatArray:
         y = factor.solve(x, transposed=True)
         image = np.zeros(scaled.short)
         for block in scaled.blocks():
-            image += block @ (block.T @ y)
+            image += scaled.algebra.weigh_twice(block, y)
         return factor.solve(image) - x
 
     return estimate_norm(apply, scaled.short, num_steps=_NUM_ETA_STEPS)
@@ -314,39 +309,21 @@ def estimate_eta(scaled: _Scaled, factor: _Factor) -> float:
 
 def _norm_through(scaled: _Scaled, vector: FloatArray) -> float:
     """‖Wᵀu‖: for a unit u near the last left singular vector, σ_min to second order, and never below it."""
-    return math.sqrt(sum(float(np.sum((block.T @ vector) ** 2)) for block in scaled.blocks()))
+    return math.sqrt(sum(float(np.sum(scaled.algebra.weigh(block, vector) ** 2)) for block in scaled.blocks()))
 
 
-def _second_triangle(scaled: _Scaled, triangle: FloatArray) -> FloatArray | None:
+def _second_triangle(scaled: _Scaled, triangle: Any) -> Any | None:
     """The Cholesky factor of Y·Yᵀ with Y = L⁻¹·W; None where Y is too far from orthonormal rows for it to help."""
-    gram = np.zeros_like(triangle, order="F")
+    algebra = scaled.algebra
+    gram = algebra.zeros(scaled.short)
     for block in scaled.blocks():
-        _add_square(blas.dtrsm(1.0, triangle, block, lower=1, overwrite_b=block.flags.f_contiguous), gram)
-    squares = np.diagonal(gram)
+        algebra.add_square(algebra.solve_block(triangle, block), gram)
+    squares = algebra.diagonal(gram)
     if not (np.isfinite(squares).all() and squares.min() > 0.1 and squares.max() < 10):
         return None
-    second, failed_at = lapack.dpotrf(gram, lower=1, clean=0, overwrite_a=1)
+    second = algebra.cholesky(gram)
     # the first factor must have left a well-conditioned rest
-    return None if failed_at or np.diagonal(second).min() < 0.3 else second
-
-
-# ---- QR and SVD -----------------------------------------------------------------------------------------------------------
-
-
-def triangularise(scaled: _Scaled) -> FloatArray:
-    """R of Wᵀ = Q·R, (m, m) upper triangular, updated block by block."""
-    size = scaled.short
-    upper = np.zeros((size, size), order="F")
-    for block in scaled.blocks():
-        tall = np.asfortranarray(block.T)
-        upper, _, _, info = lapack.dtpqrt(0, min(_QR_BLOCK, size), upper, tall, overwrite_a=1, overwrite_b=1)
-        assert info == 0
-    return np.triu(upper)
-
-
-def _svdvals(triangle: FloatArray) -> FloatArray:
-    # numpy's lets other threads run meanwhile, scipy's doesn't: the ranks' heartbeat would stop
-    return np.asarray(np.linalg.svd(triangle, compute_uv=False), dtype=np.float64)
+    return None if second is None or algebra.diagonal(second).min() < 0.3 else second
 
 
 def _backward_error(scaled: _Scaled, kappa: float) -> float:
@@ -357,7 +334,7 @@ def _backward_error(scaled: _Scaled, kappa: float) -> float:
 # ---- the result -------------------------------------------------------------------------------------------------------------
 
 
-def _finish(scaled: _Scaled, sigmas: FloatArray, rung: str, *, frobenius: float) -> SpectrumStats:
+def _finish(scaled: _Scaled, sigmas: FloatArray, rung: str, *, frobenius: float, with_sigmas: bool) -> SpectrumStats:
     """The statistics of a whole spectrum, in descending order."""
     tau = max(scaled.short, scaled.long) * 2 * _U * float(sigmas[0])
     nonzero = sigmas[sigmas > tau]
@@ -372,11 +349,12 @@ def _finish(scaled: _Scaled, sigmas: FloatArray, rung: str, *, frobenius: float)
         frobenius=math.ldexp(frobenius, scaled.exponent),
         error_bound=_backward_error(scaled, kappa),
         rung=rung,
+        sigmas=np.ldexp(sigmas, scaled.exponent) if with_sigmas else None,
     )
 
 
 def _finish_ends(
-    scaled: _Scaled, sigma_max: float, sigma_min: float, *, factor: _Factor, bound: float, rung: str, frobenius: float
+    scaled: _Scaled, sigma_max: float, sigma_min: float, *, factor: Factor, bound: float, rung: str, frobenius: float
 ) -> SpectrumStats:
     """The statistics of a matrix of full rank, from its two ends."""
     return SpectrumStats(
@@ -389,3 +367,10 @@ def _finish_ends(
         error_bound=bound,
         rung=rung,
     )
+
+
+def _with_sigmas(scaled: _Scaled, stats: SpectrumStats, sigmas: FloatArray) -> SpectrumStats:
+    """`stats` with the whole spectrum, whose ends are those that were measured."""
+    sigmas = np.clip(np.ldexp(sigmas, scaled.exponent), stats.sigma_min, stats.sigma_max)
+    sigmas[0], sigmas[-1] = stats.sigma_max, stats.sigma_min
+    return replace(stats, sigmas=sigmas)

@@ -6,12 +6,13 @@ order, whether one rank forms them all or several bring theirs together.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import math
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from pipeline.cluster import Cluster, SingleProcess, agreement
 from pipeline.errors import ScanError
 from pipeline.progress import ProgressBar
+from pipeline.scan.algebra import Algebra
 from pipeline.scan.checkpoint import Checkpoint
 from pipeline.scan.dtypes import FLOATS, FloatArray
 from pipeline.scan.journal import Journal
@@ -27,7 +29,7 @@ from pipeline.scan.liveness import Watch
 from pipeline.scan.matrices import MatrixRef, SkippedTensor, StoredMatrix, list_matrices
 from pipeline.scan.partition import Task, assign, blocking_seconds, finishing_cost, plan
 from pipeline.scan.ranking import KappaRanking, RankedMatrix
-from pipeline.scan.spectrum import DEFAULT_RTOL, Method, SpectrumStats, measure, num_pieces, piece_gram
+from pipeline.scan.spectrum import DEFAULT_RTOL, Method, SpectrumStats, choose_algebra, measure, num_pieces, piece_gram
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,13 @@ class ScanOptions:
     rtol: float = DEFAULT_RTOL
     method: Method = "auto"
     is_static: bool = False
+    with_sigmas: bool = False
+    device: str | None = None
 
     def journal_key(self) -> dict[str, Any]:
         """What a journal's lines must agree in to be taken over: numbers of another thread count differ in their last bits."""
-        return {"rtol": self.rtol, "method": self.method, "num_threads": os.environ.get("OMP_NUM_THREADS", "")}
+        computed = self.device.partition(":")[0] if self.device else os.environ.get("OMP_NUM_THREADS", "")
+        return {"rtol": self.rtol, "method": self.method, "computed": computed, "with_sigmas": self.with_sigmas}
 
 
 def scan(
@@ -50,17 +55,22 @@ def scan(
     rtol: float = DEFAULT_RTOL,
     method: Method = "auto",
     is_static: bool = False,
+    with_sigmas: bool = False,
+    device: str | None = None,
     journal: Path | None = None,
     shows_progress: bool = False,
 ) -> KappaRanking:
     """Measure every matrix of `checkpoint`, κ to `rtol`, and rank them. A collective: every rank gets the same ranking.
 
     Matrices are taken from a common queue, the costliest first, or assigned beforehand where `is_static`. `journal` is a
-    folder in which measured matrices are kept and found again. A matrix with NaN or infinity is listed as skipped. Raises
-    `ScanError` naming the tensor that can't be read, `RankFailure` on the other ranks.
+    folder in which measured matrices are kept and found again. `with_sigmas` keeps every singular value (`spectra`). `device`
+    is torch's name of one to compute on; `cuda` means a rank's own. A matrix with NaN or infinity is listed as skipped. Raises
+    `ScanError` naming the tensor that can't be read, `RankFailure` on the other ranks, `InputError` for an absent device.
     """
     cluster = cluster or SingleProcess()
-    options = ScanOptions(rtol, method, is_static)
+    options = ScanOptions(rtol, method, is_static, with_sigmas, own_device(device, cluster.local_rank) if device else None)
+    with agreement(cluster):
+        algebra = choose_algebra(options.device)
     matrices, skipped = list_matrices(checkpoint)
     with agreement(cluster):
         book = Journal(journal, checkpoint, **options.journal_key()) if journal else None
@@ -68,22 +78,30 @@ def scan(
     found = {key: value for share in cluster.gather(found) for key, value in share.items()}
     results = {ref.name: found[book.key(ref)] for ref in matrices if book and book.key(ref) in found}
     remaining = [ref for ref in matrices if ref.name not in results]
-    worker = _Worker(checkpoint, cluster, options, book, remaining)
+    worker = _Worker(checkpoint, cluster, options, algebra, book, remaining)
     total = sum(task.cost for task in worker.tasks)
     with ProgressBar("scanning", total=total, shown=shows_progress and cluster.rank == 0) as bar:
         for share in cluster.gather(worker.run(bar)):
             results.update(share)
     if book:
         book.close()
-    ranked, invalid = [], []
+    ranked, invalid, spectra = [], [], {}
     for ref in matrices:
         value = results[ref.name]
         if "invalid" in value:
             invalid.append(SkippedTensor(ref.name, ref.tensor.shape, value["invalid"]))
         else:
             ranked.append(RankedMatrix.from_json(value))
+            if with_sigmas:
+                spectra[ref.name] = np.frombuffer(base64.b64decode(value["sigmas"]), dtype="<f4")
     return KappaRanking.of(
-        checkpoint.where, checkpoint.digest, method=method, rtol=rtol, matrices=ranked, skipped=[*skipped, *invalid]
+        checkpoint.where,
+        checkpoint.digest,
+        method=method,
+        rtol=rtol,
+        matrices=ranked,
+        skipped=[*skipped, *invalid],
+        spectra=spectra,
     )
 
 
@@ -94,6 +112,7 @@ class _Worker:
     checkpoint: Checkpoint
     cluster: Cluster
     options: ScanOptions
+    algebra: Algebra
     journal: Journal | None
     matrices: list[MatrixRef]
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -116,7 +135,8 @@ class _Worker:
                     self._measure(ref)
                 else:
                     with self._naming(ref):
-                        gram = piece_gram(StoredMatrix(self.checkpoint, ref, watch=watch.check), task.piece)
+                        source = StoredMatrix(self.checkpoint, ref, watch=watch.check)
+                        gram = piece_gram(source, task.piece, algebra=self.algebra)
                         np.save(self._path(task), gram)
                     mine.append(task)
                 self._advance(task.cost)
@@ -169,8 +189,17 @@ class _Worker:
         with self._naming(ref):
             source = StoredMatrix(self.checkpoint, ref, watch=self._watch.check)
             try:
-                stats = measure(source, rtol=self.options.rtol, method=self.options.method, gram=gram)
+                stats = measure(
+                    source,
+                    rtol=self.options.rtol,
+                    method=self.options.method,
+                    gram=gram,
+                    with_sigmas=self.options.with_sigmas,
+                    algebra=self.algebra,
+                )
                 value = describe(ref, stats).to_json()
+                if stats.sigmas is not None:
+                    value["sigmas"] = base64.b64encode(stats.sigmas.astype("<f4").tobytes()).decode()
             except ScanError as error:
                 value = {"invalid": str(error)}
         self.results[ref.name] = value
@@ -196,6 +225,15 @@ class _Worker:
         self._shown = done
 
 
+def own_device(device: str, local_rank: int) -> str:
+    """`cuda` as the rank's own GPU, in turns where ranks outnumber them; any other name as it is."""
+    import torch
+
+    if device != "cuda" or not torch.cuda.is_available():
+        return device
+    return f"cuda:{local_rank % torch.cuda.device_count()}"
+
+
 def describe(ref: MatrixRef, stats: SpectrumStats) -> RankedMatrix:
     """A measured matrix with what its checkpoint says of it."""
     suffix = "" if ref.expert is None else f"[{ref.expert}]"
@@ -204,7 +242,7 @@ def describe(ref: MatrixRef, stats: SpectrumStats) -> RankedMatrix:
         parameter=ref.tensor.name,
         shape=ref.tensor.shape,
         dtype=ref.tensor.dtype,
-        stats=SpectrumStats(**{**stats.__dict__, "shape": ref.shape}),
+        stats=replace(stats, shape=ref.shape),
         expert=ref.expert,
         aliases=tuple(alias + suffix for alias in ref.tensor.aliases),
         storage_noise=storage_noise(stats, ref.tensor.dtype),

@@ -21,6 +21,13 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def count_devices(device: str) -> int:
+    """How many ranks `device` is for: as many as there are GPUs for `cuda`, one for any other."""
+    import torch
+
+    return max(1, torch.cuda.device_count()) if device == "cuda" else 1
+
+
 def run_workers(arguments: Sequence[str], *, num_workers: int) -> int:
     """Start `kappaspeech ARGUMENTS` as that many ranks and wait; return their exit code, the first that isn't 0.
 

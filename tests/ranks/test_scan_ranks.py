@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 TIMEOUT_SECONDS = 60
 WORKER_RANK = re.compile(rb"(?:^|\0)RANK=(\d+)\0")
@@ -116,9 +116,10 @@ def test_ranking_is_byte_identical_on_1_2_3_and_5_ranks_from_a_queue_or_assigned
     written = {}
     for words in (["--workers", 1], ["--workers", 2], ["--workers", 3, "--static"], ["--workers", 5]):
         path = tmp_path / f"{len(written)}.json"
-        done = run(small_model, "--no-journal", "--output", path, *words, cache=tmp_path)
+        spectra = path.with_suffix(".safetensors")
+        done = run(small_model, "--no-journal", "--output", path, "--spectrum", spectra, *words, cache=tmp_path)
         assert done.returncode == 0, done.stderr
-        written[tuple(words)] = path.read_bytes()
+        written[tuple(words)] = path.read_bytes(), spectra.read_bytes()
     assert len(set(written.values())) == 1
     ranking = json.loads(path.read_bytes())
     assert [item["name"] for item in ranking["skipped"]] == ["layers.0.broken.weight"]
@@ -245,10 +246,10 @@ def test_wrong_input_gives_exit_code_2(small_model, tmp_path):
     assert run(small_model, "--journal", "/proc/nowhere", "--workers", 1, cache=tmp_path).returncode == 2
 
 
-def test_ranking_agrees_with_float64_svdvals_name_by_name(small_model, tmp_path):
-    from safetensors.torch import load_file
-
-    done = run(small_model, "--no-journal", "--workers", 2, "--output", tmp_path / "ranking.json", cache=tmp_path)
+def test_ranking_and_spectra_agree_with_float64_svdvals_name_by_name(small_model, tmp_path):
+    spectra = tmp_path / "spectra.safetensors"
+    words = ["--no-journal", "--workers", 2, "--output", tmp_path / "ranking.json", "--spectrum", spectra]
+    done = run(small_model, *words, cache=tmp_path)
     assert done.returncode == 0, done.stderr
     entries = json.loads((tmp_path / "ranking.json").read_text())["tensors"]
     reference = {}
@@ -256,6 +257,7 @@ def test_ranking_agrees_with_float64_svdvals_name_by_name(small_model, tmp_path)
         if not tensor.isnan().any():
             sigmas = np.linalg.svd(tensor.double().numpy(), compute_uv=False)
             reference[name] = sigmas[0] / sigmas[-1]
+            np.testing.assert_allclose(load_file(spectra)[name].numpy(), sigmas, rtol=1e-6)
     assert [entry["name"] for entry in entries] == sorted(reference, key=lambda name: (reference[name], name))
     for entry in entries:
         assert entry["kappa"] == pytest.approx(reference[entry["name"]], rel=max(1e-12, entry["error_bound"]))

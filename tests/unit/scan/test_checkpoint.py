@@ -15,6 +15,8 @@ from pipeline.errors import CheckpointError
 from pipeline.scan.checkpoint import open_checkpoint
 from pipeline.scan.dtypes import widen
 from pipeline.scan.matrices import MatrixRef, StoredMatrix, list_matrices
+from pipeline.scan.stage import scan
+from pipeline.scan.torch_algebra import TorchAlgebra
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -282,3 +284,19 @@ def test_a_matrix_too_large_to_hold_is_read_in_blocks_to_the_same_values(tmp_pat
     streamed = StoredMatrix(checkpoint, MatrixRef("w.weight", checkpoint.tensors[0], shape))
     for start, stop in ((0, 13), (13, 40)):
         np.testing.assert_array_equal(streamed.block(start, stop), held.block(start, stop))
+        blocks = [TorchAlgebra(torch.device("cpu")).block(matrix, start, stop, exponent=0) for matrix in (streamed, held)]
+        for block in blocks:
+            np.testing.assert_array_equal(block.numpy(), held.block(start, stop))
+
+
+def test_a_scan_by_torch_ranks_as_the_host_does_whatever_the_storage(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    content = {f"{dtype}.{rows}".replace("torch.", ""): torch.randn(rows, 24, generator=generator).to(dtype)
+               for dtype in DTYPES for rows in (9, 24, 60)}  # fmt: skip
+    content |= {"codes": (torch.randn(30, 20, generator=generator) * 20).to(torch.int8), "codes_scale": torch.rand(30) + 0.5}
+    checkpoint = open_checkpoint(save_folder(tmp_path, content))
+    host, torchs = scan(checkpoint, with_sigmas=True), scan(checkpoint, with_sigmas=True, device="cpu")
+    assert [matrix.name for matrix in torchs.matrices] == [matrix.name for matrix in host.matrices]
+    for matrix, other in zip(host.matrices, torchs.matrices, strict=True):
+        assert other.stats.kappa == pytest.approx(matrix.stats.kappa, rel=matrix.stats.error_bound + other.stats.error_bound)
+        np.testing.assert_allclose(torchs.spectra[matrix.name], host.spectra[matrix.name], rtol=1e-6)

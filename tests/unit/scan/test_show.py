@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pipeline.commands import main
@@ -41,6 +43,19 @@ def test_show_writes_what_was_asked_for_and_the_same_each_time(home, tmp_path, c
     assert first[1].startswith(b"\x89PNG")
     assert b"<svg" in first[2]
     assert capsys.readouterr().out.count("yes") >= 4
+
+
+def test_a_picture_shows_spectra_and_refuses_those_of_another_checkpoint(home, tmp_path, capsys, ranking):
+    spectra = {matrix.name: np.linspace(2, 1, 9, dtype=np.float32) for matrix in ranking.matrices}
+    own, foreign = tmp_path / "own.safetensors", tmp_path / "foreign.safetensors"
+    replace(ranking, spectra=spectra).write_spectra(own)
+    replace(ranking, spectra=spectra, checkpoint_digest="0" * 64).write_spectra(foreign)
+    words = ["show", str(home / "ranking.json"), "--picture", str(tmp_path / "r.svg"), "--spectra"]
+    assert main([*words, str(own)]) == 0
+    assert "place in the spectrum" in (tmp_path / "r.svg").read_text()
+    assert main([*words, str(foreign)]) == 2
+    assert "another checkpoint" in capsys.readouterr().err
+    assert main([*words, str(home / "ranking.json")]) == 2
 
 
 def test_parquet_holds_the_same_rows(home, tmp_path, ranking):

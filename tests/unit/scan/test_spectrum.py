@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ScanError
+from pipeline.errors import InputError, ScanError
 from pipeline.scan.lanczos import largest_eigenpair
 from pipeline.scan.spectrum import PIECE_VECTORS, ArrayMatrix, measure, num_pieces, piece_gram, spectrum_stats
 
@@ -112,6 +113,35 @@ def test_the_printed_bound_always_holds(log_kappa, kind, short, extra, seed):
 def test_each_rung_is_climbed_where_the_one_below_cannot_hold_the_tolerance():
     rungs = [spectrum_stats(with_spectrum(np.geomspace(1, 1 / kappa, 60), 90, seed=0)).rung for kappa in (1e2, 1e6, 1e10)]
     assert rungs == ["gram", "cholqr2", "svd"]
+
+
+@pytest.mark.parametrize("device", [None, "cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+@pytest.mark.parametrize("kappa", [1e2, 1e6, 1e10])
+def test_all_singular_values_come_from_every_rung_on_every_device(device, kappa):
+    weight = with_spectrum(np.geomspace(1, 1 / kappa, 60), 90, seed=0)
+    stats = spectrum_stats(weight, with_sigmas=True, device=device)
+    expected = np.linalg.svd(weight, compute_uv=False)
+    assert stats.sigmas == pytest.approx(expected, rel=max(1e-6, 1e-15 * kappa))
+    assert (stats.sigmas[0], stats.sigmas[-1]) == (stats.sigma_max, stats.sigma_min)
+    assert (np.diff(stats.sigmas) <= 0).all()
+    assert spectrum_stats(weight).sigmas is None
+
+
+@QUICK
+@given(st.floats(0, 11), st.integers(1, 40), st.integers(0, 40), SEEDS, st.sampled_from(["float16", "float32", "float64"]))
+def test_torch_gives_what_the_host_gives(log_kappa, short, extra, seed, dtype):
+    weight = with_spectrum(10.0 ** -np.random.default_rng(seed).uniform(0, log_kappa, short), short + extra, seed)
+    weight = weight.astype(dtype)
+    host, torchs = spectrum_stats(weight), spectrum_stats(weight, device="cpu")
+    assert torchs.kappa_nonzero == pytest.approx(host.kappa_nonzero, rel=host.error_bound + torchs.error_bound + 1e-12)
+    assert torchs.zero_sigmas == host.zero_sigmas
+    assert torchs.log2_volume == pytest.approx(host.log2_volume, abs=1e-6)
+
+
+def test_a_device_that_is_not_there_is_named():
+    for device in ("cuda:99", "nonsense", "meta"):
+        with pytest.raises(InputError, match=device):
+            spectrum_stats(np.eye(3), device=device)
 
 
 def test_the_svd_method_agrees_with_the_default():

@@ -1,7 +1,7 @@
 """The process group: who this process is, how ranks exchange values, and how one rank's failure reaches them all.
 
-The only module that names `torch.distributed`; MPI is in `mpi_cluster.py`. Every method of a `Cluster` is a collective
-unless it says otherwise: each rank must call it, in the same order.
+The only module that names `torch.distributed`; MPI is in `mpi_cluster.py`, one machine's own ranks in `local_cluster.py`.
+Every method of a `Cluster` is a collective unless it says otherwise: each rank must call it, in the same order.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pipeline.errors import ConfigError, KappaSpeechError, RankFailure
+from pipeline.local_cluster import HUB_VARIABLE, LocalCluster
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -216,6 +217,8 @@ def start_cluster(*, backend: Literal["torch", "mpi"] = "torch", timeout_seconds
         return MpiCluster(launch)
     if launch.world_size == 1:
         return SingleProcess()
+    if HUB_VARIABLE in os.environ:
+        return LocalCluster(launch)
     prepare_rendezvous(launch)
     return TorchCluster(launch, timeout_seconds=timeout_seconds)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
+
+from pipeline.local_cluster import Hub
 
 _POLL_SECONDS = 0.1
 # Ranks that outlive a dead one find out by themselves and say more than we could; then they have had their time.
@@ -33,14 +34,13 @@ def run_workers(arguments: Sequence[str], *, num_workers: int) -> int:
 
     A signal that ends this process ends them; where it has no chance to, they notice that it is gone.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {**os.environ, "WORLD_SIZE": str(num_workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    hub = Hub(num_workers)
     command = [sys.executable, "-m", "pipeline", *arguments]
-    workers = [
-        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(num_workers)
-    ]
+    workers = []
+    for rank in range(num_workers):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_workers), **hub.environment(rank)}
+        workers.append(subprocess.Popen(command, env={**os.environ, **own}, pass_fds=hub.file_descriptors(rank)))
+    hub.close_far_ends()
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -24,12 +24,17 @@ REQUIREMENTS = [
     "safetensors>=0.5,<1",  # checkpoints
     "huggingface_hub>=1.0,<2",  # model ids where there is a network
     "gguf>=0.17,<1",  # GGUF checkpoints
+    "fsspec>=2025.2",  # remote shards, with the extras http, s3 and gs
     "tensorboard>=2.18,<3",  # live curves
     "matplotlib>=3.9,<4",  # plots
 ]
 EXTRAS = {
     "demo": ["espeakng-loader==0.2.4"],  # generated speech for the quickstart
     "parquet": ["pyarrow>=15"],  # rankings as Parquet
+    "http": ["aiohttp>=3.10,<4"],  # shards behind http(s)://
+    "s3": ["s3fs>=2025.2"],  # shards behind s3://
+    "gs": ["gcsfs>=2025.2"],  # shards behind gs://
+    "datasets": ["datasets>=4,<6"],  # packing Hugging Face datasets from disk
     "test": [
         "pytest>=8,<10",
         "pytest-timeout>=2.3,<3",  # a collective that hangs must fail
@@ -40,6 +45,10 @@ EXTRAS = {
         "openmpi>=5,<6",  # mpirun for the MPI backend
         "peft>=0.21,<1",  # reads our exports back
         "pyarrow>=15",  # reads our Parquet back
+        "aiohttp>=3.10,<4",  # shards over HTTP
+        "s3fs>=2025.2",  # shards from S3
+        "moto[s3,server]>=5,<6",  # an S3 API on loopback
+        "datasets>=4,<6",  # a dataset on disk to pack
     ],
 }
 

@@ -64,17 +64,42 @@ class UnfreezeConfig(_Section):
 
 
 class DatasetConfig(_Section):
-    """One set of indexed shards; `weight` is its share of the training mixture."""
+    """One set of indexed shards: path, URL, glob, brace list, or a merged index. `weight` is its share of the mixture.
+
+    `text_normalization` whisper writes transcripts as Whisper's normaliser of their language does.
+    """
 
     shards: str
     language: str | None = None
     weight: Positive = 1.0
+    text_normalization: Literal["none", "whisper"] = "none"
+
+
+class ReadConfig(_Section):
+    """Remote shards: how often a range is tried, after how long without a byte, and how much is kept on local disk, if asked."""
+
+    attempts: Count = 6
+    stall_seconds: Positive = 30.0
+    cache_dir: str | None = None
+    cache_gb: Positive = 20.0
+
+
+class AugmentationConfig(_Section):
+    """Seeded changes to training samples: a speed chosen from `speed_factors`, and SpecAugment's masks. None by default."""
+
+    speed_factors: list[Annotated[float, Field(ge=0.5, le=2)]] = []
+    freq_masks: Annotated[int, Field(ge=0)] = 0
+    freq_width: Count = 27
+    time_masks: Annotated[int, Field(ge=0)] = 0
+    time_width: Count = 100
+    max_time_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2
 
 
 class DataConfig(_Section):
     """What is trained on, tested on, and read to see what is forgotten (`text`: language → file of one text a line).
 
-    Training stops once more than `max_bad_fraction` of its samples can't be used.
+    Training stops once more than `max_bad_fraction` of its samples can't be used. `over_long` samples are masked, or their
+    audio is cut. `num_workers` processes a rank load samples; 0 loads in a thread of its own.
     """
 
     train: Annotated[list[DatasetConfig], Field(min_length=1)]
@@ -82,6 +107,10 @@ class DataConfig(_Section):
     text: dict[str, str] = {}
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     prefetch_steps: Count = 2
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    over_long: Literal["mask", "cut"] = "mask"
+    read: ReadConfig = ReadConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
 
 
 class BatchConfig(_Section):

@@ -33,7 +33,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _pack(source: Path, output: Path) -> None:
-    from pipeline.speech.packing import find_recordings, pack
+    from pipeline.speech.layouts import find_recordings
+    from pipeline.speech.packing import pack
 
     pack(find_recordings(source), output, shard_size=5, num_processes=1)
 

@@ -14,44 +14,88 @@ if TYPE_CHECKING:
 
 
 def pack(
-    source: Annotated[Path, typer.Argument(help="A folder with transcripts.tsv (file, tab, text), or a folder a language.")],
+    source: Annotated[Path, typer.Argument(help="A corpus: a folder, or a manifest of JSON lines.")],
     output: Annotated[Path, typer.Argument(help="Where the shards go.")],
-    language: Annotated[str | None, typer.Option(help="The language, where the folder isn't named after it.")] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="transcripts, librispeech, commonvoice, mls, voxpopuli, manifest or dataset.  [default: told from what is there]"
+        ),
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="The language, where the corpus doesn't name it.")] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Samples a shard.")] = 1000,
     seed: Annotated[int, typer.Option(help="The seed of the shuffle.")] = 0,
+    max_seconds: Annotated[float | None, typer.Option(min=0.1, help="Longer recordings can't be used.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out recordings that can't be used, and name them.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that encode.  [default: cores]")] = None,
 ) -> None:
     """Pack recordings and transcripts into indexed WebDataset shards of 16 kHz FLAC. Finished shards are kept."""
     from pipeline.progress import ProgressBar
-    from pipeline.speech.packing import find_recordings
+    from pipeline.speech.layouts import find_recordings
+    from pipeline.speech.packing import REPORT_NAME
     from pipeline.speech.packing import pack as run_pack
 
-    recordings = find_recordings(source, language=language)
+    recordings = find_recordings(source, layout=layout, language=language)
     with ProgressBar("pack", total=len(recordings), shown=True) as bar:
-        report = run_pack(recordings, output, shard_size=shard_size, seed=seed, skip_bad=skip_bad, advance=bar.advance)
+        report = run_pack(
+            recordings,
+            output,
+            shard_size=shard_size,
+            seed=seed,
+            skip_bad=skip_bad,
+            max_seconds=max_seconds,
+            num_processes=workers,
+            advance=bar.advance,
+        )
     _print_shards(report.shards)
     for path, cause in report.rejected.items():
         print(f"left out {path}: {cause}")
+    print(output / REPORT_NAME)
 
 
 def index(
-    shards: Annotated[list[str], typer.Argument(help="Paths, globs or brace lists of tar shards.")],
+    shards: Annotated[list[str], typer.Argument(help="Paths, URLs, globs or brace lists of tar shards.")],
     language: Annotated[str | None, typer.Option(help="The language of samples that don't say theirs.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="One merged index (.index) in place of one beside each shard: for URLs and for millions.")
+    ] = None,
 ) -> None:
-    """Index tar shards made by others, beside each of them."""
+    """Index tar shards made by others: beside each of them, or into one file. What is indexed already is taken over."""
+    from pipeline.progress import ProgressBar
     from pipeline.speech.shards import expand, index_shard, write_index
+    from pipeline.speech.table import SampleTable, write_merged
 
-    paths = [path for pattern in shards for path in expand(pattern)]
-    made = [index_shard(path, default_language=language) for path in paths]
-    for shard in made:
-        write_index(shard)
+    places = [where for pattern in shards for where in expand(pattern)]
+    made = []
+    with ProgressBar("index", total=len(places), shown=True) as bar:
+        for where in places:
+            shard = (_find_index(where) if output else None) or index_shard(where, default_language=language)
+            if output is None:
+                write_index(shard)
+            made.append(shard)
+            bar.advance(1)
+    if output is not None:
+        write_merged(SampleTable.of(made), output)
     _print_shards(made)
+    if output is not None:
+        print(output)
+
+
+def _find_index(where: str) -> ShardIndex | None:
+    """The index that stands beside a shard already, if it is right."""
+    from pipeline.errors import DataError
+    from pipeline.speech.shards import read_index
+
+    try:
+        return read_index(where)
+    except DataError:
+        return None
 
 
 def _print_shards(shards: Sequence[ShardIndex]) -> None:
     from pipeline.speech.shards import count_hours
 
     for shard in shards:
-        print(f"{shard.path}  {len(shard.samples)} samples")
+        print(f"{shard.where}  {len(shard.samples)} samples")
     hours = ", ".join(f"{language} {hours:.3f} h" for language, hours in sorted(count_hours(shards).items()))
     print(f"{sum(len(shard.samples) for shard in shards)} samples in {len(shards)} shards: {hours}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.artefacts import write_text
 from pipeline.demo.sentences import make_sentences, split_by_sentence, words_of
 from pipeline.demo.voices import SAMPLE_RATE_HZ, VOICES, speak, start
-from pipeline.speech.packing import TRANSCRIPTS_NAME, find_recordings
+from pipeline.speech.layouts import TRANSCRIPTS_NAME, find_recordings
 
 LANGUAGES = ("en", "de")
 

@@ -17,7 +17,7 @@ from pipeline.evaluation.transcribe import Transcriber
 from pipeline.evaluation.wer import Hypothesis, measure
 from pipeline.progress import ProgressBar
 from pipeline.speech.samples import AudioSample
-from pipeline.speech.stream import SpeechDataset, read_test_batches
+from pipeline.speech.stream import make_datasets, make_read_options, read_test_batches
 
 SCHEMA_VERSION = 1
 
@@ -35,13 +35,13 @@ def read_test_set(config: RunConfig, *, rank: int, world_size: int) -> TestSet:
     """Read what `config` tests on. Raises `DataError`; `ConfigError` where it tests on nothing."""
     if not config.data.test:
         raise ConfigError("data.test is empty, so there is nothing to measure WER on. Name the test shards there.")
-    datasets = [SpeechDataset(item.shards, item.language, item.weight) for item in config.data.test]
     batches = read_test_batches(
-        datasets,
+        make_datasets(config.data.test),
         batch_size=config.evaluation.batch_size,
         max_samples=config.evaluation.max_utterances,
         rank=rank,
         world_size=world_size,
+        read=make_read_options(config.data.read),
     )
     texts = {language: read_texts(Path(path)) for language, path in config.data.text.items()}
     return TestSet(tuple(map(tuple, batches)), {language: tuple(lines[rank::world_size]) for language, lines in texts.items()})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,13 @@ _EPOCH_STREAM, _WINDOW_STREAM = 0, 1
 
 @dataclass(frozen=True)
 class DatasetLengths:
-    """What the schedule knows of a data set: seconds of each sample, the shard each lies in, and its share of the mixture."""
+    """What the schedule knows of a data set: seconds of each sample, where each shard's samples begin, its share of the mixture.
 
-    seconds: NDArray[np.float64]
-    shard: NDArray[np.int64]
+    `seconds` (N,) float32 or float64; `shard_starts` (S,) int64, ascending from 0, each below N.
+    """
+
+    seconds: NDArray[Any]
+    shard_starts: NDArray[np.int64]
     weight: float
 
 
@@ -55,7 +59,8 @@ class Schedule:
         total = sum(Fraction(dataset.weight) for dataset in datasets)
         self._shares = [Fraction(dataset.weight) / total for dataset in datasets]
         self._window_size = min(MAX_WINDOW_SIZE, sum(len(dataset.seconds) for dataset in datasets))
-        self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._starts = [block_starts(dataset.shard_starts, len(dataset.seconds)) for dataset in datasets]
+        self._orders: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def steps(self, first_step: int, *, hint: tuple[int, int] = (0, 0)) -> Iterator[tuple[tuple[int, int], list[MicroBatchPlan]]]:
         """From `first_step` on: (hint, micro-batches). A hint (window, its first step) spares planning the windows before."""
@@ -87,30 +92,39 @@ class Schedule:
         parts = []
         for epoch in range(first // count, (last - 1) // count + 1 if last > first else first // count):
             low, high = max(first - epoch * count, 0), min(last - epoch * count, count)
-            parts.append(self._epoch_order(dataset, epoch)[low:high])
+            parts.append(self._epoch_part(dataset, epoch, low, high))
         samples = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
         return np.stack([np.full(len(samples), dataset, dtype=np.int64), samples], axis=1)
 
-    def _epoch_order(self, dataset: int, epoch: int) -> NDArray[np.int64]:
-        """All samples of a data set, each once: blocks of neighbours that never cross a shard, in random order."""
+    def _epoch_part(self, dataset: int, epoch: int, low: int, high: int) -> NDArray[np.int64]:
+        """Places `low` to `high` of an epoch, which holds each sample once: whole blocks of neighbours in random order."""
+        chosen, ends = self._epoch_order(dataset, epoch)
+        starts = self._starts[dataset]
+        first, last = np.searchsorted(ends, [low, high - 1], side="right")
+        blocks = chosen[first : last + 1]
+        after = np.append(starts, len(self._datasets[dataset].seconds))[blocks + 1]
+        samples = np.concatenate([np.arange(start, end) for start, end in zip(starts[blocks], after, strict=True)])
+        begin = low - (int(ends[first - 1]) if first else 0)
+        return samples[begin : begin + high - low]
+
+    def _epoch_order(self, dataset: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """A data set's blocks in an epoch's order, and how many samples there are up to the end of each."""
         if (dataset, epoch) not in self._orders:
-            rng = self._generator(_EPOCH_STREAM, dataset, epoch)
-            starts = block_starts(self._datasets[dataset].shard)
-            ends = np.append(starts[1:], len(self._datasets[dataset].seconds))
-            chosen = rng.permutation(len(starts))
+            starts = self._starts[dataset]
+            sizes = np.diff(starts, append=len(self._datasets[dataset].seconds))
+            chosen = self._generator(_EPOCH_STREAM, dataset, epoch).permutation(len(starts))
             self._orders = {key: order for key, order in self._orders.items() if key[0] != dataset or key[1] >= epoch - 1}
-            self._orders[dataset, epoch] = np.concatenate([np.arange(starts[i], ends[i]) for i in chosen])
+            self._orders[dataset, epoch] = chosen, np.cumsum(sizes[chosen])
         return self._orders[dataset, epoch]
 
     def _generator(self, *counter: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed & (2**64 - 1), *counter])))
 
 
-def block_starts(shard: NDArray[np.int64]) -> NDArray[np.int64]:
+def block_starts(shard_starts: NDArray[np.int64], num_samples: int) -> NDArray[np.int64]:
     """First samples of the blocks: every `BLOCK_SIZE` samples from the start of each shard."""
-    new_shard = np.flatnonzero(np.append(True, shard[1:] != shard[:-1]))
-    ends = np.append(new_shard[1:], len(shard))
-    return np.concatenate([np.arange(start, end, BLOCK_SIZE) for start, end in zip(new_shard, ends, strict=True)])
+    ends = np.append(shard_starts[1:], num_samples)
+    return np.concatenate([np.arange(start, end, BLOCK_SIZE) for start, end in zip(shard_starts, ends, strict=True)])
 
 
 def cut_by_budget(seconds: NDArray[np.float64], budget: BatchBudget) -> list[tuple[int, int]]:

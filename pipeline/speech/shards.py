@@ -1,30 +1,34 @@
 """Indexed tar shards: what lies where, so that any sample is one ranged read away.
 
 Conventions accepted: audio `flac wav mp3 opus ogg`; text in `txt`, else in a json's `text`, `transcript`, `transcription`,
-`sentence`, `normalized_text` or `raw_text`; language in a json's `language`, `language_id`, `lang` or `locale`.
+`sentence`, `normalized_text` or `raw_text`; language in a json's `language`, `lang`, `locale` or `source_lang`.
 """
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.artefacts import digest_json, read_json, write_json
+from pipeline.artefacts import write_json
 from pipeline.errors import DataError
+from pipeline.speech.sources import RangeFile, ReadOptions, Source, is_remote, open_source, read_many
 
 INDEX_SUFFIX = ".index.json"
-_SCHEMA_VERSION = 1
+HEADER_BYTES = 512
 AUDIO_EXTENSIONS = ("flac", "wav", "mp3", "opus", "ogg")
-_TEXT_KEYS = ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_text")
-_LANGUAGE_KEYS = ("language", "lang", "locale", "source_lang")
+_SCHEMA_VERSION = 2
+TEXT_KEYS = ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_text")
+LANGUAGE_KEYS = ("language", "lang", "locale", "source_lang")
 _LANGUAGE_NAMES = {"english": "en", "german": "de", "deutsch": "de", "french": "fr", "spanish": "es", "italian": "it"}
+_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -42,129 +46,215 @@ class SampleEntry:
 
 
 @dataclass(frozen=True)
-class ShardIndex:
-    """One shard: its path, its size when it was indexed, and its samples in the order of the tar."""
+class ShardStamp:
+    """What a shard was when it was indexed: its size, its modification time or ETag, and a digest of its samples' heads."""
 
-    path: Path
     num_bytes: int
+    stamp: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """One shard: its path or URL, what it was when it was indexed, and its samples in the order of the tar."""
+
+    where: str
+    stamp: ShardStamp
     samples: tuple[SampleEntry, ...]
 
 
-def expand(pattern: str) -> list[Path]:
-    """Shards of a path, a glob or a brace list, sorted. Raises `DataError` where there is none, or for what can't be read."""
+def expand(pattern: str, options: ReadOptions | None = None) -> list[str]:
+    """Shards of a path, URL, glob or brace list, sorted. Raises `DataError` where there is none, or for what can't be read."""
     from braceexpand import braceexpand
 
-    if "://" in pattern or pattern.startswith("pipe:"):
-        raise DataError(f"{pattern}: shards are read from local paths and globs.")
-    found: list[Path] = []
+    found: list[str] = []
     for part in braceexpand(pattern):
-        matches = sorted(glob.glob(os.path.expanduser(part)))
+        if is_remote(part):
+            from pipeline.speech.remote import expand_remote
+
+            matches = expand_remote(part, options or ReadOptions())
+        else:
+            matches = sorted(glob.glob(os.path.expanduser(part)))
         if not matches:
             raise DataError(f"No shard matches {part!r} (working folder {Path.cwd()}). Make some with «kappaspeech pack».")
-        found += [Path(match) for match in matches]
-    wrong = [path for path in found if path.suffix != ".tar"]
+        found += matches
+    wrong = [where for where in found if not where.split("?")[0].endswith(".tar")]
     if wrong:
         raise DataError(f"{wrong[0]} isn't named .tar. A compressed tar can't be read at random: unpack it with gunzip first.")
     return found
 
 
-def read_index(path: Path) -> ShardIndex:
+# ---- an index beside its shard ----------------------------------------------------------------------------------------
+
+
+def read_index(where: str, options: ReadOptions | None = None) -> ShardIndex:
     """The index beside a shard, checked against the shard. Raises `DataError` where it is missing or the shard has changed."""
-    beside = path.with_name(path.name + INDEX_SUFFIX)
-    if not beside.exists():
-        raise DataError(f"{path} has no index beside it. Make it with «kappaspeech index {path}».")
-    content = read_json(beside, schema_version=_SCHEMA_VERSION)
-    num_bytes = path.stat().st_size
-    if num_bytes != content["num_bytes"]:
-        raise DataError(
-            f"{path} has {num_bytes} bytes but had {content['num_bytes']} when it was indexed: it is cut or was replaced. "
-            f"Restore it, or index it again with «kappaspeech index {path}»."
-        )
-    names = [field.name for field in fields(SampleEntry)]
-    samples = tuple(SampleEntry(**dict(zip(names, row, strict=True))) for row in content["samples"])
-    return ShardIndex(path, num_bytes, samples)
+    options = options or ReadOptions()
+    content = _read_beside(where, options)
+    try:
+        stamp = ShardStamp(int(content["num_bytes"]), str(content["stamp"]), str(content["digest"]))
+        names = [field.name for field in fields(SampleEntry)]
+        samples = tuple(SampleEntry(**dict(zip(names, row, strict=True))) for row in content["samples"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"The index of {where} can't be understood ({error!r}). {_again(where)}") from error
+    index = ShardIndex(where, stamp, samples)
+    check_unchanged(open_source(where, options), stamp, samples)
+    return index
+
+
+def _read_beside(where: str, options: ReadOptions) -> dict[str, Any]:
+    source = open_source(where + INDEX_SUFFIX, options)
+    try:
+        content = json.loads(source.read(0, source.num_bytes()))
+    except (DataError, EOFError) as error:
+        raise DataError(f"{where} has no index beside it that can be read ({error}). {_again(where)}") from error
+    except ValueError as error:
+        raise DataError(f"The index of {where} is no JSON ({error}). {_again(where)}") from error
+    if not isinstance(content, dict) or content.get("schema_version") != _SCHEMA_VERSION:
+        raise DataError(f"The index of {where} is of another version than this program's. {_again(where)}")
+    return content
+
+
+def _again(where: str) -> str:
+    return f"Make it with «kappaspeech index {where}»."
+
+
+def check_unchanged(source: Source, stamp: ShardStamp, samples: Sequence[SampleEntry]) -> None:
+    """Raise `DataError` where the shard isn't what was indexed. One that was only copied or touched passes."""
+    num_bytes = source.num_bytes()
+    if num_bytes == stamp.num_bytes and (source.stamp() == stamp.stamp or digest_heads(source, samples) == stamp.digest):
+        return
+    what = f"has {num_bytes} bytes but had {stamp.num_bytes}" if num_bytes != stamp.num_bytes else "holds other samples than"
+    raise DataError(
+        f"{source.where} {what} when it was indexed: it is cut or was replaced. Restore it, or index it again with "
+        f"«kappaspeech index {source.where}»."
+    )
+
+
+def digest_heads(source: Source, samples: Sequence[SampleEntry]) -> str:
+    """SHA-256 over each sample's tar header and the first bytes of its audio."""
+    total = hashlib.sha256()
+    requests = [(source, s.audio_offset - HEADER_BYTES, HEADER_BYTES + min(HEADER_BYTES, s.audio_bytes)) for s in samples]
+    for content in read_many(requests):
+        total.update(content if isinstance(content, bytes) else repr(content).encode())
+    return total.hexdigest()
 
 
 def write_index(index: ShardIndex) -> Path:
-    """Write an index beside its shard."""
-    beside = index.path.with_name(index.path.name + INDEX_SUFFIX)
-    rows = [list(asdict(sample).values()) for sample in index.samples]
-    write_json(beside, {"schema_version": _SCHEMA_VERSION, "num_bytes": index.num_bytes, "samples": rows})
+    """Write an index beside its shard. Raises `DataError` for a remote one: that is what a merged index is for."""
+    if is_remote(index.where):
+        raise DataError(f"Beside {index.where} nothing can be written. Index it into a local file: --output FILE.index.")
+    beside = Path(index.where + INDEX_SUFFIX)
+    names = [field.name for field in fields(SampleEntry)]
+    rows = [[getattr(sample, name) for name in names] for sample in index.samples]
+    stamp = {"num_bytes": index.stamp.num_bytes, "stamp": index.stamp.stamp, "digest": index.stamp.digest}
+    write_json(beside, {"schema_version": _SCHEMA_VERSION, **stamp, "samples": rows})
     return beside
 
 
-def index_shard(path: Path, *, default_language: str | None = None) -> ShardIndex:
+# ---- reading a tar ------------------------------------------------------------------------------------------------------
+
+
+def index_shard(where: str, *, default_language: str | None = None, options: ReadOptions | None = None) -> ShardIndex:
     """Index a shard by its tar headers; durations come from the json, else from the audio's header.
 
     Raises `DataError` for what is no tar, is cut, repeats a key, or lacks a sample's audio, text or language.
     """
-    try:
-        with tarfile.open(path, "r:") as archive:
-            members = [(m.name, m.offset_data, m.size) for m in archive if m.isfile()]
-    except FileNotFoundError:
-        raise DataError(f"There is no shard at {path}.") from None
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{path} is no tar file, or is cut: {error}") from error
-    num_bytes = path.stat().st_size
-    groups: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, offset, size in members:
-        key, extension = _split_name(name)
-        if offset + size > num_bytes:
-            raise DataError(f"{path} is cut: {name} ends at byte {offset + size}, the file at {num_bytes}.")
-        if extension in groups.setdefault(key, {}):
-            raise DataError(f"{path} holds {name} twice, so its samples can't be told apart.")
-        groups[key][extension] = (offset, size)
-    with path.open("rb") as file:
-        samples = tuple(_describe(path, file.fileno(), key, parts, default_language) for key, parts in groups.items())
+    source = open_source(where, options or ReadOptions())
+    num_bytes = source.num_bytes()
+    with io.BufferedReader(RangeFile(source), _BUFFER_BYTES) as file:
+        groups = _group_members(where, file, num_bytes)
+        samples = tuple(_describe(where, file, key, parts, default_language) for key, parts in groups.items())
     if not samples:
-        raise DataError(f"{path} holds no sample.")
-    return ShardIndex(path, num_bytes, samples)
+        raise DataError(f"{where} holds no sample.")
+    return ShardIndex(where, ShardStamp(num_bytes, source.stamp(), digest_heads(source, samples)), samples)
 
 
-def _split_name(name: str) -> tuple[str, str]:
+def _group_members(where: str, file: Any, num_bytes: int) -> dict[str, dict[str, tuple[int, int]]]:
+    """(offset, size) of each member by sample and extension."""
+    groups: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        for name, offset, size in _members(file):
+            key, extension = split_name(name)
+            if offset + size > num_bytes:
+                raise DataError(f"{where} is cut: {name} ends at byte {offset + size}, the file at {num_bytes}.")
+            if extension in groups.setdefault(key, {}):
+                raise DataError(f"{where} holds {name} twice, so its samples can't be told apart.")
+            groups[key][extension] = (offset, size)
+        # tar ends with two blocks of zeros; without them it may have been cut between two members, which nothing else shows
+        file.seek(max(0, num_bytes - 2 * HEADER_BYTES))
+        if any(file.read(2 * HEADER_BYTES)):
+            raise DataError(f"{where} is cut: it doesn't end as a tar file does. Restore it, or make it again.")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"{where} is no tar file, or is cut: {error}") from error
+    return groups
+
+
+def _members(file: Any) -> Iterator[tuple[str, int, int]]:
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            if member.isfile():
+                yield member.name, member.offset_data, member.size
+
+
+def split_name(name: str) -> tuple[str, str]:
     """A member's key and extension, split at the last dot: `spk.1.utt.wav` is the sample `spk.1.utt`."""
     key, _, extension = name.rpartition(".")
     return key.removeprefix("./"), extension.lower()
 
 
-def _describe(
-    path: Path, descriptor: int, key: str, parts: dict[str, tuple[int, int]], default_language: str | None
-) -> SampleEntry:
+def check_header(header: bytes, key: str, size: int) -> None:
+    """Raise `ValueError` where a tar header isn't that of a member of sample `key` of so many bytes."""
+    try:
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.TarError as error:
+        raise ValueError(f"no tar header stands before it ({error})") from error
+    # a name too long for the header stands in a block of its own, before it
+    is_other = split_name(member.name)[0] != key and len(member.name) < 99
+    if member.size != size or is_other:
+        raise ValueError(f"{member.name} of {member.size} bytes stands in its place")
+
+
+def _describe(where: str, file: Any, key: str, parts: dict[str, tuple[int, int]], default_language: str | None) -> SampleEntry:
     audio = next((parts[extension] for extension in AUDIO_EXTENSIONS if extension in parts), None)
     if audio is None:
-        raise DataError(f"{path}: the sample {key} has no audio ({', '.join(AUDIO_EXTENSIONS)}); it has {', '.join(parts)}.")
-    details: dict[str, Any] = {}
-    if "json" in parts:
-        details = _parse_json(path, key, os.pread(descriptor, parts["json"][1], parts["json"][0]))
+        raise DataError(f"{where}: the sample {key} has no audio ({', '.join(AUDIO_EXTENSIONS)}); it has {', '.join(parts)}.")
+    details = _parse_json(where, key, _read(file, parts["json"])) if "json" in parts else {}
     text = parts.get("txt", parts.get("json"))
-    if text is None or ("txt" not in parts and not any(name in details for name in _TEXT_KEYS)):
-        raise DataError(f"{path}: the sample {key} has no transcript (a .txt, or one of {', '.join(_TEXT_KEYS)} in its .json).")
-    language = next((str(details[name]) for name in _LANGUAGE_KEYS if details.get(name)), default_language)
+    if text is None or ("txt" not in parts and not any(name in details for name in TEXT_KEYS)):
+        raise DataError(f"{where}: the sample {key} has no transcript (a .txt, or one of {', '.join(TEXT_KEYS)} in its .json).")
+    language = next((str(details[name]) for name in LANGUAGE_KEYS if details.get(name)), default_language)
     if language is None:
-        raise DataError(f"{path}: the sample {key} names no language; give one with --language.")
+        raise DataError(f"{where}: the sample {key} names no language; give one with --language.")
     seconds = details.get("duration")
     if not isinstance(seconds, (int, float)):
-        seconds = _duration(path, key, os.pread(descriptor, audio[1], audio[0]))
+        seconds = _duration(where, key, _read(file, audio))
     return SampleEntry(key, float(seconds), normalise_language(language), *audio, *text, text_is_json="txt" not in parts)
 
 
-def _parse_json(path: Path, key: str, content: bytes) -> dict[str, Any]:
+def _read(file: Any, part: tuple[int, int]) -> bytes:
+    file.seek(part[0])
+    content: bytes = file.read(part[1])
+    return content
+
+
+def _parse_json(where: str, key: str, content: bytes) -> dict[str, Any]:
     try:
         details = json.loads(content)
     except ValueError as error:
-        raise DataError(f"{path}: the json of {key} can't be parsed: {error}") from error
+        raise DataError(f"{where}: the json of {key} can't be parsed: {error}") from error
     if not isinstance(details, dict):
-        raise DataError(f"{path}: the json of {key} holds no object.")
+        raise DataError(f"{where}: the json of {key} holds no object.")
     return details
 
 
-def _duration(path: Path, key: str, content: bytes) -> float:
+def _duration(where: str, key: str, content: bytes) -> float:
     import soundfile
 
     try:
         return float(soundfile.info(io.BytesIO(content)).duration)
     except soundfile.SoundFileError as error:
-        raise DataError(f"{path}: the audio of {key} can't be decoded: {error}") from error
+        raise DataError(f"{where}: the audio of {key} can't be decoded: {error}") from error
 
 
 def normalise_language(name: str) -> str:
@@ -178,12 +268,7 @@ def parse_transcript(content: bytes, *, is_json: bool) -> str:
     if not is_json:
         return content.decode().strip()
     details = json.loads(content)
-    return str(next(details[name] for name in _TEXT_KEYS if name in details)).strip()
-
-
-def fingerprint(shards: Iterable[ShardIndex]) -> str:
-    """Digest of which samples there are, where, and how long: not of the folder that they lie in."""
-    return digest_json([[shard.path.name, [list(asdict(s).values()) for s in shard.samples]] for shard in shards])
+    return str(next(details[name] for name in TEXT_KEYS if name in details)).strip()
 
 
 def count_hours(shards: Sequence[ShardIndex]) -> dict[str, float]:

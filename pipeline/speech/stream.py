@@ -2,124 +2,175 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.artefacts import digest_json
+from pipeline.config import DataConfig, DatasetConfig, ReadConfig
 from pipeline.errors import DataError
+from pipeline.speech.augment import Augmentation
 from pipeline.speech.batches import Features, SpeechBatch, collate, empty_batch, label_ids
-from pipeline.speech.samples import AudioSample, BadSampleError, decode, log_mel
+from pipeline.speech.loading import (
+    BadSample,
+    LoadedSample,
+    LoaderPool,
+    LoadOptions,
+    OverLong,
+    SampleReader,
+    SampleRef,
+    TextNormalization,
+    Ticket,
+)
+from pipeline.speech.samples import AudioSample, BadSampleError
 from pipeline.speech.schedule import BatchBudget, DatasetLengths, MicroBatchPlan, Schedule
-from pipeline.speech.shards import SampleEntry, ShardIndex, expand, fingerprint, parse_transcript, read_index
+from pipeline.speech.shards import SampleEntry, check_unchanged, expand, read_index
+from pipeline.speech.sources import ReadOptions, is_remote, open_source
+from pipeline.speech.table import MERGED_SUFFIX, SampleTable, read_merged
 
 
 @dataclass(frozen=True)
 class SpeechDataset:
-    """Shards (path, glob or brace list), with their share of the mixture. `language` keeps samples of that one alone."""
+    """Shards (path, URL, glob, brace list, or a merged index), with their share of the mixture. `language` keeps samples of
+    that one alone; `text_normalization` says how transcripts are written."""
 
     shards: str
     language: str | None = None
     weight: float = 1.0
+    text_normalization: TextNormalization = "none"
 
 
 @dataclass(frozen=True)
-class BadSample:
-    """A sample that was masked: `cause` in one of a few words, the shard it lies in, and what exactly was found."""
+class StreamOptions:
+    """How a stream reads and what it makes of samples; of these only `over_long` and `augmentation` change what is trained on."""
 
-    key: str
-    cause: str
-    shard: str
-    detail: str
+    read: ReadOptions = field(default_factory=ReadOptions)
+    over_long: OverLong = "mask"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    num_workers: int = 0
+    prefetch_steps: int = 2
 
 
 @dataclass(frozen=True)
 class StepData:
     """A rank's share of one step: ⌈G/W⌉ micro-batches, zero-weight ones included, and what they cost.
 
-    `padding` is the share of the micro-batches' frames that is padding. `hint` makes resuming at this step cheap.
+    `padding` is the share of padding among the micro-batches' frames, which the encoder sees, and `llm_padding` among audio
+    positions and labels, which the LLM sees. `seconds_by_language` is audio that wasn't masked. `hint` makes resuming at this
+    step cheap.
     """
 
     global_step: int
     batches: tuple[SpeechBatch, ...]
     bad_samples: tuple[BadSample, ...]
-    audio_seconds: float
+    seconds_by_language: dict[str, float]
     wait_seconds: float
     padding: float
+    llm_padding: float
     hint: tuple[int, int]
+
+    @property
+    def audio_seconds(self) -> float:
+        return sum(self.seconds_by_language.values())
 
     @property
     def keys(self) -> list[str]:
         return [key for batch in self.batches for key in batch.keys]
 
 
+def make_datasets(items: Sequence[DatasetConfig]) -> list[SpeechDataset]:
+    """What a configuration trains or tests on."""
+    return [SpeechDataset(item.shards, item.language, item.weight, item.text_normalization) for item in items]
+
+
+def make_read_options(config: ReadConfig) -> ReadOptions:
+    """How a configuration reads remote shards."""
+    return ReadOptions(config.attempts, config.stall_seconds, config.cache_dir, int(config.cache_gb * 2**30))
+
+
+def make_stream_options(config: DataConfig) -> StreamOptions:
+    """How a configuration streams its training data."""
+    augmentation = config.augmentation.model_dump()
+    return StreamOptions(
+        read=make_read_options(config.read),
+        over_long=config.over_long,
+        augmentation=Augmentation(**{**augmentation, "speed_factors": tuple(augmentation["speed_factors"])}),
+        num_workers=config.num_workers,
+        prefetch_steps=config.prefetch_steps,
+    )
+
+
 class Corpus:
-    """One data set, open for reading any sample. A context manager."""
+    """One data set's samples, in their order."""
 
-    def __init__(self, dataset: SpeechDataset) -> None:
+    def __init__(self, dataset: SpeechDataset, read: ReadOptions | None = None) -> None:
         """Read the indices. Raises `DataError` where shards or indices are missing or don't fit each other."""
-        self.shards: list[ShardIndex] = [read_index(path) for path in expand(dataset.shards)]
-        self.entries: list[tuple[int, SampleEntry]] = [
-            (number, sample)
-            for number, shard in enumerate(self.shards)
-            for sample in shard.samples
-            if dataset.language in (None, sample.language)
-        ]
-        if not self.entries:
+        self.dataset = dataset
+        self._read = read or ReadOptions()
+        if dataset.shards.endswith(MERGED_SUFFIX) and not is_remote(dataset.shards):
+            self.table = read_merged(Path(dataset.shards).expanduser())
+            self._unchecked = set(range(len(self.table.shards)))
+            self._check_sizes()
+        else:
+            self.table = SampleTable.of([read_index(where, self._read) for where in expand(dataset.shards, self._read)])
+            self._unchecked = set()
+        self._rows = self._rows_of(dataset.language)
+        self.num_samples = len(self.table) if self._rows is None else len(self._rows)
+        if not self.num_samples:
             raise DataError(f"{dataset.shards} holds no sample in language {dataset.language!r}.")
-        self._stack = ExitStack()
-        self._descriptors: dict[int, int] = {}
 
-    def __enter__(self) -> Corpus:
-        return self
+    def _check_sizes(self) -> None:
+        """A local shard that is gone or cut is told at the start; the rest of what may have changed, when it is first read."""
+        for where, stamp in self.table.shards:
+            if not is_remote(where) and open_source(where, self._read).num_bytes() != stamp.num_bytes:
+                check_unchanged(open_source(where, self._read), stamp, [])
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _rows_of(self, language: str | None) -> NDArray[np.uint32] | None:
+        """Rows of the table that are in the data set; None for all."""
+        if language is None or self.table.languages == (language,):
+            return None
+        if language not in self.table.languages:
+            return np.empty(0, dtype=np.uint32)
+        return np.flatnonzero(self.table.columns["language"] == self.table.languages.index(language)).astype(np.uint32)
 
-    def close(self) -> None:
-        self._stack.close()
-        self._descriptors.clear()
+    def row(self, index: int) -> int:
+        """The table's row of the data set's sample number `index`."""
+        return index if self._rows is None else int(self._rows[index])
 
-    def lengths(self, weight: float) -> DatasetLengths:
-        """What the schedule needs of this data set."""
-        return DatasetLengths(
-            seconds=np.array([sample.seconds for _, sample in self.entries]),
-            shard=np.array([shard for shard, _ in self.entries], dtype=np.int64),
-            weight=weight,
-        )
+    def ref(self, index: int, *counter: int) -> SampleRef:
+        """What to load for a sample. Raises `DataError` where its shard has changed since it was indexed."""
+        row = self.row(index)
+        shard = self.table.shard_of(row)
+        where, stamp = self.table.shards[shard]
+        if shard in self._unchecked:
+            check_unchanged(open_source(where, self._read), stamp, self.table.shard_entries(shard))
+            self._unchecked.discard(shard)
+        return SampleRef(where, self.table.entry(row), self.dataset.text_normalization, counter)
 
-    def read(self, index: int) -> AudioSample:
-        """Read and decode one sample. Raises `BadSampleError`."""
-        shard, entry = self.entries[index]
-        waveform = decode(self._pread(shard, entry.audio_offset, entry.audio_bytes), expected_seconds=entry.seconds)
-        try:
-            text = parse_transcript(self._pread(shard, entry.text_offset, entry.text_bytes), is_json=entry.text_is_json)
-        except (ValueError, StopIteration, TypeError) as error:
-            raise BadSampleError("text", str(error)) from error
-        if not text:
-            raise BadSampleError("empty text", entry.key)
-        return AudioSample(entry.key, waveform, text, entry.language)
+    def entry(self, index: int) -> SampleEntry:
+        """One sample, as its index lists it."""
+        return self.table.entry(self.row(index))
 
-    def _pread(self, shard: int, offset: int, size: int) -> bytes:
-        if shard not in self._descriptors:
-            descriptor = os.open(self.shards[shard].path, os.O_RDONLY)
-            self._stack.callback(os.close, descriptor)
-            self._descriptors[shard] = descriptor
-        content = os.pread(self._descriptors[shard], size, offset)
-        if len(content) != size:
-            raise BadSampleError("shard", f"{self.shards[shard].path} ends before byte {offset + size}")
-        return content
+    def lengths(self, *, longest_factor: float = 1.0) -> DatasetLengths:
+        """What the schedule needs of this data set, of which samples may become `longest_factor` times longer."""
+        seconds, ends = self.table.columns["seconds"], self.table.columns["shard_end"]
+        if self._rows is not None:
+            seconds, ends = seconds[self._rows], np.searchsorted(self._rows, ends)
+        starts = np.unique(np.append(0, ends[ends < len(seconds)])).astype(np.int64)
+        seconds = seconds if longest_factor == 1 else seconds * np.float32(longest_factor)
+        return DatasetLengths(seconds, starts, self.dataset.weight)
 
 
 class SpeechStream:
-    """Every step's batches for one rank, prepared ahead in a thread.
+    """Every step's batches for one rank, prepared ahead.
 
     What a step holds depends on the data, the seed and the step alone; `rank` and `world_size` only choose this rank's share.
     """
@@ -135,73 +186,98 @@ class SpeechStream:
         seed: int,
         rank: int,
         world_size: int,
-        prefetch_steps: int = 2,
+        options: StreamOptions | None = None,
+        frames_per_position: int = 8,
     ) -> None:
-        """Open the data. A sample longer than `max_seconds` is masked and counted. Raises `DataError`."""
-        self._corpora = [Corpus(dataset) for dataset in datasets]
+        """Open the data. A sample longer than `max_seconds` is masked and counted, or cut. Raises `DataError`."""
+        self._options = options or StreamOptions()
+        self._corpora = [Corpus(dataset, self._options.read) for dataset in datasets]
         self._tokenizer = tokenizer
         self._num_mels = num_mels
         self._budget = budget
-        self._max_seconds = max_seconds
+        self._seed = seed
         self._rank = rank
         self._world_size = world_size
-        self._prefetch_steps = prefetch_steps
-        lengths = [corpus.lengths(dataset.weight) for corpus, dataset in zip(self._corpora, datasets, strict=True)]
+        self._frames_per_position = frames_per_position
+        augmentation = self._options.augmentation
+        self._load_options = LoadOptions(num_mels, max_seconds, self._options.over_long, augmentation)
+        lengths = [corpus.lengths(longest_factor=augmentation.longest_factor) for corpus in self._corpora]
         self._schedule = Schedule(lengths, budget, seed=seed)
-        self.num_samples = sum(len(corpus.entries) for corpus in self._corpora)
+        self.num_samples = sum(corpus.num_samples for corpus in self._corpora)
         self.fingerprint = digest_json(
             {
-                "shards": [fingerprint(corpus.shards) for corpus in self._corpora],
+                "samples": [corpus.table.fingerprint for corpus in self._corpora],
                 "weights": [dataset.weight for dataset in datasets],
                 "languages": [dataset.language for dataset in datasets],
+                "text": [dataset.text_normalization for dataset in datasets],
                 "budget": [budget.max_samples, budget.max_seconds, budget.micro_batches_per_step],
+                "load": [max_seconds, self._options.over_long, asdict(augmentation)],
                 "seed": seed,
             }
         )
 
     def steps(self, first_step: int, *, hint: tuple[int, int] = (0, 0)) -> Generator[StepData, None, None]:
         """This rank's data from `first_step` on, endlessly; the caller decides when to stop."""
-        plans = self._schedule.steps(first_step, hint=hint)
-        prepare = enumerate(plans, start=first_step)
-        with _Prefetcher(lambda: self._prepare(*next(prepare)), depth=self._prefetch_steps) as ready:
-            while True:
-                began = time.monotonic()
-                data = ready.take()
-                yield _with_wait(data, time.monotonic() - began)
+        pool = LoaderPool(self._load_options, self._options.read, num_workers=self._options.num_workers)
+        prepared = self._prepare_all(first_step, hint, pool)
+        try:
+            with _Prefetcher(lambda: next(prepared), depth=self._options.prefetch_steps) as ready:
+                while True:
+                    began = time.monotonic()
+                    data = ready.take()
+                    yield replace(data, wait_seconds=time.monotonic() - began)
+        finally:
+            pool.close()
 
-    def _prepare(self, global_step: int, planned: tuple[tuple[int, int], list[MicroBatchPlan]]) -> StepData:
-        hint, plan = planned
-        share = plan[self._rank :: self._world_size]
+    def _prepare_all(self, first_step: int, hint: tuple[int, int], pool: LoaderPool) -> Generator[StepData, None, None]:
+        """Steps in order, the work of some ahead already begun."""
+        begun: deque[tuple[int, tuple[int, int], list[Ticket]]] = deque()
+        for step, (step_hint, plan) in enumerate(self._schedule.steps(first_step, hint=hint), start=first_step):
+            share = plan[self._rank :: self._world_size]
+            begun.append((step, step_hint, [pool.submit(self._refs(step, micro_batch)) for micro_batch in share]))
+            if len(begun) > (self._options.prefetch_steps if self._options.num_workers else 0):
+                yield self._finish(*begun.popleft(), pool)
+
+    def _refs(self, step: int, micro_batch: MicroBatchPlan) -> list[SampleRef]:
+        return [self._corpora[d].ref(i, self._seed, step, d, i) for d, i in micro_batch.tolist()]
+
+    def _finish(self, step: int, hint: tuple[int, int], tickets: Sequence[Ticket], pool: LoaderPool) -> StepData:
         bad: list[BadSample] = []
-        batches = [self._load(micro_batch, bad) for micro_batch in share]
+        seconds: dict[str, float] = {}
+        batches = []
+        positions = padded_positions = 0
+        for ticket in tickets:
+            features = [self._to_features(ref, item, bad) for ref, item in zip(ticket.refs, pool.take(ticket), strict=True)]
+            batches.append(collate(features, num_mels=self._num_mels, keys=[ref.entry.key for ref in ticket.refs]))
+            for ref, item in zip(ticket.refs, features, strict=True):
+                if item is not None:
+                    seconds[item.language] = seconds.get(item.language, 0.0) + ref.entry.seconds
+            lengths = [self._num_positions(item) for item in features if item is not None]
+            positions += sum(lengths)
+            padded_positions += max(lengths, default=0) * len(features)
         wanted = -(-self._budget.micro_batches_per_step // self._world_size)
         batches += [empty_batch(self._num_mels)] * (wanted - len(batches))
         frames = sum(int(batch.num_frames.sum()) for batch in batches)
         padded = sum(batch.log_mel.shape[0] * batch.log_mel.shape[2] for batch in batches)
-        seconds = sum(self._corpora[d].entries[i][1].seconds for micro_batch in share for d, i in micro_batch.tolist())
-        return StepData(global_step, tuple(batches), tuple(bad), seconds, 0.0, 1 - frames / padded, hint)
+        return StepData(
+            global_step=step,
+            batches=tuple(batches),
+            bad_samples=tuple(bad),
+            seconds_by_language=seconds,
+            wait_seconds=0.0,
+            padding=1 - frames / padded,
+            llm_padding=1 - positions / padded_positions if padded_positions else 0.0,
+            hint=hint,
+        )
 
-    def _load(self, micro_batch: MicroBatchPlan, bad: list[BadSample]) -> SpeechBatch:
-        features: list[Features | None] = []
-        keys = []
-        for dataset, index in micro_batch.tolist():
-            shard, entry = self._corpora[dataset].entries[index]
-            keys.append(entry.key)
-            try:
-                if entry.seconds > self._max_seconds:
-                    raise BadSampleError("too long", f"{entry.seconds:.1f} s")
-                sample = self._corpora[dataset].read(index)
-                mel = log_mel(sample.waveform, self._num_mels)
-                features.append(Features(sample.key, sample.language, mel, label_ids(self._tokenizer, sample.transcript)))
-            except BadSampleError as error:
-                path = str(self._corpora[dataset].shards[shard].path)
-                bad.append(BadSample(entry.key, error.cause, path, str(error)))
-                features.append(None)
-        return collate(features, num_mels=self._num_mels, keys=keys)
+    def _num_positions(self, features: Features) -> int:
+        return -(-int(features.log_mel.shape[1]) // self._frames_per_position) + len(features.label_ids)
 
-
-def _with_wait(data: StepData, wait_seconds: float) -> StepData:
-    return replace(data, wait_seconds=wait_seconds)
+    def _to_features(self, ref: SampleRef, item: LoadedSample | BadSample, bad: list[BadSample]) -> Features | None:
+        if isinstance(item, BadSample):
+            bad.append(item)
+            return None
+        return Features(ref.entry.key, ref.entry.language, item.log_mel, label_ids(self._tokenizer, item.transcript))
 
 
 class _Prefetcher:
@@ -247,7 +323,13 @@ class _Prefetcher:
 
 
 def read_test_batches(
-    datasets: Sequence[SpeechDataset], *, batch_size: int, max_samples: int | None = None, rank: int = 0, world_size: int = 1
+    datasets: Sequence[SpeechDataset],
+    *,
+    batch_size: int,
+    max_samples: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    read: ReadOptions | None = None,
 ) -> list[list[AudioSample]]:
     """Whole data sets in batches of like length, longest first; of all batches, those that `rank` of `world_size` takes.
 
@@ -255,23 +337,17 @@ def read_test_batches(
     `max_samples` takes that many, evenly spread. Raises `DataError` on a sample that can't be used: a test set with holes
     would be another test set.
     """
-    corpora = [Corpus(dataset) for dataset in datasets]
-    places = [(corpus, index) for corpus in corpora for index in range(len(corpus.entries))]
-    if max_samples is not None and max_samples < len(places):
-        places = [places[i * len(places) // max_samples] for i in range(max_samples)]
-    places.sort(key=lambda place: (-place[0].entries[place[1]][1].seconds, place[0].entries[place[1]][1].key))
-    batches = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
-    try:
-        return [[_read_or_raise(corpus, index) for corpus, index in batch] for batch in batches[rank::world_size]]
-    finally:
-        for corpus in corpora:
-            corpus.close()
+    corpora = [Corpus(dataset, read) for dataset in datasets]
+    refs = [corpus.ref(index) for corpus in corpora for index in range(corpus.num_samples)]
+    if max_samples is not None and max_samples < len(refs):
+        refs = [refs[i * len(refs) // max_samples] for i in range(max_samples)]
+    refs.sort(key=lambda ref: (-ref.entry.seconds, ref.entry.key))
+    batches = [refs[start : start + batch_size] for start in range(0, len(refs), batch_size)]
+    reader = SampleReader(read or ReadOptions())
+    return [[_usable(ref, sample) for ref, sample in zip(b, reader.read(b), strict=True)] for b in batches[rank::world_size]]
 
 
-def _read_or_raise(corpus: Corpus, index: int) -> AudioSample:
-    shard, entry = corpus.entries[index]
-    try:
-        return corpus.read(index)
-    except BadSampleError as error:
-        path = corpus.shards[shard].path
-        raise DataError(f"{path}: the test sample {entry.key} can't be used ({error}). Repack the shard.") from error
+def _usable(ref: SampleRef, sample: AudioSample | BadSampleError) -> AudioSample:
+    if isinstance(sample, BadSampleError):
+        raise DataError(f"{ref.where}: the test sample {ref.entry.key} can't be used ({sample}). Repack the shard.")
+    return sample

@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,8 @@ from pipeline.evaluation.evaluate import TestSet, evaluate
 from pipeline.evaluation.transcribe import Transcriber
 from pipeline.model.trained import load_trained_model
 from pipeline.progress import ProgressBar
-from pipeline.speech.stream import BadSample, SpeechStream, StepData
+from pipeline.speech.loading import BadSample
+from pipeline.speech.stream import SpeechStream, StepData
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.engine import MicroBatch, TrainingEngine
 from pipeline.training.run_folder import RunFolder
@@ -71,6 +72,7 @@ class TrainingLoop:
         self._train_seconds = 0.0
         self._hint = (0, 0)
         self._num_seen = 0
+        self._hours: dict[str, float] = {}
         self._bad: dict[str, BadSample] = {}
         self._log: RunLog | None = None
 
@@ -125,6 +127,7 @@ class TrainingLoop:
         self._train_seconds = state["train_seconds"]
         self._hint = (state["hint"][0], state["hint"][1])
         self._num_seen = state["num_seen"]
+        self._hours = state["hours_seen"]
         self._bad = {item["key"]: BadSample(**item) for item in state["bad_samples"]}
         return int(state["step"])
 
@@ -135,9 +138,9 @@ class TrainingLoop:
         rates = self._engine.set_rates(
             rate_factor(data.global_step, num_steps=config.training.num_steps, config=config.optimizer)
         )
-        shares = self._cluster.gather((sum(batch.num_target_tokens for batch in data.batches), stop.reason()))
-        num_tokens = sum(tokens for tokens, _ in shares)
-        reason = next((f"{why} on rank {rank}" for rank, (_, why) in enumerate(shares) if why), None)
+        wishes = self._cluster.gather((sum(batch.num_target_tokens for batch in data.batches), stop.reason()))
+        num_tokens = sum(tokens for tokens, _ in wishes)
+        reason = next((f"{why} on rank {rank}" for rank, (_, why) in enumerate(wishes) if why), None)
         device = self._engine.device
         batches = []
         for batch in data.batches:
@@ -151,11 +154,15 @@ class TrainingLoop:
             num_target_tokens=num_tokens,
             seeds=[config.seed + first + i * self._cluster.world_size for i in range(len(batches))],
         )
-        measured = self._cluster.gather((result.loss_sum_nats, data.audio_seconds, data.wait_seconds, data.padding, data.keys))
-        bad = [item for share in self._cluster.gather(data.bad_samples) for item in share]
-        loss_sum = sum(loss for loss, *_ in measured)
-        keys = [key for *_, rank_keys in measured for key in rank_keys]
+        shares = self._cluster.gather((result.loss_sum_nats, replace(data, batches=()), data.keys))
+        data_shares = [share for _, share, _ in shares]
+        bad = [item for share in data_shares for item in share.bad_samples]
+        loss_sum = sum(loss for loss, *_ in shares)
+        keys = [key for *_, rank_keys in shares for key in rank_keys]
         self._num_seen += len(keys)
+        for share in data_shares:
+            for language, audio_seconds in share.seconds_by_language.items():
+                self._hours[language] = self._hours.get(language, 0.0) + audio_seconds / 3600
         self._bad.update((item.key, item) for item in bad)
         if not (math.isfinite(loss_sum) and math.isfinite(result.grad_norm)):
             raise TrainingError(
@@ -173,15 +180,18 @@ class TrainingLoop:
             learning_rates=rates,
             grad_norm=result.grad_norm,
             seconds=seconds,
-            audio_seconds=sum(audio for _, audio, *_ in measured),
-            wait_seconds=max(wait for _, _, wait, *_ in measured),
-            padding=sum(padding for _, _, _, padding, _ in measured) / len(measured),
+            audio_seconds=sum(share.audio_seconds for share in data_shares),
+            wait_seconds=max(share.wait_seconds for share in data_shares),
+            padding=sum(share.padding for share in data_shares) / len(shares),
+            llm_padding=sum(share.llm_padding for share in data_shares) / len(shares),
+            hours_seen=dict(sorted(self._hours.items())),
             bad_samples=dict(Counter(item.cause for item in bad)),
             peak_memory_bytes=peak_memory_bytes(),
             keys_digest=digest_lines(sorted(keys)),
         )
         if self._log is not None:
             self._log.add_step(record)
+            self._log.add_bad_samples(data.global_step, bad)
         return record, reason
 
     def _check_bad_samples(self) -> None:
@@ -214,6 +224,7 @@ class TrainingLoop:
             "fingerprints": self._fingerprints,
             "hint": list(self._hint),
             "num_seen": self._num_seen,
+            "hours_seen": self._hours,
             "bad_samples": [asdict(item) for item in self._bad.values()],
         }
         keep = self._config.training.keep_checkpoints

@@ -26,7 +26,7 @@ from pipeline.scan.checkpoint import open_checkpoint
 from pipeline.selection import TensorSelection
 from pipeline.speech.batches import SpeechPrompt, make_prompt
 from pipeline.speech.schedule import BatchBudget
-from pipeline.speech.stream import SpeechDataset, SpeechStream
+from pipeline.speech.stream import SpeechStream, make_datasets, make_stream_options
 from pipeline.training.engine import TrainingEngine, compute_dtype, digest_tensor
 from pipeline.training.loop import Outcome, TrainingLoop
 from pipeline.training.run_folder import RunFolder
@@ -120,7 +120,7 @@ def train(config: RunConfig) -> Outcome:
 def _open_stream(config: RunConfig, parts: Parts, cluster: Cluster) -> SpeechStream:
     batch = config.batch
     return SpeechStream(
-        [SpeechDataset(item.shards, item.language, item.weight) for item in config.data.train],
+        make_datasets(config.data.train),
         tokenizer=parts.tokenizer,
         num_mels=parts.encoder.dims.num_mels,
         budget=BatchBudget(batch.max_samples, batch.max_seconds, batch.micro_batches_per_step),
@@ -128,7 +128,8 @@ def _open_stream(config: RunConfig, parts: Parts, cluster: Cluster) -> SpeechStr
         seed=config.seed,
         rank=cluster.rank,
         world_size=cluster.world_size,
-        prefetch_steps=config.data.prefetch_steps,
+        options=make_stream_options(config.data),
+        frames_per_position=2 * config.model.adaptor.stacking,
     )
 
 

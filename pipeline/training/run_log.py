@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from pipeline.speech.loading import BadSample
+
+BAD_SAMPLES_NAME = "bad_samples.jsonl"
 
 
 @dataclass(frozen=True)
 class StepRecord:
     """One optimizer step, over all ranks. Losses in nats per target token, rates and norms as they were used.
 
-    `padding` is the share of encoder frames that were padding. `keys_digest` identifies the samples and their order.
+    `padding` is the share of the encoder's frames that were padding, `llm_padding` that of the LLM's audio positions and labels;
+    `hours_seen` counts usable audio since the run began, by language. `keys_digest` identifies the samples and their order.
     """
 
     step: int
@@ -26,6 +32,8 @@ class StepRecord:
     audio_seconds: float
     wait_seconds: float
     padding: float
+    llm_padding: float
+    hours_seen: dict[str, float]
     bad_samples: dict[str, int]
     peak_memory_bytes: int
     keys_digest: str
@@ -42,6 +50,7 @@ class RunLog:
         run_dir.mkdir(parents=True, exist_ok=True)
         # steps before the resume point happened; an evaluation *at* it belongs to the checkpoint
         _keep_lines(run_dir / "steps.jsonl", lambda record: record["step"] < resume_step)
+        _keep_lines(run_dir / BAD_SAMPLES_NAME, lambda record: record["step"] < resume_step)
         _keep_lines(run_dir / "evaluations.jsonl", lambda record: record["step"] <= resume_step)
         self._steps = (run_dir / "steps.jsonl").open("a", encoding="utf-8")
         self._curves = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step)
@@ -54,10 +63,18 @@ class RunLog:
         """Append a step; it survives a kill of this process, though not of the machine."""
         self._steps.write(json.dumps(asdict(record), allow_nan=False) + "\n")
         self._steps.flush()
-        for name in ("loss_nats", "grad_norm", "seconds", "wait_seconds", "padding"):
+        for name in ("loss_nats", "grad_norm", "seconds", "wait_seconds", "padding", "llm_padding"):
             self._curves.add_scalar(f"train/{name}", getattr(record, name), record.step)
         for group, rate in record.learning_rates.items():
             self._curves.add_scalar(f"train/learning_rate_{group}", rate, record.step)
+
+    def add_bad_samples(self, step: int, samples: Sequence[BadSample]) -> None:
+        """Name samples that were masked in a step."""
+        if not samples:
+            return
+        with (self._run_dir / BAD_SAMPLES_NAME).open("a", encoding="utf-8") as file:
+            for sample in samples:
+                file.write(json.dumps({"step": step, **asdict(sample)}, ensure_ascii=False) + "\n")
 
     def add_evaluation(self, record: dict[str, Any]) -> None:
         """Append an evaluation, durably; one of the same step takes the old one's place."""

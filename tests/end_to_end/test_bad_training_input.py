@@ -76,9 +76,10 @@ def test_too_many_bad_samples_stop_the_run_with_the_worst_shard_named(home, run_
     from pipeline.speech.shards import read_index
 
     with shard.open("r+b") as file:
-        for sample in read_index(shard).samples:
-            file.seek(sample.audio_offset)
-            file.write(b"\0" * sample.audio_bytes)
+        for sample in read_index(str(shard)).samples:
+            # past what is compared with the index when the shard is opened
+            file.seek(sample.audio_offset + 512)
+            file.write(b"\0" * (sample.audio_bytes - 512))
     changes = {"data__train": [{"shards": str(train / "*.tar")}], "training__num_steps": 50, "data__test": []}
     config = tiny.write_config(tmp_path / "c.yaml", home, tmp_path / "run", **changes)
     done = run_command("train", config, ranks=2)

@@ -18,12 +18,13 @@ ARROWS = {
     "artefacts": {"errors"},
     "progress": set(),
     "config": set(),
-    "cluster": {"config", "mpi_cluster"},
+    "cluster": {"config", "mpi_cluster", "local_cluster"},
     "mpi_cluster": {"cluster"},
+    "local_cluster": {"cluster"},
     "selection": set(),
     "exports": {"selection"},
-    "scan": {"selection", "cluster"},
-    "speech": set(),
+    "scan": {"selection", "cluster", "local_cluster"},
+    "speech": {"config"},
     "model": set(),
     "evaluation": {"config", "cluster", "model", "speech"},
     "training": {"config", "cluster", "selection", "scan", "model", "speech", "evaluation"},
@@ -48,6 +49,9 @@ ARROWS = {
 }
 # third-party packages that have one place
 PLACES = {
+    "fsspec": {"speech"},
+    "aiohttp": {"speech"},
+    "datasets": {"speech"},
     "deepspeed": {"cluster", "training"},
     "mpi4py": {"cluster", "mpi_cluster"},
     "typer": {"commands"},

@@ -8,7 +8,7 @@ from pipeline.demo.sentences import make_sentences, split_by_sentence, words_of
 from pipeline.demo.speech import generate_speech, split_recordings
 from pipeline.demo.texts import write_texts
 from pipeline.errors import DataError
-from pipeline.speech.packing import find_recordings
+from pipeline.speech.layouts import find_recordings
 from tests import tiny
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -15,7 +17,7 @@ from pipeline.speech.schedule import BLOCK_SIZE, BatchBudget, DatasetLengths, Sc
 
 def lengths(count: int, *, weight: float = 1.0, shard_size: int = 100, seed: int = 0) -> DatasetLengths:
     seconds = np.random.default_rng(seed).uniform(1, 20, size=count)
-    return DatasetLengths(seconds, np.arange(count) // shard_size, weight)
+    return DatasetLengths(seconds, np.arange(0, count, shard_size), weight)
 
 
 def take(schedule: Schedule, first: int, last: int, **options) -> list[list[list[list[int]]]]:
@@ -72,8 +74,7 @@ def test_micro_batches_keep_their_budget_and_lose_nothing(seconds, max_samples, 
 
 
 def test_blocks_never_cross_a_shard():
-    shard = np.repeat([0, 1, 2], [150, 10, 64])
-    assert block_starts(shard).tolist() == [0, BLOCK_SIZE, 2 * BLOCK_SIZE, 150, 160]
+    assert block_starts(np.array([0, 150, 160]), 224).tolist() == [0, BLOCK_SIZE, 2 * BLOCK_SIZE, 150, 160]
 
 
 def test_like_lengths_share_a_micro_batch():
@@ -82,3 +83,36 @@ def test_like_lengths_share_a_micro_batch():
         chosen = [dataset.seconds[row[1]] for row in plan[0]]
         # a batch may straddle two buckets of a factor of 1.1
         assert max(chosen) <= 1.25 * min(chosen)
+
+
+@pytest.mark.slow
+def test_ten_million_samples_are_planned_at_once_in_little_memory():
+    """In a process of its own: what it takes beyond the interpreter and numpy is the schedule's."""
+    program = """
+import resource, time
+import numpy as np
+from pipeline.speech.schedule import BatchBudget, DatasetLengths, Schedule
+count = 10_000_000
+seconds = np.random.default_rng(0).uniform(1, 20, count).astype(np.float32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+began = time.perf_counter()
+schedule = Schedule([DatasetLengths(seconds, np.arange(0, count, 1000), 1.0)], BatchBudget(16, 120.0, 8), seed=1)
+late = schedule.steps(900_000, hint=(1_000, 900_000 - 17))
+hint, plan = next(late)
+print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, len(plan))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    seconds, kilobytes, num_micro_batches = map(float, done.stdout.split())
+    assert seconds < 1
+    assert kilobytes < 200_000
+    assert num_micro_batches == 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 150), min_size=1, max_size=8), st.integers(0, 3), st.integers(0, 2**40))
+def test_each_epoch_holds_each_sample_of_any_shards_once(shard_sizes, epoch, seed):
+    starts = np.cumsum([0, *shard_sizes[:-1]])
+    count = sum(shard_sizes)
+    schedule = Schedule([DatasetLengths(np.ones(count), starts, 1.0)], BatchBudget(5, 100.0, 2), seed=seed)
+    order = [row[1] for plan in take(schedule, 0, (epoch + 1) * count) for batch in plan for row in batch]
+    assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))

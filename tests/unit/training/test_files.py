@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from pipeline.config import OptimizerConfig
 from pipeline.errors import CheckpointError, TrainingError
+from pipeline.speech.loading import BadSample
 from pipeline.training.checkpoint import check_fingerprints, list_checkpoints
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.run_log import RunLog, StepRecord, read_lines
@@ -22,7 +23,7 @@ from pipeline.training.tensor_file import TensorFileWriter
 
 
 def record(step: int) -> StepRecord:
-    return StepRecord(step, 1.0, 8.0, 8, {"adaptor": 1e-3}, 0.5, 1.0, 4.0, 0.0, 0.1, {}, 1, "0")
+    return StepRecord(step, 1.0, 8.0, 8, {"adaptor": 1e-3}, 0.5, 1.0, 4.0, 0.0, 0.1, 0.1, {}, {}, 1, "0")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -56,6 +57,7 @@ def test_a_log_goes_on_from_its_checkpoint_without_what_came_after(tmp_path):
     log = RunLog(tmp_path, resume_step=0)
     for step in range(5):
         log.add_step(record(step))
+        log.add_bad_samples(step, [BadSample(f"key-{step}", "silent", "x.tar", "every sample is zero")])
     log.add_evaluation({"step": 4, "wer": {"mean_wer": 0.5}, "text": {}})
     log.close()
     with (tmp_path / "steps.jsonl").open("a") as file:
@@ -65,6 +67,7 @@ def test_a_log_goes_on_from_its_checkpoint_without_what_came_after(tmp_path):
     log.add_step(record(3))
     log.close()
     assert [line["step"] for line in read_lines(tmp_path / "steps.jsonl")] == [0, 1, 2, 3]
+    assert [line["key"] for line in read_lines(tmp_path / "bad_samples.jsonl")] == ["key-0", "key-1", "key-2"]
 
 
 def test_an_evaluation_takes_the_place_of_one_of_the_same_step(tmp_path):

@@ -1,0 +1,272 @@
+"""Samples from where they lie to what a batch is made of: read, checked, decoded, changed as asked; in worker processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DataError
+from pipeline.speech.augment import Augmentation, change_speed, generator, mask_spectrogram
+from pipeline.speech.samples import SAMPLE_RATE_HZ, AudioSample, BadSampleError, decode, log_mel
+from pipeline.speech.shards import HEADER_BYTES, SampleEntry, check_header, parse_transcript
+from pipeline.speech.sources import ReadOptions, Source, open_source, read_many
+
+TextNormalization = Literal["none", "whisper"]
+OverLong = Literal["mask", "cut"]
+# Audio and text that lie this near to each other are read at once.
+_LARGEST_GAP_BYTES = 1 << 16
+_MAX_OPEN_SOURCES = 512
+_MAX_RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class SampleRef:
+    """A sample to load: its shard, where in it, how its text is written, and the counter of its random numbers."""
+
+    where: str
+    entry: SampleEntry
+    normalization: TextNormalization = "none"
+    counter: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What becomes of every sample. One longer than `max_seconds` is masked, or its audio is cut there."""
+
+    num_mels: int
+    max_seconds: float
+    over_long: OverLong = "mask"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True)
+class LoadedSample:
+    """`log_mel` (M, T) float32 of a usable sample, and its transcript."""
+
+    log_mel: NDArray[np.float32]
+    transcript: str
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that was masked: `cause` in one of a few words, the shard it lies in, and what exactly was found."""
+
+    key: str
+    cause: str
+    shard: str
+    detail: str
+
+
+class SampleReader:
+    """Reads samples of any shards; keeps the last few hundred open."""
+
+    def __init__(self, options: ReadOptions) -> None:
+        self._open = lru_cache(maxsize=_MAX_OPEN_SOURCES)(lambda where: open_source(where, options))
+
+    def source(self, where: str) -> Source:
+        """The open shard."""
+        return self._open(where)
+
+    def read(self, refs: Sequence[SampleRef]) -> list[AudioSample | BadSampleError]:
+        """Each sample, decoded, or what is wrong with it. Raises `DataError` where a shard can't be had at all."""
+        places = [_ranges(ref.entry) for ref in refs]
+        requests = [
+            (self.source(ref.where), begin, end - begin)
+            for ref, ranges in zip(refs, places, strict=True)
+            for begin, end in ranges
+        ]
+        contents = iter(read_many(requests))
+        samples: list[AudioSample | BadSampleError] = []
+        for ref, ranges in zip(refs, places, strict=True):
+            parts = [next(contents) for _ in ranges]
+            try:
+                samples.append(_parse(ref, ranges, parts))
+            except BadSampleError as error:
+                samples.append(error)
+        return samples
+
+
+def _ranges(entry: SampleEntry) -> list[tuple[int, int]]:
+    """What must be read of a shard for a sample, tar headers included: one range where its members are neighbours, else two."""
+    audio = entry.audio_offset - HEADER_BYTES, entry.audio_offset + entry.audio_bytes
+    text = entry.text_offset - HEADER_BYTES, entry.text_offset + entry.text_bytes
+    first, second = sorted((audio, text))
+    return [(first[0], second[1])] if second[0] - first[1] <= _LARGEST_GAP_BYTES else [audio, text]
+
+
+def _parse(ref: SampleRef, ranges: Sequence[tuple[int, int]], parts: Sequence[bytes | Exception]) -> AudioSample:
+    entry = ref.entry
+
+    def member(offset: int, size: int) -> bytes:
+        for (begin, end), part in zip(ranges, parts, strict=True):
+            if begin <= offset - HEADER_BYTES and offset + size <= end:
+                if isinstance(part, EOFError):
+                    raise BadSampleError("shard", str(part))
+                if isinstance(part, Exception):
+                    raise part
+                place = offset - begin
+                try:
+                    check_header(part[place - HEADER_BYTES : place], entry.key, size)
+                except ValueError as error:
+                    raise BadSampleError("shard", f"{ref.where} isn't as it was indexed at byte {offset}: {error}") from error
+                return part[place : place + size]
+        raise AssertionError
+
+    waveform = decode(member(entry.audio_offset, entry.audio_bytes), expected_seconds=entry.seconds)
+    try:
+        text = parse_transcript(member(entry.text_offset, entry.text_bytes), is_json=entry.text_is_json)
+    except (ValueError, StopIteration, TypeError) as error:
+        raise BadSampleError("text", str(error)) from error
+    text = normalise_text(text, entry.language, ref.normalization)
+    if not text:
+        raise BadSampleError("empty text", entry.key)
+    return AudioSample(entry.key, waveform, text, entry.language)
+
+
+def normalise_text(text: str, language: str, normalization: TextNormalization) -> str:
+    """The transcript as it is, or as Whisper's normaliser of its language writes it: English's own, the basic one for others."""
+    if normalization == "none":
+        return text
+    return str(_whisper_normaliser(language == "en")(text)).strip()
+
+
+@lru_cache(maxsize=2)
+def _whisper_normaliser(is_english: bool) -> Any:
+    from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
+
+    return EnglishTextNormalizer() if is_english else BasicTextNormalizer()
+
+
+class Loader:
+    """Loads micro-batches in this process."""
+
+    def __init__(self, options: LoadOptions, read: ReadOptions) -> None:
+        self._options = options
+        self._reader = SampleReader(read)
+
+    def load(self, refs: Sequence[SampleRef]) -> list[LoadedSample | BadSample]:
+        """Each sample, or why it can't be used. Raises `DataError` where a shard can't be had at all."""
+        loaded: list[LoadedSample | BadSample] = []
+        # what is too long to use isn't fetched
+        wanted = [ref for ref in refs if not self._is_refused(ref.entry)]
+        samples = iter(self._reader.read(wanted))
+        for ref in refs:
+            if self._is_refused(ref.entry):
+                cause, detail = "too long", f"{ref.entry.seconds:.1f} s"
+                loaded.append(BadSample(ref.entry.key, cause, ref.where, detail))
+                continue
+            sample = next(samples)
+            if isinstance(sample, BadSampleError):
+                loaded.append(BadSample(ref.entry.key, sample.cause, ref.where, str(sample)))
+            else:
+                loaded.append(self._finish(sample, ref))
+        return loaded
+
+    def _is_refused(self, entry: SampleEntry) -> bool:
+        return self._options.over_long == "mask" and entry.seconds > self._options.max_seconds
+
+    def _finish(self, sample: AudioSample, ref: SampleRef) -> LoadedSample:
+        options = self._options
+        random = generator(*ref.counter)
+        waveform = sample.waveform
+        if options.augmentation.speed_factors:
+            waveform = change_speed(waveform, options.augmentation.speed_factors, random)
+        features = log_mel(waveform[: int(options.max_seconds * SAMPLE_RATE_HZ)], options.num_mels)
+        return LoadedSample(mask_spectrogram(features, options.augmentation, random), sample.transcript)
+
+
+_worker_loader: Loader | None = None
+
+
+def _start_worker(options: LoadOptions, read: ReadOptions) -> None:
+    import torch
+
+    # a pool's initializer has nowhere else to leave it
+    global _worker_loader
+    # threads of several processes on the same cores cost more than they bring
+    torch.set_num_threads(1)
+    _worker_loader = Loader(options, read)
+
+
+def _load_in_worker(refs: Sequence[SampleRef]) -> list[LoadedSample | BadSample]:
+    assert _worker_loader is not None
+    return _worker_loader.load(refs)
+
+
+class LoaderPool:
+    """`Loader` in `num_workers` processes, or in the calling thread for 0. A worker that dies is replaced, and its work done
+    again, a few times; then its end is an error."""
+
+    def __init__(self, options: LoadOptions, read: ReadOptions, *, num_workers: int) -> None:
+        self._options, self._read, self._num_workers = options, read, num_workers
+        self._own = Loader(options, read) if num_workers == 0 else None
+        self._pool: ProcessPoolExecutor | None = None
+        self._generation = 0
+
+    def submit(self, refs: Sequence[SampleRef]) -> Ticket:
+        """Begin to load; the result is had from `take`."""
+        if self._own is not None:
+            return Ticket(refs, None, 0)
+        while True:
+            generation = self._generation
+            try:
+                return Ticket(refs, self._start().submit(_load_in_worker, refs), generation)
+            except BrokenProcessPool as error:
+                self._replace(generation, error)
+
+    def take(self, ticket: Ticket) -> list[LoadedSample | BadSample]:
+        """What was begun, once it is there. Raises `DataError`."""
+        if self._own is not None:
+            return self._own.load(ticket.refs)
+        while True:
+            assert ticket.future is not None
+            try:
+                return ticket.future.result()
+            except BrokenProcessPool as error:
+                self._replace(ticket.generation, error)
+                ticket = self.submit(ticket.refs)
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # neither torch nor fsspec survives a fork of a process that has used it
+            context = multiprocessing.get_context("spawn")
+            arguments = (self._options, self._read)
+            self._pool = ProcessPoolExecutor(self._num_workers, mp_context=context, initializer=_start_worker, initargs=arguments)
+        return self._pool
+
+    def _replace(self, generation: int, error: BrokenProcessPool) -> None:
+        """A pool that lost a worker takes no more work, and all that it had fails: the first to notice replaces it."""
+        if generation != self._generation:
+            return
+        self._generation += 1
+        if self._generation > _MAX_RESTARTS:
+            raise DataError(
+                f"Workers that load samples have died {self._generation} times, most likely for lack of memory. Give fewer "
+                "data.num_workers, or smaller micro-batches."
+            ) from error
+        print(f"warning: a worker that loads samples died; its samples are loaded again ({self._generation})", file=sys.stderr)
+        self.close()
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """Work that was begun, by which of the pools that followed each other."""
+
+    refs: Sequence[SampleRef]
+    future: Future[list[LoadedSample | BadSample]] | None
+    generation: int

@@ -1,0 +1,153 @@
+"""Where shards lie, read by ranges: local files here, remote ones in `remote`, a local copy of their blocks in `block_cache`.
+
+Nothing that is read can run code: there is no `pipe:` and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from pipeline.errors import DataError
+
+REMOTE_SCHEMES = ("http", "https", "s3", "gs")
+_PARALLEL_READS = 16
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How remote shards are read. A range is tried `attempts` times; `cache_dir` keeps at most `cache_bytes` of blocks."""
+
+    attempts: int = 6
+    stall_seconds: float = 30.0
+    cache_dir: str | None = None
+    cache_bytes: int = 20 << 30
+
+
+class Source(Protocol):
+    """One file, read by ranges. Safe to use from several threads."""
+
+    where: str
+
+    def num_bytes(self) -> int:
+        """Its size now. Raises `DataError` where it isn't there."""
+
+    def stamp(self) -> str:
+        """What changes when it is replaced: a modification time or an ETag; "" where nothing says."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly that range. Raises `DataError` where it can't be had, `EOFError` where the file ends before."""
+
+
+def is_remote(where: str) -> bool:
+    """Whether `where` is a URL. Raises `DataError` for a scheme that isn't read."""
+    scheme = urlsplit(where).scheme if "://" in where else ("pipe" if where.startswith("pipe:") else "")
+    if scheme and scheme not in REMOTE_SCHEMES:
+        raise DataError(f"{where}: shards are read from local paths and from {', '.join(REMOTE_SCHEMES)}; not from {scheme}.")
+    return bool(scheme)
+
+
+def open_source(where: str, options: ReadOptions) -> Source:
+    """A local file or a URL. Nothing is read yet."""
+    if not is_remote(where):
+        return LocalSource(where)
+    from pipeline.speech.block_cache import CachedSource
+    from pipeline.speech.remote import RemoteSource
+
+    source = RemoteSource(where, options)
+    return CachedSource(source, options) if options.cache_dir else source
+
+
+class LocalSource:
+    """A file of this machine or a mounted file system."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self._descriptor: int | None = None
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            os.close(self._descriptor)  # type: ignore[arg-type]
+
+    def num_bytes(self) -> int:
+        return self._stat().st_size
+
+    def stamp(self) -> str:
+        return str(self._stat().st_mtime_ns)
+
+    def _stat(self) -> os.stat_result:
+        try:
+            return os.stat(self.where)
+        except OSError as error:
+            raise DataError(f"{self.where} can't be read: {error.strerror}.") from error
+
+    def read(self, offset: int, size: int) -> bytes:
+        try:
+            if self._descriptor is None:
+                with self._lock:
+                    self._descriptor = self._descriptor or os.open(self.where, os.O_RDONLY)
+            content = os.pread(self._descriptor, size, offset)
+        except OSError as error:
+            raise DataError(f"{self.where} can't be read: {error.strerror}.") from error
+        if len(content) < size:
+            raise EOFError(f"{self.where} ends before byte {offset + size}")
+        return content
+
+
+def read_many(requests: Sequence[tuple[Source, int, int]]) -> list[bytes | Exception]:
+    """Each (source, offset, size), remote ones side by side; in place of one that fails, its error."""
+    if all(isinstance(source, LocalSource) for source, _, _ in requests):
+        return [_read_one(request) for request in requests]
+    return list(_readers().map(_read_one, requests))
+
+
+def _read_one(request: tuple[Source, int, int]) -> bytes | Exception:
+    source, offset, size = request
+    try:
+        return source.read(offset, size)
+    except (DataError, EOFError) as error:
+        return error
+
+
+class RangeFile(io.RawIOBase):
+    """A source as a seekable file."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._size, self._place = source, source.num_bytes(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._size - self._place))
+        buffer[:size] = self._source.read(self._place, size) if size else b""
+        self._place += size
+        return size
+
+
+_pool: list[ThreadPoolExecutor] = []
+_lock = threading.Lock()
+
+
+def _readers() -> ThreadPoolExecutor:
+    with _lock:
+        if not _pool:
+            _pool.append(ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="shard-reads"))
+        return _pool[0]

@@ -1,0 +1,102 @@
+"""What a step holds is the same on any number of processes, and on another number after a cut at any step."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import clean_environment
+
+pytestmark = pytest.mark.slow
+NUM_STEPS = 14
+
+
+class Ranks:
+    """Processes that act as ranks of any world size up to their number."""
+
+    def __init__(self, home: Path, shards: str, number: int) -> None:
+        command = [sys.executable, "-m", "tests.ranks.stream_rank", str(home), shards]
+        self._processes = [
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_environment(OMP_NUM_THREADS="1")
+            )
+            for _ in range(number)
+        ]
+
+    def run(self, world_size: int, first: int, count: int, hint: tuple[int, int] = (0, 0)) -> list[list[dict]]:
+        """Each step's answers, by rank."""
+        for rank, process in enumerate(self._processes[:world_size]):
+            request = {"rank": rank, "world_size": world_size, "first": first, "count": count, "hint": hint}
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        answers = [json.loads(process.stdout.readline()) for process in self._processes[:world_size]]
+        return [list(step) for step in zip(*answers, strict=True)]
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.stdin.close()
+            process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def shards(home, tmp_path_factory) -> str:
+    """Shards of one sample beside larger ones."""
+    from pipeline.speech.layouts import find_recordings
+    from pipeline.speech.packing import pack
+
+    folder = tmp_path_factory.mktemp("uneven")
+    recordings = find_recordings(home / "speech/train")
+    for name, part, size in (("single", recordings[::5], 1), ("rest", [r for i, r in enumerate(recordings) if i % 5], 100)):
+        pack(part, folder / name, shard_size=size, num_processes=1)
+    return f"{folder}/{{single,rest}}/*.tar"
+
+
+@pytest.fixture(scope="module")
+def ranks(home, shards):
+    running = Ranks(home, shards, 4)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(ranks) -> list[list[str]]:
+    return [merge(step) for step in ranks.run(1, 0, NUM_STEPS)]
+
+
+def merge(step: list[dict]) -> list[str]:
+    """The keys of a step in the order of its micro-batches, which ranks take in turns; every rank has as many of them."""
+    assert len({(answer["step"], len(answer["batches"])) for answer in step}) == 1
+    turns = zip(*(answer["batches"] for answer in step), strict=True)
+    return [key for turn in turns for batch in turn for key in batch]
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_steps_are_the_same_on_any_number_of_processes(ranks, uninterrupted, world_size):
+    assert [merge(step) for step in ranks.run(world_size, 0, NUM_STEPS)] == uninterrupted
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, NUM_STEPS - 1), st.integers(1, 4), st.integers(1, 4), st.booleans())
+def test_a_run_cut_at_any_step_continues_on_another_number_of_processes(ranks, uninterrupted, cut, before, after, with_hint):
+    first = ranks.run(before, 0, cut)
+    hint = tuple(first[-1][0]["hint"]) if with_hint else (0, 0)
+    rest = ranks.run(after, cut, NUM_STEPS - cut, hint)
+    assert [merge(step) for step in [*first, *rest]] == uninterrupted
+
+
+def test_each_language_keeps_its_share_and_its_own_epochs(ranks):
+    keys = [key for step in ranks.run(2, 0, 60) for key in merge(step)]
+    by_language = {language: [key for key in keys if key.startswith(f"{language}/")] for language in ("en", "de")}
+    assert len(by_language["de"]) / len(keys) == pytest.approx(2 / 3, abs=0.03)
+    for own in by_language.values():
+        counts = Counter(own)
+        assert len(counts) == 12
+        # a window is shuffled as a whole, so that an epoch's end may stand a window later
+        assert max(counts.values()) - min(counts.values()) <= 2

@@ -1,0 +1,184 @@
+"""What becomes of a sample on its way into a batch, in this process and in workers."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from pipeline.errors import DataError
+from pipeline.model.llm import load_tokenizer
+from pipeline.speech.augment import Augmentation, change_speed, generator, mask_spectrogram
+from pipeline.speech.loading import LoaderPool, LoadOptions, SampleRef, normalise_text
+from pipeline.speech.samples import log_mel
+from pipeline.speech.schedule import BatchBudget
+from pipeline.speech.sources import ReadOptions
+from pipeline.speech.stream import Corpus, SpeechDataset, SpeechStream, StreamOptions
+
+OPTIONS = LoadOptions(num_mels=80, max_seconds=20.0)
+
+
+@pytest.fixture(scope="module")
+def refs(home) -> list[SampleRef]:
+    corpus = Corpus(SpeechDataset(str(home / "shards/train/*.tar")))
+    return [corpus.ref(index, 1, index) for index in range(corpus.num_samples)]
+
+
+def stream(home: Path, *, rank: int = 0, world_size: int = 1, **options) -> SpeechStream:
+    return SpeechStream(
+        [SpeechDataset(str(home / "shards/train/*.tar"))],
+        tokenizer=load_tokenizer(str(home / "llm")),
+        num_mels=80,
+        budget=BatchBudget(3, 20.0, 4),
+        max_seconds=20.0,
+        seed=1,
+        rank=rank,
+        world_size=world_size,
+        options=StreamOptions(**options),
+    )
+
+
+def take(source: SpeechStream, count: int):
+    steps = source.steps(0)
+    try:
+        return list(itertools.islice(steps, count))
+    finally:
+        steps.close()
+
+
+def workers() -> set[psutil.Process]:
+    """Processes that this one has spawned for a pool."""
+    return {child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())}
+
+
+@pytest.mark.slow
+def test_workers_load_what_this_process_loads_also_when_one_is_killed(home):
+    augmentation = Augmentation(speed_factors=(0.9, 1.0, 1.1), freq_masks=1, time_masks=1)
+    alone = take(stream(home, augmentation=augmentation), 8)
+    others = workers()
+    steps = stream(home, augmentation=augmentation, num_workers=2).steps(0)
+    shared = [next(steps)]
+    own = workers() - others
+    assert len(own) == 2
+    os.kill(own.pop().pid, signal.SIGKILL)
+    shared += list(itertools.islice(steps, 7))
+    steps.close()
+    for one, other in zip(alone, shared, strict=True):
+        for batch, its in zip(one.batches, other.batches, strict=True):
+            assert batch.keys == its.keys
+            torch.testing.assert_close(batch.log_mel, its.log_mel, rtol=1e-5, atol=1e-5)
+            assert torch.equal(batch.label_ids, its.label_ids)
+
+
+@pytest.mark.slow
+def test_workers_that_keep_dying_are_an_error(refs, monkeypatch):
+    monkeypatch.setattr("pipeline.speech.loading._MAX_RESTARTS", 0)
+    others = workers()
+    pool = LoaderPool(OPTIONS, ReadOptions(), num_workers=1)
+    pool.take(pool.submit(refs[:1]))
+    (worker,) = workers() - others
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(DataError, match="have died 1 times"):
+        load_often(pool, refs)
+    pool.close()
+
+
+def load_often(pool: LoaderPool, refs: list[SampleRef]) -> None:
+    for _ in range(50):
+        pool.take(pool.submit(refs[:4]))
+
+
+def load(refs: list[SampleRef], options: LoadOptions):
+    pool = LoaderPool(options, ReadOptions(), num_workers=0)
+    return pool.take(pool.submit(refs))
+
+
+def test_features_are_whispers_own_for_80_and_128_mels(refs):
+    from whisper.audio import log_mel_spectrogram
+
+    waveform = np.random.default_rng(0).normal(0, 0.1, 16_000 * 3 + 17).astype(np.float32)
+    for num_mels in (80, 128):
+        padded = np.pad(waveform, (0, -len(waveform) % 320))
+        np.testing.assert_allclose(log_mel(waveform, num_mels), log_mel_spectrogram(padded, num_mels).numpy(), atol=1e-5)
+        assert load(refs[:1], LoadOptions(num_mels, 20.0))[0].log_mel.shape[0] == num_mels
+
+
+def test_an_over_long_sample_is_masked_or_its_audio_is_cut(refs):
+    seconds = refs[0].entry.seconds
+    masked, cut = (load(refs[:1], LoadOptions(80, seconds / 2, choice))[0] for choice in ("mask", "cut"))
+    assert masked.cause == "too long"
+    assert cut.log_mel.shape[1] == pytest.approx(seconds / 2 * 100, abs=2)
+
+
+def test_augmentation_is_the_same_for_a_sample_at_a_place_and_another_elsewhere(refs):
+    options = LoadOptions(80, 20.0, augmentation=Augmentation(speed_factors=(0.9, 1.1), freq_masks=2, time_masks=2))
+    plain = load(refs[:6], OPTIONS)
+    first, again = load(refs[:6], options), load(refs[:6], options)
+    elsewhere = load([SampleRef(ref.where, ref.entry, counter=(2, *ref.counter)) for ref in refs[:6]], options)
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one.log_mel, other.log_mel)
+    assert any(one.log_mel.shape != other.log_mel.shape for one, other in zip(first, elsewhere, strict=True))
+    factors = {round(p.log_mel.shape[1] / o.log_mel.shape[1], 1) for p, o in zip(plain, [*first, *first], strict=False)}
+    assert factors == {0.9, 1.1}
+
+
+def test_masks_blank_whole_bands_and_stretches_within_their_limits():
+    features = np.random.default_rng(0).normal(size=(80, 400)).astype(np.float32)
+    options = Augmentation(freq_masks=1, freq_width=10, time_masks=1, time_width=1000, max_time_fraction=0.1)
+    for seed in range(30):
+        masked = mask_spectrogram(features, options, generator(seed))
+        changed = masked != features
+        bands, stretches = changed.all(axis=1), changed.all(axis=0)
+        assert bands.sum() <= 10
+        assert stretches.sum() <= 40
+        np.testing.assert_array_equal(changed, bands[:, None] | stretches[None, :])
+    assert mask_spectrogram(features, Augmentation(), generator(0)) is features
+
+
+def test_speed_moves_pitch_and_length():
+    tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000).astype(np.float32)
+    faster = change_speed(tone, [1.25], generator(0))
+    assert len(faster) == pytest.approx(12_800, abs=2)
+    assert np.abs(np.fft.rfft(faster)).argmax() * 16_000 / len(faster) == pytest.approx(550, abs=3)
+
+
+def test_the_schedule_leaves_room_for_what_speed_makes_longer(home):
+    slow = stream(home, augmentation=Augmentation(speed_factors=(0.5,)))
+    for data in take(slow, 6):
+        for batch in data.batches:
+            assert batch.log_mel.shape[0] == 1 or batch.log_mel.shape[0] * batch.log_mel.shape[2] <= 20.0 * 100 + 2 * 3
+
+
+def test_text_is_normalised_by_language_where_asked_for():
+    assert normalise_text("Mr. Smith's colour, 1 dog!", "en", "whisper") == "mister smith is color one dog"
+    assert normalise_text("Größe, Straße!", "de", "whisper") == "größe straße"
+    assert normalise_text("Größe, Straße!", "de", "none") == "Größe, Straße!"
+
+
+def test_a_step_says_what_it_cost_by_language_and_part(home):
+    for data in take(stream(home), 3):
+        entries = {key for batch in data.batches for key in batch.keys}
+        assert set(data.seconds_by_language) == {key.split("/")[0] for key in entries}
+        assert 0 <= data.padding < 1
+        rows = [
+            (int(batch.num_frames[row]) + 7) // 8 + int((batch.label_ids[row] != -100).sum())
+            for batch in data.batches
+            if batch.keys
+            for row in range(len(batch.keys))
+        ]
+        widths = [
+            len(batch.keys)
+            * max(
+                (int(batch.num_frames[row]) + 7) // 8 + int((batch.label_ids[row] != -100).sum())
+                for row in range(len(batch.keys))
+            )
+            for batch in data.batches
+            if batch.keys
+        ]
+        assert data.llm_padding == pytest.approx(1 - sum(rows) / sum(widths))

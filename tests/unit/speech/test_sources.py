@@ -1,0 +1,261 @@
+"""Shards read over HTTP and from S3: the same samples as from a disk, whatever the server does, or an error that names it."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.speech.loading import Loader, LoadOptions, SampleReader
+from pipeline.speech.shards import expand, index_shard, read_index, write_index
+from pipeline.speech.sources import ReadOptions, is_remote, open_source
+from pipeline.speech.stream import Corpus, SpeechDataset, read_test_batches
+from pipeline.speech.table import SampleTable, read_merged, write_merged
+from tests.web import FaultyServer, within
+
+pytest.importorskip("aiohttp", reason="aiohttp isn't installed")
+QUICK = ReadOptions(attempts=4, stall_seconds=1.0)
+
+
+@pytest.fixture
+def folder(home, tmp_path) -> Path:
+    return Path(shutil.copytree(home / "shards/train", tmp_path / "shards"))
+
+
+@pytest.fixture
+def server(folder, monkeypatch):
+    monkeypatch.setattr("pipeline.speech.remote._FIRST_PAUSE_SECONDS", 0.02)
+    with FaultyServer(folder) as running:
+        yield running
+
+
+def read_all(shards: str, read: ReadOptions) -> dict[str, tuple[str, bytes]]:
+    batches = read_test_batches([SpeechDataset(shards)], batch_size=4, read=read)
+    return {sample.key: (sample.transcript, sample.waveform.tobytes()) for batch in batches for sample in batch}
+
+
+def shard_list(folder: Path) -> str:
+    return "{" + ",".join(sorted(path.name for path in folder.glob("*.tar"))) + "}"
+
+
+def test_a_brace_list_of_urls_gives_what_the_disk_gives(server, folder):
+    assert read_all(f"{server.url}/{shard_list(folder)}", QUICK) == read_all(str(folder / "*.tar"), QUICK)
+
+
+@pytest.mark.parametrize("faults", [["500"] * 3, ["reset", "500"], ["short"] * 5, ["stall"], ["reset", "short", "500", "stall"]])
+def test_what_may_pass_is_tried_again_to_the_same_samples(server, folder, faults):
+    first = sorted(folder.glob("*.tar"))[0].name
+    whole = read_all(str(folder / first), QUICK)
+    corpus = Corpus(SpeechDataset(f"{server.url}/{first}"), QUICK)
+    server.faults = list(faults)
+    with within(10):
+        samples = SampleReader(QUICK).read([corpus.ref(index) for index in range(corpus.num_samples)])
+    assert {sample.key: (sample.transcript, sample.waveform.tobytes()) for sample in samples} == whole
+    assert not server.faults
+
+
+@pytest.mark.parametrize(
+    ("fault", "says", "num_requests"),
+    [
+        ("404", "can't be read", 1),
+        ("403", "can't be read", 1),
+        ("500", "after 4 attempts", 4),
+        ("stall", "after 4 attempts", 4),
+        ("reset", "after 4 attempts", 4),
+        ("whole", "ignores Range", 1),
+    ],
+)
+def test_what_does_not_pass_is_an_error_that_names_the_shard(server, folder, fault, says, num_requests):
+    first = sorted(folder.glob("*.tar"))[0].name
+    corpus = Corpus(SpeechDataset(f"{server.url}/{first}"), QUICK)
+    ref = corpus.ref(0)
+    server.requests.clear()
+    server.always = fault
+    with within(10), pytest.raises(DataError, match=rf"{first}.*{says}"):
+        SampleReader(QUICK).read([ref])
+    # aiohttp asks once more by itself where a kept connection turns out to be closed
+    assert num_requests <= server.requests[f"/{first}"] <= num_requests * (2 if fault == "reset" else 1)
+
+
+@pytest.mark.parametrize("where", ["boundary", "inside"])
+@pytest.mark.parametrize("over_http", [True, False])
+def test_a_cut_tar_is_refused_when_indexed_and_when_read(server, folder, where, over_http):
+    shard = sorted(folder.glob("*.tar"))[0]
+    index = read_index(str(shard))
+    last = index.samples[-1]
+    # just before the last sample's first header, or in the middle of its audio
+    cut = min(last.audio_offset, last.text_offset) - 512 if where == "boundary" else last.audio_offset + last.audio_bytes // 2
+    shard.write_bytes(shard.read_bytes()[:cut])
+    place = f"{server.url}/{shard.name}" if over_http else str(shard)
+    with pytest.raises(DataError, match="cut"):
+        index_shard(place, options=QUICK)
+    with pytest.raises(DataError, match="when it was indexed"):
+        read_index(place, QUICK)
+
+
+def test_a_shard_that_is_cut_while_it_is_read_masks_what_is_gone_and_keeps_the_rest(folder):
+    shard = sorted(folder.glob("*.tar"))[0]
+    corpus = Corpus(SpeechDataset(str(shard)))
+    refs = [corpus.ref(index) for index in range(corpus.num_samples)]
+    whole = SampleReader(QUICK).read(refs)
+    entry = refs[-1].entry
+    shard.write_bytes(shard.read_bytes()[: entry.audio_offset + 10])
+    loaded = Loader(LoadOptions(num_mels=80, max_seconds=30.0), QUICK).load(refs)
+    assert [getattr(item, "transcript", None) for item in loaded] == [sample.transcript for sample in whole[:-1]] + [None]
+    assert (loaded[-1].key, loaded[-1].cause) == (entry.key, "shard")
+
+
+def test_swapped_samples_are_never_paired_wrongly(folder):
+    """Two samples of one size change places: the index still points at valid audio, and it is another's."""
+    shard = sorted(folder.glob("*.tar"))[0]
+    corpus = Corpus(SpeechDataset(str(shard)))
+    refs = [corpus.ref(index) for index in range(corpus.num_samples)]
+    content = bytearray(shard.read_bytes())
+    one, other = refs[0].entry, refs[1].entry
+    for entry, name in ((one, other.key), (other, one.key)):
+        header = bytearray(content[entry.audio_offset - 512 : entry.audio_offset])
+        header[:100] = f"{name}.flac".encode().ljust(100, b"\0")
+        header[148:156] = b" " * 8
+        header[148:156] = f"{sum(header):06o}\0 ".encode()
+        content[entry.audio_offset - 512 : entry.audio_offset] = header
+    shard.write_bytes(bytes(content))
+    loaded = Loader(LoadOptions(num_mels=80, max_seconds=30.0), QUICK).load(refs[:3])
+    assert [getattr(item, "cause", None) for item in loaded] == ["shard", "shard", None]
+    with pytest.raises(DataError, match="holds other samples"):
+        read_index(str(shard))
+
+
+def test_a_shard_replaced_on_the_server_is_refused_by_name(server, folder):
+    shard = sorted(folder.glob("en-*.tar"))[0]
+    other = sorted(folder.glob("en-*.tar"))[1]
+    shard.write_bytes(other.read_bytes())
+    with pytest.raises(DataError, match=rf"{shard.name} .* when it was indexed"):
+        Corpus(SpeechDataset(f"{server.url}/{shard.name}"), QUICK)
+
+
+def test_urls_are_indexed_into_one_local_file(server, folder, tmp_path):
+    for beside in folder.glob("*.index.json"):
+        beside.unlink()
+    merged = tmp_path / "train.index"
+    shards = [index_shard(where, options=QUICK) for where in expand(f"{server.url}/{shard_list(folder)}")]
+    write_merged(SampleTable.of(shards), merged)
+    local = [index_shard(str(path)) for path in sorted(folder.glob("*.tar"))]
+    assert [shard.samples for shard in shards] == [shard.samples for shard in local]
+    assert read_all(str(merged), QUICK).keys() == {sample.key for shard in local for sample in shard.samples}
+    with pytest.raises(DataError, match="--output"):
+        write_index(shards[0])
+    # a merged index is checked when a shard is first read
+    shutil.copy(sorted(folder.glob("*.tar"))[1], sorted(folder.glob("*.tar"))[0])
+    with pytest.raises(DataError, match="when it was indexed"):
+        read_all(str(merged), QUICK)
+
+
+def test_a_merged_index_is_the_table_of_its_shards_and_moves_with_them(folder, tmp_path):
+    table = SampleTable.of([read_index(where) for where in expand(str(folder / "*.tar"))])
+    write_merged(table, folder / "all.index")
+    moved = shutil.move(folder, tmp_path / "moved")
+    read = read_merged(Path(moved) / "all.index")
+    assert [read.entry(row) for row in range(len(read))] == [table.entry(row) for row in range(len(table))]
+    assert read.fingerprint == SampleTable.of([read_index(where) for where in expand(f"{moved}/*.tar")]).fingerprint
+    assert read_all(f"{moved}/all.index", QUICK) == read_all(f"{moved}/*.tar", QUICK)
+    (Path(moved) / "all.index").write_bytes((Path(moved) / "all.index").read_bytes()[:500])
+    with pytest.raises(DataError, match="no merged index"):
+        read_merged(Path(moved) / "all.index")
+
+
+def test_the_cache_serves_what_was_read_is_bounded_and_survives_damage(server, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.speech.block_cache._BLOCK_BYTES", 10_000)
+    shard = max(folder.glob("*.tar"), key=lambda path: path.stat().st_size)
+    content = shard.read_bytes()
+    cache = tmp_path / "cache"
+    options = ReadOptions(attempts=2, stall_seconds=1.0, cache_dir=str(cache), cache_bytes=35_000)
+    source = open_source(f"{server.url}/{shard.name}", options)
+    generator = np.random.default_rng(0)
+
+    def check() -> None:
+        begin, end = np.sort(generator.integers(0, len(content) + 1, 2))
+        assert source.read(int(begin), int(end - begin)) == content[begin:end]
+
+    source.read(0, 9_000)
+    before = server.requests[f"/{shard.name}"]
+    assert source.read(100, 200) == content[100:300]
+    assert server.requests[f"/{shard.name}"] == before
+    for _ in range(20):
+        check()
+    kept = [path for path in cache.rglob("*") if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in kept) <= 35_000
+    for path in kept:
+        path.write_bytes(b"x")  # cut by a full disk
+    check()
+    shutil.rmtree(cache)
+    cache.write_text("no folder can be made here")
+    check()
+
+
+def test_an_s3_api_gives_what_the_disk_gives(folder, monkeypatch):
+    pytest.importorskip("s3fs", reason="s3fs isn't installed")
+    server_module = pytest.importorskip("moto.server", reason="moto isn't installed")
+    boto3 = pytest.importorskip("boto3", reason="boto3 isn't installed")
+    monkeypatch.setattr("pipeline.speech.remote._systems", {})
+    running = server_module.ThreadedMotoServer(port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name, value in (("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    try:
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="speech")
+        for path in folder.iterdir():
+            client.upload_file(str(path), "speech", f"train/{path.name}")
+        local = read_all(str(folder / "*.tar"), QUICK)
+        assert read_all("s3://speech/train/*.tar", QUICK) == local
+        name = sorted(path.name for path in folder.glob("*.tar"))[0]
+        assert index_shard(f"s3://speech/train/{name}", options=QUICK).samples == index_shard(str(folder / name)).samples
+        with pytest.raises(DataError, match="can't be read"):
+            Corpus(SpeechDataset("s3://speech/train/none.tar"), QUICK)
+        with pytest.raises(DataError, match="No shard matches"):
+            Corpus(SpeechDataset("s3://speech/elsewhere/*.tar"), QUICK)
+    finally:
+        running.stop()
+
+
+def test_only_known_schemes_are_read_and_a_missing_library_is_named(monkeypatch):
+    assert not is_remote("/data/x.tar")
+    assert is_remote("gs://bucket/x.tar")
+    for where in ("pipe:cat x", "ftp://host/x.tar", "file:///etc/passwd"):
+        with pytest.raises(DataError, match="not from"):
+            is_remote(where)
+
+    def missing(*_: object) -> None:
+        raise ImportError("No module named 'gcsfs'")
+
+    monkeypatch.setattr("pipeline.speech.remote._systems", {})
+    monkeypatch.setattr("pipeline.speech.remote._make_file_system", missing)
+    with pytest.raises(DataError, match=r"kappaspeech\[gs\]"):
+        open_source("gs://bucket/x.tar", QUICK).num_bytes()
+
+
+def test_reads_from_many_threads_are_whole(server, folder):
+    shard = sorted(folder.glob("*.tar"))[0]
+    content = shard.read_bytes()
+    source = open_source(f"{server.url}/{shard.name}", QUICK)
+    wrong: list[int] = []
+
+    def check(seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        for _ in range(10):
+            begin, end = np.sort(generator.integers(0, len(content) + 1, 2))
+            if source.read(int(begin), int(end - begin)) != content[begin:end]:
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=check, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not wrong

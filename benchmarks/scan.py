@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.blas import set_up_blas
+
 LAYER_SHAPES = {
     "model.layers.0.self_attn.q_proj": (4096, 4096),
     "model.layers.0.self_attn.k_proj": (1024, 4096),
@@ -122,16 +124,22 @@ def reference_kappas(folder: Path, *, dtype_name: str) -> dict[str, float]:
 def measure_here(method: str, folder: Path) -> dict[str, Any]:
     """Run a method in this process: its CPU-seconds and peak memory beyond imports, and what it found."""
     import_of(method)
-    before, peak = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before, peak = resource.getrusage(resource.RUSAGE_SELF), peak_kilobytes()
     began = time.monotonic()
     kappas = METHODS[method](folder)
     after = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         "wall_seconds": time.monotonic() - began,
-        "peak_megabytes": (after.ru_maxrss - peak) / 1024,
+        "peak_megabytes": (peak_kilobytes() - peak) / 1024,
         "kappas": kappas,
     }
+
+
+def peak_kilobytes() -> int:
+    """The most memory that this program has held; unlike `ru_maxrss` it doesn't count what was there before it started."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
 
 
 def import_of(method: str) -> None:
@@ -154,7 +162,9 @@ def import_of(method: str) -> None:
 
 def measure(method: str, folder: Path) -> dict[str, Any]:
     """Run a method in a fresh process on one thread."""
-    environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")}
+    environment = dict(os.environ)
+    # as the command does: threads for all, and kernels that only OpenBLAS's users, numpy and scipy, take notice of
+    set_up_blas(environment, num_threads=1)
     command = [sys.executable, __file__, "--one", method, "--model", str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -232,7 +242,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             results["llama-3.1-8b layer"] = compare(make_layer(Path(scratch)), methods, arguments.repeats)
     record = {
-        "command": "python benchmarks/scan.py " + " ".join(sys.argv[1:]),
+        "command": f"python benchmarks/scan.py --model {arguments.model.name} --repeats {arguments.repeats}",
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": 1},
         "versions": versions,
         "results": results,

@@ -13,8 +13,6 @@ import threading
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from pipeline.cluster import FloatArray, Launch
 
@@ -168,6 +166,8 @@ class LocalCluster:
         received: FloatArray | None = self._ask("take", self._turn, source)
         if received is None:
             raise RuntimeError("a rank ended before it had sent what was expected")
+        import numpy as np  # not before BLAS has been set up
+
         return np.asfortranarray(received)
 
     def close(self) -> None:

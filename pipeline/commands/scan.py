@@ -9,9 +9,6 @@ from typing import Annotated
 
 import typer
 
-# BLAS and OpenMP read these when they are loaded, so they are set before numpy is imported.
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-
 
 class Method(str, Enum):
     """How κ is computed."""
@@ -45,6 +42,7 @@ def scan(
 
     Finished tensors are kept in a journal: a scan that was killed continues where it stopped.
     """
+    from pipeline.blas import set_up_blas
     from pipeline.cluster import find_launch, start_cluster
     from pipeline.errors import InputError
 
@@ -52,7 +50,7 @@ def scan(
         raise InputError(f"--rtol is {rtol}; give a relative tolerance between 0 and 1, as 1e-6.")
     if threads < 1 or (workers is not None and workers < 1):
         raise InputError("--threads and --workers are at least 1.")
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+    set_up_blas(os.environ, num_threads=threads)
     # torch prints a C++ stack where a store's other end is gone; the watch says the same in one line
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from pipeline.scan.checkpoint import open_checkpoint

@@ -44,7 +44,8 @@ class ScanOptions:
 
     def journal_key(self) -> dict[str, Any]:
         """What a journal's lines must agree in to be taken over: numbers of another thread count differ in their last bits."""
-        computed = self.device.partition(":")[0] if self.device else os.environ.get("OMP_NUM_THREADS", "")
+        host = [os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "OPENBLAS_CORETYPE")]
+        computed = [self.device.partition(":")[0]] if self.device else host
         return {"rtol": self.rtol, "method": self.method, "computed": computed, "with_sigmas": self.with_sigmas}
 
 

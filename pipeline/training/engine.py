@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.cluster import Cluster
 from pipeline.config import OptimizerConfig
 from pipeline.model.speech_llm import SpeechLLM
+from pipeline.training.phases import PhaseClock
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
 _MASK_64 = (1 << 64) - 1
@@ -54,6 +55,7 @@ class TrainingEngine:
         deepspeed_config: Mapping[str, Any],
         optimizer: OptimizerConfig,
         micro_batches_per_rank: int,
+        phases: PhaseClock | None = None,
     ) -> None:
         """Partition `model`, whose `requires_grad` already says what trains, and build its optimizer.
 
@@ -87,6 +89,7 @@ class TrainingEngine:
         self.device = self._engine.device
         self._cluster = cluster
         self._world_size = cluster.world_size
+        self._phases = phases or PhaseClock()
 
     def set_rates(self, factor: float) -> dict[str, float]:
         """Set each group's learning rate to its peak times `factor`; return them by group name."""
@@ -111,10 +114,12 @@ class TrainingEngine:
         self._engine.train()
         loss_sum_nats = 0.0
         for batch, seed in zip(batches, seeds, strict=True):
+            self._phases.enter("forward_backward")
             torch.manual_seed(seed & _MASK_64)
             loss = self._engine(batch.states_BSE, batch.num_states_B, prefix_ids, suffix_ids, batch.label_ids_BL)
             loss_sum_nats += float(loss.detach())
             self._engine.backward(loss * (self._world_size / max(num_target_tokens, 1)), scale_wrt_gas=False)
+            self._phases.enter("optimizer")
             self._engine.step()
         return StepResult(loss_sum_nats, float(self._engine.get_global_grad_norm() or 0.0))
 

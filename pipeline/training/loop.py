@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ from pipeline.speech.loading import BadSample
 from pipeline.speech.stream import SpeechStream, StepData
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.engine import MicroBatch, TrainingEngine
+from pipeline.training.phases import PhaseClock
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.run_log import RunLog, StepRecord
 from pipeline.training.schedule import rate_factor
@@ -55,6 +55,7 @@ class TrainingLoop:
         *,
         cluster: Cluster,
         engine: TrainingEngine,
+        phases: PhaseClock,
         parts: Parts,
         folder: RunFolder,
         fingerprints: Mapping[str, str],
@@ -64,6 +65,7 @@ class TrainingLoop:
         self._config = config
         self._cluster = cluster
         self._engine = engine
+        self._phases = phases
         self._parts = parts
         self._folder = folder
         self._stream = stream
@@ -97,9 +99,14 @@ class TrainingLoop:
                 self._evaluate(step)
             steps = self._stream.steps(step, hint=self._hint)
             while step < total and reason is None:
+                self._phases.begin_step(step)
+                self._phases.take_seconds()
+                self._phases.enter("data")
                 with agreement(self._cluster):
                     # what one rank can't read must not leave the others waiting in the step
                     data = next(steps)
+                    self._phases.name_samples(data.keys)
+                    self._phases.enter("exchange")
                 record, reason = self._step(data, stop)
                 step, self._hint = data.global_step + 1, data.hint
                 self._check_bad_samples()
@@ -133,7 +140,6 @@ class TrainingLoop:
 
     def _step(self, data: StepData, stop: StopRequest) -> tuple[StepRecord, str | None]:
         """One optimizer step on all ranks, and the reason, if any rank has one, to stop after it."""
-        began = time.monotonic()
         config = self._config
         rates = self._engine.set_rates(
             rate_factor(data.global_step, num_steps=config.training.num_steps, config=config.optimizer)
@@ -141,6 +147,7 @@ class TrainingLoop:
         wishes = self._cluster.gather((sum(batch.num_target_tokens for batch in data.batches), stop.reason()))
         num_tokens = sum(tokens for tokens, _ in wishes)
         reason = next((f"{why} on rank {rank}" for rank, (_, why) in enumerate(wishes) if why), None)
+        self._phases.enter("encoder")
         device = self._engine.device
         batches = []
         for batch in data.batches:
@@ -154,7 +161,9 @@ class TrainingLoop:
             num_target_tokens=num_tokens,
             seeds=[config.seed + first + i * self._cluster.world_size for i in range(len(batches))],
         )
+        self._phases.enter("exchange")
         shares = self._cluster.gather((result.loss_sum_nats, replace(data, batches=()), data.keys))
+        self._phases.enter("rest")
         data_shares = [share for _, share, _ in shares]
         bad = [item for share in data_shares for item in share.bad_samples]
         loss_sum = sum(loss for loss, *_ in shares)
@@ -170,7 +179,8 @@ class TrainingLoop:
                 f"{', '.join(sorted(keys))}. Nothing of this step is kept: lower the learning rate or remove what is broken, "
                 "and start again; the run continues from its last checkpoint."
             )
-        seconds = time.monotonic() - began
+        phase_seconds = self._phases.take_seconds()
+        seconds = sum(phase_seconds.values())
         self._train_seconds += seconds
         record = StepRecord(
             step=data.global_step,
@@ -181,6 +191,7 @@ class TrainingLoop:
             grad_norm=result.grad_norm,
             seconds=seconds,
             audio_seconds=sum(share.audio_seconds for share in data_shares),
+            phase_seconds={str(phase): spent for phase, spent in phase_seconds.items()},
             wait_seconds=max(share.wait_seconds for share in data_shares),
             padding=sum(share.padding for share in data_shares) / len(shares),
             llm_padding=sum(share.llm_padding for share in data_shares) / len(shares),
@@ -218,6 +229,7 @@ class TrainingLoop:
             self._save(step)
 
     def _save(self, step: int) -> None:
+        self._phases.enter("checkpoint")
         state = {
             "train_seconds": self._train_seconds,
             "world_size": self._cluster.world_size,
@@ -234,6 +246,7 @@ class TrainingLoop:
         """Measure the model as it now is, on a whole replica in each rank."""
         if self._test_set is None:
             return
+        self._phases.enter("evaluation")
         trained = dict(self._engine.gather_trained())
         dtype = next(self._parts.model.parameters()).dtype
         replica = load_trained_model(self._config.model.llm, self._parts.adaptor_shape, trained, dtype=dtype)

@@ -29,6 +29,7 @@ from pipeline.speech.schedule import BatchBudget
 from pipeline.speech.stream import SpeechStream, make_datasets, make_stream_options
 from pipeline.training.engine import TrainingEngine, compute_dtype, digest_tensor
 from pipeline.training.loop import Outcome, TrainingLoop
+from pipeline.training.phases import PhaseClock
 from pipeline.training.run_folder import RunFolder
 
 _LLM_PREFIX = "llm."
@@ -66,18 +67,21 @@ def train(config: RunConfig) -> Outcome:
     }
     num_adaptor = sum(p.numel() for p in parts.model.adaptor.parameters())
     num_llm = sum(p.numel() for p in parts.model.llm.parameters() if p.requires_grad)
+    phases = PhaseClock()
     engine = TrainingEngine(
         parts.model,
         cluster=cluster,
         deepspeed_config=deepspeed_config,
         optimizer=config.optimizer,
         micro_batches_per_rank=-(-config.batch.micro_batches_per_step // cluster.world_size),
+        phases=phases,
     )
     parts.encoder.to(engine.device)
     loop = TrainingLoop(
         config,
         cluster=cluster,
         engine=engine,
+        phases=phases,
         parts=parts,
         folder=folder,
         fingerprints=fingerprints,

@@ -18,8 +18,10 @@ BAD_SAMPLES_NAME = "bad_samples.jsonl"
 class StepRecord:
     """One optimizer step, over all ranks. Losses in nats per target token, rates and norms as they were used.
 
-    `padding` is the share of the encoder's frames that were padding, `llm_padding` that of the LLM's audio positions and labels;
-    `hours_seen` counts usable audio since the run began, by language. `keys_digest` identifies the samples and their order.
+    `seconds` is the step's wall time on rank 0 and `phase_seconds` how rank 0 spent it, by the phases of `phases.py`;
+    `wait_seconds` is the longest wait of any rank for data. `padding` is the share of the encoder's frames that were padding,
+    `llm_padding` that of the LLM's audio positions and labels; `hours_seen` counts usable audio since the run began, by language.
+    `keys_digest` identifies the samples and their order.
     """
 
     step: int
@@ -30,6 +32,7 @@ class StepRecord:
     grad_norm: float
     seconds: float
     audio_seconds: float
+    phase_seconds: dict[str, float]
     wait_seconds: float
     padding: float
     llm_padding: float

@@ -155,3 +155,10 @@ def test_sigterm_saves_a_checkpoint_that_the_same_command_continues(home, one_ra
     checkpoint = max((tmp_path / "run/checkpoints").glob("step-*"))
     assert json.loads((checkpoint / "state.json").read_text())["step"] == len(steps(tmp_path / "run"))
     assert [r["keys_digest"] for r in steps(tmp_path / "run")[:4]] == [r["keys_digest"] for r in steps(one_rank)]
+
+
+def test_a_step_says_where_its_time_went(two_ranks):
+    for record in steps(two_ranks):
+        assert sum(record["phase_seconds"].values()) == pytest.approx(record["seconds"])
+        assert {"data", "encoder", "forward_backward", "optimizer", "exchange"} <= set(record["phase_seconds"])
+        assert record["phase_seconds"]["forward_backward"] > 0

@@ -56,11 +56,17 @@ def evaluate(
 
 def _print_record(record: dict[str, Any]) -> None:
     for language, report in record["wer"]["languages"].items():
+        if report["wer"] is None:
+            print(f"WER {language}: no reference word ({report['num_utterances']} utterances)")
+            continue
         low, high = report["interval"]
-        print(
-            f"WER {language} {report['wer']:7.2%} (95 % of resamples {low:.2%} to {high:.2%}; "
-            f"{report['num_utterances']} utterances, {report['reference_length']} words), CER {report['cer']:.2%}"
-        )
-    print(f"WER mean {record['wer']['mean_wer']:5.2%}")
+        size = f"{report['num_utterances']} utterances, {report['reference_length']} words; normaliser {report['normaliser']}"
+        edits = ", ".join(f"{report[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions"))
+        print(f"WER {language} {report['wer']:7.2%} (95 % of resamples {low:.2%} to {high:.2%}; {size})")
+        print(f"  {edits}; CER {report['cer']:.2%}")
+    for name in ("mean", "pooled"):
+        if record["wer"][f"{name}_wer"] is not None:
+            low, high = record["wer"][f"{name}_interval"]
+            print(f"WER {name} {record['wer'][f'{name}_wer']:5.2%} ({low:.2%} to {high:.2%})")
     for language, text in record["text"].items():
         print(f"text perplexity {language} {text['perplexity']:.2f} ({text['num_tokens']} tokens)")

@@ -1,17 +1,19 @@
-"""Word error rate by language, with intervals: normalise, align, count, resample."""
+"""Word error rate by language, with intervals: normalise, align, count; `bootstrap` resamples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-NUM_RESAMPLES = 2_000
-CONFIDENCE = 0.95
+from pipeline.evaluation.bootstrap import FloatArray, interval, resampled_rates, two_sided_p_value
+from pipeline.speech.loading import normalise_text
+
+# «chosen»: English's own for English and the basic one for the rest, as Whisper is measured
+Scheme = Literal["chosen", "basic", "none"]
+SCHEMES: tuple[Scheme, ...] = ("chosen", "basic", "none")
 
 
 @dataclass(frozen=True)
@@ -46,32 +48,35 @@ class WerCount:
         return self.errors / self.reference_length if self.reference_length else float("nan")
 
 
-def normalise(text: str, language: str) -> str:
-    """Whisper's English normaliser for English; its basic one, keeping umlauts and other diacritics, for the rest."""
-    cleaned = _normaliser("en" if language == "en" else "")(text)
-    return " ".join(cleaned.split())
+def normaliser_name(language: str, scheme: Scheme = "chosen") -> str:
+    """What `normalise` puts a language's text through, in the words of every result."""
+    if scheme == "none":
+        return "none"
+    return "whisper-english" if scheme == "chosen" and language == "en" else "whisper-basic"
 
 
-@cache
-def _normaliser(language: str) -> Callable[[str], str]:
-    from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
+def normalise(text: str, language: str, scheme: Scheme = "chosen") -> str:
+    """Whisper's English normaliser for English; its basic one, keeping umlauts and other diacritics, for the rest.
 
-    chosen: Callable[[str], str] = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer(remove_diacritics=False)
-    return chosen
+    «basic» takes the basic one for English as well; «none» splits at white space and changes nothing else.
+    """
+    if scheme != "none":
+        text = normalise_text(text, language if scheme == "chosen" else "", "whisper")
+    return " ".join(text.split())
 
 
-def count_words(hypotheses: Sequence[Hypothesis]) -> list[WerCount]:
+def count_words(hypotheses: Sequence[Hypothesis], scheme: Scheme = "chosen") -> list[WerCount]:
     """The word edits of each utterance, after normalisation."""
-    return [_align(*_pair(item), by="words") for item in hypotheses]
+    return [_align(*_pair(item, scheme), by="words") for item in hypotheses]
 
 
-def count_characters(hypotheses: Sequence[Hypothesis]) -> list[WerCount]:
+def count_characters(hypotheses: Sequence[Hypothesis], scheme: Scheme = "chosen") -> list[WerCount]:
     """The character edits of each utterance, after normalisation; spaces count."""
-    return [_align(*_pair(item), by="characters") for item in hypotheses]
+    return [_align(*_pair(item, scheme), by="characters") for item in hypotheses]
 
 
-def _pair(item: Hypothesis) -> tuple[str, str]:
-    return normalise(item.reference, item.language), normalise(item.hypothesis, item.language)
+def _pair(item: Hypothesis, scheme: Scheme) -> tuple[str, str]:
+    return normalise(item.reference, item.language, scheme), normalise(item.hypothesis, item.language, scheme)
 
 
 def _align(reference: str, hypothesis: str, *, by: str) -> WerCount:
@@ -98,55 +103,126 @@ def pool(counts: Sequence[WerCount]) -> WerCount:
 def measure(hypotheses: Sequence[Hypothesis], *, seed: int = 0) -> dict[str, Any]:
     """The report on a test set, as JSON: by language WER with its counts, CER and interval; their mean; WER of all pooled.
 
-    Intervals are percentile bootstraps over utterances (Bisani & Ney 2004) at `CONFIDENCE`, deterministic under `seed`. The
-    mean is over languages, so that the larger test set doesn't outvote the smaller.
+    Intervals are percentile bootstraps over utterances, deterministic under `seed`. The mean is over languages, so that the
+    larger test set doesn't outvote the smaller. A language without a reference word has no rate (null) and no part in it.
     """
-    languages = {}
-    for language in sorted({item.language for item in hypotheses}):
-        chosen = [item for item in hypotheses if item.language == language]
-        counts = count_words(chosen)
-        total, characters = pool(counts), pool(count_characters(chosen))
+    words, characters = count_words(hypotheses), count_characters(hypotheses)
+    languages, resampled = {}, []
+    for number, language in enumerate(_languages(hypotheses)):
+        chosen = [i for i, item in enumerate(hypotheses) if item.language == language]
+        counts = [words[i] for i in chosen]
+        total, of_characters = pool(counts), pool([characters[i] for i in chosen])
+        rates = resampled_rates(_errors(counts), _lengths(counts), seed=(seed, number))
         languages[language] = {
-            "wer": total.rate,
-            "interval": list(bootstrap_interval(counts, seed=seed)),
-            "cer": characters.rate,
+            "wer": _or_null(total.rate),
+            "interval": list(interval(rates)),
+            "cer": _or_null(of_characters.rate),
+            "normaliser": normaliser_name(language),
             "num_utterances": len(chosen),
             **asdict(total),
         }
-    everything = pool(count_words(hypotheses))
-    mean = sum(report["wer"] for report in languages.values()) / len(languages) if languages else float("nan")
-    return {"mean_wer": mean, "pooled_wer": everything.rate, "languages": languages}
+        if total.reference_length:
+            resampled.append(rates)
+    measured = [report for report in languages.values() if report["wer"] is not None]
+    everything = pool(words)
+    pooled = resampled_rates(_errors(words), _lengths(words), seed=(seed,))
+    return {
+        "mean_wer": _mean([report["wer"] for report in measured]),
+        "mean_interval": list(interval(np.mean(resampled, axis=0))) if resampled else None,
+        "mean_cer": _mean([report["cer"] for report in measured]),
+        "pooled_wer": _or_null(everything.rate),
+        "pooled_interval": list(interval(pooled)) if words else None,
+        "pooled": asdict(everything),
+        "languages": languages,
+    }
 
 
-def bootstrap_interval(counts: Sequence[WerCount], *, seed: int) -> tuple[float, float]:
-    """Percentile interval of the pooled rate under resampling of utterances."""
-    rates = _resampled_rates(counts, seed=seed)
-    low, high = np.quantile(rates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+def measure_sensitivity(hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
+    """WER under each normaliser, as JSON: by scheme, the mean over languages and each language's rate.
+
+    What «none» adds is case, punctuation and ways of writing numbers; what «chosen» takes from «basic» is English spelling.
+    """
+    report: dict[str, Any] = {}
+    for scheme in SCHEMES:
+        counts = count_words(hypotheses, scheme)
+        rates = {
+            language: _or_null(pool([c for c, item in zip(counts, hypotheses, strict=True) if item.language == language]).rate)
+            for language in _languages(hypotheses)
+        }
+        measured = [rate for rate in rates.values() if rate is not None]
+        report[scheme] = {"mean_wer": _mean(measured), "languages": rates}
+    return report
+
+
+def compare_hypotheses(first: Sequence[Hypothesis], second: Sequence[Hypothesis], *, seed: int = 0) -> dict[str, Any]:
+    """WER of `second` minus WER of `first` on the same utterances, as JSON: by language, of their mean, and pooled.
+
+    Each with a paired percentile interval and the two-sided p of the bootstrap: how often the sign turns when utterances are
+    drawn again (Bisani & Ney 2004). `ValueError` where the two don't hold the same keys and references.
+    """
+    ours, theirs = _align_keys(first, second)
+    counts, other = count_words(ours), count_words(theirs)
+    languages, gaps = {}, []
+    for number, language in enumerate(_languages(ours)):
+        chosen = [i for i, item in enumerate(ours) if item.language == language]
+        before, after = [counts[i] for i in chosen], [other[i] for i in chosen]
+        if not pool(before).reference_length:
+            continue
+        gap = _resampled_gap(before, after, seed=(seed, number))
+        languages[language] = {**_describe(pool(after).rate - pool(before).rate, gap), "num_utterances": len(chosen)}
+        gaps.append(gap)
+    if not languages:
+        raise ValueError("there is no reference word to count errors against")
+    mean = sum(report["difference"] for report in languages.values()) / len(languages)
+    pooled = _resampled_gap(counts, other, seed=(seed,))
+    return {
+        "mean": _describe(mean, np.mean(gaps, axis=0)),
+        "pooled": _describe(pool(other).rate - pool(counts).rate, pooled),
+        "languages": languages,
+    }
 
 
 def paired_difference(
     first: Sequence[Hypothesis], second: Sequence[Hypothesis], *, seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
-    """WER of `second` minus WER of `first` on the same utterances, and its paired bootstrap interval.
+    """The pooled difference of `compare_hypotheses` and its interval."""
+    pooled = compare_hypotheses(first, second, seed=seed)["pooled"]
+    return pooled["difference"], (pooled["interval"][0], pooled["interval"][1])
 
-    `ValueError` where the two don't hold the same keys and references.
-    """
-    ours = sorted(first, key=lambda item: item.key)
-    theirs = sorted(second, key=lambda item: item.key)
+
+def _align_keys(first: Sequence[Hypothesis], second: Sequence[Hypothesis]) -> tuple[list[Hypothesis], list[Hypothesis]]:
+    ours, theirs = (sorted(items, key=lambda item: item.key) for items in (first, second))
     if [(item.key, item.reference) for item in ours] != [(item.key, item.reference) for item in theirs]:
         raise ValueError("the two sets of hypotheses aren't of the same utterances")
-    counts, other = count_words(ours), count_words(theirs)
-    gap = _resampled_rates(other, seed=seed) - _resampled_rates(counts, seed=seed)
-    low, high = np.quantile(gap, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return pool(other).rate - pool(counts).rate, (float(low), float(high))
+    return ours, theirs
 
 
-def _resampled_rates(counts: Sequence[WerCount], *, seed: int) -> NDArray[np.float64]:
-    """Pooled rates of `NUM_RESAMPLES` resamples; equal seeds and lengths draw the same utterances."""
-    errors = np.array([count.errors for count in counts], dtype=np.float64)
-    lengths = np.array([count.reference_length for count in counts], dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=NUM_RESAMPLES)
-    rates: NDArray[np.float64] = (drawn @ errors) / np.maximum(drawn @ lengths, 1)
-    return rates
+def _resampled_gap(before: Sequence[WerCount], after: Sequence[WerCount], *, seed: tuple[int, ...]) -> FloatArray:
+    # equal seeds and lengths draw the same utterances on both sides
+    rates = [resampled_rates(_errors(counts), _lengths(counts), seed=seed) for counts in (after, before)]
+    return rates[0] - rates[1]
+
+
+def _describe(difference: float, gaps: FloatArray) -> dict[str, Any]:
+    return {"difference": difference, "interval": list(interval(gaps)), "p_value": two_sided_p_value(gaps)}
+
+
+def _languages(hypotheses: Sequence[Hypothesis]) -> list[str]:
+    return sorted({item.language for item in hypotheses})
+
+
+def _errors(counts: Sequence[WerCount]) -> FloatArray:
+    return np.array([count.errors for count in counts], dtype=np.float64)
+
+
+def _lengths(counts: Sequence[WerCount]) -> FloatArray:
+    return np.array([count.reference_length for count in counts], dtype=np.float64)
+
+
+def _mean(rates: Sequence[float]) -> float | None:
+    return sum(rates) / len(rates) if rates else None
+
+
+def _or_null(rate: float) -> float | None:
+    """JSON has no NaN."""
+    return rate if rate == rate else None

@@ -87,7 +87,8 @@ class RunLog:
             file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._curves.add_scalar("test/mean_wer", record["wer"]["mean_wer"], record["step"])
+        if record["wer"]["mean_wer"] is not None:
+            self._curves.add_scalar("test/mean_wer", record["wer"]["mean_wer"], record["step"])
         for language, text in record["text"].items():
             self._curves.add_scalar(f"text/perplexity_{language}", text["perplexity"], record["step"])
         self._curves.flush()

@@ -1,0 +1,40 @@
+"""Percentile bootstrap over utterances (Bisani & Ney, ICASSP 2004): arrays in, arrays out.
+
+N utterances · R resamples
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+NUM_RESAMPLES = 2_000
+CONFIDENCE = 0.95
+
+
+def resampled_rates(errors_N: FloatArray, lengths_N: FloatArray, *, seed: tuple[int, ...]) -> FloatArray:
+    """Pooled rates Σ errors / Σ lengths of `NUM_RESAMPLES` resamples (R,); equal seeds and N draw the same utterances."""
+    num_utterances = len(errors_N)
+    if num_utterances == 0:
+        return np.zeros(NUM_RESAMPLES)
+    rng = np.random.default_rng(seed)
+    drawn_RN = rng.multinomial(num_utterances, np.full(num_utterances, 1 / num_utterances), size=NUM_RESAMPLES)
+    rates: FloatArray = (drawn_RN @ errors_N) / np.maximum(drawn_RN @ lengths_N, 1)
+    return rates
+
+
+def interval(values_R: FloatArray) -> tuple[float, float]:
+    """The percentile interval at `CONFIDENCE`."""
+    low, high = np.quantile(values_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def two_sided_p_value(gaps_R: FloatArray) -> float:
+    """Twice the smaller share of resampled differences on either side of zero, itself included; never 0, at most 1.
+
+    The observed set counts as one more resample, so that the smallest p that R resamples can speak of is 2/(R + 1).
+    """
+    smaller = min(int((gaps_R <= 0).sum()), int((gaps_R >= 0).sum()))
+    return min(1.0, 2 * (smaller + 1) / (len(gaps_R) + 1))

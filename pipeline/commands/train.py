@@ -1,7 +1,9 @@
-"""`kappaspeech train`: stage 2, under the DeepSpeed launcher or any other, or alone."""
+"""`kappaspeech train`: stage 2, under the DeepSpeed launcher or any other, or alone; or what starts such a launcher."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,20 +18,65 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value: optimizer.clip_norm=0.5. May be repeated.")
     ] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this host.")] = None,
+    hostfile: Annotated[Path | None, typer.Option(help="Start ranks on these hosts, over ssh: lines of «name slots=N».")] = None,
+    slurm: Annotated[str | None, typer.Option(help="Submit to SLURM with these options: '--nodes=2 --time=8:00:00'.")] = None,
+    max_restarts: Annotated[int, typer.Option(min=0, help="Start again after a fault, this often at most.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")] = False,
 ) -> int:
     """Train the adaptor and the selected tensors under ZeRO-3, resuming where the run folder's last checkpoint stands."""
     from pipeline.config import read_run_config
+    from pipeline.errors import ConfigError
 
-    settings = read_run_config(config, overrides=_parse_overrides(set_ or []))
+    overrides = set_ or []
+    settings = read_run_config(config, overrides=_parse_overrides(overrides))
+    arguments = [str(config), *(word for pair in overrides for word in ("--set", pair))]
+    places = [place for place in (nproc, hostfile, slurm) if place is not None]
+    if places and "RANK" in os.environ:
+        raise ConfigError("--nproc, --hostfile and --slurm start ranks, and this is already one that a launcher started.")
+    if len(places) > 1:
+        raise ConfigError("Give one of --nproc, --hostfile and --slurm; a hostfile's slots say how many ranks a host takes.")
+    if not places and (max_restarts or dry_run):
+        raise ConfigError("--max-restarts and --dry-run need --nproc, --hostfile or --slurm.")
+    if slurm is not None:
+        if max_restarts:
+            raise ConfigError("--max-restarts is for --nproc and --hostfile; a SLURM job requeues itself.")
+        from pipeline.launching.supervisor import submit
+
+        return submit(arguments, options=slurm, dry_run=dry_run)
+    if places:
+        return _launch(arguments, Path(settings.run_dir), nproc, hostfile, max_restarts=max_restarts, dry_run=dry_run)
+    return _train_here(settings)
+
+
+def _train_here(settings: Any) -> int:
+    from pipeline.launching.reports import write_report
     from pipeline.training.run import train as run_training
 
-    outcome = run_training(settings)
-    import os
-
+    try:
+        outcome = run_training(settings)
+    except BaseException as error:
+        write_report(Path(settings.run_dir), error)
+        raise
     if os.environ.get("RANK", "0") == "0":
         print(f"{outcome.status} at step {outcome.step}" + (f", stopped by {outcome.reason}" if outcome.reason else ""))
         print(outcome.run_dir)
     return 0 if outcome.status == "finished" else EXIT_RESUMABLE
+
+
+def _launch(
+    arguments: list[str], run_dir: Path, nproc: int | None, hostfile: Path | None, *, max_restarts: int, dry_run: bool
+) -> int:
+    from pipeline.launching.supervisor import Request, plan_start, supervise
+
+    request = Request(tuple(arguments), run_dir, nproc, hostfile)
+    if dry_run:
+        print(plan_start(request, ask_hosts=False))
+        return 0
+    attempt = supervise(request, max_restarts=max_restarts)
+    for cause in attempt.causes:
+        print(f"error: {cause}", file=sys.stderr)
+    return attempt.exit_code
 
 
 def _parse_overrides(pairs: list[str]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ ARROWS = {
     "evaluation": {"config", "cluster", "model", "speech"},
     "training": {"config", "cluster", "selection", "scan", "model", "speech", "evaluation"},
     "comparison": {"config", "evaluation", "training"},
+    "launching": {"training"},
     "demo": {"speech"},
     "commands": {
         "config",
@@ -45,6 +46,7 @@ ARROWS = {
         "comparison",
         "demo",
         "exports",
+        "launching",
         "mpi_cluster",
         "blas",
     },

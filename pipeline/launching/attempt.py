@@ -1,0 +1,167 @@
+"""One start of a run: its ranks from the first to the last, and how it really ended.
+
+A launcher's exit code says little: `deepspeed` ends with 0 where its child was ended by a signal, and lives on where ssh
+hangs. What counts is the status that the run itself wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from pipeline.errors import InputError
+from pipeline.launching import leftovers
+from pipeline.launching.command_lines import MARK_VARIABLE, CommandLine
+from pipeline.launching.reports import read_reports
+from pipeline.training.run_folder import RunFolder
+from pipeline.training.stopping import STOP_FILE_NAME
+
+# How long ranks and launcher may take to end by themselves once a rank has failed or the run has ended.
+GRACE_SECONDS = 30.0
+_POLL_SECONDS = 0.2
+_STOP_TEXT = "asked of kappaspeech train"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How a start ended: `status` «finished», «resumable», or «failed» with its causes, the first cause first."""
+
+    status: str
+    exit_code: int
+    causes: tuple[str, ...] = ()
+
+
+class Signals:
+    """SIGINT, SIGTERM and SIGUSR1 while the context is open: how many have come, and which came last."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.count += 1
+
+
+def run_attempt(
+    command: CommandLine, *, mark: str, run_dir: Path, signals: Signals, end_remote: Callable[[], list[str]] | None = None
+) -> Attempt:
+    """Start `command`, wait until it has ended, end what it left behind, and say how the run stands.
+
+    A first signal asks the ranks, through the run folder's STOP file, to save and end; a second one ends them at once.
+    `end_remote` ends what is left on other hosts and tells where it couldn't.
+    """
+    before = _identity(run_dir)
+    environment = {**os.environ, **command.variables, MARK_VARIABLE: mark}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
+    with _stop_file(run_dir) as ask_to_stop:
+        # a session of its own: Ctrl-C would reach launcher and ranks alike, and a launcher takes its ranks with it
+        launcher = subprocess.Popen(command.words, env=environment, start_new_session=True)
+        problems: list[str] = []
+        try:
+            _wait(launcher, mark=mark, run_dir=run_dir, before=before, signals=signals, ask_to_stop=ask_to_stop)
+        finally:
+            try:
+                leftovers.end(mark)
+            except TimeoutError as error:
+                problems.append(str(error))
+            problems += end_remote() if end_remote is not None else []
+            launcher.poll()
+    return _judge(launcher.returncode, mark=mark, run_dir=run_dir, before=before, problems=problems)
+
+
+def _wait(
+    launcher: subprocess.Popen[bytes],
+    *,
+    mark: str,
+    run_dir: Path,
+    before: object,
+    signals: Signals,
+    ask_to_stop: Callable[[], None],
+) -> None:
+    """Return once the launcher has ended, or has had its time after the run did, or a second signal came."""
+    over_since = None
+    asked = False
+    while launcher.poll() is None:
+        if signals.count > 1:
+            return
+        if signals.count and not asked:
+            asked = True
+            ask_to_stop()
+        if over_since is None and (read_reports(run_dir, mark) or _status(run_dir, before) not in (None, "running")):
+            over_since = time.monotonic()
+        if over_since is not None and time.monotonic() - over_since > GRACE_SECONDS:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _judge(code: int | None, *, mark: str, run_dir: Path, before: object, problems: list[str]) -> Attempt:
+    status = _status(run_dir, before)
+    reports = read_reports(run_dir, mark)
+    if status == "finished":
+        return Attempt("finished", 0)
+    if status == "resumable" and not reports:
+        return Attempt("resumable", 75)
+    causes = list(dict.fromkeys(str(report) for report in reports))
+    if not causes:
+        ended = "was still running" if code is None else f"ended with {code}" if code >= 0 else f"was killed by signal {-code}"
+        where = "before the run began" if status is None else f"with the run's status «{status}»"
+        causes = [f"no rank said why it ended; the launcher {ended} {where}"]
+    exit_code = max((report.exit_code for report in reports), default=2 if code == 2 and status is None else 1)
+    return Attempt("failed", exit_code, (*causes, *problems))
+
+
+def _identity(run_dir: Path) -> object:
+    """What tells one writing of run.json from another; each replaces the file."""
+    try:
+        found = (run_dir / "run.json").stat()
+    except OSError:
+        return None
+    return (found.st_ino, found.st_mtime_ns)
+
+
+def _status(run_dir: Path, before: object) -> str | None:
+    """The status that this start's ranks wrote, or None where they haven't."""
+    if _identity(run_dir) == before:
+        return None
+    try:
+        return str(RunFolder(run_dir).read_record()["status"])
+    except InputError:
+        return None
+
+
+@contextlib.contextmanager
+def _stop_file(run_dir: Path) -> Iterator[Callable[[], None]]:
+    """What asks the ranks to stop; the file is removed afterwards, and so is one that a killed start left."""
+    path = run_dir / STOP_FILE_NAME
+
+    def remove() -> None:
+        with contextlib.suppress(OSError):
+            if path.read_text(encoding="utf-8") == _STOP_TEXT:
+                path.unlink()
+
+    def write() -> None:
+        with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+            file.write(_STOP_TEXT)
+
+    remove()
+    try:
+        yield write
+    finally:
+        remove()

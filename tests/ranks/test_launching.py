@@ -1,0 +1,88 @@
+"""`kappaspeech train --nproc`: what it prints, what it starts, and what it does when a rank dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.launching import leftovers
+from tests import tiny
+from tests.conftest import clean_environment
+from tests.ranks.test_training import assert_same_steps, steps
+
+
+@pytest.fixture
+def config(home, tmp_path):
+    return tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", training__checkpoint_every_steps=1)
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "train", *map(str, words)],
+        env=clean_environment(OMP_NUM_THREADS="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_dry_run_prints_the_line_and_starts_nothing(config, run_command, tmp_path):
+    done = run_command("train", config, "--nproc", 2, "--set", "arm=largest κ", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "deepspeed -q --num_gpus 2 --master_port" in done.stdout
+    assert f"launch/train.sh {config} --set 'arm=largest κ'" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--nproc", 1, "--slurm", ""), "Give one of"),
+        (("--max-restarts", 1), "need --nproc"),
+        (("--slurm", "", "--max-restarts", 1), "requeues itself"),
+        (("--hostfile", "nowhere"), "can't be read"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(config, run_command, words, message):
+    done = run_command("train", config, *words)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_a_start_and_the_next_one_goes_on_to_the_same_losses(config, one_rank, tmp_path):
+    """The whole of it: two ranks, one killed within the run, a restart from the last checkpoint."""
+    run = tmp_path / "run"
+    process = start(config, "--nproc", 2, "--max-restarts", 1)
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "steps.jsonl").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            time.sleep(0.02)
+        (mark,) = [path.name for path in (run / "launch").iterdir()]
+        os.kill(find_rank(mark, 1), signal.SIGKILL)
+        output, _ = process.communicate(timeout=150)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    assert "restart 1 of 1" in output
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert len(list((run / "launch").iterdir())) == 2
+    assert_same_steps(run, one_rank)
+    assert len(steps(run)) == 4
+
+
+def find_rank(mark: str, rank: int) -> int:
+    """The process id of a rank of the start `mark`."""
+    for pid in leftovers.find(mark):
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if f"RANK={rank}".encode() in variables and b"torch" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    raise AssertionError(f"no rank {rank} among the processes of {mark}")

@@ -1,0 +1,78 @@
+"""The lines that start a run, and the files that launchers read."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.launching.command_lines import CommandLine, environment_file_text, on_hosts, quote_for_pdsh, under_slurm
+from pipeline.launching.hostfile import Host, read_hostfile
+
+
+def test_a_shown_command_is_read_back_by_a_shell_as_it_is_run():
+    command = CommandLine(("printf", "%s|", "largest κ", "a'b", "$HOME"), {"EMPTY": "", "SPACED": "a b"})
+    shown = f"{command}; echo; {CommandLine(('sh', '-c', 'echo $SPACED'), command.variables)}"
+    done = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, check=True, timeout=10)
+    assert done.stdout.splitlines() == ["largest κ|a'b|$HOME|", "a b"]
+
+
+@pytest.mark.parametrize("word", ["arm=largest κ", "a;b", "$(touch x)", "a b $HOME `id` \\ \"q\" 'q'", "100%", "%n of %h", "*"])
+def test_a_word_reaches_another_host_whole(word):
+    """As DeepSpeed and pdsh treat it: double quotes around words with spaces, %% becomes %, then a shell."""
+    sent = quote_for_pdsh(word)
+    if " " in sent:
+        sent = '"{}"'.format(sent.replace('"', '\\"'))
+    line = "printf %s " + sent.replace("%%", "%")
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True, timeout=10)
+    assert done.stdout == word
+
+
+def test_hosts_that_are_left_out_are_excluded_and_one_that_remains_is_still_reached_over_ssh():
+    command = on_hosts(
+        "launch/train.sh", ["c.yaml"], hostfile="H", left_out=["h2", "h3"], port=29500, environment_file="/r/env", ssh="-i key"
+    )
+    assert shlex.join(command.words) == (
+        "deepspeed -q --hostfile H --master_port 29500 --force_multi --exclude h2@h3 launch/train.sh c.yaml"
+    )
+    assert command.variables["PDSH_SSH_ARGS_APPEND"] == "-i key -o ServerAliveInterval=5 -o ServerAliveCountMax=2"
+
+
+def test_the_users_environment_file_goes_before_what_is_forwarded():
+    text = environment_file_text("# mine\n\nOMP_NUM_THREADS=3\nA=b=c\n", {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"})
+    assert text == "OMP_NUM_THREADS=3\nA=b=c\nDS_ACCELERATOR=cpu\n"
+
+
+def test_slurm_options_are_words_of_their_own():
+    command = under_slurm("launch/slurm/train.sbatch", ["c.yaml"], options="--nodes=2 --comment='two words'")
+    assert command.words == ("sbatch", "--nodes=2", "--comment=two words", "launch/slurm/train.sbatch", "c.yaml")
+
+
+def test_a_hostfile_is_read_in_its_order(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_text("# two\nh2 slots=8\n\n10.0.0.1   slots=4  # old\n")
+    assert read_hostfile(path) == (Host("h2", 8), Host("10.0.0.1", 4))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("h1 slots=0\n", "line 1"),
+        ("h1 slots=2\nh2\n", "line 2"),
+        ("h1 slots=2\nh1 slots=2\n", "twice"),
+        ("# none\n", "names no host"),
+        ("-oProxyCommand=x slots=1\n", "line 1"),
+    ],
+)
+def test_a_wrong_hostfile_is_refused_with_its_line(tmp_path, text, message):
+    path = tmp_path / "hosts"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_hostfile(path)
+
+
+def test_a_missing_hostfile_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="can't be read"):
+        read_hostfile(tmp_path / "none")

@@ -1,20 +1,36 @@
-"""`kappaspeech export`: a run as a model folder that needs neither the run nor DeepSpeed."""
+"""`kappaspeech export`: a run as a model folder that needs neither the run nor DeepSpeed, or what it trained alone."""
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
+class Part(str, Enum):
+    """What may be exported alone."""
+
+    difference = "difference"
+
+
 def export(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    run: Annotated[Path, typer.Argument(help="The run's folder, or what --only difference wrote.")],
     output: Annotated[Path, typer.Argument(help="The folder to make.")],
     step: Annotated[int | None, typer.Option(help="The checkpoint's step.  [default: the last]")] = None,
+    only: Annotated[
+        Part | None, typer.Option(help="difference: the trained tensors alone, to be put together with the base model later.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, where it isn't where it was in training.")] = None,
 ) -> None:
     """Write the trained LLM as transformers loads it, the tokenizer, and the adaptor with all that it needs to be used."""
+    from pipeline.errors import InputError
     from pipeline.training.export import export as run_export
+    from pipeline.training.export import export_difference
 
-    for path in run_export(run, output, step=step):
+    if only and base:
+        raise InputError("--base names the model to merge with, which --only difference doesn't do: leave it out.")
+    written = export_difference(run, output, step=step) if only else run_export(run, output, step=step, base=base)
+    for path in written:
         print(path)

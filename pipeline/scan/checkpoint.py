@@ -147,9 +147,9 @@ def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
     if path.is_dir() and is_run(path):
         return _open_run(path)
     if path.is_dir():
-        return Checkpoint(where, _open_folder(path), config=_read_config(path))
+        return Checkpoint(where, _open_folder(path), config=read_config(path))
     if path.exists():
-        return Checkpoint(where, [_open_file(path)], config=_read_config(path.parent))
+        return Checkpoint(where, [_open_file(path)], config=read_config(path.parent))
     return _open_hub(where)
 
 
@@ -178,7 +178,8 @@ def _read_index(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _read_config(folder: Path) -> dict[str, Any] | None:
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The config.json of a model's folder; None where it has none. Raises `CheckpointError`."""
     path = folder / "config.json"
     if not path.exists():
         return None
@@ -201,7 +202,7 @@ def _open_run(folder: Path) -> Checkpoint:
     path = Path(base)
     if not path.is_dir():
         raise CheckpointError(f"{folder} was trained from {base}, which is no folder here: run this where it is, or restore it.")
-    return Checkpoint(str(folder), _open_folder(path), config=_read_config(path), replacing=TrainedFile(trained))
+    return Checkpoint(str(folder), _open_folder(path), config=read_config(path), replacing=TrainedFile(trained))
 
 
 def _open_hub(name: str) -> Checkpoint:
@@ -221,7 +222,7 @@ def _open_hub(name: str) -> Checkpoint:
             f"There is no file or folder {name!r}, and it can't be fetched from the hub by that name either: {first} "
             "Give a folder that holds safetensors."
         ) from error
-    return Checkpoint(name, _open_folder(Path(folder)), config=_read_config(Path(folder)))
+    return Checkpoint(name, _open_folder(Path(folder)), config=read_config(Path(folder)))
 
 
 _EXPECTED = "safetensors or pytorch_model.bin (one file, or several with an index), a .pt of openai-whisper, or a .gguf"

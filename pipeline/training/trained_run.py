@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from pipeline.model.encoder import load_encoder
 from pipeline.model.llm import load_tokenizer
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.model.trained import load_trained_model
-from pipeline.scan.checkpoint import open_checkpoint
+from pipeline.scan.checkpoint import Checkpoint, open_checkpoint
 from pipeline.speech.batches import make_prompt
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.run_folder import RunFolder
 
 SPEECH_FILE = "speech.json"
 ADAPTOR_FILE = "adaptor.safetensors"
+TRAINED_FILE = "trained.safetensors"
+LLM_PREFIX, ADAPTOR_PREFIX = "llm.", "adaptor."
 SCHEMA_VERSION = 1
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -43,7 +45,43 @@ class SpeechParts:
         return _DTYPES[self.dtype]
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        """For an export, which may be used from another working folder than the run's."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "encoder": _portable(self.encoder)}
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> SpeechParts:
+        plain = {key: content[key] for key in ("encoder", "pad_to_30s", "instruction", "dtype")}
+        return SpeechParts(**plain, adaptor=AdaptorShape(**content["adaptor"]))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a training added to its base: the file of trained tensors (names as in `SpeechLLM`), and the base that they fit."""
+
+    where: Path
+    parts: SpeechParts
+    llm: str
+    base_digest: str
+    trained: Path
+
+    def base_json(self) -> dict[str, str]:
+        return {"llm": _portable(self.llm), "checkpoint_digest": self.base_digest}
+
+    def open_base(self) -> Checkpoint:
+        """The base's tensors, unread. Raises `CheckpointError` where it isn't the one that was trained on."""
+        base = open_checkpoint(self.llm)
+        if base.digest != self.base_digest:
+            raise CheckpointError(
+                f"{self.llm} is checkpoint {base.digest[:12]}…, but {self.where} was trained on {self.base_digest[:12]}…. "
+                "Put the base model back that it was trained on, or name it with --base."
+            )
+        return base
+
+    def load_model(self) -> SpeechLLM:
+        """The base model with what was trained. Raises `CheckpointError`, also where the base has changed."""
+        self.open_base()
+        trained = checkpoints.read_trained(self.trained.parent)
+        return load_trained_model(self.llm, self.parts.adaptor, trained, dtype=self.parts.torch_dtype)
 
 
 @dataclass(frozen=True)
@@ -67,16 +105,14 @@ class TrainedRun:
             adaptor=AdaptorShape(**self.record["adaptor"]),
         )
 
+    @property
+    def difference(self) -> Difference:
+        digest = str(self.record["checkpoint_digest"])
+        return Difference(self.path, self.parts, self.config.model.llm, digest, self.checkpoint / TRAINED_FILE)
+
     def load_model(self) -> SpeechLLM:
         """The base model with what this checkpoint trained. Raises `CheckpointError`, also where the base has changed."""
-        base = open_checkpoint(self.config.model.llm).digest
-        if base != self.record["checkpoint_digest"]:
-            raise CheckpointError(
-                f"{self.config.model.llm} is checkpoint {base[:12]}…, but {self.path} was trained on "
-                f"{str(self.record['checkpoint_digest'])[:12]}…. Put the base model back that it was trained on."
-            )
-        trained = checkpoints.read_trained(self.checkpoint)
-        return load_trained_model(self.config.model.llm, self.parts.adaptor, trained, dtype=self.parts.torch_dtype)
+        return self.difference.load_model()
 
 
 def choose_device(local_rank: int) -> torch.device:
@@ -99,27 +135,46 @@ def open_run(path: Path, *, step: int | None = None) -> TrainedRun:
     return TrainedRun(path, config, record, states[wanted], wanted, float(state["train_seconds"]))
 
 
-def open_transcriber(
-    path: Path, *, device: torch.device, batch_size: int, max_new_tokens: int, step: int | None = None
-) -> Transcriber:
-    """What transcribes with a run folder's checkpoint (the last, or of `step`), or with an export.
+def open_difference(path: Path, *, step: int | None = None, base: str | None = None) -> Difference:
+    """What a run folder's checkpoint (the last, or of `step`) trained, or what `export --only difference` wrote.
 
-    Raises `InputError` where `path` is neither.
+    `base` names the base model where it isn't where it was. Raises `InputError` where `path` is neither.
     """
-    if (path / SPEECH_FILE).exists():
+    if (path / "run.json").exists():
+        found = open_run(path, step=step).difference
+    elif (path / SPEECH_FILE).exists() and (path / TRAINED_FILE).exists():
+        content = read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION)
+        origin = content["base"]
+        found = Difference(path, SpeechParts.from_json(content), origin["llm"], origin["checkpoint_digest"], path / TRAINED_FILE)
+    else:
+        raise InputError(f"{path} is neither a run folder (run.json) nor a difference ({SPEECH_FILE} and {TRAINED_FILE}).")
+    return replace(found, llm=base) if base else found
+
+
+def open_transcriber(
+    path: Path,
+    *,
+    device: torch.device,
+    batch_size: int,
+    max_new_tokens: int,
+    step: int | None = None,
+    base: str | None = None,
+) -> Transcriber:
+    """What transcribes with a run folder's checkpoint (the last, or of `step`), with an export, or with a difference.
+
+    `base` names the base model of a run or difference where it isn't where it was. Raises `InputError` where `path` is none
+    of these.
+    """
+    if (path / SPEECH_FILE).exists() and (path / ADAPTOR_FILE).exists():
         from safetensors.torch import load_file
 
-        content = read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION)
-        parts = SpeechParts(
-            **{key: content[key] for key in ("encoder", "pad_to_30s", "instruction", "dtype")},
-            adaptor=AdaptorShape(**content["adaptor"]),
-        )
-        trained = {f"adaptor.{name}": tensor for name, tensor in load_file(path / ADAPTOR_FILE).items()}
+        parts = SpeechParts.from_json(read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION))
+        trained = {ADAPTOR_PREFIX + name: tensor for name, tensor in load_file(path / ADAPTOR_FILE).items()}
         llm = str(path)
         model = load_trained_model(llm, parts.adaptor, trained, dtype=parts.torch_dtype)
-    elif (path / "run.json").exists():
-        run = open_run(path, step=step)
-        parts, model, llm = run.parts, run.load_model(), run.config.model.llm
+    elif (path / SPEECH_FILE).exists() or (path / "run.json").exists():
+        difference = open_difference(path, step=step, base=base)
+        parts, model, llm = difference.parts, difference.load_model(), difference.llm
     else:
         raise InputError(f"{path} is neither a run folder (run.json) nor an export ({SPEECH_FILE}).")
     tokenizer = load_tokenizer(llm)
@@ -131,3 +186,9 @@ def open_transcriber(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
+
+
+def _portable(name_or_path: str) -> str:
+    """A path counts from the working folder; an export may be used from another one."""
+    path = Path(name_or_path)
+    return str(path.resolve()) if path.exists() else name_or_path

@@ -73,19 +73,6 @@ def test_every_frozen_tensor_is_bit_equal_after_training(home, two_ranks):
     assert proof["changed"] == []
 
 
-def test_an_export_holds_the_base_but_for_the_selection(home, two_ranks, run_command, tmp_path):
-    done = run_command("export", two_ranks, tmp_path / "export")
-    assert done.returncode == 0, done.stderr
-    base, exported = load_file(home / "llm/model.safetensors"), load_file(tmp_path / "export/model.safetensors")
-    selected = {entry["name"] for entry in json.loads((home / "selection.json").read_text())["tensors"]}
-    assert {name for name in base if not torch.equal(base[name], exported[name])} == selected
-    clip = home / "speech/test/en/000.flac"
-    by_run, by_export = (run_command("transcribe", model, clip) for model in (two_ranks, tmp_path / "export"))
-    assert by_run.returncode == by_export.returncode == 0, by_run.stderr + by_export.stderr
-    assert by_run.stdout == by_export.stdout
-    assert by_run.stdout.startswith(f"{clip}\t")
-
-
 def test_evaluation_is_the_same_on_one_rank_and_two(one_rank, run_command, tmp_path):
     for ranks in (1, 2):
         done = run_command("evaluate", one_rank, "--output", tmp_path / f"{ranks}.json", ranks=ranks)

@@ -1,0 +1,90 @@
+"""A trained run exported whole and as a difference, and used by transformers and by this project."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.commands import main
+
+
+@pytest.fixture(scope="module")
+def exported(two_ranks, tmp_path_factory):
+    """The run merged, its difference, and the difference merged again."""
+    folder = tmp_path_factory.mktemp("exports")
+    for words in (
+        (two_ranks, folder / "merged"),
+        (two_ranks, folder / "difference", "--only", "difference"),
+        (folder / "difference", folder / "again"),
+    ):
+        assert main(["export", *map(str, words)]) == 0
+    return folder
+
+
+def test_an_export_holds_the_base_but_for_the_selection(home, exported):
+    base, merged = load_file(home / "llm/model.safetensors"), load_file(exported / "merged/model.safetensors")
+    selected = {entry["name"] for entry in json.loads((home / "selection.json").read_text())["tensors"]}
+    assert {name for name in base if not torch.equal(base[name], merged[name])} == selected
+    assert {tensor.dtype for tensor in merged.values()} == {torch.bfloat16}
+
+
+def test_transformers_loads_an_export_without_a_missing_or_spare_tensor(exported):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    llm, report = AutoModelForCausalLM.from_pretrained(exported / "merged", output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert llm.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(exported / "merged").chat_template
+
+
+def test_a_difference_with_its_base_gives_the_same_files(exported):
+    names = {path.name for path in (exported / "merged").iterdir()}
+    assert names == {path.name for path in (exported / "again").iterdir()}
+    for name in names:
+        assert (exported / "merged" / name).read_bytes() == (exported / "again" / name).read_bytes(), name
+
+
+def test_a_difference_holds_what_was_trained_alone(two_ranks, exported):
+    checkpoint = load_file(two_ranks / "checkpoints/step-000004/trained.safetensors")
+    difference = load_file(exported / "difference/trained.safetensors")
+    assert set(difference) == set(checkpoint)
+    for name, tensor in difference.items():
+        assert torch.equal(tensor, checkpoint[name].bfloat16() if name.startswith("llm.") else checkpoint[name])
+
+
+def test_a_difference_is_refused_on_another_base(home, exported, tmp_path, capsys):
+    other = shutil.copytree(home / "llm", tmp_path / "other")
+    content = bytearray((other / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (other / "model.safetensors").write_bytes(content)
+    assert main(["export", str(exported / "difference"), str(tmp_path / "out"), "--base", str(other)]) == 2
+    assert "was trained on" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other"]
+
+
+def test_run_export_and_difference_transcribe_alike_and_a_broken_file_stops_nothing(home, two_ranks, exported, tmp_path, capsys):
+    clips = [str(home / "speech/test/en/000.flac"), str(home / "speech/test/de/001.flac")]
+    (tmp_path / "broken.flac").write_bytes(b"no audio")
+    words = [clips[0], str(tmp_path / "broken.flac"), clips[1], "--format", "json", "--max-new-tokens", "4"]
+    found = []
+    for model in (two_ranks, exported / "merged", exported / "difference"):
+        assert main(["transcribe", str(model), *words]) == 1
+        printed = capsys.readouterr()
+        assert "broken.flac can't be used as audio" in printed.err
+        found.append(json.loads(printed.out)["recordings"])
+    assert found[0] == found[1] == found[2]
+    assert [recording["recording"] for recording in found[0]] == clips
+    assert all(segment["end_seconds"] > 0.3 for recording in found[0] for segment in recording["segments"])
+
+
+def test_subtitles_of_several_recordings_go_into_a_folder(home, two_ranks, tmp_path, capsys):
+    clips = [str(home / f"speech/test/{language}/000.flac") for language in ("en", "de")]
+    words = ["transcribe", str(two_ranks), *clips, "--format", "srt", "--max-new-tokens", "4"]
+    assert main(words) == 2
+    assert "--output DIR" in capsys.readouterr().err
+    assert main([*words, "--output", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000-2.srt", "000.srt"]

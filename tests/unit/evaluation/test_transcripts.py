@@ -1,0 +1,25 @@
+"""Transcripts with times, in the formats that other programs read."""
+
+from __future__ import annotations
+
+import json
+
+from pipeline.evaluation.transcripts import Segment, Transcript, to_json, to_srt, to_text
+
+LONG = Transcript(
+    "a.flac", (Segment(0.0, 3723.0015, "turn it on"), Segment(3723.0015, 3725.0, ""), Segment(3725.0, 3730.5, "off"))
+)
+
+
+def test_subtitles_have_times_to_the_millisecond_and_no_empty_entries():
+    assert to_srt(LONG) == ("1\n00:00:00,000 --> 01:02:03,002\nturn it on\n\n2\n01:02:05,000 --> 01:02:10,500\noff\n\n")
+
+
+def test_text_is_one_line_a_recording():
+    assert to_text([LONG, Transcript("b.wav", ())]) == "a.flac\tturn it on off\nb.wav\t\n"
+
+
+def test_json_has_every_segment():
+    (recording,) = json.loads(to_json([LONG]))["recordings"]
+    assert recording["text"] == "turn it on off"
+    assert [segment["end_seconds"] for segment in recording["segments"]] == [3723.0015, 3725.0, 3730.5]

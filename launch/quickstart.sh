@@ -62,15 +62,22 @@ if [ -n "$inverse" ]; then
   kappaspeech select ranking.json --count 100 --largest --output selection-inverse.json
 fi
 
+# train RUN_DIR …
 train() {
-  NUM_RANKS=2 bash "$repository/launch/train.sh" "$repository/launch/configs/quickstart.yaml" \
+  local run=$1
+  shift
+  NUM_RANKS=2 bash "$repository/launch/train.sh" "$repository/launch/configs/quickstart.yaml" --set "run_dir=$run" \
     --set "deepspeed=$repository/ds_configs/zero3_cpu.json" ${steps:+--set "training.num_steps=$steps"} "$@"
+  if ! grep -q '"status": "finished"' "$run/run.json"; then
+    echo "stopped before its end; the same command goes on from there"
+    exit 1
+  fi
 }
 say "training the adaptor and the selected tensors, 2 ranks, DeepSpeed ZeRO-3"
-train
+train runs/kappa
 if [ -n "$inverse" ]; then
   say "training the control, the 100 tensors of largest κ"
-  train --set run_dir=runs/inverse --set "arm=largest κ" --set unfreeze.selection=selection-inverse.json
+  train runs/inverse --set "arm=largest κ" --set unfreeze.selection=selection-inverse.json
   arms+=("runs/inverse")
 fi
 

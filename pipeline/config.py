@@ -139,12 +139,16 @@ class OptimizerConfig(_Section):
 
 
 class TrainingConfig(_Section):
-    """Length and cadence, in optimizer steps. 0 evaluates or saves at the end alone."""
+    """Length and cadence, in optimizer steps. 0 evaluates or saves at the end alone.
+
+    The newest `keep_checkpoints` are kept, and with `keep_best` the one of lowest mean WER, which is saved when it is measured.
+    """
 
     num_steps: Count
     evaluate_every_steps: Annotated[int, Field(ge=0)] = 0
     checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0
     keep_checkpoints: Count = 2
+    keep_best: bool = True
     time_budget_seconds: Positive | None = None
     activation_checkpointing: bool = False
     num_threads: Count | None = None

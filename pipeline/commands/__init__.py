@@ -33,7 +33,7 @@ app.add_typer(demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; return 0 for done, 2 for wrong usage or input, 1 for a run that failed, 75 for one to go on with."""
+    """Run a command line; return 0 for done, 2 for wrong usage or input, 1 for a run that failed."""
     given = _without_local_rank(list(sys.argv[1:] if arguments is None else arguments))
     try:
         result = app(given, standalone_mode=False)

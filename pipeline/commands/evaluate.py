@@ -10,7 +10,7 @@ import typer
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    step: Annotated[int | None, typer.Option(help="The checkpoint's step.  [default: the last]")] = None,
+    step: Annotated[str | None, typer.Option(help="The checkpoint's step, or best.  [default: the last]")] = None,
     test: Annotated[list[str] | None, typer.Option(help="Test on these shards, not on the run's. May be repeated.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where the record goes (JSON).  [default: RUN/evaluation.json]")] = None,
 ) -> int:
@@ -20,11 +20,11 @@ def evaluate(
     from pipeline.config import DatasetConfig
     from pipeline.evaluation.evaluate import evaluate as run_evaluation
     from pipeline.evaluation.evaluate import read_test_set
-    from pipeline.training.trained_run import choose_device, open_run, open_transcriber
+    from pipeline.training.trained_run import choose_device, open_run, open_transcriber, parse_step
 
     cluster = start_cluster()
     with agreement(cluster):
-        opened = open_run(run, step=step)
+        opened = open_run(run, step=parse_step(step))
         config = opened.config
         if test:
             datasets = [DatasetConfig(shards=shards) for shards in test]
@@ -46,6 +46,7 @@ def evaluate(
         step=opened.step,
         train_seconds=opened.train_seconds,
     )
+    assert record is not None, "nothing asked it to stop"
     if cluster.rank == 0:
         write_json(target, record)
         _print_record(record)

@@ -18,7 +18,7 @@ class Part(str, Enum):
 def export(
     run: Annotated[Path, typer.Argument(help="The run's folder, or what --only difference wrote.")],
     output: Annotated[Path, typer.Argument(help="The folder to make.")],
-    step: Annotated[int | None, typer.Option(help="The checkpoint's step.  [default: the last]")] = None,
+    step: Annotated[str | None, typer.Option(help="The checkpoint's step, or best.  [default: the last]")] = None,
     only: Annotated[
         Part | None, typer.Option(help="difference: the trained tensors alone, to be put together with the base model later.")
     ] = None,
@@ -28,9 +28,14 @@ def export(
     from pipeline.errors import InputError
     from pipeline.training.export import export as run_export
     from pipeline.training.export import export_difference
+    from pipeline.training.trained_run import parse_step
 
     if only and base:
         raise InputError("--base names the model to merge with, which --only difference doesn't do: leave it out.")
-    written = export_difference(run, output, step=step) if only else run_export(run, output, step=step, base=base)
+    written = (
+        export_difference(run, output, step=parse_step(step))
+        if only
+        else run_export(run, output, step=parse_step(step), base=base)
+    )
     for path in written:
         print(path)

@@ -9,9 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-# sysexits.h EX_TEMPFAIL: nothing is wrong, and the same command goes on where this one stopped
-EXIT_RESUMABLE = 75
-
 
 def train(
     config: Annotated[Path, typer.Argument(help="The run's YAML; launch/configs/ has examples.")],
@@ -24,7 +21,11 @@ def train(
     max_restarts: Annotated[int, typer.Option(min=0, help="Start again after a fault, this often at most.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")] = False,
 ) -> int:
-    """Train the adaptor and the selected tensors under ZeRO-3, resuming where the run folder's last checkpoint stands."""
+    """Train the adaptor and the selected tensors under ZeRO-3, resuming where the run folder's last checkpoint stands.
+
+    A run that was asked to stop ends with 0, as one that is finished: a launcher takes anything else for a fault, kills the other
+    ranks in their last lines, and may start all over. Which of the two it was is `status` in the run folder's run.json.
+    """
     from pipeline.config import read_run_config
     from pipeline.errors import ConfigError
 
@@ -59,9 +60,10 @@ def _train_here(settings: Any) -> int:
         write_report(Path(settings.run_dir), error)
         raise
     if os.environ.get("RANK", "0") == "0":
-        print(f"{outcome.status} at step {outcome.step}" + (f", stopped by {outcome.reason}" if outcome.reason else ""))
+        stopped = f", stopped by {outcome.reason}; the same command goes on from there" if outcome.reason else ""
+        print(f"{outcome.status} at step {outcome.step}{stopped}")
         print(outcome.run_dir)
-    return 0 if outcome.status == "finished" else EXIT_RESUMABLE
+    return 0
 
 
 def _launch(

@@ -29,6 +29,7 @@ def transcribe(
     output: Annotated[
         Path | None, typer.Option(help="Write to this file; srt of several recordings: to this folder.  [default: print]")
     ] = None,
+    step: Annotated[str | None, typer.Option(help="Of a run: the checkpoint's step, or best.  [default: the last]")] = None,
     base: Annotated[str | None, typer.Option(help="The base model, where it isn't where it was in training.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pieces decoded together.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest text of a piece.")] = 200,
@@ -47,10 +48,15 @@ def transcribe(
             errors.append(error)
     if not readable:
         raise errors[0]
-    from pipeline.training.trained_run import choose_device, open_transcriber
+    from pipeline.training.trained_run import choose_device, open_transcriber, parse_step
 
     transcriber = open_transcriber(
-        model, device=choose_device(0), batch_size=batch_size, max_new_tokens=max_new_tokens, base=base
+        model,
+        step=parse_step(step),
+        device=choose_device(0),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        base=base,
     )
     texts = transcriber.transcribe(pieces)
     folder = output if format_ is Format.srt and len(recordings) > 1 else None

@@ -55,18 +55,23 @@ def evaluate(
     hypotheses_path: Path | None,
     step: int,
     train_seconds: float,
-) -> dict[str, Any]:
+    wants_to_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
     """Transcribe and score the test set on all ranks: the record of `evaluations.jsonl`, on every rank. A collective.
 
-    Hypotheses are written to `hypotheses_path` as JSON lines, by rank 0, in the order of their keys.
+    None on every rank, and nothing written, where `wants_to_stop` has cut one of them short between two batches. Hypotheses are
+    written to `hypotheses_path` as JSON lines, by rank 0, in the order of their keys.
     """
-    mine: list[Hypothesis] = []
-    scores: dict[str, TextScore] = {}
+    share: tuple[list[Hypothesis], dict[str, TextScore]] | None = None
     with agreement(cluster):
         shown = cluster.rank == 0
         work = sum(map(len, test_set.batches)) + sum(len(lines) for lines in test_set.texts.values())
         with ProgressBar("evaluate", total=work, shown=shown) as bar:
-            mine, scores = _measure_share(transcriber, test_set, bar.advance)
+            share = _measure_share(transcriber, test_set, bar.advance, wants_to_stop)
+    if None in cluster.gather(share and "whole"):
+        return None
+    assert share is not None
+    mine, scores = share
     hypotheses = sorted((item for share in cluster.gather(mine) for item in share), key=lambda item: item.key)
     shares = cluster.gather(scores)
     with agreement(cluster):
@@ -85,15 +90,19 @@ def evaluate(
 
 
 def _measure_share(
-    transcriber: Transcriber, test_set: TestSet, advance: Callable[[float], None]
-) -> tuple[list[Hypothesis], dict[str, TextScore]]:
+    transcriber: Transcriber, test_set: TestSet, advance: Callable[[float], None], wants_to_stop: Callable[[], bool]
+) -> tuple[list[Hypothesis], dict[str, TextScore]] | None:
     hypotheses = []
     for batch in test_set.batches:
+        if wants_to_stop():
+            return None
         texts = transcriber.decode(batch)
         hypotheses += [Hypothesis(s.key, s.language, s.transcript, text) for s, text in zip(batch, texts, strict=True)]
         advance(len(batch))
     scores = {}
     for language, lines in test_set.texts.items():
+        if wants_to_stop():
+            return None
         scores[language] = score_texts(transcriber.model.llm, transcriber.tokenizer, lines)
         advance(len(lines))
     return hypotheses, scores

@@ -117,7 +117,7 @@ def _judge(code: int | None, *, mark: str, run_dir: Path, before: object, proble
     if status == "finished":
         return Attempt("finished", 0)
     if status == "resumable" and not reports:
-        return Attempt("resumable", 75)
+        return Attempt("resumable", 0)
     causes = list(dict.fromkeys(str(report) for report in reports))
     if not causes:
         ended = "was still running" if code is None else f"ended with {code}" if code >= 0 else f"was killed by signal {-code}"

@@ -1,65 +1,104 @@
 """Checkpoints that hold what was trained: its float32 weights, Adam's moments, and fingerprints of all that was not.
 
 A checkpoint is a folder that appears by one rename, so a kill at any instant leaves the last good one. Tensors are kept
-whole, not as partitions: any number of ranks can resume from them.
+whole, not as partitions: any number of ranks can resume from them. One that its disk has damaged is known by its files'
+sizes and checksums. Retention and choice are here; `best.json` beside the checkpoints names the one of lowest WER.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import socket
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.artefacts import read_json, sync_folder, write_json
 from pipeline.cluster import Cluster, agreement
-from pipeline.errors import CheckpointError, TrainingError
+from pipeline.errors import CheckpointError, InputError, TrainingError
 from pipeline.training.engine import ADAM_STATES, TrainingEngine
 from pipeline.training.tensor_file import TensorFileWriter
 
 SCHEMA_VERSION = 1
+STATE_FILE, TRAINED_FILE, OPTIMIZER_FILE, BEST_FILE = "state.json", "trained.safetensors", "optimizer.safetensors", "best.json"
 _NAME = re.compile(r"step-(\d{6,})")
-# weights and two moments in float32
-_BYTES_PER_PARAMETER = 12
+_BLOCK_BYTES = 1 << 24
+
+_log = logging.getLogger(__name__)
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _Content:
+    """One file of a checkpoint: its tensors' shapes, and what gathers them in that order, a collective."""
+
+    name: str
+    shapes: Shapes
+    gather: Callable[[], Iterator[tuple[str, Tensor]]]
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.float32.itemsize * sum(int(torch.Size(shape).numel()) for shape in self.shapes.values())
 
 
 def save(engine: TrainingEngine, cluster: Cluster, folder: Path, *, step: int, state: Mapping[str, Any], keep: int) -> Path:
-    """Write `folder`/step-NNNNNN, then remove all but the newest `keep`. A collective.
+    """Write `folder`/step-NNNNNN, then remove all but the newest `keep` and the one marked as best. A collective.
 
     `state` is JSON. Raises `TrainingError` on every rank where rank 0 can't write; older checkpoints are untouched then.
     """
     target = folder / f"step-{step:06d}"
     temporary = folder / f".{target.name}.tmp"
-    shapes = engine.trained_shapes()
+    contents = _contents(engine)
     writer = cluster.rank == 0
-    with agreement(cluster):
+    with agreement(cluster), _explaining(target):
         if writer:
-            _check_space(folder, shapes)
+            _check_space(folder, sum(content.num_bytes for content in contents))
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-    moments = {f"{name}/{kind}": shape for name, shape in shapes.items() for kind in ADAM_STATES}
-    _write_all(cluster, temporary / "trained.safetensors", shapes, engine.gather_trained())
-    named = ((f"{name}/{kind}", tensor) for name, kind, tensor in engine.gather_optimizer())
-    _write_all(cluster, temporary / "optimizer.safetensors", moments, named)
-    with agreement(cluster):
+    files = {content.name: _write_all(cluster, temporary / content.name, content) for content in contents}
+    with agreement(cluster), _explaining(target):
         if writer:
-            write_json(temporary / "state.json", {"schema_version": SCHEMA_VERSION, "step": step, **state})
-            shutil.rmtree(target, ignore_errors=True)
+            write_json(temporary / STATE_FILE, {"schema_version": SCHEMA_VERSION, "step": step, **state, "files": files})
             temporary.rename(target)
             sync_folder(folder)
-            for old in list_checkpoints(folder)[:-keep]:
-                shutil.rmtree(old)
+            _prune(folder, keep=keep)
     return target
 
 
-def _check_space(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _contents(engine: TrainingEngine) -> list[_Content]:
+    shapes = engine.trained_shapes()
+    moments = {f"{name}/{kind}": shape for name, shape in shapes.items() for kind in ADAM_STATES}
+
+    def gather_moments() -> Iterator[tuple[str, Tensor]]:
+        return ((f"{name}/{kind}", tensor) for name, kind, tensor in engine.gather_optimizer())
+
+    return [_Content(TRAINED_FILE, shapes, engine.gather_trained), _Content(OPTIMIZER_FILE, moments, gather_moments)]
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Turns an `OSError` of writing a checkpoint into a `TrainingError` that says which one, and what is safe."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{path} can't be written: {error}. Older checkpoints beside it are whole: make room or mend the disk, and start the "
+            "same command again."
+        ) from error
+
+
+def _check_space(folder: Path, needed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    needed = _BYTES_PER_PARAMETER * sum(int(torch.Size(shape).numel()) for shape in shapes.values())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise TrainingError(
@@ -68,27 +107,61 @@ def _check_space(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
-def _write_all(
-    cluster: Cluster, path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iterator[tuple[str, Tensor]]
-) -> None:
-    """Rank 0 writes what all ranks gather. A write that fails must not keep rank 0 from the gathers still to come."""
+def _write_all(cluster: Cluster, path: Path, content: _Content) -> dict[str, int]:
+    """Rank 0 writes what all ranks gather; how many bytes, and their checksum, as rank 0 knows them.
+
+    A write that fails must not keep rank 0 from the gathers still to come.
+    """
     failure: OSError | None = None
-    file = TensorFileWriter(path, shapes, dtype=torch.float32) if cluster.rank == 0 else None
-    for name, tensor in tensors:
+    checksum = 0
+    file: TensorFileWriter | None = None
+    with agreement(cluster), _explaining(path.parent):
+        if cluster.rank == 0:
+            file = TensorFileWriter(path, content.shapes, dtype=torch.float32)
+    for name, tensor in content.gather():
         if file is not None and failure is None:
             try:
                 file.add(name, tensor)
+                checksum = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, checksum)
             except OSError as error:
                 failure = error
-    with agreement(cluster):
+    with agreement(cluster), _explaining(path.parent):
         if file is not None:
             try:
                 if failure is not None:
                     raise failure
                 file.close()
-            except OSError as error:
-                file.abandon()
-                raise TrainingError(f"{path} can't be written: {error}. Older checkpoints beside it are whole.") from error
+            except OSError:
+                with suppress(OSError):
+                    file.abandon()
+                raise
+    return {"num_bytes": path.stat().st_size, "crc32": checksum} if cluster.rank == 0 else {}
+
+
+def _prune(folder: Path, *, keep: int) -> None:
+    best = read_best(folder)
+    for old in list_checkpoints(folder)[:-keep]:
+        if old != best:
+            # a kill in the middle mustn't leave half a folder under a whole one's name
+            shutil.rmtree(old.rename(folder / f".{old.name}.tmp"))
+
+
+def mark_best(folder: Path, *, step: int, mean_wer: float) -> None:
+    """Say that the checkpoint of `step` has the lowest WER yet, so that it is kept."""
+    write_json(folder / BEST_FILE, {"schema_version": SCHEMA_VERSION, "step": step, "mean_wer": mean_wer})
+
+
+def read_best(folder: Path) -> Path | None:
+    """The checkpoint that is marked as the best; None where none is, or it is gone."""
+    if not (folder / BEST_FILE).exists():
+        return None
+    path = folder / f"step-{read_json(folder / BEST_FILE, schema_version=SCHEMA_VERSION)['step']:06d}"
+    return path if path.is_dir() else None
+
+
+def best_wer(folder: Path) -> float:
+    """The WER of the best checkpoint, infinite where there is none."""
+    return float(read_json(folder / BEST_FILE, schema_version=SCHEMA_VERSION)["mean_wer"]) if read_best(folder) else math.inf
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -99,9 +172,64 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def prepare_resume(folder: Path) -> Path | None:
+    """Clear away what killed saves left, and choose the newest whole checkpoint; None where there has never been one.
+
+    A checkpoint that its disk has damaged is set aside under the name damaged-step-…, with a warning, and the one before is
+    used: the steps between are trained again, on the same samples. Raises `CheckpointError` where none is whole, for a run that
+    silently began again would be worse. For one rank alone.
+    """
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover)
+    damaged: list[tuple[Path, str]] = []
+    for checkpoint in reversed(list_checkpoints(folder)):
+        damage = find_damage(checkpoint)
+        if damage is None:
+            for broken, cause in damaged:
+                aside = broken.with_name(f"damaged-{broken.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                broken.rename(aside)
+                _log.warning("%s is damaged (%s): set aside as %s; going on from %s.", broken, cause, aside.name, checkpoint.name)
+            return checkpoint
+        damaged.append((checkpoint, damage))
+    if damaged:
+        listing = "; ".join(f"{checkpoint.name}: {cause}" for checkpoint, cause in damaged)
+        raise CheckpointError(
+            f"No checkpoint in {folder} is whole ({listing}). Bring one back from a copy, or remove the folder to train from the "
+            "beginning."
+        )
+    return None
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What keeps a checkpoint from being used, None where it is whole: a file that is missing, cut, or has other bytes."""
+    try:
+        for name, expected in read_state(checkpoint).get("files", {}).items():
+            path = checkpoint / name
+            if path.stat().st_size != expected["num_bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, of {expected['num_bytes']}"
+            with safe_open(path, framework="pt"):
+                pass  # its header can be read
+            if _checksum_of_tensors(path) != expected["crc32"]:
+                return f"{name} isn't what was written"
+    except (InputError, OSError, SafetensorError) as error:
+        return str(error)
+    return None
+
+
+def _checksum_of_tensors(path: Path) -> int:
+    """CRC-32 of a safetensors file past its header."""
+    checksum = 0
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        while block := file.read(_BLOCK_BYTES):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The JSON that `save` was given, with `step`. Raises `InputError`."""
-    return read_json(checkpoint / "state.json", schema_version=SCHEMA_VERSION)
+    """The JSON that `save` was given, with `step` and `files`. Raises `InputError`."""
+    return read_json(checkpoint / STATE_FILE, schema_version=SCHEMA_VERSION)
 
 
 def check_fingerprints(checkpoint: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> None:
@@ -115,24 +243,33 @@ def check_fingerprints(checkpoint: Path, saved: Mapping[str, str], current: Mapp
         )
 
 
-def restore(engine: TrainingEngine, checkpoint: Path, *, num_updates: int) -> None:
-    """Put a checkpoint's tensors back into the engine, on any number of ranks. A collective."""
-    try:
-        with (
-            safe_open(checkpoint / "trained.safetensors", framework="pt") as weights,
-            safe_open(checkpoint / "optimizer.safetensors", framework="pt") as moments,
-        ):
-            engine.restore(weights.get_tensor, lambda name, kind: moments.get_tensor(f"{name}/{kind}"), num_updates=num_updates)
-    except OSError as error:
-        raise CheckpointError(f"{checkpoint} can't be read: {error}. Remove it to resume from the one before.") from error
+def restore(engine: TrainingEngine, checkpoint: Path, cluster: Cluster, *, num_updates: int) -> None:
+    """Put a checkpoint's tensors back into the engine, on any number of ranks. A collective.
+
+    Raises `CheckpointError` on every rank where one can't open the files.
+    """
+    with ExitStack() as files:
+        with agreement(cluster):
+            try:
+                weights, moments = (
+                    files.enter_context(safe_open(checkpoint / name, framework="pt")) for name in (TRAINED_FILE, OPTIMIZER_FILE)
+                )
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"{checkpoint} can't be read on {socket.gethostname()}: {error}. Every host needs run_dir on a file system "
+                    "that all share."
+                ) from error
+        engine.restore(weights.get_tensor, lambda name, kind: moments.get_tensor(f"{name}/{kind}"), num_updates=num_updates)
 
 
 def read_trained(checkpoint: Path) -> dict[str, Tensor]:
-    """The trained tensors by their names in `SpeechLLM`, float32."""
+    """The trained tensors by their names in `SpeechLLM`, float32. Raises `CheckpointError`."""
     from safetensors.torch import load_file
 
     try:
-        tensors: dict[str, Tensor] = load_file(checkpoint / "trained.safetensors")
-    except OSError as error:
-        raise CheckpointError(f"{checkpoint} holds no readable trained.safetensors: {error}") from error
+        tensors: dict[str, Tensor] = load_file(checkpoint / TRAINED_FILE)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{checkpoint} holds no readable {TRAINED_FILE}: {error}. Choose another checkpoint of the run with --step."
+        ) from error
     return tensors

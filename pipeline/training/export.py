@@ -25,6 +25,7 @@ from pipeline.training.trained_run import (
     LLM_PREFIX,
     SPEECH_FILE,
     TRAINED_FILE,
+    Step,
     open_difference,
 )
 
@@ -33,7 +34,7 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 _SMALL_FILES_BYTES = 64 << 20
 
 
-def export(source: Path, output: Path, *, step: int | None = None, base: str | None = None) -> list[Path]:
+def export(source: Path, output: Path, *, step: Step = None, base: str | None = None) -> list[Path]:
     """Write the LLM and tokenizer as transformers reads them, `adaptor.safetensors` and `speech.json` to `output`.
 
     `source` is a run, or a difference, which needs its `base`. The LLM goes from the base's files to the new ones tensor by
@@ -69,7 +70,7 @@ def export(source: Path, output: Path, *, step: int | None = None, base: str | N
         return _write_folder(output, write, num_bytes=size)
 
 
-def export_difference(source: Path, output: Path, *, step: int | None = None) -> list[Path]:
+def export_difference(source: Path, output: Path, *, step: Step = None) -> list[Path]:
     """Write what a run trained, alone: the LLM's tensors in the training's dtype, the adaptor in float32, and the base's digest.
 
     `kappaspeech transcribe` and `export` put it together with its base again. Returns the files. Raises as `export`.

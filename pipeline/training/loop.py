@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -77,6 +77,8 @@ class TrainingLoop:
         self._hours: dict[str, float] = {}
         self._bad: dict[str, BadSample] = {}
         self._log: RunLog | None = None
+        self._saved_step = 0
+        self._stop = StopRequest(folder.path, budget_seconds=config.training.time_budget_seconds)
 
     def run(self) -> Outcome:
         """Train to `num_steps`, or until all ranks agree to stop early. A collective."""
@@ -88,15 +90,14 @@ class TrainingLoop:
 
     def _run(self) -> Outcome:
         total = self._config.training.num_steps
-        step = first = self._resume()
-        lead = self._cluster.rank == 0
-        self._log = RunLog(self._folder.path, resume_step=step) if lead else None
+        step = self._resume()
+        with agreement(self._cluster):
+            if self._cluster.rank == 0:
+                self._log = RunLog(self._folder.path, resume_step=step)
         evaluated = self._cluster.broadcast(self._log.evaluated_steps() if self._log else None)
-        stop = StopRequest(self._folder.path, budget_seconds=self._config.training.time_budget_seconds)
-        reason = None
-        with stop, ProgressBar("train", total=total, done=step, shown=lead) as bar:
-            if step == 0 and 0 not in evaluated:
-                self._evaluate(step)
+        with self._stop, ProgressBar("train", total=total, done=step, shown=self._cluster.rank == 0) as bar:
+            # a stop during the evaluation of this step, or a first start, leaves it owing
+            reason = None if step in evaluated else self._evaluate_if_due(step)
             steps = self._stream.steps(step, hint=self._hint)
             while step < total and reason is None:
                 self._phases.begin_step(step)
@@ -107,30 +108,40 @@ class TrainingLoop:
                     data = next(steps)
                     self._phases.name_samples(data.keys)
                     self._phases.enter("exchange")
-                record, reason = self._step(data, stop)
+                reason = self._agree_to_stop()
+                if reason is not None:
+                    break
+                record = self._step(data)
                 step, self._hint = data.global_step + 1, data.hint
                 self._check_bad_samples()
                 bar.advance(detail=f"loss {record.loss_nats:.3f}, {record.audio_seconds / record.seconds:.0f} audio-s/s")
-                if reason is None:
-                    self._keep_cadence(step)
+                reason = self._keep_cadence(step)
             steps.close()
-        if step > first:
             self._save(step)
-        if step >= total:
-            if step > first or step not in evaluated:
-                self._evaluate(step)
+        if reason is None:
             return Outcome("finished", step, None, str(self._folder.path))
+        with agreement(self._cluster):
+            if self._cluster.rank == 0:
+                self._stop.clear_file()
         return Outcome("resumable", step, reason, str(self._folder.path))
+
+    def _agree_to_stop(self) -> str | None:
+        """The reason, if any rank has one, to stop here; the same on all. A collective."""
+        wishes = self._cluster.gather(self._stop.reason())
+        return next((f"{why} on rank {rank}" for rank, why in enumerate(wishes) if why), None)
 
     def _resume(self) -> int:
         """The step to go on with: that of the last checkpoint, restored; else 0."""
-        found = self._cluster.broadcast([str(path) for path in checkpoints.list_checkpoints(self._folder.checkpoints)])
-        if not found:
+        last, state = None, {}
+        with agreement(self._cluster):
+            if self._cluster.rank == 0 and (last := checkpoints.prepare_resume(self._folder.checkpoints)) is not None:
+                state = checkpoints.read_state(last)
+                checkpoints.check_fingerprints(last, state["fingerprints"], self._fingerprints)
+        name, state = self._cluster.broadcast((last and last.name, state))
+        if name is None:
             return 0
-        last = self._folder.checkpoints / found[-1].rsplit("/", 1)[-1]
-        state = checkpoints.read_state(last)
-        checkpoints.check_fingerprints(last, state["fingerprints"], self._fingerprints)
-        checkpoints.restore(self._engine, last, num_updates=state["step"])
+        checkpoints.restore(self._engine, self._folder.checkpoints / name, self._cluster, num_updates=state["step"])
+        self._saved_step = state["step"]
         self._train_seconds = state["train_seconds"]
         self._hint = (state["hint"][0], state["hint"][1])
         self._num_seen = state["num_seen"]
@@ -138,15 +149,13 @@ class TrainingLoop:
         self._bad = {item["key"]: BadSample(**item) for item in state["bad_samples"]}
         return int(state["step"])
 
-    def _step(self, data: StepData, stop: StopRequest) -> tuple[StepRecord, str | None]:
-        """One optimizer step on all ranks, and the reason, if any rank has one, to stop after it."""
+    def _step(self, data: StepData) -> StepRecord:
+        """One optimizer step on all ranks."""
         config = self._config
         rates = self._engine.set_rates(
             rate_factor(data.global_step, num_steps=config.training.num_steps, config=config.optimizer)
         )
-        wishes = self._cluster.gather((sum(batch.num_target_tokens for batch in data.batches), stop.reason()))
-        num_tokens = sum(tokens for tokens, _ in wishes)
-        reason = next((f"{why} on rank {rank}" for rank, (_, why) in enumerate(wishes) if why), None)
+        num_tokens = sum(self._cluster.gather(sum(batch.num_target_tokens for batch in data.batches)))
         self._phases.enter("encoder")
         device = self._engine.device
         batches = []
@@ -203,7 +212,7 @@ class TrainingLoop:
         if self._log is not None:
             self._log.add_step(record)
             self._log.add_bad_samples(data.global_step, bad)
-        return record, reason
+        return record
 
     def _check_bad_samples(self) -> None:
         """Raise `DataError`, alike on every rank, once too many different samples have turned out to be unusable."""
@@ -219,16 +228,21 @@ class TrainingLoop:
             f"First samples: {named}. Repair or repack them, or raise data.max_bad_fraction."
         )
 
-    def _keep_cadence(self, step: int) -> None:
+    def _keep_cadence(self, step: int) -> str | None:
+        """Evaluate and save where it is time to; the reason, if there is one, to stop. A collective."""
         cadence = self._config.training
         if step >= cadence.num_steps:
-            return  # the end saves and evaluates anyway
-        if cadence.evaluate_every_steps and step % cadence.evaluate_every_steps == 0:
-            self._evaluate(step)
+            # the last evaluation may be long: what was trained is safe before
+            self._save(step)
+        reason = self._evaluate_if_due(step)
         if cadence.checkpoint_every_steps and step % cadence.checkpoint_every_steps == 0:
             self._save(step)
+        return reason
 
     def _save(self, step: int) -> None:
+        """Save the state after `step` steps, unless it has been. A collective."""
+        if step == self._saved_step:
+            return
         self._phases.enter("checkpoint")
         state = {
             "train_seconds": self._train_seconds,
@@ -241,11 +255,37 @@ class TrainingLoop:
         }
         keep = self._config.training.keep_checkpoints
         checkpoints.save(self._engine, self._cluster, self._folder.checkpoints, step=step, state=state, keep=keep)
+        self._saved_step = step
 
-    def _evaluate(self, step: int) -> None:
-        """Measure the model as it now is, on a whole replica in each rank."""
-        if self._test_set is None:
+    def _evaluate_if_due(self, step: int) -> str | None:
+        """Evaluate before the first step, after the last, and between as often as is configured.
+
+        A wish to stop cuts it short: its reason is returned, nothing is recorded, and the next start evaluates. A collective.
+        """
+        cadence = self._config.training
+        due = step in (0, cadence.num_steps) or (cadence.evaluate_every_steps and step % cadence.evaluate_every_steps == 0)
+        if self._test_set is None or not due:
+            return None
+        record = self._evaluate(step, self._test_set)
+        if record is None:
+            return self._agree_to_stop()
+        if self._log is not None:
+            self._log.add_evaluation(record)
+        self._keep_if_best(step, record["wer"]["mean_wer"])
+        return None
+
+    def _keep_if_best(self, step: int, mean_wer: float) -> None:
+        """Save and mark a checkpoint that is better than all before. A collective."""
+        best = self._cluster.broadcast(checkpoints.best_wer(self._folder.checkpoints) if self._cluster.rank == 0 else None)
+        if step == 0 or not self._config.training.keep_best or mean_wer >= best:
             return
+        self._save(step)
+        with agreement(self._cluster):
+            if self._cluster.rank == 0:
+                checkpoints.mark_best(self._folder.checkpoints, step=step, mean_wer=mean_wer)
+
+    def _evaluate(self, step: int, test_set: TestSet) -> dict[str, Any] | None:
+        """Measure the model as it now is, on a whole replica in each rank; None where a wish to stop cut it short."""
         self._phases.enter("evaluation")
         trained = dict(self._engine.gather_trained())
         dtype = next(self._parts.model.parameters()).dtype
@@ -259,16 +299,15 @@ class TrainingLoop:
             max_new_tokens=self._config.evaluation.max_new_tokens,
         )
         path = self._folder.hypotheses / f"step-{step:06d}.jsonl"
-        record = evaluate(
+        return evaluate(
             transcriber,
-            self._test_set,
+            test_set,
             cluster=self._cluster,
             hypotheses_path=path,
             step=step,
             train_seconds=self._train_seconds,
+            wants_to_stop=lambda: self._stop.reason() is not None,
         )
-        if self._log is not None:
-            self._log.add_evaluation(record)
 
 
 def peak_memory_bytes() -> int:

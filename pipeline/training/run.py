@@ -31,6 +31,7 @@ from pipeline.training.engine import TrainingEngine, compute_dtype, digest_tenso
 from pipeline.training.loop import Outcome, TrainingLoop
 from pipeline.training.phases import PhaseClock
 from pipeline.training.run_folder import RunFolder
+from pipeline.training.stopping import refuse_old_stop_file
 
 _LLM_PREFIX = "llm."
 
@@ -54,6 +55,7 @@ def train(config: RunConfig) -> Outcome:
     deepspeed_config = read_deepspeed_config(Path(config.deepspeed))
     _set_threads(config)
     with agreement(cluster):
+        refuse_old_stop_file(Path(config.run_dir))
         parts = load_parts(config, dtype=compute_dtype(deepspeed_config))
         stream = _open_stream(config, parts, cluster)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
@@ -115,7 +117,7 @@ def train(config: RunConfig) -> Outcome:
     _write_drift(engine, config, cluster, folder)
     with agreement(cluster):
         if cluster.rank == 0:
-            folder.end(outcome.status)
+            folder.end(outcome.status, step=outcome.step, reason=outcome.reason)
     engine.close()
     cluster.close()
     return outcome

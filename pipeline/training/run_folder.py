@@ -52,10 +52,10 @@ class RunFolder:
             },
         )
 
-    def end(self, status: str) -> None:
+    def end(self, status: str, **facts: Any) -> None:
         """Record how the run ended: «finished» is the marker of success, whatever a launcher's exit code says."""
         record = read_json(self.path / "run.json", schema_version=SCHEMA_VERSION)
-        write_json(self.path / "run.json", {**record, "status": status})
+        write_json(self.path / "run.json", {**record, "status": status, **facts})
 
     def write_frozen(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
         """Write `frozen.json`. Raises `TrainingError` naming the tensors whose bytes changed."""

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from pipeline.errors import ConfigError
+
 STOP_FILE_NAME = "STOP"
 # SIGUSR1 is what SLURM sends ahead of a time limit, SIGTERM what ends a job, SIGINT is Ctrl-C.
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -18,7 +20,7 @@ class StopRequest:
     def __init__(self, run_dir: Path, *, budget_seconds: float | None = None) -> None:
         self._stop_file = run_dir / STOP_FILE_NAME
         self._deadline = None if budget_seconds is None else time.monotonic() + budget_seconds
-        self._signal: str | None = None
+        self._reason: str | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -31,14 +33,24 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def reason(self) -> str | None:
-        """A cause to stop that has come up on this rank, or None."""
-        if self._signal is not None:
-            return self._signal
-        if self._stop_file.exists():
-            return f"the file {self._stop_file}"
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            return "the time budget"
-        return None
+        """The first cause to stop that has come up on this rank, or None."""
+        if self._reason is None:
+            if self._stop_file.exists():
+                self._reason = f"the file {self._stop_file}"
+            elif self._deadline is not None and time.monotonic() >= self._deadline:
+                self._reason = "the time budget"
+        return self._reason
+
+    def clear_file(self) -> None:
+        """Remove the stop file once it has been obeyed, so that the next start isn't stopped by it."""
+        self._stop_file.unlink(missing_ok=True)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._signal = signal.Signals(number).name
+        self._reason = self._reason or signal.Signals(number).name
+
+
+def refuse_old_stop_file(run_dir: Path) -> None:
+    """Raise `ConfigError` where a stop file was left by somebody while no run was there to obey it."""
+    path = run_dir / STOP_FILE_NAME
+    if path.exists():
+        raise ConfigError(f"{path} was there before this start, which it would stop at once. Remove it to train.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -28,6 +28,9 @@ TRAINED_FILE = "trained.safetensors"
 LLM_PREFIX, ADAPTOR_PREFIX = "llm.", "adaptor."
 SCHEMA_VERSION = 1
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+# which of a run's checkpoints: that of a step, the one of lowest WER, or the last
+Step = int | Literal["best"] | None
 
 
 @dataclass(frozen=True)
@@ -120,14 +123,28 @@ def choose_device(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def open_run(path: Path, *, step: int | None = None) -> TrainedRun:
-    """A run folder at its last checkpoint, or at that of `step`. Raises `InputError` or `CheckpointError`."""
+def parse_step(text: str | None) -> Step:
+    """What --step was given: a step, «best», or nothing. Raises `InputError`."""
+    if text is None or text == "best":
+        return text  # type: ignore[return-value]
+    if not text.isdecimal():
+        raise InputError(f"--step is {text!r}; give a checkpoint's step, or best.")
+    return int(text)
+
+
+def open_run(path: Path, *, step: Step = None) -> TrainedRun:
+    """A run folder at its last checkpoint, that of `step`, or that of lowest WER. Raises `InputError` or `CheckpointError`."""
     folder = RunFolder(path)
     config, record = folder.read_config(), folder.read_record()
     found = checkpoints.list_checkpoints(folder.checkpoints)
     if not found:
         raise CheckpointError(f"{path} has no checkpoint yet. Let its training reach one.")
     states = {int(checkpoint.name.removeprefix("step-")): checkpoint for checkpoint in found}
+    if step == "best":
+        best = checkpoints.read_best(folder.checkpoints)
+        if best is None:
+            raise CheckpointError(f"{path} has no checkpoint marked as best. A training with data.test and keep_best marks one.")
+        step = int(best.name.removeprefix("step-"))
     wanted = max(states) if step is None else step
     if wanted not in states:
         raise CheckpointError(f"{path} has no checkpoint of step {wanted}; it has {', '.join(map(str, sorted(states)))}.")
@@ -135,8 +152,8 @@ def open_run(path: Path, *, step: int | None = None) -> TrainedRun:
     return TrainedRun(path, config, record, states[wanted], wanted, float(state["train_seconds"]))
 
 
-def open_difference(path: Path, *, step: int | None = None, base: str | None = None) -> Difference:
-    """What a run folder's checkpoint (the last, or of `step`) trained, or what `export --only difference` wrote.
+def open_difference(path: Path, *, step: Step = None, base: str | None = None) -> Difference:
+    """What a run folder's checkpoint (the last, that of `step`, the best) trained, or what `export --only difference` wrote.
 
     `base` names the base model where it isn't where it was. Raises `InputError` where `path` is neither.
     """
@@ -157,10 +174,10 @@ def open_transcriber(
     device: torch.device,
     batch_size: int,
     max_new_tokens: int,
-    step: int | None = None,
+    step: Step = None,
     base: str | None = None,
 ) -> Transcriber:
-    """What transcribes with a run folder's checkpoint (the last, or of `step`), with an export, or with a difference.
+    """What transcribes with a run folder's checkpoint (the last, that of `step`, the best), with an export, or with a difference.
 
     `base` names the base model of a run or difference where it isn't where it was. Raises `InputError` where `path` is none
     of these.

@@ -73,11 +73,11 @@ def test_a_launcher_that_outlives_a_failed_rank_is_ended(tmp_path, monkeypatch):
 
 
 def test_a_signal_asks_the_ranks_to_stop_and_the_file_goes_away_again(tmp_path):
-    script = f"until [ -e {tmp_path}/STOP ]; do sleep 0.05; done; {record(tmp_path, 'resumable')}; exit 75"
+    script = f"until [ -e {tmp_path}/STOP ]; do sleep 0.05; done; {record(tmp_path, 'resumable')}; exit 0"
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
     ended = start(tmp_path, script)
-    assert (ended.status, ended.exit_code) == ("resumable", 75)
+    assert (ended.status, ended.exit_code) == ("resumable", 0)
     assert not (tmp_path / "STOP").exists()
 
 
@@ -136,8 +136,8 @@ def test_wrong_input_is_not_tried_again(fake_start):
 
 
 def test_a_run_stopped_by_its_own_wish_is_not_started_again(tmp_path, fake_start):
-    request = fake_start(f"{record(tmp_path, 'resumable')}; exit 75")
-    assert supervisor.supervise(request, max_restarts=5, first_delay_seconds=0.1).exit_code == 75
+    request = fake_start(f"{record(tmp_path, 'resumable')}; exit 0")
+    assert supervisor.supervise(request, max_restarts=5, first_delay_seconds=0.1).exit_code == 0
 
 
 def test_the_leftovers_script_needs_nothing_of_this_project(tmp_path):

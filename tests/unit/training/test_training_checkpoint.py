@@ -1,0 +1,127 @@
+"""Which checkpoints are kept, which one a run goes on from, and what a damaged one is taken for."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import shutil
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline.errors import CheckpointError, ConfigError, InputError
+from pipeline.training.checkpoint import _prune, best_wer, find_damage, mark_best, prepare_resume, read_best, read_trained
+from pipeline.training.stopping import StopRequest, refuse_old_stop_file
+from pipeline.training.trained_run import parse_step
+
+
+def make(folder: Path, step: int) -> Path:
+    """A checkpoint as `save` leaves it."""
+    path = folder / f"step-{step:06d}"
+    path.mkdir(parents=True)
+    files = {}
+    for name in ("trained.safetensors", "optimizer.safetensors"):
+        tensor = torch.full((64,), float(step))
+        save_file({"weight": tensor}, path / name)
+        files[name] = {"num_bytes": (path / name).stat().st_size, "crc32": zlib.crc32(tensor.numpy().data)}
+    (path / "state.json").write_text(json.dumps({"schema_version": 1, "step": step, "files": files}))
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    for step in (2, 4, 6, 8):
+        make(tmp_path, step)
+    mark_best(tmp_path, step=4, mean_wer=0.25)
+    _prune(tmp_path, keep=2)
+    assert names(tmp_path) == ["best.json", "step-000004", "step-000006", "step-000008"]
+    assert read_best(tmp_path) == tmp_path / "step-000004"
+    assert best_wer(tmp_path) == 0.25
+    shutil.rmtree(tmp_path / "step-000004")
+    assert read_best(tmp_path) is None
+    assert best_wer(tmp_path) == math.inf
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def garble_header(path: Path) -> None:
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *itertools.product(("trained.safetensors", "optimizer.safetensors"), (cut, flip, garble_header, Path.unlink)),
+        *itertools.product(["state.json"], (cut, garble_header, Path.unlink)),
+    ],
+)
+def test_a_damaged_checkpoint_is_set_aside_with_a_warning_and_the_one_before_is_used(tmp_path, caplog, file, damage):
+    for step in (2, 4):
+        make(tmp_path, step)
+    damage(tmp_path / "step-000004" / file)
+    with caplog.at_level(logging.WARNING):
+        assert prepare_resume(tmp_path) == tmp_path / "step-000002"
+    assert names(tmp_path) == ["damaged-step-000004", "step-000002"]
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert "step-000004 is damaged (" in message
+    assert file in message or "header" in message
+    assert "going on from step-000002" in message
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_by_name_and_left_as_it_is(tmp_path):
+    for step in (2, 4):
+        cut(make(tmp_path, step) / "trained.safetensors")
+    with pytest.raises(CheckpointError, match=r"step-000004: trained.safetensors has .*step-000002: trained.safetensors has"):
+        prepare_resume(tmp_path)
+    assert names(tmp_path) == ["step-000002", "step-000004"]
+
+
+def test_what_killed_saves_left_is_removed_and_a_whole_checkpoint_is_not(tmp_path):
+    make(tmp_path, 2)
+    (tmp_path / ".step-000004.tmp").mkdir()
+    (tmp_path / ".step-000004.tmp/trained.safetensors").write_bytes(b"half")
+    assert prepare_resume(tmp_path) == tmp_path / "step-000002"
+    assert names(tmp_path) == ["step-000002"]
+    assert find_damage(tmp_path / "step-000002") is None
+    assert prepare_resume(tmp_path / "nowhere") is None
+
+
+def test_reading_cut_weights_names_the_remedy(tmp_path):
+    cut(make(tmp_path, 2) / "trained.safetensors")
+    with pytest.raises(CheckpointError, match=r"step-000002 holds no readable trained\.safetensors.*--step"):
+        read_trained(tmp_path / "step-000002")
+
+
+def test_a_step_is_a_number_or_best():
+    assert [parse_step(text) for text in ("12", "best", None)] == [12, "best", None]
+    with pytest.raises(InputError, match="'last'"):
+        parse_step("last")
+
+
+def test_a_stop_file_is_refused_before_a_start_obeyed_in_a_run_and_removed_then(tmp_path):
+    request = StopRequest(tmp_path)
+    assert request.reason() is None
+    (tmp_path / "STOP").touch()
+    with pytest.raises(ConfigError, match="STOP was there before this start"):
+        refuse_old_stop_file(tmp_path)
+    assert request.reason() == f"the file {tmp_path / 'STOP'}"
+    request.clear_file()
+    # what was once wished for stays wished for until all ranks have agreed
+    assert request.reason() == f"the file {tmp_path / 'STOP'}"
+    refuse_old_stop_file(tmp_path)

@@ -1,0 +1,99 @@
+"""The count from shapes against torch's own, which watches the operations themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.model.adaptor import AdaptorShape
+from pipeline.model.encoder import load_encoder
+from pipeline.model.flops import ClipLengths, StackCost, speech_cost
+from pipeline.model.freezing import unfreeze
+from pipeline.model.llm import load_llm
+from pipeline.model.speech_llm import SpeechLLM
+from pipeline.model.trained import build_adaptor
+from pipeline.selection import TensorSelection
+from tests import tiny
+
+PREFIX, SUFFIX = torch.tensor([5, 6, 7]), torch.tensor([8, 9])
+CLIPS = [ClipLengths(num_frames=64, num_labels=6)] * 3
+
+
+@pytest.fixture
+def encoder(home):
+    return load_encoder(str(home / "whisper.pt"))
+
+
+@pytest.fixture
+def model(home, monkeypatch):
+    # the counter knows no fused attention on the CPU: it must see the products
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", plain_attention)
+    llm = load_llm(str(home / "llm"), dtype=torch.float32)
+    llm.set_attn_implementation("eager")
+    unfreeze(llm, TensorSelection.read(home / "selection.json").shapes)
+    return SpeechLLM(build_adaptor(AdaptorShape(tiny.ENCODER_WIDTH, 32, 32, 4, 4, 0.0, 0.1), seed=3), llm)
+
+
+def plain_attention(query, key, value, attn_mask=None, dropout_p=0.0):
+    del attn_mask, dropout_p
+    return (query @ key.transpose(-1, -2)).softmax(-1) @ value
+
+
+def counted(encoder, model) -> tuple[int, int, int]:
+    labels = torch.arange(10, 16).expand(3, -1)
+    log_mel, frames = torch.randn(3, 80, 64), torch.full((3,), 64)
+    with FlopCounterMode(display=False) as of_encoder:
+        states, num_states = encoder(log_mel, frames)
+    with FlopCounterMode(display=False) as of_forward:
+        loss = model(states, num_states, PREFIX, SUFFIX, labels)
+    with FlopCounterMode(display=False) as of_backward:
+        loss.backward()
+    return of_encoder.get_total_flops(), of_forward.get_total_flops(), of_backward.get_total_flops()
+
+
+def test_a_step_counts_what_torch_counts(encoder, model):
+    cost = speech_cost(encoder, model, num_prompt_tokens=5)
+    step = cost.step(CLIPS)
+    # rotary embeddings are a product of one position each, which isn't the model's work
+    assert (step.encoder, step.forward, step.backward) == pytest.approx(counted(encoder, model), rel=2e-3)
+    assert step.total == step.encoder + step.forward + step.backward
+
+
+def test_backward_costs_more_the_more_trains(encoder, model):
+    some = speech_cost(encoder, model, num_prompt_tokens=5).step(CLIPS)
+    model.llm.requires_grad_(False)
+    none = speech_cost(encoder, model, num_prompt_tokens=5).step(CLIPS)
+    assert none.backward == pytest.approx(counted(encoder, model)[2], rel=2e-3)
+    assert none.forward == some.forward
+    assert none.backward < some.backward
+
+
+def test_padding_to_30_s_costs_30_s_of_every_clip(home, encoder, model):
+    padded = load_encoder(str(home / "whisper.pt"), pad_to_30s=True)
+    cost = speech_cost(padded, model, num_prompt_tokens=5)
+    full = speech_cost(encoder, model, num_prompt_tokens=5)
+    whole = [ClipLengths(num_frames=3000, num_labels=6)] * 3
+    assert cost.step(CLIPS).encoder == full.step(whole).encoder
+    assert cost.step(CLIPS).forward == full.step(CLIPS).forward
+
+
+def test_a_token_of_a_mixture_meets_its_experts_alone():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    from pipeline.model.flops import _decoder_cost
+
+    config = MixtralConfig(
+        vocab_size=11,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    )
+    with torch.device("meta"):
+        llm = MixtralForCausalLM(config)
+    attention, router, expert = 4 * 8 * 8, 4 * 8, 3 * 8 * 16
+    assert _decoder_cost(llm.requires_grad_(False)) == StackCost(2 * (attention + router + 2 * expert), 0, 2 * 8)

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.blas import set_up_blas
+from pipeline.blas import pin_threads
 
 LAYER_SHAPES = {
     "model.layers.0.self_attn.q_proj": (4096, 4096),
@@ -163,8 +163,7 @@ def import_of(method: str) -> None:
 def measure(method: str, folder: Path) -> dict[str, Any]:
     """Run a method in a fresh process on one thread."""
     environment = dict(os.environ)
-    # as the command does: threads for all, and kernels that only OpenBLAS's users, numpy and scipy, take notice of
-    set_up_blas(environment, num_threads=1)
+    pin_threads(environment, 1)
     command = [sys.executable, __file__, "--one", method, "--model", str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:

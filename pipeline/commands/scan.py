@@ -42,7 +42,7 @@ def scan(
 
     Finished tensors are kept in a journal: a scan that was killed continues where it stopped.
     """
-    from pipeline.blas import set_up_blas
+    from pipeline.blas import pin_threads
     from pipeline.cluster import find_launch, start_cluster
     from pipeline.errors import InputError
 
@@ -50,7 +50,7 @@ def scan(
         raise InputError(f"--rtol is {rtol}; give a relative tolerance between 0 and 1, as 1e-6.")
     if threads < 1 or (workers is not None and workers < 1):
         raise InputError("--threads and --workers are at least 1.")
-    set_up_blas(os.environ, num_threads=threads)
+    pin_threads(os.environ, threads)
     # torch prints a C++ stack where a store's other end is gone; the watch says the same in one line
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from pipeline.scan.checkpoint import open_checkpoint

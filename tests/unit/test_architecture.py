@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.blas import set_up_blas
-
 PACKAGE = Path(__file__).parents[2] / "pipeline"
 # what each room may import of this project, itself and the ground floor aside
 GROUND = {"errors", "artefacts", "progress"}
@@ -101,36 +99,15 @@ def test_no_room_is_without_a_rule():
     assert {room(path) for path in modules()} <= set(ARROWS)
 
 
-def test_blas_is_set_up_before_it_is_loaded():
+def test_blas_is_pinned_before_it_is_loaded():
     """A library that was loaded before wouldn't see it, and would run on all cores."""
     code = (
         "import os, sys; from pipeline.commands import main; before = []; import pipeline.blas as blas; "
-        "real = blas.set_up_blas; blas.set_up_blas = lambda *a, **k: (before.append('numpy' in sys.modules), real(*a, **k)); "
+        "real = blas.pin_threads; blas.pin_threads = lambda *a: (before.append('numpy' in sys.modules), real(*a)); "
         "main(['scan', 'nowhere.safetensors', '--workers', '1']); assert before == [False], before"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("vendor", "flags", "kernels"),
-    [
-        ("AuthenticAMD", "fma avx2 avx512f avx512bw avx512cd avx512dq avx512vl", "SkylakeX"),
-        ("AuthenticAMD", "fma avx2", None),
-        ("GenuineIntel", "fma avx2 avx512f avx512bw avx512cd avx512dq avx512vl", None),
-    ],
-)
-def test_avx512_kernels_are_asked_for_where_openblas_overlooks_them(tmp_path, vendor, flags, kernels):
-    facts = tmp_path / "cpuinfo"
-    facts.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\n\nprocessor\t: 1\nvendor_id\t: {vendor}\n")
-    environment: dict[str, str] = {}
-    set_up_blas(environment, num_threads=2, cpu_info=facts)
-    assert environment.get("OPENBLAS_CORETYPE") == kernels
-    assert environment["OMP_NUM_THREADS"] == "2"
-    own = {"OPENBLAS_CORETYPE": "Haswell"}
-    set_up_blas(own, num_threads=1, cpu_info=facts)
-    assert own["OPENBLAS_CORETYPE"] == "Haswell"
-    set_up_blas(own, num_threads=1, cpu_info=tmp_path / "none")
 
 
 def test_help_answers_at_once_and_loads_nothing_heavy():

@@ -48,7 +48,6 @@ class FaultyServer:
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return
-                content = path.read_bytes()
                 status = path.stat()
                 if fault == "stall":
                     owner.released.wait(30)
@@ -59,13 +58,15 @@ class FaultyServer:
                     self.close_connection = True
                     os.close(self.connection.detach())
                     return
-                begin, end = (int(wanted[1]), int(wanted[2]) + 1) if wanted and fault != "whole" else (0, len(content))
-                if wanted and begin >= len(content):
+                begin, end = (int(wanted[1]), int(wanted[2]) + 1) if wanted and fault != "whole" else (0, status.st_size)
+                if wanted and begin >= status.st_size:
                     self.send_response(416)
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return
-                part = content[begin:end]
+                with path.open("rb") as file:
+                    file.seek(begin)
+                    part = file.read(end - begin)
                 if fault == "short":
                     part = part[: max(1, len(part) // 2)]
                 self.send_response(206 if wanted and fault != "whole" else 200)
@@ -73,7 +74,7 @@ class FaultyServer:
                 self.send_header("Content-Length", str(len(part)))
                 self.send_header("ETag", f'"{status.st_mtime_ns}-{status.st_size}"')
                 if wanted and fault != "whole":
-                    self.send_header("Content-Range", f"bytes {begin}-{begin + len(part) - 1}/{len(content)}")
+                    self.send_header("Content-Range", f"bytes {begin}-{begin + len(part) - 1}/{status.st_size}")
                 self.end_headers()
                 if not head:
                     self.wfile.write(part)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import threading
 from pathlib import Path
 
 from pipeline.speech.sources import ReadOptions, Source
@@ -24,6 +25,7 @@ class CachedSource:
         self._root = Path(options.cache_dir)
         self._folder: Path | None = None
         self._size = 0
+        self._fetching: dict[int, threading.Lock] = {}
 
     def num_bytes(self) -> int:
         return self._source.num_bytes()
@@ -32,30 +34,53 @@ class CachedSource:
         return self._source.stamp()
 
     def read(self, offset: int, size: int) -> bytes:
+        self._check_end(offset + size)
+        parts = []
+        for number, begin, end in _split(offset, size):
+            # of several threads that want a block, one fetches it
+            with self._fetching.setdefault(number, threading.Lock()):
+                part = self._near_part(number, begin, end)
+                parts.append(self._fetch(number)[begin:end] if part is None else part)
+        return b"".join(parts)
+
+    def read_near(self, offset: int, size: int) -> bytes | None:
+        self._check_end(offset + size)
+        parts: list[bytes] = []
+        for number, begin, end in _split(offset, size):
+            part = self._near_part(number, begin, end)
+            if part is None:
+                return None
+            parts.append(part)
+        return b"".join(parts)
+
+    def _check_end(self, end: int) -> None:
         if self._folder is None:
             self._size = self._source.num_bytes()
             name = hashlib.sha256(f"{self.where}\0{self._size}\0{self._source.stamp()}".encode()).hexdigest()[:32]
             self._folder = self._root / name
-        if offset + size > self._size:
-            raise EOFError(f"{self.where} ends before byte {offset + size}")
-        first, last = offset // _BLOCK_BYTES, (offset + max(size, 1) - 1) // _BLOCK_BYTES
-        content = b"".join(self._block(number) for number in range(first, last + 1))
-        return content[offset - first * _BLOCK_BYTES :][:size]
+        if end > self._size:
+            raise EOFError(f"{self.where} ends before byte {end}")
 
-    def _block(self, number: int) -> bytes:
+    def _path(self, number: int) -> Path:
         assert self._folder is not None
-        path = self._folder / f"{number:08d}"
-        size = min(_BLOCK_BYTES, self._size - number * _BLOCK_BYTES)
-        with contextlib.suppress(OSError):
-            content = path.read_bytes()
-            # a block that another process's full disk cut short is fetched again
-            if len(content) == size:
-                os.utime(path)
-                return content
-        content = self._source.read(number * _BLOCK_BYTES, size)
+        return self._folder / f"{number:08d}"
+
+    def _block_size(self, number: int) -> int:
+        return min(_BLOCK_BYTES, self._size - number * _BLOCK_BYTES)
+
+    def _near_part(self, number: int, begin: int, end: int) -> bytes | None:
+        """Bytes `begin` to `end` of a kept block; None where it isn't kept, or was cut short by a full disk."""
+        with contextlib.suppress(OSError), self._path(number).open("rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size == self._block_size(number):
+                os.utime(file.fileno())
+                return os.pread(file.fileno(), end - begin, begin)
+        return None
+
+    def _fetch(self, number: int) -> bytes:
+        content = self._source.read(number * _BLOCK_BYTES, self._block_size(number))
         # what can't be kept (a full disk) is used all the same
         with contextlib.suppress(OSError):
-            self._keep(path, content)
+            self._keep(self._path(number), content)
         return content
 
     def _keep(self, path: Path, content: bytes) -> None:
@@ -69,6 +94,15 @@ class CachedSource:
         except OSError:
             os.unlink(temporary)
             raise
+
+
+def _split(offset: int, size: int) -> list[tuple[int, int, int]]:
+    """The blocks that a range touches: (number, first byte in it, end in it)."""
+    parts, end = [], offset + size
+    for number in range(offset // _BLOCK_BYTES, (end - 1) // _BLOCK_BYTES + 1):
+        start = number * _BLOCK_BYTES
+        parts.append((number, max(offset - start, 0), min(end - start, _BLOCK_BYTES)))
+    return parts
 
 
 def make_room(root: Path, limit: int) -> None:

@@ -80,6 +80,9 @@ class RemoteSource:
             content += part
         return content
 
+    def read_near(self, offset: int, size: int) -> bytes | None:  # noqa: ARG002 - nothing of it is on this machine
+        return None
+
     def _try(self, method: str, size: int, **arguments: int) -> Any:
         system = _file_system(self._scheme, self._options.stall_seconds)
         from fsspec.asyn import sync

@@ -51,7 +51,7 @@ def decode(content: bytes, *, expected_seconds: float | None = None) -> NDArray[
         waveform, rate_hz = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, ValueError, TypeError) as error:
         raise BadSampleError("decode", str(error)) from error
-    mono: NDArray[np.float32] = np.ascontiguousarray(waveform.mean(axis=1, dtype=np.float32))
+    mono: NDArray[np.float32] = waveform[:, 0] if waveform.shape[1] == 1 else waveform.mean(axis=1, dtype=np.float32)
     seconds = len(mono) / rate_hz
     if expected_seconds is not None and abs(seconds - expected_seconds) > _DURATION_TOLERANCE_SECONDS:
         raise BadSampleError("truncated", f"{seconds:.2f} s decoded of {expected_seconds:.2f} s")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -43,6 +43,9 @@ class Source(Protocol):
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly that range. Raises `DataError` where it can't be had, `EOFError` where the file ends before."""
+
+    def read_near(self, offset: int, size: int) -> bytes | None:
+        """The same where it lies on this machine's disk, else None, at once."""
 
 
 def is_remote(where: str) -> bool:
@@ -100,18 +103,24 @@ class LocalSource:
             raise EOFError(f"{self.where} ends before byte {offset + size}")
         return content
 
+    def read_near(self, offset: int, size: int) -> bytes | None:
+        return self.read(offset, size)
+
 
 def read_many(requests: Sequence[tuple[Source, int, int]]) -> list[bytes | Exception]:
-    """Each (source, offset, size), remote ones side by side; in place of one that fails, its error."""
-    if all(isinstance(source, LocalSource) for source, _, _ in requests):
-        return [_read_one(request) for request in requests]
-    return list(_readers().map(_read_one, requests))
+    """Each (source, offset, size), far ones side by side; in place of one that fails, its error."""
+    results: list[bytes | Exception | None] = [_attempt(source.read_near, offset, size) for source, offset, size in requests]
+    far = [index for index, result in enumerate(results) if result is None]
+    if far:
+        waiting = [_readers().submit(_attempt, requests[i][0].read, *requests[i][1:]) for i in far]
+        for index, future in zip(far, waiting, strict=True):
+            results[index] = future.result()
+    return [result for result in results if result is not None]
 
 
-def _read_one(request: tuple[Source, int, int]) -> bytes | Exception:
-    source, offset, size = request
+def _attempt(read: Callable[[int, int], bytes | None], offset: int, size: int) -> bytes | Exception | None:
     try:
-        return source.read(offset, size)
+        return read(offset, size)
     except (DataError, EOFError) as error:
         return error
 

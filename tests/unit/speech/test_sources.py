@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.speech.loading import Loader, LoadOptions, SampleReader
 from pipeline.speech.shards import expand, index_shard, read_index, write_index
-from pipeline.speech.sources import ReadOptions, is_remote, open_source
+from pipeline.speech.sources import ReadOptions, is_remote, open_source, read_many
 from pipeline.speech.stream import Corpus, SpeechDataset, read_test_batches
 from pipeline.speech.table import SampleTable, read_merged, write_merged
 from tests.web import FaultyServer, within
@@ -194,6 +194,18 @@ def test_the_cache_serves_what_was_read_is_bounded_and_survives_damage(server, f
     shutil.rmtree(cache)
     cache.write_text("no folder can be made here")
     check()
+
+
+def test_threads_that_want_one_block_fetch_it_once(server, folder, tmp_path):
+    shard = max(folder.glob("*.tar"), key=lambda path: path.stat().st_size)
+    source = open_source(f"{server.url}/{shard.name}", ReadOptions(cache_dir=str(tmp_path / "cache")))
+    source.num_bytes()
+    before = server.requests[f"/{shard.name}"]
+    assert source.read_near(0, 100) is None
+    ranges = [(source, offset, 100) for offset in range(0, 3200, 100)]
+    assert b"".join(read_many(ranges)) == shard.read_bytes()[:3200]
+    assert server.requests[f"/{shard.name}"] == before + 1
+    assert source.read_near(100, 100) == shard.read_bytes()[100:200]
 
 
 def test_an_s3_api_gives_what_the_disk_gives(folder, monkeypatch):

@@ -1,0 +1,324 @@
+"""The speech stream beside plain webdataset: CPU-seconds, padding, balance, memory and planning, in one run.
+
+    python benchmarks/stream.py --shards 'PATH/TO/shards/train/*.tar' [--repeats 3] [--output benchmarks/results/stream.json]
+
+The shards are what `kappaspeech pack` made. Each reading is a process of its own on one thread, and repeats take turns, so that
+a slow minute of the machine meets every method alike; medians are reported, children's CPU-seconds (curl, ffmpeg) included.
+Over HTTP a server on loopback runs in this process, and its cost is nobody's. webdataset reads in its usual way: shards in
+sequence, over HTTP through curl, with a shuffle buffer; audio by soundfile as here, or by `whisper.load_audio` (ffmpeg), as
+whisper's users do. This project reads in its own order, that of training: samples drawn from all shards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.blas import pin_threads
+from tests.web import FaultyServer
+
+NUM_MELS = 80
+LEVELS = ("bytes", "waveform", "features")
+MAX_SAMPLES, MAX_SECONDS, MICRO_BATCHES = 16, 120.0, 16
+
+
+# ---- readings, each in a process of its own -----------------------------------------------------------------------------
+
+
+def read_ours(urls: str, level: str, *, epochs: int, cache: str | None) -> Iterator[float]:
+    """Audio-seconds of each sample, in training's order."""
+    from pipeline.speech.loading import BadSample, Loader, LoadOptions, SampleReader
+    from pipeline.speech.schedule import BatchBudget, Schedule
+    from pipeline.speech.sources import ReadOptions, read_many
+    from pipeline.speech.stream import Corpus, SpeechDataset
+
+    options = ReadOptions(cache_dir=cache)
+    corpus = Corpus(SpeechDataset(urls), options)
+    schedule = Schedule([corpus.lengths()], BatchBudget(MAX_SAMPLES, MAX_SECONDS, MICRO_BATCHES), seed=1)
+    reader, loader = SampleReader(options), Loader(LoadOptions(NUM_MELS, 30.0), options)
+    left = epochs * corpus.num_samples
+    for _, plan in schedule.steps(0):
+        for batch in plan:
+            refs = [corpus.ref(int(sample)) for _, sample in batch[:left]]
+            left -= len(refs)
+            if level == "bytes":
+                wanted = [(reader.source(ref.where), ref.entry.audio_offset, ref.entry.audio_bytes) for ref in refs]
+                wanted += [(reader.source(ref.where), ref.entry.text_offset, ref.entry.text_bytes) for ref in refs]
+                found: list[Any] = read_many(wanted)
+            else:
+                found = reader.read(refs) if level == "waveform" else loader.load(refs)
+            for item in found:
+                if isinstance(item, (Exception, BadSample)):
+                    raise SystemExit(f"a sample can't be read: {item}")
+            yield from (ref.entry.seconds for ref in refs)
+        if not left:
+            return
+
+
+def read_webdataset(urls: str, level: str, *, decode_by: str, epochs: int) -> Iterator[float]:
+    """The same by plain webdataset."""
+    import io
+
+    import soundfile
+    import webdataset
+    from braceexpand import braceexpand
+
+    from pipeline.speech.samples import log_mel
+
+    dataset = webdataset.WebDataset(list(braceexpand(urls)), shardshuffle=100, empty_check=False).shuffle(1000)
+    for _ in range(epochs):
+        for sample in dataset:
+            content = sample["flac"]
+            json.loads(sample["json"]) if "json" in sample else sample["txt"].decode()
+            if level == "bytes":
+                yield soundfile.info(io.BytesIO(content)).duration
+                continue
+            waveform = soundfile.read(io.BytesIO(content), dtype="float32")[0] if decode_by == "soundfile" else by_ffmpeg(content)
+            if level == "features":
+                log_mel(waveform, NUM_MELS)
+            yield len(waveform) / 16_000
+
+
+def by_ffmpeg(content: bytes) -> np.ndarray[Any, Any]:
+    """A clip by way of a file and a process, which is what `whisper.load_audio` takes."""
+    import whisper
+
+    with tempfile.NamedTemporaryFile(suffix=".flac") as file:
+        file.write(content)
+        file.flush()
+        waveform: np.ndarray[Any, Any] = whisper.load_audio(file.name)
+        return waveform
+
+
+def measure_here(request: dict[str, Any]) -> dict[str, Any]:
+    """Read as asked in this process: samples and audio-seconds, its CPU-seconds and its children's, wall and memory by epoch."""
+    import soundfile  # noqa: F401
+    import soxr  # noqa: F401
+    import torch
+    import webdataset  # noqa: F401
+    import whisper.audio  # noqa: F401
+
+    from pipeline.speech.samples import log_mel
+
+    torch.set_num_threads(1)
+    log_mel(np.zeros(16_000, dtype=np.float32) + 0.1, NUM_MELS)
+    # what is loaded and opened at first use isn't counted
+    next(start_reading(request))
+    samples, num_samples = start_reading(request), int(request["num_samples"])
+    before, began, audio_seconds, count, resident = cpu_seconds(), time.monotonic(), 0.0, 0, []
+    for seconds in samples:
+        audio_seconds += seconds
+        count += 1
+        if count % num_samples == 0:
+            resident.append(resident_megabytes())
+    spent = cpu_seconds() - before
+    return {
+        "samples": count,
+        "audio_seconds": audio_seconds,
+        "cpu_seconds": spent,
+        "wall_seconds": time.monotonic() - began,
+        "resident_megabytes_by_epoch": resident,
+    }
+
+
+def start_reading(request: dict[str, Any]) -> Iterator[float]:
+    urls, level, epochs = str(request["urls"]), str(request["level"]), int(request["epochs"])
+    if request["method"] == "kappaspeech":
+        return read_ours(urls, level, epochs=epochs, cache=request.get("cache"))
+    return read_webdataset(urls, level, decode_by=request["decode_by"], epochs=epochs)
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def resident_megabytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    pin_threads(environment, 1)
+    command = [sys.executable, __file__, "--one", json.dumps(request)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{request} failed:\n{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+# ---- what is compared ---------------------------------------------------------------------------------------------------
+
+
+def compare(local: str, remote: str, num_samples: int, repeats: int, has_ffmpeg: bool) -> dict[str, Any]:
+    """Every reading of the table, medians over `repeats`, with rates by CPU-second and by second."""
+    readings: dict[str, dict[str, Any]] = {}
+    for level in LEVELS:
+        for place, urls in (("local", local), ("http", remote)):
+            common = {"urls": urls, "level": level, "epochs": 1, "num_samples": num_samples}
+            readings[f"{level}, {place}, kappaspeech"] = {**common, "method": "kappaspeech"}
+            readings[f"{level}, {place}, webdataset"] = {**common, "method": "webdataset", "decode_by": "soundfile"}
+            if level == "waveform" and has_ffmpeg:
+                by = {**common, "method": "webdataset", "decode_by": "ffmpeg"}
+                readings[f"{level}, {place}, webdataset by whisper.load_audio"] = by
+        cached = {"urls": remote, "level": level, "epochs": 1, "num_samples": num_samples, "method": "kappaspeech"}
+        readings[f"{level}, http, kappaspeech, cache filled before"] = {**cached, "cache": f"filled-{level}"}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in readings}
+    with tempfile.TemporaryDirectory() as scratch:
+        for request in readings.values():
+            if "cache" in request:
+                request["cache"] = str(Path(scratch) / request["cache"])
+                measure(request)
+        for _ in range(repeats):
+            for name, request in readings.items():
+                runs[name].append(measure(request))
+                last = runs[name][-1]
+                print(f"  {name}: {last['samples'] / last['cpu_seconds']:.0f} samples a CPU-s", file=sys.stderr, flush=True)
+    return {name: summarise(results) for name, results in runs.items()}
+
+
+def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
+    def median(rate: Callable[[dict[str, Any]], float]) -> float:
+        return statistics.median(map(rate, results))
+
+    return {
+        "samples": results[0]["samples"],
+        "samples_per_cpu_second": median(lambda run: run["samples"] / run["cpu_seconds"]),
+        "audio_seconds_per_cpu_second": median(lambda run: run["audio_seconds"] / run["cpu_seconds"]),
+        "samples_per_second": median(lambda run: run["samples"] / run["wall_seconds"]),
+        "cpu_seconds_of_each": [run["cpu_seconds"] for run in results],
+    }
+
+
+def planning(local: str) -> dict[str, Any]:
+    """Padding and balance of the schedule on these shards and on a long-tailed corpus; 10 million samples planned."""
+    from pipeline.speech.schedule import BatchBudget, DatasetLengths, Schedule
+    from pipeline.speech.stream import Corpus, SpeechDataset
+
+    rng = np.random.default_rng(0)
+    # as read speech corpora are: a broad hump to 16 s, and a tail of short utterances
+    long_tailed = np.clip(
+        np.where(rng.random(200_000) < 0.6, rng.normal(13, 2.5, 200_000), rng.gamma(2.5, 2.2, 200_000)), 0.5, 30
+    )
+    corpora = {"these shards": Corpus(SpeechDataset(local)).lengths().seconds, "200,000 samples of 0.5 to 30 s": long_tailed}
+    result: dict[str, Any] = {}
+    for name, seconds in corpora.items():
+        lengths = DatasetLengths(seconds, np.arange(0, len(seconds), 1000), 1.0)
+        schedule = Schedule([lengths], BatchBudget(MAX_SAMPLES, MAX_SECONDS, MICRO_BATCHES), seed=1)
+        steps = []
+        for _, plan in schedule.steps(0):
+            steps.append(plan)
+            if sum(len(batch) for step in steps for batch in step) >= len(seconds):
+                break
+        batches = [seconds[batch[:, 1]] for step in steps for batch in step]
+        shuffled = rng.permutation(seconds)
+        fixed = [shuffled[start : start + 32] for start in range(0, len(shuffled) - 31, 32)]
+        result[name] = {
+            "padding": padding(batches),
+            "padding_unbucketed_batches_of_32": padding(fixed),
+            "padding_to_30_s": 1 - float(seconds.sum()) / (30 * len(seconds)),
+            "max_over_mean_cost_of_8_ranks": balance(steps, seconds, 8),
+        }
+    result["10,000,000 samples"] = plan_ten_million()
+    return result
+
+
+def padding(batches: list[np.ndarray[Any, Any]]) -> float:
+    return 1 - sum(float(batch.sum()) for batch in batches) / sum(float(batch.max()) * len(batch) for batch in batches)
+
+
+def balance(steps: list[list[np.ndarray[Any, Any]]], seconds: np.ndarray[Any, Any], world_size: int) -> float:
+    """Padded seconds of the busiest rank over the mean, averaged over full steps: ranks wait for each other in each."""
+    ratios = []
+    for step in steps:
+        if len(step) % world_size:
+            continue
+        costs = np.array([float(seconds[batch[:, 1]].max()) * len(batch) for batch in step])
+        by_rank = [costs[rank::world_size].sum() for rank in range(world_size)]
+        ratios.append(max(by_rank) / (sum(by_rank) / world_size))
+    return float(np.mean(ratios))
+
+
+def plan_ten_million() -> dict[str, float]:
+    """Start-up of a schedule, deep into training, in a process of its own."""
+    program = """
+import json, resource, time
+import numpy as np
+from pipeline.speech.schedule import BatchBudget, DatasetLengths, Schedule
+count = 10_000_000
+seconds = np.random.default_rng(0).uniform(1, 20, count).astype(np.float32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+began = time.perf_counter()
+schedule = Schedule([DatasetLengths(seconds, np.arange(0, count, 1000), 1.0)], BatchBudget(16, 120.0, 8), seed=1)
+next(schedule.steps(900_000, hint=(1_000, 899_983)))
+print(json.dumps({"seconds_to_start": time.perf_counter() - began,
+                  "megabytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", help="a glob of packed local shards")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure_here(json.loads(arguments.one))))
+        return
+    import shutil
+    from importlib.metadata import version
+
+    from pipeline.speech.shards import expand, read_index
+
+    shards = expand(arguments.shards)
+    folder = Path(shards[0]).resolve().parent
+    num_samples = sum(len(read_index(shard).samples) for shard in shards)
+    # a brace list is what a web server's shards are named by
+    local = str(folder / "{") + ",".join(Path(shard).name for shard in shards) + "}"
+    has_ffmpeg = shutil.which("ffmpeg") is not None
+    with FaultyServer(folder) as server:
+        remote = server.url + "/{" + ",".join(Path(shard).name for shard in shards) + "}"
+        readings = compare(local, remote, num_samples, arguments.repeats, has_ffmpeg)
+    lasting = {"urls": local, "level": "features", "epochs": 20, "num_samples": num_samples, "method": "kappaspeech"}
+    memory = measure(lasting)["resident_megabytes_by_epoch"]
+    record = {
+        "command": f"python benchmarks/stream.py --shards '…/*.tar' --repeats {arguments.repeats}",
+        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": 1},
+        "versions": {package: version(package) for package in ("webdataset", "soundfile", "numpy", "torch", "openai-whisper")},
+        "ffmpeg": has_ffmpeg,
+        "shards": len(shards),
+        "samples": num_samples,
+        "readings": readings,
+        "planning": planning(local),
+        "resident_megabytes": {f"after epoch {epoch}": memory[epoch - 1] for epoch in (1, 2, 5, 10, 20)},
+    }
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    main()

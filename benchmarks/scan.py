@@ -4,7 +4,8 @@
 
 Compared are this project's scan, PEFT's KappaTuneSelector, WeightWatcher (both optional: `pip install peft weightwatcher`) and
 float32 `torch.linalg.svdvals` as stored, on a whole model and on the seven matrices of one Llama-3.1-8B layer (Gaussian, in
-bfloat16). Repeats take turns, so that a slow minute of the machine meets every method alike; medians are reported.
+bfloat16). The command itself is timed on one rank and on two, which share that layer. Repeats take turns, so that a slow minute
+of the machine meets every method alike; medians are reported.
 """
 
 from __future__ import annotations
@@ -216,6 +217,23 @@ def compare(folder: Path, methods: list[str], repeats: int) -> dict[str, Any]:
     return table
 
 
+def compare_ranks(folder: Path, repeats: int) -> dict[str, Any]:
+    """Seconds of `kappaspeech scan` on one rank and on two, a thread each, from start to end of the command."""
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as scratch:
+        rankings = {ranks: Path(scratch) / f"{ranks}.json" for ranks in seconds}
+        for _ in range(repeats):
+            for ranks, measured in seconds.items():
+                command = [sys.executable, "-m", "pipeline", "scan", str(folder), "--no-journal", f"--output={rankings[ranks]}"]
+                began = time.monotonic()
+                subprocess.run([*command, f"--workers={ranks}"], check=True, capture_output=True)
+                measured.append(time.monotonic() - began)
+        if rankings[1].read_bytes() != rankings[2].read_bytes():
+            raise SystemExit("the rankings of one rank and of two differ")
+    ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
+    return {"seconds": seconds, "one_over_two": statistics.median(ratios)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a folder with model.safetensors")
@@ -239,7 +257,9 @@ def main() -> None:
     results = {"model": compare(arguments.model, methods, arguments.repeats)}
     if not arguments.skip_layer:
         with tempfile.TemporaryDirectory() as scratch:
-            results["llama-3.1-8b layer"] = compare(make_layer(Path(scratch)), methods, arguments.repeats)
+            layer = make_layer(Path(scratch))
+            results["llama-3.1-8b layer"] = compare(layer, methods, arguments.repeats)
+            results["ranks on that layer"] = compare_ranks(layer, max(3, arguments.repeats))
     record = {
         "command": f"python benchmarks/scan.py --model {arguments.model.name} --repeats {arguments.repeats}",
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": 1},

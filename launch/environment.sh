@@ -1,5 +1,7 @@
-# Sourced by launch/*.sh: `make_environment EXTRAS` puts this repository, installed with those extras, first on PATH.
-# Needs `repository`. Installs again only where setup.py or the extras have changed.
+# Sourced by launch/*.sh. Both functions need `repository`.
+# make_environment EXTRAS: puts this repository, installed with those extras, first on PATH; installs again only where
+#   setup.py or the extras have changed.
+# find_installed_python: prints the interpreter that has this project's packages.
 
 find_python() {
   local candidate
@@ -26,4 +28,18 @@ make_environment() {
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$repository[$extras]"
     echo "$wanted" >> "$venv/.installed"
   fi
+}
+
+# PYTHON, where it is set, and no other; else the one on PATH, where an environment is active; else the repository's own .venv.
+find_installed_python() {
+  local candidate
+  for candidate in "${PYTHON:-python}" "${PYTHON:-python3}" "${PYTHON:-$repository/.venv/bin/python}"; do
+    if "$candidate" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("deepspeed") is None)' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: ${PYTHON:-no Python here} doesn't have DeepSpeed. Activate the environment that this project is installed in," \
+    "or set PYTHON to its interpreter; pip install -e $repository installs it, and bash launch/test.sh makes a .venv of it." >&2
+  return 2
 }

@@ -1,26 +1,54 @@
 #!/usr/bin/env bash
 """:"
 # Stage 2, one file for every launcher. This half is bash; Python takes it for a string and runs the other half.
-#   deepspeed launch/train.sh CONFIG.yaml          the DeepSpeed launcher, on one host or with --hostfile on many
-#   bash launch/train.sh CONFIG.yaml               this host: one rank a GPU, or NUM_RANKS of them
-#   srun bash launch/train.sh CONFIG.yaml          each task is a rank; so under mpirun
+#   deepspeed launch/train.sh --config C.yaml [--set KEY=VALUE …]   DeepSpeed's launcher, with --hostfile H on many hosts
+#   bash launch/train.sh --config C.yaml                            this host: one rank a GPU, or NUM_RANKS of them
+#   srun bash launch/train.sh --config C.yaml                       each task is a rank; so under mpirun
+#   torchrun --nproc-per-node N launch/train.sh --config C.yaml
+# PYTHON: the interpreter, where the environment that has this project isn't active.
 set -euo pipefail
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# sbatch runs a copy of its script, made elsewhere
+[ -e "$repository/launch/environment.sh" ] || repository=${SLURM_SUBMIT_DIR:-$PWD}
+if [ ! -e "$repository/launch/environment.sh" ]; then
+  echo "error: this is a copy of launch/train.sh, and $repository isn't the repository that it came from. Submit from there." >&2
+  exit 2
+fi
+# shellcheck source=launch/environment.sh
+. "$repository/launch/environment.sh"
+PYTHON=$(find_installed_python)
+export PYTHON PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
 # what the launchers set; SLURM_STEP_NUM_TASKS exists in an srun step alone, not in a batch script
 if [ -n "${RANK:-}${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}" ] || [ "${SLURM_STEP_NUM_TASKS:-1}" -gt 1 ]; then
-  exec python -u -m pipeline train "$@"
+  # it asks for a checkpoint; Python would die of it before it has set its handler
+  trap '' USR1
+  exec "$PYTHON" -u "${BASH_SOURCE[0]}" "$@"
 fi
 gpus=$( (nvidia-smi -L 2>/dev/null || true) | grep -c '^GPU' || true)
-ranks=${NUM_RANKS:-$gpus}
-[ "$ranks" -gt 0 ] || ranks=1
-if [ "$gpus" -eq 0 ]; then
+if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES-all}" ]; then
+  # without a number, the runner takes all GPUs that it may see
+  ranks=(${NUM_RANKS:+--num_gpus "$NUM_RANKS"})
+  if [ -n "${NUM_RANKS:-}" ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    ranks=(--include "localhost:$(cut -d , -f "1-$NUM_RANKS" <<< "$CUDA_VISIBLE_DEVICES")")
+    unset CUDA_VISIBLE_DEVICES
+  fi
+else
   # one name for the host's processors: DeepSpeed would ask for a GPU
   export DS_ACCELERATOR=cpu
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(nproc) + ranks - 1) / ranks ))}
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(nproc) + ${NUM_RANKS:-1} - 1) / ${NUM_RANKS:-1} ))}
+  ranks=(--num_gpus "${NUM_RANKS:-1}")
 fi
-port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-exec deepspeed -q --num_gpus "$ranks" --master_port "$port" "${BASH_SOURCE[0]}" "$@"
+port=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+exec "$PYTHON" -m deepspeed.launcher.runner -q ${ranks[@]+"${ranks[@]}"} --master_port "$port" "${BASH_SOURCE[0]}" "$@"
 """
+import os
 import sys
+
+repository = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if os.path.isdir(os.path.join(repository, "pipeline")):
+    sys.path.insert(0, repository)
+    # for the processes that this one starts
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [repository, os.environ.get("PYTHONPATH")]))
 
 from pipeline.commands import main
 

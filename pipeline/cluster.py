@@ -1,6 +1,7 @@
-"""The process group: who this process is, how ranks exchange values, and how one rank's failure reaches them all.
+"""The process group: how ranks exchange values, and how one rank's failure reaches them all.
 
-The only module that names `torch.distributed`; MPI is in `mpi_cluster.py`, one machine's own ranks in `local_cluster.py`.
+Who this process is among them, and where they meet, is in `rendezvous.py`. The only module that names `torch.distributed`;
+MPI is in `mpi_cluster.py`, one machine's own ranks in `local_cluster.py`.
 Every method of a `Cluster` is a collective unless it says otherwise: each rank must call it, in the same order.
 """
 
@@ -11,13 +12,13 @@ import os
 import socket
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pipeline.errors import ConfigError, KappaSpeechError, RankFailure
 from pipeline.local_cluster import HUB_VARIABLE, LocalCluster
+from pipeline.rendezvous import Launch, find_launch, free_port, prepare_rendezvous
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -26,46 +27,6 @@ if TYPE_CHECKING:
     FloatArray = NDArray[float64]
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
-_DEFAULT_PORT = 29500
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Where this process stands among those a launcher started. `launcher` names whose variables said so."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    launcher: str
-
-
-# (launcher, rank, world size, local rank), the surest first: torchrun and deepspeed set the first triple.
-_LAUNCHER_VARIABLES = (
-    ("torch", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    ("openmpi", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("pmi", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-    ("slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-)
-
-
-def find_launch(environment: Mapping[str, str]) -> Launch:
-    """Read rank and world size from what torchrun, deepspeed, Open MPI, MPICH or srun left in `environment`.
-
-    Without any of them the process is alone. SLURM_STEP_NUM_TASKS exists inside an srun step alone, so a command typed into
-    a batch script is one process and not task 0 of N. Raises `ConfigError` on a value that makes no sense.
-    """
-    for launcher, rank_name, size_name, local_name in _LAUNCHER_VARIABLES:
-        if rank_name not in environment or size_name not in environment:
-            continue
-        try:
-            rank, world_size = int(environment[rank_name]), int(environment[size_name])
-            local_rank = int(environment.get(local_name, "0"))
-        except ValueError:
-            raise ConfigError(f"{rank_name}, {size_name} and {local_name} must be whole numbers; one of them isn't.") from None
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"{rank_name}={rank} isn't a rank of {size_name}={world_size}.")
-        return Launch(rank, world_size, local_rank, launcher)
-    return Launch(0, 1, 0, "none")
 
 
 class Cluster(Protocol):
@@ -234,11 +195,13 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
     launch = find_launch(os.environ)
     if launch.world_size == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        os.environ.setdefault("MASTER_PORT", str(free_port()))
     prepare_rendezvous(launch)
     on_cuda = torch.cuda.is_available()
     if on_cuda:
-        torch.cuda.set_device(launch.local_rank)
+        # DeepSpeed reads it from the environment
+        os.environ["LOCAL_RANK"] = str(_choose_gpu(launch, torch.cuda.device_count()))
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # DeepSpeed calls these by their old names, several times a step
@@ -253,42 +216,14 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
     return TorchCluster(launch, timeout_seconds=timeout_seconds)
 
 
-def prepare_rendezvous(launch: Launch) -> None:
-    """Give torch and DeepSpeed the variables they rendezvous by, whoever launched the ranks.
-
-    srun tells everyone the step's first host; mpirun tells nobody, so its ranks ask rank 0 over MPI.
-    """
-    os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size), LOCAL_RANK=str(launch.local_rank))
-    if "MASTER_ADDR" not in os.environ:
-        if launch.launcher in ("openmpi", "pmi"):
-            from mpi4py import MPI
-
-            address, port = MPI.COMM_WORLD.bcast((_own_address(), _free_port()), root=0)
-            os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
-        elif launch.launcher == "slurm":
-            os.environ["MASTER_ADDR"] = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
-        else:
-            raise ConfigError(
-                f"WORLD_SIZE is {launch.world_size} but MASTER_ADDR isn't set, so the ranks can't find each other. "
-                "Start them with torchrun or deepspeed, or set MASTER_ADDR and MASTER_PORT."
-            )
-    # Jobs that share a node must not share a port: SLURM's job id tells them apart.
-    job_id = int(os.environ.get("SLURM_JOB_ID", "0"))
-    os.environ.setdefault("MASTER_PORT", str(_DEFAULT_PORT + job_id % 20000))
-
-
-def _own_address() -> str:
-    """The address other hosts reach this one by; loopback where it has none."""
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
-        return "127.0.0.1"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+def _choose_gpu(launch: Launch, num_visible: int) -> int:
+    """The GPU of a rank: its host's next one, or the only one where each rank was given one (srun --gpus-per-task=1)."""
+    if num_visible > 1 and launch.local_rank >= num_visible:
+        raise ConfigError(
+            f"Rank {launch.rank} is number {launch.local_rank + 1} of those on {socket.gethostname()}, which shows it "
+            f"{num_visible} GPUs. Start as many ranks a host as it has GPUs."
+        )
+    return 0 if num_visible == 1 else launch.local_rank
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.cluster import FloatArray, Launch
+    from pipeline.cluster import FloatArray
+    from pipeline.rendezvous import Launch
 
 HUB_VARIABLE = "KAPPASPEECH_HUB"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster import Launch
 from pipeline.errors import ConfigError
+from pipeline.rendezvous import Launch
 
 if TYPE_CHECKING:
     from pipeline.cluster import FloatArray

@@ -16,6 +16,7 @@ from pipeline.commands.pack import index, pack
 from pipeline.commands.scan import scan
 from pipeline.commands.select import select
 from pipeline.commands.show import show
+from pipeline.commands.status import status
 from pipeline.commands.train import train
 from pipeline.commands.transcribe import transcribe
 from pipeline.errors import KappaSpeechError, RankFailure
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (scan, select, show, pack, index, train, evaluate, transcribe, compare, export):
+for _command in (scan, select, show, pack, index, train, status, evaluate, transcribe, compare, export):
     app.command()(_command)
 app.add_typer(demo)
 

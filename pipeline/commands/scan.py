@@ -43,8 +43,9 @@ def scan(
     Finished tensors are kept in a journal: a scan that was killed continues where it stopped.
     """
     from pipeline.blas import pin_threads
-    from pipeline.cluster import find_launch, start_cluster
+    from pipeline.cluster import start_cluster
     from pipeline.errors import InputError
+    from pipeline.rendezvous import find_launch
 
     if not 0 < rtol < 1:
         raise InputError(f"--rtol is {rtol}; give a relative tolerance between 0 and 1, as 1e-6.")

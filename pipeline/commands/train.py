@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
 
 def train(
-    config: Annotated[Path, typer.Argument(help="The run's YAML; launch/configs/ has examples.")],
+    config: Annotated[Path | None, typer.Argument(help="The run's YAML; launch/configs/ has examples.")] = None,
+    config_: Annotated[Path | None, typer.Option("--config", help="The same, by name.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value: optimizer.clip_norm=0.5. May be repeated.")
     ] = None,
@@ -26,12 +30,11 @@ def train(
     A run that was asked to stop ends with 0, as one that is finished: a launcher takes anything else for a fault, kills the other
     ranks in their last lines, and may start all over. Which of the two it was is `status` in the run folder's run.json.
     """
-    from pipeline.config import read_run_config
     from pipeline.errors import ConfigError
 
     overrides = set_ or []
-    settings = read_run_config(config, overrides=_parse_overrides(overrides))
-    arguments = [str(config), *(word for pair in overrides for word in ("--set", pair))]
+    settings = read_settings(config, config_, overrides)
+    arguments = [str(config or config_), *(word for pair in overrides for word in ("--set", pair))]
     places = [place for place in (nproc, hostfile, slurm) if place is not None]
     if places and "RANK" in os.environ:
         raise ConfigError("--nproc, --hostfile and --slurm start ranks, and this is already one that a launcher started.")
@@ -79,6 +82,17 @@ def _launch(
     for cause in attempt.causes:
         print(f"error: {cause}", file=sys.stderr)
     return attempt.exit_code
+
+
+def read_settings(position: Path | None, option: Path | None, pairs: list[str]) -> RunConfig:
+    """The run that a command line names: its YAML once, by position or as --config, and the --set pairs."""
+    from pipeline.config import read_run_config
+    from pipeline.errors import ConfigError
+
+    config = position or option
+    if config is None or (position and option):
+        raise ConfigError("Give the run's YAML once: kappaspeech train CONFIG.yaml, or --config CONFIG.yaml.")
+    return read_run_config(config, overrides=_parse_overrides(pairs))
 
 
 def _parse_overrides(pairs: list[str]) -> dict[str, Any]:

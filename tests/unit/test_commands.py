@@ -7,6 +7,7 @@ import json
 import pytest
 
 from pipeline.commands import main
+from tests import tiny
 
 
 @pytest.fixture
@@ -45,6 +46,23 @@ def test_an_unknown_option_or_command_is_refused(complain):
 )
 def test_what_is_no_configuration_or_run_is_refused(complain, tmp_path, words):
     assert "error: " in complain(*(word.format(tmp=tmp_path) for word in words))
+
+
+@pytest.mark.parametrize("words", [["train"], ["train", "a.yaml", "--config", "b.yaml"], ["status"]])
+def test_the_runs_yaml_is_given_once(complain, words):
+    assert "once: kappaspeech train CONFIG.yaml, or --config CONFIG.yaml" in complain(*words)
+
+
+@pytest.mark.parametrize("spelling", [["{run}"], ["{yaml}"], ["--config", "{yaml}"], ["{yaml}", "--set", "seed=3"]])
+@pytest.mark.parametrize("word, code", [("finished", 0), ("resumable", 1), ("failed", 1), ("running", 1)])
+def test_status_is_told_by_run_folder_or_configuration(home, tmp_path, capsys, spelling, word, code):
+    config = tiny.write_config(tmp_path / "c.yaml", home, tmp_path / "run")
+    assert main(["status", str(config)]) == 1
+    assert capsys.readouterr().out == "absent\n"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text(json.dumps({"schema_version": 1, "status": word}))
+    assert main(["status", *(part.format(run=tmp_path / "run", yaml=config) for part in spelling)]) == code
+    assert capsys.readouterr().out == f"{word}\n"
 
 
 def test_an_unknown_yaml_key_is_refused_with_the_nearest(complain, tmp_path):

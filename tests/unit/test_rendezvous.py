@@ -1,0 +1,127 @@
+"""Who a process is, and where its ranks meet, from each launcher's variables."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.cluster import _choose_gpu
+from pipeline.errors import ConfigError
+from pipeline.rendezvous import Launch, find_launch, first_host, job_port, prepare_rendezvous
+from tests.conftest import clean_environment
+
+STEP = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Exactly these variables in os.environ."""
+
+    def put(**variables: str) -> None:
+        for name in set(os.environ) - {"PATH", "HOME"}:
+            monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        # what the code under test adds must go again
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            if name not in variables:
+                monkeypatch.setenv(name, "")
+                monkeypatch.delenv(name)
+
+    return put
+
+
+def test_a_task_of_a_step_is_a_rank_but_a_batch_script_is_alone():
+    assert find_launch(STEP) == Launch(3, 4, 1, "slurm")
+    batch = {name: value for name, value in STEP.items() if "STEP" not in name} | {"SLURM_PROCID": "0"}
+    assert find_launch(batch) == Launch(0, 1, 0, "none")
+
+
+def test_a_launcher_inside_a_step_is_believed_before_slurm():
+    assert find_launch({**STEP, "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Launch(5, 8, 1, "torch")
+
+
+@pytest.mark.parametrize("variables", [{"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}])
+def test_variables_that_make_no_sense_are_refused(variables):
+    with pytest.raises(ConfigError, match="RANK"):
+        find_launch(variables)
+
+
+@pytest.mark.parametrize(
+    "node_list, host",
+    [
+        ("n1", "n1"),
+        ("n[1-2]", "n1"),
+        ("login,gpu[1-2]", "login"),
+        ("gpu[003,007-012]-ib,gpu900", "gpu003-ib"),
+        ("rack[2-3]node[11,13],x", "rack2node11"),
+        ("a-1.cluster.org,b", "a-1.cluster.org"),
+    ],
+)
+def test_the_first_host_of_a_list(node_list, host):
+    assert first_host(node_list) == host
+
+
+def test_srun_meets_on_the_first_host_of_the_step_and_not_where_it_was_typed(environment):
+    environment(**STEP)
+    prepare_rendezvous(find_launch(os.environ))
+    assert os.environ["MASTER_ADDR"] == "gpu07"
+    assert os.environ["MASTER_PORT"] == str(20000 + 4711)
+    assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"]) == ("3", "4", "1")
+
+
+def test_pmi_ranks_of_a_step_meet_as_slurm_says(environment):
+    environment(**STEP, PMI_RANK="3", PMI_SIZE="4")
+    prepare_rendezvous(find_launch(os.environ))
+    assert os.environ["MASTER_ADDR"] == "gpu07"
+
+
+def test_a_given_address_and_port_stay(environment):
+    environment(**STEP, MASTER_ADDR="head", MASTER_PORT="1234")
+    prepare_rendezvous(find_launch(os.environ))
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("head", "1234")
+
+
+def test_ranks_without_a_place_to_meet_are_refused(environment):
+    environment(RANK="0", WORLD_SIZE="2")
+    with pytest.raises(ConfigError, match="MASTER_ADDR isn't set"):
+        prepare_rendezvous(find_launch(os.environ))
+
+
+def test_mpi_ranks_whose_mpi_sees_one_are_refused():
+    """In a process of its own, which MPI may take over."""
+    pytest.importorskip("mpi4py")
+    code = "import os; from pipeline.rendezvous import *; prepare_rendezvous(find_launch(os.environ))"
+    variables = clean_environment(OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_SIZE="2")
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60)
+    assert "started 2 processes (openmpi), but mpi4py's MPI sees 1" in done.stderr
+
+
+def test_neighbouring_jobs_and_steps_have_ports_of_their_own_below_those_of_outgoing_connections():
+    ids = [(job, step) for job in range(11_990, 12_030) for step in range(4)]
+    ports = {job_port({"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}) for job, step in ids}
+    assert len(ports) == len(ids)
+    assert min(ports) >= 20_000
+    assert max(ports) < 32_768
+
+
+@pytest.mark.parametrize("local_rank, num_visible, gpu", [(0, 8, 0), (7, 8, 7), (3, 1, 0)])
+def test_a_rank_takes_its_hosts_next_gpu_or_the_only_one_it_sees(local_rank, num_visible, gpu):
+    assert _choose_gpu(Launch(8, 16, local_rank, "slurm"), num_visible) == gpu
+
+
+def test_more_ranks_than_gpus_are_refused():
+    with pytest.raises(ConfigError, match="shows it 2 GPUs"):
+        _choose_gpu(Launch(2, 4, 2, "slurm"), 2)

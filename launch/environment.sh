@@ -39,7 +39,7 @@ find_installed_python() {
       return
     fi
   done
-  echo "error: ${PYTHON:-no Python here} doesn't have DeepSpeed. Activate the environment that this project is installed in," \
-    "or set PYTHON to its interpreter; pip install -e $repository installs it, and bash launch/test.sh makes a .venv of it." >&2
+  echo "error: DeepSpeed isn't installed for ${PYTHON:-any Python on PATH}. Activate the environment that this project is in," \
+    "or set PYTHON to its interpreter. pip install -e '$repository' installs it; bash launch/test.sh makes a .venv with it." >&2
   return 2
 }

@@ -241,9 +241,9 @@ def agreement(cluster: Cluster) -> Iterator[None]:
     status = None
     if failure is not None:
         code = failure.exit_code if isinstance(failure, KappaSpeechError) else 1
-        status = (f"{type(failure).__name__}: {failure}" if code == 1 else str(failure), code)
+        status = (f"{type(failure).__name__}: {failure}" if code == 1 else str(failure), code, socket.gethostname())
     for rank, other in enumerate(cluster.gather(status)):
         if other is not None:
             if failure is not None and rank == cluster.rank:
                 raise failure
-            raise RankFailure(rank, other[0], exit_code=other[1]) from failure
+            raise RankFailure(rank, other[0], exit_code=other[1], host=other[2]) from failure

@@ -150,6 +150,7 @@ class TrainingConfig(_Section):
     keep_checkpoints: Count = 2
     keep_best: bool = True
     time_budget_seconds: Positive | None = None
+    collective_timeout_seconds: Positive = 600.0
     activation_checkpointing: bool = False
     num_threads: Count | None = None
 

@@ -45,7 +45,7 @@ class TrainingError(KappaSpeechError):
 class RankFailure(KappaSpeechError):
     """Raised on every rank when one of them failed, so that none waits in a collective."""
 
-    def __init__(self, rank: int, cause: str, *, exit_code: int = 1) -> None:
-        super().__init__(f"rank {rank} failed: {cause}")
+    def __init__(self, rank: int, cause: str, *, exit_code: int = 1, host: str | None = None) -> None:
+        super().__init__(f"rank {rank}{f' on {host}' if host else ''} failed: {cause}")
         self.rank = rank
         self.exit_code = exit_code

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,7 @@ from types import FrameType
 from pipeline.errors import InputError
 from pipeline.launching import leftovers
 from pipeline.launching.command_lines import MARK_VARIABLE, CommandLine
-from pipeline.launching.reports import read_reports
+from pipeline.launching.reports import RankReport, read_reports
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.stopping import STOP_FILE_NAME
 
@@ -60,12 +60,18 @@ class Signals:
 
 
 def run_attempt(
-    command: CommandLine, *, mark: str, run_dir: Path, signals: Signals, end_remote: Callable[[], list[str]] | None = None
+    command: CommandLine,
+    *,
+    mark: str,
+    run_dir: Path,
+    signals: Signals,
+    hosts_by_rank: Sequence[str] = (),
+    end_remote: Callable[[], list[str]] | None = None,
 ) -> Attempt:
     """Start `command`, wait until it has ended, end what it left behind, and say how the run stands.
 
     A first signal asks the ranks, through the run folder's STOP file, to save and end; a second one ends them at once.
-    `end_remote` ends what is left on other hosts and tells where it couldn't.
+    `end_remote` ends what is left on other hosts and tells where it couldn't. `hosts_by_rank` names those that said nothing.
     """
     before = _identity(run_dir)
     environment = {**os.environ, **command.variables, MARK_VARIABLE: mark}
@@ -83,7 +89,8 @@ def run_attempt(
                 problems.append(str(error))
             problems += end_remote() if end_remote is not None else []
             launcher.poll()
-    return _judge(launcher.returncode, mark=mark, run_dir=run_dir, before=before, problems=problems)
+    status = _status(run_dir, before)
+    return judge(status, launcher.returncode, read_reports(run_dir, mark), hosts_by_rank=hosts_by_rank, problems=problems)
 
 
 def _wait(
@@ -111,16 +118,29 @@ def _wait(
         time.sleep(_POLL_SECONDS)
 
 
-def _judge(code: int | None, *, mark: str, run_dir: Path, before: object, problems: list[str]) -> Attempt:
-    status = _status(run_dir, before)
-    reports = read_reports(run_dir, mark)
+def judge(
+    status: str | None,
+    code: int | None,
+    reports: Sequence[RankReport],
+    *,
+    hosts_by_rank: Sequence[str],
+    problems: Sequence[str],
+) -> Attempt:
+    """How a start ended: `status` is what its ranks wrote to run.json, `code` its launcher's, None where that was still running.
+
+    Causes come in this order: what ranks say of themselves, ranks that could say nothing, what the others saw of that.
+    """
     if status == "finished":
         return Attempt("finished", 0)
     if status == "resumable" and not reports:
         return Attempt("resumable", 0)
-    causes = list(dict.fromkeys(str(report) for report in reports))
-    if not causes:
-        ended = "was still running" if code is None else f"ended with {code}" if code >= 0 else f"was killed by signal {-code}"
+    ended = "was still running" if code is None else f"ended with {code}" if code >= 0 else f"was killed by signal {-code}"
+    if reports:
+        silent = sorted(set(range(len(hosts_by_rank))) - {report.rank for report in reports})
+        gone = [f"rank {rank} on {hosts_by_rank[rank]} ended without a word, as one does that was killed" for rank in silent]
+        own, echoes = ([str(report) for report in reports if report.is_echo == echo] for echo in (False, True))
+        causes = [*own, *gone, *echoes]
+    else:
         where = "before the run began" if status is None else f"with the run's status «{status}»"
         causes = [f"no rank said why it ended; the launcher {ended} {where}"]
     exit_code = max((report.exit_code for report in reports), default=2 if code == 2 and status is None else 1)

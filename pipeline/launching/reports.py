@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 from dataclasses import asdict, dataclass
@@ -16,11 +17,13 @@ from pipeline.launching.command_lines import MARK_VARIABLE
 
 # A rank that fails because its file system hangs must not hang on saying so.
 _TIMEOUT_SECONDS = 10.0
+# what gloo, NCCL and the ranks' store say when the other side of an exchange is gone
+_BROKEN_EXCHANGE = re.compile(r"gloo|nccl|Dist\w+Error|Connection (closed|reset)|Broken pipe", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class RankReport:
-    """Why a rank ended. `is_echo`: it ended because another one did."""
+    """Why a rank ended. `is_echo`: it ended because another one did, or could no longer be reached."""
 
     rank: int
     host: str
@@ -29,7 +32,7 @@ class RankReport:
     is_echo: bool
 
     def __str__(self) -> str:
-        return self.cause if self.is_echo else f"rank {self.rank} on {self.host}: {self.cause}"
+        return f"rank {self.rank} on {self.host}: {self.cause}"
 
 
 def report_folder(run_dir: Path, mark: str) -> Path:
@@ -46,7 +49,8 @@ def write_report(run_dir: Path, error: BaseException) -> None:
     known = isinstance(error, KappaSpeechError)
     cause = str(error) if known else f"{type(error).__name__}: {error}"
     code = error.exit_code if isinstance(error, KappaSpeechError) else 1
-    report = RankReport(rank, socket.gethostname(), cause, code, isinstance(error, RankFailure))
+    is_echo = isinstance(error, RankFailure) or (not known and _BROKEN_EXCHANGE.search(cause) is not None)
+    report = RankReport(rank, socket.gethostname(), cause, code, is_echo)
     path = report_folder(run_dir, mark) / f"rank-{rank:05d}.json"
     writer = threading.Thread(target=_write, args=(path, report), daemon=True)
     writer.start()

@@ -47,14 +47,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Start:
-    """A command line with what has to stand on disk before it runs, and the hosts beside this one that it uses."""
+    """A command line with what has to stand on disk before it runs, the host of each rank, and the hosts reached by ssh."""
 
     command: CommandLine
     mark: str
     environment_path: Path | None = None
     environment_text: str = ""
-    hosts: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    hosts_by_rank: tuple[str, ...] = ()
+    ssh_hosts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         file = f"# {self.environment_path} holds: {shlex.join(self.environment_text.split())}\n" if self.environment_path else ""
@@ -96,8 +96,10 @@ def plan_start(request: Request, *, ask_hosts: bool) -> Start:
                 variables=_processor_variables(request.num_ranks),
             ),
             mark,
+            hosts_by_rank=(socket.gethostname(),) * request.num_ranks,
         )
-    names = [host.name for host in read_hostfile(request.hostfile)]
+    hosts = read_hostfile(request.hostfile)
+    names = [host.name for host in hosts]
     answers = remote.find_ports(names, ssh_options=_ssh_options()) if ask_hosts else []
     gone = {answer.host: answer.problem for answer in answers if answer.problem is not None}
     if len(gone) == len(names):
@@ -118,7 +120,9 @@ def plan_start(request: Request, *, ask_hosts: bool) -> Start:
     )
     forwarded = {name: os.environ[name] for name in FORWARDED_VARIABLES if name in os.environ}
     text = environment_file_text(_own_environment_files(), {**forwarded, MARK_VARIABLE: mark})
-    return Start(command, mark, environment_path, text, tuple(n for n in names if n not in gone), tuple(gone))
+    used = [host for host in hosts if host.name not in gone]
+    by_rank = tuple(host.name for host in used for _ in range(host.slots))
+    return Start(command, mark, environment_path, text, by_rank, tuple(host.name for host in used))
 
 
 def _processor_variables(num_ranks: int) -> dict[str, str]:
@@ -185,7 +189,7 @@ def _start(request: Request, signals: Signals) -> Attempt:
     print(start, file=sys.stderr)
 
     def end_remote() -> list[str]:
-        answers = remote.end_leftovers(start.hosts, start.mark, ssh_options=_ssh_options())
+        answers = remote.end_leftovers(start.ssh_hosts, start.mark, ssh_options=_ssh_options())
         return [f"what runs on {a.host} can't be ended ({a.problem})" for a in answers if a.problem is not None]
 
     return run_attempt(
@@ -193,7 +197,8 @@ def _start(request: Request, signals: Signals) -> Attempt:
         mark=start.mark,
         run_dir=request.run_dir,
         signals=signals,
-        end_remote=end_remote if start.hosts else None,
+        hosts_by_rank=start.hosts_by_rank,
+        end_remote=end_remote if start.ssh_hosts else None,
     )
 
 

@@ -28,6 +28,7 @@ from pipeline.speech.batches import SpeechPrompt, make_prompt
 from pipeline.speech.schedule import BatchBudget
 from pipeline.speech.stream import SpeechStream, make_datasets, make_stream_options
 from pipeline.training.engine import TrainingEngine, compute_dtype, digest_tensor
+from pipeline.training.hosts import check_alike, software, warn_of_clocks
 from pipeline.training.loop import Outcome, TrainingLoop
 from pipeline.training.phases import PhaseClock
 from pipeline.training.run_folder import RunFolder
@@ -51,14 +52,23 @@ class Parts:
 
 def train(config: RunConfig) -> Outcome:
     """Train as `config` says, resuming from the run folder's last checkpoint where it has one. A collective of all ranks."""
-    cluster = start_training_cluster()
-    deepspeed_config = read_deepspeed_config(Path(config.deepspeed))
+    cluster = start_training_cluster(timeout_seconds=config.training.collective_timeout_seconds)
+    check_alike(cluster, software(), remedy="Install the same on all hosts.")
+    warn_of_clocks(cluster)
+    with agreement(cluster):
+        deepspeed_config = read_deepspeed_config(Path(config.deepspeed))
+    settings = {
+        "the configuration": digest_json(config.model_dump(mode="json")),
+        "the DeepSpeed JSON": digest_json(deepspeed_config),
+    }
+    check_alike(cluster, settings, remedy="Give all hosts the same files, or a file system that they share.")
     _set_threads(config)
     with agreement(cluster):
         refuse_old_stop_file(Path(config.run_dir))
         parts = load_parts(config, dtype=compute_dtype(deepspeed_config))
         stream = _open_stream(config, parts, cluster)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
+    check_alike(cluster, _inputs(parts, stream), remedy="Copy it from one place to all hosts, or share it.")
     before = _digest_frozen(parts, cluster)
     folder = RunFolder(Path(config.run_dir))
     fingerprints = {
@@ -123,6 +133,16 @@ def train(config: RunConfig) -> Outcome:
     return outcome
 
 
+def _inputs(parts: Parts, stream: SpeechStream) -> dict[str, str]:
+    return {
+        "the base model": parts.base_digest,
+        "the encoder": digest_json(_digest_encoder(parts)),
+        "the selection": digest_json(parts.selection.shapes if parts.selection else {}),
+        "the prompt": digest_json([parts.prompt.prefix_ids.tolist(), parts.prompt.suffix_ids.tolist()]),
+        "the training data": stream.fingerprint,
+    }
+
+
 def _open_stream(config: RunConfig, parts: Parts, cluster: Cluster) -> SpeechStream:
     batch = config.batch
     return SpeechStream(
@@ -180,7 +200,9 @@ def _set_threads(config: RunConfig) -> None:
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
     elif "OMP_NUM_THREADS" not in os.environ:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+        # torchrun's name, DeepSpeed's
+        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
+        local = int(next((os.environ[name] for name in names if name in os.environ), "1"))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
 
 

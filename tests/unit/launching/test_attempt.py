@@ -16,8 +16,9 @@ import pytest
 from pipeline.errors import RankFailure, TrainingError
 from pipeline.launching import attempt as attempts
 from pipeline.launching import leftovers, reports, supervisor
-from pipeline.launching.attempt import Signals, run_attempt
+from pipeline.launching.attempt import Signals, judge, run_attempt
 from pipeline.launching.command_lines import CommandLine
+from pipeline.launching.reports import RankReport
 
 
 def start(run_dir: Path, script: str, *, mark: str = "m"):
@@ -94,6 +95,18 @@ def test_own_causes_come_before_those_of_ranks_that_only_followed(tmp_path, monk
         reports.write_report(tmp_path, error)
     first, second = reports.read_reports(tmp_path, "m")
     assert (first.rank, first.cause, second.rank) == (1, "no room", 0)
+
+
+def test_a_rank_that_said_nothing_is_named_before_those_that_lost_it():
+    lost = RankReport(0, "h1", "RuntimeError: [gloo] Connection closed by peer", 1, is_echo=True)
+    full = RankReport(2, "h3", "no space left", 1, is_echo=False)
+    ended = judge("running", 247, [lost, full], hosts_by_rank=["h1", "h2", "h3"], problems=["h2 doesn't answer"])
+    assert [cause.split(":")[0].split(" ended")[0] for cause in ended.causes] == [
+        "rank 2 on h3",
+        "rank 1 on h2",
+        "rank 0 on h1",
+        "h2 doesn't answer",
+    ]
 
 
 def test_a_report_that_cannot_be_written_does_not_hide_the_error(tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["pipeline", "pipeline.*"]),
-    package_data={"pipeline": ["py.typed"], "pipeline.demo": ["text/*.txt"]},
+    package_data={"pipeline": ["py.typed"], "pipeline.demo": ["text/*.txt"], "pipeline.comparison": ["page.css", "page.js"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["kappaspeech=pipeline.commands:main"]},

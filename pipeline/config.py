@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,6 +29,7 @@ YAML_OWNED_KEYS = (
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(gt=0)]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Section(BaseModel):
@@ -184,6 +185,11 @@ def read_run_config(path: Path, *, overrides: dict[str, Any] | None = None) -> R
 
     `overrides` maps dotted keys to values that take the place of the file's. Raises `ConfigError` with all problems found.
     """
+    return read_yaml(path, RunConfig, overrides=overrides)
+
+
+def read_yaml(path: Path, model: type[Model], *, overrides: dict[str, Any] | None = None) -> Model:
+    """Read a YAML file into a strict `model`. Raises `ConfigError` with all problems found."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -196,9 +202,9 @@ def read_run_config(path: Path, *, overrides: dict[str, Any] | None = None) -> R
         _set_dotted(content, key, value)
     try:
         # lax only in that YAML has no tuples and writes 1 for 1.0
-        return RunConfig.model_validate_json(json.dumps(content))
+        return model.model_validate_json(json.dumps(content))
     except (TypeError, ValueError) as error:
-        problems = _explain(error) if isinstance(error, ValidationError) else [str(error)]
+        problems = _explain(error, model) if isinstance(error, ValidationError) else [str(error)]
         listing = "\n".join(f"  - {problem}" for problem in problems)
         raise ConfigError(f"{path} has {len(problems)} problem(s):\n{listing}") from error
 
@@ -213,13 +219,13 @@ def _set_dotted(content: dict[str, Any], key: str, value: Any) -> None:
     content[last] = value
 
 
-def _explain(error: ValidationError) -> list[str]:
+def _explain(error: ValidationError, root: type[BaseModel]) -> list[str]:
     """One line a problem: where, what, and for an unknown key the nearest valid one."""
     problems = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            valid = _keys_at(item["loc"][:-1])
+            valid = _keys_at(item["loc"][:-1], root)
             near = difflib.get_close_matches(str(item["loc"][-1]), valid, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}?" if near else f"valid keys are {', '.join(sorted(valid))}."
             problems.append(f"{where}: unknown key; {hint}")
@@ -230,9 +236,9 @@ def _explain(error: ValidationError) -> list[str]:
     return problems
 
 
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section at `location` accepts."""
-    section: type[BaseModel] = RunConfig
+def _keys_at(location: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
+    """The keys that the section of `root` at `location` accepts."""
+    section = root
     for part in location:
         if isinstance(part, int):
             continue

@@ -1,32 +1,131 @@
-"""`kappaspeech compare`: runs side by side."""
+"""`kappaspeech compare`: an experiment's arms trained alike and put side by side, or runs that are there already."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.comparison.experiment import Experiment
+    from pipeline.comparison.launcher import Failure
+    from pipeline.comparison.runs import RunSummary
+
+# what `kappaspeech train` ends with where the same command goes on
+_EXIT_RESUMABLE = 75
+
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs; differences are against the first.")],
-    output: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("comparison"),
-) -> None:
-    """Put runs into one table and plot. Runs that differ in more than the tensors they unfreeze are refused."""
+    what: Annotated[
+        list[Path], typer.Argument(help="An experiment's YAML, or folders of finished runs; differences are against the first.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Where the report goes.  [default: comparison, or the experiment's own output]")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the experiment's trials with their numbers and states.")] = False,
+    arm: Annotated[int | None, typer.Option(help="Train the trial of this number alone, as a SLURM array task does.")] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Train nothing: report on what has finished.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials trained side by side.")] = 1,
+) -> int:
+    """Train an experiment's arms, which differ in what they unfreeze alone, and report on them; or report on runs.
+
+    Finished trials are left alone and interrupted ones go on. Runs that differ in more than the arm are refused.
+    """
+    from pipeline.errors import InputError
+
+    is_experiment = len(what) == 1 and what[0].suffix in (".yaml", ".yml")
+    if not is_experiment:
+        if list_ or arm is not None or report_only or jobs != 1:
+            raise InputError("--list, --arm, --report-only and --jobs belong to an experiment: give its one YAML file.")
+        from pipeline.comparison.runs import read_run
+
+        _report([read_run(path) for path in what], output or Path("comparison"))
+        return 0
+    if list_ + (arm is not None) + report_only > 1:
+        raise InputError("--list, --arm and --report-only exclude each other.")
+    from pipeline.comparison.experiment import read_experiment
+
+    experiment = read_experiment(what[0])
+    if list_:
+        _print_trials(experiment)
+        return 0
+    from pipeline.comparison.launcher import make_ranking
+    from pipeline.comparison.trials import prepare
+
+    if arm is not None and not 0 <= arm < len(experiment.trials):
+        raise InputError(f"--arm is {arm}; the experiment's trials are 0 to {len(experiment.trials) - 1}, see --list.")
+    if not report_only:
+        make_ranking(experiment)
+    prepare(experiment)
+    failures: list[Failure] = []
+    if not report_only:
+        failures, stopped = _train(experiment, arm=arm, jobs=jobs)
+        if arm is not None or stopped:
+            return _exit_code(failures)
+    return _report_trials(experiment, failures, output or experiment.output)
+
+
+def _train(experiment: Experiment, *, arm: int | None, jobs: int) -> tuple[list[Failure], bool]:
+    from pipeline.comparison.launcher import Launcher
+
+    trials = experiment.trials if arm is None else (experiment.trials[arm],)
+    with Launcher(experiment, say=lambda text: print(text, flush=True)) as launcher:
+        return launcher.train(trials, num_side_by_side=jobs), launcher.stopped_by is not None
+
+
+def _exit_code(failures: Sequence[Failure]) -> int:
+    """0 where nothing is missing, 75 where the same command goes on with all that is, else 1."""
+    if not failures:
+        return 0
+    return _EXIT_RESUMABLE if all(failure.exit_code == _EXIT_RESUMABLE for failure in failures) else 1
+
+
+def _print_trials(experiment: Experiment) -> None:
+    from pipeline.comparison.trials import read_state
+
+    for trial in experiment.trials:
+        print(f"{trial.number}\t{trial.arm.name}\tseed {trial.seed}\t{read_state(trial)}\t{trial.run_dir}")
+
+
+def _report_trials(experiment: Experiment, failures: Sequence[Failure], output: Path) -> int:
+    from pipeline.comparison.runs import read_run
+    from pipeline.comparison.trials import read_state
+    from pipeline.errors import InputError
+
+    told = {failure.trial.number: failure.cause for failure in failures}
+    finished = [trial for trial in experiment.trials if read_state(trial) == "finished"]
+    missing = {
+        f"{trial.arm.name}, seed {trial.seed}": told.get(trial.number, f"its state is «{read_state(trial)}»")
+        for trial in experiment.trials
+        if trial not in finished
+    }
+    if not finished:
+        raise InputError(f"No trial of this experiment has finished, so there is nothing to report on: {'; '.join(missing)}.")
+    _report([read_run(trial.run_dir) for trial in finished], output, missing=missing)
+    for name, cause in missing.items():
+        print(f"missing: {name}: {cause}")
+    if not missing:
+        return 0
+    return _exit_code(failures) if len(failures) == len(missing) else 1
+
+
+def _report(runs: Sequence[RunSummary], output: Path, *, missing: dict[str, str] | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.comparison.report import table, write_report
-    from pipeline.comparison.runs import check_comparable, read_run
+    from pipeline.comparison.report import write_report
+    from pipeline.comparison.runs import group_runs
+    from pipeline.comparison.summary import make_table
 
-    summaries = [read_run(path) for path in runs]
-    check_comparable(summaries)
-    paths = write_report(summaries, output)
-    header, rows = table(summaries)
-    # a column an arm: runs are few, and what is said of each is much
-    shown = Table(*("", *(row[0] for row in rows)))
+    summary, paths = write_report(group_runs(runs), output, missing=missing or {})
+    header, rows = make_table(summary)
+    # a column an arm: arms are few, and what is said of each is much
+    shown = Table(*("", *(row[0].text for row in rows)))
     for index, name in enumerate(header[1:], start=1):
-        shown.add_row(name, *(row[index] for row in rows))
+        shown.add_row(name, *(row[index].text for row in rows))
     Console().print(shown)
     for path in paths:
         print(path)

@@ -1,8 +1,8 @@
-"""Run folders as comparison reads them, and the refusal to compare what differs in more than the arm."""
+"""Run folders as comparison reads them, arms of several seeds, and the refusal to compare what differs in more than the arm."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,28 +11,33 @@ from pipeline.artefacts import read_json
 from pipeline.errors import InputError
 from pipeline.evaluation.evaluate import read_hypotheses
 from pipeline.evaluation.wer import Hypothesis
+from pipeline.selection import SelectedTensor, TensorSelection
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.run_log import read_lines
 
 # What arms may differ in: their name and place, and which tensors they unfreeze.
 _ARM_KEYS = ("run_dir", "arm", "unfreeze")
-# Of run.json: what makes two runs start from the same weights and see the same samples.
-_SHARED_FACTS = ("data_fingerprint", "checkpoint_digest", "adaptor", "dtype", "seed")
+_LLM_PREFIX = "llm."
+# Of run.json: what must be alike in all runs, whatever their seed, beside the configuration.
+_SHARED_FACTS = ("data_fingerprint", "checkpoint_digest", "adaptor", "dtype", "deepspeed_config", "versions")
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run left: its configuration, `run.json`, step and evaluation records, last hypotheses and drift by tensor."""
+    """What a run left: its configuration, `run.json`, step and evaluation records, last hypotheses, drift and selection."""
 
     path: Path
     arm: str
+    seed: int
     config: dict[str, Any]
     record: dict[str, Any]
     steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     hypotheses: list[Hypothesis]
     drift: dict[str, float]
-    num_selected: int
+    tensors: tuple[SelectedTensor, ...]
+    # every parameter of the LLM, frozen or trained
+    llm_names: tuple[str, ...]
 
     @property
     def first(self) -> dict[str, Any]:
@@ -44,6 +49,23 @@ class RunSummary:
         return self.evaluations[-1]
 
 
+@dataclass(frozen=True)
+class Arm:
+    """The runs of one arm, by their seeds, ascending."""
+
+    name: str
+    runs: tuple[RunSummary, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.runs)
+
+    def shared_with(self, other: Arm) -> list[tuple[RunSummary, RunSummary]]:
+        """Pairs of this arm's and the other's runs of the same seed."""
+        theirs = {run.seed: run for run in other.runs}
+        return [(run, theirs[run.seed]) for run in self.runs if run.seed in theirs]
+
+
 def read_run(path: Path) -> RunSummary:
     """Read a finished run's folder. Raises `InputError` for one that isn't or hasn't been evaluated."""
     folder = RunFolder(path)
@@ -53,36 +75,97 @@ def read_run(path: Path) -> RunSummary:
     evaluations = sorted(read_lines(path / "evaluations.jsonl"), key=lambda item: int(item["step"]))
     if not evaluations:
         raise InputError(f"{path} holds no evaluation. Name test shards in data.test and train again.")
-    hypotheses = read_hypotheses(folder.hypotheses / f"step-{evaluations[-1]['step']:06d}.jsonl")
-    drift = read_json(path / "drift.json", schema_version=1)["relative_frobenius"]
     selection = path / "selection.json"
-    num_selected = len(read_json(selection, schema_version=1)["tensors"]) if selection.exists() else 0
+    tensors = TensorSelection.read(selection).tensors if selection.exists() else ()
+    frozen = read_json(path / "frozen.json", schema_version=1)["before"]
+    llm_names = {name.removeprefix(_LLM_PREFIX) for name in frozen if name.startswith(_LLM_PREFIX)}
     return RunSummary(
-        path, str(record["arm"]), config, record, read_lines(path / "steps.jsonl"), evaluations, hypotheses, drift, num_selected
+        path,
+        str(record["arm"]),
+        int(config["seed"]),
+        config,
+        record,
+        read_lines(path / "steps.jsonl"),
+        evaluations,
+        read_hypotheses(folder.hypotheses / f"step-{evaluations[-1]['step']:06d}.jsonl"),
+        read_json(path / "drift.json", schema_version=1)["relative_frobenius"],
+        tensors,
+        tuple(sorted(llm_names | {tensor.name for tensor in tensors})),
     )
 
 
-def check_comparable(runs: Sequence[RunSummary]) -> None:
-    """Raise `InputError` naming what differs beside the arm, or arms of one name."""
-    arms = [run.arm for run in runs]
-    if len(set(arms)) != len(arms):
-        raise InputError(
-            f"Two runs are called {next(arm for arm in arms if arms.count(arm) > 1)!r}. Set `arm` in each run's YAML."
-        )
+def group_runs(runs: Sequence[RunSummary]) -> list[Arm]:
+    """Arms in the order in which their first runs come. Raises `InputError` where the runs don't compare.
+
+    All must have the same configuration, data, base model and software; those of one seed the same initial weights and the
+    same samples in the same order; and each arm a seed in common with the first.
+    """
+    by_name: dict[str, list[RunSummary]] = {}
+    for run in runs:
+        by_name.setdefault(run.arm, []).append(run)
+    arms = [Arm(name, tuple(sorted(group, key=lambda run: run.seed))) for name, group in by_name.items()]
+    for arm in arms:
+        for run, after in zip(arm.runs, arm.runs[1:], strict=False):
+            if run.seed == after.seed:
+                raise InputError(
+                    f"{run.path} and {after.path} are both called {arm.name!r} and have seed {run.seed}. Set `arm` in each "
+                    "run's YAML, or another seed."
+                )
     for run in runs[1:]:
-        differing = [
-            *_differences(_shared_config(runs[0]), _shared_config(run)),
-            *(key for key in _SHARED_FACTS if runs[0].record[key] != run.record[key]),
-        ]
-        if differing:
+        _refuse(run, runs[0], find_differences(runs[0], run))
+    for arm in arms[1:]:
+        pairs = arm.shared_with(arms[0])
+        if not pairs:
             raise InputError(
-                f"{run.path} and {runs[0].path} differ in more than the arm ({', '.join(differing)}), so their difference "
-                "would say nothing about it. Train them alike, with the same seed."
+                f"{arm.name!r} (seed {_list(arm.seeds)}) and {arms[0].name!r} (seed {_list(arms[0].seeds)}) have no seed in "
+                "common, so they saw other samples. Train them with the same seeds."
             )
+    by_seed: dict[int, RunSummary] = {}
+    for run in runs:
+        first = by_seed.setdefault(run.seed, run)
+        _refuse(run, first, find_differences_of_seed(first, run))
+    return arms
 
 
-def _shared_config(run: RunSummary) -> dict[str, Any]:
-    return {key: value for key, value in run.config.items() if key not in (*_ARM_KEYS, "schema_version")}
+def find_differences(first: RunSummary, second: RunSummary) -> list[str]:
+    """What differs between two runs beside arm and seed, by name."""
+    facts = [key for key in _SHARED_FACTS if first.record.get(key) != second.record.get(key)]
+    return [*config_differences(first.config, second.config), *facts]
+
+
+def find_differences_of_seed(first: RunSummary, second: RunSummary) -> list[str]:
+    """What differs between two runs of one seed in where they start and in what they see, by name."""
+    differing = []
+    if first.record.get("initial_weights_digest") != second.record.get("initial_weights_digest"):
+        differing.append("initial_weights_digest")
+    step = next((a["step"] for a, b in zip(first.steps, second.steps, strict=False) if _samples(a) != _samples(b)), None)
+    if step is not None:
+        differing.append(f"the samples of step {step}")
+    if len(first.steps) != len(second.steps):
+        differing.append(f"the number of steps recorded, {len(first.steps)} and {len(second.steps)}")
+    return differing
+
+
+def _samples(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return record["step"], record["keys_digest"], record["num_target_tokens"]
+
+
+def _refuse(run: RunSummary, first: RunSummary, differing: Sequence[str]) -> None:
+    if differing:
+        raise InputError(
+            f"{run.path} and {first.path} differ in more than the arm ({', '.join(differing)}), so their difference "
+            "would say nothing about it. Train them alike."
+        )
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def config_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Dotted keys at which two runs' configurations differ, those of the arm and the seed aside."""
+    ours, theirs = ({k: v for k, v in config.items() if k not in (*_ARM_KEYS, "seed")} for config in (first, second))
+    return _differences(ours, theirs)
 
 
 def _differences(first: Any, second: Any, prefix: str = "") -> list[str]:

@@ -70,6 +70,7 @@ def train(config: RunConfig) -> Outcome:
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
     check_alike(cluster, _inputs(parts, stream), remedy="Copy it from one place to all hosts, or share it.")
     before = _digest_frozen(parts, cluster)
+    initial = _digest_start(parts)
     folder = RunFolder(Path(config.run_dir))
     fingerprints = {
         "base model": parts.base_digest,
@@ -109,7 +110,7 @@ def train(config: RunConfig) -> Outcome:
                     "num_trained_parameters": num_adaptor + num_llm,
                     "num_llm_trained_parameters": num_llm,
                     "data_fingerprint": stream.fingerprint,
-                    "initial_weights_digest": digest_json({**before, "adaptor": config.seed, "base": parts.base_digest}),
+                    "initial_weights_digest": initial,
                     "checkpoint_digest": parts.base_digest,
                     "adaptor": asdict(parts.adaptor_shape),
                     "dtype": str(compute_dtype(deepspeed_config)).removeprefix("torch."),
@@ -211,6 +212,12 @@ def _digest_frozen(parts: Parts, cluster: Cluster) -> dict[str, str]:
     frozen = [(name, p) for name, p in parts.model.named_parameters() if not p.requires_grad]
     mine = {name: digest_tensor(p) for i, (name, p) in enumerate(frozen) if i % cluster.world_size == cluster.rank}
     return {**_digest_encoder(parts), **{name: digest for part in cluster.gather(mine) for name, digest in part.items()}}
+
+
+def _digest_start(parts: Parts) -> str:
+    """SHA-256 of all weights that training starts from, whatever of them trains: alike in arms that may be compared."""
+    adaptor = {name: digest_tensor(tensor) for name, tensor in parts.model.adaptor.state_dict().items()}
+    return digest_json({"adaptor": adaptor, "encoder": _digest_encoder(parts), "base": parts.base_digest})
 
 
 def _digest_encoder(parts: Parts) -> dict[str, str]:

@@ -1,0 +1,133 @@
+"""An experiment: one run, trained several times with another part of the LLM unfrozen each time, and nothing else changed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.config import Count, RunConfig, read_run_config, read_yaml
+from pipeline.errors import ConfigError
+
+Select = Literal["smallest", "largest", "random", "adaptor"]
+RANKED: tuple[Select, ...] = ("smallest", "largest", "random")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ArmConfig(_Section):
+    """One arm: which tensors of the LLM train, and what it is called in the report.
+
+    `smallest` and `largest` are by κ. `seed` fixes what `random` draws; without it, each training seed draws anew. `adaptor`
+    trains nothing of the LLM.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    select: Select
+    seed: int | None = None
+
+
+class ExperimentConfig(_Section):
+    """`base` is a run's YAML, looked for beside the experiment's; its `run_dir`, `arm`, `seed` and `unfreeze` are set here.
+
+    Other paths count from the working folder, as a run's do. `equal` count: each arm has `count` tensors; parameters: as many
+    tensors as come nearest to the parameters of the `count` tensors of smallest κ. `seeds` repeat each arm, the same for all;
+    none is the base's own. `ranking` is made in `output` where none is named. `num_ranks` train an arm.
+    """
+
+    base: str
+    output: str
+    arms: Annotated[list[ArmConfig], Field(min_length=1)]
+    ranking: str | None = None
+    count: Count | None = None
+    equal: Literal["count", "parameters"] = "count"
+    seeds: list[int] = []
+    num_ranks: Count = 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One arm with one training seed: a run. `number` counts from 0 through all arms of the first seed, then the next."""
+
+    number: int
+    arm: ArmConfig
+    seed: int
+    name: str
+    folder: Path
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "runs" / self.name
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / "configs" / f"{self.name}.yaml"
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "logs" / f"{self.name}.log"
+
+    @property
+    def selection_path(self) -> Path | None:
+        """Where this trial's selection lies; None where it selects nothing."""
+        return self.folder / "selections" / f"{self.name}.json" if self.arm.select in RANKED else None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment's file, the run it repeats, and every trial in the order of their numbers."""
+
+    config: ExperimentConfig
+    base: RunConfig
+    trials: tuple[Trial, ...]
+
+    @property
+    def output(self) -> Path:
+        return Path(self.config.output)
+
+    @property
+    def ranking_path(self) -> Path:
+        return Path(self.config.ranking) if self.config.ranking else self.output / "ranking.json"
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Read an experiment's YAML and the run it is based on. Raises `ConfigError` with what is wrong in either."""
+    config = read_yaml(path, ExperimentConfig)
+    base = read_run_config(path.parent / config.base)
+    problems = _problems(config, base)
+    if problems:
+        raise ConfigError(f"{path} has {len(problems)} problem(s):\n" + "\n".join(f"  - {problem}" for problem in problems))
+    seeds = config.seeds or [base.seed]
+    pairs = [(seed, arm) for seed in seeds for arm in config.arms]
+    folder = Path(config.output)
+    trials = (Trial(i, arm, seed, f"{slug(arm.name)}-seed{seed}", folder) for i, (seed, arm) in enumerate(pairs))
+    return Experiment(config, base, tuple(trials))
+
+
+def _problems(config: ExperimentConfig, base: RunConfig) -> list[str]:
+    problems = []
+    slugs = [slug(arm.name) for arm in config.arms]
+    for index, arm in enumerate(config.arms):
+        if not slugs[index]:
+            problems.append(f"arms.{index}.name: {arm.name!r} has no letter or digit to name a folder by.")
+        elif slugs[index] in slugs[:index]:
+            problems.append(f"arms.{index}.name: {arm.name!r} would share the folder {slugs[index]!r} with another arm.")
+        if arm.seed is not None and arm.select != "random":
+            problems.append(f"arms.{index}.seed: only a random selection has one; training seeds are `seeds`.")
+    if config.count is None and any(arm.select in RANKED for arm in config.arms):
+        problems.append("count: missing; it says how many tensors an arm selects.")
+    if len(set(config.seeds)) != len(config.seeds):
+        problems.append(f"seeds: {config.seeds} names one twice.")
+    if not base.data.test:
+        problems.append(f"base: {config.base} tests on nothing (data.test), so there would be nothing to compare.")
+    return problems
+
+
+def slug(name: str) -> str:
+    """An arm's name as a folder's: «smallest κ» is smallest-kappa."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("κ", "kappa")).strip("-")

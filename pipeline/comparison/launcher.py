@@ -1,0 +1,149 @@
+"""Trials trained as processes of their own: one failing or killed takes no other with it, and none is trained twice at once."""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from pipeline.comparison.experiment import Experiment, Trial
+from pipeline.comparison.trials import read_state
+from pipeline.errors import KappaSpeechError, TrainingError
+
+# What SLURM sends ahead of a time limit, what ends a job, and Ctrl-C; training answers each with a checkpoint.
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A trial that didn't finish, and why: the last error its training told, or how it ended."""
+
+    trial: Trial
+    cause: str
+    exit_code: int
+
+
+class Launcher:
+    """Trains trials, passing signals on to their processes. A context manager, for the main thread."""
+
+    def __init__(self, experiment: Experiment, *, say: Callable[[str], None]) -> None:
+        self._experiment = experiment
+        self._say = say
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+        self._previous: dict[int, object] = {}
+        self.stopped_by: str | None = None
+
+    def __enter__(self) -> Launcher:
+        for number in _SIGNALS:
+            self._previous[number] = signal.signal(number, self._pass_on)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        self.stopped_by = signal.Signals(number).name
+        for child in list(self._children.values()):
+            if child.poll() is None:
+                child.send_signal(number)
+
+    def train(self, trials: Sequence[Trial], *, num_side_by_side: int = 1) -> list[Failure]:
+        """Train `trials` in their order, that many at a time; return those that didn't finish. Finished ones are left alone."""
+        if num_side_by_side == 1:
+            return [failure for trial in trials if (failure := self._train_one(trial))]
+        with ThreadPoolExecutor(num_side_by_side) as pool:
+            return [failure for failure in pool.map(self._train_one, trials) if failure]
+
+    def _train_one(self, trial: Trial) -> Failure | None:
+        label = f"[{trial.number}] {trial.arm.name}, seed {trial.seed}"
+        if self.stopped_by:
+            return Failure(trial, f"stopped by {self.stopped_by} before it began", 75)
+        try:
+            with locked(trial) as lock:
+                if read_state(trial) == "finished":
+                    self._say(f"{label}: finished before")
+                    return None
+                self._say(f"{label}: training; its output goes to {trial.log_path}")
+                before = trial.log_path.stat().st_size if trial.log_path.exists() else 0
+                code = self._run(trial, lock)
+        except KappaSpeechError as error:
+            self._say(f"{label}: {error}")
+            return Failure(trial, str(error), error.exit_code)
+        if read_state(trial) == "finished" and code == 0:
+            self._say(f"{label}: finished")
+            return None
+        cause = f"{_last_error(trial.log_path, before) or 'its training ended'} (exit code {code})"
+        self._say(f"{label}: {cause}")
+        return Failure(trial, cause, code)
+
+    def _run(self, trial: Trial, lock: IO[bytes] | None) -> int:
+        trial.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with trial.log_path.open("ab") as log:
+            with self._lock:
+                child = subprocess.Popen(
+                    _command(trial.config_path, num_ranks=self._experiment.config.num_ranks),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    # told to stop by this process alone: a terminal's Ctrl-C would reach it as a second wish, to end at once
+                    start_new_session=True,
+                    # the child holds the lock too: should this process be killed, nobody trains the same run beside it
+                    pass_fds=[lock.fileno()] if lock else [],
+                )
+                self._children[trial.number] = child
+            if self.stopped_by:
+                child.send_signal(signal.SIGTERM)
+            return child.wait()
+
+
+def _command(config_path: Path, *, num_ranks: int) -> list[str]:
+    ranks = ["--nproc", str(num_ranks)] if num_ranks > 1 else []
+    return [sys.executable, "-m", "pipeline", "train", str(config_path), *ranks]
+
+
+@contextmanager
+def locked(trial: Trial) -> Iterator[IO[bytes] | None]:
+    """Hold a trial for this process and the training it starts. Raises `TrainingError` where another holds it.
+
+    None on a file system without locks.
+    """
+    path = trial.folder / "locks" / trial.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(f"{trial.run_dir} is being trained by another process. Wait for it, or end it.") from None
+        except OSError:
+            yield None
+            return
+        yield file
+
+
+def _last_error(log: Path, start: int) -> str | None:
+    """What training said last of why it failed, in its log from byte `start` on."""
+    lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
+    return next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), None)
+
+
+def make_ranking(experiment: Experiment) -> None:
+    """Scan the base's LLM where the ranking isn't there yet; on all cores. Raises `TrainingError` where the scan fails."""
+    path = experiment.ranking_path
+    if path.exists() or not any(trial.selection_path for trial in experiment.trials):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pipeline", "scan", experiment.base.model.llm, f"--output={path}"]
+    code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+    if code != 0:
+        raise TrainingError(f"The scan of {experiment.base.model.llm} ended with exit code {code}; it says why above.")

@@ -1,0 +1,33 @@
+"use strict";
+for (const button of document.querySelectorAll("[data-arm]")) {
+  button.addEventListener("click", () => {
+    const shown = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", shown);
+    for (const part of document.querySelectorAll(".arm-" + button.dataset.arm)) part.classList.toggle("off", !shown);
+  });
+}
+for (const button of document.querySelectorAll("[data-clock]")) {
+  button.addEventListener("click", () => {
+    for (const other of document.querySelectorAll("button[data-clock]"))
+      other.setAttribute("aria-pressed", other === button);
+    for (const figure of document.querySelectorAll("figure[data-shown-by]"))
+      figure.hidden = figure.dataset.shownBy !== button.dataset.clock;
+  });
+}
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    head.addEventListener("click", () => {
+      const up = head.getAttribute("aria-sort") !== "ascending";
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const value = (row) => row.cells[column].dataset.value;
+      const numeric = [...table.tBodies[0].rows].every((row) => !Number.isNaN(Number(value(row))));
+      const rows = [...table.tBodies[0].rows].sort((a, b) =>
+        numeric ? value(a) - value(b) : value(a).localeCompare(value(b)));
+      if (!up) rows.reverse();
+      table.tBodies[0].append(...rows);
+    });
+  });
+}
+document.documentElement.dataset.ready = "yes";

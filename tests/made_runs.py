@@ -1,0 +1,129 @@
+"""Run folders as training leaves them, written in a moment: invented numbers, for what reads runs and needs no training."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.artefacts import digest_json, write_json
+from pipeline.config import RunConfig
+from pipeline.evaluation.wer import Hypothesis, measure
+from pipeline.selection import SelectedTensor, TensorSelection
+from pipeline.training.run_folder import RunFolder
+from tests.tiny import WORDS
+
+KINDS = {
+    "self_attn.q_proj": (8, 8),
+    "self_attn.k_proj": (4, 8),
+    "self_attn.v_proj": (4, 8),
+    "self_attn.o_proj": (8, 8),
+    "mlp.gate_proj": (12, 8),
+    "mlp.up_proj": (12, 8),
+    "mlp.down_proj": (8, 12),
+}
+NUM_LAYERS = 10
+TENSORS = {f"model.layers.{layer}.{kind}.weight": shape for layer in range(NUM_LAYERS) for kind, shape in KINDS.items()} | {
+    "model.embed_tokens.weight": (64, 8)
+}
+NUM_STEPS = 60
+
+
+def make_run(
+    folder: Path,
+    arm: str,
+    *,
+    seed: int,
+    error_rate: float,
+    forgetting: float = 0.0,
+    selected: Sequence[str] = (),
+    num_clips: int = 12,
+) -> Path:
+    """A finished run whose words are wrong at `error_rate` at the end, and whose texts' perplexity has grown by `forgetting`."""
+    config = RunConfig.model_validate_json(
+        json.dumps(
+            {
+                "run_dir": str(folder),
+                "arm": arm,
+                "seed": seed,
+                "model": {"llm": "models/a-small-llm", "encoder": "models/whisper-base.pt"},
+                "unfreeze": {"selection": f"{arm}.json" if selected else None},
+                "data": {"train": [{"shards": "train/*.tar"}], "test": [{"shards": "test/*.tar"}], "text": {"en": "en.txt"}},
+                "training": {"num_steps": NUM_STEPS, "evaluate_every_steps": 10},
+            }
+        )
+    )
+    rng = random.Random(f"{arm}/{seed}")
+    kappas = {name: math.exp(random.Random(name).uniform(1, 12)) for name in TENSORS}
+    tensors = tuple(SelectedTensor(name, TENSORS[name], kappas[name]) for name in selected)
+    selection = TensorSelection(f"{len(tensors)} tensors", "a-small-llm", "0" * 64, "1" * 64, tensors) if tensors else None
+    num_llm = selection.num_parameters if selection else 0
+    run = RunFolder(folder)
+    run.begin(
+        config,
+        selection=selection,
+        facts={
+            "num_trained_parameters": 1_000 + num_llm,
+            "num_llm_trained_parameters": num_llm,
+            "data_fingerprint": "2" * 64,
+            "initial_weights_digest": digest_json(["weights", seed]),
+            "checkpoint_digest": "0" * 64,
+            "adaptor": {"width": 8},
+            "dtype": "bfloat16",
+            "deepspeed_config": {},
+            "world_size": 1,
+        },
+    )
+    write_json(folder / "frozen.json", _frozen(set(TENSORS) - set(selected)))
+    run.write_drift({name: 0.2 * rng.uniform(0.2, 1) / math.log(kappas[name]) for name in selected})
+    _write_steps(folder, seed, rng)
+    run.hypotheses.mkdir(exist_ok=True)
+    evaluations = []
+    for step in range(0, NUM_STEPS + 1, 10):
+        done = step / NUM_STEPS
+        rate = 1.4 * (1 - done) ** 2 + error_rate * done
+        hypotheses = _transcribe(rng, seed=0, rate=rate, num_clips=num_clips)
+        lines = (json.dumps(item.to_json(), ensure_ascii=False) + "\n" for item in hypotheses)
+        (run.hypotheses / f"step-{step:06d}.jsonl").write_text("".join(lines), encoding="utf-8")
+        grown = 1 + forgetting * done
+        text = {language: {"perplexity": base * grown, "num_tokens": 100} for language, base in (("de", 90.0), ("en", 70.0))}
+        record = {"schema_version": 1, "step": step, "train_seconds": 7.0 * step, "wer": measure(hypotheses), "text": text}
+        evaluations.append(record)
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in evaluations))
+    run.end("finished")
+    return folder
+
+
+def _frozen(names: set[str]) -> dict[str, Any]:
+    digests = {f"llm.{name}": "3" * 64 for name in sorted(names)} | {"whisper.conv1.weight": "4" * 64}
+    return {"schema_version": 1, "changed": [], "before": digests, "after": digests}
+
+
+def _write_steps(folder: Path, seed: int, rng: random.Random) -> None:
+    records = [
+        {
+            "step": step,
+            "loss_nats": 5 * math.exp(-step / 25) + (0.4 + 0.1 * rng.random() if step else 0.5),
+            "num_target_tokens": 80 + step % 7,
+            "audio_seconds": 30.0,
+            "seconds": 7.0,
+            "keys_digest": digest_json([seed, step]),
+        }
+        for step in range(NUM_STEPS)
+    ]
+    (folder / "steps.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _transcribe(rng: random.Random, *, seed: int, rate: float, num_clips: int) -> list[Hypothesis]:
+    """References are a function of `seed`; each word is replaced at `rate`, and above 1 words are added."""
+    hypotheses = []
+    for language, words in WORDS.items():
+        for clip in range(num_clips):
+            said = random.Random(f"{seed}/{language}/{clip}").choices(words, k=7)
+            written = [rng.choice(words) + "x" if rng.random() < rate else word for word in said]
+            written += ["more"] * sum(rng.random() < rate - 1 for _ in said)
+            hypotheses.append(Hypothesis(f"{language}/{clip:03d}", language, " ".join(said), " ".join(written)))
+    return hypotheses

@@ -8,6 +8,7 @@ REQUIREMENTS = [
     "torch>=2.6,<2.14",  # tensors, autograd, the process group; the bound keeps to builds that this project was run on
     "deepspeed>=0.19.8,<0.20",  # ZeRO-3 and its launcher
     "transformers>=5.20,<6",  # the LLM and its tokenizer
+    "peft>=0.21,<1",  # LoRA
     "accelerate>=1.10,<2",  # transformers asks for it as soon as a model is loaded under DeepSpeed
     "openai-whisper==20250625",  # the speech encoder and the text normalisers
     "webdataset>=1.0.2,<2",  # the shard format's writer
@@ -43,7 +44,6 @@ EXTRAS = {
         "mypy>=1.18,<3",
         "types-PyYAML>=6,<7",
         "openmpi>=5,<6",  # mpirun for the MPI backend
-        "peft>=0.21,<1",  # reads our exports back
         "pyarrow>=15",  # reads our Parquet back
         "aiohttp>=3.10,<4",  # shards over HTTP
         "s3fs>=2025.2",  # shards from S3

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -48,20 +48,55 @@ class AdaptorConfig(_Section):
 class ModelConfig(_Section):
     """`llm` and `encoder`: a path, or a hub id and an openai-whisper name where there is a network.
 
-    `instruction` is the user's turn; {audio} is where the recording stands in it.
+    `instruction` is the user's turn; {audio} is where the recording stands in it. `attn_implementation` is transformers'; auto
+    takes FlashAttention 2 where a GPU, the package and a 16-bit dtype are there, else sdpa.
     """
 
     llm: str
     encoder: str
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     pad_to_30s: bool = False
     instruction: str = "Transcribe the speech: {audio}"
     adaptor: AdaptorConfig = AdaptorConfig()
 
 
-class UnfreezeConfig(_Section):
-    """`selection`: the file that `kappaspeech select` wrote; null trains the adaptor alone."""
+class LoraConfig(_Section):
+    """PEFT's LoRA: W + (alpha / rank)·B·A, with `dropout` before A."""
 
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class UnfreezeConfig(_Section):
+    """What trains beside the adaptor: a selection's tensors, nothing, the whole LLM, or LoRA.
+
+    `selection` is the file that `kappaspeech select` wrote; without `mode`, one that is given is trained, and null trains the
+    adaptor alone. `lora` adapts the modules of the selection's tensors, or without one every linear module but the head.
+    """
+
+    mode: Literal["selection", "adaptor", "all", "lora"] = "adaptor"
     selection: str | None = None
+    lora: LoraConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_mode(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        mode = content.get("mode") or ("selection" if content.get("selection") else "adaptor")
+        lora = content.get("lora")
+        return {**content, "mode": mode, "lora": {} if mode == "lora" and lora is None else lora}
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> UnfreezeConfig:
+        if self.mode == "selection" and self.selection is None:
+            raise ValueError("mode selection needs a selection: give the file that `kappaspeech select` wrote")
+        if self.mode in ("adaptor", "all") and self.selection is not None:
+            raise ValueError(f"mode {self.mode} takes no selection: set unfreeze.selection to null")
+        if self.mode != "lora" and self.lora is not None:
+            raise ValueError(f"mode {self.mode} takes no lora section: remove it or set unfreeze.mode to lora")
+        return self
 
 
 class DatasetConfig(_Section):

@@ -6,7 +6,7 @@ N tokens · V vocabulary
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,8 @@ def pool_scores(scores: Sequence[TextScore]) -> TextScore:
     )
 
 
-def measure_drift(base: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> dict[str, float]:
-    """‖W − W₀‖_F / ‖W₀‖_F of every trained tensor that the base has, in float32, by name."""
-    drift = {}
-    for name, tensor in trained.items():
-        if name in base:
-            before = base[name].detach().float()
-            drift[name] = float((tensor.float() - before).norm() / before.norm())
-    return drift
+def relative_change(before: Tensor, after: Tensor) -> float | None:
+    """‖W − W₀‖_F / ‖W₀‖_F in float32; None where W₀ is zero."""
+    before, after = before.detach().float(), after.detach().float()
+    norm = float(before.norm())
+    return float((after - before).norm()) / norm if norm else None

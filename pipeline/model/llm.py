@@ -10,18 +10,33 @@ import torch
 from pipeline.errors import CheckpointError
 
 
-def load_llm(name_or_path: str, *, dtype: torch.dtype) -> Any:
-    """A transformers causal LM on the CPU, its files mapped and not copied. Raises `CheckpointError`."""
+def load_llm(name_or_path: str, *, dtype: torch.dtype | None, attention: str = "auto") -> Any:
+    """A transformers causal LM on the CPU, its files mapped and not copied where they are of `dtype` (None: whatever they are).
+
+    `attention` is transformers' `attn_implementation`, or auto. Raises `CheckpointError`.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     # its bar for each of several loads a run would hide this project's own
     logging.disable_progress_bar()
     try:
-        llm = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
+        llm = AutoModelForCausalLM.from_pretrained(
+            name_or_path, dtype=dtype or "auto", attn_implementation=choose_attention(attention, dtype=dtype)
+        )
+    except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(_explain(name_or_path, error)) from error
     return llm.eval()
+
+
+def choose_attention(attention: str, *, dtype: torch.dtype | None) -> str:
+    """`attention`, with auto resolved: FlashAttention 2 where a GPU, the package and a 16-bit dtype are there, else sdpa."""
+    if attention != "auto":
+        return attention
+    from transformers.utils import is_flash_attn_2_available
+
+    fits = dtype in (torch.bfloat16, torch.float16) and torch.cuda.is_available() and is_flash_attn_2_available()
+    return "flash_attention_2" if fits else "sdpa"
 
 
 def load_tokenizer(name_or_path: str) -> Any:

@@ -6,6 +6,7 @@ V vocabulary · R label positions of the batch, flattened
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch.nn import functional
 from pipeline.model.adaptor import Adaptor
 
 IGNORED_LABEL = -100
+# rows of the embedding table that are read at once
+_BLOCK_ROWS = 4_096
 
 
 @dataclass(frozen=True)
@@ -96,5 +99,13 @@ def _pick(ids_BL: Tensor, index_BN: Tensor) -> Tensor:
 
 
 def token_embedding_std(llm: Any) -> float:
-    """Standard deviation of the LLM's token embeddings, the scale its layers were trained on."""
-    return float(llm.get_input_embeddings().weight.detach().float().std())
+    """Standard deviation of the LLM's token embeddings, the scale its layers were trained on; a block at a time, in float64."""
+    weight_VH = llm.get_input_embeddings().weight.detach()
+    sums, squares = 0.0, 0.0
+    for block in weight_VH.split(_BLOCK_ROWS):
+        values = block.double()
+        sums += float(values.sum())
+        squares += float(values.square().sum())
+    mean = sums / weight_VH.numel()
+    # a variance near zero may come out below it by rounding
+    return math.sqrt(max(squares - weight_VH.numel() * mean * mean, 0.0) / (weight_VH.numel() - 1))

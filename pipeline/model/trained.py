@@ -10,7 +10,11 @@ from torch import Tensor
 from pipeline.errors import CheckpointError
 from pipeline.model.adaptor import Adaptor, AdaptorShape
 from pipeline.model.llm import load_llm
+from pipeline.model.lora import LoraShape, is_factor, merge
 from pipeline.model.speech_llm import SpeechLLM
+
+# what tensors' names begin with in `SpeechLLM`, and so in a run's files
+LLM_PREFIX, ADAPTOR_PREFIX = "llm.", "adaptor."
 
 
 def build_adaptor(shape: AdaptorShape, *, seed: int) -> Adaptor:
@@ -20,26 +24,39 @@ def build_adaptor(shape: AdaptorShape, *, seed: int) -> Adaptor:
         return Adaptor(shape)
 
 
-def load_trained_model(llm: str, shape: AdaptorShape, trained: Mapping[str, Tensor], *, dtype: torch.dtype) -> SpeechLLM:
-    """The base at `llm` with an adaptor of `shape`, overwritten by `trained` (names as in `SpeechLLM`), in eval mode.
+def load_trained_model(
+    llm: str, shape: AdaptorShape, trained: Mapping[str, Tensor], *, dtype: torch.dtype, lora: LoraShape | None = None
+) -> SpeechLLM:
+    """The base at `llm` with an adaptor of `shape`, changed by `trained` (public names in `SpeechLLM`), in eval mode.
 
     Raises `CheckpointError` where a trained tensor has no place in the model.
     """
     model = SpeechLLM(build_adaptor(shape, seed=0).to(dtype), load_llm(llm, dtype=dtype))
-    apply_trained(model, trained)
+    apply_trained(model, trained, lora=lora)
     return model.eval().requires_grad_(False)
 
 
-def apply_trained(model: SpeechLLM, trained: Mapping[str, Tensor]) -> None:
-    """Copy `trained` into the parameters of these names, cast to the model's dtype. Raises `CheckpointError`."""
+def apply_trained(model: SpeechLLM, trained: Mapping[str, Tensor], *, lora: LoraShape | None = None) -> None:
+    """Put `trained` in the place of the parameters of these names, cast to the model's dtype, and merge LoRA's factors.
+
+    Raises `CheckpointError`.
+    """
     parameters = dict(model.named_parameters())
     for name, tensor in trained.items():
+        if is_factor(name) and lora is not None:
+            continue
         if name not in parameters or parameters[name].shape != tensor.shape:
             there = tuple(parameters[name].shape) if name in parameters else "absent"
             raise CheckpointError(
                 f"The trained tensor {name} {tuple(tensor.shape)} doesn't fit the model, where it is {there}. "
                 "Give the base model and adaptor options that the run was trained with."
             )
+    for part in (model.adaptor, model.llm):
+        prefix = ADAPTOR_PREFIX if part is model.adaptor else LLM_PREFIX
+        of_part = {name.removeprefix(prefix): tensor for name, tensor in trained.items() if name.startswith(prefix)}
         with torch.no_grad():
-            # a parameter mapped from a file must not be written through
-            parameters[name].data = tensor.to(parameters[name].dtype)
+            for name, parameter in part.named_parameters():
+                after = merge(name, parameter, of_part, lora)
+                if after is not parameter:
+                    # a parameter mapped from a file must not be written through
+                    parameter.data = after.to(parameter.dtype)

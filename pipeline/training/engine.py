@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.cluster import Cluster
 from pipeline.config import OptimizerConfig
+from pipeline.model.lora import fused_wrappers, public_names
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.training.phases import PhaseClock
 
@@ -71,6 +72,10 @@ class TrainingEngine:
             "zero_allow_untested_optimizer": True,
         }
         self._deepspeed = deepspeed
+        self._names = public_names(model)
+        for module in fused_wrappers(model):
+            # what it reads inside must be gathered before its own forward begins
+            deepspeed.utils.set_z3_leaf_module(module, True)
         deepspeed.zero.Init(module=model, config_dict_or_path=settings)
         groups: list[dict[str, Any]] = [
             {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate, "name": name}
@@ -168,7 +173,7 @@ class TrainingEngine:
     def frozen_digests(self) -> dict[str, str]:
         """SHA-256 of every frozen tensor's bytes, each gathered whole; the hashing is shared out over the ranks."""
         mine: dict[str, str] = {}
-        frozen = [(name, p) for name, p in self.model.named_parameters() if not p.requires_grad]
+        frozen = [(self._names[name], p) for name, p in self.model.named_parameters() if not p.requires_grad]
         for index, (name, parameter) in enumerate(frozen):
             with self._deepspeed.zero.GatheredParameters([parameter]):
                 if index % self._world_size == self._cluster.rank:
@@ -179,7 +184,7 @@ class TrainingEngine:
         self._engine.destroy()
 
     def _trained(self) -> list[tuple[str, Any]]:
-        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        return [(self._names[name], parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
 
 
 def digest_tensor(tensor: Tensor) -> str:

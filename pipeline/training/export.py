@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,22 @@ from torch import Tensor
 from pipeline.artefacts import sync_folder, write_json
 from pipeline.errors import CheckpointError, InputError
 from pipeline.model.llm import load_tokenizer
+from pipeline.model.lora import factors_of, is_factor, merge
+from pipeline.model.trained import ADAPTOR_PREFIX, LLM_PREFIX
 from pipeline.progress import ProgressBar
 from pipeline.scan.checkpoint import Checkpoint, read_config
-from pipeline.training.merged_files import plan_output, write_merged
+from pipeline.training.merged_files import plan_output, read_base, write_merged
+from pipeline.training.parts import lora_to_record
 from pipeline.training.tensor_file import TensorFileWriter
 from pipeline.training.trained_run import (
     ADAPTOR_FILE,
-    ADAPTOR_PREFIX,
-    LLM_PREFIX,
     SPEECH_FILE,
     TRAINED_FILE,
     Step,
     open_difference,
 )
 
+Shapes = Mapping[str, tuple[int, ...]]
 GENERATION_CONFIG_FILE = "generation_config.json"
 # what is written beside the tensors (tokenizer, JSON) is below this
 _SMALL_FILES_BYTES = 64 << 20
@@ -51,13 +53,14 @@ def export(source: Path, output: Path, *, step: Step = None, base: str | None = 
         )
     with safe_open(difference.trained, framework="pt") as trained:
         shapes = {name: tuple(trained.get_slice(name).get_shape()) for name in trained.keys()}  # noqa: SIM118 - no mapping
-        of_llm = {name.removeprefix(LLM_PREFIX): shape for name, shape in shapes.items() if name.startswith(LLM_PREFIX)}
+        of_llm = _changed_shapes(checkpoint, shapes)
         planned = plan_output(checkpoint, of_llm, dtype=difference.parts.torch_dtype)
         size = sum(tensor.num_bytes for tensor in planned)
 
         def read_llm_tensor(name: str) -> Tensor:
-            tensor: Tensor = trained.get_tensor(LLM_PREFIX + name)
-            return tensor
+            parts = [LLM_PREFIX + part for part in (name, *factors_of(name)) if LLM_PREFIX + part in shapes]
+            tensors = {part.removeprefix(LLM_PREFIX): trained.get_tensor(part) for part in parts}
+            return tensors[name] if name in tensors else merge(name, read_base(checkpoint, name), tensors, difference.lora)
 
         def write(folder: Path) -> None:
             _write_adaptor(folder / ADAPTOR_FILE, trained, shapes)
@@ -86,10 +89,25 @@ def export_difference(source: Path, output: Path, *, step: Step = None) -> list[
             for name in shapes:
                 writer.add(name, trained.get_tensor(name))
             writer.close()
-            write_json(folder / SPEECH_FILE, {**difference.parts.to_json(), "base": difference.base_json()})
+            content = {**difference.parts.to_json(), "base": difference.base_json(), "lora": lora_to_record(difference.lora)}
+            write_json(folder / SPEECH_FILE, content)
 
         size = sum(dtypes[name].itemsize * int(torch.Size(shape).numel()) for name, shape in shapes.items())
         return _write_folder(output, write, num_bytes=size)
+
+
+def _changed_shapes(base: Checkpoint, trained: Shapes) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the LLM's tensors that training changed: those it trained whole, and those LoRA's factors belong to."""
+    of_llm = {name.removeprefix(LLM_PREFIX): shape for name, shape in trained.items() if name.startswith(LLM_PREFIX)}
+    changed = {name: shape for name, shape in of_llm.items() if not is_factor(name)}
+    stored = {alias: ref.shape for ref in base.tensors for alias in (ref.name, *ref.aliases)}
+    adapted = {name: shape for name, shape in stored.items() if any(factor in of_llm for factor in factors_of(name))}
+    missing = {name for name in of_llm if is_factor(name)} - {factor for name in adapted for factor in factors_of(name)}
+    if missing:
+        raise CheckpointError(
+            f"{base.where} has no tensor that {min(missing)} would change. Give the base model that it was trained on."
+        )
+    return {**changed, **adapted}
 
 
 def _write_folder(output: Path, write: Callable[[Path], None], *, num_bytes: int) -> list[Path]:

@@ -29,7 +29,7 @@ from pipeline.training.schedule import rate_factor
 from pipeline.training.stopping import StopRequest
 
 if TYPE_CHECKING:
-    from pipeline.training.run import Parts
+    from pipeline.training.parts import Parts
 
 _NUM_NAMED = 5
 # Too few samples say nothing about a share of bad ones: it is judged against this many, or all where there are fewer.
@@ -289,7 +289,9 @@ class TrainingLoop:
         self._phases.enter("evaluation")
         trained = dict(self._engine.gather_trained())
         dtype = next(self._parts.model.parameters()).dtype
-        replica = load_trained_model(self._config.model.llm, self._parts.adaptor_shape, trained, dtype=dtype)
+        replica = load_trained_model(
+            self._config.model.llm, self._parts.adaptor_shape, trained, dtype=dtype, lora=self._parts.lora
+        )
         transcriber = Transcriber(
             replica.to(self._engine.device),
             self._parts.encoder,

@@ -139,3 +139,11 @@ def _read_base(base: Checkpoint, tensor: OutputTensor) -> Iterator[bytes | memor
         else:
             cast = torch.frombuffer(bytearray(values.tobytes()), dtype=stored).to(tensor.dtype)
             yield cast.view(torch.uint8).numpy().data
+
+
+def read_base(base: Checkpoint, name: str) -> Tensor:
+    """A whole tensor of the base, in the dtype it is stored in. Raises `CheckpointError`."""
+    shape = next(ref.shape for ref in base.tensors if name in (ref.name, *ref.aliases))
+    stored: torch.dtype = getattr(torch, base.dtype_of(name))
+    blocks = _read_base(base, OutputTensor(name, None, shape, stored))
+    return torch.frombuffer(bytearray(b"".join(blocks)), dtype=stored).reshape(shape)

@@ -30,7 +30,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.hypotheses = path / "hypotheses"
 
-    def begin(self, config: RunConfig, *, selection: TensorSelection | None, facts: Mapping[str, Any]) -> None:
+    def begin(self, config: RunConfig, *, selection: TensorSelection | None, rule: str, facts: Mapping[str, Any]) -> None:
         """Write the resolved configuration, the selection and `run.json` with `status` «running»."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "config.json", {"schema_version": SCHEMA_VERSION, **config.model_dump(mode="json")})
@@ -42,7 +42,7 @@ class RunFolder:
             {
                 "schema_version": SCHEMA_VERSION,
                 "arm": config.arm,
-                "selection_rule": selection.rule if selection else "adaptor only",
+                "selection_rule": rule,
                 "config_digest": digest_json({key: value for key, value in content.items() if key not in _NAMING_KEYS}),
                 "seed": config.seed,
                 **facts,
@@ -68,7 +68,7 @@ class RunFolder:
             )
 
     def write_drift(self, drift: Mapping[str, float]) -> None:
-        """Write `drift.json`: ‖W − W₀‖_F / ‖W₀‖_F of each selected tensor."""
+        """Write `drift.json`: ‖W − W₀‖_F / ‖W₀‖_F of each trained tensor of the LLM, those that began as zero left out."""
         write_json(self.path / "drift.json", {"schema_version": 1, "relative_frobenius": drift})
 
     def read_record(self) -> dict[str, Any]:

@@ -15,17 +15,18 @@ from pipeline.evaluation.transcribe import Transcriber
 from pipeline.model.adaptor import AdaptorShape
 from pipeline.model.encoder import load_encoder
 from pipeline.model.llm import load_tokenizer
+from pipeline.model.lora import LoraShape
 from pipeline.model.speech_llm import SpeechLLM
-from pipeline.model.trained import load_trained_model
+from pipeline.model.trained import ADAPTOR_PREFIX, load_trained_model
 from pipeline.scan.checkpoint import Checkpoint, open_checkpoint
 from pipeline.speech.batches import make_prompt
 from pipeline.training import checkpoint as checkpoints
+from pipeline.training.parts import lora_from_record
 from pipeline.training.run_folder import RunFolder
 
 SPEECH_FILE = "speech.json"
 ADAPTOR_FILE = "adaptor.safetensors"
 TRAINED_FILE = "trained.safetensors"
-LLM_PREFIX, ADAPTOR_PREFIX = "llm.", "adaptor."
 SCHEMA_VERSION = 1
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -66,6 +67,7 @@ class Difference:
     llm: str
     base_digest: str
     trained: Path
+    lora: LoraShape | None = None
 
     def base_json(self) -> dict[str, str]:
         return {"llm": _portable(self.llm), "checkpoint_digest": self.base_digest}
@@ -84,7 +86,7 @@ class Difference:
         """The base model with what was trained. Raises `CheckpointError`, also where the base has changed."""
         self.open_base()
         trained = checkpoints.read_trained(self.trained.parent)
-        return load_trained_model(self.llm, self.parts.adaptor, trained, dtype=self.parts.torch_dtype)
+        return load_trained_model(self.llm, self.parts.adaptor, trained, dtype=self.parts.torch_dtype, lora=self.lora)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class TrainedRun:
     @property
     def difference(self) -> Difference:
         digest = str(self.record["checkpoint_digest"])
-        return Difference(self.path, self.parts, self.config.model.llm, digest, self.checkpoint / TRAINED_FILE)
+        lora = lora_from_record(self.record.get("lora"))
+        return Difference(self.path, self.parts, self.config.model.llm, digest, self.checkpoint / TRAINED_FILE, lora)
 
     def load_model(self) -> SpeechLLM:
         """The base model with what this checkpoint trained. Raises `CheckpointError`, also where the base has changed."""
@@ -162,7 +165,8 @@ def open_difference(path: Path, *, step: Step = None, base: str | None = None) -
     elif (path / SPEECH_FILE).exists() and (path / TRAINED_FILE).exists():
         content = read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION)
         origin = content["base"]
-        found = Difference(path, SpeechParts.from_json(content), origin["llm"], origin["checkpoint_digest"], path / TRAINED_FILE)
+        parts, lora = SpeechParts.from_json(content), lora_from_record(content.get("lora"))
+        found = Difference(path, parts, origin["llm"], origin["checkpoint_digest"], path / TRAINED_FILE, lora)
     else:
         raise InputError(f"{path} is neither a run folder (run.json) nor a difference ({SPEECH_FILE} and {TRAINED_FILE}).")
     return replace(found, llm=base) if base else found

@@ -95,3 +95,37 @@ def test_a_deepspeed_json_without_zero3_is_refused(tmp_path):
     (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))
     with pytest.raises(ConfigError, match="stage 2"):
         read_deepspeed_config(tmp_path / "ds.json")
+
+
+@pytest.mark.parametrize(
+    ("section", "mode"),
+    [
+        ({}, "adaptor"),
+        ({"selection": None}, "adaptor"),
+        ({"selection": "s.json"}, "selection"),
+        ({"mode": None, "selection": "s.json"}, "selection"),
+        ({"mode": "all"}, "all"),
+        ({"mode": "lora"}, "lora"),
+        ({"mode": "lora", "selection": "s.json", "lora": {"rank": 4}}, "lora"),
+    ],
+)
+def test_what_trains_follows_from_the_selection_unless_a_mode_is_given(tmp_path, section, mode):
+    unfreeze = read_run_config(write(tmp_path / "c.yaml", {**MINIMAL, "unfreeze": section})).unfreeze
+    assert unfreeze.mode == mode
+    assert (unfreeze.lora is not None) == (mode == "lora")
+
+
+@pytest.mark.parametrize(
+    ("section", "complaint"),
+    [
+        ({"mode": "selection"}, "mode selection needs a selection"),
+        ({"mode": "all", "selection": "s.json"}, "mode all takes no selection"),
+        ({"mode": "adaptor", "selection": "s.json"}, "mode adaptor takes no selection"),
+        ({"selection": "s.json", "lora": {"rank": 4}}, "mode selection takes no lora section"),
+        ({"mode": "everything"}, "unfreeze.mode"),
+        ({"mode": "lora", "lora": {"rnak": 4}}, "did you mean 'rank'"),
+    ],
+)
+def test_a_mode_that_contradicts_its_section_is_refused(tmp_path, section, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        read_run_config(write(tmp_path / "c.yaml", {**MINIMAL, "unfreeze": section}))

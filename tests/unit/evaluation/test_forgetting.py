@@ -9,7 +9,7 @@ import torch
 
 from pipeline.errors import DataError
 from pipeline.evaluation import forgetting
-from pipeline.evaluation.forgetting import measure_drift, pool_scores, read_texts, score_texts
+from pipeline.evaluation.forgetting import pool_scores, read_texts, relative_change, score_texts
 from pipeline.model.llm import load_llm, load_tokenizer
 
 
@@ -50,9 +50,9 @@ def test_a_long_text_is_read_in_windows(llm, tokenizer, monkeypatch):
     assert score.num_tokens == sum(size - 1 for size in sizes)
 
 
-def test_drift_is_the_relative_distance_of_each_tensor():
-    base = {"a": torch.tensor([[3.0, 4.0]]), "b": torch.ones(2, 2)}
-    assert measure_drift(base, {"a": torch.tensor([[3.0, 3.5]]), "new": torch.ones(1)}) == {"a": pytest.approx(0.1)}
+def test_drift_is_a_relative_distance_where_there_is_one():
+    assert relative_change(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 3.5]])) == pytest.approx(0.1)
+    assert relative_change(torch.zeros(2), torch.ones(2)) is None
 
 
 def test_a_file_without_text_is_refused(tmp_path):

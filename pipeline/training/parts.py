@@ -1,0 +1,122 @@
+"""What a run is made of, read and fitted together before DeepSpeed takes hold of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.artefacts import digest_json
+from pipeline.config import RunConfig, UnfreezeConfig
+from pipeline.errors import SelectionError
+from pipeline.model.adaptor import AdaptorShape
+from pipeline.model.encoder import FrozenWhisperEncoder, load_encoder
+from pipeline.model.freezing import check_tensors, check_tensors_are_stored, unfreeze
+from pipeline.model.llm import load_llm, load_tokenizer
+from pipeline.model.lora import LoraShape, add_lora, linear_tensors
+from pipeline.model.speech_llm import SpeechLLM, token_embedding_std
+from pipeline.model.trained import build_adaptor
+from pipeline.scan.checkpoint import open_checkpoint
+from pipeline.selection import TensorSelection
+from pipeline.speech.batches import SpeechPrompt, make_prompt
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The models, on the CPU, with `requires_grad` on all that trains. `lora` is None unless the run trains by LoRA."""
+
+    encoder: FrozenWhisperEncoder
+    tokenizer: Any
+    prompt: SpeechPrompt
+    model: SpeechLLM
+    selection: TensorSelection | None
+    lora: LoraShape | None
+    adaptor_shape: AdaptorShape
+    base_digest: str
+
+    @property
+    def rule(self) -> str:
+        """What trains beside the adaptor, in words."""
+        chosen = self.selection.rule if self.selection else None
+        if self.lora is not None:
+            return f"LoRA of rank {self.lora.rank} on {chosen or 'every linear module but the head'}"
+        if chosen is None and any(p.requires_grad for p in self.model.llm.parameters()):
+            return "the whole LLM"
+        return chosen or "adaptor only"
+
+
+def load_parts(config: RunConfig, *, dtype: torch.dtype) -> Parts:
+    """Read models and selection, check that they fit each other, and mark what trains. No rank talks to another here."""
+    checkpoint = open_checkpoint(config.model.llm)
+    base_digest = checkpoint.digest
+    selection = TensorSelection.read(Path(config.unfreeze.selection)) if config.unfreeze.selection else None
+    if selection is not None and selection.checkpoint_digest != base_digest:
+        raise SelectionError(
+            f"{config.unfreeze.selection} was made from checkpoint {selection.checkpoint_digest[:12]}…; {config.model.llm} is "
+            f"{base_digest[:12]}…. Run the scan on this checkpoint and select again."
+        )
+    encoder = load_encoder(config.model.encoder, pad_to_30s=config.model.pad_to_30s)
+    tokenizer = load_tokenizer(config.model.llm)
+    llm = load_llm(config.model.llm, dtype=dtype, attention=config.model.attn_implementation)
+    shape = adaptor_shape(config, encoder, llm)
+    if config.unfreeze.mode == "all":
+        # what is trained under a name that the files don't have couldn't be put back among them
+        check_tensors_are_stored(llm, [alias for ref in checkpoint.tensors for alias in (ref.name, *ref.aliases)])
+    lora = mark_trained(llm, config.unfreeze, selection, seed=config.seed)
+    if config.training.activation_checkpointing:
+        llm.gradient_checkpointing_enable({"use_reentrant": False})
+    model = SpeechLLM(build_adaptor(shape, seed=config.seed).to(dtype), llm)
+    prompt = make_prompt(tokenizer, config.model.instruction)
+    return Parts(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest)
+
+
+def mark_trained(llm: Any, options: UnfreezeConfig, selection: TensorSelection | None, *, seed: int) -> LoraShape | None:
+    """Set `requires_grad` in `llm` as `options.mode` says, adding LoRA's factors where it asks for them.
+
+    Before DeepSpeed sees the model: it would give optimizer state to whatever isn't frozen by then.
+    """
+    shapes = selection.shapes if selection else {}
+    if options.mode == "all":
+        llm.requires_grad_(True)
+    elif options.lora is not None:
+        check_tensors(llm, shapes)
+        wanted = LoraShape(options.lora.rank, options.lora.alpha, options.lora.dropout)
+        return add_lora(llm, list(shapes) or linear_tensors(llm), wanted, seed=seed)
+    else:
+        unfreeze(llm, shapes)
+    return None
+
+
+def digest_trained(options: UnfreezeConfig, selection: TensorSelection | None) -> str:
+    """What decides which tensors train, as 64 hex digits."""
+    shapes = selection.shapes if selection else {}
+    if options.mode in ("selection", "adaptor"):
+        return digest_json(shapes)
+    return digest_json({"mode": options.mode, "lora": options.lora and options.lora.model_dump(), "shapes": shapes})
+
+
+def adaptor_shape(config: RunConfig, encoder: FrozenWhisperEncoder, llm: Any) -> AdaptorShape:
+    """The adaptor's options with what they take from the two models between which it stands."""
+    options = config.model.adaptor
+    llm_width = int(llm.config.hidden_size)
+    return AdaptorShape(
+        encoder_width=encoder.dims.width,
+        llm_width=llm_width,
+        width=options.width or llm_width,
+        num_heads=options.num_heads,
+        stacking=options.stacking,
+        dropout=options.dropout,
+        embedding_std=token_embedding_std(llm),
+    )
+
+
+def lora_from_record(record: dict[str, Any] | None) -> LoraShape | None:
+    """The shape that `lora_to_record` wrote."""
+    return None if record is None else LoraShape(**{**record, "transposed": tuple(record["transposed"])})
+
+
+def lora_to_record(lora: LoraShape | None) -> dict[str, Any] | None:
+    """`run.json`'s «lora»."""
+    return None if lora is None else asdict(lora)

@@ -1,0 +1,70 @@
+"""What a run proves of its weights: that the frozen ones are bit-equal, and how far the trained ones have moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from pipeline.artefacts import digest_json
+from pipeline.cluster import Cluster, agreement
+from pipeline.config import RunConfig
+from pipeline.evaluation.forgetting import relative_change
+from pipeline.model.llm import load_llm
+from pipeline.model.lora import is_factor, merge, public_names
+from pipeline.model.trained import LLM_PREFIX
+from pipeline.training.engine import TrainingEngine, digest_tensor
+from pipeline.training.parts import Parts
+from pipeline.training.run_folder import RunFolder
+
+
+def digest_frozen(parts: Parts, cluster: Cluster) -> dict[str, str]:
+    """SHA-256 of each frozen tensor as it was loaded; the ranks share the hashing. A collective."""
+    names = public_names(parts.model)
+    frozen = [(names[name], p) for name, p in parts.model.named_parameters() if not p.requires_grad]
+    mine = {name: digest_tensor(p) for i, (name, p) in enumerate(frozen) if i % cluster.world_size == cluster.rank}
+    return {**digest_encoder(parts), **{name: digest for part in cluster.gather(mine) for name, digest in part.items()}}
+
+
+def digest_encoder(parts: Parts) -> dict[str, str]:
+    """SHA-256 of each of the encoder's tensors, as it computes with them."""
+    return {f"whisper.{name}": digest_tensor(tensor) for name, tensor in parts.encoder.whisper.state_dict().items()}
+
+
+def digest_start(parts: Parts) -> str:
+    """SHA-256 of all weights that training starts from, whatever of them trains: alike in arms that may be compared."""
+    adaptor = {name: digest_tensor(tensor) for name, tensor in parts.model.adaptor.state_dict().items()}
+    return digest_json({"adaptor": adaptor, "encoder": digest_encoder(parts), "base": parts.base_digest})
+
+
+def prove_frozen(engine: TrainingEngine, parts: Parts, cluster: Cluster, folder: RunFolder, before: Mapping[str, str]) -> None:
+    """Write every frozen tensor's digest before and after; raise where one has changed, for then the run proves nothing."""
+    after = {**digest_encoder(parts), **engine.frozen_digests()}
+    with agreement(cluster):
+        if cluster.rank == 0:
+            folder.write_frozen(before, after)
+
+
+def write_drift(engine: TrainingEngine, parts: Parts, config: RunConfig, cluster: Cluster, folder: RunFolder) -> None:
+    """Write how far each trained tensor of the LLM has moved from the base model, one at a time. A collective."""
+    base: dict[str, Tensor] = {}
+    with agreement(cluster):
+        if cluster.rank == 0:
+            # of the files' own dtype, so that they are mapped and not copied
+            llm = load_llm(config.model.llm, dtype=None)
+            base = {name: parameter.detach() for name, parameter in llm.named_parameters()}
+    factors: dict[str, Tensor] = {}
+    drift: dict[str, float | None] = {}
+    for public, tensor in engine.gather_trained():
+        name = public.removeprefix(LLM_PREFIX)
+        if cluster.rank == 0 and name != public:
+            if is_factor(name):
+                factors[name] = tensor
+            else:
+                drift[name] = relative_change(base[name], tensor)
+    with agreement(cluster):
+        if cluster.rank == 0:
+            for name, tensor in base.items():
+                if (merged := merge(name, tensor, factors, parts.lora)) is not tensor:
+                    drift[name] = relative_change(tensor, merged)
+            folder.write_drift({name: moved for name, moved in drift.items() if moved is not None})

@@ -1,0 +1,158 @@
+"""LoRA's factors: where they go, what they are called in files, and that merging them gives the model that trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from pipeline.errors import SelectionError
+from pipeline.model.freezing import check_tensors_are_stored, unfreeze
+from pipeline.model.llm import load_llm
+from pipeline.model.lora import LoraShape, add_lora, is_factor, linear_tensors, merge, public_names
+
+SHAPE = LoraShape(rank=2, alpha=6.0, dropout=0.0)
+IDS = torch.arange(12)[None]
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 128,
+    "num_experts_per_tok": 2,
+}
+
+
+def qwen_moe(hidden: int = 12) -> Qwen3MoeForCausalLM:
+    """Fused experts that lie as (expert, output, input)."""
+    torch.manual_seed(0)
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, intermediate_size=24, moe_intermediate_size=hidden, num_experts=4)).eval()
+
+
+def gpt_oss() -> GptOssForCausalLM:
+    """Fused experts that lie as (expert, input, output), and a square one, whose shape doesn't say so."""
+    torch.manual_seed(0)
+    return GptOssForCausalLM(GptOssConfig(**SIZES, intermediate_size=16, num_local_experts=4)).eval()
+
+
+def llama(home) -> torch.nn.Module:
+    return load_llm(str(home / "llm"), dtype=torch.float32)
+
+
+def fill(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Give every factor random values, as training would; return them by their public names."""
+    names, trained = public_names(model), {}
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+            trained[names[name]] = parameter.detach().clone()
+    return trained
+
+
+CASES = {
+    "linear modules": (
+        llama,
+        ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight", "lm_head.weight"],
+    ),
+    "fused experts": (
+        lambda _home: qwen_moe(),
+        [
+            "model.layers.0.mlp.experts.gate_up_proj",
+            "model.layers.0.mlp.experts.down_proj",
+            "model.layers.1.self_attn.k_proj.weight",
+        ],
+    ),
+    "transposed experts": (
+        lambda _home: gpt_oss(),
+        ["model.layers.0.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down_proj"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_merging_gives_the_model_that_trained(home, case):
+    make, names = CASES[case]
+    base, adapted = make(home), make(home)
+    shape = add_lora(adapted, names, SHAPE, seed=1)
+    with torch.no_grad():
+        before = base(input_ids=IDS).logits
+        torch.testing.assert_close(adapted(input_ids=IDS).logits, before, rtol=0, atol=1e-6)
+        trained = fill(adapted)
+        for name, parameter in base.named_parameters():
+            merged = merge(name, parameter, trained, shape)
+            assert (merged is not parameter) == (name in names)
+            parameter.data = merged
+        after = base(input_ids=IDS).logits
+        torch.testing.assert_close(after, adapted(input_ids=IDS).logits, rtol=1e-4, atol=1e-6)
+        assert (after - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_exactly_the_factors_train_under_the_names_of_what_they_change(home, case):
+    make, names = CASES[case]
+    model = make(home)
+    untouched = {name for name, _ in model.named_parameters()}
+    add_lora(model, names, SHAPE, seed=1)
+    public = public_names(model)
+    trained = {public[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {f"{name.removesuffix('.weight')}.lora_{factor}.weight" for name in names for factor in "AB"}
+    assert all(map(is_factor, trained))
+    assert {public[name] for name, parameter in model.named_parameters() if not parameter.requires_grad} == untouched
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_factors_are_a_function_of_the_seed(home):
+    first, same, other = llama(home), llama(home), llama(home)
+    for model, seed in ((first, 1), (same, 1), (other, 2)):
+        torch.manual_seed(seed + 40)
+        add_lora(model, linear_tensors(model), SHAPE, seed=seed)
+    name = "model.layers.0.mlp.up_proj.lora_A.default.weight"
+    weights = [dict(model.named_parameters())[name] for model in (first, same, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_without_a_selection_every_linear_module_but_the_head_is_adapted(home):
+    kinds = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+    kinds = (*kinds, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    assert sorted(linear_tensors(llama(home))) == sorted(f"model.layers.{i}.{kind}.weight" for i in (0, 1) for kind in kinds)
+
+
+def test_what_lora_can_not_adapt_is_refused_by_name(home):
+    with pytest.raises(SelectionError, match=r"model\.embed_tokens\.weight"):
+        add_lora(llama(home), ["model.embed_tokens.weight"], SHAPE, seed=1)
+    with pytest.raises(SelectionError, match=r"experts\.down_proj\) can't have dropout"):
+        add_lora(qwen_moe(), ["model.layers.0.mlp.experts.down_proj"], LoraShape(2, 4.0, 0.1), seed=1)
+
+
+def test_one_of_fused_experts_is_refused_with_the_remedy():
+    name = "model.layers.0.mlp.experts.down_proj"
+    assert unfreeze(qwen_moe(), {name: (4, 16, 12)}) == [name]
+    with pytest.raises(SelectionError, match=r"train together: name it without the number"):
+        unfreeze(qwen_moe(), {f"{name}[2]": (16, 12)})
+
+
+def test_experts_that_are_fused_on_loading_are_refused_with_the_remedy_and_the_remedy_works(tmp_path):
+    from pipeline.cluster import SingleProcess
+    from pipeline.scan.checkpoint import open_checkpoint
+    from pipeline.scan.stage import scan
+    from pipeline.selection import select
+
+    refusals = {}
+    for name, options in (("apart", {}), ("fused", {"save_original_format": False})):
+        qwen_moe().save_pretrained(tmp_path / name, **options)
+        ranking = scan(open_checkpoint(str(tmp_path / name)), cluster=SingleProcess())
+        selection = select(ranking, count=1, include=["model.layers.1.mlp.experts.*down_proj*"])
+        llm = load_llm(str(tmp_path / name), dtype=torch.float32)
+        try:
+            assert unfreeze(llm, selection.shapes) == ["model.layers.1.mlp.experts.down_proj"]
+        except SelectionError as error:
+            refusals[name] = str(error)
+    assert list(refusals) == ["apart"]
+    assert "save_original_format=False" in refusals["apart"]
+    apart = load_llm(str(tmp_path / "apart"), dtype=torch.float32)
+    with pytest.raises(SelectionError, match=r"experts\.gate_up_proj.*save_original_format=False"):
+        check_tensors_are_stored(apart, [ref.name for ref in open_checkpoint(str(tmp_path / "apart")).tensors])

@@ -192,10 +192,11 @@ class TrainingConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """Greedy decoding of `data.test`."""
+    """Decoding of `data.test`: greedy, or by beams. `max_utterances` takes a fixed part, the same share of each language."""
 
     batch_size: Count = 32
     max_new_tokens: Count = 200
+    num_beams: Count = 1
     max_utterances: Count | None = None
 
 

@@ -1,4 +1,4 @@
-"""`kappaspeech evaluate`: WER and text perplexity of a run's checkpoint, on any number of ranks."""
+"""`kappaspeech evaluate`: WER and text perplexity of a run, an export or plain Whisper, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -9,48 +9,71 @@ import typer
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    step: Annotated[str | None, typer.Option(help="The checkpoint's step, or best.  [default: the last]")] = None,
-    test: Annotated[list[str] | None, typer.Option(help="Test on these shards, not on the run's. May be repeated.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where the record goes (JSON).  [default: RUN/evaluation.json]")] = None,
+    model: Annotated[str, typer.Argument(help="A run's folder, an export, or plain Whisper: whisper:NAME or a .pt file.")],
+    step: Annotated[str | None, typer.Option(help="Of a run: the checkpoint's step, or best.  [default: the last]")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", "--test", help="Test on these shards.  [default: the run's] May be repeated.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="LANGUAGE=PATH of text to measure perplexity on.  [default: the run's]")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, where it isn't where it was in training.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another evaluation's X.hypotheses.jsonl, to test the difference to it.")
+    ] = None,
+    normalisers: Annotated[bool, typer.Option("--normalisers", help="Tell WER under other normalisers too.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Utterances decoded together.")] = None,
+    num_beams: Annotated[int | None, typer.Option(min=1, help="Beams; 1 is greedy.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="The longest text of an utterance.")] = None,
+    max_utterances: Annotated[int | None, typer.Option(min=1, help="Test on a fixed part, balanced by language.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The record (JSON).  [default: evaluation.json in MODEL's folder]")] = None,
 ) -> int:
-    """Transcribe the test set with a run's checkpoint; write WER by language, perplexity of text, and every hypothesis."""
+    """Transcribe test speech and read text; write WER by language with intervals, perplexity, and every hypothesis."""
     from pipeline.artefacts import write_json
     from pipeline.cluster import agreement, start_cluster
-    from pipeline.config import DatasetConfig
+    from pipeline.evaluation.evaluate import compare_with, open_test_set, read_hypotheses
     from pipeline.evaluation.evaluate import evaluate as run_evaluation
-    from pipeline.evaluation.evaluate import read_test_set
-    from pipeline.training.trained_run import choose_device, open_run, open_transcriber, parse_step
+    from pipeline.evaluation.wer import measure_sensitivity
+    from pipeline.training.evaluated import plan_evaluation
+    from pipeline.training.trained_run import choose_device, parse_step
 
+    options = {
+        "batch_size": batch_size,
+        "num_beams": num_beams,
+        "max_new_tokens": max_new_tokens,
+        "max_utterances": max_utterances,
+    }
     cluster = start_cluster()
     with agreement(cluster):
-        opened = open_run(run, step=parse_step(step))
-        config = opened.config
-        if test:
-            datasets = [DatasetConfig(shards=shards) for shards in test]
-            config = config.model_copy(update={"data": config.data.model_copy(update={"test": datasets})})
-        test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size)
-        transcriber = open_transcriber(
-            run,
-            step=opened.step,
-            device=choose_device(cluster.local_rank),
-            batch_size=config.evaluation.batch_size,
-            max_new_tokens=config.evaluation.max_new_tokens,
+        given = {key: value for key, value in options.items() if value is not None}
+        plan = plan_evaluation(model, data=data or [], text=text or [], step=parse_step(step), base=base, options=given)
+        other = None if against is None else read_hypotheses(against)
+        test_set = open_test_set(
+            plan.speech, plan.text, plan.options, read=plan.read, rank=cluster.rank, world_size=cluster.world_size
         )
-    target = output or run / "evaluation.json"
+        decoder = plan.open_decoder(choose_device(cluster.local_rank))
+    target = output or plan.folder / "evaluation.json"
+    hypotheses_path = target.with_suffix(".hypotheses.jsonl")
     record = run_evaluation(
-        transcriber,
+        decoder,
         test_set,
         cluster=cluster,
-        hypotheses_path=target.with_suffix(".hypotheses.jsonl"),
-        step=opened.step,
-        train_seconds=opened.train_seconds,
+        hypotheses_path=hypotheses_path,
+        step=plan.step,
+        train_seconds=plan.train_seconds,
     )
     assert record is not None, "nothing asked it to stop"
-    if cluster.rank == 0:
-        write_json(target, record)
-        _print_record(record)
-        print(f"{target}\n{target.with_suffix('.hypotheses.jsonl')}")
+    with agreement(cluster):
+        if cluster.rank == 0:
+            hypotheses = read_hypotheses(hypotheses_path)
+            record["model"] = model
+            if normalisers:
+                record["normalisers"] = measure_sensitivity(hypotheses)
+            if other is not None:
+                record["against"] = {"hypotheses": str(against), **compare_with(other, hypotheses)}
+            write_json(target, record)
+            _print_record(record)
+            print(f"{target}\n{hypotheses_path}")
     cluster.close()
     return 0
 
@@ -69,5 +92,14 @@ def _print_record(record: dict[str, Any]) -> None:
         if record["wer"][f"{name}_wer"] is not None:
             low, high = record["wer"][f"{name}_interval"]
             print(f"WER {name} {record['wer'][f'{name}_wer']:5.2%} ({low:.2%} to {high:.2%})")
+    if record["num_loops"] or record["num_cut"]:
+        print(f"cut: {record['num_loops']} in a loop, {record['num_cut']} at the longest length")
+    for scheme, report in record.get("normalisers", {}).items():
+        rates = ", ".join(f"{language} {rate:.2%}" for language, rate in report["languages"].items() if rate is not None)
+        print(f"WER under the normaliser {scheme}: {rates}")
+    if "against" in record:
+        for name, gap in {**record["against"]["languages"], "mean": record["against"]["mean"]}.items():
+            low, high = gap["interval"]
+            print(f"WER {name} minus the other's {gap['difference']:+.2%} ({low:+.2%} to {high:+.2%}; p {gap['p_value']:.2g})")
     for language, text in record["text"].items():
         print(f"text perplexity {language} {text['perplexity']:.2f} ({text['num_tokens']} tokens)")

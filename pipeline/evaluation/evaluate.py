@@ -1,25 +1,31 @@
-"""One evaluation: WER on test speech and perplexity on text, shared out over ranks that each hold the whole model."""
+"""One evaluation: WER on test speech and perplexity on text, shared out over ranks."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.artefacts import write_text
 from pipeline.cluster import Cluster, agreement
-from pipeline.config import RunConfig
+from pipeline.config import DatasetConfig, EvaluationConfig, ReadConfig, RunConfig
 from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation.decoding import Decoder
 from pipeline.evaluation.forgetting import TextScore, pool_scores, read_texts, score_texts
 from pipeline.evaluation.transcribe import Transcriber
-from pipeline.evaluation.wer import Hypothesis, measure
+from pipeline.evaluation.wer import Hypothesis, compare_hypotheses, measure
 from pipeline.progress import ProgressBar
-from pipeline.speech.samples import AudioSample
-from pipeline.speech.stream import make_datasets, make_read_options, read_test_batches
+from pipeline.speech.held_out import read_test_batches
+from pipeline.speech.samples import SAMPLE_RATE_HZ, AudioSample
+from pipeline.speech.stream import make_datasets, make_read_options
 
 SCHEMA_VERSION = 1
+_STAND_IN_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -35,20 +41,34 @@ def read_test_set(config: RunConfig, *, rank: int, world_size: int) -> TestSet:
     """Read what `config` tests on. Raises `DataError`; `ConfigError` where it tests on nothing."""
     if not config.data.test:
         raise ConfigError("data.test is empty, so there is nothing to measure WER on. Name the test shards there.")
+    data = config.data
+    return open_test_set(data.test, data.text, config.evaluation, read=data.read, rank=rank, world_size=world_size)
+
+
+def open_test_set(
+    speech: Sequence[DatasetConfig],
+    text: Mapping[str, str],
+    options: EvaluationConfig,
+    *,
+    read: ReadConfig,
+    rank: int,
+    world_size: int,
+) -> TestSet:
+    """This rank's share of the speech and of the texts (language → path). Raises `DataError`."""
     batches = read_test_batches(
-        make_datasets(config.data.test),
-        batch_size=config.evaluation.batch_size,
-        max_samples=config.evaluation.max_utterances,
+        make_datasets(speech),
+        batch_size=options.batch_size,
+        max_samples=options.max_utterances,
         rank=rank,
         world_size=world_size,
-        read=make_read_options(config.data.read),
+        read=make_read_options(read),
     )
-    texts = {language: read_texts(Path(path)) for language, path in config.data.text.items()}
+    texts = {language: read_texts(Path(path)) for language, path in text.items()}
     return TestSet(tuple(map(tuple, batches)), {language: tuple(lines[rank::world_size]) for language, lines in texts.items()})
 
 
 def evaluate(
-    transcriber: Transcriber,
+    decoder: Decoder,
     test_set: TestSet,
     *,
     cluster: Cluster,
@@ -62,50 +82,109 @@ def evaluate(
     None on every rank, and nothing written, where `wants_to_stop` has cut one of them short between two batches. Hypotheses are
     written to `hypotheses_path` as JSON lines, by rank 0, in the order of their keys.
     """
-    share: tuple[list[Hypothesis], dict[str, TextScore]] | None = None
-    with agreement(cluster):
-        shown = cluster.rank == 0
-        work = sum(map(len, test_set.batches)) + sum(len(lines) for lines in test_set.texts.values())
-        with ProgressBar("evaluate", total=work, shown=shown) as bar:
-            share = _measure_share(transcriber, test_set, bar.advance, wants_to_stop)
-    if None in cluster.gather(share and "whole"):
+    began = time.monotonic()
+    work = sum(map(len, test_set.batches)) + sum(len(lines) for lines in test_set.texts.values())
+    with ProgressBar("evaluate", total=work, shown=cluster.rank == 0) as bar:
+        mine = _decode_share(decoder, test_set.batches, cluster, bar.advance, wants_to_stop)
+        seconds = time.monotonic() - began
+        scores = _score_share(decoder, test_set.texts, cluster, bar.advance, wants_to_stop)
+    if any(cluster.gather(mine is None or scores is None)):
         return None
-    assert share is not None
-    mine, scores = share
+    assert mine is not None
+    assert scores is not None
     hypotheses = sorted((item for share in cluster.gather(mine) for item in share), key=lambda item: item.key)
-    shares = cluster.gather(scores)
+    shares = cluster.gather((seconds, scores))
     with agreement(cluster):
         if cluster.rank == 0 and hypotheses_path is not None:
             hypotheses_path.parent.mkdir(parents=True, exist_ok=True)
-            lines = (json.dumps(item.to_json(), ensure_ascii=False) + "\n" for item in hypotheses)
-            write_text(hypotheses_path, "".join(lines))
+            content = (json.dumps(item.to_json(), ensure_ascii=False) + "\n" for item in hypotheses)
+            write_text(hypotheses_path, "".join(content))
     return {
         "schema_version": SCHEMA_VERSION,
         "step": step,
         "train_seconds": train_seconds,
         "num_utterances": len(hypotheses),
+        "num_loops": sum(item.ending == "loop" for item in hypotheses),
+        "num_cut": sum(item.ending == "length" for item in hypotheses),
+        "audio_seconds": sum(item.seconds for item in hypotheses),
+        "decode_seconds": max(seconds for seconds, _ in shares),
         "wer": measure(hypotheses),
-        "text": {language: pool_scores([share[language] for share in shares]).to_json() for language in test_set.texts},
+        "text": {language: pool_scores([share[language] for _, share in shares]).to_json() for language in scores},
     }
 
 
-def _measure_share(
-    transcriber: Transcriber, test_set: TestSet, advance: Callable[[float], None], wants_to_stop: Callable[[], bool]
-) -> tuple[list[Hypothesis], dict[str, TextScore]] | None:
-    hypotheses = []
-    for batch in test_set.batches:
-        if wants_to_stop():
-            return None
-        texts = transcriber.decode(batch)
-        hypotheses += [Hypothesis(s.key, s.language, s.transcript, text) for s, text in zip(batch, texts, strict=True)]
-        advance(len(batch))
-    scores = {}
-    for language, lines in test_set.texts.items():
-        if wants_to_stop():
-            return None
-        scores[language] = score_texts(transcriber.model.llm, transcriber.tokenizer, lines)
-        advance(len(lines))
-    return hypotheses, scores
+def _decode_share(
+    decoder: Decoder,
+    batches: Sequence[Sequence[AudioSample]],
+    cluster: Cluster,
+    advance: Callable[[float], None],
+    wants_to_stop: Callable[[], bool],
+) -> list[Hypothesis] | None:
+    """This rank's hypotheses; None where it was cut short.
+
+    Where decoding is a collective, ranks with fewer batches decode stand-ins beside the others, and all stop at once.
+    """
+    hypotheses: list[Hypothesis] = []
+    stopped = False
+    with agreement(cluster):
+        for batch in batches:
+            decoder.check(batch)
+            stopped = stopped or wants_to_stop()
+            if not decoder.in_step and not stopped:
+                hypotheses += _decode(decoder, batch)
+                advance(len(batch))
+    if decoder.in_step:
+        for number, batch in enumerate(_fill_up(batches, max(cluster.gather(len(batches))))):
+            stopped = any(cluster.gather(wants_to_stop()))
+            if stopped:
+                break
+            decoded = _decode(decoder, batch)
+            if number < len(batches):
+                hypotheses += decoded
+                advance(len(batch))
+    return None if stopped else hypotheses
+
+
+def _score_share(
+    decoder: Decoder,
+    texts: Mapping[str, Sequence[str]],
+    cluster: Cluster,
+    advance: Callable[[float], None],
+    wants_to_stop: Callable[[], bool],
+) -> dict[str, TextScore] | None:
+    """This rank's scores of texts by language; none for what reads no text, and None where it was cut short."""
+    scores: dict[str, TextScore] = {}
+    stopped = False
+    with agreement(cluster):
+        if isinstance(decoder, Transcriber):
+            for language, lines in texts.items():
+                stopped = stopped or wants_to_stop()
+                if not stopped:
+                    scores[language] = score_texts(decoder.model.llm, decoder.tokenizer, lines)
+                    advance(len(lines))
+    return None if stopped else scores
+
+
+def _decode(decoder: Decoder, batch: Sequence[AudioSample]) -> list[Hypothesis]:
+    return [
+        Hypothesis(
+            sample.key,
+            sample.language,
+            sample.transcript,
+            decoded.text,
+            seconds=round(len(sample.waveform) / SAMPLE_RATE_HZ, 3),
+            ending=decoded.ending,
+        )
+        for sample, decoded in zip(batch, decoder.decode(batch), strict=True)
+    ]
+
+
+def _fill_up(batches: Sequence[Sequence[AudioSample]], count: int) -> Iterator[Sequence[AudioSample]]:
+    """The batches, then as many of silence as make `count`."""
+    yield from batches
+    silence = np.zeros(int(_STAND_IN_SECONDS * SAMPLE_RATE_HZ), dtype=np.float32)
+    for _ in range(count - len(batches)):
+        yield [AudioSample("", silence, "", "")]
 
 
 def read_hypotheses(path: Path) -> list[Hypothesis]:
@@ -114,3 +193,11 @@ def read_hypotheses(path: Path) -> list[Hypothesis]:
         return [Hypothesis(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} can't be read as hypotheses: {error}") from error
+
+
+def compare_with(first: Sequence[Hypothesis], second: Sequence[Hypothesis]) -> dict[str, Any]:
+    """`wer.compare_hypotheses`, for files that a user named. Raises `DataError` where they aren't of the same utterances."""
+    try:
+        return compare_hypotheses(first, second)
+    except ValueError as error:
+        raise DataError(f"The hypotheses can't be compared: {error}. Evaluate both models on the same test data.") from error

@@ -1,4 +1,4 @@
-"""Batched greedy decoding of speech, on any number of ranks, each holding the whole model.
+"""Batched decoding of speech by a trained model, greedy or by beams; whole on this rank, or in step under ZeRO-3.
 
 B batch · T frames · N longest left-padded prompt · H LLM width
 """
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError
-from pipeline.model.encoder import FRAMES_PER_STATE, FrozenWhisperEncoder
+from pipeline.evaluation.decoding import Decoded, cut_at_end, stop_at_loops
+from pipeline.model.encoder import FrozenWhisperEncoder
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.speech.batches import SpeechPrompt
 from pipeline.speech.samples import SAMPLE_RATE_HZ, AudioSample, log_mel
@@ -21,7 +22,11 @@ from pipeline.speech.samples import SAMPLE_RATE_HZ, AudioSample, log_mel
 
 @dataclass(frozen=True)
 class Transcriber:
-    """All that turns waveforms into text."""
+    """All that turns waveforms into text.
+
+    With `in_step` the model is partitioned, so that each pass is a collective: every rank must decode as many batches as every
+    other, and a rank whose batch has ended goes on until all have (DeepSpeed#8262).
+    """
 
     model: SpeechLLM
     encoder: FrozenWhisperEncoder
@@ -29,6 +34,8 @@ class Transcriber:
     prompt: SpeechPrompt
     batch_size: int
     max_new_tokens: int
+    num_beams: int = 1
+    in_step: bool = False
 
     def transcribe(self, samples: Sequence[AudioSample]) -> list[str]:
         """The text of each sample, in the order given; decoded longest first, in batches of like length."""
@@ -36,20 +43,53 @@ class Transcriber:
         texts = [""] * len(samples)
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            for index, text in zip(chosen, self.decode([samples[i] for i in chosen]), strict=True):
-                texts[index] = text
+            for index, decoded in zip(chosen, self.decode([samples[i] for i in chosen]), strict=True):
+                texts[index] = decoded.text
         return texts
 
+    def check(self, samples: Sequence[AudioSample]) -> None:
+        """Raise `DataError` for a sample longer than the encoder takes."""
+        longest = self.encoder.dims.max_seconds
+        for sample in samples:
+            seconds = len(sample.waveform) / SAMPLE_RATE_HZ
+            if seconds > longest:
+                raise DataError(
+                    f"{sample.key} is {seconds:.1f} s long; the encoder takes {longest:g} s. Cut it, or leave it out."
+                )
+
     @torch.no_grad()
-    def decode(self, samples: Sequence[AudioSample]) -> list[str]:
+    def decode(self, samples: Sequence[AudioSample]) -> list[Decoded]:
         """The texts of one batch. Raises `DataError` for a sample longer than the encoder takes."""
+        self.check(samples)
         self.model.eval()
-        device = self.model.adaptor.project.weight.device
+        embeds_BNH, mask_BN = self._embed(samples)
+        ids_BL = self.model.llm.generate(
+            inputs_embeds=embeds_BNH,
+            attention_mask=mask_BN,
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            num_beams=self.num_beams,
+            stopping_criteria=[stop_at_loops],
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.eos_token_id,
+            synced_gpus=self.in_step,
+            # a checkpoint may bring defaults of its own, made for chat
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            length_penalty=1.0,
+        )
+        rows = [cut_at_end(row, self.tokenizer.eos_token_id) for row in ids_BL.tolist()]
+        texts = self.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)
+        return [Decoded(text.strip(), ending) for text, (_, ending) in zip(texts, rows, strict=True)]
+
+    def _embed(self, samples: Sequence[AudioSample]) -> tuple[Tensor, Tensor]:
+        """Prompts with their audio, left-padded, and the mask of what is real."""
+        device = self.prompt_device
         mels = [torch.as_tensor(log_mel(sample.waveform, self.encoder.dims.num_mels)) for sample in samples]
         num_frames_B = torch.tensor([mel.shape[1] for mel in mels])
-        for sample, mel in zip(samples, mels, strict=True):
-            if mel.shape[1] > self.encoder.dims.max_states * FRAMES_PER_STATE:
-                raise DataError(f"{sample.key} is {len(sample.waveform) / SAMPLE_RATE_HZ:.1f} s long; the encoder takes 30 s.")
         log_mel_BMT = torch.zeros(len(mels), self.encoder.dims.num_mels, int(num_frames_B.max()))
         for row, mel in enumerate(mels):
             log_mel_BMT[row, :, : mel.shape[1]] = mel
@@ -58,22 +98,11 @@ class Transcriber:
         no_labels_B0 = torch.empty(len(samples), 0, dtype=torch.long, device=device)
         prefix_P, suffix_Q = (ids.to(device) for ids in (self.prompt.prefix_ids, self.prompt.suffix_ids))
         spliced = self.model.splice(audio_BAH, num_audio_B, prefix_P, suffix_Q, no_labels_B0)
-        embeds_BNH, mask_BN = _pad_left(spliced.embeds_BNH, spliced.lengths_B)
-        ids_BL = self.model.llm.generate(
-            inputs_embeds=embeds_BNH,
-            attention_mask=mask_BN,
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.eos_token_id,
-            synced_gpus=False,
-        )
-        texts: list[str] = self.tokenizer.batch_decode(ids_BL, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return _pad_left(spliced.embeds_BNH, spliced.lengths_B)
+
+    @property
+    def prompt_device(self) -> torch.device:
+        return self.model.adaptor.project.weight.device
 
 
 def _pad_left(embeds_BNH: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:

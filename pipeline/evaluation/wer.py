@@ -18,14 +18,16 @@ SCHEMES: tuple[Scheme, ...] = ("chosen", "basic", "none")
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One utterance: what was said and what the model wrote."""
+    """One utterance: what was said and what the model wrote, how long it is, and how its text ended (`decoding.Ending`)."""
 
     key: str
     language: str
     reference: str
     hypothesis: str
+    seconds: float = 0.0
+    ending: str = "end"
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 

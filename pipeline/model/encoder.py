@@ -121,7 +121,14 @@ def _fill_with_silence(log_mel_BMT: Tensor, num_frames_B: Tensor, total_frames: 
 
 
 def load_encoder(name_or_path: str, *, pad_to_30s: bool = False, dtype: torch.dtype = torch.float32) -> FrozenWhisperEncoder:
-    """The encoder of an openai-whisper checkpoint, by path to its `.pt` or by official name (which may download it).
+    """The encoder of an openai-whisper checkpoint. Raises `CheckpointError`."""
+    model = load_whisper(name_or_path)
+    dims = EncoderDims(num_mels=model.dims.n_mels, width=model.dims.n_audio_state, max_states=model.dims.n_audio_ctx)
+    return FrozenWhisperEncoder(model.encoder.to(dtype), dims, pad_to_30s=pad_to_30s)
+
+
+def load_whisper(name_or_path: str) -> Any:
+    """A whole openai-whisper model on the CPU, by path to its `.pt` or by official name (which may download it).
 
     Raises `CheckpointError` where there is no such model or the file isn't one.
     """
@@ -130,11 +137,9 @@ def load_encoder(name_or_path: str, *, pad_to_30s: bool = False, dtype: torch.dt
     if not Path(name_or_path).is_file() and name_or_path not in whisper.available_models():
         raise CheckpointError(
             f"There is no Whisper checkpoint at {name_or_path!r}, and it is none of openai-whisper's names "
-            f"({', '.join(whisper.available_models())}). Give a .pt file or one of these names as model.encoder."
+            f"({', '.join(whisper.available_models())}). Give a .pt file or one of these names."
         )
     try:
-        model = whisper.load_model(name_or_path, device="cpu")
+        return whisper.load_model(name_or_path, device="cpu")
     except Exception as error:  # torch.load raises whatever a torn or foreign file makes it raise
         raise CheckpointError(f"{name_or_path} can't be loaded as an openai-whisper checkpoint: {error}") from error
-    dims = EncoderDims(num_mels=model.dims.n_mels, width=model.dims.n_audio_state, max_states=model.dims.n_audio_ctx)
-    return FrozenWhisperEncoder(model.encoder.to(dtype), dims, pad_to_30s=pad_to_30s)

@@ -25,12 +25,10 @@ from pipeline.speech.loading import (
     LoaderPool,
     LoadOptions,
     OverLong,
-    SampleReader,
     SampleRef,
     TextNormalization,
     Ticket,
 )
-from pipeline.speech.samples import AudioSample, BadSampleError
 from pipeline.speech.schedule import BatchBudget, DatasetLengths, MicroBatchPlan, Schedule
 from pipeline.speech.shards import SampleEntry, check_unchanged, expand, read_index
 from pipeline.speech.sources import ReadOptions, is_remote, open_source
@@ -320,34 +318,3 @@ class _Prefetcher:
                     continue
             if isinstance(item, BaseException):
                 return
-
-
-def read_test_batches(
-    datasets: Sequence[SpeechDataset],
-    *,
-    batch_size: int,
-    max_samples: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    read: ReadOptions | None = None,
-) -> list[list[AudioSample]]:
-    """Whole data sets in batches of like length, longest first; of all batches, those that `rank` of `world_size` takes.
-
-    What a batch holds doesn't depend on the ranks, so that rounding, and with it every transcript, doesn't either.
-    `max_samples` takes that many, evenly spread. Raises `DataError` on a sample that can't be used: a test set with holes
-    would be another test set.
-    """
-    corpora = [Corpus(dataset, read) for dataset in datasets]
-    refs = [corpus.ref(index) for corpus in corpora for index in range(corpus.num_samples)]
-    if max_samples is not None and max_samples < len(refs):
-        refs = [refs[i * len(refs) // max_samples] for i in range(max_samples)]
-    refs.sort(key=lambda ref: (-ref.entry.seconds, ref.entry.key))
-    batches = [refs[start : start + batch_size] for start in range(0, len(refs), batch_size)]
-    reader = SampleReader(read or ReadOptions())
-    return [[_usable(ref, sample) for ref, sample in zip(b, reader.read(b), strict=True)] for b in batches[rank::world_size]]
-
-
-def _usable(ref: SampleRef, sample: AudioSample | BadSampleError) -> AudioSample:
-    if isinstance(sample, BadSampleError):
-        raise DataError(f"{ref.where}: the test sample {ref.entry.key} can't be used ({sample}). Repack the shard.")
-    return sample

@@ -274,10 +274,10 @@ class TrainingLoop:
         self._keep_if_best(step, record["wer"]["mean_wer"])
         return None
 
-    def _keep_if_best(self, step: int, mean_wer: float) -> None:
+    def _keep_if_best(self, step: int, mean_wer: float | None) -> None:
         """Save and mark a checkpoint that is better than all before. A collective."""
         best = self._cluster.broadcast(checkpoints.best_wer(self._folder.checkpoints) if self._cluster.rank == 0 else None)
-        if step == 0 or not self._config.training.keep_best or mean_wer >= best:
+        if step == 0 or not self._config.training.keep_best or mean_wer is None or mean_wer >= best:
             return
         self._save(step)
         with agreement(self._cluster):
@@ -299,6 +299,7 @@ class TrainingLoop:
             self._parts.prompt,
             batch_size=self._config.evaluation.batch_size,
             max_new_tokens=self._config.evaluation.max_new_tokens,
+            num_beams=self._config.evaluation.num_beams,
         )
         path = self._folder.hypotheses / f"step-{step:06d}.jsonl"
         return evaluate(

@@ -178,6 +178,7 @@ def open_transcriber(
     device: torch.device,
     batch_size: int,
     max_new_tokens: int,
+    num_beams: int = 1,
     step: Step = None,
     base: str | None = None,
 ) -> Transcriber:
@@ -206,6 +207,7 @@ def open_transcriber(
         make_prompt(tokenizer, parts.instruction),
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
     )
 
 

@@ -12,9 +12,10 @@ import soundfile
 
 from pipeline.commands import main
 from pipeline.errors import DataError
+from pipeline.speech.held_out import read_test_batches
 from pipeline.speech.layouts import find_recordings
 from pipeline.speech.packing import pack
-from pipeline.speech.stream import SpeechDataset, read_test_batches
+from pipeline.speech.stream import SpeechDataset
 
 
 def clip(seconds: float, kind: str = "FLAC", rate: int = 16_000, seed: int = 0) -> bytes:

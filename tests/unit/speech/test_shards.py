@@ -12,10 +12,11 @@ import pytest
 import soundfile
 
 from pipeline.errors import DataError
+from pipeline.speech.held_out import read_test_batches
 from pipeline.speech.layouts import find_recordings
 from pipeline.speech.packing import pack
 from pipeline.speech.shards import expand, index_shard, normalise_language, read_index, write_index
-from pipeline.speech.stream import SpeechDataset, read_test_batches
+from pipeline.speech.stream import SpeechDataset
 from tests import tiny
 
 

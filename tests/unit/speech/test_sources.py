@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.speech.held_out import read_test_batches
 from pipeline.speech.loading import Loader, LoadOptions, SampleReader
 from pipeline.speech.shards import expand, index_shard, read_index, write_index
 from pipeline.speech.sources import ReadOptions, is_remote, open_source, read_many
-from pipeline.speech.stream import Corpus, SpeechDataset, read_test_batches
+from pipeline.speech.stream import Corpus, SpeechDataset
 from pipeline.speech.table import SampleTable, read_merged, write_merged
 from tests.web import FaultyServer, within
 

@@ -1,0 +1,159 @@
+"""Greedy and beam decoding: the same text in any company, loops cut, plain Whisper beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import DataError
+from pipeline.evaluation.decoding import LOOP_MIN_TOKENS, cut_at_end, ends_in_loop
+from pipeline.evaluation.transcribe import Transcriber
+from pipeline.evaluation.whisper_baseline import open_whisper
+from pipeline.speech.samples import AudioSample, log_mel
+from tests.parity.steps import build_parts
+
+EOS = 1
+NUM_SAMPLES = 7
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Operations as small as these take longer on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def build(home, *, scale: float) -> Transcriber:
+    parts = build_parts(home)
+    with torch.no_grad():
+        for parameter in parts.model.llm.parameters():
+            parameter.mul_(scale)
+        parts.model.adaptor.output_norm.weight.mul_(20)
+    parts.model.eval().requires_grad_(False)
+    return Transcriber(parts.model, parts.encoder, parts.tokenizer, parts.prompt, batch_size=3, max_new_tokens=20)
+
+
+@pytest.fixture(scope="module")
+def transcriber(home):
+    """The tiny models in float32. A random model's most likely token hardly depends on the audio, so its weights are larger."""
+    return build(home, scale=3)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3_000, 40_000, NUM_SAMPLES)
+    return [
+        AudioSample(str(i), rng.normal(0, 0.1, length).astype(np.float32), "", "de" if i % 2 else "en")
+        for i, length in enumerate(lengths)
+    ]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_text_does_not_depend_on_the_batch_it_is_decoded_in(transcriber, samples, num_beams):
+    decoder = replace(transcriber, num_beams=num_beams)
+    alone = [decoder.decode([sample])[0] for sample in samples]
+    assert len({item.text for item in alone}) > NUM_SAMPLES // 2, "texts that are all alike would prove nothing"
+    assert decoder.decode(samples) == alone
+    assert decoder.decode(samples[2:5]) == alone[2:5]
+    for batch_size in (1, 2, NUM_SAMPLES):
+        assert replace(decoder, batch_size=batch_size).transcribe(samples) == [item.text for item in alone]
+
+
+def test_greedy_takes_the_most_likely_token_again_and_again(transcriber, samples):
+    """Against a loop without cache, padding or batch."""
+    for sample in samples[:3]:
+        embeds, _ = transcriber._embed([sample])
+        ids: list[int] = []
+        with torch.no_grad():
+            while len(ids) < transcriber.max_new_tokens:
+                chosen = int(transcriber.model.llm(inputs_embeds=embeds, use_cache=False).logits[0, -1].argmax())
+                if chosen == transcriber.tokenizer.eos_token_id:
+                    break
+                ids.append(chosen)
+                if bool(ends_in_loop(torch.tensor([ids]))[0]):
+                    break
+                after = transcriber.model.llm.get_input_embeddings()(torch.tensor([[chosen]]))
+                embeds = torch.cat([embeds, after], dim=1)
+        expected = transcriber.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        assert transcriber.decode([sample])[0].text == expected
+
+
+def test_a_checkpoints_own_defaults_for_chat_change_nothing(transcriber, samples):
+    before = transcriber.decode(samples)
+    defaults = transcriber.model.llm.generation_config
+    kept = {key: getattr(defaults, key) for key in ("repetition_penalty", "no_repeat_ngram_size", "do_sample", "temperature")}
+    try:
+        defaults.repetition_penalty, defaults.no_repeat_ngram_size = 1.9, 2
+        defaults.do_sample, defaults.temperature = True, 3.0
+        assert transcriber.decode(samples) == before
+    finally:
+        for key, value in kept.items():
+            setattr(defaults, key, value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "loops"),
+    [
+        ([7] * LOOP_MIN_TOKENS, True),
+        ([7] * (LOOP_MIN_TOKENS - 1), False),  # a long number or laughter isn't one
+        ([2, 3, *[7] * LOOP_MIN_TOKENS], True),
+        ([*[7] * LOOP_MIN_TOKENS, 8], False),
+        ([4, 5, 6] * 8, True),
+        ([6, *[4, 5, 6] * 8], True),  # wherever in the n-gram it ends
+        ([4, 5, 6] * 7, False),
+        (list(range(10, 30)) * 4, True),
+        (list(range(10, 30)) * 3, False),
+        (list(range(10, 31)) * 5, False),  # 21 tokens are longer than a loop's n-gram
+        ([], False),
+    ],
+)
+def test_a_loop_is_an_n_gram_again_and_again_at_the_end(ids, loops):
+    assert ends_in_loop(torch.tensor([ids], dtype=torch.long)).tolist() == [loops]
+    kept, ending = cut_at_end([*ids, EOS, EOS], EOS)
+    assert (kept, ending) == (ids, "loop" if loops else "end")
+
+
+def test_a_row_without_an_end_was_cut_at_its_longest_length():
+    assert cut_at_end([5, 6, 7], EOS) == ([5, 6, 7], "length")
+    assert cut_at_end([5, EOS, 6], EOS) == ([5], "end")
+
+
+def test_a_row_that_loops_ends_there(home, samples):
+    """A random model as it is says one thing for ever."""
+    decoder = replace(build(home, scale=1), max_new_tokens=60)
+    decoded = decoder.decode(samples)
+    looping = [sample for sample, item in zip(samples, decoded, strict=True) if item.ending == "loop"]
+    assert looping, f"no row of this model loops ({decoded}), so nothing is shown"
+    assert replace(decoder, max_new_tokens=90).decode(looping) == [item for item in decoded if item.ending == "loop"]
+
+
+def test_a_clip_longer_than_the_encoder_takes_is_refused(transcriber):
+    with pytest.raises(DataError, match=r"long one is 31\.0 s long; the encoder takes 30 s"):
+        transcriber.decode([AudioSample("long one", np.ones(31 * 16_000, dtype=np.float32), "", "en")])
+
+
+def test_the_whisper_baseline_is_whispers_own_decoding_with_the_samples_language(home, samples):
+    from whisper.audio import pad_or_trim
+    from whisper.decoding import DecodingOptions
+
+    baseline = open_whisper(str(home / "whisper.pt"), device=torch.device("cpu"))
+    decoded = baseline.decode(samples[:3])
+    for sample, item in zip(samples[:3], decoded, strict=True):
+        mel = torch.as_tensor(log_mel(pad_or_trim(sample.waveform), 80))
+        options = DecodingOptions(language=sample.language, without_timestamps=True, fp16=False)
+        assert item.text == baseline.whisper.decode(mel, options).text
+
+
+def test_the_whisper_baseline_refuses_what_whisper_does_not_take(home):
+    baseline = open_whisper(str(home / "whisper.pt"), device=torch.device("cpu"))
+    second = np.ones(16_000, dtype=np.float32)
+    with pytest.raises(DataError, match="language 'tlh'"):
+        baseline.decode([AudioSample("a", second, "", "tlh")])
+    with pytest.raises(DataError, match=r"31\.0 s"):
+        baseline.decode([AudioSample("a", np.tile(second, 31), "", "en")])

@@ -22,6 +22,7 @@ REQUIREMENTS = [
     "scipy>=1.12,<2",  # BLAS syrk and LAPACK Cholesky for the scan
     "soundfile>=0.13,<1",  # audio decoding and FLAC writing
     "soxr>=0.5,<2",  # resampling
+    "psutil>=5.9,<8",  # memory that is free for a replica to evaluate with
     "safetensors>=0.5,<1",  # checkpoints
     "huggingface_hub>=1.0,<2",  # model ids where there is a network
     "gguf>=0.17,<1",  # GGUF checkpoints

@@ -182,6 +182,7 @@ class TrainingConfig(_Section):
 
     num_steps: Count
     evaluate_every_steps: Annotated[int, Field(ge=0)] = 0
+    evaluate_every_minutes: Positive | None = None
     checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0
     keep_checkpoints: Count = 2
     keep_best: bool = True
@@ -192,11 +193,16 @@ class TrainingConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """Decoding of `data.test`: greedy, or by beams. `max_utterances` takes a fixed part, the same share of each language."""
+    """Decoding of `data.test`: greedy, or by beams. `max_utterances` takes a fixed part, the same share of each language.
+
+    `decode`, during training: each rank decodes with a replica of the whole model, or all together with it partitioned under
+    ZeRO-3, which takes no more memory and several times as long; auto takes replicas where they fit.
+    """
 
     batch_size: Count = 32
     max_new_tokens: Count = 200
     num_beams: Count = 1
+    decode: Literal["auto", "replica", "zero3"] = "auto"
     max_utterances: Count | None = None
 
 

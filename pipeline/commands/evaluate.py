@@ -102,4 +102,5 @@ def _print_record(record: dict[str, Any]) -> None:
             low, high = gap["interval"]
             print(f"WER {name} minus the other's {gap['difference']:+.2%} ({low:+.2%} to {high:+.2%}; p {gap['p_value']:.2g})")
     for language, text in record["text"].items():
-        print(f"text perplexity {language} {text['perplexity']:.2f} ({text['num_tokens']} tokens)")
+        distance = "" if text["kl_nats"] is None else f", KL from the base {text['kl_nats']:.3f} nats a token"
+        print(f"text perplexity {language} {text['perplexity']:.2f} ({text['num_tokens']} tokens){distance}")

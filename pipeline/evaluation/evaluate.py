@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pipeline.cluster import Cluster, agreement
 from pipeline.config import DatasetConfig, EvaluationConfig, ReadConfig, RunConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.decoding import Decoder
-from pipeline.evaluation.forgetting import TextScore, pool_scores, read_texts, score_texts
+from pipeline.evaluation.forgetting import TextScore, count_bytes, cut_windows, pool_scores, read_texts, score_windows
 from pipeline.evaluation.transcribe import Transcriber
 from pipeline.evaluation.wer import Hypothesis, compare_hypotheses, measure
 from pipeline.progress import ProgressBar
@@ -153,16 +154,26 @@ def _score_share(
     wants_to_stop: Callable[[], bool],
 ) -> dict[str, TextScore] | None:
     """This rank's scores of texts by language; none for what reads no text, and None where it was cut short."""
-    scores: dict[str, TextScore] = {}
-    stopped = False
+    if not isinstance(decoder, Transcriber):
+        return {}
+    llm, base = decoder.model.llm, decoder.base_weights
+    windows: dict[str, list[tuple[int, ...]]] = {}
     with agreement(cluster):
-        if isinstance(decoder, Transcriber):
-            for language, lines in texts.items():
-                stopped = stopped or wants_to_stop()
-                if not stopped:
-                    scores[language] = score_texts(decoder.model.llm, decoder.tokenizer, lines)
-                    advance(len(lines))
-    return None if stopped else scores
+        decoder.model.eval()
+        windows = {language: cut_windows(decoder.tokenizer, lines) for language, lines in texts.items()}
+    counts = cluster.gather({language: len(cut) for language, cut in windows.items()})
+    scores: dict[str, TextScore] = {}
+    for language, cut in windows.items():
+        # all stop, and where each pass is a collective all make as many
+        if any(cluster.gather(wants_to_stop())):
+            return None
+        count = max(rank_counts[language] for rank_counts in counts) if decoder.in_step else len(cut)
+        with nullcontext() if decoder.in_step else agreement(cluster):
+            nats_sum, kl_nats_sum = score_windows(llm, cut, count=count, base=base)
+        num_tokens = sum(map(len, cut)) - len(cut)
+        scores[language] = TextScore(nats_sum, num_tokens, count_bytes(texts[language]), kl_nats_sum)
+        advance(len(texts[language]))
+    return scores
 
 
 def _decode(decoder: Decoder, batch: Sequence[AudioSample]) -> list[Hypothesis]:

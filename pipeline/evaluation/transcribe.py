@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 from pipeline.evaluation.decoding import Decoded, cut_at_end, stop_at_loops
+from pipeline.evaluation.forgetting import BaseWeights
 from pipeline.model.encoder import FrozenWhisperEncoder
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.speech.batches import SpeechPrompt
@@ -25,7 +26,8 @@ class Transcriber:
     """All that turns waveforms into text.
 
     With `in_step` the model is partitioned, so that each pass is a collective: every rank must decode as many batches as every
-    other, and a rank whose batch has ended goes on until all have (DeepSpeed#8262).
+    other, and a rank whose batch has ended goes on until all have (DeepSpeed#8262). `base_weights` lets the LLM compute what its
+    base does.
     """
 
     model: SpeechLLM
@@ -36,6 +38,7 @@ class Transcriber:
     max_new_tokens: int
     num_beams: int = 1
     in_step: bool = False
+    base_weights: BaseWeights | None = None
 
     def transcribe(self, samples: Sequence[AudioSample]) -> list[str]:
         """The text of each sample, in the order given; decoded longest first, in batches of like length."""

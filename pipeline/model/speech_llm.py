@@ -42,6 +42,8 @@ class SpeechLLM(nn.Module):
         super().__init__()
         self.adaptor = adaptor
         self.llm = llm
+        # what stood where training has changed the LLM, by its own names; None where nobody knows
+        self.base_tensors: dict[str, Tensor] | None = None
 
     def forward(
         self, states_BSE: Tensor, num_states_B: Tensor, prefix_ids_P: Tensor, suffix_ids_Q: Tensor, label_ids_BL: Tensor

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,7 +34,11 @@ def load_trained_model(
     Raises `CheckpointError` where a trained tensor has no place in the model.
     """
     model = SpeechLLM(build_adaptor(shape, seed=0).to(dtype), load_llm(llm, dtype=dtype))
+    before = {name: parameter.data for name, parameter in model.llm.named_parameters()}
     apply_trained(model, trained, lora=lora)
+    changed = [name for name, parameter in model.llm.named_parameters() if parameter.data_ptr() != before[name].data_ptr()]
+    # mapped from the base's files, they cost memory once they are read
+    model.base_tensors = {name: before[name] for name in changed}
     return model.eval().requires_grad_(False)
 
 
@@ -60,3 +66,24 @@ def apply_trained(model: SpeechLLM, trained: Mapping[str, Tensor], *, lora: Lora
                 if after is not parameter:
                     # a parameter mapped from a file must not be written through
                     parameter.data = after.to(parameter.dtype)
+
+
+@contextmanager
+def base_weights(model: SpeechLLM) -> Iterator[None]:
+    """Put the base's tensors in the places that training changed, for as long as the context is open. Nothing is copied but
+    to another device."""
+    assert model.base_tensors is not None, "an export doesn't know its base"
+    parameters = dict(model.llm.named_parameters())
+    trained = {name: parameters[name].data for name in model.base_tensors}
+    try:
+        for name, tensor in model.base_tensors.items():
+            parameters[name].data = tensor.to(trained[name].device)
+        yield
+    finally:
+        for name, tensor in trained.items():
+            parameters[name].data = tensor
+
+
+def find_base(model: SpeechLLM) -> Callable[[], AbstractContextManager[None]] | None:
+    """`base_weights` of `model`, or None where its base isn't known."""
+    return None if model.base_tensors is None else partial(base_weights, model)

@@ -170,6 +170,15 @@ class TrainingEngine:
                 if self._cluster.rank == 0:
                     parameter.data.copy_(value)
 
+    def release_gathered(self) -> None:
+        """Give back every tensor that is still gathered whole; who needs it next gathers it again."""
+        self._engine.empty_partition_cache()
+
+    def model_bytes(self) -> int:
+        """The size of the whole model, unpartitioned, in the dtype that it computes in."""
+        parameters: list[Any] = list(self.model.parameters())
+        return sum(int(parameter.ds_numel) * parameter.dtype.itemsize for parameter in parameters)
+
     def frozen_digests(self) -> dict[str, str]:
         """SHA-256 of every frozen tensor's bytes, each gathered whole; the hashing is shared out over the ranks."""
         mine: dict[str, str] = {}

@@ -15,13 +15,13 @@ from pipeline.cluster import Cluster, agreement
 from pipeline.config import RunConfig
 from pipeline.errors import DataError, TrainingError
 from pipeline.evaluation.evaluate import TestSet, evaluate
-from pipeline.evaluation.transcribe import Transcriber
-from pipeline.model.trained import load_trained_model
 from pipeline.progress import ProgressBar
 from pipeline.speech.loading import BadSample
 from pipeline.speech.stream import SpeechStream, StepData
 from pipeline.training import checkpoint as checkpoints
+from pipeline.training.base_partitions import BasePartitions
 from pipeline.training.engine import MicroBatch, TrainingEngine
+from pipeline.training.measuring import make_transcriber
 from pipeline.training.phases import PhaseClock
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.run_log import RunLog, StepRecord
@@ -70,8 +70,11 @@ class TrainingLoop:
         self._folder = folder
         self._stream = stream
         self._test_set = test_set
+        # before anything is restored
+        reads_text = config.evaluation.decode != "replica" and test_set is not None and bool(config.data.text)
+        self._base = BasePartitions(engine) if reads_text else None
         self._fingerprints = {**fingerprints, "data": stream.fingerprint}
-        self._train_seconds = 0.0
+        self._train_seconds = self._train_seconds_before = 0.0
         self._hint = (0, 0)
         self._num_seen = 0
         self._hours: dict[str, float] = {}
@@ -142,7 +145,7 @@ class TrainingLoop:
             return 0
         checkpoints.restore(self._engine, self._folder.checkpoints / name, self._cluster, num_updates=state["step"])
         self._saved_step = state["step"]
-        self._train_seconds = state["train_seconds"]
+        self._train_seconds = self._train_seconds_before = state["train_seconds"]
         self._hint = (state["hint"][0], state["hint"][1])
         self._num_seen = state["num_seen"]
         self._hours = state["hours_seen"]
@@ -190,6 +193,7 @@ class TrainingLoop:
             )
         phase_seconds = self._phases.take_seconds()
         seconds = sum(phase_seconds.values())
+        self._train_seconds_before = self._train_seconds
         self._train_seconds += seconds
         record = StepRecord(
             step=data.global_step,
@@ -264,6 +268,7 @@ class TrainingLoop:
         """
         cadence = self._config.training
         due = step in (0, cadence.num_steps) or (cadence.evaluate_every_steps and step % cadence.evaluate_every_steps == 0)
+        due = self._has_passed_minutes() or due
         if self._test_set is None or not due:
             return None
         record = self._evaluate(step, self._test_set)
@@ -273,6 +278,14 @@ class TrainingLoop:
             self._log.add_evaluation(record)
         self._keep_if_best(step, record["wer"]["mean_wer"])
         return None
+
+    def _has_passed_minutes(self) -> bool:
+        """Whether the last step crossed a multiple of `evaluate_every_minutes` of training, by rank 0's clock. A collective."""
+        minutes = self._config.training.evaluate_every_minutes
+        if minutes is None:
+            return False
+        now, before = (seconds // (60 * minutes) for seconds in (self._train_seconds, self._train_seconds_before))
+        return bool(self._cluster.broadcast(now > before))
 
     def _keep_if_best(self, step: int, mean_wer: float | None) -> None:
         """Save and mark a checkpoint that is better than all before. A collective."""
@@ -285,22 +298,9 @@ class TrainingLoop:
                 checkpoints.mark_best(self._folder.checkpoints, step=step, mean_wer=mean_wer)
 
     def _evaluate(self, step: int, test_set: TestSet) -> dict[str, Any] | None:
-        """Measure the model as it now is, on a whole replica in each rank; None where a wish to stop cut it short."""
+        """Measure the model as it now is; None where a wish to stop cut it short."""
         self._phases.enter("evaluation")
-        trained = dict(self._engine.gather_trained())
-        dtype = next(self._parts.model.parameters()).dtype
-        replica = load_trained_model(
-            self._config.model.llm, self._parts.adaptor_shape, trained, dtype=dtype, lora=self._parts.lora
-        )
-        transcriber = Transcriber(
-            replica.to(self._engine.device),
-            self._parts.encoder,
-            self._parts.tokenizer,
-            self._parts.prompt,
-            batch_size=self._config.evaluation.batch_size,
-            max_new_tokens=self._config.evaluation.max_new_tokens,
-            num_beams=self._config.evaluation.num_beams,
-        )
+        transcriber = make_transcriber(self._engine, self._parts, self._config, self._cluster, base=self._base)
         path = self._folder.hypotheses / f"step-{step:06d}.jsonl"
         return evaluate(
             transcriber,

@@ -17,7 +17,7 @@ from pipeline.model.encoder import load_encoder
 from pipeline.model.llm import load_tokenizer
 from pipeline.model.lora import LoraShape
 from pipeline.model.speech_llm import SpeechLLM
-from pipeline.model.trained import ADAPTOR_PREFIX, load_trained_model
+from pipeline.model.trained import ADAPTOR_PREFIX, find_base, load_trained_model
 from pipeline.scan.checkpoint import Checkpoint, open_checkpoint
 from pipeline.speech.batches import make_prompt
 from pipeline.training import checkpoint as checkpoints
@@ -194,6 +194,7 @@ def open_transcriber(
         trained = {ADAPTOR_PREFIX + name: tensor for name, tensor in load_file(path / ADAPTOR_FILE).items()}
         llm = str(path)
         model = load_trained_model(llm, parts.adaptor, trained, dtype=parts.torch_dtype)
+        model.base_tensors = None  # what this folder has for a base is what was trained
     elif (path / SPEECH_FILE).exists() or (path / "run.json").exists():
         difference = open_difference(path, step=step, base=base)
         parts, model, llm = difference.parts, difference.load_model(), difference.llm
@@ -208,6 +209,7 @@ def open_transcriber(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
+        base_weights=find_base(model),
     )
 
 

@@ -9,8 +9,14 @@ import torch
 
 from pipeline.errors import DataError
 from pipeline.evaluation import forgetting
-from pipeline.evaluation.forgetting import pool_scores, read_texts, relative_change, score_texts
+from pipeline.evaluation.forgetting import TextScore, pool_scores, read_texts, relative_change, score_texts
+from pipeline.model.adaptor import AdaptorShape
 from pipeline.model.llm import load_llm, load_tokenizer
+from pipeline.model.trained import find_base, load_trained_model
+from tests import tiny
+
+TEXTS = ["turn the red lamp on", "öffne die Tür", "x", "a green door and a kitchen garden"]
+SHAPE = AdaptorShape(tiny.ENCODER_WIDTH, 32, 32, 4, 4, 0.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +61,70 @@ def test_drift_is_a_relative_distance_where_there_is_one():
     assert relative_change(torch.zeros(2), torch.ones(2)) is None
 
 
+@pytest.fixture(scope="module")
+def trained(home):
+    """The base with two of its tensors changed."""
+    base = dict(load_llm(str(home / "llm"), dtype=torch.float32).named_parameters())
+    names = ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"]
+    changes = {f"llm.{name}": base[name].detach() + 0.3 * torch.randn_like(base[name]) for name in names}
+    return load_trained_model(str(home / "llm"), SHAPE, changes, dtype=torch.float32)
+
+
+def test_the_distance_to_the_base_is_that_between_two_models(llm, tokenizer, trained):
+    score = score_texts(trained.llm, tokenizer, TEXTS, base=find_base(trained))
+    expected = 0.0
+    for text in TEXTS:
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            before, after = (model(input_ids=ids).logits[0, :-1].log_softmax(dim=-1) for model in (llm, trained.llm))
+        expected += float(torch.nn.functional.kl_div(after, before, reduction="sum", log_target=True))
+    assert score.kl_nats_sum == pytest.approx(expected, rel=1e-4)
+    assert score.to_json()["kl_nats"] == pytest.approx(expected / score.num_tokens, rel=1e-4)
+    assert score.nats_sum == pytest.approx(score_texts(trained.llm, tokenizer, TEXTS).nats_sum, rel=1e-6)
+
+
+def test_the_trained_tensors_are_back_after_the_base_has_spoken(tokenizer, trained):
+    before = {name: parameter.detach().clone() for name, parameter in trained.llm.named_parameters()}
+    score_texts(trained.llm, tokenizer, TEXTS, base=find_base(trained))
+    assert all(torch.equal(parameter, before[name]) for name, parameter in trained.llm.named_parameters())
+
+
+def test_the_distance_does_not_depend_on_how_many_logits_are_held(tokenizer, trained, monkeypatch):
+    whole = score_texts(trained.llm, tokenizer, TEXTS, base=find_base(trained))
+    monkeypatch.setattr(forgetting, "_HELD_LOGITS_BYTES", 1)
+    assert score_texts(trained.llm, tokenizer, TEXTS, base=find_base(trained)) == whole
+
+
+def test_a_model_of_which_only_the_adaptor_was_trained_is_at_no_distance(home, tokenizer):
+    adaptor = {"adaptor.to_llm.bias": torch.ones(32)}
+    model = load_trained_model(str(home / "llm"), SHAPE, adaptor, dtype=torch.float32)
+    assert score_texts(model.llm, tokenizer, TEXTS, base=find_base(model)).kl_nats_sum == 0
+
+
+def test_the_distance_is_unknown_where_the_base_is(llm, tokenizer):
+    score = score_texts(llm, tokenizer, TEXTS)
+    assert score.to_json()["kl_nats"] is None
+    assert pool_scores([score, TextScore(1.0, 1, 1, 0.5)]).kl_nats_sum is None
+    assert pool_scores([TextScore(2.0, 1, 1, 0.25), TextScore(1.0, 1, 1, 0.5)]).kl_nats_sum == 0.75
+
+
+def test_a_folder_is_read_as_one_text_a_file(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "b.txt").write_text("Zweiter Text\nauf zwei Zeilen\n", encoding="utf-8")
+    (tmp_path / "inner/a.txt").write_text("first\n", encoding="utf-8")
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "notes.md").write_text("no text")
+    assert sorted(read_texts(tmp_path)) == ["Zweiter Text\nauf zwei Zeilen", "first"]
+
+
+def test_text_too_short_to_predict_anything_is_refused(llm, tokenizer):
+    with pytest.raises(DataError, match="two tokens"):
+        score_texts(llm, tokenizer, ["x"]).to_json()
+
+
 def test_a_file_without_text_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
-    for path in (tmp_path / "empty.txt", tmp_path / "missing.txt"):
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "empty.txt", tmp_path / "missing.txt", tmp_path / "folder"):
         with pytest.raises(DataError, match=path.name):
             read_texts(path)

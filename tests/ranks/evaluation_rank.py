@@ -1,0 +1,121 @@
+"""One rank of an evaluation: a few steps of training, then the same tests by replicas and under ZeRO-3; rank 0 leaves them all.
+
+Arguments: the folder of the tiny models, and the file to write.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.cluster import Cluster, start_training_cluster
+from pipeline.config import DatasetConfig, EvaluationConfig, OptimizerConfig, ReadConfig
+from pipeline.evaluation.evaluate import evaluate, open_test_set, read_hypotheses
+from pipeline.evaluation.transcribe import Transcriber
+from pipeline.model.trained import find_base, load_trained_model
+from pipeline.training.base_partitions import BasePartitions
+from pipeline.training.engine import MicroBatch, TrainingEngine
+from tests.parity.steps import build_parts, open_stream
+
+NUM_STEPS = 2
+# (utterances, utterances a batch): several batches a rank, a number that no number of ranks divides, fewer than ranks
+CASES = [(6, 2), (5, 1), (2, 1), (6, 6)]
+
+
+def main(home: Path, output: Path) -> None:
+    torch.set_num_threads(1)
+    cluster = start_training_cluster(timeout_seconds=60)
+    parts = build_parts(home)
+    engine = TrainingEngine(
+        parts.model,
+        cluster=cluster,
+        # the smallest tensors stay whole on every rank, as they do in training
+        deepspeed_config={"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 100}},
+        optimizer=OptimizerConfig(adaptor_learning_rate=2e-2, llm_learning_rate=1e-3),
+        micro_batches_per_rank=-(-3 // cluster.world_size),
+    )
+    base = BasePartitions(engine)
+    results: dict[str, Any] = {"before": _texts(cluster, home, _in_step(engine, parts, base))}
+    _train(engine, parts, cluster, home)
+    shape, trained = parts.model.adaptor.shape, dict(engine.gather_trained())
+    replica = load_trained_model(str(home / "llm"), shape, trained, dtype=torch.float32)
+    deciders = {
+        "replica": Transcriber(
+            replica,
+            parts.encoder,
+            parts.tokenizer,
+            parts.prompt,
+            batch_size=2,
+            max_new_tokens=12,
+            base_weights=find_base(replica),
+        ),
+        "zero3": _in_step(engine, parts, base),
+    }
+    for name, decoder in deciders.items():
+        results[name] = {"texts": _texts(cluster, home, decoder)}
+        for case in CASES:
+            results[name][str(case)] = _hypotheses(cluster, home, output, decoder, *case)
+    # the engine goes on from where it was, and its weights are those that were trained
+    after = dict(engine.gather_trained())
+    assert all(torch.equal(tensor, after[name]) for name, tensor in trained.items())
+    _train(engine, parts, cluster, home)
+    if cluster.rank == 0:
+        output.write_text(json.dumps(results))
+    cluster.barrier()
+
+
+def _in_step(engine: TrainingEngine, parts: Any, base: BasePartitions) -> Transcriber:
+    return Transcriber(
+        engine.model,
+        parts.encoder,
+        parts.tokenizer,
+        parts.prompt,
+        batch_size=2,
+        max_new_tokens=12,
+        in_step=True,
+        base_weights=base.base_weights,
+    )
+
+
+def _train(engine: TrainingEngine, parts: Any, cluster: Cluster, home: Path) -> None:
+    for data in open_stream(home, parts.tokenizer, rank=cluster.rank, world_size=cluster.world_size).steps(0):
+        if data.global_step == NUM_STEPS:
+            break
+        num_tokens = sum(cluster.gather(sum(batch.num_target_tokens for batch in data.batches)))
+        engine.step(
+            [MicroBatch(*parts.encoder(b.log_mel, b.num_frames), label_ids_BL=b.label_ids) for b in data.batches],
+            prefix_ids=parts.prompt.prefix_ids,
+            suffix_ids=parts.prompt.suffix_ids,
+            num_target_tokens=num_tokens,
+            seeds=[0] * len(data.batches),
+        )
+
+
+def _texts(cluster: Cluster, home: Path, decoder: Transcriber) -> Any:
+    text = {"en": str(home / "text.txt"), "de": str(home / "one.txt")}
+    return _evaluate(cluster, home, decoder, EvaluationConfig(max_utterances=1), text, None)["text"]
+
+
+def _hypotheses(cluster: Cluster, home: Path, output: Path, decoder: Transcriber, count: int, batch_size: int) -> Any:
+    path = output.with_suffix(".hypotheses.jsonl")
+    _evaluate(cluster, home, decoder, EvaluationConfig(max_utterances=count, batch_size=batch_size), {}, path)
+    cluster.barrier()
+    return [item.to_json() for item in read_hypotheses(path)]
+
+
+def _evaluate(
+    cluster: Cluster, home: Path, decoder: Transcriber, options: EvaluationConfig, text: dict[str, str], path: Path | None
+) -> dict[str, Any]:
+    speech = [DatasetConfig(shards=str(home / "shards/test/*.tar"))]
+    test_set = open_test_set(speech, text, options, read=ReadConfig(), rank=cluster.rank, world_size=cluster.world_size)
+    record = evaluate(decoder, test_set, cluster=cluster, hypotheses_path=path, step=0, train_seconds=0.0)
+    assert record is not None
+    return record
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -49,7 +49,26 @@ def _summarise_arm(arm: Arm, reference: Arm) -> dict[str, Any]:
             for language in texts
         },
         "mean_drift": spread([fmean(run.drift.values()) if run.drift else 0.0 for run in runs]),
-        "runs": [str(run.path) for run in runs],
+        "runs": [_summarise_run(run) for run in runs],
+    }
+
+
+def _summarise_run(run: RunSummary) -> dict[str, Any]:
+    """One run's place, and its curves: what its evaluations said."""
+    return {
+        "path": str(run.path),
+        "seed": run.seed,
+        "rule": run.record["selection_rule"],
+        "evaluations": [
+            {
+                "step": record["step"],
+                "train_seconds": record["train_seconds"],
+                "mean_wer": record["wer"]["mean_wer"],
+                "wer": {language: report["wer"] for language, report in record["wer"]["languages"].items()},
+                "text": record["text"],
+            }
+            for record in run.evaluations
+        ],
     }
 
 

@@ -61,10 +61,11 @@ def prepare(experiment: Experiment) -> None:
 def _check_same_run(trial: Trial, config: RunConfig, selection: TensorSelection | None) -> None:
     if read_state(trial) == "waiting":
         return
-    folder = RunFolder(trial.run_dir)
-    differing = config_differences(folder.read_config().model_dump(mode="json"), config.model_dump(mode="json"))
-    if folder.read_config().seed != config.seed:
-        differing.append("seed")
+    before, now = RunFolder(trial.run_dir).read_config().model_dump(mode="json"), config.model_dump(mode="json")
+    # the tensors are compared by themselves: a folder that has moved keeps its selection under another path
+    for content in (before, now):
+        content["unfreeze"].pop("selection")
+    differing = config_differences(before, now) + [key for key in ("seed", "unfreeze") if before[key] != now[key]]
     kept = trial.run_dir / "selection.json"
     had = TensorSelection.read(kept).shapes if kept.exists() else {}
     if had != (selection.shapes if selection else {}):

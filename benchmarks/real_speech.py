@@ -1,0 +1,103 @@
+"""The paper's comparison on real speech, at the size that two cores can train: SmolLM2-135M-Instruct and Whisper base.
+
+    python benchmarks/real_speech.py RECORDINGS [--work real_speech] [--output benchmarks/results/real_speech.json]
+
+RECORDINGS has a folder a language with transcripts.tsv (file, tab, text). It is divided by sentence, packed and scanned; then
+`kappaspeech compare benchmarks/experiments/real_speech.yaml` trains the arms, two side by side, a thread each. Interrupted, the
+same command goes on. The record is the comparison's report.json with the machine, the versions and the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pipeline.speech.layouts import find_recordings
+
+REPOSITORY = Path(__file__).parents[1]
+EXPERIMENT = REPOSITORY / "benchmarks/experiments/real_speech.yaml"
+LLM = "models/smollm2-135m-instruct"
+
+
+def prepare(work: Path, recordings: Path) -> None:
+    """Models, texts, the division, shards and the ranking in `work`; what is there already is left."""
+    run(work, "demo", "models", "models")
+    run(work, "demo", "texts", "text")
+    if not (work / "speech").exists():
+        run(work, "demo", "speech", "speech", "--recordings", str(recordings.resolve()))
+    check_division(work / "speech")
+    for part in ("train", "test"):
+        run(work, "pack", f"speech/{part}", f"shards/{part}", "--shard-size", "200")
+    if not (work / "ranking.json").exists():
+        run(work, "scan", LLM, "--output", "ranking.json")
+    link = work / "ds_configs"
+    if not link.exists():
+        link.symlink_to(REPOSITORY / "ds_configs")
+
+
+def check_division(speech: Path) -> None:
+    """Exit where a test sentence occurs in training, however it is written."""
+    said = {
+        part: {(item.language, "".join(filter(str.isalnum, item.transcript.lower()))) for item in find_recordings(speech / part)}
+        for part in ("train", "test")
+    }
+    shared = said["train"] & said["test"]
+    if shared:
+        raise SystemExit(f"{len(shared)} test sentences are in training, as {min(shared)}")
+    print(f"{len(said['train'])} sentences to train on, {len(said['test'])} others to test on", flush=True)
+
+
+def run(work: Path, *words: str) -> None:
+    subprocess.run([sys.executable, "-m", "pipeline", *words], cwd=work, env=environment(), check=True)
+
+
+def environment() -> dict[str, str]:
+    """One thread a process: two arms side by side fill two cores better than two threads fill one arm's."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recordings", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("real_speech"), help="the folder of all that is made")
+    parser.add_argument("--jobs", type=int, default=2, help="arms side by side")
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks/results/real_speech.json")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    prepare(arguments.work, arguments.recordings)
+    began = time.monotonic()
+    command = [sys.executable, "-m", "pipeline", "compare", str(EXPERIMENT), "--jobs", str(arguments.jobs)]
+    done = subprocess.run(command, cwd=arguments.work, env=environment(), check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    first = next((arguments.work / "comparison/runs").glob("*/run.json"))
+    made_by = json.loads(first.read_text(encoding="utf-8"))
+    record = {
+        "command": f"python benchmarks/real_speech.py RECORDINGS --jobs {arguments.jobs}",
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "ranks": 1, "arms side by side": arguments.jobs},
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "git_commit": made_by["git_commit"],
+        "versions": made_by["versions"],
+        "seconds_of_the_last_start": round(time.monotonic() - began),
+        "experiment": EXPERIMENT.read_text(encoding="utf-8"),
+        "run": EXPERIMENT.with_name("real_speech_run.yaml").read_text(encoding="utf-8"),
+        **json.loads((arguments.work / "comparison/report.json").read_text(encoding="utf-8")),
+    }
+    arguments.output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(arguments.output)
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()

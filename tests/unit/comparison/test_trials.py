@@ -1,0 +1,97 @@
+"""An experiment's trials: their numbers, and what each of them unfreezes."""
+
+from __future__ import annotations
+
+import yaml
+
+from pipeline.comparison.experiment import read_experiment, slug
+from pipeline.comparison.trials import make_selection, make_trial_config, prepare, read_state
+from pipeline.scan.ranking import KappaRanking
+from tests import tiny
+
+
+def read(folder, home, **changes):
+    tiny.write_config(folder / "run.yaml", home, folder / "unused")
+    content = {
+        "base": "run.yaml",
+        "output": str(folder / "out"),
+        "ranking": str(home / "ranking.json"),
+        "count": 5,
+        "arms": [
+            {"name": "smallest κ", "select": "smallest"},
+            {"name": "largest κ", "select": "largest"},
+            {"name": "drawn anew", "select": "random"},
+            {"name": "drawn once", "select": "random", "seed": 4},
+            {"name": "adaptor", "select": "adaptor"},
+        ],
+        "seeds": [17, 18],
+        **changes,
+    }
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    return read_experiment(folder / "experiment.yaml")
+
+
+def select_all(experiment, home):
+    ranking = KappaRanking.read(home / "ranking.json")
+    return {trial.name: make_selection(experiment, trial, ranking) for trial in experiment.trials if trial.selection_path}
+
+
+def test_numbers_go_through_all_arms_of_a_seed_before_the_next(home, tmp_path):
+    experiment = read(tmp_path, home)
+    assert [trial.number for trial in experiment.trials] == list(range(10))
+    assert [(trial.arm.name, trial.seed) for trial in experiment.trials[3:7]] == [
+        ("drawn once", 17),
+        ("adaptor", 17),
+        ("smallest κ", 18),
+        ("largest κ", 18),
+    ]
+    alone = read(tmp_path, home, seeds=[])
+    assert [trial.seed for trial in alone.trials] == [alone.base.seed] * 5
+
+
+def test_with_equal_counts_each_arm_has_as_many_tensors(home, tmp_path):
+    chosen = select_all(read(tmp_path, home), home)
+    assert {len(selection.tensors) for selection in chosen.values()} == {5}
+    kappas = [tensor.kappa for tensor in chosen["smallest-kappa-seed17"].tensors]
+    assert max(kappas) <= min(tensor.kappa for tensor in chosen["largest-kappa-seed17"].tensors)
+
+
+def test_with_equal_parameters_each_arm_comes_as_near_as_it_can_to_the_smallest_ones(home, tmp_path):
+    chosen = select_all(read(tmp_path, home, equal="parameters"), home)
+    target = chosen["smallest-kappa-seed17"]
+    assert len(target.tensors) == 5
+    least = min(candidate.num_parameters for candidate in KappaRanking.read(home / "ranking.json").candidates("kappa"))
+    for selection in chosen.values():
+        assert abs(selection.num_parameters - target.num_parameters) <= least, selection.rule
+
+
+def test_a_random_arm_without_a_seed_of_its_own_draws_anew_for_each_training_seed(home, tmp_path):
+    chosen = select_all(read(tmp_path, home), home)
+    names = {name: set(selection.names) for name, selection in chosen.items()}
+    assert names["drawn-anew-seed17"] != names["drawn-anew-seed18"]
+    assert names["drawn-once-seed17"] == names["drawn-once-seed18"]
+    assert names["smallest-kappa-seed17"] == names["smallest-kappa-seed18"]
+
+
+def test_trials_differ_from_the_base_in_place_name_seed_and_selection_alone(home, tmp_path):
+    experiment = read(tmp_path, home)
+    base = experiment.base.model_dump()
+    for trial in experiment.trials:
+        config = make_trial_config(experiment, trial).model_dump()
+        assert {key for key in base if config[key] != base[key]} <= {"run_dir", "arm", "seed", "unfreeze"}
+        assert (config["arm"], config["seed"]) == (trial.arm.name, trial.seed)
+
+
+def test_preparing_twice_writes_the_same_bytes(home, tmp_path):
+    experiment = read(tmp_path, home)
+    prepare(experiment)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert len(before) == 10 + 8
+    prepare(experiment)
+    assert {path: path.read_bytes() for path in before} == before
+    assert {read_state(trial) for trial in experiment.trials} == {"waiting"}
+
+
+def test_a_folder_is_named_after_its_arm():
+    assert slug("smallest κ") == "smallest-kappa"
+    assert slug(" κ-LoRA, r = 8 ") == "kappa-lora-r-8"

@@ -65,6 +65,7 @@ def make_run(
     run.begin(
         config,
         selection=selection,
+        rule=selection.rule if selection else "adaptor only",
         facts={
             "num_trained_parameters": 1_000 + num_llm,
             "num_llm_trained_parameters": num_llm,

@@ -9,11 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.config import Count, RunConfig, read_run_config, read_yaml
+from pipeline.config import Count, LoraConfig, RunConfig, read_run_config, read_yaml
 from pipeline.errors import ConfigError
 
-Select = Literal["smallest", "largest", "random", "adaptor"]
-RANKED: tuple[Select, ...] = ("smallest", "largest", "random")
+Select = Literal["smallest", "largest", "random", "adaptor", "lora", "kappa-lora", "all"]
+# those that take tensors from the ranking, and those that put LoRA on them
+RANKED: tuple[Select, ...] = ("smallest", "largest", "random", "kappa-lora")
+LORA: tuple[Select, ...] = ("lora", "kappa-lora")
 
 
 class _Section(BaseModel):
@@ -23,21 +25,23 @@ class _Section(BaseModel):
 class ArmConfig(_Section):
     """One arm: which tensors of the LLM train, and what it is called in the report.
 
-    `smallest` and `largest` are by κ. `seed` fixes what `random` draws; without it, each training seed draws anew. `adaptor`
-    trains nothing of the LLM.
+    `smallest` and `largest` are by κ. `seed` fixes what `random` draws; without it, each training seed draws anew. `lora` adapts
+    every linear module, `kappa-lora` those of smallest κ. `adaptor` trains nothing of the LLM and `all` all of it.
     """
 
     name: Annotated[str, Field(min_length=1)]
     select: Select
     seed: int | None = None
+    lora: LoraConfig | None = None
 
 
 class ExperimentConfig(_Section):
     """`base` is a run's YAML, looked for beside the experiment's; its `run_dir`, `arm`, `seed` and `unfreeze` are set here.
 
-    Other paths count from the working folder, as a run's do. `equal` count: each arm has `count` tensors; parameters: as many
-    tensors as come nearest to the parameters of the `count` tensors of smallest κ. `seeds` repeat each arm, the same for all;
-    none is the base's own. `ranking` is made in `output` where none is named. `num_ranks` train an arm.
+    Other paths count from the working folder, as a run's do. `equal` count: each arm has `count` tensors; parameters: what comes
+    nearest to the parameters of the `count` tensors of smallest κ, in tensors or in LoRA's rank, of which alpha is then twice.
+    `exclude` are names or globs of tensors that no arm selects. `seeds` repeat each arm, the same for all; none is the base's
+    own. `ranking` is made in `output` where none is named. `num_ranks` train an arm.
     """
 
     base: str
@@ -46,6 +50,7 @@ class ExperimentConfig(_Section):
     ranking: str | None = None
     count: Count | None = None
     equal: Literal["count", "parameters"] = "count"
+    exclude: list[str] = []
     seeds: list[int] = []
     num_ranks: Count = 1
 
@@ -91,6 +96,10 @@ class Experiment:
         return Path(self.config.output)
 
     @property
+    def needs_ranking(self) -> bool:
+        return any(needs_ranking(arm, self.config) for arm in self.config.arms)
+
+    @property
     def ranking_path(self) -> Path:
         return Path(self.config.ranking) if self.config.ranking else self.output / "ranking.json"
 
@@ -119,13 +128,22 @@ def _problems(config: ExperimentConfig, base: RunConfig) -> list[str]:
             problems.append(f"arms.{index}.name: {arm.name!r} would share the folder {slugs[index]!r} with another arm.")
         if arm.seed is not None and arm.select != "random":
             problems.append(f"arms.{index}.seed: only a random selection has one; training seeds are `seeds`.")
-    if config.count is None and any(arm.select in RANKED for arm in config.arms):
+        if arm.lora is not None and arm.select not in LORA:
+            problems.append(f"arms.{index}.lora: only the arms {' and '.join(LORA)} have it.")
+        if arm.lora is not None and config.equal == "parameters" and arm.lora.model_fields_set & {"rank", "alpha"}:
+            problems.append(f"arms.{index}.lora: rank and alpha follow from equal: parameters. Remove them.")
+    if config.count is None and any(needs_ranking(arm, config) for arm in config.arms):
         problems.append("count: missing; it says how many tensors an arm selects.")
     if len(set(config.seeds)) != len(config.seeds):
         problems.append(f"seeds: {config.seeds} names one twice.")
     if not base.data.test:
         problems.append(f"base: {config.base} tests on nothing (data.test), so there would be nothing to compare.")
     return problems
+
+
+def needs_ranking(arm: ArmConfig, config: ExperimentConfig) -> bool:
+    """Whether what an arm trains follows from the ranking: its tensors, or how many parameters they have."""
+    return arm.select in RANKED or (arm.select in LORA and config.equal == "parameters")
 
 
 def slug(name: str) -> str:

@@ -140,7 +140,7 @@ def _last_error(log: Path, start: int) -> str | None:
 def make_ranking(experiment: Experiment) -> None:
     """Scan the base's LLM where the ranking isn't there yet; on all cores. Raises `TrainingError` where the scan fails."""
     path = experiment.ranking_path
-    if path.exists() or not any(trial.selection_path for trial in experiment.trials):
+    if path.exists() or not experiment.needs_ranking:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pipeline", "scan", experiment.base.model.llm, f"--output={path}"]

@@ -19,7 +19,7 @@ _NUM_TICKS = 8
 def draw_map(figure: Any, arms: Sequence[Arm]) -> None:
     """A grid of layers by modules an arm: full where every seed unfreezes the tensor, paler where some do."""
     names = {name for arm in arms for run in arm.runs for name in run.llm_names}
-    chosen = {tensor.name for arm in arms for run in arm.runs for tensor in run.tensors}
+    chosen = {name for arm in arms for run in arm.runs for name in run.trained_names}
     kinds = sorted({module_type(name) for name in chosen if _LAYER.search(name)})
     layers = sorted({_layer(name) for name in names if _LAYER.search(name)})
     grids = figure.subplots(len(arms), 1, squeeze=False, sharex=True)[:, 0]
@@ -32,14 +32,14 @@ def _draw_grid(axes: Any, style: Style, arm: Arm, kinds: Sequence[str], layers: 
     from matplotlib.patches import Rectangle
 
     counts: dict[tuple[int, str], int] = {}
-    outside: dict[str, int] = {}
+    outside: set[str] = set()
     for run in arm.runs:
-        for tensor in run.tensors:
-            if _LAYER.search(tensor.name):
-                place = _layer(tensor.name), module_type(tensor.name)
+        for name in run.trained_names:
+            if _LAYER.search(name):
+                place = _layer(name), module_type(name)
                 counts[place] = counts.get(place, 0) + 1
             else:
-                outside[tensor.name] = outside.get(tensor.name, 0) + 1
+                outside.add(name)
     for column, layer in enumerate(layers):
         for row, kind in enumerate(kinds):
             share = min(counts.get((layer, kind), 0) / len(arm.runs), 1.0)
@@ -58,27 +58,27 @@ def _draw_grid(axes: Any, style: Style, arm: Arm, kinds: Sequence[str], layers: 
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
     more = f" + {', '.join(sorted(outside))}" if outside else ""
-    number = fmean(len(run.tensors) for run in arm.runs)
+    number = fmean(len(run.trained_names) for run in arm.runs)
     # the tensors outside the layers have no place in the grid: they are named
     axes.set_title(f"{arm.name}: {number:.0f} tensors{more}", color=style.colour)
 
 
 def draw_drift(axes: Any, arms: Sequence[Arm]) -> None:
-    """Each trained tensor: how far it has moved against its κ, the mean over the seeds that trained it."""
+    """Each trained tensor: how far it has moved against its κ, the mean over the seeds that trained it.
+
+    κ stands in the selections of all arms; a tensor that is in none of them has no place here.
+    """
+    kappas = {tensor.name: tensor.kappa for arm in arms for run in arm.runs for tensor in run.tensors}
     for number, arm in enumerate(arms):
         style = Style(number, arm.name)
         moved: dict[str, list[float]] = {}
-        kappas: dict[str, float] = {}
         for run in arm.runs:
-            for tensor in run.tensors:
-                if tensor.name in run.drift and math.isfinite(tensor.kappa):
-                    moved.setdefault(tensor.name, []).append(run.drift[tensor.name])
-                    kappas[tensor.name] = tensor.kappa
-        points = [(kappas[name], fmean(values)) for name, values in sorted(moved.items())]
-        points = [(kappa, drift) for kappa, drift in points if drift > 0]
-        if not points:
+            for name, drift in run.drift.items():
+                if drift > 0 and math.isfinite(kappas.get(name, math.inf)):
+                    moved.setdefault(name, []).append(drift)
+        if not moved:
             continue
-        xs, ys = zip(*points, strict=True)
+        xs, ys = zip(*((kappas[name], fmean(values)) for name, values in sorted(moved.items())), strict=True)
         (dots,) = axes.plot(xs, ys, style.marker, color=style.colour, alpha=0.75, markersize=5, markeredgewidth=0, label=arm.name)
         style.mark(dots)
     if not axes.get_lines():

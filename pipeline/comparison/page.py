@@ -163,7 +163,7 @@ def _forgetting(arms: Sequence[Arm]) -> str:
 
 
 def _tensors(arms: Sequence[Arm]) -> str:
-    selecting = [arm for arm in arms if any(run.tensors for run in arm.runs)]
+    selecting = [arm for arm in arms if any(run.trained_names for run in arm.runs)]
     if not selecting:
         return ""
     # every arm keeps its place, so that its colour is its own in all drawings

@@ -40,6 +40,11 @@ class RunSummary:
     llm_names: tuple[str, ...]
 
     @property
+    def trained_names(self) -> tuple[str, ...]:
+        """The LLM's tensors that trained, or that LoRA adapted."""
+        return tuple(tensor.name for tensor in self.tensors) or tuple(sorted(self.drift))
+
+    @property
     def first(self) -> dict[str, Any]:
         """The evaluation before training where there is one, else the earliest."""
         return self.evaluations[0]
@@ -77,6 +82,7 @@ def read_run(path: Path) -> RunSummary:
         raise InputError(f"{path} holds no evaluation. Name test shards in data.test and train again.")
     selection = path / "selection.json"
     tensors = TensorSelection.read(selection).tensors if selection.exists() else ()
+    drift = read_json(path / "drift.json", schema_version=1)["relative_frobenius"]
     frozen = read_json(path / "frozen.json", schema_version=1)["before"]
     llm_names = {name.removeprefix(_LLM_PREFIX) for name in frozen if name.startswith(_LLM_PREFIX)}
     return RunSummary(
@@ -88,9 +94,9 @@ def read_run(path: Path) -> RunSummary:
         read_lines(path / "steps.jsonl"),
         evaluations,
         read_hypotheses(folder.hypotheses / f"step-{evaluations[-1]['step']:06d}.jsonl"),
-        read_json(path / "drift.json", schema_version=1)["relative_frobenius"],
+        drift,
         tensors,
-        tuple(sorted(llm_names | {tensor.name for tensor in tensors})),
+        tuple(sorted({*llm_names, *drift, *(tensor.name for tensor in tensors)})),
     )
 
 

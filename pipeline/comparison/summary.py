@@ -31,7 +31,7 @@ def _summarise_arm(arm: Arm, reference: Arm) -> dict[str, Any]:
         "arm": arm.name,
         "rules": sorted({run.record["selection_rule"] for run in runs}),
         "seeds": list(arm.seeds),
-        "num_tensors": spread([len(run.tensors) for run in runs]),
+        "num_tensors": spread([len(run.trained_names) for run in runs]),
         "num_trained_parameters": spread([run.record["num_trained_parameters"] for run in runs]),
         "num_llm_trained_parameters": spread([run.record["num_llm_trained_parameters"] for run in runs]),
         "step": runs[0].last["step"],

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import yaml
 
 from pipeline.artefacts import write_text
-from pipeline.comparison.experiment import Experiment, Trial
+from pipeline.comparison.experiment import LORA, Experiment, Trial
 from pipeline.comparison.runs import config_differences
-from pipeline.config import RunConfig
+from pipeline.config import LoraConfig, RunConfig
 from pipeline.errors import InputError
+from pipeline.model.llm import load_llm
+from pipeline.model.lora import linear_tensors
 from pipeline.scan.ranking import KappaRanking
 from pipeline.selection import Order, TensorSelection, select
 from pipeline.training.run_folder import RunFolder
@@ -18,26 +21,53 @@ from pipeline.training.run_folder import RunFolder
 State = Literal["waiting", "running", "resumable", "failed", "finished"]
 
 
-def make_trial_config(experiment: Experiment, trial: Trial) -> RunConfig:
-    """The base run with this trial's place, name, seed and selection."""
+def make_trial_config(experiment: Experiment, trial: Trial, ranking: KappaRanking | None) -> RunConfig:
+    """The base run with this trial's place, name, seed and what it unfreezes."""
     content = experiment.base.model_dump()
-    content |= {"run_dir": str(trial.run_dir), "arm": trial.arm.name, "seed": trial.seed, "unfreeze": _unfreeze(trial)}
+    options = _unfreeze(experiment, trial, ranking)
+    content |= {"run_dir": str(trial.run_dir), "arm": trial.arm.name, "seed": trial.seed, "unfreeze": options}
     return RunConfig.model_validate(content)
 
 
-def _unfreeze(trial: Trial) -> dict[str, Any]:
-    return {"selection": str(trial.selection_path) if trial.selection_path else None}
+def _unfreeze(experiment: Experiment, trial: Trial, ranking: KappaRanking | None) -> dict[str, Any]:
+    selection = str(trial.selection_path) if trial.selection_path else None
+    if trial.arm.select in LORA:
+        return {"mode": "lora", "selection": selection, "lora": _make_lora(experiment, trial, ranking).model_dump()}
+    mode = trial.arm.select if trial.arm.select in ("adaptor", "all") else "selection"
+    return {"mode": mode, "selection": selection}
+
+
+def _make_lora(experiment: Experiment, trial: Trial, ranking: KappaRanking | None) -> LoraConfig:
+    """The arm's LoRA, of the rank that comes nearest to the budget where parameters are to be equal."""
+    given = trial.arm.lora or LoraConfig()
+    if experiment.config.equal == "count":
+        return given
+    assert ranking is not None
+    if trial.selection_path:
+        shapes = list(make_selection(experiment, trial, ranking).shapes.values())
+    else:
+        llm = load_llm(experiment.base.model.llm, dtype=None)
+        shapes = [tuple(llm.get_parameter(name).shape) for name in linear_tensors(llm)]
+    # a pair of factors has rank · (m + n) parameters, and as many for each of fused experts
+    of_rank_one = sum(math.prod(shape[:-2]) * (shape[-2] + shape[-1]) for shape in shapes)
+    rank = max(1, round(_budget(experiment, ranking).num_parameters / of_rank_one))
+    return given.model_copy(update={"rank": rank, "alpha": 2.0 * rank})
 
 
 def make_selection(experiment: Experiment, trial: Trial, ranking: KappaRanking) -> TensorSelection:
-    """The tensors that `trial` trains. Raises `SelectionError` where the ranking has too few."""
-    count = experiment.config.count
-    orders: dict[str, Order] = {"smallest": "smallest", "largest": "largest", "random": "random"}
-    order = orders[trial.arm.select]
+    """The tensors that `trial` trains or adapts. Raises `SelectionError` where the ranking has too few."""
+    config = experiment.config
+    orders: dict[str, Order] = {"largest": "largest", "random": "random"}
+    order = orders.get(trial.arm.select, "smallest")
     seed = trial.seed if trial.arm.seed is None else trial.arm.seed
-    if experiment.config.equal == "count" or order == "smallest":
-        return select(ranking, order=order, seed=seed, count=count)
-    return select(ranking, order=order, seed=seed, match=select(ranking, count=count))
+    if config.equal == "count" or order == "smallest":
+        return select(ranking, order=order, seed=seed, count=config.count, exclude=config.exclude)
+    return select(ranking, order=order, seed=seed, match=_budget(experiment, ranking), exclude=config.exclude)
+
+
+def _budget(experiment: Experiment, ranking: KappaRanking) -> TensorSelection:
+    """Whose parameters all arms are to have: the `count` tensors of smallest κ."""
+    return select(ranking, count=experiment.config.count, exclude=experiment.config.exclude)
 
 
 def prepare(experiment: Experiment) -> None:
@@ -45,10 +75,10 @@ def prepare(experiment: Experiment) -> None:
 
     Raises `InputError` where a run folder holds a run of another configuration or selection, before anything is written.
     """
-    ranking = KappaRanking.read(experiment.ranking_path) if any(trial.selection_path for trial in experiment.trials) else None
+    ranking = KappaRanking.read(experiment.ranking_path) if experiment.needs_ranking else None
     prepared = []
     for trial in experiment.trials:
-        config = make_trial_config(experiment, trial)
+        config = make_trial_config(experiment, trial, ranking)
         selection = make_selection(experiment, trial, ranking) if ranking and trial.selection_path else None
         _check_same_run(trial, config, selection)
         prepared.append((trial, config, selection))

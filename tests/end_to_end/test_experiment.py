@@ -147,6 +147,8 @@ def test_an_interrupted_arm_goes_on_and_is_trained_by_one_process_alone(home, tm
         ({"arms": [{"name": "Å", "select": "adaptor"}]}, "no letter or digit"),
         ({"arms": [*ARMS, {"name": "Largest-K", "select": "largest"}, {"name": "LARGEST K", "select": "random"}]}, "largest-k"),
         ({"arms": [{"name": "a", "select": "largest", "seed": 3}]}, "arms.0.seed"),
+        ({"arms": [{"name": "a", "select": "all", "lora": {"rank": 4}}]}, "arms.0.lora"),
+        ({"arms": [{"name": "a", "select": "lora", "lora": {"rank": 4}}], "equal": "parameters"}, "Remove them"),
         ({"count": None}, "count: missing"),
         ({"seeds": [3, 3]}, "twice"),
         ({"sedes": [3]}, "did you mean 'seeds'"),

@@ -30,7 +30,7 @@ ARROWS = {
     "model": set(),
     "evaluation": {"config", "cluster", "model", "speech"},
     "training": {"config", "cluster", "selection", "scan", "model", "speech", "evaluation"},
-    "comparison": {"config", "selection", "scan", "evaluation", "training"},
+    "comparison": {"config", "selection", "scan", "model", "evaluation", "training"},
     "launching": {"training"},
     "demo": {"speech"},
     "commands": {

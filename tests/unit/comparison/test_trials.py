@@ -6,7 +6,9 @@ import yaml
 
 from pipeline.comparison.experiment import read_experiment, slug
 from pipeline.comparison.trials import make_selection, make_trial_config, prepare, read_state
+from pipeline.model.llm import load_llm
 from pipeline.scan.ranking import KappaRanking
+from pipeline.training.parts import mark_trained
 from tests import tiny
 
 
@@ -23,6 +25,9 @@ def read(folder, home, **changes):
             {"name": "drawn anew", "select": "random"},
             {"name": "drawn once", "select": "random", "seed": 4},
             {"name": "adaptor", "select": "adaptor"},
+            {"name": "LoRA", "select": "lora"},
+            {"name": "κ-LoRA", "select": "kappa-lora"},
+            {"name": "all", "select": "all"},
         ],
         "seeds": [17, 18],
         **changes,
@@ -38,15 +43,15 @@ def select_all(experiment, home):
 
 def test_numbers_go_through_all_arms_of_a_seed_before_the_next(home, tmp_path):
     experiment = read(tmp_path, home)
-    assert [trial.number for trial in experiment.trials] == list(range(10))
-    assert [(trial.arm.name, trial.seed) for trial in experiment.trials[3:7]] == [
-        ("drawn once", 17),
-        ("adaptor", 17),
+    assert [trial.number for trial in experiment.trials] == list(range(16))
+    assert [(trial.arm.name, trial.seed) for trial in experiment.trials[6:10]] == [
+        ("κ-LoRA", 17),
+        ("all", 17),
         ("smallest κ", 18),
         ("largest κ", 18),
     ]
     alone = read(tmp_path, home, seeds=[])
-    assert [trial.seed for trial in alone.trials] == [alone.base.seed] * 5
+    assert [trial.seed for trial in alone.trials] == [alone.base.seed] * 8
 
 
 def test_with_equal_counts_each_arm_has_as_many_tensors(home, tmp_path):
@@ -73,11 +78,36 @@ def test_a_random_arm_without_a_seed_of_its_own_draws_anew_for_each_training_see
     assert names["smallest-kappa-seed17"] == names["smallest-kappa-seed18"]
 
 
+def test_lora_has_its_rank_from_the_arm_or_from_the_budget(home, tmp_path):
+    ranking = KappaRanking.read(home / "ranking.json")
+
+    def count(experiment) -> dict[str, tuple[int, int]]:
+        """LoRA's parameters by arm, on the model itself, and its rank."""
+        counted = {}
+        for trial in experiment.trials[5:7]:
+            options = make_trial_config(experiment, trial, ranking).unfreeze
+            chosen = make_selection(experiment, trial, ranking) if options.selection else None
+            llm = load_llm(str(home / "llm"), dtype=None)
+            mark_trained(llm, options, chosen, seed=0)
+            counted[trial.arm.name] = (sum(p.numel() for p in llm.parameters() if p.requires_grad), options.lora.rank)
+        return counted
+
+    # an embedding takes no LoRA
+    exclude = ["*embed_tokens*"]
+    assert {rank for _, rank in count(read(tmp_path, home, exclude=exclude)).values()} == {16}
+    equal = read(tmp_path, home, exclude=exclude, equal="parameters", count=9)
+    budget = select_all(equal, home)["smallest-kappa-seed17"].num_parameters
+    for parameters, rank in count(equal).values():
+        assert rank > 1
+        # half a rank is how near whole ranks always come
+        assert abs(parameters - budget) <= parameters / rank / 2
+
+
 def test_trials_differ_from_the_base_in_place_name_seed_and_selection_alone(home, tmp_path):
     experiment = read(tmp_path, home)
     base = experiment.base.model_dump()
     for trial in experiment.trials:
-        config = make_trial_config(experiment, trial).model_dump()
+        config = make_trial_config(experiment, trial, KappaRanking.read(home / "ranking.json")).model_dump()
         assert {key for key in base if config[key] != base[key]} <= {"run_dir", "arm", "seed", "unfreeze"}
         assert (config["arm"], config["seed"]) == (trial.arm.name, trial.seed)
 
@@ -86,7 +116,7 @@ def test_preparing_twice_writes_the_same_bytes(home, tmp_path):
     experiment = read(tmp_path, home)
     prepare(experiment)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert len(before) == 10 + 8
+    assert len(before) == 16 + 10
     prepare(experiment)
     assert {path: path.read_bytes() for path in before} == before
     assert {read_state(trial) for trial in experiment.trials} == {"waiting"}
@@ -95,3 +125,10 @@ def test_preparing_twice_writes_the_same_bytes(home, tmp_path):
 def test_a_folder_is_named_after_its_arm():
     assert slug("smallest κ") == "smallest-kappa"
     assert slug(" κ-LoRA, r = 8 ") == "kappa-lora-r-8"
+
+
+def test_what_is_excluded_is_in_no_selection(home, tmp_path):
+    chosen = select_all(read(tmp_path, home, count=10, exclude=["*embed_tokens*", "lm_head.weight"]), home)
+    names = {name for selection in chosen.values() for name in selection.names}
+    assert names
+    assert not any("embed" in name or "head" in name for name in names)

@@ -115,6 +115,8 @@ class TorchCluster:
             dist.init_process_group("gloo", init_method="env://", timeout=timeout, rank=launch.rank, world_size=launch.world_size)
         self._dist = dist
         self._group = dist.new_group(backend="gloo", timeout=timeout)
+        # heartbeats come from a thread of their own, and one client answers one call at a time
+        self._post_store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.local_rank = launch.local_rank
@@ -137,13 +139,14 @@ class TorchCluster:
         return int(store.add(f"kappaspeech/{queue}", 1)) - 1
 
     def post(self, text: str) -> None:
-        self._dist.distributed_c10d._get_default_store().set(f"kappaspeech/post/{self.rank}", text)
+        self._post_store.set(f"kappaspeech/post/{self.rank}", text)
 
     def read_posts(self) -> list[str]:
-        store = self._dist.distributed_c10d._get_default_store()
         keys = [f"kappaspeech/post/{rank}" for rank in range(self.world_size)]
-        # `get` would wait for a rank that hasn't posted
-        return [store.get(key).decode() if store.check([key]) else "" for key in keys]
+        # what isn't there yet would be waited for
+        if self._post_store.check(keys):
+            return [post.decode() for post in self._post_store.multi_get(keys)]
+        return [self._post_store.get(key).decode() if self._post_store.check([key]) else "" for key in keys]
 
     def move(self, array: FloatArray | None, *, source: int, target: int) -> FloatArray | None:
         if source == target or self.rank not in (source, target):
@@ -226,6 +229,33 @@ def _choose_gpu(launch: Launch, num_visible: int) -> int:
     return 0 if num_visible == 1 else launch.local_rank
 
 
+_AGREED = "_known_to_all_ranks"
+# Parts of what gloo, NCCL, their store, MPI and this project say when another rank has gone away in a collective.
+_BROKEN_COLLECTIVE_WORDS = (
+    "gloo",
+    "nccl",
+    "connect",
+    "timed out",
+    "timeout",
+    "process group",
+    "store",
+    "mpi_",
+    "a rank ended",
+    "is gone",
+)
+
+
+def is_broken_collective(error: BaseException) -> bool:
+    """Whether an error tells of another rank's end and not of a fault here. Libraries have no type for it."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _BROKEN_COLLECTIVE_WORDS)
+
+
+def is_agreed(error: BaseException) -> bool:
+    """Whether an `agreement` raised this error, so that every rank knows of it."""
+    return getattr(error, _AGREED, False)
+
+
 @contextlib.contextmanager
 def agreement(cluster: Cluster) -> Iterator[None]:
     """Run a block that may fail on some ranks; where it did, raise on every rank after it.
@@ -245,5 +275,6 @@ def agreement(cluster: Cluster) -> Iterator[None]:
     for rank, other in enumerate(cluster.gather(status)):
         if other is not None:
             if failure is not None and rank == cluster.rank:
+                setattr(failure, _AGREED, True)
                 raise failure
-            raise RankFailure(rank, other[0], exit_code=other[1], host=other[2]) from failure
+            raise RankFailure(rank, other[0], exit_code=other[1], host=other[2], is_told=True) from failure

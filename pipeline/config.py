@@ -178,6 +178,9 @@ class TrainingConfig(_Section):
     """Length and cadence, in optimizer steps. 0 evaluates or saves at the end alone.
 
     The newest `keep_checkpoints` are kept, and with `keep_best` the one of lowest mean WER, which is saved when it is measured.
+    Once no rank has got on for `stall_seconds`, all end and say where each one stood: by default a little after a remote
+    read has been given up, and half of what a collective waits. With `stop_without_launcher` ranks save and end once the
+    process that started them is gone; switch it off where that one needn't stay.
     """
 
     num_steps: Count
@@ -188,6 +191,8 @@ class TrainingConfig(_Section):
     keep_best: bool = True
     time_budget_seconds: Positive | None = None
     collective_timeout_seconds: Positive = 600.0
+    stall_seconds: Positive = 300.0
+    stop_without_launcher: bool = True
     activation_checkpointing: bool = False
     num_threads: Count | None = None
 

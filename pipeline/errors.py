@@ -43,9 +43,13 @@ class TrainingError(KappaSpeechError):
 
 
 class RankFailure(KappaSpeechError):
-    """Raised on every rank when one of them failed, so that none waits in a collective."""
+    """Raised on every rank when one of them failed, so that none waits in a collective.
 
-    def __init__(self, rank: int, cause: str, *, exit_code: int = 1, host: str | None = None) -> None:
+    `is_told`: the rank that failed has told the cause itself, and not the others for it.
+    """
+
+    def __init__(self, rank: int, cause: str, *, exit_code: int = 1, host: str | None = None, is_told: bool = False) -> None:
         super().__init__(f"rank {rank}{f' on {host}' if host else ''} failed: {cause}")
         self.rank = rank
+        self.is_told = is_told
         self.exit_code = exit_code

@@ -39,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = app(given, standalone_mode=False)
     except RankFailure as error:
-        # the rank that failed has said so itself; rank 0 says it again, for it may be on another host
-        if os.environ.get("RANK", "0") == "0":
+        # a rank that could has said so itself; rank 0 says it again, for it may be on another host
+        speaker = "1" if error.rank == 0 and not error.is_told else "0"
+        if os.environ.get("RANK", "0") == speaker:
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KappaSpeechError as error:

@@ -54,11 +54,13 @@ def train(
 
 
 def _train_here(settings: Any) -> int:
+    # torch would tell of every lost connection with a C++ stack; who is gone, and why, is told in words
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from pipeline.launching.reports import write_report
     from pipeline.training.run import train as run_training
 
     try:
-        outcome = run_training(settings)
+        outcome = run_training(settings, on_fatal=lambda failure: write_report(Path(settings.run_dir), failure))
     except BaseException as error:
         write_report(Path(settings.run_dir), error)
         raise

@@ -20,12 +20,12 @@ import numpy as np
 
 from pipeline.cluster import Cluster, SingleProcess, agreement
 from pipeline.errors import ScanError
+from pipeline.liveness import Watch
 from pipeline.progress import ProgressBar
 from pipeline.scan.algebra import Algebra
 from pipeline.scan.checkpoint import Checkpoint
 from pipeline.scan.dtypes import FLOATS, FloatArray
 from pipeline.scan.journal import Journal
-from pipeline.scan.liveness import Watch
 from pipeline.scan.matrices import MatrixRef, SkippedTensor, StoredMatrix, list_matrices
 from pipeline.scan.partition import Task, assign, blocking_seconds, finishing_cost, plan
 from pipeline.scan.ranking import KappaRanking, RankedMatrix

@@ -51,10 +51,20 @@ class _Content:
         return torch.float32.itemsize * sum(int(torch.Size(shape).numel()) for shape in self.shapes.values())
 
 
-def save(engine: TrainingEngine, cluster: Cluster, folder: Path, *, step: int, state: Mapping[str, Any], keep: int) -> Path:
+def save(
+    engine: TrainingEngine,
+    cluster: Cluster,
+    folder: Path,
+    *,
+    step: int,
+    state: Mapping[str, Any],
+    keep: int,
+    on_progress: Callable[[], None] = lambda: None,
+) -> Path:
     """Write `folder`/step-NNNNNN, then remove all but the newest `keep` and the one marked as best. A collective.
 
-    `state` is JSON. Raises `TrainingError` on every rank where rank 0 can't write; older checkpoints are untouched then.
+    `state` is JSON; `on_progress` is called after each tensor. Raises `TrainingError` on every rank where rank 0 can't write;
+    older checkpoints are untouched then.
     """
     target = folder / f"step-{step:06d}"
     temporary = folder / f".{target.name}.tmp"
@@ -65,7 +75,7 @@ def save(engine: TrainingEngine, cluster: Cluster, folder: Path, *, step: int, s
             _check_space(folder, sum(content.num_bytes for content in contents))
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-    files = {content.name: _write_all(cluster, temporary / content.name, content) for content in contents}
+    files = {content.name: _write_all(cluster, temporary / content.name, content, on_progress) for content in contents}
     with agreement(cluster), _explaining(target):
         if writer:
             write_json(temporary / STATE_FILE, {"schema_version": SCHEMA_VERSION, "step": step, **state, "files": files})
@@ -107,7 +117,7 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _write_all(cluster: Cluster, path: Path, content: _Content) -> dict[str, int]:
+def _write_all(cluster: Cluster, path: Path, content: _Content, on_progress: Callable[[], None]) -> dict[str, int]:
     """Rank 0 writes what all ranks gather; how many bytes, and their checksum, as rank 0 knows them.
 
     A write that fails must not keep rank 0 from the gathers still to come.
@@ -125,6 +135,7 @@ def _write_all(cluster: Cluster, path: Path, content: _Content) -> dict[str, int
                 checksum = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, checksum)
             except OSError as error:
                 failure = error
+        on_progress()
     with agreement(cluster), _explaining(path.parent):
         if file is not None:
             try:

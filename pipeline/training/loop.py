@@ -15,6 +15,7 @@ from pipeline.cluster import Cluster, agreement
 from pipeline.config import RunConfig
 from pipeline.errors import DataError, TrainingError
 from pipeline.evaluation.evaluate import TestSet, evaluate
+from pipeline.liveness import Watch
 from pipeline.progress import ProgressBar
 from pipeline.speech.loading import BadSample
 from pipeline.speech.stream import SpeechStream, StepData
@@ -56,6 +57,8 @@ class TrainingLoop:
         cluster: Cluster,
         engine: TrainingEngine,
         phases: PhaseClock,
+        stop: StopRequest,
+        watch: Watch,
         parts: Parts,
         folder: RunFolder,
         fingerprints: Mapping[str, str],
@@ -81,7 +84,8 @@ class TrainingLoop:
         self._bad: dict[str, BadSample] = {}
         self._log: RunLog | None = None
         self._saved_step = 0
-        self._stop = StopRequest(folder.path, budget_seconds=config.training.time_budget_seconds)
+        self._stop = stop
+        self._watch = watch
 
     def run(self) -> Outcome:
         """Train to `num_steps`, or until all ranks agree to stop early. A collective."""
@@ -103,6 +107,7 @@ class TrainingLoop:
             reason = None if step in evaluated else self._evaluate_if_due(step)
             steps = self._stream.steps(step, hint=self._hint)
             while step < total and reason is None:
+                self._watch.check()
                 self._phases.begin_step(step)
                 self._phases.take_seconds()
                 self._phases.enter("data")
@@ -121,6 +126,7 @@ class TrainingLoop:
                 reason = self._keep_cadence(step)
             steps.close()
             self._save(step)
+            self._phases.end_steps()
         if reason is None:
             return Outcome("finished", step, None, str(self._folder.path))
         with agreement(self._cluster):
@@ -132,6 +138,12 @@ class TrainingLoop:
         """The reason, if any rank has one, to stop here; the same on all. A collective."""
         wishes = self._cluster.gather(self._stop.reason())
         return next((f"{why} on rank {rank}" for rank, why in enumerate(wishes) if why), None)
+
+    def _wants_to_stop(self) -> bool:
+        """In the middle of what ranks do without each other: a sign of life, and whether any rank wishes to stop."""
+        self._phases.tick()
+        self._watch.check()
+        return self._stop.reason() is not None or any(post.get("wish") for post in self._watch.posts)
 
     def _resume(self) -> int:
         """The step to go on with: that of the last checkpoint, restored; else 0."""
@@ -258,7 +270,15 @@ class TrainingLoop:
             "bad_samples": [asdict(item) for item in self._bad.values()],
         }
         keep = self._config.training.keep_checkpoints
-        checkpoints.save(self._engine, self._cluster, self._folder.checkpoints, step=step, state=state, keep=keep)
+        checkpoints.save(
+            self._engine,
+            self._cluster,
+            self._folder.checkpoints,
+            step=step,
+            state=state,
+            keep=keep,
+            on_progress=self._phases.tick,
+        )
         self._saved_step = step
 
     def _evaluate_if_due(self, step: int) -> str | None:
@@ -309,7 +329,7 @@ class TrainingLoop:
             hypotheses_path=path,
             step=step,
             train_seconds=self._train_seconds,
-            wants_to_stop=lambda: self._stop.reason() is not None,
+            wants_to_stop=self._wants_to_stop,
         )
 
 

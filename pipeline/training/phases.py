@@ -29,6 +29,9 @@ class PhaseClock:
 
     def __init__(self) -> None:
         self._seconds: dict[Phase, float] = {}
+        # how many phases have begun, by which ranks can be told apart that do the same things in the same order; and signs of
+        # life within phases
+        self.num_turns = self.num_ticks = 0
         self.mark = PhaseMark("rest", time.monotonic())
 
     def enter(self, phase: Phase) -> None:
@@ -43,6 +46,14 @@ class PhaseClock:
         """Name this rank's samples of the step; the phase goes on."""
         self.mark = PhaseMark(self.mark.phase, self.mark.began_seconds, self.mark.step, tuple(keys))
 
+    def tick(self) -> None:
+        """A long phase has got on."""
+        self.num_ticks += 1
+
+    def end_steps(self) -> None:
+        """What comes now belongs to no step."""
+        self._turn(PhaseMark("rest", time.monotonic()))
+
     def take_seconds(self) -> dict[Phase, float]:
         """Seconds in each phase since the last call, the current one's part included; together, all of that time."""
         self.enter(self.mark.phase)
@@ -51,4 +62,5 @@ class PhaseClock:
 
     def _turn(self, mark: PhaseMark) -> None:
         old, self.mark = self.mark, mark
+        self.num_turns += 1
         self._seconds[old.phase] = self._seconds.get(old.phase, 0.0) + mark.began_seconds - old.began_seconds

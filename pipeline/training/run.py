@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,22 +13,65 @@ import torch
 from pipeline.artefacts import digest_json
 from pipeline.cluster import Cluster, agreement, start_training_cluster
 from pipeline.config import RunConfig, read_deepspeed_config
+from pipeline.errors import RankFailure
 from pipeline.evaluation.evaluate import read_test_set
+from pipeline.liveness import Watch, voice
+from pipeline.rendezvous import find_launch
 from pipeline.speech.schedule import BatchBudget
 from pipeline.speech.stream import SpeechStream, make_datasets, make_stream_options
 from pipeline.training.engine import TrainingEngine, compute_dtype
 from pipeline.training.hosts import check_alike, software, warn_of_clocks
+from pipeline.training.launcher import Launcher
 from pipeline.training.loop import Outcome, TrainingLoop
 from pipeline.training.parts import Parts, digest_trained, load_parts, lora_to_record
 from pipeline.training.phases import PhaseClock
 from pipeline.training.proof import digest_encoder, digest_frozen, digest_start, prove_frozen, write_drift
 from pipeline.training.run_folder import RunFolder
-from pipeline.training.stopping import refuse_old_stop_file
+from pipeline.training.stalls import watch_training
+from pipeline.training.stopping import StopRequest, refuse_old_stop_file
+
+_LAST_WORDS_SECONDS = 5.0
 
 
-def train(config: RunConfig) -> Outcome:
-    """Train as `config` says, resuming from the run folder's last checkpoint where it has one. A collective of all ranks."""
-    cluster = start_training_cluster(timeout_seconds=config.training.collective_timeout_seconds)
+def train(config: RunConfig, *, on_fatal: Callable[[RankFailure], None] = lambda _failure: None) -> Outcome:
+    """Train as `config` says, resuming from the run folder's last checkpoint where it has one. A collective of all ranks.
+
+    `on_fatal` is told of what ends a process that is stuck, in place of an error raised.
+    """
+    options = config.training
+    cluster = start_training_cluster(timeout_seconds=options.collective_timeout_seconds)
+    phases, folder = PhaseClock(), RunFolder(Path(config.run_dir))
+    launched = find_launch(os.environ).launcher != "none"
+    stop = StopRequest(
+        folder.path,
+        budget_seconds=options.time_budget_seconds,
+        launcher=Launcher() if launched and options.stop_without_launcher else None,
+    )
+
+    def end(failure: RankFailure) -> None:
+        if cluster.rank == voice(failure):
+            # a file system that hangs may be the very cause
+            writer = threading.Thread(target=folder.fail, args=(str(failure),), daemon=True)
+            writer.start()
+            writer.join(_LAST_WORDS_SECONDS)
+        on_fatal(failure)
+
+    watch = watch_training(cluster, phases, stall_seconds=options.stall_seconds, wish=lambda: stop.known_reason, on_fatal=end)
+    try:
+        # outside of the watch it is known which rank was the cause
+        with watch:
+            outcome = _train(config, cluster, phases=phases, folder=folder, stop=stop, watch=watch)
+    except Exception as error:
+        if cluster.rank == (voice(error) if isinstance(error, RankFailure) else 0):
+            folder.fail(str(error))
+        raise
+    cluster.close()
+    return outcome
+
+
+def _train(
+    config: RunConfig, cluster: Cluster, *, phases: PhaseClock, folder: RunFolder, stop: StopRequest, watch: Watch
+) -> Outcome:
     check_alike(cluster, software(), remedy="Install the same on all hosts.")
     warn_of_clocks(cluster)
     with agreement(cluster):
@@ -45,7 +90,6 @@ def train(config: RunConfig) -> Outcome:
     check_alike(cluster, _inputs(parts, stream), remedy="Copy it from one place to all hosts, or share it.")
     before = digest_frozen(parts, cluster)
     initial = digest_start(parts)
-    folder = RunFolder(Path(config.run_dir))
     fingerprints = {
         "base model": parts.base_digest,
         "frozen tensors": digest_json(before),
@@ -54,7 +98,6 @@ def train(config: RunConfig) -> Outcome:
     }
     num_adaptor = sum(p.numel() for p in parts.model.adaptor.parameters())
     num_llm = sum(p.numel() for p in parts.model.llm.parameters() if p.requires_grad)
-    phases = PhaseClock()
     engine = TrainingEngine(
         parts.model,
         cluster=cluster,
@@ -69,6 +112,8 @@ def train(config: RunConfig) -> Outcome:
         cluster=cluster,
         engine=engine,
         phases=phases,
+        stop=stop,
+        watch=watch,
         parts=parts,
         folder=folder,
         fingerprints=fingerprints,
@@ -95,19 +140,13 @@ def train(config: RunConfig) -> Outcome:
                     "world_size": cluster.world_size,
                 },
             )
-    try:
-        outcome = loop.run()
-        prove_frozen(engine, parts, cluster, folder, before)
-    except Exception:
-        if cluster.rank == 0:
-            folder.end("failed")
-        raise
+    outcome = loop.run()
+    prove_frozen(engine, parts, cluster, folder, before)
     write_drift(engine, parts, config, cluster, folder)
     with agreement(cluster):
         if cluster.rank == 0:
             folder.end(outcome.status, step=outcome.step, reason=outcome.reason)
     engine.close()
-    cluster.close()
     return outcome
 
 

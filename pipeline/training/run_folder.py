@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ SCHEMA_VERSION = 1
 _PACKAGES = ("kappaspeech", "torch", "deepspeed", "transformers", "openai-whisper", "webdataset", "numpy")
 # Where a run lies and what it is called don't change what it computes.
 _NAMING_KEYS = {"run_dir", "arm"}
+_log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -56,6 +58,14 @@ class RunFolder:
         """Record how the run ended: «finished» is the marker of success, whatever a launcher's exit code says."""
         record = read_json(self.path / "run.json", schema_version=SCHEMA_VERSION)
         write_json(self.path / "run.json", {**record, "status": status, **facts})
+
+    def fail(self, reason: str) -> None:
+        """Record that the run has failed, where it had begun; a disk that can't take even that is told of, and hides no cause."""
+        try:
+            if (self.path / "run.json").exists():
+                self.end("failed", reason=reason)
+        except (OSError, InputError) as error:
+            _log.warning("%s can't be brought up to date: %s", self.path / "run.json", error)
 
     def write_frozen(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
         """Write `frozen.json`. Raises `TrainingError` naming the tensors whose bytes changed."""

@@ -1,4 +1,4 @@
-"""Wishes to stop, from signals, a file or a time budget; the ranks agree on them between steps."""
+"""Wishes to stop, from signals, a file, a time budget or a launcher that is gone; the ranks agree on them between steps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from pipeline.errors import ConfigError
+from pipeline.training.launcher import Launcher
 
 STOP_FILE_NAME = "STOP"
 # SIGUSR1 is what SLURM sends ahead of a time limit, SIGTERM what ends a job, SIGINT is Ctrl-C.
@@ -17,10 +18,12 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class StopRequest:
     """Why this rank wishes to stop, if it does. Handlers are installed for as long as the context is open."""
 
-    def __init__(self, run_dir: Path, *, budget_seconds: float | None = None) -> None:
+    def __init__(self, run_dir: Path, *, budget_seconds: float | None = None, launcher: Launcher | None = None) -> None:
+        self._launcher = launcher
         self._stop_file = run_dir / STOP_FILE_NAME
         self._deadline = None if budget_seconds is None else time.monotonic() + budget_seconds
-        self._reason: str | None = None
+        # what has come up so far, without a look at the disk
+        self.known_reason: str | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -34,19 +37,21 @@ class StopRequest:
 
     def reason(self) -> str | None:
         """The first cause to stop that has come up on this rank, or None."""
-        if self._reason is None:
+        if self.known_reason is None:
             if self._stop_file.exists():
-                self._reason = f"the file {self._stop_file}"
+                self.known_reason = f"the file {self._stop_file}"
             elif self._deadline is not None and time.monotonic() >= self._deadline:
-                self._reason = "the time budget"
-        return self._reason
+                self.known_reason = "the time budget"
+            elif self._launcher is not None and self._launcher.is_gone():
+                self.known_reason = "the end of its launcher"
+        return self.known_reason
 
     def clear_file(self) -> None:
         """Remove the stop file once it has been obeyed, so that the next start isn't stopped by it."""
         self._stop_file.unlink(missing_ok=True)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._reason = self._reason or signal.Signals(number).name
+        self.known_reason = self.known_reason or signal.Signals(number).name
 
 
 def refuse_old_stop_file(run_dir: Path) -> None:

@@ -33,7 +33,7 @@ class Nursery:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=clean_environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu"),
+            env=clean_environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", TORCH_CPP_LOG_LEVEL="ERROR"),
             cwd=Path(__file__).parents[2],
         )
         return self

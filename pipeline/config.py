@@ -49,7 +49,8 @@ class ModelConfig(_Section):
     """`llm` and `encoder`: a path, or a hub id and an openai-whisper name where there is a network.
 
     `instruction` is the user's turn; {audio} is where the recording stands in it. `attn_implementation` is transformers'; auto
-    takes FlashAttention 2 where a GPU, the package and a 16-bit dtype are there, else sdpa.
+    takes FlashAttention 2 where a GPU, the package and a 16-bit dtype are there, matrix products on processors that multiply in
+    bfloat16 themselves, else sdpa.
     """
 
     llm: str

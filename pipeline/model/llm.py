@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import CheckpointError
+from pipeline.model.attention import register_matmul_attention
 
 
 def load_llm(name_or_path: str, *, dtype: torch.dtype | None, attention: str = "auto") -> Any:
@@ -30,13 +31,17 @@ def load_llm(name_or_path: str, *, dtype: torch.dtype | None, attention: str = "
 
 
 def choose_attention(attention: str, *, dtype: torch.dtype | None) -> str:
-    """`attention`, with auto resolved: FlashAttention 2 where a GPU, the package and a 16-bit dtype are there, else sdpa."""
+    """`attention`, with auto resolved: FlashAttention 2 where a GPU, the package and a 16-bit dtype are there; matrix products
+    where processors multiply in bfloat16 themselves; else sdpa."""
     if attention != "auto":
         return attention
     from transformers.utils import is_flash_attn_2_available
 
-    fits = dtype in (torch.bfloat16, torch.float16) and torch.cuda.is_available() and is_flash_attn_2_available()
-    return "flash_attention_2" if fits else "sdpa"
+    if torch.cuda.is_available():
+        fits = dtype in (torch.bfloat16, torch.float16) and is_flash_attn_2_available()
+        return "flash_attention_2" if fits else "sdpa"
+    native = dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+    return register_matmul_attention() if native else "sdpa"
 
 
 def load_tokenizer(name_or_path: str) -> Any:

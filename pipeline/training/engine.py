@@ -76,6 +76,9 @@ class TrainingEngine:
         for module in fused_wrappers(model):
             # what it reads inside must be gathered before its own forward begins
             deepspeed.utils.set_z3_leaf_module(module, True)
+        # A decoder layer is gathered and reduced whole, by one hook and not by one for each tensor. DeepSpeed asks that its input
+        # needs a gradient; it does, for the adaptor stands before it.
+        deepspeed.utils.set_z3_leaf_modules(model.llm, list({type(layer) for layer in model.llm.get_decoder().layers}))
         deepspeed.zero.Init(module=model, config_dict_or_path=settings)
         groups: list[dict[str, Any]] = [
             {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate, "name": name}

@@ -50,12 +50,13 @@ class ModelConfig(_Section):
 
     `instruction` is the user's turn; {audio} is where the recording stands in it. `attn_implementation` is transformers'; auto
     takes FlashAttention 2 where a GPU, the package and a 16-bit dtype are there, matrix products on processors that multiply in
-    bfloat16 themselves, else sdpa.
+    bfloat16 themselves, else sdpa. `encoder_dtype` auto is bfloat16 on a GPU that computes in it, else float32.
     """
 
     llm: str
     encoder: str
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    encoder_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     pad_to_30s: bool = False
     instruction: str = "Transcribe the speech: {audio}"
     adaptor: AdaptorConfig = AdaptorConfig()
@@ -182,6 +183,7 @@ class TrainingConfig(_Section):
     Once no rank has got on for `stall_seconds`, all end and say where each one stood: by default a little after a remote
     read has been given up, and half of what a collective waits. With `stop_without_launcher` ranks save and end once the
     process that started them is gone; switch it off where that one needn't stay.
+    With `ema_decay` a moving average of what trains is kept, and it is what is evaluated and exported.
     """
 
     num_steps: Count
@@ -196,6 +198,7 @@ class TrainingConfig(_Section):
     stop_without_launcher: bool = True
     activation_checkpointing: bool = False
     num_threads: Count | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class EvaluationConfig(_Section):

@@ -19,6 +19,7 @@ FRAMES_PER_STATE = 2
 SECONDS_PER_STATE = 0.02
 # Whisper's normalised log-mel spans 8 decades of power, divided by 4: silence lies 2 below a clip's loudest cell.
 _LOG_MEL_RANGE = 2.0
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,24 @@ def _fill_with_silence(log_mel_BMT: Tensor, num_frames_B: Tensor, total_frames: 
     return filled
 
 
+def choose_encoder_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """`wanted` (float32, bfloat16), with auto resolved: bfloat16 on a GPU that computes in it, else float32."""
+    if wanted != "auto":
+        return _DTYPES[wanted]
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+
+
 def load_encoder(name_or_path: str, *, pad_to_30s: bool = False, dtype: torch.dtype = torch.float32) -> FrozenWhisperEncoder:
-    """The encoder of an openai-whisper checkpoint. Raises `CheckpointError`."""
+    """The encoder of an openai-whisper checkpoint. Raises `CheckpointError`.
+
+    Its layer norms stay float32, whatever `dtype`: Whisper's own forward computes them so and rounds their output.
+    """
     model = load_whisper(name_or_path)
     dims = EncoderDims(num_mels=model.dims.n_mels, width=model.dims.n_audio_state, max_states=model.dims.n_audio_ctx)
-    return FrozenWhisperEncoder(model.encoder.to(dtype), dims, pad_to_30s=pad_to_30s)
+    for module in model.encoder.modules():
+        if not isinstance(module, nn.LayerNorm):
+            module._apply(lambda tensor: tensor.to(dtype), recurse=False)
+    return FrozenWhisperEncoder(model.encoder, dims, pad_to_30s=pad_to_30s)
 
 
 def load_whisper(name_or_path: str) -> Any:

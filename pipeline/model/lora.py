@@ -111,15 +111,6 @@ def public_names(model: nn.Module) -> dict[str, str]:
     return names
 
 
-def fused_wrappers(model: nn.Module) -> list[nn.Module]:
-    """PEFT's wrappers around fused experts, the outermost of each. They read weights that aren't their own."""
-    found: list[nn.Module] = []
-    for module in model.modules():
-        if hasattr(module, "parameter_name") and not any(module is inner for outer in found for inner in outer.modules()):
-            found.append(module)
-    return found
-
-
 def is_factor(public_name: str) -> bool:
     """Whether a trained tensor is one of LoRA's factors."""
     return public_name.endswith(tuple(f".{factor}{_WEIGHT}" for factor in _FACTORS))

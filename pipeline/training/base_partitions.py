@@ -1,9 +1,10 @@
-"""The base model's tensors under ZeRO-3: this rank's partitions of what trains, kept as they were before the first step."""
+"""Other weights in place of those that train, under ZeRO-3: the base model's from before the first step, or the average's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,19 +26,34 @@ class BasePartitions:
     @contextmanager
     def base_weights(self) -> Iterator[None]:
         """Let the LLM compute what its base does for as long as the context is open. Every rank must open it."""
-        trained = [_partition(parameter).clone() for parameter in self._trained]
-        self._put(self._base)
-        try:
+        with _exchanged(self._engine, self._trained, self._base):
             yield
-        finally:
-            self._put(trained)
 
-    @torch.no_grad()
-    def _put(self, partitions: list[Tensor]) -> None:
-        # what is still gathered whole would be computed with instead
-        self._engine.release_gathered()
-        for parameter, partition in zip(self._trained, partitions, strict=True):
-            _partition(parameter).copy_(partition)
+
+@contextmanager
+def averaged_weights(engine: TrainingEngine) -> Iterator[None]:
+    """Let the model compute with the moving average of its weights, where one is kept. Every rank must open it."""
+    average = engine.local_average()
+    with _exchanged(engine, [parameter for parameter, _ in average], [partition for _, partition in average]):
+        yield
+
+
+@contextmanager
+def _exchanged(engine: TrainingEngine, parameters: list[Any], partitions: list[Tensor]) -> Iterator[None]:
+    own = [_partition(parameter).clone() for parameter in parameters]
+    _put(engine, parameters, partitions)
+    try:
+        yield
+    finally:
+        _put(engine, parameters, own)
+
+
+@torch.no_grad()
+def _put(engine: TrainingEngine, parameters: list[Any], partitions: list[Tensor]) -> None:
+    # what is still gathered whole would be computed with instead
+    engine.release_gathered()
+    for parameter, partition in zip(parameters, partitions, strict=True):
+        _partition(parameter).copy_(partition)
 
 
 def _partition(parameter: torch.nn.Parameter) -> Tensor:

@@ -31,6 +31,7 @@ from pipeline.training.tensor_file import TensorFileWriter
 
 SCHEMA_VERSION = 1
 STATE_FILE, TRAINED_FILE, OPTIMIZER_FILE, BEST_FILE = "state.json", "trained.safetensors", "optimizer.safetensors", "best.json"
+AVERAGE_FILE = "average.safetensors"
 _NAME = re.compile(r"step-(\d{6,})")
 _BLOCK_BYTES = 1 << 24
 
@@ -92,7 +93,8 @@ def _contents(engine: TrainingEngine) -> list[_Content]:
     def gather_moments() -> Iterator[tuple[str, Tensor]]:
         return ((f"{name}/{kind}", tensor) for name, kind, tensor in engine.gather_optimizer())
 
-    return [_Content(TRAINED_FILE, shapes, engine.gather_trained), _Content(OPTIMIZER_FILE, moments, gather_moments)]
+    contents = [_Content(TRAINED_FILE, shapes, engine.gather_trained), _Content(OPTIMIZER_FILE, moments, gather_moments)]
+    return [*contents, _Content(AVERAGE_FILE, shapes, engine.gather_average)] if engine.keeps_average else contents
 
 
 @contextmanager
@@ -262,25 +264,33 @@ def restore(engine: TrainingEngine, checkpoint: Path, cluster: Cluster, *, num_u
     with ExitStack() as files:
         with agreement(cluster):
             try:
-                weights, moments = (
-                    files.enter_context(safe_open(checkpoint / name, framework="pt")) for name in (TRAINED_FILE, OPTIMIZER_FILE)
-                )
+                names = (TRAINED_FILE, OPTIMIZER_FILE, *([AVERAGE_FILE] if engine.keeps_average else []))
+                weights, moments, *average = (files.enter_context(safe_open(checkpoint / name, framework="pt")) for name in names)
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(
                     f"{checkpoint} can't be read on {socket.gethostname()}: {error}. Every host needs run_dir on a file system "
                     "that all share."
                 ) from error
-        engine.restore(weights.get_tensor, lambda name, kind: moments.get_tensor(f"{name}/{kind}"), num_updates=num_updates)
+        engine.restore(
+            weights.get_tensor,
+            lambda name, kind: moments.get_tensor(f"{name}/{kind}"),
+            average[0].get_tensor if average else None,
+            num_updates=num_updates,
+        )
 
 
-def read_trained(checkpoint: Path) -> dict[str, Tensor]:
-    """The trained tensors by their names in `SpeechLLM`, float32. Raises `CheckpointError`."""
+def find_result(checkpoint: Path) -> Path:
+    """The file of the weights that a checkpoint is worth: their moving average where the run kept one, else themselves."""
+    average = checkpoint / AVERAGE_FILE
+    return average if average.exists() else checkpoint / TRAINED_FILE
+
+
+def read_trained(path: Path) -> dict[str, Tensor]:
+    """The trained tensors of a file by their names in `SpeechLLM`. Raises `CheckpointError`."""
     from safetensors.torch import load_file
 
     try:
-        tensors: dict[str, Tensor] = load_file(checkpoint / TRAINED_FILE)
+        tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{checkpoint} holds no readable {TRAINED_FILE}: {error}. Choose another checkpoint of the run with --step."
-        ) from error
+        raise CheckpointError(f"{path} can't be read: {error}. Choose another checkpoint of the run with --step.") from error
     return tensors

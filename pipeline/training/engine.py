@@ -15,11 +15,12 @@ from torch import Tensor
 
 from pipeline.cluster import Cluster
 from pipeline.config import OptimizerConfig
-from pipeline.model.lora import fused_wrappers, public_names
+from pipeline.model.lora import public_names
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.training.phases import PhaseClock
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
+_AVERAGE = "moving_average"
 _MASK_64 = (1 << 64) - 1
 
 
@@ -57,10 +58,12 @@ class TrainingEngine:
         optimizer: OptimizerConfig,
         micro_batches_per_rank: int,
         phases: PhaseClock | None = None,
+        ema_decay: float | None = None,
     ) -> None:
         """Partition `model`, whose `requires_grad` already says what trains, and build its optimizer.
 
-        `model` must be the same on every rank. Frozen tensors stay in the model's dtype and get no optimizer state.
+        `model` must be the same on every rank. Frozen tensors stay in the model's dtype and get no optimizer state. With
+        `ema_decay` an exponential moving average of the float32 weights is kept beside them, partitioned like them.
         """
         import deepspeed
 
@@ -73,11 +76,9 @@ class TrainingEngine:
         }
         self._deepspeed = deepspeed
         self._names = public_names(model)
-        for module in fused_wrappers(model):
-            # what it reads inside must be gathered before its own forward begins
-            deepspeed.utils.set_z3_leaf_module(module, True)
         # A decoder layer is gathered and reduced whole, by one hook and not by one for each tensor. DeepSpeed asks that its input
-        # needs a gradient; it does, for the adaptor stands before it.
+        # needs a gradient; it does, for the adaptor stands before it. PEFT's wrappers of fused experts depend on it too: they
+        # read weights that aren't their own.
         deepspeed.utils.set_z3_leaf_modules(model.llm, list({type(layer) for layer in model.llm.get_decoder().layers}))
         deepspeed.zero.Init(module=model, config_dict_or_path=settings)
         groups: list[dict[str, Any]] = [
@@ -98,6 +99,8 @@ class TrainingEngine:
         self._cluster = cluster
         self._world_size = cluster.world_size
         self._phases = phases or PhaseClock()
+        self._ema_decay = ema_decay
+        self._begin_states(num_updates=0)
 
     def set_rates(self, factor: float) -> dict[str, float]:
         """Set each group's learning rate to its peak times `factor`; return them by group name."""
@@ -129,6 +132,7 @@ class TrainingEngine:
             self._engine.backward(loss * (self._world_size / max(num_target_tokens, 1)), scale_wrt_gas=False)
             self._phases.enter("optimizer")
             self._engine.step()
+        self._update_average()
         return StepResult(loss_sum_nats, float(self._engine.get_global_grad_norm() or 0.0))
 
     def trained_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -142,6 +146,29 @@ class TrainingEngine:
         for name, parameter in self._trained():
             yield name, safe_get_full_fp32_param(parameter).detach().cpu()
 
+    def gather_average(self) -> Iterator[tuple[str, Tensor]]:
+        """Each trained tensor's moving average, whole, in float32, on the CPU of every rank, one at a time."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        for name, parameter in self._trained():
+            yield name, safe_get_full_optimizer_state(parameter, _AVERAGE).detach().cpu()
+
+    def gather_result(self) -> Iterator[tuple[str, Tensor]]:
+        """What the training is worth, which is evaluated and exported: the moving average where one is kept, else the weights."""
+        return self.gather_average() if self.keeps_average else self.gather_trained()
+
+    def local_average(self) -> list[tuple[Any, Tensor]]:
+        """Each trained parameter with this rank's partition of its moving average; none where none is kept."""
+        from deepspeed.utils import safe_get_local_optimizer_state
+
+        if not self.keeps_average:
+            return []
+        return [(parameter, safe_get_local_optimizer_state(parameter, _AVERAGE)) for _, parameter in self._trained()]
+
+    @property
+    def keeps_average(self) -> bool:
+        return self._ema_decay is not None
+
     def gather_optimizer(self) -> Iterator[tuple[str, str, Tensor]]:
         """(name, Adam state, whole tensor) of everything that trains, one at a time."""
         from deepspeed.utils import safe_get_full_optimizer_state
@@ -151,23 +178,24 @@ class TrainingEngine:
                 yield name, state, safe_get_full_optimizer_state(parameter, state).detach().cpu()
 
     def restore(
-        self, read_weight: Callable[[str], Tensor], read_state: Callable[[str, str], Tensor], *, num_updates: int
+        self,
+        read_weight: Callable[[str], Tensor],
+        read_state: Callable[[str, str], Tensor],
+        read_average: Callable[[str], Tensor] | None = None,
+        *,
+        num_updates: int,
     ) -> None:
-        """Put back what `gather_trained` and `gather_optimizer` gave, on whatever number of ranks, after `num_updates` steps."""
+        """Put back what the gathering methods gave, on whatever number of ranks, after `num_updates` steps."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        adamw = self._engine.optimizer
-        for partition in adamw.fp32_partitioned_groups_flat:
-            # the states' partitions exist only after a first step
-            adamw.optimizer.state[partition] = {
-                "step": torch.tensor(float(num_updates)),
-                **{state: torch.zeros_like(partition) for state in ADAM_STATES},
-            }
+        self._begin_states(num_updates=num_updates)
         for name, parameter in self._trained():
             value = read_weight(name).to(self.device)
             safe_set_full_fp32_param(parameter, value)
             for state in ADAM_STATES:
                 safe_set_full_optimizer_state(parameter, read_state(name, state).to(self.device), state)
+            if read_average is not None:
+                safe_set_full_optimizer_state(parameter, read_average(name).to(self.device), _AVERAGE)
             # the 16-bit partition is refreshed by a step only, and the next forward reads it before one
             with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 if self._cluster.rank == 0:
@@ -181,6 +209,30 @@ class TrainingEngine:
         """The size of the whole model, unpartitioned, in the dtype that it computes in."""
         parameters: list[Any] = list(self.model.parameters())
         return sum(int(parameter.ds_numel) * parameter.dtype.itemsize for parameter in parameters)
+
+    def _begin_states(self, *, num_updates: int) -> None:
+        """Give each partition the states that AdamW would make at its first step, and the average beside them.
+
+        DeepSpeed's own access to states reaches the average there too.
+        """
+        adamw = self._engine.optimizer
+        for partition in adamw.fp32_partitioned_groups_flat:
+            adamw.optimizer.state[partition] = {
+                # a fused AdamW counts where it computes
+                "step": torch.tensor(float(num_updates), device=partition.device),
+                **{state: torch.zeros_like(partition) for state in ADAM_STATES},
+                **({_AVERAGE: partition.detach().clone()} if self.keeps_average else {}),
+            }
+        self._num_updates = num_updates
+
+    def _update_average(self) -> None:
+        self._num_updates += 1
+        if self._ema_decay is None:
+            return
+        adamw = self._engine.optimizer
+        share = 1 - average_decay(self._num_updates, decay=self._ema_decay)
+        for partition in adamw.fp32_partitioned_groups_flat:
+            adamw.optimizer.state[partition][_AVERAGE].lerp_(partition.detach(), share)
 
     def frozen_digests(self) -> dict[str, str]:
         """SHA-256 of every frozen tensor's bytes, each gathered whole; the hashing is shared out over the ranks."""
@@ -197,6 +249,11 @@ class TrainingEngine:
 
     def _trained(self) -> list[tuple[str, Any]]:
         return [(self._names[name], parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+
+def average_decay(num_updates: int, *, decay: float) -> float:
+    """The decay of the moving average at its `num_updates`-th update: smaller at first, or it would remember the beginning."""
+    return min(decay, (1 + num_updates) / (10 + num_updates))
 
 
 def digest_tensor(tensor: Tensor) -> str:

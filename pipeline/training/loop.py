@@ -20,7 +20,7 @@ from pipeline.progress import ProgressBar
 from pipeline.speech.loading import BadSample
 from pipeline.speech.stream import SpeechStream, StepData
 from pipeline.training import checkpoint as checkpoints
-from pipeline.training.base_partitions import BasePartitions
+from pipeline.training.base_partitions import BasePartitions, averaged_weights
 from pipeline.training.engine import MicroBatch, TrainingEngine
 from pipeline.training.measuring import make_transcriber
 from pipeline.training.phases import PhaseClock
@@ -320,17 +320,18 @@ class TrainingLoop:
     def _evaluate(self, step: int, test_set: TestSet) -> dict[str, Any] | None:
         """Measure the model as it now is; None where a wish to stop cut it short."""
         self._phases.enter("evaluation")
-        transcriber = make_transcriber(self._engine, self._parts, self._config, self._cluster, base=self._base)
-        path = self._folder.hypotheses / f"step-{step:06d}.jsonl"
-        return evaluate(
-            transcriber,
-            test_set,
-            cluster=self._cluster,
-            hypotheses_path=path,
-            step=step,
-            train_seconds=self._train_seconds,
-            wants_to_stop=self._wants_to_stop,
-        )
+        with averaged_weights(self._engine):
+            transcriber = make_transcriber(self._engine, self._parts, self._config, self._cluster, base=self._base)
+            path = self._folder.hypotheses / f"step-{step:06d}.jsonl"
+            return evaluate(
+                transcriber,
+                test_set,
+                cluster=self._cluster,
+                hypotheses_path=path,
+                step=step,
+                train_seconds=self._train_seconds,
+                wants_to_stop=self._wants_to_stop,
+            )
 
 
 def peak_memory_bytes() -> int:

@@ -8,6 +8,7 @@ from pipeline.cluster import Cluster
 from pipeline.config import RunConfig
 from pipeline.evaluation.forgetting import BaseWeights
 from pipeline.evaluation.transcribe import Transcriber
+from pipeline.model.lora import is_factor
 from pipeline.model.trained import find_base, load_trained_model
 from pipeline.training.base_partitions import BasePartitions
 from pipeline.training.engine import TrainingEngine
@@ -27,8 +28,9 @@ def make_transcriber(
     if decode == "zero3":
         model, base_weights = engine.model, base.base_weights if base is not None else None
     else:
-        trained = dict(engine.gather_trained())
         dtype = next(parts.model.parameters()).dtype
+        # LoRA's factors stay float32: their product is rounded once, when it is merged
+        trained = {name: tensor if is_factor(name) else tensor.to(dtype) for name, tensor in engine.gather_result()}
         model = load_trained_model(config.model.llm, parts.adaptor_shape, trained, dtype=dtype, lora=parts.lora).to(engine.device)
         base_weights = find_base(model)
     return Transcriber(

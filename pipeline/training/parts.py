@@ -12,7 +12,7 @@ from pipeline.artefacts import digest_json
 from pipeline.config import RunConfig, UnfreezeConfig
 from pipeline.errors import SelectionError
 from pipeline.model.adaptor import AdaptorShape
-from pipeline.model.encoder import FrozenWhisperEncoder, load_encoder
+from pipeline.model.encoder import FrozenWhisperEncoder, choose_encoder_dtype, load_encoder
 from pipeline.model.freezing import check_tensors, check_tensors_are_stored, unfreeze
 from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.model.lora import LoraShape, add_lora, linear_tensors
@@ -57,7 +57,9 @@ def load_parts(config: RunConfig, *, dtype: torch.dtype) -> Parts:
             f"{config.unfreeze.selection} was made from checkpoint {selection.checkpoint_digest[:12]}…; {config.model.llm} is "
             f"{base_digest[:12]}…. Run the scan on this checkpoint and select again."
         )
-    encoder = load_encoder(config.model.encoder, pad_to_30s=config.model.pad_to_30s)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder_dtype = choose_encoder_dtype(config.model.encoder_dtype, device)
+    encoder = load_encoder(config.model.encoder, pad_to_30s=config.model.pad_to_30s, dtype=encoder_dtype)
     tokenizer = load_tokenizer(config.model.llm)
     llm = load_llm(config.model.llm, dtype=dtype, attention=config.model.attn_implementation)
     shape = adaptor_shape(config, encoder, llm)

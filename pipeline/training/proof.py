@@ -55,7 +55,7 @@ def write_drift(engine: TrainingEngine, parts: Parts, config: RunConfig, cluster
             base = {name: parameter.detach() for name, parameter in llm.named_parameters()}
     factors: dict[str, Tensor] = {}
     drift: dict[str, float | None] = {}
-    for public, tensor in engine.gather_trained():
+    for public, tensor in engine.gather_result():
         name = public.removeprefix(LLM_PREFIX)
         if cluster.rank == 0 and name != public:
             if is_factor(name):

@@ -92,9 +92,11 @@ def _train(
     initial = digest_start(parts)
     fingerprints = {
         "base model": parts.base_digest,
-        "frozen tensors": digest_json(before),
+        "encoder": digest_json({**digest_encoder(parts), "pad_to_30s": parts.encoder.pad_to_30s}),
+        "frozen tensors": digest_json({name: digest for name, digest in before.items() if not name.startswith("whisper.")}),
         "selection": digest_trained(config.unfreeze, parts.selection),
         "adaptor": digest_json(asdict(parts.adaptor_shape)),
+        "moving average": f"decay {config.training.ema_decay}",
     }
     num_adaptor = sum(p.numel() for p in parts.model.adaptor.parameters())
     num_llm = sum(p.numel() for p in parts.model.llm.parameters() if p.requires_grad)
@@ -105,6 +107,7 @@ def _train(
         optimizer=config.optimizer,
         micro_batches_per_rank=-(-config.batch.micro_batches_per_step // cluster.world_size),
         phases=phases,
+        ema_decay=config.training.ema_decay,
     )
     parts.encoder.to(engine.device)
     loop = TrainingLoop(
@@ -135,6 +138,7 @@ def _train(
                     "adaptor": asdict(parts.adaptor_shape),
                     "lora": lora_to_record(parts.lora),
                     "attn_implementation": parts.model.llm.config._attn_implementation,
+                    "encoder_dtype": str(next(parts.encoder.whisper.conv1.parameters()).dtype).removeprefix("torch."),
                     "dtype": str(compute_dtype(deepspeed_config)).removeprefix("torch."),
                     "deepspeed_config": deepspeed_config,
                     "world_size": cluster.world_size,

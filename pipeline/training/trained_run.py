@@ -13,7 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import CheckpointError, InputError
 from pipeline.evaluation.transcribe import Transcriber
 from pipeline.model.adaptor import AdaptorShape
-from pipeline.model.encoder import load_encoder
+from pipeline.model.encoder import choose_encoder_dtype, load_encoder
 from pipeline.model.llm import load_tokenizer
 from pipeline.model.lora import LoraShape
 from pipeline.model.speech_llm import SpeechLLM
@@ -43,6 +43,7 @@ class SpeechParts:
     instruction: str
     dtype: str
     adaptor: AdaptorShape
+    encoder_dtype: str = "auto"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -55,7 +56,9 @@ class SpeechParts:
     @staticmethod
     def from_json(content: dict[str, Any]) -> SpeechParts:
         plain = {key: content[key] for key in ("encoder", "pad_to_30s", "instruction", "dtype")}
-        return SpeechParts(**plain, adaptor=AdaptorShape(**content["adaptor"]))
+        return SpeechParts(
+            **plain, adaptor=AdaptorShape(**content["adaptor"]), encoder_dtype=content.get("encoder_dtype", "auto")
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Difference:
     def load_model(self) -> SpeechLLM:
         """The base model with what was trained. Raises `CheckpointError`, also where the base has changed."""
         self.open_base()
-        trained = checkpoints.read_trained(self.trained.parent)
+        trained = checkpoints.read_trained(self.trained)
         return load_trained_model(self.llm, self.parts.adaptor, trained, dtype=self.parts.torch_dtype, lora=self.lora)
 
 
@@ -108,13 +111,14 @@ class TrainedRun:
             instruction=self.config.model.instruction,
             dtype=str(self.record["dtype"]),
             adaptor=AdaptorShape(**self.record["adaptor"]),
+            encoder_dtype=self.config.model.encoder_dtype,
         )
 
     @property
     def difference(self) -> Difference:
         digest = str(self.record["checkpoint_digest"])
         lora = lora_from_record(self.record.get("lora"))
-        return Difference(self.path, self.parts, self.config.model.llm, digest, self.checkpoint / TRAINED_FILE, lora)
+        return Difference(self.path, self.parts, self.config.model.llm, digest, checkpoints.find_result(self.checkpoint), lora)
 
     def load_model(self) -> SpeechLLM:
         """The base model with what this checkpoint trained. Raises `CheckpointError`, also where the base has changed."""
@@ -203,7 +207,9 @@ def open_transcriber(
     tokenizer = load_tokenizer(llm)
     return Transcriber(
         model.to(device),
-        load_encoder(parts.encoder, pad_to_30s=parts.pad_to_30s).to(device),
+        load_encoder(parts.encoder, pad_to_30s=parts.pad_to_30s, dtype=choose_encoder_dtype(parts.encoder_dtype, device)).to(
+            device
+        ),
         tokenizer,
         make_prompt(tokenizer, parts.instruction),
         batch_size=batch_size,

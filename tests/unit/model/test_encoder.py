@@ -7,7 +7,7 @@ import torch
 import whisper
 
 from pipeline.errors import CheckpointError
-from pipeline.model.encoder import load_encoder
+from pipeline.model.encoder import choose_encoder_dtype, load_encoder
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,30 @@ def test_at_thirty_seconds_it_is_whispers_encoder(home, encoder):
     states, counts = encoder(clip[None], torch.tensor([3000]))
     assert counts.tolist() == [1500]
     torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_at_thirty_seconds_both_modes_agree(home, encoder):
+    padded = load_encoder(str(home / "whisper.pt"), pad_to_30s=True)
+    batch = torch.stack([mel(3000, 0), mel(3000, 1)])
+    counts = torch.tensor([3000, 3000])
+    torch.testing.assert_close(padded(batch, counts)[0], encoder(batch, counts)[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pad_to_30s", [False, True])
+def test_in_bfloat16_it_hears_nearly_the_same(home, pad_to_30s):
+    path = str(home / "whisper.pt")
+    exact, rounded = (load_encoder(path, pad_to_30s=pad_to_30s, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    batch, counts = batch_of([mel(400, 0), mel(120, 1)])
+    expected, states = exact(batch, counts)[0], rounded(batch, counts)[0]
+    assert states.dtype == torch.bfloat16
+    # states are normalised to about 1, and bfloat16 keeps 8 bits
+    torch.testing.assert_close(states.float(), expected, atol=0.05, rtol=0)
+
+
+def test_its_dtype_is_what_the_device_likes_unless_one_is_asked_for():
+    cpu = torch.device("cpu")
+    assert choose_encoder_dtype("auto", cpu) == choose_encoder_dtype("float32", cpu) == torch.float32
+    assert choose_encoder_dtype("bfloat16", cpu) == torch.bfloat16
 
 
 def test_a_clip_is_encoded_alike_whatever_it_is_batched_with(encoder):

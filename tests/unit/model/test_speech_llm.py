@@ -81,6 +81,23 @@ def test_more_padding_leaves_the_loss_unchanged(model):
     assert float(padded.detach()) == pytest.approx(float(loss.detach()), rel=1e-6)
 
 
+def test_the_gradient_of_padded_rows_is_the_sum_of_single_rows(model):
+    values, counts = states(23, 40, 9)
+    targets = labels([20, 21, 22, 1], [30, 1], [40, 41, 42, 43, 44, 1])
+
+    def gradients(rows):
+        model.zero_grad()
+        for row in rows:
+            width = int(counts[row].max())
+            model(values[row, :width], counts[row], PREFIX, SUFFIX, targets[row]).backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+    together, apart = gradients([slice(0, 3)]), gradients([slice(row, row + 1) for row in range(3)])
+    for name, gradient in together.items():
+        # float32 sums in another order, against the largest of a tensor's gradients
+        torch.testing.assert_close(gradient, apart[name], rtol=0, atol=1e-5 * float(apart[name].abs().max()) + 1e-7)
+
+
 def test_a_batch_without_labels_costs_nothing_and_reaches_every_module(model):
     model.zero_grad()
     loss = model(*states(9, 12), PREFIX, SUFFIX, labels([IGNORED_LABEL], [IGNORED_LABEL]))

@@ -15,6 +15,7 @@ from pipeline.config import OptimizerConfig
 from pipeline.errors import CheckpointError, TrainingError
 from pipeline.speech.loading import BadSample
 from pipeline.training.checkpoint import check_fingerprints, list_checkpoints
+from pipeline.training.engine import average_decay
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.run_log import RunLog, StepRecord, read_lines
 from pipeline.training.schedule import rate_factor
@@ -116,3 +117,8 @@ def test_a_stop_file_and_a_budget_are_wishes_too(tmp_path):
     (tmp_path / "STOP").touch()
     with StopRequest(tmp_path) as stop:
         assert str(tmp_path / "STOP") in (stop.reason() or "")
+
+
+def test_a_moving_average_soon_forgets_where_it_began():
+    decays = [average_decay(update, decay=0.999) for update in (1, 10, 100, 10_000)]
+    assert decays == pytest.approx([2 / 11, 11 / 20, 101 / 110, 0.999])

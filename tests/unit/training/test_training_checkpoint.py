@@ -15,7 +15,16 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import CheckpointError, ConfigError, InputError
-from pipeline.training.checkpoint import _prune, best_wer, find_damage, mark_best, prepare_resume, read_best, read_trained
+from pipeline.training.checkpoint import (
+    _prune,
+    best_wer,
+    find_damage,
+    find_result,
+    mark_best,
+    prepare_resume,
+    read_best,
+    read_trained,
+)
 from pipeline.training.stopping import StopRequest, refuse_old_stop_file
 from pipeline.training.trained_run import parse_step
 
@@ -104,8 +113,15 @@ def test_what_killed_saves_left_is_removed_and_a_whole_checkpoint_is_not(tmp_pat
 
 def test_reading_cut_weights_names_the_remedy(tmp_path):
     cut(make(tmp_path, 2) / "trained.safetensors")
-    with pytest.raises(CheckpointError, match=r"step-000002 holds no readable trained\.safetensors.*--step"):
-        read_trained(tmp_path / "step-000002")
+    with pytest.raises(CheckpointError, match=r"step-000002/trained\.safetensors can't be read.*--step"):
+        read_trained(tmp_path / "step-000002/trained.safetensors")
+
+
+def test_a_checkpoint_is_worth_its_moving_average_where_it_has_one(tmp_path):
+    checkpoint = make(tmp_path, 2)
+    assert find_result(checkpoint) == checkpoint / "trained.safetensors"
+    (checkpoint / "average.safetensors").touch()
+    assert find_result(checkpoint) == checkpoint / "average.safetensors"
 
 
 def test_a_step_is_a_number_or_best():

@@ -1,30 +1,89 @@
-"""What both sides of the parity test share: models, data and options, and nothing of how a step is computed."""
+"""What both sides of the parity tests share: models, data, options and cases, and nothing of how a step is computed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.config import OptimizerConfig
+from pipeline.config import LoraConfig, OptimizerConfig, UnfreezeConfig
 from pipeline.model.adaptor import AdaptorShape
 from pipeline.model.encoder import FrozenWhisperEncoder, load_encoder
-from pipeline.model.freezing import unfreeze
 from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.model.speech_llm import SpeechLLM, token_embedding_std
 from pipeline.model.trained import build_adaptor
-from pipeline.selection import TensorSelection
+from pipeline.selection import SelectedTensor, TensorSelection
 from pipeline.speech.batches import SpeechPrompt, make_prompt
 from pipeline.speech.schedule import BatchBudget
 from pipeline.speech.stream import SpeechDataset, SpeechStream
+from pipeline.training.parts import mark_trained
 from tests import tiny
 
-NUM_STEPS = 5
-# three micro-batches on two ranks: one rank fills up with a zero-weight batch
+NUM_STEPS = 20
+FEW_STEPS = 5
+# three micro-batches: on two ranks one of them fills up with a zero-weight batch
 BUDGET = BatchBudget(max_samples=2, max_seconds=20.0, micro_batches_per_step=3)
 OPTIMIZER = OptimizerConfig()
+# both tensors of one module's experts, one of another's, and a linear module
+EXPERTS = {
+    "model.layers.0.mlp.experts.gate_up_proj": (4, 48, 32),
+    "model.layers.0.mlp.experts.down_proj": (4, 32, 24),
+    "model.layers.1.mlp.experts.down_proj": (4, 32, 24),
+    "model.layers.1.self_attn.q_proj.weight": (32, 32),
+}
+PRESETS = Path(__file__).parents[2] / "ds_configs"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train; `preset` is a file of ds_configs/, with `changes` to its ZeRO section."""
+
+    mode: str = "selection"
+    num_steps: int = NUM_STEPS
+    bf16: bool = False
+    checkpointing: bool = False
+    ema_decay: float | None = None
+    experts: bool = False
+    preset: str = "zero3_cpu"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+    @property
+    def deepspeed_config(self) -> dict[str, Any]:
+        content = json.loads((PRESETS / f"{self.preset}.json").read_text())
+        content["bf16"]["enabled"] = self.bf16
+        content["zero_optimization"].update(self.changes)
+        return content
+
+
+# what each number of ranks runs, one after the other in the same processes
+CASES: dict[int, dict[str, Case]] = {
+    1: {"selection": Case()},
+    2: {
+        "selection": Case(),
+        "bf16": Case(bf16=True),
+        "lora": Case(mode="lora"),
+        "average": Case(ema_decay=0.6),
+        "checkpointed": Case(checkpointing=True),
+        "adaptor": Case(mode="adaptor", num_steps=FEW_STEPS),
+        "adaptor checkpointed": Case(mode="adaptor", num_steps=FEW_STEPS, checkpointing=True),
+        "experts": Case(experts=True, num_steps=FEW_STEPS),
+        "experts by lora": Case(mode="lora", experts=True, num_steps=FEW_STEPS),
+        "zero3": Case(preset="zero3", num_steps=FEW_STEPS),
+        "zero3_lean": Case(preset="zero3_lean", num_steps=FEW_STEPS),
+        "zero3_offload": Case(preset="zero3_offload", num_steps=FEW_STEPS),
+        # the preset's partitions span the 8 GPUs of a host
+        "zero3_hpz": Case(preset="zero3_hpz", num_steps=FEW_STEPS, changes={"zero_hpz_partition_size": 2}),
+    },
+    3: {"selection": Case()},
+}
 
 
 @dataclass(frozen=True)
@@ -35,14 +94,44 @@ class Parts:
     model: SpeechLLM
 
 
-def build_parts(home: Path) -> Parts:
-    """The tiny model in float32, with its selection unfrozen."""
-    llm = load_llm(str(home / "llm"), dtype=torch.float32)
-    unfreeze(llm, TensorSelection.read(home / "selection.json").shapes)
+def build_parts(home: Path, case: Case) -> Parts:
+    """The tiny model, with what its case trains unfrozen. LoRA takes every linear module: a selection may hold embeddings."""
     tokenizer = load_tokenizer(str(home / "llm"))
+    llm = make_experts(len(tokenizer)) if case.experts else load_llm(str(home / "llm"), dtype=case.dtype)
     shape = AdaptorShape(tiny.ENCODER_WIDTH, 32, 32, 4, 4, 0.0, token_embedding_std(llm))
-    model = SpeechLLM(build_adaptor(shape, seed=3), llm)
+    selection = TensorSelection.read(home / "selection.json") if case.mode == "selection" else None
+    if case.experts:
+        selection = TensorSelection("by hand", "", "", "", tuple(SelectedTensor(*item, kappa=1.0) for item in EXPERTS.items()))
+    options = UnfreezeConfig(
+        mode=case.mode,
+        selection="by hand" if selection else None,
+        lora=LoraConfig(rank=4, alpha=16.0, dropout=0.0) if case.mode == "lora" else None,
+    )
+    mark_trained(llm, options, selection, seed=3)
+    if case.checkpointing:
+        llm.gradient_checkpointing_enable({"use_reentrant": False})
+    model = SpeechLLM(build_adaptor(shape, seed=3).to(case.dtype), llm)
     return Parts(load_encoder(str(home / "whisper.pt")), tokenizer, make_prompt(tokenizer, "Transcribe."), model)
+
+
+def make_experts(vocab_size: int) -> Any:
+    """A two-layer mixture of four fused experts."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        moe_intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=512,
+    )
+    return Qwen3MoeForCausalLM(config).eval()
 
 
 def open_stream(home: Path, tokenizer: Any, *, rank: int, world_size: int) -> SpeechStream:

@@ -1,35 +1,49 @@
-"""One rank of the parity test: `NUM_STEPS` steps of the real engine on the real stream; rank 0 leaves what it trained.
+"""One rank of the parity tests: every case of its number of ranks, by the real engine on the real stream.
 
-Arguments: the folder of the tiny models, and the file to write.
+Arguments: the folder of the tiny models, and the file in which rank 0 leaves what each case computed.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pipeline.cluster import start_training_cluster
+from pipeline.cluster import TorchCluster, start_training_cluster
 from pipeline.training.engine import MicroBatch, TrainingEngine
-from tests.parity.steps import BUDGET, NUM_STEPS, OPTIMIZER, build_parts, open_stream
+from tests.parity.steps import BUDGET, CASES, OPTIMIZER, Case, build_parts, open_stream
 
 
 def main(home: Path, output: Path) -> None:
     torch.set_num_threads(1)
     cluster = start_training_cluster(timeout_seconds=60)
-    parts = build_parts(home)
+    results = {name: run_case(home, case, cluster) for name, case in CASES[cluster.world_size].items()}
+    if cluster.rank == 0:
+        torch.save(results, output)
+    cluster.barrier()
+
+
+def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
+    parts = build_parts(home, case)
     stream = open_stream(home, parts.tokenizer, rank=cluster.rank, world_size=cluster.world_size)
     engine = TrainingEngine(
         parts.model,
         cluster=cluster,
-        deepspeed_config={"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}},
+        deepspeed_config=case.deepspeed_config,
         optimizer=OPTIMIZER,
         micro_batches_per_rank=-(-BUDGET.micro_batches_per_step // cluster.world_size),
+        ema_decay=case.ema_decay,
     )
+    passes: list[None] = []
+    for layer in parts.model.llm.get_decoder().layers:
+        # before and not after: a recomputation ends as soon as it has what backward wants
+        layer.mlp.register_forward_pre_hook(lambda *_: passes.append(None))
     losses, norms = [], []
-    for data in stream.steps(0):
-        if data.global_step == NUM_STEPS:
+    steps = stream.steps(0)
+    for data in steps:
+        if data.global_step == case.num_steps:
             break
         num_tokens = sum(cluster.gather(sum(batch.num_target_tokens for batch in data.batches)))
         batches = [
@@ -44,11 +58,16 @@ def main(home: Path, output: Path) -> None:
         )
         losses.append(sum(cluster.gather(result.loss_sum_nats)) / num_tokens)
         norms.append(result.grad_norm)
-    trained = dict(engine.gather_trained())
-    frozen = engine.frozen_digests()
-    if cluster.rank == 0:
-        torch.save({"losses": losses, "norms": norms, "trained": trained, "frozen": frozen}, output)
-    cluster.barrier()
+    steps.close()
+    computed = {
+        "losses": losses,
+        "norms": norms,
+        "trained": dict(engine.gather_result()),
+        "frozen": engine.frozen_digests(),
+        "layer_passes": len(passes),
+    }
+    engine.close()
+    return computed
 
 
 if __name__ == "__main__":

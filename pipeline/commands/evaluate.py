@@ -26,12 +26,13 @@ def evaluate(
     num_beams: Annotated[int | None, typer.Option(min=1, help="Beams; 1 is greedy.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="The longest text of an utterance.")] = None,
     max_utterances: Annotated[int | None, typer.Option(min=1, help="Test on a fixed part, balanced by language.")] = None,
+    page: Annotated[bool, typer.Option(help="Also write a page of all hypotheses, with the clips of the worst to play.")] = True,
     output: Annotated[Path | None, typer.Option(help="The record (JSON).  [default: evaluation.json in MODEL's folder]")] = None,
 ) -> int:
     """Transcribe test speech and read text; write WER by language with intervals, perplexity, and every hypothesis."""
-    from pipeline.artefacts import write_json
+    from pipeline.artefacts import write_json, write_text
     from pipeline.cluster import agreement, start_cluster
-    from pipeline.evaluation.evaluate import compare_with, open_test_set, read_hypotheses
+    from pipeline.evaluation.evaluate import compare_with, draw_page, open_test_set, read_hypotheses
     from pipeline.evaluation.evaluate import evaluate as run_evaluation
     from pipeline.evaluation.wer import measure_sensitivity
     from pipeline.training.evaluated import plan_evaluation
@@ -74,6 +75,11 @@ def evaluate(
             write_json(target, record)
             _print_record(record)
             print(f"{target}\n{hypotheses_path}")
+            if page:
+                write_text(
+                    target.with_suffix(".html"), draw_page(f"{model}, step {plan.step}", hypotheses, plan.speech, plan.read)
+                )
+                print(target.with_suffix(".html"))
     cluster.close()
     return 0
 

@@ -18,10 +18,11 @@ from pipeline.config import DatasetConfig, EvaluationConfig, ReadConfig, RunConf
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.decoding import Decoder
 from pipeline.evaluation.forgetting import TextScore, count_bytes, cut_windows, pool_scores, read_texts, score_windows
+from pipeline.evaluation.page import MAX_CLIP_BYTES, MAX_CLIPS, make_page, worst_first
 from pipeline.evaluation.transcribe import Transcriber
 from pipeline.evaluation.wer import Hypothesis, compare_hypotheses, measure
 from pipeline.progress import ProgressBar
-from pipeline.speech.held_out import read_test_batches
+from pipeline.speech.held_out import list_test_samples, read_clips, read_test_batches
 from pipeline.speech.samples import SAMPLE_RATE_HZ, AudioSample
 from pipeline.speech.stream import make_datasets, make_read_options
 
@@ -212,3 +213,11 @@ def compare_with(first: Sequence[Hypothesis], second: Sequence[Hypothesis]) -> d
         return compare_hypotheses(first, second)
     except ValueError as error:
         raise DataError(f"The hypotheses can't be compared: {error}. Evaluate both models on the same test data.") from error
+
+
+def draw_page(title: str, hypotheses: Sequence[Hypothesis], speech: Sequence[DatasetConfig], read: ReadConfig) -> str:
+    """`page.make_page` with the clips of the worst utterances, read from the shards again. Raises `DataError`."""
+    options = make_read_options(read)
+    refs = {ref.entry.key: ref for ref in list_test_samples(make_datasets(speech), read=options)}
+    worst = [refs[item.key] for item, _ in worst_first(hypotheses)[:MAX_CLIPS] if item.key in refs]
+    return make_page(title, hypotheses, read_clips(worst, max_bytes=MAX_CLIP_BYTES, read=options))

@@ -62,3 +62,16 @@ def _usable(ref: SampleRef, sample: AudioSample | BadSampleError) -> AudioSample
     if isinstance(sample, BadSampleError):
         raise DataError(f"{ref.where}: the test sample {ref.entry.key} can't be used ({sample}). Repack the shard.")
     return sample
+
+
+def read_clips(refs: Sequence[SampleRef], *, max_bytes: int, read: ReadOptions | None = None) -> dict[str, bytes]:
+    """Encoded audio by key, as it lies in the shards, of as many of `refs` in their order as `max_bytes` allow."""
+    reader = SampleReader(read or ReadOptions())
+    clips: dict[str, bytes] = {}
+    left = max_bytes
+    for ref in refs:
+        left -= ref.entry.audio_bytes
+        if left < 0:
+            break
+        clips[ref.entry.key] = reader.source(ref.where).read(ref.entry.audio_offset, ref.entry.audio_bytes)
+    return clips

@@ -19,7 +19,7 @@ fi
 PYTHON=$(find_installed_python)
 export PYTHON PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
 # what the launchers set; SLURM_STEP_NUM_TASKS exists in an srun step alone, not in a batch script
-if [ -n "${RANK:-}${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}" ] || [ "${SLURM_STEP_NUM_TASKS:-1}" -gt 1 ]; then
+if [ -n "${RANK:-}${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}${TASKS_ARE_RANKS:-}" ] || [ "${SLURM_STEP_NUM_TASKS:-1}" -gt 1 ]; then
   # it asks for a checkpoint; Python would die of it before it has set its handler
   trap '' USR1
   exec "$PYTHON" -u "${BASH_SOURCE[0]}" "$@"

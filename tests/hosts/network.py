@@ -14,6 +14,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.debian import install
+
 _PREFIX = "10.213.7."
 _PACKAGES = {"sshd": "openssh-server", "ssh": "openssh-client", "pdsh": "pdsh", "ip": "iproute2", "tc": "iproute2"}
 _NEEDED = ("unshare", "nsenter", "setpriv", "mount")
@@ -69,33 +71,10 @@ def why_not() -> str | None:
     if lacking:
         return f"{', '.join(lacking)} isn't installed"
     packages = sorted({package for tool, package in _PACKAGES.items() if shutil.which(tool) is None})
-    if packages and (problem := _install(packages)) is not None:
+    if packages and (problem := install(packages)) is not None:
         return problem
     probe = subprocess.run(["unshare", "-n", "-u", "-m", "-p", "-f", "true"], capture_output=True, text=True, check=False)
     return f"namespaces aren't allowed here: {probe.stderr.strip()}" if probe.returncode else None
-
-
-def _install(packages: Sequence[str]) -> str | None:
-    if shutil.which("apt-get") is None:
-        return f"{', '.join(packages)} must be installed, and there is no apt-get"
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    policy = Path("/usr/sbin/policy-rc.d")
-    made = not policy.exists()
-    if made:
-        # packages must not start their services: only the hosts' own sshd is wanted
-        policy.write_text("#!/bin/sh\nexit 101\n")
-        policy.chmod(0o755)
-    try:
-        for words in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
-            done = subprocess.run(
-                ["apt-get", "-q", *words], env=environment, capture_output=True, text=True, timeout=240, check=False
-            )
-        return f"{', '.join(packages)} can't be installed: {done.stderr.strip()[-300:]}" if done.returncode else None
-    except subprocess.TimeoutExpired:
-        return f"{', '.join(packages)} can't be installed: apt-get took too long"
-    finally:
-        if made:
-            policy.unlink()
 
 
 class Host:

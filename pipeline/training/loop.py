@@ -16,6 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import DataError, TrainingError
 from pipeline.evaluation.evaluate import TestSet, evaluate
 from pipeline.liveness import Watch
+from pipeline.model.flops import speech_cost
 from pipeline.progress import ProgressBar
 from pipeline.speech.loading import BadSample
 from pipeline.speech.stream import SpeechStream, StepData
@@ -27,6 +28,7 @@ from pipeline.training.phases import PhaseClock
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.run_log import RunLog, StepRecord
 from pipeline.training.schedule import rate_factor
+from pipeline.training.speed import count_work
 from pipeline.training.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ class TrainingLoop:
         fingerprints: Mapping[str, str],
         stream: SpeechStream,
         test_set: TestSet | None,
+        peak_flops_per_second: float,
     ) -> None:
         self._config = config
         self._cluster = cluster
@@ -86,6 +89,10 @@ class TrainingLoop:
         self._saved_step = 0
         self._stop = stop
         self._watch = watch
+        # of all ranks' devices together
+        self._peak_flops_per_second = peak_flops_per_second
+        num_prompt_tokens = parts.prompt.prefix_ids.numel() + parts.prompt.suffix_ids.numel()
+        self._cost = speech_cost(parts.encoder, parts.model, num_prompt_tokens=num_prompt_tokens)
 
     def run(self) -> Outcome:
         """Train to `num_steps`, or until all ranks agree to stop early. A collective."""
@@ -122,7 +129,7 @@ class TrainingLoop:
                 record = self._step(data)
                 step, self._hint = data.global_step + 1, data.hint
                 self._check_bad_samples()
-                bar.advance(detail=f"loss {record.loss_nats:.3f}, {record.audio_seconds / record.seconds:.0f} audio-s/s")
+                bar.advance(detail=f"loss {record.loss_nats:.3f}, {record.audio_seconds_per_second:.3g} audio-s/s")
                 reason = self._keep_cadence(step)
             steps.close()
             self._save(step)
@@ -185,13 +192,14 @@ class TrainingLoop:
             num_target_tokens=num_tokens,
             seeds=[config.seed + first + i * self._cluster.world_size for i in range(len(batches))],
         )
+        work = count_work(self._cost, data.batches)
         self._phases.enter("exchange")
-        shares = self._cluster.gather((result.loss_sum_nats, replace(data, batches=()), data.keys))
+        shares = self._cluster.gather((result.loss_sum_nats, replace(data, batches=()), data.keys, work))
         self._phases.enter("rest")
-        data_shares = [share for _, share, _ in shares]
+        data_shares = [share for _, share, *_ in shares]
         bad = [item for share in data_shares for item in share.bad_samples]
         loss_sum = sum(loss for loss, *_ in shares)
-        keys = [key for *_, rank_keys in shares for key in rank_keys]
+        keys = [key for *_, rank_keys, _ in shares for key in rank_keys]
         self._num_seen += len(keys)
         for share in data_shares:
             for language, audio_seconds in share.seconds_by_language.items():
@@ -207,6 +215,7 @@ class TrainingLoop:
         seconds = sum(phase_seconds.values())
         self._train_seconds_before = self._train_seconds
         self._train_seconds += seconds
+        audio_seconds = sum(share.audio_seconds for share in data_shares)
         record = StepRecord(
             step=data.global_step,
             loss_nats=loss_sum / max(num_tokens, 1),
@@ -215,7 +224,10 @@ class TrainingLoop:
             learning_rates=rates,
             grad_norm=result.grad_norm,
             seconds=seconds,
-            audio_seconds=sum(share.audio_seconds for share in data_shares),
+            audio_seconds=audio_seconds,
+            audio_seconds_per_second=audio_seconds / seconds,
+            tokens_per_second=sum(item.num_llm_tokens for *_, item in shares) / seconds,
+            mfu=sum(item.flops for *_, item in shares) / seconds / self._peak_flops_per_second,
             phase_seconds={str(phase): spent for phase, spent in phase_seconds.items()},
             wait_seconds=max(share.wait_seconds for share in data_shares),
             padding=sum(share.padding for share in data_shares) / len(shares),

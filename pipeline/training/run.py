@@ -27,6 +27,7 @@ from pipeline.training.parts import Parts, digest_trained, load_parts, lora_to_r
 from pipeline.training.phases import PhaseClock
 from pipeline.training.proof import digest_encoder, digest_frozen, digest_start, prove_frozen, write_drift
 from pipeline.training.run_folder import RunFolder
+from pipeline.training.speed import measure_matmul_rate
 from pipeline.training.stalls import watch_training
 from pipeline.training.stopping import StopRequest, refuse_old_stop_file
 
@@ -110,6 +111,8 @@ def _train(
         ema_decay=config.training.ema_decay,
     )
     parts.encoder.to(engine.device)
+    # all at once, as they will compute: ranks of one host share its cores
+    matmul_rates = cluster.gather(measure_matmul_rate(engine.device, compute_dtype(deepspeed_config)))
     loop = TrainingLoop(
         config,
         cluster=cluster,
@@ -122,6 +125,7 @@ def _train(
         fingerprints=fingerprints,
         stream=stream,
         test_set=test_set,
+        peak_flops_per_second=sum(matmul_rates),
     )
     with agreement(cluster):
         if cluster.rank == 0:
@@ -142,6 +146,7 @@ def _train(
                     "dtype": str(compute_dtype(deepspeed_config)).removeprefix("torch."),
                     "deepspeed_config": deepspeed_config,
                     "world_size": cluster.world_size,
+                    "matmul_flops_per_second": matmul_rates,
                 },
             )
     outcome = loop.run()

@@ -12,6 +12,17 @@ from typing import Any
 from pipeline.speech.loading import BadSample
 
 BAD_SAMPLES_NAME = "bad_samples.jsonl"
+_CURVES = (
+    "loss_nats",
+    "grad_norm",
+    "seconds",
+    "wait_seconds",
+    "padding",
+    "llm_padding",
+    "audio_seconds_per_second",
+    "tokens_per_second",
+    "mfu",
+)
 
 
 @dataclass(frozen=True)
@@ -19,6 +30,8 @@ class StepRecord:
     """One optimizer step, over all ranks. Losses in nats per target token, rates and norms as they were used.
 
     `seconds` is the step's wall time on rank 0 and `phase_seconds` how rank 0 spent it, by the phases of `phases.py`;
+    `tokens_per_second` counts prompt, audio and labels of the LLM, and `mfu` is the model FLOPs utilisation: the operations that
+    the samples need without padding (`model/flops.py`) over what the devices can at best, `matmul_flops_per_second` of run.json.
     `wait_seconds` is the longest wait of any rank for data. `padding` is the share of the encoder's frames that were padding,
     `llm_padding` that of the LLM's audio positions and labels; `hours_seen` counts usable audio since the run began, by language.
     `keys_digest` identifies the samples and their order.
@@ -32,6 +45,9 @@ class StepRecord:
     grad_norm: float
     seconds: float
     audio_seconds: float
+    audio_seconds_per_second: float
+    tokens_per_second: float
+    mfu: float
     phase_seconds: dict[str, float]
     wait_seconds: float
     padding: float
@@ -66,7 +82,7 @@ class RunLog:
         """Append a step; it survives a kill of this process, though not of the machine."""
         self._steps.write(json.dumps(asdict(record), allow_nan=False) + "\n")
         self._steps.flush()
-        for name in ("loss_nats", "grad_norm", "seconds", "wait_seconds", "padding", "llm_padding"):
+        for name in _CURVES:
             self._curves.add_scalar(f"train/{name}", getattr(record, name), record.step)
         for group, rate in record.learning_rates.items():
             self._curves.add_scalar(f"train/learning_rate_{group}", rate, record.step)

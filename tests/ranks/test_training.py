@@ -149,3 +149,13 @@ def test_a_step_says_where_its_time_went(two_ranks):
         assert sum(record["phase_seconds"].values()) == pytest.approx(record["seconds"])
         assert {"data", "encoder", "forward_backward", "optimizer", "exchange"} <= set(record["phase_seconds"])
         assert record["phase_seconds"]["forward_backward"] > 0
+
+
+def test_a_step_says_how_fast_it_was(two_ranks):
+    rates = json.loads((two_ranks / "run.json").read_text())["matmul_flops_per_second"]
+    assert len(rates) == 2
+    assert min(rates) > 1e8
+    for record in steps(two_ranks):
+        assert record["audio_seconds_per_second"] == pytest.approx(record["audio_seconds"] / record["seconds"])
+        assert record["tokens_per_second"] * record["seconds"] > record["num_target_tokens"]
+        assert 0 < record["mfu"] < 1

@@ -24,7 +24,9 @@ from pipeline.training.tensor_file import TensorFileWriter
 
 
 def record(step: int) -> StepRecord:
-    return StepRecord(step, 1.0, 8.0, 8, {"adaptor": 1e-3}, 0.5, 1.0, 4.0, {"data": 0.5}, 0.0, 0.1, 0.1, {}, {}, 1, "0")
+    return StepRecord(
+        step, 1.0, 8.0, 8, {"adaptor": 1e-3}, 0.5, 1.0, 4.0, 4.0, 80.0, 0.3, {"data": 0.5}, 0.0, 0.1, 0.1, {}, {}, 1, "0"
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

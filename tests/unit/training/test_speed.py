@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pipeline.model.flops import ClipLengths, SpeechCost, StackCost
+from pipeline.speech.batches import Features, collate
+from pipeline.training.speed import count_work, measure_matmul_rate
+
+COST = SpeechCost(StackCost(10), StackCost(5, 5), StackCost(7), StackCost(3), stacking=4, num_prompt_tokens=2)
+
+
+def batch(*frames: int | None):
+    rows = [None if count is None else Features("k", "en", np.zeros((80, count), np.float32), (1, 2, 3)) for count in frames]
+    return collate(rows, num_mels=80, keys=["k"] * len(rows))
+
+
+def test_work_is_that_of_usable_samples_without_padding():
+    work = count_work(COST, [batch(160, None, 16), batch(None)])
+    clips = [ClipLengths(160, 3), ClipLengths(16, 3)]
+    assert work.flops == COST.step(clips).total
+    # 160 frames are 80 states are 20 positions; 16 are 2
+    assert work.num_llm_tokens == (2 + 20 + 3) + (2 + 2 + 3)
+
+
+def test_the_rate_of_matrix_products_is_plausible():
+    assert 1e8 < measure_matmul_rate(torch.device("cpu"), torch.float32) < 1e15

@@ -184,6 +184,10 @@ class TrainingConfig(_Section):
     read has been given up, and half of what a collective waits. With `stop_without_launcher` ranks save and end once the
     process that started them is gone; switch it off where that one needn't stay.
     With `ema_decay` a moving average of what trains is kept, and it is what is evaluated and exported.
+
+    A step is bad whose loss or gradient norm isn't finite or, with `explode_factor`, whose norm is that many times the median of
+    the last good steps'. The optimizer doesn't move; the samples are named in the run folder's skipped_steps.jsonl; and the
+    run stops, or with `on_bad_loss` skip goes on, until more than `max_skipped_steps` follow each other.
     """
 
     num_steps: Count
@@ -193,6 +197,9 @@ class TrainingConfig(_Section):
     keep_checkpoints: Count = 2
     keep_best: bool = True
     time_budget_seconds: Positive | None = None
+    on_bad_loss: Literal["stop", "skip"] = "stop"
+    explode_factor: Annotated[float, Field(gt=1)] | None = None
+    max_skipped_steps: Count = 10
     collective_timeout_seconds: Positive = 600.0
     stall_seconds: Positive = 300.0
     stop_without_launcher: bool = True

@@ -76,7 +76,7 @@ def save(
             _check_space(folder, sum(content.num_bytes for content in contents))
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-    files = {content.name: _write_all(cluster, temporary / content.name, content, on_progress) for content in contents}
+    files = {content.name: _write_all(cluster, temporary / content.name, content, target, on_progress) for content in contents}
     with agreement(cluster), _explaining(target):
         if writer:
             write_json(temporary / STATE_FILE, {"schema_version": SCHEMA_VERSION, "step": step, **state, "files": files})
@@ -119,15 +119,15 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _write_all(cluster: Cluster, path: Path, content: _Content, on_progress: Callable[[], None]) -> dict[str, int]:
-    """Rank 0 writes what all ranks gather; how many bytes, and their checksum, as rank 0 knows them.
+def _write_all(cluster: Cluster, path: Path, content: _Content, target: Path, on_progress: Callable[[], None]) -> dict[str, int]:
+    """Rank 0 writes what all ranks gather; how many bytes, and their checksum, as rank 0 knows them. `target` is for errors.
 
     A write that fails must not keep rank 0 from the gathers still to come.
     """
     failure: OSError | None = None
     checksum = 0
     file: TensorFileWriter | None = None
-    with agreement(cluster), _explaining(path.parent):
+    with agreement(cluster), _explaining(target):
         if cluster.rank == 0:
             file = TensorFileWriter(path, content.shapes, dtype=torch.float32)
     for name, tensor in content.gather():
@@ -138,7 +138,7 @@ def _write_all(cluster: Cluster, path: Path, content: _Content, on_progress: Cal
             except OSError as error:
                 failure = error
         on_progress()
-    with agreement(cluster), _explaining(path.parent):
+    with agreement(cluster), _explaining(target):
         if file is not None:
             try:
                 if failure is not None:

@@ -6,6 +6,7 @@ Every method is a collective: all ranks call it, in the same order.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +36,14 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepResult:
-    """This rank's summed loss in nats, and the norm of the whole model's gradient before clipping."""
+    """This rank's summed loss in nats, and the norm of the whole model's gradient before clipping, infinite where it is NaN.
+
+    `is_applied`: the optimizer has moved, on all ranks; or on none.
+    """
 
     loss_sum_nats: float
     grad_norm: float
+    is_applied: bool
 
 
 def compute_dtype(deepspeed_config: Mapping[str, Any]) -> torch.dtype:
@@ -92,6 +97,8 @@ class TrainingEngine:
         adamw = torch.optim.AdamW(
             groups, fused=True, betas=optimizer.betas, eps=optimizer.epsilon, weight_decay=optimizer.weight_decay
         )
+        adamw.register_step_pre_hook(self._withhold)
+        self._norm_limit = math.inf
         self._peak_rates = {str(group["name"]): float(group["lr"]) for group in groups}
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=settings, dist_init_required=False)
         self.model = model
@@ -116,12 +123,15 @@ class TrainingEngine:
         suffix_ids: Tensor,
         num_target_tokens: int,
         seeds: Sequence[int],
+        norm_limit: float = math.inf,
     ) -> StepResult:
         """One optimizer step over this rank's micro-batches; the loss is divided by the tokens of *all* ranks, once.
 
         ZeRO-3 averages gradients over ranks, hence the factor world_size. `seeds`, one a micro-batch, make dropout a function
-        of the data and not of who computes it.
+        of the data and not of who computes it. Where the gradient's norm isn't finite or is above `norm_limit`, the optimizer
+        doesn't move: no weight, moment or count of updates changes.
         """
+        self._norm_limit = norm_limit
         self._engine.train()
         loss_sum_nats = 0.0
         for batch, seed in zip(batches, seeds, strict=True):
@@ -132,8 +142,21 @@ class TrainingEngine:
             self._engine.backward(loss * (self._world_size / max(num_target_tokens, 1)), scale_wrt_gas=False)
             self._phases.enter("optimizer")
             self._engine.step()
-        self._update_average()
-        return StepResult(loss_sum_nats, float(self._engine.get_global_grad_norm() or 0.0))
+        grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
+        is_applied = math.isfinite(grad_norm) and grad_norm <= norm_limit
+        if is_applied:
+            self._update_average()
+        return StepResult(loss_sum_nats, grad_norm, is_applied)
+
+    def _withhold(self, adamw: Any, _arguments: Any, _named: Any) -> None:
+        """Before AdamW moves a partition: take its gradient away where the whole norm, the same on all ranks, is above the limit.
+
+        DeepSpeed itself leaves out a step whose norm isn't finite, and calls this for none of its partitions.
+        """
+        if self._norm_limit < math.inf and float(self._engine.optimizer._global_grad_norm) > self._norm_limit:
+            for group in adamw.param_groups:
+                for partition in group["params"]:
+                    partition.grad = None
 
     def trained_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and whole shapes of what trains, in the order in which it is gathered."""

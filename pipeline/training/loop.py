@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import logging
+import socket
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ from pipeline.progress import ProgressBar
 from pipeline.speech.loading import BadSample
 from pipeline.speech.stream import SpeechStream, StepData
 from pipeline.training import checkpoint as checkpoints
+from pipeline.training.bad_steps import BadStep, BadSteps
 from pipeline.training.base_partitions import BasePartitions, averaged_weights
 from pipeline.training.engine import MicroBatch, TrainingEngine
 from pipeline.training.measuring import make_transcriber
@@ -34,6 +36,7 @@ from pipeline.training.stopping import StopRequest
 if TYPE_CHECKING:
     from pipeline.training.parts import Parts
 
+_log = logging.getLogger(__name__)
 _NUM_NAMED = 5
 # Too few samples say nothing about a share of bad ones: it is judged against this many, or all where there are fewer.
 _JUDGED_SAMPLES = 1_000
@@ -87,6 +90,7 @@ class TrainingLoop:
         self._bad: dict[str, BadSample] = {}
         self._log: RunLog | None = None
         self._saved_step = 0
+        self._bad_steps = BadSteps(config.training)
         self._stop = stop
         self._watch = watch
         # of all ranks' devices together
@@ -98,6 +102,11 @@ class TrainingLoop:
         """Train to `num_steps`, or until all ranks agree to stop early. A collective."""
         try:
             return self._run()
+        except OSError as error:
+            raise TrainingError(
+                f"{self._folder.path} can't be used on {socket.gethostname()}: {error}. Make room or mend the disk, and start "
+                "the same command again: it goes on from the last checkpoint."
+            ) from error
         finally:
             if self._log is not None:
                 self._log.close()
@@ -129,7 +138,7 @@ class TrainingLoop:
                 record = self._step(data)
                 step, self._hint = data.global_step + 1, data.hint
                 self._check_bad_samples()
-                bar.advance(detail=f"loss {record.loss_nats:.3f}, {record.audio_seconds_per_second:.3g} audio-s/s")
+                bar.advance(detail=_describe(record))
                 reason = self._keep_cadence(step)
             steps.close()
             self._save(step)
@@ -162,7 +171,9 @@ class TrainingLoop:
         name, state = self._cluster.broadcast((last and last.name, state))
         if name is None:
             return 0
-        checkpoints.restore(self._engine, self._folder.checkpoints / name, self._cluster, num_updates=state["step"])
+        self._bad_steps.restore(state["bad_steps"])
+        num_updates = state["step"] - self._bad_steps.num_skipped
+        checkpoints.restore(self._engine, self._folder.checkpoints / name, self._cluster, num_updates=num_updates)
         self._saved_step = state["step"]
         self._train_seconds = self._train_seconds_before = state["train_seconds"]
         self._hint = (state["hint"][0], state["hint"][1])
@@ -171,8 +182,8 @@ class TrainingLoop:
         self._bad = {item["key"]: BadSample(**item) for item in state["bad_samples"]}
         return int(state["step"])
 
-    def _step(self, data: StepData) -> StepRecord:
-        """One optimizer step on all ranks."""
+    def _step(self, data: StepData) -> StepRecord | None:
+        """One optimizer step on all ranks; None for a bad one, which is left out."""
         config = self._config
         rates = self._engine.set_rates(
             rate_factor(data.global_step, num_steps=config.training.num_steps, config=config.optimizer)
@@ -191,6 +202,7 @@ class TrainingLoop:
             suffix_ids=self._parts.prompt.suffix_ids.to(device),
             num_target_tokens=num_tokens,
             seeds=[config.seed + first + i * self._cluster.world_size for i in range(len(batches))],
+            norm_limit=self._bad_steps.norm_limit,
         )
         work = count_work(self._cost, data.batches)
         self._phases.enter("exchange")
@@ -205,16 +217,16 @@ class TrainingLoop:
             for language, audio_seconds in share.seconds_by_language.items():
                 self._hours[language] = self._hours.get(language, 0.0) + audio_seconds / 3600
         self._bad.update((item.key, item) for item in bad)
-        if not (math.isfinite(loss_sum) and math.isfinite(result.grad_norm)):
-            raise TrainingError(
-                f"The loss of step {data.global_step} is {loss_sum} (gradient norm {result.grad_norm}) on the samples "
-                f"{', '.join(sorted(keys))}. Nothing of this step is kept: lower the learning rate or remove what is broken, "
-                "and start again; the run continues from its last checkpoint."
-            )
         phase_seconds = self._phases.take_seconds()
         seconds = sum(phase_seconds.values())
         self._train_seconds_before = self._train_seconds
         self._train_seconds += seconds
+        if self._log is not None:
+            self._log.add_bad_samples(data.global_step, bad)
+        bad_step = self._bad_steps.judge(data.global_step, result, loss_sum_nats=loss_sum, keys=keys)
+        if bad_step is not None:
+            self._skip(bad_step)
+            return None
         audio_seconds = sum(share.audio_seconds for share in data_shares)
         record = StepRecord(
             step=data.global_step,
@@ -239,8 +251,16 @@ class TrainingLoop:
         )
         if self._log is not None:
             self._log.add_step(record)
-            self._log.add_bad_samples(data.global_step, bad)
         return record
+
+    def _skip(self, bad: BadStep) -> None:
+        """Record a bad step; raise `TrainingError`, alike on every rank, where the run can't go on."""
+        if self._log is not None:
+            self._log.add_skipped_step(bad.record)
+        if bad.why_stop is not None:
+            raise TrainingError(bad.why_stop)
+        if self._log is not None:
+            _log.warning("Step %d is skipped: gradient norm %s.", bad.record["step"], bad.record["grad_norm"] or "not finite")
 
     def _check_bad_samples(self) -> None:
         """Raise `DataError`, alike on every rank, once too many different samples have turned out to be unusable."""
@@ -279,6 +299,7 @@ class TrainingLoop:
             "hint": list(self._hint),
             "num_seen": self._num_seen,
             "hours_seen": self._hours,
+            "bad_steps": self._bad_steps.to_json(),
             "bad_samples": [asdict(item) for item in self._bad.values()],
         }
         keep = self._config.training.keep_checkpoints
@@ -344,6 +365,10 @@ class TrainingLoop:
                 train_seconds=self._train_seconds,
                 wants_to_stop=self._wants_to_stop,
             )
+
+
+def _describe(record: StepRecord | None) -> str:
+    return f"loss {record.loss_nats:.3f}, {record.audio_seconds_per_second:.3g} audio-s/s" if record else "skipped"
 
 
 def peak_memory_bytes() -> int:

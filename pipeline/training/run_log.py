@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.speech.loading import BadSample
 
 BAD_SAMPLES_NAME = "bad_samples.jsonl"
+SKIPPED_STEPS_NAME = "skipped_steps.jsonl"
 _CURVES = (
     "loss_nats",
     "grad_norm",
@@ -70,6 +71,7 @@ class RunLog:
         # steps before the resume point happened; an evaluation *at* it belongs to the checkpoint
         _keep_lines(run_dir / "steps.jsonl", lambda record: record["step"] < resume_step)
         _keep_lines(run_dir / BAD_SAMPLES_NAME, lambda record: record["step"] < resume_step)
+        _keep_lines(run_dir / SKIPPED_STEPS_NAME, lambda record: record["step"] < resume_step)
         _keep_lines(run_dir / "evaluations.jsonl", lambda record: record["step"] <= resume_step)
         self._steps = (run_dir / "steps.jsonl").open("a", encoding="utf-8")
         self._curves = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step)
@@ -94,6 +96,11 @@ class RunLog:
         with (self._run_dir / BAD_SAMPLES_NAME).open("a", encoding="utf-8") as file:
             for sample in samples:
                 file.write(json.dumps({"step": step, **asdict(sample)}, ensure_ascii=False) + "\n")
+
+    def add_skipped_step(self, record: dict[str, Any]) -> None:
+        """Name the samples of a step that moved no weight; it has no other record."""
+        with (self._run_dir / SKIPPED_STEPS_NAME).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
     def add_evaluation(self, record: dict[str, Any]) -> None:
         """Append an evaluation, durably; one of the same step takes the old one's place."""

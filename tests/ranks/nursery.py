@@ -21,7 +21,16 @@ from typing import Any
 
 from tests.conftest import clean_environment, free_port
 
-PRELOADED = ("deepspeed", "transformers", "whisper", "torch.utils.tensorboard", "soundfile", "soxr", "pipeline.training.run")
+PRELOADED = (
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "pipeline.training.run",
+    "soundfile",
+    "soxr",
+    "torch.utils.tensorboard",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "whisper",
+)
 
 
 class Nursery:
@@ -87,7 +96,12 @@ def serve() -> None:
             answer = [codes.get(pid) for pid in request["wait"]]
         else:
             port = free_port()
-            answer = [start(rank, port, request) for rank in range(request["ranks"])]
+            answer = []
+            for rank in range(request["ranks"]):
+                pid = start(rank, port, request)
+                # all ranks of a start are one process group, so that a test can kill them at one blow
+                os.setpgid(pid, answer[0] if answer else pid)
+                answer.append(pid)
             alive |= set(answer)
         print(json.dumps(answer), flush=True)
     for pid in alive:
@@ -98,6 +112,8 @@ def start(rank: int, port: int, request: dict[str, Any]) -> int:
     pid = os.fork()
     if pid:
         return pid
+    while os.getpgrp() == os.getppid():
+        time.sleep(0.001)  # until this process has been put into its group
     code = 1
     try:
         os.environ.update(

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from typing import Any
 
+from torch import Tensor
+
+from pipeline.evaluation.transcribe import Transcriber
+from pipeline.model.speech_llm import SpeechLLM
+from pipeline.speech.stream import StepData
 from pipeline.training.engine import TrainingEngine
+from pipeline.training.loop import TrainingLoop
+from pipeline.training.run_log import RunLog, StepRecord
 from pipeline.training.tensor_file import TensorFileWriter
 
 
@@ -19,6 +27,40 @@ def at_step(rank: str, step: str, what: str) -> None:
 def in_save(rank: str, tensor: str, what: str) -> None:
     """Do `what` on a rank before it writes the given tensor of the checkpoints it writes, counted from this start."""
     _before(TensorFileWriter, "add", int(rank), int(tensor), what)
+
+
+def in_evaluation(rank: str, batch: str, what: str) -> None:
+    """Do `what` on a rank before it decodes the given batch of those it decodes, counted from this start."""
+    _before(Transcriber, "decode", int(rank), int(batch), what)
+
+
+def in_log(rank: str, step: str, what: str) -> None:
+    """Do `what` on a rank before it records the given step, counted from this start."""
+    _before(RunLog, "add_step", int(rank), int(step), what)
+
+
+def limit_file_size(rank: str, num_bytes: str) -> None:
+    """Let a rank write no file past a size: the error is another than a full disk's, its way through the program the same."""
+    if os.environ["RANK"] == rank:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(num_bytes), int(num_bytes)))
+
+
+def spoil_loss(*faults: str) -> None:
+    """Multiply the last rank's loss by a factor in global steps: "3:nan", "25:1e4"."""
+    factors = {int(step): float(factor) for step, _, factor in (fault.partition(":") for fault in faults)}
+    if int(os.environ["RANK"]) != int(os.environ["WORLD_SIZE"]) - 1:
+        return
+    now = [1.0]
+    real_step, real_forward = TrainingLoop._step, SpeechLLM.forward
+
+    def step(self: TrainingLoop, data: StepData) -> StepRecord | None:
+        now[0] = factors.get(data.global_step, 1.0)
+        return real_step(self, data)
+
+    def forward(self: SpeechLLM, *tensors: Tensor) -> Tensor:
+        return real_forward(self, *tensors) * now[0]
+
+    TrainingLoop._step, SpeechLLM.forward = step, forward  # type: ignore[method-assign]
 
 
 def _before(owner: type, method: str, rank: int, number: int, what: str) -> None:
@@ -54,5 +96,7 @@ WHAT = {
     "loop": _loop,
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    # the ranks of one start are a process group
+    "kill all": lambda: os.killpg(0, signal.SIGKILL),
     "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
 }

@@ -13,7 +13,7 @@ from pipeline.artefacts import digest_json, write_json
 from pipeline.config import RunConfig
 from pipeline.evaluation.wer import Hypothesis, measure
 from pipeline.selection import SelectedTensor, TensorSelection
-from pipeline.training.run_folder import RunFolder
+from pipeline.training.run_folder import Movement, RunFolder
 from tests.tiny import WORDS
 
 KINDS = {
@@ -79,7 +79,8 @@ def make_run(
         },
     )
     write_json(folder / "frozen.json", _frozen(set(TENSORS) - set(selected)))
-    run.write_drift({name: 0.2 * rng.uniform(0.2, 1) / math.log(kappas[name]) for name in selected})
+    moved = {name: 0.2 * rng.uniform(0.2, 1) / math.log(kappas[name]) for name in selected}
+    run.write_drift({name: Movement(distance, kappas[name], 1.1 * kappas[name]) for name, distance in moved.items()})
     _write_steps(folder, seed, rng)
     run.hypotheses.mkdir(exist_ok=True)
     evaluations = []

@@ -13,9 +13,10 @@ from pipeline.evaluation.forgetting import relative_change
 from pipeline.model.llm import load_llm
 from pipeline.model.lora import is_factor, merge, public_names
 from pipeline.model.trained import LLM_PREFIX
+from pipeline.scan.spectrum import spectrum_stats
 from pipeline.training.engine import TrainingEngine, digest_tensor
 from pipeline.training.parts import Parts
-from pipeline.training.run_folder import RunFolder
+from pipeline.training.run_folder import Movement, RunFolder
 
 
 def digest_frozen(parts: Parts, cluster: Cluster) -> dict[str, str]:
@@ -46,25 +47,39 @@ def prove_frozen(engine: TrainingEngine, parts: Parts, cluster: Cluster, folder:
 
 
 def write_drift(engine: TrainingEngine, parts: Parts, config: RunConfig, cluster: Cluster, folder: RunFolder) -> None:
-    """Write how far each trained tensor of the LLM has moved from the base model, one at a time. A collective."""
+    """Write how far each trained tensor of the LLM has moved from the base model, and its κ before and after. A collective.
+
+    Ranks share the tensors out as they are gathered, and measure their share once all are: a rank that measured in between
+    would keep the others waiting.
+    """
     base: dict[str, Tensor] = {}
     with agreement(cluster):
-        if cluster.rank == 0:
-            # of the files' own dtype, so that they are mapped and not copied
-            llm = load_llm(config.model.llm, dtype=None)
-            base = {name: parameter.detach() for name, parameter in llm.named_parameters()}
+        # of the files' own dtype, so that they are mapped and not copied
+        llm = load_llm(config.model.llm, dtype=None)
+        base = {name: parameter.detach() for name, parameter in llm.named_parameters()}
     factors: dict[str, Tensor] = {}
-    drift: dict[str, float | None] = {}
-    for public, tensor in engine.gather_result():
+    mine: dict[str, Tensor] = {}
+    for index, (public, tensor) in enumerate(engine.gather_result()):
         name = public.removeprefix(LLM_PREFIX)
-        if cluster.rank == 0 and name != public:
-            if is_factor(name):
-                factors[name] = tensor
-            else:
-                drift[name] = relative_change(base[name], tensor)
+        if name != public and is_factor(name):
+            factors[name] = tensor
+        elif name != public and index % cluster.world_size == cluster.rank:
+            mine[name] = tensor
+    moved: dict[str, Movement] = {}
+    with agreement(cluster):
+        device = str(engine.device) if engine.device.type == "cuda" else None
+        for index, (name, before) in enumerate(base.items()):
+            if name in mine:
+                moved[name] = measure_movement(before, mine.pop(name), device=device)
+            elif index % cluster.world_size == cluster.rank and (after := merge(name, before, factors, parts.lora)) is not before:
+                moved[name] = measure_movement(before, after, device=device)
+    everything = {name: movement for share in cluster.gather(moved) for name, movement in share.items()}
     with agreement(cluster):
         if cluster.rank == 0:
-            for name, tensor in base.items():
-                if (merged := merge(name, tensor, factors, parts.lora)) is not tensor:
-                    drift[name] = relative_change(tensor, merged)
-            folder.write_drift({name: moved for name, moved in drift.items() if moved is not None})
+            folder.write_drift({name: everything[name] for name in base if name in everything})
+
+
+def measure_movement(before: Tensor, after: Tensor, *, device: str | None = None) -> Movement:
+    """How a tensor has moved; κ is measured of matrices alone, on `device` or the CPU."""
+    kappas = [spectrum_stats(tensor, device=device).kappa if tensor.dim() == 2 else None for tensor in (before, after)]
+    return Movement(relative_change(before, after), *kappas)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,15 @@ _PACKAGES = ("kappaspeech", "torch", "deepspeed", "transformers", "openai-whispe
 # Where a run lies and what it is called don't change what it computes.
 _NAMING_KEYS = {"run_dir", "arm"}
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How a tensor has moved in training: ‖W − W₀‖_F / ‖W₀‖_F, None where W₀ is zero; κ before and after, None of no matrix."""
+
+    relative_frobenius: float | None
+    kappa_before: float | None
+    kappa_after: float | None
 
 
 class RunFolder:
@@ -77,9 +88,19 @@ class RunFolder:
                 f"Both digests of each are in {self.path / 'frozen.json'}; please report it."
             )
 
-    def write_drift(self, drift: Mapping[str, float]) -> None:
-        """Write `drift.json`: ‖W − W₀‖_F / ‖W₀‖_F of each trained tensor of the LLM, those that began as zero left out."""
-        write_json(self.path / "drift.json", {"schema_version": 1, "relative_frobenius": drift})
+    def write_drift(self, moved: Mapping[str, Movement]) -> None:
+        """Write `drift.json`: of each trained tensor of the LLM ‖W − W₀‖_F / ‖W₀‖_F, those that began as zero left out, and of
+        each matrix κ before and after; null is infinite."""
+        measured = {name: item for name, item in moved.items() if item.kappa_before is not None}
+        write_json(
+            self.path / "drift.json",
+            {
+                "schema_version": 1,
+                "relative_frobenius": {n: x.relative_frobenius for n, x in moved.items() if x.relative_frobenius is not None},
+                "kappa_before": {name: _finite(item.kappa_before) for name, item in measured.items()},
+                "kappa_after": {name: _finite(item.kappa_after) for name, item in measured.items()},
+            },
+        )
 
     def read_record(self) -> dict[str, Any]:
         """What `begin` and `end` wrote to `run.json`. Raises `InputError`."""
@@ -119,3 +140,8 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity."""
+    return value if value is not None and math.isfinite(value) else None

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.commands import main
+from pipeline.scan.spectrum import spectrum_stats
 from pipeline.speech.samples import AudioSample, read_recording
 from pipeline.training.trained_run import open_transcriber
 
@@ -60,9 +61,14 @@ def test_a_run_proves_what_changed_and_what_did_not(home, case):
     frozen = {name.removeprefix("llm.") for name in proof["after"] if name.startswith("llm.")}
     # LoRA's factors change a tensor that itself stays as it was
     assert frozen == set(base) - (changes if mode == "all" else set())
-    drift = json.loads((run / "drift.json").read_text())["relative_frobenius"]
+    record = json.loads((run / "drift.json").read_text())
+    drift = record["relative_frobenius"]
     assert set(drift) == changes
     assert all(moved > 0 for moved in drift.values())
+    matrices = {name: base[name] for name in changes if base[name].dim() == 2}
+    assert record["kappa_before"] == {name: pytest.approx(spectrum_stats(w).kappa, rel=1e-5) for name, w in matrices.items()}
+    assert set(record["kappa_after"]) == set(matrices)
+    assert all(record["kappa_after"][name] != record["kappa_before"][name] for name in matrices)
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
 
 

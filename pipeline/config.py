@@ -256,6 +256,8 @@ def read_yaml(path: Path, model: type[Model], *, overrides: dict[str, Any] | Non
         raise ConfigError(f"{path} can't be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values; it holds {type(content).__name__}.")
+    # a run folder's config.json is a configuration like any other
+    content.pop("schema_version", None)
     for key, value in (overrides or {}).items():
         _set_dotted(content, key, value)
     try:

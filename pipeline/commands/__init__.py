@@ -13,6 +13,7 @@ from pipeline.commands.demo import demo
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export import export
 from pipeline.commands.pack import index, pack
+from pipeline.commands.plan import plan
 from pipeline.commands.scan import scan
 from pipeline.commands.select import select
 from pipeline.commands.show import show
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (scan, select, show, pack, index, train, status, evaluate, transcribe, compare, export):
+for _command in (scan, select, show, pack, index, plan, train, status, evaluate, transcribe, compare, export):
     app.command()(_command)
 app.add_typer(demo)
 

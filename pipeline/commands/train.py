@@ -57,6 +57,7 @@ def _train_here(settings: Any) -> int:
     # torch would tell of every lost connection with a C++ stack; who is gone, and why, is told in words
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from pipeline.launching.reports import write_report
+    from pipeline.training.guide import GUIDE_FILE, describe_outcome
     from pipeline.training.run import train as run_training
 
     try:
@@ -67,7 +68,9 @@ def _train_here(settings: Any) -> int:
     if os.environ.get("RANK", "0") == "0":
         stopped = f", stopped by {outcome.reason}; the same command goes on from there" if outcome.reason else ""
         print(f"{outcome.status} at step {outcome.step}{stopped}")
-        print(outcome.run_dir)
+        for line in describe_outcome(Path(outcome.run_dir))[1:]:
+            print(line)
+        print(f"{outcome.run_dir} (what is in it: {Path(outcome.run_dir) / GUIDE_FILE})")
     return 0
 
 

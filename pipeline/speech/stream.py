@@ -214,6 +214,10 @@ class SpeechStream:
             }
         )
 
+    def clip_seconds(self) -> list[NDArray[np.float32]]:
+        """The length of every clip, by data set."""
+        return [corpus.lengths().seconds for corpus in self._corpora]
+
     def steps(self, first_step: int, *, hint: tuple[int, int] = (0, 0)) -> Generator[StepData, None, None]:
         """This rank's data from `first_step` on, endlessly; the caller decides when to stop."""
         pool = LoaderPool(self._load_options, self._options.read, num_workers=self._options.num_workers)

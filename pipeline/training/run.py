@@ -27,6 +27,7 @@ from pipeline.training.parts import Parts, digest_trained, load_parts, lora_to_r
 from pipeline.training.phases import PhaseClock
 from pipeline.training.proof import digest_encoder, digest_frozen, digest_start, prove_frozen, write_drift
 from pipeline.training.run_folder import RunFolder
+from pipeline.training.run_plan import describe_run, plan_run
 from pipeline.training.speed import measure_matmul_rate
 from pipeline.training.stalls import watch_training
 from pipeline.training.stopping import StopRequest, refuse_old_stop_file
@@ -101,6 +102,8 @@ def _train(
     }
     num_adaptor = sum(p.numel() for p in parts.model.adaptor.parameters())
     num_llm = sum(p.numel() for p in parts.model.llm.parameters() if p.requires_grad)
+    with agreement(cluster):
+        planner = describe_run(config, parts.encoder, parts.model, stream)
     engine = TrainingEngine(
         parts.model,
         cluster=cluster,
@@ -113,6 +116,13 @@ def _train(
     parts.encoder.to(engine.device)
     # all at once, as they will compute: ranks of one host share its cores
     matmul_rates = cluster.gather(measure_matmul_rate(engine.device, compute_dtype(deepspeed_config)))
+    plan = plan_run(
+        planner,
+        prompt_tokens=parts.prompt.prefix_ids.numel() + parts.prompt.suffix_ids.numel(),
+        world_size=cluster.world_size,
+        device=engine.device,
+        matmul_flops_per_second=min(matmul_rates),
+    )
     loop = TrainingLoop(
         config,
         cluster=cluster,
@@ -147,6 +157,7 @@ def _train(
                     "deepspeed_config": deepspeed_config,
                     "world_size": cluster.world_size,
                     "matmul_flops_per_second": matmul_rates,
+                    "plan": plan,
                 },
             )
     outcome = loop.run()

@@ -14,10 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipeline.artefacts import digest_json, read_json, write_json
+from pipeline.artefacts import digest_json, read_json, write_json, write_text
 from pipeline.config import RunConfig
 from pipeline.errors import InputError, TrainingError
 from pipeline.selection import TensorSelection
+from pipeline.training.guide import GUIDE_FILE, compare_plan, write_guide_text
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("kappaspeech", "torch", "deepspeed", "transformers", "openai-whisper", "webdataset", "numpy")
@@ -64,11 +65,14 @@ class RunFolder:
                 "status": "running",
             },
         )
+        write_text(self.path / GUIDE_FILE, write_guide_text(self.path))
 
     def end(self, status: str, **facts: Any) -> None:
         """Record how the run ended: «finished» is the marker of success, whatever a launcher's exit code says."""
         record = read_json(self.path / "run.json", schema_version=SCHEMA_VERSION)
-        write_json(self.path / "run.json", {**record, "status": status, **facts})
+        compared = compare_plan(self.path)
+        write_json(self.path / "run.json", {**record, "status": status, "plan_comparison": compared, **facts})
+        write_text(self.path / GUIDE_FILE, write_guide_text(self.path))
 
     def fail(self, reason: str) -> None:
         """Record that the run has failed, where it had begun; a disk that can't take even that is told of, and hides no cause."""

@@ -1,0 +1,159 @@
+"""Memory of a rank under ZeRO-3, by part. Pure arithmetic; each term says whose bytes it counts.
+
+H width · I inner width · Q query width · K key width · V vocabulary · W ranks · b bytes of the compute dtype
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.planning.batches import LABEL_TOKENS_PER_SECOND, MicroBatchSize
+from pipeline.planning.sizes import LlmSizes, SpeechSizes
+
+_FLOAT32 = 4
+# weights and Adam's two moments
+_OPTIMIZER_BYTES = 3 * _FLOAT32
+# Whisper's widest point a state: its input, the norm's output, and the MLP's inner states before and after GELU
+_ENCODER_TRANSIENT_WIDTHS = 10
+
+
+@dataclass(frozen=True)
+class ZeroSettings:
+    """What of a DeepSpeed JSON decides memory. Sizes are in elements, as DeepSpeed counts them."""
+
+    itemsize: int
+    max_live: int
+    prefetch: int
+    reduce_bucket: int
+    persistence_threshold: int
+    optimizer_on_host: bool
+    parameters_on_host: bool
+    overlaps_communication: bool
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """`num_bytes` of a rank. `on_host` where they aren't the accelerator's."""
+
+    name: str
+    num_bytes: int
+    on_host: bool = False
+
+
+def read_settings(deepspeed_config: Mapping[str, Any]) -> ZeroSettings:
+    """The settings of a DeepSpeed JSON, with DeepSpeed 0.19's defaults where it is silent."""
+    zero = deepspeed_config.get("zero_optimization", {})
+    on_host = {key: zero.get(key, {}).get("device", "none") != "none" for key in ("offload_optimizer", "offload_param")}
+    return ZeroSettings(
+        itemsize=2 if deepspeed_config.get("bf16", {}).get("enabled") else _FLOAT32,
+        max_live=_number(zero, "stage3_max_live_parameters", 1_000_000_000),
+        prefetch=_number(zero, "stage3_prefetch_bucket_size", 50_000_000),
+        reduce_bucket=_number(zero, "reduce_bucket_size", 500_000_000) if zero.get("contiguous_gradients", True) else 0,
+        persistence_threshold=_number(zero, "stage3_param_persistence_threshold", 100_000),
+        optimizer_on_host=on_host["offload_optimizer"],
+        parameters_on_host=on_host["offload_param"],
+        overlaps_communication=bool(zero.get("overlap_comm", True)),
+    )
+
+
+def _number(zero: Mapping[str, Any], key: str, default: int) -> int:
+    value = zero.get(key, default)
+    # «auto» is for transformers' Trainer to fill in
+    return int(float(value)) if isinstance(value, (int, float)) else default
+
+
+def count_state(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, on_cpu: bool = False) -> list[MemoryPart]:
+    """What a rank holds all the time: its partitions, DeepSpeed's bucket, and the encoder."""
+    b = settings.itemsize
+    trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    frozen = sizes.llm.num_parameters - sizes.llm.num_trained
+    persistent = sum(size for size in sizes.llm.tensor_sizes if size <= settings.persistence_threshold)
+    optimizer = trained * (b + _OPTIMIZER_BYTES) // world_size
+    return [
+        MemoryPart("frozen weights", b * frozen // world_size, settings.parameters_on_host),
+        MemoryPart("trained weights, fp32 master, Adam", optimizer, settings.optimizer_on_host),
+        MemoryPart("gradients", b * trained // world_size, settings.optimizer_on_host),
+        MemoryPart("small weights kept whole", b * persistent if world_size > 1 else 0),
+        # all of it is allocated on a GPU; a CPU has only those pages that are used
+        MemoryPart("reduce bucket", b * (min(settings.reduce_bucket, trained) if on_cpu else settings.reduce_bucket)),
+        MemoryPart("encoder", sizes.encoder_itemsize * sizes.num_encoder_parameters),
+    ]
+
+
+def count_live(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int) -> int:
+    """Bytes of gathered weights: up to DeepSpeed's limit, or the largest tensor; alone, a rank reads its partitions in place."""
+    if world_size == 1 and not settings.parameters_on_host:
+        return 0
+    whole = sizes.llm.num_parameters + sizes.num_adaptor_parameters
+    return settings.itemsize * min(whole, max(settings.max_live, max(sizes.llm.tensor_sizes)) + settings.prefetch)
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """A micro-batch as the models see it, padding included."""
+
+    states: float
+    audio: float
+    llm: float
+    labels: float
+
+
+def count_tokens(batch: MicroBatchSize, sizes: SpeechSizes, *, prompt_tokens: int) -> TokenCounts:
+    """Positions of a micro-batch whose clips are all as long as its longest."""
+    audio_tokens = batch.padded_seconds / sizes.seconds_per_audio_token
+    states = batch.num_samples * sizes.max_states if sizes.pad_to_30s else audio_tokens * sizes.stacking
+    labels = batch.padded_seconds * LABEL_TOKENS_PER_SECOND + batch.num_samples
+    return TokenCounts(states, audio_tokens, audio_tokens + labels + batch.num_samples * prompt_tokens, labels)
+
+
+def kept_bytes_per_token(llm: LlmSizes, *, itemsize: int) -> int:
+    """Bytes that a token leaves in one Llama layer for its backward: both norms' float32 inputs and scales, attention's query,
+    key, value, output and log-sum, and the MLP's gate before and after SiLU and its other factor. Frozen linear layers keep
+    nothing of their input. Held against torch's saved-tensor hooks by a test."""
+    norms = 2 * (_FLOAT32 * llm.width + _FLOAT32)
+    attention = itemsize * (2 * llm.query_width + 2 * llm.key_width) + _FLOAT32 * llm.num_heads
+    return norms + attention + itemsize * 3 * llm.inner_width
+
+
+def count_activations(
+    sizes: SpeechSizes, settings: ZeroSettings, tokens: TokenCounts, *, checkpointing: bool, micro_batches_per_rank: int
+) -> list[MemoryPart]:
+    """What one micro-batch leaves for its backward, at its widest, and the encoder states that wait for their turn."""
+    b, llm = settings.itemsize, sizes.llm
+    kept_a_layer = kept_bytes_per_token(llm, itemsize=b)
+    kept_inputs = b * llm.kept_inputs
+    if checkpointing:
+        # each layer's input, and one layer computed again
+        kept = llm.num_layers * b * llm.width + kept_a_layer + kept_inputs // llm.num_layers
+    else:
+        kept = llm.num_layers * kept_a_layer + kept_inputs
+    # gradients of the MLP's three inner states, or of a norm in float32
+    transient = max(3 * b * llm.inner_width, 3 * _FLOAT32 * llm.width)
+    adaptor_widths = sizes.num_adaptor_layers * 8 * sizes.adaptor_width + 2 * sizes.adaptor_width
+    adaptor = b * (adaptor_widths + sizes.stacking * sizes.encoder_width + llm.width)
+    # the logits, their float32 copy, and its softmax or gradient
+    logits = (b + 2 * _FLOAT32) * llm.vocabulary
+    encoding = sizes.encoder_itemsize * sizes.encoder_width * _ENCODER_TRANSIENT_WIDTHS * tokens.states
+    waiting = _FLOAT32 * sizes.encoder_width * tokens.states * micro_batches_per_rank
+    return [
+        MemoryPart("activations", int(tokens.llm * (kept + transient))),
+        MemoryPart("adaptor's activations", int(tokens.audio * adaptor)),
+        MemoryPart("logits at labels", int(tokens.labels * logits)),
+        # while it encodes, the LLM holds no activations
+        MemoryPart("encoding", max(0, int(encoding - tokens.llm * (kept + transient)))),
+        MemoryPart("encoder states", int(waiting)),
+    ]
+
+
+def count_update(sizes: SpeechSizes, *, world_size: int) -> int:
+    """Bytes of the gradients' float32 copy while the optimizer steps."""
+    return _FLOAT32 * (sizes.llm.num_trained + sizes.num_adaptor_parameters) // world_size
+
+
+def count_evaluation(sizes: SpeechSizes, settings: ZeroSettings, *, num_clips: int, clip_seconds: float, new_tokens: int) -> int:
+    """Bytes of a whole replica that decodes a batch: weights, and keys and values of all layers."""
+    weights = settings.itemsize * (sizes.llm.num_parameters + sizes.num_adaptor_parameters)
+    positions = num_clips * (clip_seconds / sizes.seconds_per_audio_token + new_tokens)
+    return weights + int(positions * settings.itemsize * 2 * sizes.llm.key_width * sizes.llm.num_layers)

@@ -1,0 +1,96 @@
+"""Plans of one configuration on several numbers of ranks; models are described once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config import RunConfig, read_deepspeed_config
+from pipeline.errors import DataError, InputError
+from pipeline.model.encoder import FrozenWhisperEncoder
+from pipeline.model.flops import speech_cost
+from pipeline.model.speech_llm import SpeechLLM
+from pipeline.planning.batches import BatchSizes, sizes_by_budget, sizes_by_lengths
+from pipeline.planning.duration import Rates
+from pipeline.planning.memory import read_settings
+from pipeline.planning.meta_model import build_meta_model
+from pipeline.planning.plan import Assumptions, Plan, Remedy, find_remedies, make_plan
+from pipeline.planning.sizes import measure_sizes
+from pipeline.speech.schedule import BatchBudget
+from pipeline.speech.sources import is_remote
+from pipeline.speech.stream import Corpus, make_datasets, make_read_options
+from pipeline.speech.table import MERGED_SUFFIX
+
+
+class Planner:
+    """A configuration with the shapes of its models and the lengths of its clips."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        modules: tuple[FrozenWhisperEncoder, SpeechLLM] | None = None,
+        clip_seconds: Sequence[NDArray[np.float32]] | None = None,
+        num_trained: int | None = None,
+    ) -> None:
+        """`modules` and `clip_seconds` are a run's own, the modules before ZeRO-3 takes them. Without them the modules are built
+        on the meta device, and the clips' lengths are read from the indices, where these can be read.
+
+        `num_trained` stands for a selection that isn't there yet. Raises `InputError` where a part can't be described.
+        """
+        self._config = config
+        self._settings = read_settings(read_deepspeed_config(Path(config.deepspeed)))
+        dtype = torch.bfloat16 if self._settings.itemsize == 2 else torch.float32
+        if modules is None:
+            selection = config.unfreeze.selection
+            if num_trained is None and selection is not None and not Path(selection).exists():
+                raise InputError(
+                    f"There is no selection at {selection}. Make it with «kappaspeech select», or say how many of the LLM's "
+                    "parameters will train: --trained-parameters 5e8."
+                )
+            modules = build_meta_model(config, dtype=dtype, read_selection=num_trained is None)
+        encoder, model = modules
+        self.sizes = measure_sizes(encoder, model, num_trained=num_trained)
+        # the prompt's tokens are an assumption of each plan
+        self._cost = speech_cost(encoder, model, num_prompt_tokens=0)
+        if num_trained is not None:
+            self._cost = replace(self._cost, llm=replace(self._cost.llm, trained_weights=num_trained))
+        if clip_seconds is None:
+            clip_seconds = _read_clip_seconds(config)
+        self.batches = _cut_batches(config, clip_seconds, max_seconds=encoder.dims.max_seconds)
+
+    def plan(self, world_size: int, *, tflops: float, bandwidth_gbs: float, prompt_tokens: int, on_gpu: bool = True) -> Plan:
+        """The plan on `world_size` ranks that each compute and receive at these rates."""
+        rates = Rates(tflops * 1e12, bandwidth_gbs * 1e9)
+        assumptions = Assumptions(world_size, "gpu" if on_gpu else "cpu", rates, prompt_tokens, self.batches)
+        cost = replace(self._cost, num_prompt_tokens=prompt_tokens)
+        return make_plan(self._config, self._settings, self.sizes, cost, assumptions)
+
+    def find_remedies(self, assumptions: Assumptions) -> list[Remedy]:
+        """What would need less than the plan of these `assumptions`."""
+        cost = replace(self._cost, num_prompt_tokens=assumptions.prompt_tokens)
+        return find_remedies(self._config, self._settings, self.sizes, cost, assumptions)
+
+
+def _cut_batches(config: RunConfig, clip_seconds: Sequence[NDArray[np.float32]] | None, *, max_seconds: float) -> BatchSizes:
+    batch = config.batch
+    budget = BatchBudget(batch.max_samples, batch.max_seconds, batch.micro_batches_per_step)
+    if clip_seconds is None:
+        return sizes_by_budget(budget)
+    return sizes_by_lengths(clip_seconds, budget, max_seconds=min(batch.max_seconds, max_seconds))
+
+
+def _read_clip_seconds(config: RunConfig) -> list[NDArray[np.float32]] | None:
+    """The clips' lengths by data set; None where an index lies behind a URL or can't be read."""
+    datasets = make_datasets(config.data.train)
+    if any(is_remote(item.shards) and not item.shards.endswith(MERGED_SUFFIX) for item in datasets):
+        return None
+    try:
+        return [Corpus(item, make_read_options(config.data.read)).lengths().seconds for item in datasets]
+    except DataError:
+        return None

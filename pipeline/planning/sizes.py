@@ -1,0 +1,131 @@
+"""A speech LLM as the few numbers that its memory depends on, from modules that may lie on torch's meta device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import CheckpointError
+from pipeline.model.encoder import SECONDS_PER_STATE, FrozenWhisperEncoder
+from pipeline.model.speech_llm import SpeechLLM
+
+_CONFIG_KEYS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+_LAYER = re.compile(r"\.layers\.(\d+)\.(.+)\.weight$")
+# modules that read one and the same input: it is kept once, for all of them that train
+_SHARED_INPUTS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "mlp", "up_proj": "mlp"}
+
+
+@dataclass(frozen=True)
+class LlmSizes:
+    """A causal LM of Llama's kind. `tensor_sizes` are all parameters' numbers of elements, frozen and trained.
+
+    `query_width` and `key_width` are summed over heads; `inner_width` is the MLP's, over the experts that a token meets.
+    `kept_inputs` counts elements that a token leaves behind for the gradients of trained weights, over all layers.
+    """
+
+    width: int
+    inner_width: int
+    query_width: int
+    key_width: int
+    num_heads: int
+    num_layers: int
+    vocabulary: int
+    tensor_sizes: tuple[int, ...]
+    num_trained: int
+    kept_inputs: int
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(self.tensor_sizes)
+
+
+@dataclass(frozen=True)
+class SpeechSizes:
+    """The LLM with the adaptor before it and the encoder beside it."""
+
+    llm: LlmSizes
+    num_adaptor_parameters: int
+    adaptor_width: int
+    num_adaptor_layers: int
+    stacking: int
+    encoder_width: int
+    num_mels: int
+    num_encoder_parameters: int
+    encoder_itemsize: int
+    max_states: int
+    pad_to_30s: bool
+
+    @property
+    def seconds_per_audio_token(self) -> float:
+        return SECONDS_PER_STATE * self.stacking
+
+
+def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_trained: int | None = None) -> SpeechSizes:
+    """The sizes of these modules, by their shapes and `requires_grad`, before ZeRO-3 partitions them.
+
+    `num_trained` is for an LLM of which it isn't known yet which tensors train: so many parameters, of all kinds alike. Raises
+    `CheckpointError` for an LLM whose config doesn't name its widths as Llama's does.
+    """
+    parameters = list(model.llm.named_parameters())
+    trained = [(name, p) for name, p in parameters if p.requires_grad]
+    shape = model.adaptor.shape
+    config = model.llm.config
+    missing = [name for name in _CONFIG_KEYS if not isinstance(getattr(config, name, None), int)]
+    if missing:
+        raise CheckpointError(f"The config of this {config.model_type} doesn't name {', '.join(missing)}, which a plan goes by.")
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    num_keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    inner_width = _inner_width(config)
+    kept_inputs = count_kept_inputs((name for name, _ in trained), width=config.hidden_size, inner_width=inner_width)
+    if num_trained is not None:
+        all_inputs = count_kept_inputs((name for name, _ in parameters), width=config.hidden_size, inner_width=inner_width)
+        kept_inputs = round(all_inputs * min(1.0, num_trained / sum(p.numel() for _, p in parameters)))
+    llm = LlmSizes(
+        width=config.hidden_size,
+        inner_width=inner_width,
+        query_width=config.num_attention_heads * head_width,
+        key_width=num_keys * head_width,
+        num_heads=config.num_attention_heads,
+        num_layers=config.num_hidden_layers,
+        vocabulary=config.vocab_size,
+        tensor_sizes=tuple(p.numel() for _, p in parameters),
+        num_trained=sum(p.numel() for _, p in trained) if num_trained is None else num_trained,
+        kept_inputs=kept_inputs,
+    )
+    return SpeechSizes(
+        llm=llm,
+        num_adaptor_parameters=sum(p.numel() for p in model.adaptor.parameters()),
+        adaptor_width=shape.width,
+        num_adaptor_layers=len(model.adaptor.layers),
+        stacking=shape.stacking,
+        encoder_width=encoder.dims.width,
+        num_mels=encoder.dims.num_mels,
+        num_encoder_parameters=sum(p.numel() for p in encoder.parameters()),
+        encoder_itemsize=next(encoder.parameters()).element_size(),
+        max_states=encoder.dims.max_states,
+        pad_to_30s=encoder.pad_to_30s,
+    )
+
+
+def _inner_width(config: Any) -> int:
+    experts = getattr(config, "num_experts_per_tok", None)
+    if not experts:
+        return int(config.intermediate_size)
+    return int(experts) * int(getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
+
+
+def count_kept_inputs(names: Iterable[str], *, width: int, inner_width: int) -> int:
+    """Elements a token that are kept because the weights of these names train.
+
+    An output projection reads what attention keeps anyway.
+    """
+    kept: dict[tuple[str, str], int] = {}
+    for name in names:
+        match = _LAYER.search(f".{name}")
+        if match is None or match[2].endswith("o_proj"):
+            continue
+        module = match[2].rsplit(".", 1)[-1]
+        kept[match[1], _SHARED_INPUTS.get(module, match[2])] = inner_width if module == "down_proj" else width
+    return sum(kept.values())

@@ -1,0 +1,33 @@
+"""A run beside its own plan, and a folder that explains itself."""
+
+from __future__ import annotations
+
+import json
+
+
+def test_a_run_holds_its_plan_and_what_was_measured(two_ranks):
+    record = json.loads((two_ranks / "run.json").read_text())
+    assert record["plan"]["assumptions"]["world_size"] == 2
+    assert record["plan"]["assumptions"]["batches"]["source"] == "the lengths of 24 clips"
+    memory, seconds = record["plan_comparison"]["peak_memory_bytes"], record["plan_comparison"]["step_seconds"]
+    steps = [json.loads(line) for line in (two_ranks / "steps.jsonl").read_text().splitlines()]
+    assert memory["measured"] == max(step["peak_memory_bytes"] for step in steps)
+    # nearly all of a tiny model's process is the libraries
+    assert 0.7 < memory["ratio"] < 1.3
+    assert seconds["measured"] > 0
+
+
+def test_a_run_folder_explains_every_file_in_it(one_rank):
+    guide = (one_rank / "run.md").read_text(encoding="utf-8")
+    assert "finished: step 4 of 4 on 1 rank(s)" in guide
+    unexplained = {path.name for path in one_rank.iterdir() if not path.name.startswith(".")} - {"run.md"}
+    assert not {name for name in unexplained if f"`{name}`" not in guide}
+    for command in ("train", "evaluate", "export", "transcribe", "compare"):
+        assert f"`kappaspeech {command} " in guide
+
+
+def test_a_run_goes_on_from_its_own_folder(one_rank, run_command):
+    done = run_command("train", one_rank / "config.json")
+    assert done.returncode == 0, done.stderr
+    assert "finished at step 4" in done.stdout
+    assert str(one_rank / "run.md") in done.stdout

@@ -1,0 +1,155 @@
+"""Plans: arithmetic held against torch's own count of what it keeps, and against what ZeRO-3 and the budget must do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from pipeline.commands import main
+from pipeline.config import read_run_config
+from pipeline.planning.batches import sizes_by_budget, sizes_by_lengths
+from pipeline.planning.memory import kept_bytes_per_token, read_settings
+from pipeline.planning.meta_model import build_meta_model
+from pipeline.planning.plan import compare_with_run
+from pipeline.planning.planner import Planner
+from pipeline.planning.sizes import LlmSizes, count_kept_inputs
+from pipeline.speech.schedule import BatchBudget
+from tests import tiny
+
+REPOSITORY = Path(__file__).parents[3]
+WIDTH, INNER, HEADS, KEY_HEADS = 64, 176, 4, 2
+
+
+@pytest.fixture
+def config(home, tmp_path):
+    return read_run_config(tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run"))
+
+
+def kept_by_torch(num_layers: int, trained: str | None, dtype: torch.dtype) -> float:
+    """Bytes a token that a Llama of so many layers keeps for its backward, weights aside."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_attention_heads": HEADS, "num_key_value_heads": KEY_HEADS}
+    llm = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_hidden_layers=num_layers, **shape)).to(dtype).requires_grad_(False)
+    for name, parameter in llm.named_parameters():
+        parameter.requires_grad_(trained is not None and trained in name)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in llm.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    inputs = torch.randn(3, 32, WIDTH, dtype=dtype, requires_grad=True)
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        llm.model(inputs_embeds=inputs, use_cache=False)
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 96
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("trained", [None, "q_proj", "o_proj", "gate_proj", "down_proj", "post_attention_layernorm"])
+def test_a_layer_keeps_what_torch_keeps(trained, dtype):
+    measured = kept_by_torch(3, trained, dtype) - kept_by_torch(2, trained, dtype)
+    key_width = WIDTH * KEY_HEADS // HEADS
+    llm = LlmSizes(WIDTH, INNER, WIDTH, key_width, HEADS, 1, 64, (1,), 0, 0)
+    names = [f"llm.model.layers.0.{trained}.weight"] if trained else []
+    inputs = count_kept_inputs(names, width=WIDTH, inner_width=INNER)
+    assert measured == pytest.approx(kept_bytes_per_token(llm, itemsize=dtype.itemsize) + dtype.itemsize * inputs, rel=1e-9)
+
+
+def test_the_meta_model_has_the_parameters_of_the_real_one(home, config):
+    from pipeline.model.llm import load_llm
+
+    encoder, model = build_meta_model(config, dtype=torch.bfloat16)
+    real = load_llm(str(home / "llm"), dtype=torch.bfloat16)
+    assert {n: p.shape for n, p in model.llm.named_parameters()} == {n: p.shape for n, p in real.named_parameters()}
+    selected = {entry["name"] for entry in json.loads((home / "selection.json").read_text())["tensors"]}
+    assert {name for name, p in model.llm.named_parameters() if p.requires_grad} == selected
+    assert (encoder.dims.num_mels, encoder.dims.width, len(encoder.whisper.blocks)) == (80, tiny.ENCODER_WIDTH, 1)
+    assert all(p.is_meta for p in (*model.parameters(), *encoder.parameters()))
+
+
+def plans(config, *counts: int, **options):
+    planner = Planner(config)
+    return [planner.plan(n, tflops=1.0, bandwidth_gbs=1.0, prompt_tokens=20, **options) for n in counts]
+
+
+def test_partitioned_parts_fall_as_one_over_the_ranks(config):
+    one, four = ({part.name: part.num_bytes for part in plan.parts} for plan in plans(config, 1, 4))
+    for name in ("frozen weights", "trained weights, fp32 master, Adam", "gradients"):
+        assert four[name] == one[name] // 4
+    assert four["encoder"] == one["encoder"]
+
+
+def test_checkpointing_trades_memory_for_computation(config):
+    checkpointed = config.model_copy(update={"training": config.training.model_copy(update={"activation_checkpointing": True})})
+    (plain,), (again,) = plans(config, 2), plans(checkpointed, 2)
+    assert again.step_bytes < plain.step_bytes
+    assert again.step_time.recomputation > plain.step_time.recomputation == 0
+
+
+def test_offload_moves_the_optimizer_to_the_host():
+    settings = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}, "bf16": {"enabled": True}}
+    assert read_settings(settings).optimizer_on_host
+    assert not read_settings({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "none"}}}).optimizer_on_host
+
+
+def test_a_plan_names_what_would_make_it_fit(config):
+    planner = Planner(config)
+    plan = planner.plan(1, tflops=1.0, bandwidth_gbs=1.0, prompt_tokens=20)
+    remedies = planner.find_remedies(plan.assumptions)
+    assert remedies
+    assert all(remedy.peak_bytes < plan.peak_bytes for remedy in remedies)
+    assert any("reduce_bucket_size" in remedy.change for remedy in remedies)
+
+
+def test_ranks_without_micro_batches_are_told(config):
+    assert [plan.idle_share for plan in plans(config, 1, 2, 3, 8)] == [0, 0, pytest.approx(1 / 3), 0.75]
+
+
+def test_micro_batches_are_cut_as_the_schedule_cuts_them():
+    budget = BatchBudget(max_samples=4, max_seconds=20.0, micro_batches_per_step=2)
+    sizes = sizes_by_lengths([np.float32([1, 1, 1, 1, 8, 9, 40])], budget, max_seconds=20.0)
+    assert (sizes.largest.num_samples, sizes.largest.clip_seconds) == (2, 9)
+    assert sizes.mean.num_samples == 3
+    assert sizes.mean.padded_seconds == pytest.approx((4 + 18) / 2)
+    assert sizes_by_budget(budget).largest.padded_seconds == 20
+
+
+def test_a_run_is_compared_with_its_plan_once_it_has_warmed_up(config):
+    (plan,) = plans(config, 1, on_gpu=False)
+    content = json.loads(json.dumps(plan.to_json()))
+    steps = [{"seconds": seconds, "peak_memory_bytes": 1000 + n} for n, seconds in enumerate((9.0, 9.0, 1.0, 3.0, 2.0))]
+    assert compare_with_run(content, steps[:2]) is None
+    compared = compare_with_run(content, steps)
+    assert compared["step_seconds"]["measured"] == 2.0
+    assert compared["peak_memory_bytes"]["measured"] == 1004
+    assert compared["peak_memory_bytes"]["predicted"] == plan.peak_bytes
+
+
+def test_the_sizes_of_an_8b_model_need_neither_its_weights_nor_data(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    words = ["plan", "launch/configs/llama8b.yaml", "--set", "model.llm=launch/shapes/llama-3.1-8b", "--world-size", "1,8"]
+    assert main(words) == 2
+    assert "--trained-parameters" in capsys.readouterr().err
+    output = tmp_path / "plan.json"
+    assert main([*words, "--trained-parameters", "1.5e9", "--output", str(output)]) == 0
+    content = json.loads(output.read_text())
+    frozen, trained = 8_030_261_248 - 1_500_000_000, 1_500_000_000 + 52_465_664
+    parts = {part["name"]: part["num_bytes"] for part in content["plans"][1]["parts"]}
+    assert parts["frozen weights"] == 2 * frozen // 8
+    assert parts["gradients"] == pytest.approx(2 * trained / 8, rel=0.01)
+    assert main([*words[:-1], "1", "--trained-parameters", "1.5e9", "--gpu-memory", "24"]) == 1
+    assert "does not fit into 24 GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--world-size", "two"], ["--world-size", "0"], ["--set", "model.llm=nobody/nothing"]])
+def test_nonsense_is_refused(words, capsys):
+    assert main(["plan", str(REPOSITORY / "launch/configs/llama8b.yaml"), "--trained-parameters", "1e9", *words]) == 2
+    assert "error: " in capsys.readouterr().err

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.commands.compare import compare
 from pipeline.commands.demo import demo
+from pipeline.commands.doctor import doctor
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export import export
 from pipeline.commands.pack import index, pack
@@ -29,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (scan, select, show, pack, index, plan, train, status, evaluate, transcribe, compare, export):
+for _command in (scan, select, show, pack, index, doctor, plan, train, status, evaluate, transcribe, compare, export):
     app.command()(_command)
 app.add_typer(demo)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.artefacts import read_json
 from pipeline.planning.plan import compare_with_run
+from pipeline.training.checkpoint import list_checkpoints
 from pipeline.training.run_log import read_lines
 
 GUIDE_FILE = "run.md"
@@ -42,9 +43,9 @@ def describe_outcome(run_dir: Path) -> list[str]:
             f"peak memory a rank {memory['measured'] / 1e9:.2f} GB (planned {memory['predicted'] / 1e9:.2f}), "
             f"step {seconds['measured']:.2f} s (planned {seconds['predicted']:.2f})"
         )
-    checkpoints = sorted((run_dir / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    if checkpoints:
-        lines.append(f"last checkpoint {checkpoints[-1]}")
+    found = list_checkpoints(run_dir / "checkpoints")
+    if found:
+        lines.append(f"last checkpoint {found[-1]}")
     return lines
 
 
@@ -64,7 +65,7 @@ def write_guide_text(run_dir: Path) -> str:
     record = read_json(run_dir / "run.json", schema_version=1)
     there = [f"- `{name}`: {meaning}" for name, meaning in _FILES if (run_dir / name).exists()]
     commands = [f"- go on, or with more training.num_steps further: `kappaspeech train {run_dir / 'config.json'}`"]
-    if any((run_dir / "checkpoints").glob("step-*")):
+    if list_checkpoints(run_dir / "checkpoints"):
         commands += [
             f"- measure it again, or on other shards: `kappaspeech evaluate {run_dir}`",
             f"- a folder for transformers, or `--only difference`: `kappaspeech export {run_dir} exported`",

@@ -1,0 +1,56 @@
+"""`kappaspeech doctor`: whether this machine, or all of a launch's, can train what a configuration asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.diagnosis.finding import Finding
+
+_MARKS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
+
+
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="A run's YAML, to check what it names as well.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value, as for train. May be repeated.")] = None,
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="The number of ranks it will run on.  [default: this launch's]")
+    ] = None,
+) -> int:
+    """Look for what makes trainings fail: versions, compiler, locks, disk, ports, GPUs, data, models. Exit 1 on a problem.
+
+    Under a launcher every rank looks at its own host, and rank 0 tells which hosts differ.
+    """
+    from pipeline.commands.train import read_settings
+    from pipeline.errors import ConfigError
+
+    if set_ and config is None:
+        raise ConfigError("--set changes a configuration, and none is given.")
+    settings = read_settings(config, None, set_ or []) if config else None
+    from pipeline.cluster import agreement, start_cluster
+    from pipeline.diagnosis.examination import examine, report_rank
+    from pipeline.diagnosis.finding import combine
+
+    cluster = start_cluster()
+    findings: list[Finding] = []
+    with agreement(cluster):
+        if cluster.local_rank == 0:
+            # the others are on the same host
+            findings = examine(settings, world_size=world_size or cluster.world_size, launched=cluster.world_size > 1)
+    combined = combine(report_rank(cluster, findings))
+    if cluster.rank == 0:
+        _print(combined)
+    cluster.close()
+    return 1 if any(finding.status == "problem" for finding in combined) else 0
+
+
+def _print(findings: list[Finding]) -> None:
+    for finding in findings:
+        print(f"{_MARKS[finding.status]}  {finding.area}: {finding.found}")
+        if finding.remedy:
+            print(f"{'':9}→ {finding.remedy}")
+    counts = {status: sum(finding.status == status for finding in findings) for status in ("problem", "warning", "ok")}
+    print(f"{counts['problem']} problem(s), {counts['warning']} warning(s), {counts['ok']} ok")

@@ -1,0 +1,16 @@
+"""Which of DeepSpeed's compiled ops this host can have."""
+
+from __future__ import annotations
+
+import os
+
+
+def find_compatible_ops() -> dict[str, bool]:
+    """By DeepSpeed's own judgement: whether each op's needs are met here. Nothing is compiled."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from deepspeed.ops import __compatible_ops__
+
+    return {str(name): bool(there) for name, there in __compatible_ops__.items()}

@@ -1,0 +1,169 @@
+"""What `kappaspeech doctor` finds: each check against a machine or configuration that is wrong in one way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from pipeline.commands import main
+from pipeline.config import read_run_config
+from pipeline.diagnosis.configuration import check_configuration, check_disk, check_ranks
+from pipeline.diagnosis.finding import Finding, RankReport, combine
+from pipeline.diagnosis.host import check_build_folder, check_open_files, check_port, check_shared_memory, find_build_folder
+from pipeline.diagnosis.packages import compare_versions
+from tests import tiny
+
+
+def statuses(findings, area):
+    return [finding.status for finding in findings if finding.area == area]
+
+
+def examine(home, folder, **changes):
+    """The findings on a configuration with these changes."""
+    environment = {"HOME": str(folder), "AWS_SECRET_ACCESS_KEY": "hush"}
+    config = read_run_config(tiny.write_config(folder / "run.yaml", home, folder / "run", **changes))
+    return check_configuration(config, world_size=2, environment=environment)
+
+
+def test_a_sound_configuration_has_no_problem(home, tmp_path):
+    findings = examine(home, tmp_path)
+    assert {finding.status for finding in findings} == {"ok"}, findings
+    assert {"ranks", "DeepSpeed JSON", "tokenizer", "models", "data", "disk"} == {finding.area for finding in findings}
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("area", "changes", "said"),
+    [
+        ("models", {"model__encoder": "gigantic"}, "gigantic"),
+        ("models", {"unfreeze__selection": "none.json"}, "none.json"),
+        ("tokenizer", {"model__llm": "/no/where"}, "/no/where"),
+        ("data", {"data__train": [{"shards": "none-*.tar"}]}, "none-*.tar"),
+        ("data", {"data__text": {"en": "none.txt"}}, "none.txt"),
+        ("DeepSpeed JSON", {"deepspeed": "none.json"}, "none.json"),
+    ],
+)
+def test_what_is_missing_is_a_problem_that_names_it(home, tmp_path, area, changes, said):
+    problems = [finding for finding in examine(home, tmp_path, **changes) if finding.status == "problem"]
+    assert any(finding.area == area and said in finding.found for finding in problems), problems
+
+
+def test_a_shard_that_has_changed_is_a_problem(home, tmp_path):
+    shards = shutil.copytree(home / "shards/train", tmp_path / "shards")
+    for path in shards.glob("en-*.tar"):
+        path.write_bytes(path.read_bytes()[:-512])
+    findings = examine(home, tmp_path, data__train=[{"shards": str(shards / "en-*.tar")}])
+    assert "problem" in statuses(findings, "data")
+
+
+def test_credentials_are_looked_for_and_never_shown(home, tmp_path):
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws/credentials").write_text("aws_secret_access_key = hush")
+    remote = [{"shards": "s3://127.0.0.1.invalid/none/x.tar"}, {"shards": "gs://none/x.tar"}]
+    findings = examine(home, tmp_path, data__train=remote, data__read={"attempts": 1, "stall_seconds": 1.0})
+    assert statuses(findings, "credentials") == ["ok", "warning"]
+    assert "hush" not in repr(findings)
+
+
+def test_locks_of_killed_builds_are_problems_and_young_ones_warnings(tmp_path):
+    folder = find_build_folder({"TORCH_EXTENSIONS_DIR": str(tmp_path)})
+    assert statuses(check_build_folder(folder, now=0), "build folder") == ["ok"]
+    for name, age in (("old", 3_600), ("young", 60)):
+        (folder / name).mkdir()
+        (folder / name / "lock").touch()
+        os.utime(folder / name / "lock", (1e9 - age, 1e9 - age))
+    old, young = check_build_folder(folder, now=1e9)
+    assert (old.status, old.remedy) == ("problem", f"If nothing is being built: rm {folder / 'old/lock'}")
+    assert young.status == "warning"
+    assert find_build_folder({"HOME": "/h"}).as_posix() == "/h/.cache/torch_extensions"
+
+
+def test_limits_that_are_low_have_a_remedy():
+    assert check_open_files(1024, 4096).remedy.startswith("ulimit -n 4096")
+    assert check_open_files(65_536, 65_536).status == "ok"
+    assert check_open_files(256, 512).remedy.startswith("ulimit -n 512")
+
+
+def test_a_port_in_use_is_told():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert check_port(port).status == "warning"
+    assert check_port(port).status == "ok"
+
+
+def test_a_small_shared_memory_is_a_problem(tmp_path, monkeypatch):
+    def has(free):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 34, 0, free))
+        return check_shared_memory(tmp_path).status
+
+    assert [has(64 << 20), has(512 << 20), has(8 << 30)] == ["problem", "warning", "ok"]
+
+
+def test_a_disk_without_room_for_checkpoints_is_a_problem(tmp_path):
+    space, _ = check_disk(tmp_path / "not/there/yet", needed_bytes=1 << 60)
+    assert space.status == "problem"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_a_problem():
+    assert [finding.status for finding in check_disk(Path("/proc/run"), needed_bytes=0)][1] == "problem"
+
+
+@pytest.mark.parametrize(("micro_batches", "world_size", "better"), [(16, 8, None), (16, 64, 64), (3, 2, 4), (1, 1, None)])
+def test_ranks_that_would_idle_are_told_with_a_number_that_helps(micro_batches, world_size, better):
+    finding = check_ranks(micro_batches, world_size)
+    assert finding.status == ("ok" if better is None else "warning")
+    assert better is None or f"micro_batches_per_step to {better}" in finding.remedy
+
+
+def test_versions_out_of_bounds_and_missing_packages_are_problems():
+    wanted = [Requirement("torch>=2.6,<2.14"), Requirement("numpy>=1.26,<3"), Requirement("gone>=1")]
+    findings = compare_versions(wanted, {"torch": "2.13.0+cpu", "numpy": "3.0.1", "python": "3.12.0"})
+    assert [finding.found for finding in findings if finding.status == "problem"] == [
+        "numpy 3.0.1; wanted is <3,>=1.26",
+        "gone is not installed; wanted is >=1",
+    ]
+    assert findings[-1].found == "1 packages within their bounds, Python 3.12.0"
+
+
+def test_hosts_that_differ_are_named_and_what_all_share_is_told_once():
+    good, bad = Finding("GPUs", "ok", "8 × H100"), Finding("GPUs", "problem", "7 × H100", "Look.")
+    reports = [
+        RankReport("a", (good,), {"torch": "2.13.0"}, 10.0),
+        RankReport("a", (), {"torch": "2.13.0"}, 10.0),
+        RankReport("b", (bad,), {"torch": "2.12.1"}, 15.0),
+    ]
+    findings = combine(reports)
+    assert [finding.status for finding in findings] == ["problem", "problem", "warning", "ok"]
+    assert findings[0].found == "7 × H100 (on b)"
+    assert findings[1].found == "torch differs between hosts: 2.12.1 on b; 2.13.0 on a"
+    assert "5.00 s apart" in findings[2].found
+    assert "a is the slowest, b the fastest" in findings[2].found
+    assert [finding.found for finding in combine(reports[:2])] == ["8 × H100"]
+
+
+def test_exit_codes_are_of_problems_and_of_usage(home, tmp_path, capsys):
+    config = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run")
+    assert main(["doctor", str(config)]) == 0
+    assert main(["doctor", str(config), "--set", "model.encoder=gigantic"]) == 1
+    printed = capsys.readouterr().out
+    assert "PROBLEM  models: 'gigantic' is neither a file nor one of openai-whisper's names" in printed
+    assert "0 problem(s)" in printed
+    assert main(["doctor", str(tmp_path / "none.yaml")]) == 2
+    assert main(["doctor", "--set", "seed=1"]) == 2
+
+
+def test_the_folder_of_a_run_is_recognised(home, tmp_path, capsys):
+    config = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text(json.dumps({"schema_version": 1, "status": "resumable"}))
+    assert main(["doctor", str(config)]) == 0
+    assert "holds a run that is resumable" in capsys.readouterr().out

@@ -249,10 +249,12 @@ def read_run_config(path: Path, *, overrides: dict[str, Any] | None = None) -> R
 def read_yaml(path: Path, model: type[Model], *, overrides: dict[str, Any] | None = None) -> Model:
     """Read a YAML file into a strict `model`. Raises `ConfigError` with all problems found."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        # YAML 1.1 takes JSON's 1e-08 for a word
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except FileNotFoundError:
         raise ConfigError(f"There is no configuration at {path}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path} can't be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values; it holds {type(content).__name__}.")

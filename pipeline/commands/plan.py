@@ -37,8 +37,11 @@ def plan(
     counts = _parse_counts(world_size)
     from pipeline.planning.planner import Planner
     from pipeline.planning.report import describe_model, describe_plan, describe_remedies, describe_table
+    from pipeline.training.meta_model import build_meta_model
 
-    planner = Planner(settings, num_trained=None if trained_parameters is None else round(trained_parameters))
+    num_trained = None if trained_parameters is None else round(trained_parameters)
+    modules = build_meta_model(settings, read_selection=num_trained is None)
+    planner = Planner(settings, modules=modules, num_trained=num_trained)
     plans = []
     for count in counts:
         bandwidth = bandwidth_gbs or (_NEAR_GBS if count <= _HOST_GPUS else _FAR_GBS)

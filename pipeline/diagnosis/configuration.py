@@ -21,6 +21,7 @@ from pipeline.speech.sources import ReadOptions, is_remote, open_source
 from pipeline.speech.stream import make_read_options
 from pipeline.speech.table import MERGED_SUFFIX, read_merged
 from pipeline.training.deepspeed_ops import find_compatible_ops
+from pipeline.training.meta_model import build_meta_model
 from pipeline.training.run_folder import RunFolder
 
 _PROBE_BYTES = 64 << 20
@@ -101,7 +102,7 @@ def _check_tokenizer(config: RunConfig) -> list[Finding]:
 
 
 def _check_models(config: RunConfig, planners: list[Planner]) -> list[Finding]:
-    planners.append(Planner(config))
+    planners.append(Planner(config, modules=build_meta_model(config)))
     sizes = planners[0].sizes
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     found = f"LLM of {sizes.llm.num_parameters / 1e6:,.0f} M parameters, encoder of {sizes.num_encoder_parameters / 1e6:,.0f} M; "
@@ -139,7 +140,7 @@ def _needed_bytes(config: RunConfig, planner: Planner | None) -> int:
     if planner is None:
         return 0
     trained = planner.sizes.llm.num_trained + planner.sizes.num_adaptor_parameters
-    return _CHECKPOINT_BYTES * trained * (config.training.keep_checkpoints + 1)
+    return _CHECKPOINT_BYTES * trained * (config.training.keep_checkpoints + config.training.keep_best + 1)
 
 
 def check_disk(run_dir: Path, *, needed_bytes: int) -> list[Finding]:

@@ -12,9 +12,9 @@ from pipeline.config import RunConfig
 from pipeline.diagnosis.configuration import check_configuration, resumes
 from pipeline.diagnosis.finding import Finding, RankReport
 from pipeline.diagnosis.host import check_host
-from pipeline.diagnosis.packages import check_packages, installed_versions
+from pipeline.diagnosis.packages import check_packages
+from pipeline.training.hosts import software
 
-_COMPARED = ("kappaspeech", "torch", "deepspeed", "transformers", "openai-whisper", "numpy", "safetensors")
 _NUM_CLOCK_ROUNDS = 5
 
 
@@ -36,5 +36,5 @@ def report_rank(cluster: Cluster, findings: Sequence[Finding]) -> list[RankRepor
         cluster.barrier()
         rounds.append(cluster.gather(time.time()))
     clocks = min(rounds, key=lambda clocks: max(clocks) - min(clocks))
-    report = RankReport(socket.gethostname(), tuple(findings), installed_versions(_COMPARED), clocks[cluster.rank])
+    report = RankReport(socket.gethostname(), tuple(findings), software(), clocks[cluster.rank])
     return cluster.gather(report)

@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.training.hosts import MAX_CLOCK_SKEW_SECONDS
+
 Status = Literal["ok", "warning", "problem"]
+# a version is shorter, and of a digest this is enough
+_SHOWN_CHARACTERS = 16
 _ORDER: tuple[Status, ...] = ("problem", "warning", "ok")
 
 
@@ -22,16 +26,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class RankReport:
-    """What one rank found about its own host. `versions` by package; `clock_seconds` are its clock's, at one common moment."""
+    """What one rank found about its own host; `versions` by name, as training compares them, and its clock at a common moment."""
 
     host: str
     findings: tuple[Finding, ...]
     versions: Mapping[str, str]
     clock_seconds: float
-
-
-# SSL certificates and object stores refuse a clock that is minutes off; file times confuse well before.
-_MAX_SKEW_SECONDS = 2.0
 
 
 def combine(reports: Sequence[RankReport]) -> list[Finding]:
@@ -54,7 +54,7 @@ def _compare_versions(reports: Sequence[RankReport]) -> list[Finding]:
     for package in sorted({package for report in reports for package in report.versions}):
         by_version: dict[str, set[str]] = {}
         for report in reports:
-            by_version.setdefault(report.versions.get(package, "none"), set()).add(report.host)
+            by_version.setdefault(report.versions.get(package, "none")[:_SHOWN_CHARACTERS], set()).add(report.host)
         if len(by_version) > 1:
             found = "; ".join(f"{version} on {', '.join(sorted(names))}" for version, names in sorted(by_version.items()))
             remedy = "Give all hosts one environment: a shared folder, a container, or the same pinned versions."
@@ -68,6 +68,6 @@ def _compare_clocks(reports: Sequence[RankReport]) -> list[Finding]:
     clocks = sorted((report.clock_seconds, report.host) for report in reports)
     skew = clocks[-1][0] - clocks[0][0]
     found = f"clocks are {skew:.2f} s apart at most: {clocks[0][1]} is the slowest, {clocks[-1][1]} the fastest"
-    if skew <= _MAX_SKEW_SECONDS:
+    if skew <= MAX_CLOCK_SKEW_SECONDS:
         return [Finding("clocks", "ok", found)]
     return [Finding("clocks", "warning", found, "Let NTP or chrony set them: else times of logs can't be compared.")]

@@ -55,6 +55,7 @@ class Plan:
     parts: tuple[MemoryPart, ...]
     step_parts: tuple[MemoryPart, ...]
     evaluation_bytes: int
+    decodes_by: Literal["replica", "zero3", "auto"]
     update_bytes: int
     step_time: StepTime
     audio_seconds_per_step: float
@@ -81,8 +82,9 @@ class Plan:
 
     @property
     def allocated_bytes(self) -> int:
-        """The most that is allocated at any time."""
-        return max(self.step_bytes, self.state_bytes + self.evaluation_bytes)
+        """The most that is allocated at any time. On a GPU, «auto» takes no replica where there is no room for one."""
+        replica = self.decodes_by == "replica" or (self.decodes_by == "auto" and self.assumptions.device == "cpu")
+        return max(self.step_bytes, self.state_bytes + self.evaluation_bytes if replica else 0)
 
     @property
     def overhead_bytes(self) -> int:
@@ -111,6 +113,7 @@ class Plan:
             "state_bytes": self.state_bytes,
             "step_bytes": self.step_bytes,
             "evaluation_bytes": self.evaluation_bytes,
+            "decodes_by": self.decodes_by,
             "allocated_bytes": self.allocated_bytes,
             "overhead_bytes": self.overhead_bytes,
             "peak_bytes": self.peak_bytes,
@@ -143,6 +146,7 @@ def make_plan(config: RunConfig, settings: ZeroSettings, sizes: SpeechSizes, cos
         parts=tuple(count_state(sizes, settings, world_size=world_size, on_cpu=assumptions.device == "cpu")),
         step_parts=(live, *activations),
         evaluation_bytes=evaluation,
+        decodes_by=config.evaluation.decode,
         update_bytes=0 if settings.optimizer_on_host else count_update(sizes, world_size=world_size),
         step_time=predict_step(
             cost,
@@ -180,7 +184,7 @@ def find_remedies(
     before = plan()
     checkpointed = config.model_copy(update={"training": config.training.model_copy(update={"activation_checkpointing": True})})
     smaller = replace(assumptions, batches=_halve(assumptions.batches))
-    untested = config.model_copy(update={"data": config.data.model_copy(update={"test": []})})
+    together = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"decode": "zero3"})})
     lean = replace(settings, reduce_bucket=settings.reduce_bucket // 10, max_live=settings.max_live // 4)
     optimizer_away = replace(settings, optimizer_on_host=True)
     all_away = replace(optimizer_away, parameters_on_host=True)
@@ -188,7 +192,7 @@ def find_remedies(
         ("training.activation_checkpointing: true", lambda: plan(config=checkpointed)),
         ("half of batch.max_seconds and batch.max_samples, twice the micro_batches_per_step", lambda: plan(assumptions=smaller)),
         ("DeepSpeed JSON: a tenth of reduce_bucket_size, a quarter of stage3_max_live_parameters", lambda: plan(settings=lean)),
-        ("data.test: [] in training, and «kappaspeech evaluate» after it", lambda: plan(config=untested)),
+        ("evaluation.decode: zero3", lambda: plan(config=together)),
         ("DeepSpeed JSON: offload_optimizer to cpu", lambda: plan(settings=optimizer_away)),
         ("DeepSpeed JSON: offload_optimizer and offload_param to cpu", lambda: plan(settings=all_away)),
         (
@@ -196,8 +200,10 @@ def find_remedies(
             lambda: plan(assumptions=replace(assumptions, world_size=2 * assumptions.world_size)),
         ),
         (
-            "activation checkpointing, half the batch, smaller buckets and no test set together",
-            lambda: plan(config=checkpointed.model_copy(update={"data": untested.data}), assumptions=smaller, settings=lean),
+            "checkpointing, half the batch, smaller buckets, evaluation.decode zero3: all of these",
+            lambda: plan(
+                config=checkpointed.model_copy(update={"evaluation": together.evaluation}), assumptions=smaller, settings=lean
+            ),
         ),
     ]
     remedies = [Remedy(change, made.peak_bytes, made.host_bytes) for change, make in tried for made in [make()]]

@@ -7,18 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.config import RunConfig, read_deepspeed_config
-from pipeline.errors import DataError, InputError
+from pipeline.errors import DataError
 from pipeline.model.encoder import FrozenWhisperEncoder
 from pipeline.model.flops import speech_cost
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.planning.batches import BatchSizes, sizes_by_budget, sizes_by_lengths
 from pipeline.planning.duration import Rates
 from pipeline.planning.memory import read_settings
-from pipeline.planning.meta_model import build_meta_model
 from pipeline.planning.plan import Assumptions, Plan, Remedy, find_remedies, make_plan
 from pipeline.planning.sizes import measure_sizes
 from pipeline.speech.schedule import BatchBudget
@@ -34,26 +32,17 @@ class Planner:
         self,
         config: RunConfig,
         *,
-        modules: tuple[FrozenWhisperEncoder, SpeechLLM] | None = None,
+        modules: tuple[FrozenWhisperEncoder, SpeechLLM],
         clip_seconds: Sequence[NDArray[np.float32]] | None = None,
         num_trained: int | None = None,
     ) -> None:
-        """`modules` and `clip_seconds` are a run's own, the modules before ZeRO-3 takes them. Without them the modules are built
-        on the meta device, and the clips' lengths are read from the indices, where these can be read.
+        """`modules` may lie on the meta device, and are asked before ZeRO-3 takes them. Without `clip_seconds` the clips' lengths
+        are read from the indices, where these can be read.
 
         `num_trained` stands for a selection that isn't there yet. Raises `InputError` where a part can't be described.
         """
         self._config = config
         self._settings = read_settings(read_deepspeed_config(Path(config.deepspeed)))
-        dtype = torch.bfloat16 if self._settings.itemsize == 2 else torch.float32
-        if modules is None:
-            selection = config.unfreeze.selection
-            if num_trained is None and selection is not None and not Path(selection).exists():
-                raise InputError(
-                    f"There is no selection at {selection}. Make it with «kappaspeech select», or say how many of the LLM's "
-                    "parameters will train: --trained-parameters 5e8."
-                )
-            modules = build_meta_model(config, dtype=dtype, read_selection=num_trained is None)
         encoder, model = modules
         self.sizes = measure_sizes(encoder, model, num_trained=num_trained)
         # the prompt's tokens are an assumption of each plan

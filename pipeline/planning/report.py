@@ -30,8 +30,9 @@ def describe_plan(plan: Plan, *, gpu_memory_gb: float) -> list[str]:
         if part.num_bytes
     ]
     lines.append(f"  {'CUDA, NCCL, fragmentation (assumed)':36}{plan.overhead_bytes / GB:9.2f} GB")
-    if plan.evaluation_bytes:
-        lines.append(f"  in an evaluation, in place of the step's: {plan.evaluation_bytes / GB:.2f} GB for a replica")
+    if plan.evaluation_bytes and plan.decodes_by != "zero3":
+        chosen = "" if plan.decodes_by == "replica" else ", or else evaluations decode under ZeRO-3"
+        lines.append(f"  in an evaluation, in place of the step's: {plan.evaluation_bytes / GB:.2f} GB for a replica{chosen}")
     verdict = f"{'fits' if plan.fits(gpu_memory_gb) else 'does not fit'} into {gpu_memory_gb:g} GB"
     time, rates = plan.step_time, plan.assumptions.rates
     lines += [

@@ -12,6 +12,8 @@ from pipeline.model.encoder import SECONDS_PER_STATE, FrozenWhisperEncoder
 from pipeline.model.speech_llm import SpeechLLM
 
 _CONFIG_KEYS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+# PEFT's factor A reads what its module reads; factor B reads a rank's few elements
+_WRAPPED = re.compile(r"\.base_layer|\.lora_A\.\w+")
 _LAYER = re.compile(r"\.layers\.(\d+)\.(.+)\.weight$")
 # modules that read one and the same input: it is kept once, for all of them that train
 _SHARED_INPUTS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "mlp", "up_proj": "mlp"}
@@ -123,8 +125,8 @@ def count_kept_inputs(names: Iterable[str], *, width: int, inner_width: int) -> 
     """
     kept: dict[tuple[str, str], int] = {}
     for name in names:
-        match = _LAYER.search(f".{name}")
-        if match is None or match[2].endswith("o_proj"):
+        match = _LAYER.search(_WRAPPED.sub("", f".{name}"))
+        if match is None or match[2].endswith("o_proj") or "lora_B" in name:
             continue
         module = match[2].rsplit(".", 1)[-1]
         kept[match[1], _SHARED_INPUTS.get(module, match[2])] = inner_width if module == "down_proj" else width

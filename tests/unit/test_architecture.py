@@ -29,7 +29,7 @@ ARROWS = {
     "scan": {"selection", "cluster", "local_cluster", "liveness"},
     "speech": {"config"},
     "model": set(),
-    "planning": {"config", "selection", "scan", "model", "speech"},
+    "planning": {"config", "model", "speech"},
     "diagnosis": {"config", "cluster", "model", "speech", "planning", "training"},
     "evaluation": {"config", "cluster", "model", "speech"},
     "training": {"config", "cluster", "rendezvous", "liveness", "selection", "scan", "model", "speech", "evaluation", "planning"},

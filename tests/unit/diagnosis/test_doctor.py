@@ -139,13 +139,13 @@ def test_hosts_that_differ_are_named_and_what_all_share_is_told_once():
     reports = [
         RankReport("a", (good,), {"torch": "2.13.0"}, 10.0),
         RankReport("a", (), {"torch": "2.13.0"}, 10.0),
-        RankReport("b", (bad,), {"torch": "2.12.1"}, 15.0),
+        RankReport("b", (bad,), {"torch": "2.12.1"}, 15.5),
     ]
     findings = combine(reports)
     assert [finding.status for finding in findings] == ["problem", "problem", "warning", "ok"]
     assert findings[0].found == "7 × H100 (on b)"
     assert findings[1].found == "torch differs between hosts: 2.12.1 on b; 2.13.0 on a"
-    assert "5.00 s apart" in findings[2].found
+    assert "5.50 s apart" in findings[2].found
     assert "a is the slowest, b the fastest" in findings[2].found
     assert [finding.found for finding in combine(reports[:2])] == ["8 × H100"]
 

@@ -14,11 +14,11 @@ from pipeline.commands import main
 from pipeline.config import read_run_config
 from pipeline.planning.batches import sizes_by_budget, sizes_by_lengths
 from pipeline.planning.memory import kept_bytes_per_token, read_settings
-from pipeline.planning.meta_model import build_meta_model
 from pipeline.planning.plan import compare_with_run
 from pipeline.planning.planner import Planner
 from pipeline.planning.sizes import LlmSizes, count_kept_inputs
 from pipeline.speech.schedule import BatchBudget
+from pipeline.training.meta_model import build_meta_model
 from tests import tiny
 
 REPOSITORY = Path(__file__).parents[3]
@@ -66,7 +66,7 @@ def test_a_layer_keeps_what_torch_keeps(trained, dtype):
 def test_the_meta_model_has_the_parameters_of_the_real_one(home, config):
     from pipeline.model.llm import load_llm
 
-    encoder, model = build_meta_model(config, dtype=torch.bfloat16)
+    encoder, model = build_meta_model(config)
     real = load_llm(str(home / "llm"), dtype=torch.bfloat16)
     assert {n: p.shape for n, p in model.llm.named_parameters()} == {n: p.shape for n, p in real.named_parameters()}
     selected = {entry["name"] for entry in json.loads((home / "selection.json").read_text())["tensors"]}
@@ -75,8 +75,28 @@ def test_the_meta_model_has_the_parameters_of_the_real_one(home, config):
     assert all(p.is_meta for p in (*model.parameters(), *encoder.parameters()))
 
 
+@pytest.mark.parametrize("unfreeze", [{"mode": "all"}, {"mode": "lora"}, {"mode": "adaptor"}])
+def test_what_trains_on_the_meta_device_is_what_trains(home, tmp_path, unfreeze):
+    from pipeline.training.parts import load_parts
+
+    config = read_run_config(tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", unfreeze=unfreeze))
+    _, model = build_meta_model(config)
+    real = load_parts(config, dtype=torch.bfloat16).model
+    assert [(n, p.shape, p.requires_grad) for n, p in model.named_parameters()] == [
+        (n, p.shape, p.requires_grad) for n, p in real.named_parameters()
+    ]
+
+
+def test_lora_keeps_what_its_modules_read():
+    names = [
+        f"layers.0.self_attn.{part}.{factor}.default.weight" for part in ("q_proj", "v_proj") for factor in ("lora_A", "lora_B")
+    ]
+    assert count_kept_inputs(names, width=8, inner_width=24) == 8
+    assert count_kept_inputs(["layers.0.mlp.down_proj.lora_A.default.weight"], width=8, inner_width=24) == 24
+
+
 def plans(config, *counts: int, **options):
-    planner = Planner(config)
+    planner = Planner(config, modules=build_meta_model(config))
     return [planner.plan(n, tflops=1.0, bandwidth_gbs=1.0, prompt_tokens=20, **options) for n in counts]
 
 
@@ -101,7 +121,7 @@ def test_offload_moves_the_optimizer_to_the_host():
 
 
 def test_a_plan_names_what_would_make_it_fit(config):
-    planner = Planner(config)
+    planner = Planner(config, modules=build_meta_model(config))
     plan = planner.plan(1, tflops=1.0, bandwidth_gbs=1.0, prompt_tokens=20)
     remedies = planner.find_remedies(plan.assumptions)
     assert remedies

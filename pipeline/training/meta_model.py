@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from pipeline.config import RunConfig
-from pipeline.errors import CheckpointError
+from pipeline.config import RunConfig, read_deepspeed_config
+from pipeline.errors import CheckpointError, InputError
 from pipeline.model.adaptor import Adaptor, AdaptorShape
 from pipeline.model.encoder import EncoderDims, FrozenWhisperEncoder
-from pipeline.model.freezing import unfreeze
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.scan.checkpoint import open_checkpoint
 from pipeline.selection import TensorSelection
+from pipeline.training.engine import compute_dtype
+from pipeline.training.parts import mark_trained
 
 # (width, heads, layers) of openai-whisper's encoders; they read 80 mels, the newest 128
 _WHISPER = {
@@ -30,18 +31,27 @@ _MAX_STATES = 1500
 _STATES_PREFIX = "encoder."
 
 
-def build_meta_model(
-    config: RunConfig, *, dtype: torch.dtype, read_selection: bool = True
-) -> tuple[FrozenWhisperEncoder, SpeechLLM]:
+def build_meta_model(config: RunConfig, *, read_selection: bool = True) -> tuple[FrozenWhisperEncoder, SpeechLLM]:
     """Encoder and speech LLM as `config` describes them, `requires_grad` as in training. Raises `InputError`.
 
     Of the LLM only config.json is read, of an encoder's file only its table of contents. Without `read_selection`, nothing of
     the LLM trains.
     """
+    selection_path = config.unfreeze.selection if read_selection else None
+    if selection_path is not None and not Path(selection_path).exists():
+        raise InputError(
+            f"There is no selection at {selection_path}. Make it with «kappaspeech select»; for a plan before that, say how many "
+            "of the LLM's parameters will train: --trained-parameters 5e8."
+        )
+    dtype = compute_dtype(read_deepspeed_config(Path(config.deepspeed)))
     encoder = _build_encoder(config)
     llm = _build_llm(config.model.llm, dtype=dtype)
-    selection = TensorSelection.read(Path(config.unfreeze.selection)) if config.unfreeze.selection and read_selection else None
-    unfreeze(llm, selection.shapes if selection else {})
+    if read_selection:
+        selection = TensorSelection.read(Path(selection_path)) if selection_path else None
+        with torch.device("meta"):
+            mark_trained(llm, config.unfreeze, selection, seed=config.seed)
+    else:
+        llm.requires_grad_(False)
     options = config.model.adaptor
     width = int(llm.config.hidden_size)
     shape = AdaptorShape(

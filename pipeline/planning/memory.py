@@ -27,6 +27,7 @@ class ZeroSettings:
     max_live: int
     prefetch: int
     reduce_bucket: int
+    sub_group: int
     persistence_threshold: int
     optimizer_on_host: bool
     parameters_on_host: bool
@@ -51,6 +52,7 @@ def read_settings(deepspeed_config: Mapping[str, Any]) -> ZeroSettings:
         max_live=_number(zero, "stage3_max_live_parameters", 1_000_000_000),
         prefetch=_number(zero, "stage3_prefetch_bucket_size", 50_000_000),
         reduce_bucket=_number(zero, "reduce_bucket_size", 500_000_000) if zero.get("contiguous_gradients", True) else 0,
+        sub_group=_number(zero, "sub_group_size", 1_000_000_000),
         persistence_threshold=_number(zero, "stage3_param_persistence_threshold", 100_000),
         optimizer_on_host=on_host["offload_optimizer"],
         parameters_on_host=on_host["offload_param"],
@@ -147,9 +149,12 @@ def count_activations(
     ]
 
 
-def count_update(sizes: SpeechSizes, *, world_size: int) -> int:
-    """Bytes of the gradients' float32 copy while the optimizer steps."""
-    return _FLOAT32 * (sizes.llm.num_trained + sizes.num_adaptor_parameters) // world_size
+def count_update(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int) -> int:
+    """Bytes of the gradients' float32 copy while the optimizer steps, one sub-group of parameters after the other."""
+    if settings.optimizer_on_host:
+        return 0
+    trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    return _FLOAT32 * min(trained // world_size, settings.sub_group)
 
 
 def count_evaluation(sizes: SpeechSizes, settings: ZeroSettings, *, num_clips: int, clip_seconds: float, new_tokens: int) -> int:

@@ -147,7 +147,7 @@ def make_plan(config: RunConfig, settings: ZeroSettings, sizes: SpeechSizes, cos
         step_parts=(live, *activations),
         evaluation_bytes=evaluation,
         decodes_by=config.evaluation.decode,
-        update_bytes=0 if settings.optimizer_on_host else count_update(sizes, world_size=world_size),
+        update_bytes=count_update(sizes, settings, world_size=world_size),
         step_time=predict_step(
             cost,
             sizes,

@@ -48,7 +48,7 @@ def describe_plan(plan: Plan, *, gpu_memory_gb: float) -> list[str]:
 def describe_table(plans: Sequence[Plan], *, gpu_memory_gb: float) -> list[str]:
     """A line a number of ranks; all memory in GB a rank."""
     verdict = f"in {gpu_memory_gb:g} GB"
-    lines = [f"{'ranks':>5} {'state':>7} {'step':>7} {'evaluation':>10} {'peak':>7}  {verdict:9} {'step':>9} {'audio-s/s':>10}"]
+    lines = [f"{'ranks':>5} {'state':>7} {'step':>7} {'as replica':>10} {'peak':>7}  {verdict:9} {'step':>9} {'audio-s/s':>10}"]
     for plan in plans:
         evaluation = f"{(plan.state_bytes + plan.evaluation_bytes) / GB:.1f}" if plan.evaluation_bytes else "-"
         lines.append(

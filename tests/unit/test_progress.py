@@ -1,0 +1,59 @@
+"""What a person sees while something runs, on a terminal and in a log."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+from pipeline.progress import ProgressBar
+
+CODE = """
+from pipeline.progress import ProgressBar
+import time
+with ProgressBar("train", total=40, done=10, shown=True) as bar:
+    for _ in range(30):
+        time.sleep(0.01)
+        bar.advance(detail="loss 1.234, 56 audio-s/s")
+"""
+
+
+def test_a_terminal_gets_a_bar_with_loss_rate_and_time_left():
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen([sys.executable, "-c", CODE], stderr=follower, stdout=follower, env=environment)
+    os.close(follower)
+    seen = b""
+    while True:
+        try:
+            block = os.read(leader, 4096)
+        except OSError:  # Linux says so where the other end is closed
+            break
+        if not block:
+            break
+        seen += block
+    os.close(leader)
+    assert process.wait(timeout=60) == 0
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", seen.decode())
+    last = text.rstrip().splitlines()[-1]
+    for part in ("train", "100%", "loss 1.234, 56 audio-s/s", "left"):
+        assert part in last, text
+    assert "25%" in text
+
+
+def test_a_log_gets_a_line_at_the_start_and_at_the_end(capsys):
+    with ProgressBar("train", total=4, done=2, shown=True) as bar:
+        bar.advance(detail="loss 2.000")
+        bar.advance(detail="loss 1.000")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("train  50%")
+    assert lines[-1].startswith("train 100% loss 1.000, ")
+    assert len(lines) <= 3
+
+
+def test_other_ranks_say_nothing(capsys):
+    with ProgressBar("train", total=4, shown=False) as bar:
+        bar.advance(4)
+    assert capsys.readouterr().err == ""

@@ -30,7 +30,8 @@ _FILES = (
 def describe_outcome(run_dir: Path) -> list[str]:
     """A few lines for a person: how far the run came, its WER, its plan against what was measured, its last checkpoint."""
     record = read_json(run_dir / "run.json", schema_version=1)
-    lines = [f"{record['status']}: {_progress(run_dir, record)}"]
+    reason = f" ({record['reason']})" if record.get("reason") else ""
+    lines = [f"{record['status']}{reason}: {_progress(run_dir, record)}"]
     evaluations = read_lines(run_dir / "evaluations.jsonl")
     if evaluations:
         first, last = evaluations[0], evaluations[-1]

@@ -70,8 +70,10 @@ class RunFolder:
     def end(self, status: str, **facts: Any) -> None:
         """Record how the run ended: «finished» is the marker of success, whatever a launcher's exit code says."""
         record = read_json(self.path / "run.json", schema_version=SCHEMA_VERSION)
-        compared = compare_plan(self.path)
-        write_json(self.path / "run.json", {**record, "status": status, "plan_comparison": compared, **facts})
+        record |= {"status": status, **facts}
+        # the status first: what follows is for people
+        write_json(self.path / "run.json", record)
+        write_json(self.path / "run.json", {**record, "plan_comparison": compare_plan(self.path)})
         write_text(self.path / GUIDE_FILE, write_guide_text(self.path))
 
     def fail(self, reason: str) -> None:

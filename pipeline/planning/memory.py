@@ -94,12 +94,13 @@ def count_live(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int) -
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """A micro-batch as the models see it, padding included."""
+    """Positions of a micro-batch as the models see it, padding included; `squares` is the sum of its rows' lengths squared."""
 
     states: float
     audio: float
     llm: float
     labels: float
+    squares: float
 
 
 def count_tokens(batch: MicroBatchSize, sizes: SpeechSizes, *, prompt_tokens: int) -> TokenCounts:
@@ -107,15 +108,21 @@ def count_tokens(batch: MicroBatchSize, sizes: SpeechSizes, *, prompt_tokens: in
     audio_tokens = batch.padded_seconds / sizes.seconds_per_audio_token
     states = batch.num_samples * sizes.max_states if sizes.pad_to_30s else audio_tokens * sizes.stacking
     labels = batch.padded_seconds * LABEL_TOKENS_PER_SECOND + batch.num_samples
-    return TokenCounts(states, audio_tokens, audio_tokens + labels + batch.num_samples * prompt_tokens, labels)
+    tokens = audio_tokens + labels + batch.num_samples * prompt_tokens
+    return TokenCounts(states, audio_tokens, tokens, labels, tokens**2 / batch.num_samples)
 
 
 def kept_bytes_per_token(llm: LlmSizes, *, itemsize: int) -> int:
-    """Bytes that a token leaves in one Llama layer for its backward: both norms' float32 inputs and scales, attention's query,
-    key, value, output and log-sum, and the MLP's gate before and after SiLU and its other factor. Frozen linear layers keep
-    nothing of their input. Held against torch's saved-tensor hooks by a test."""
+    """Bytes that a token leaves in one Llama layer for its backward, squares of attention aside.
+
+    Both norms' float32 inputs and scales; attention's query, key, value and, if fused, output and log-sum; the MLP's gate before
+    and after SiLU, and its other factor. Frozen linear layers keep nothing of their input. A test holds this against torch's
+    saved-tensor hooks.
+    """
     norms = 2 * (_FLOAT32 * llm.width + _FLOAT32)
-    attention = itemsize * (2 * llm.query_width + 2 * llm.key_width) + _FLOAT32 * llm.num_heads
+    attention = itemsize * (llm.query_width + 2 * llm.key_width)
+    if llm.fused_attention:
+        attention += itemsize * llm.query_width + _FLOAT32 * llm.num_heads
     return norms + attention + itemsize * 3 * llm.inner_width
 
 
@@ -126,6 +133,7 @@ def count_activations(
     b, llm = settings.itemsize, sizes.llm
     kept_a_layer = kept_bytes_per_token(llm, itemsize=b)
     kept_inputs = b * llm.kept_inputs
+    squares = 0 if llm.fused_attention else b * llm.num_heads * tokens.squares
     if checkpointing:
         # each layer's input, and one layer computed again
         kept = llm.num_layers * b * llm.width + kept_a_layer + kept_inputs // llm.num_layers
@@ -141,6 +149,8 @@ def count_activations(
     waiting = _FLOAT32 * sizes.encoder_width * tokens.states * micro_batches_per_rank
     return [
         MemoryPart("activations", int(tokens.llm * (kept + transient))),
+        # of one layer, where layers are computed again
+        MemoryPart("attention weights", int(squares * (1 if checkpointing else llm.num_layers))),
         MemoryPart("adaptor's activations", int(tokens.audio * adaptor)),
         MemoryPart("logits at labels", int(tokens.labels * logits)),
         # while it encodes, the LLM holds no activations

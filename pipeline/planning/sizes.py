@@ -11,6 +11,7 @@ from pipeline.errors import CheckpointError
 from pipeline.model.encoder import SECONDS_PER_STATE, FrozenWhisperEncoder
 from pipeline.model.speech_llm import SpeechLLM
 
+_FUSED = ("sdpa", "flash_attention_2")
 _CONFIG_KEYS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 # PEFT's factor A reads what its module reads; factor B reads a rank's few elements
 _WRAPPED = re.compile(r"\.base_layer|\.lora_A\.\w+")
@@ -25,6 +26,7 @@ class LlmSizes:
 
     `query_width` and `key_width` are summed over heads; `inner_width` is the MLP's, over the experts that a token meets.
     `kept_inputs` counts elements that a token leaves behind for the gradients of trained weights, over all layers.
+    Attention that isn't fused keeps its weights, a square of positions a head.
     """
 
     width: int
@@ -37,6 +39,7 @@ class LlmSizes:
     tensor_sizes: tuple[int, ...]
     num_trained: int
     kept_inputs: int
+    fused_attention: bool = True
 
     @property
     def num_parameters(self) -> int:
@@ -95,6 +98,7 @@ def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_traine
         tensor_sizes=tuple(p.numel() for _, p in parameters),
         num_trained=sum(p.numel() for _, p in trained) if num_trained is None else num_trained,
         kept_inputs=kept_inputs,
+        fused_attention=config._attn_implementation in _FUSED,
     )
     return SpeechSizes(
         llm=llm,

@@ -74,7 +74,7 @@ def _build_llm(name_or_path: str, *, dtype: torch.dtype) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{name_or_path} has no config.json that a causal LM can be built from: {error}") from error
 

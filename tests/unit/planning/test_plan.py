@@ -30,12 +30,13 @@ def config(home, tmp_path):
     return read_run_config(tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run"))
 
 
-def kept_by_torch(num_layers: int, trained: str | None, dtype: torch.dtype) -> float:
+def kept_by_torch(num_layers: int, trained: str | None, dtype: torch.dtype, attention: str = "sdpa") -> float:
     """Bytes a token that a Llama of so many layers keeps for its backward, weights aside."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_attention_heads": HEADS, "num_key_value_heads": KEY_HEADS}
-    llm = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_hidden_layers=num_layers, **shape)).to(dtype).requires_grad_(False)
+    config = LlamaConfig(vocab_size=64, num_hidden_layers=num_layers, attn_implementation=attention, **shape)
+    llm = LlamaForCausalLM(config).to(dtype).requires_grad_(False)
     for name, parameter in llm.named_parameters():
         parameter.requires_grad_(trained is not None and trained in name)
     weights = {parameter.untyped_storage().data_ptr() for parameter in llm.parameters()}
@@ -61,6 +62,19 @@ def test_a_layer_keeps_what_torch_keeps(trained, dtype):
     names = [f"llm.model.layers.0.{trained}.weight"] if trained else []
     inputs = count_kept_inputs(names, width=WIDTH, inner_width=INNER)
     assert measured == pytest.approx(kept_bytes_per_token(llm, itemsize=dtype.itemsize) + dtype.itemsize * inputs, rel=1e-9)
+
+
+def test_attention_by_products_keeps_its_weights():
+    from pipeline.model.attention import register_matmul_attention
+
+    measured, fused = (
+        kept_by_torch(3, None, torch.bfloat16, attention) - kept_by_torch(2, None, torch.bfloat16, attention)
+        for attention in (register_matmul_attention(), "sdpa")
+    )
+    llm = LlmSizes(WIDTH, INNER, WIDTH, WIDTH * KEY_HEADS // HEADS, HEADS, 1, 64, (1,), 0, 0, fused_attention=False)
+    # 32 positions attend to 32
+    assert measured == pytest.approx(kept_bytes_per_token(llm, itemsize=2) + 2 * HEADS * 32, rel=1e-9)
+    assert measured != fused
 
 
 def test_the_meta_model_has_the_parameters_of_the_real_one(home, config):

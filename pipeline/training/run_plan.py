@@ -1,4 +1,4 @@
-"""A run's plan of itself: its modules are described before ZeRO-3 takes them, and planned at the rate that they were measured at."""
+"""A run's plan of itself: its modules are described before ZeRO-3 takes them, and planned at a measured rate."""
 
 from __future__ import annotations
 

@@ -27,13 +27,19 @@ def build_adaptor(shape: AdaptorShape, *, seed: int) -> Adaptor:
 
 
 def load_trained_model(
-    llm: str, shape: AdaptorShape, trained: Mapping[str, Tensor], *, dtype: torch.dtype, lora: LoraShape | None = None
+    llm: str,
+    shape: AdaptorShape,
+    trained: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype,
+    lora: LoraShape | None = None,
+    attention: str = "auto",
 ) -> SpeechLLM:
     """The base at `llm` with an adaptor of `shape`, changed by `trained` (public names in `SpeechLLM`), in eval mode.
 
     Raises `CheckpointError` where a trained tensor has no place in the model.
     """
-    model = SpeechLLM(build_adaptor(shape, seed=0).to(dtype), load_llm(llm, dtype=dtype))
+    model = SpeechLLM(build_adaptor(shape, seed=0).to(dtype), load_llm(llm, dtype=dtype, attention=attention))
     before = {name: parameter.data for name, parameter in model.llm.named_parameters()}
     apply_trained(model, trained, lora=lora)
     changed = [name for name, parameter in model.llm.named_parameters() if parameter.data_ptr() != before[name].data_ptr()]

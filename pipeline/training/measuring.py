@@ -31,7 +31,14 @@ def make_transcriber(
         dtype = next(parts.model.parameters()).dtype
         # LoRA's factors stay float32: their product is rounded once, when it is merged
         trained = {name: tensor if is_factor(name) else tensor.to(dtype) for name, tensor in engine.gather_result()}
-        model = load_trained_model(config.model.llm, parts.adaptor_shape, trained, dtype=dtype, lora=parts.lora).to(engine.device)
+        model = load_trained_model(
+            config.model.llm,
+            parts.adaptor_shape,
+            trained,
+            dtype=dtype,
+            lora=parts.lora,
+            attention=config.model.attn_implementation,
+        ).to(engine.device)
         base_weights = find_base(model)
     return Transcriber(
         model,

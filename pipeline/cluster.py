@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pipeline.errors import ConfigError, KappaSpeechError, RankFailure
 from pipeline.local_cluster import HUB_VARIABLE, LocalCluster
-from pipeline.rendezvous import Launch, find_launch, free_port, prepare_rendezvous
+from pipeline.rendezvous import Launch, explained_meeting, find_launch, free_port, prepare_rendezvous
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -112,7 +112,10 @@ class TorchCluster:
         timeout = timedelta(seconds=timeout_seconds)
         self._owns_world = not dist.is_initialized()
         if self._owns_world:
-            dist.init_process_group("gloo", init_method="env://", timeout=timeout, rank=launch.rank, world_size=launch.world_size)
+            with explained_meeting(launch):
+                dist.init_process_group(
+                    "gloo", init_method="env://", timeout=timeout, rank=launch.rank, world_size=launch.world_size
+                )
         self._dist = dist
         self._group = dist.new_group(backend="gloo", timeout=timeout)
         # heartbeats come from a thread of their own, and one client answers one call at a time
@@ -213,9 +216,10 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="nccl" if on_cuda else "gloo", verbose=False, timeout=timedelta(seconds=timeout_seconds)
-    )
+    with explained_meeting(launch):
+        deepspeed.init_distributed(
+            dist_backend="nccl" if on_cuda else "gloo", verbose=False, timeout=timedelta(seconds=timeout_seconds)
+        )
     return TorchCluster(launch, timeout_seconds=timeout_seconds)
 
 

@@ -42,6 +42,10 @@ class TrainingError(KappaSpeechError):
     """A training run can't go on; what was saved is named in the message."""
 
 
+class ClusterError(KappaSpeechError):
+    """The ranks can't meet, or no longer reach each other; nothing is wrong with the input."""
+
+
 class RankFailure(KappaSpeechError):
     """Raised on every rank when one of them failed, so that none waits in a collective.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ClusterError, ConfigError
 
 _DEFAULT_PORT = 29500
 # Below the ports that Linux gives to outgoing connections (from 32768).
@@ -125,3 +126,22 @@ def _own_address() -> str:
     except OSError:
         return name
     return name if address.startswith("127.") else address
+
+
+@contextlib.contextmanager
+def explained_meeting(launch: Launch) -> Iterator[None]:
+    """Say in this project's words why the ranks couldn't meet. Raises `ClusterError`."""
+    own = f"rank {launch.rank} on {socket.gethostname()}"
+    try:
+        yield
+    except RuntimeError as error:
+        cause = str(error).splitlines()[0]
+        address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        if "EADDRINUSE" in cause or "address already in use" in cause.lower():
+            raise ClusterError(
+                f"{own} can't listen on port {port}: another program does. Start again with another --master_port (MASTER_PORT)."
+            ) from error
+        raise ClusterError(
+            f"{own} couldn't meet the other {launch.world_size - 1} at {address}, port {port}: {cause} Are all of them started, "
+            "and do their hosts reach that address and port?"
+        ) from error

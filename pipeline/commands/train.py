@@ -49,7 +49,11 @@ def train(
 
         return submit(arguments, options=slurm, dry_run=dry_run)
     if places:
-        return _launch(arguments, Path(settings.run_dir), nproc, hostfile, max_restarts=max_restarts, dry_run=dry_run)
+        from pipeline.launching.supervisor import Request
+
+        stall_seconds = settings.training.stall_seconds
+        request = Request(tuple(arguments), Path(settings.run_dir), nproc, hostfile, stall_seconds=stall_seconds)
+        return _launch(request, max_restarts=max_restarts, dry_run=dry_run)
     return _train_here(settings)
 
 
@@ -74,12 +78,9 @@ def _train_here(settings: Any) -> int:
     return 0
 
 
-def _launch(
-    arguments: list[str], run_dir: Path, nproc: int | None, hostfile: Path | None, *, max_restarts: int, dry_run: bool
-) -> int:
-    from pipeline.launching.supervisor import Request, plan_start, supervise
+def _launch(request: Any, *, max_restarts: int, dry_run: bool) -> int:
+    from pipeline.launching.supervisor import plan_start, supervise
 
-    request = Request(tuple(arguments), run_dir, nproc, hostfile)
     if dry_run:
         print(plan_start(request, ask_hosts=False))
         return 0

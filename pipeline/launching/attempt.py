@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from types import FrameType
 from pipeline.errors import InputError
 from pipeline.launching import leftovers
 from pipeline.launching.command_lines import MARK_VARIABLE, CommandLine
+from pipeline.launching.file_system import FolderWatch
 from pipeline.launching.reports import RankReport, read_reports
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.stopping import STOP_FILE_NAME
@@ -65,6 +67,7 @@ def run_attempt(
     mark: str,
     run_dir: Path,
     signals: Signals,
+    stall_seconds: float,
     hosts_by_rank: Sequence[str] = (),
     end_remote: Callable[[], list[str]] | None = None,
 ) -> Attempt:
@@ -72,50 +75,57 @@ def run_attempt(
 
     A first signal asks the ranks, through the run folder's STOP file, to save and end; a second one ends them at once.
     `end_remote` ends what is left on other hosts and tells where it couldn't. `hosts_by_rank` names those that said nothing.
+    A run folder that hasn't answered for `stall_seconds` ends the start too.
     """
     before = _identity(run_dir)
     environment = {**os.environ, **command.variables, MARK_VARIABLE: mark}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
-    with _stop_file(run_dir) as ask_to_stop:
+
+    def is_over() -> bool:
+        return bool(read_reports(run_dir, mark)) or _status(run_dir, before) not in (None, "running")
+
+    problems: list[str] = []
+    watch = FolderWatch(run_dir, timeout_seconds=stall_seconds, look=is_over)
+    with _stop_file(run_dir) as ask_to_stop, watch:
         # a session of its own: Ctrl-C would reach launcher and ranks alike, and a launcher takes its ranks with it
         launcher = subprocess.Popen(command.words, env=environment, start_new_session=True)
-        problems: list[str] = []
         try:
-            _wait(launcher, mark=mark, run_dir=run_dir, before=before, signals=signals, ask_to_stop=ask_to_stop)
+            stall = _wait(launcher, watch=watch, signals=signals, ask_to_stop=ask_to_stop)
         finally:
             try:
                 leftovers.end(mark)
             except TimeoutError as error:
-                problems.append(str(error))
+                problems.append(f"{socket.gethostname()}: {error}")
             problems += end_remote() if end_remote is not None else []
             launcher.poll()
+    if stall is not None:
+        return Attempt("failed", 1, (stall, *problems))
     status = _status(run_dir, before)
     return judge(status, launcher.returncode, read_reports(run_dir, mark), hosts_by_rank=hosts_by_rank, problems=problems)
 
 
 def _wait(
-    launcher: subprocess.Popen[bytes],
-    *,
-    mark: str,
-    run_dir: Path,
-    before: object,
-    signals: Signals,
-    ask_to_stop: Callable[[], None],
-) -> None:
-    """Return once the launcher has ended, or has had its time after the run did, or a second signal came."""
+    launcher: subprocess.Popen[bytes], *, watch: FolderWatch, signals: Signals, ask_to_stop: Callable[[], None]
+) -> str | None:
+    """Return once the launcher has ended, or has had its time after the run did, or a second signal came.
+
+    What is returned is why the run folder can't be used any more, or None.
+    """
     over_since = None
     asked = False
-    while launcher.poll() is None:
-        if signals.count > 1:
-            return
+    while launcher.poll() is None and signals.count < 2:
         if signals.count and not asked:
             asked = True
             ask_to_stop()
-        if over_since is None and (read_reports(run_dir, mark) or _status(run_dir, before) not in (None, "running")):
+        if over_since is None and watch.is_over:
             over_since = time.monotonic()
         if over_since is not None and time.monotonic() - over_since > GRACE_SECONDS:
-            return
+            return None
+        problem = watch.problem()
+        if problem is not None:
+            return problem
         time.sleep(_POLL_SECONDS)
+    return None
 
 
 def judge(
@@ -170,6 +180,7 @@ def _status(run_dir: Path, before: object) -> str | None:
 def _stop_file(run_dir: Path) -> Iterator[Callable[[], None]]:
     """What asks the ranks to stop; the file is removed afterwards, and so is one that a killed start left."""
     path = run_dir / STOP_FILE_NAME
+    written = False
 
     def remove() -> None:
         with contextlib.suppress(OSError):
@@ -177,6 +188,8 @@ def _stop_file(run_dir: Path) -> Iterator[Callable[[], None]]:
                 path.unlink()
 
     def write() -> None:
+        nonlocal written
+        written = True
         with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
             file.write(_STOP_TEXT)
 
@@ -184,4 +197,6 @@ def _stop_file(run_dir: Path) -> Iterator[Callable[[], None]]:
     try:
         yield write
     finally:
-        remove()
+        # not on a file system that may have stalled, unless there is something to remove
+        if written:
+            remove()

@@ -27,6 +27,7 @@ from pipeline.launching.command_lines import (
     on_this_host,
     under_slurm,
 )
+from pipeline.launching.file_system import find_problem
 from pipeline.launching.hostfile import read_hostfile
 from pipeline.launching.reports import report_folder
 
@@ -37,12 +38,13 @@ _REPOSITORY = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Request:
-    """What to start: the arguments of `train`, the folder they name, and where the ranks go."""
+    """What to start: the arguments of `train`, the folder they name, where the ranks go, and how long one may stall."""
 
     arguments: tuple[str, ...]
     run_dir: Path
     num_ranks: int | None = None
     hostfile: Path | None = None
+    stall_seconds: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,9 @@ def supervise(request: Request, *, max_restarts: int = 0, first_delay_seconds: f
 
 
 def _start(request: Request, signals: Signals) -> Attempt:
+    problem = find_problem(request.run_dir, timeout_seconds=request.stall_seconds)
+    if problem is not None:
+        return Attempt("failed", 1, (problem,))
     try:
         start = plan_start(request, ask_hosts=True)
         write_text(report_folder(request.run_dir, start.mark) / "command.txt", f"{start}\n")
@@ -197,6 +202,7 @@ def _start(request: Request, signals: Signals) -> Attempt:
         mark=start.mark,
         run_dir=request.run_dir,
         signals=signals,
+        stall_seconds=request.stall_seconds,
         hosts_by_rank=start.hosts_by_rank,
         end_remote=end_remote if start.ssh_hosts else None,
     )

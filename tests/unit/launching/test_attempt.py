@@ -23,7 +23,7 @@ from pipeline.launching.reports import RankReport
 
 def start(run_dir: Path, script: str, *, mark: str = "m"):
     with Signals() as signals:
-        return run_attempt(CommandLine(("bash", "-c", script)), mark=mark, run_dir=run_dir, signals=signals)
+        return run_attempt(CommandLine(("bash", "-c", script)), mark=mark, run_dir=run_dir, signals=signals, stall_seconds=60)
 
 
 def record(run_dir: Path, status: str) -> str:

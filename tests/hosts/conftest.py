@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,15 @@ def hosts(network: Network) -> Iterator[list[Host]]:
         if not host.is_on:
             host.start()
         host.replug()
+        host.speed_up()
 
 
 class Launch:
     """A `kappaspeech train` that runs on the first host."""
 
     def __init__(self, host: Host, run_dir: Path, words: list[str], **variables: str) -> None:
-        self.run_dir = run_dir
+        # as the host sees it: it may have something mounted there
+        self.run_dir = Path(f"/proc/{host.pid}/root{run_dir}")
         self.process = subprocess.Popen(
             host.command(sys.executable, "-m", "pipeline", "train", *words),
             env=clean_environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", **variables),
@@ -57,6 +60,18 @@ class Launch:
         """Its exit code and all it said."""
         output, _ = self.process.communicate(timeout=timeout)
         return self.process.returncode, output
+
+    def end(self) -> None:
+        """Let it end its ranks at once, should it still run."""
+        for _ in range(2):
+            if self.process.poll() is None:
+                self.process.terminate()
+                time.sleep(0.5)
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def status(self) -> str | None:
         path = self.run_dir / "run.json"
@@ -82,5 +97,4 @@ def launch(hosts: list[Host], home: Path, tmp_path: Path) -> Iterator[Any]:
 
     yield start
     for run in started:
-        run.process.kill()
-        run.process.wait()
+        run.end()

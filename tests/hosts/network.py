@@ -17,7 +17,15 @@ from pathlib import Path
 from tests.debian import install
 
 _PREFIX = "10.213.7."
-_PACKAGES = {"sshd": "openssh-server", "ssh": "openssh-client", "pdsh": "pdsh", "ip": "iproute2", "tc": "iproute2"}
+_PACKAGES = {
+    "sshd": "openssh-server",
+    "ssh": "openssh-client",
+    "pdsh": "pdsh",
+    "ip": "iproute2",
+    "tc": "iproute2",
+    "mkfs.ext4": "e2fsprogs",
+    "fsfreeze": "util-linux",
+}
 _NEEDED = ("unshare", "nsenter", "setpriv", "mount")
 _START_SECONDS = 20.0
 
@@ -86,6 +94,7 @@ class Host:
         self._network = network
         self._init: subprocess.Popen[bytes] | None = None
         self.pid = 0
+        self._is_slow = False
         self.start()
 
     def start(self) -> None:
@@ -117,6 +126,18 @@ class Host:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def replace(self, path: Path, other: Path) -> None:
+        """Let this host alone see `other` where all see `path`."""
+        self.run("mount", "--bind", other, path)
+
+    def put_back(self, path: Path) -> None:
+        self.run("umount", path)
+
+    def ranks(self) -> list[int]:
+        """Processes of this host that are ranks of something, by their ids on it."""
+        listing = "grep -lzs ^LOCAL_RANK= /proc/[0-9]*/environ | cut -d/ -f3"
+        return [int(word) for word in self.run("bash", "-c", listing).split()]
+
     def unplug(self) -> None:
         """Pull the cable at the switch: the others hear nothing any more."""
         self._network.switch("ip", "link", "set", self.name, "down")
@@ -129,10 +150,14 @@ class Host:
         limit = ["root", "tbf", "rate", rate, "burst", "16k", "latency", "400ms"]
         self._network.switch("tc", "qdisc", "add", "dev", self.name, *limit)
         self.run("tc", "qdisc", "add", "dev", "eth0", *limit)
+        self._is_slow = True
 
     def speed_up(self) -> None:
-        self._network.switch("tc", "qdisc", "del", "dev", self.name, "root")
-        self.run("tc", "qdisc", "del", "dev", "eth0", "root")
+        """Take back `slow_down`, where there was one."""
+        if self._is_slow:
+            self._network.switch("tc", "qdisc", "del", "dev", self.name, "root")
+            self.run("tc", "qdisc", "del", "dev", "eth0", "root")
+        self._is_slow = False
 
     def crash(self) -> None:
         """Cut the power: no process gets to say good-bye to another host."""
@@ -190,12 +215,24 @@ class Network:
 
     def switch(self, *words: str) -> None:
         """Run a command in the switch's network."""
+        done = self._on_switch(*words)
+        assert done.returncode == 0, done.stderr
+
+    def _on_switch(self, *words: str) -> subprocess.CompletedProcess[str]:
         assert self._switch is not None
-        subprocess.run(["nsenter", "-t", str(self._switch.pid), "-n", *words], check=True)
+        inside = ["nsenter", "-t", str(self._switch.pid), "-n", *words]
+        return subprocess.run(inside, capture_output=True, text=True, check=False)
 
     def plug_in(self, host: Host) -> None:
         """Give `host` an eth0 with its address, at the switch's port of its name."""
-        self.switch("ip", "link", "add", host.name, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
+        # the kernel takes its time to remove the port of a host that has crashed
+        self._on_switch("ip", "link", "del", host.name)
+        # a host keeps its card, and so the others' memory of it holds, when it starts anew
+        card = f"02:00:00:00:00:{int(host.address.rpartition('.')[2]):02x}"
+        self.switch(
+            *("ip", "link", "add", host.name, "type", "veth"),
+            *("peer", "name", "eth0", "address", card, "netns", str(host.pid)),
+        )
         self.switch("ip", "link", "set", host.name, "master", "br0", "up")
         for words in ("link set lo up", f"address add {host.address}/24 dev eth0", "link set eth0 up"):
             subprocess.run(["nsenter", "-t", str(host.pid), "-n", "ip", *words.split()], check=True)

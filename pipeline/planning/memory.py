@@ -66,16 +66,20 @@ def _number(zero: Mapping[str, Any], key: str, default: int) -> int:
     return int(float(value)) if isinstance(value, (int, float)) else default
 
 
-def count_state(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, on_cpu: bool = False) -> list[MemoryPart]:
+def count_state(
+    sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, on_cpu: bool = False, keeps_average: bool = False
+) -> list[MemoryPart]:
     """What a rank holds all the time: its partitions, DeepSpeed's bucket, and the encoder."""
     b = settings.itemsize
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     frozen = sizes.llm.num_parameters - sizes.llm.num_trained
     persistent = sum(size for size in sizes.llm.tensor_sizes if size <= settings.persistence_threshold)
     optimizer = trained * (b + _OPTIMIZER_BYTES) // world_size
+    average = _FLOAT32 * trained // world_size if keeps_average else 0
     return [
         MemoryPart("frozen weights", b * frozen // world_size, settings.parameters_on_host),
         MemoryPart("trained weights, fp32 master, Adam", optimizer, settings.optimizer_on_host),
+        MemoryPart("moving average", average, settings.optimizer_on_host),
         MemoryPart("gradients", b * trained // world_size, settings.optimizer_on_host),
         MemoryPart("small weights kept whole", b * persistent if world_size > 1 else 0),
         # all of it is allocated on a GPU; a CPU has only those pages that are used
@@ -146,7 +150,7 @@ def count_activations(
     # the logits, their float32 copy, and its softmax or gradient
     logits = (b + 2 * _FLOAT32) * llm.vocabulary
     encoding = sizes.encoder_itemsize * sizes.encoder_width * _ENCODER_TRANSIENT_WIDTHS * tokens.states
-    waiting = _FLOAT32 * sizes.encoder_width * tokens.states * micro_batches_per_rank
+    waiting = sizes.encoder_itemsize * sizes.encoder_width * tokens.states * micro_batches_per_rank
     return [
         MemoryPart("activations", int(tokens.llm * (kept + transient))),
         # of one layer, where layers are computed again

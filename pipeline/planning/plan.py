@@ -141,9 +141,16 @@ def make_plan(config: RunConfig, settings: ZeroSettings, sizes: SpeechSizes, cos
             clip_seconds=batches.largest.clip_seconds,
             new_tokens=config.evaluation.max_new_tokens + assumptions.prompt_tokens,
         )
+    state = count_state(
+        sizes,
+        settings,
+        world_size=world_size,
+        on_cpu=assumptions.device == "cpu",
+        keeps_average=config.training.ema_decay is not None,
+    )
     return Plan(
         assumptions=assumptions,
-        parts=tuple(count_state(sizes, settings, world_size=world_size, on_cpu=assumptions.device == "cpu")),
+        parts=tuple(state),
         step_parts=(live, *activations),
         evaluation_bytes=evaluation,
         decodes_by=config.evaluation.decode,

@@ -101,7 +101,9 @@ def _build_encoder(config: RunConfig) -> FrozenWhisperEncoder:
 
     num_mels, width, num_heads, num_layers = _find_encoder_shape(config.model.encoder)
     with torch.device("meta"):
-        whisper = AudioEncoder(num_mels, _MAX_STATES, width, num_heads, num_layers)
+        # a plan is for GPUs, which all encode in bfloat16 unless told otherwise
+        dtype = torch.float32 if config.model.encoder_dtype == "float32" else torch.bfloat16
+        whisper = AudioEncoder(num_mels, _MAX_STATES, width, num_heads, num_layers).to(dtype)
     return FrozenWhisperEncoder(whisper, EncoderDims(num_mels, width, _MAX_STATES), pad_to_30s=config.model.pad_to_30s)
 
 

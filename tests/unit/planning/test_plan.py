@@ -128,6 +128,13 @@ def test_checkpointing_trades_memory_for_computation(config):
     assert again.step_time.recomputation > plain.step_time.recomputation == 0
 
 
+def test_a_moving_average_takes_four_bytes_a_trained_parameter(config):
+    averaged = config.model_copy(update={"training": config.training.model_copy(update={"ema_decay": 0.99})})
+    (plain,), (more,) = plans(config, 2), plans(averaged, 2)
+    sizes = Planner(config, modules=build_meta_model(config)).sizes
+    assert more.state_bytes - plain.state_bytes == 4 * (sizes.llm.num_trained + sizes.num_adaptor_parameters) // 2
+
+
 def test_offload_moves_the_optimizer_to_the_host():
     settings = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}, "bf16": {"enabled": True}}
     assert read_settings(settings).optimizer_on_host

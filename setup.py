@@ -37,6 +37,7 @@ EXTRAS = {
     "s3": ["s3fs>=2025.2"],  # shards behind s3://
     "gs": ["gcsfs>=2025.2"],  # shards behind gs://
     "datasets": ["datasets>=4,<6"],  # packing Hugging Face datasets from disk
+    "lm-eval": ["lm-eval>=0.4.9,<0.5"],  # text tasks on an export
     "test": [
         "pytest>=8,<10",
         "pytest-timeout>=2.3,<3",  # a collective that hangs must fail

@@ -26,14 +26,19 @@ def evaluate(
     num_beams: Annotated[int | None, typer.Option(min=1, help="Beams; 1 is greedy.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="The longest text of an utterance.")] = None,
     max_utterances: Annotated[int | None, typer.Option(min=1, help="Test on a fixed part, balanced by language.")] = None,
+    lm_eval: Annotated[
+        list[str] | None, typer.Option(help="Also run this task of lm-evaluation-harness on an export. May be repeated.")
+    ] = None,
     page: Annotated[bool, typer.Option(help="Also write a page of all hypotheses, with the clips of the worst to play.")] = True,
     output: Annotated[Path | None, typer.Option(help="The record (JSON).  [default: evaluation.json in MODEL's folder]")] = None,
 ) -> int:
     """Transcribe test speech and read text; write WER by language with intervals, perplexity, and every hypothesis."""
     from pipeline.artefacts import write_json, write_text
     from pipeline.cluster import agreement, start_cluster
+    from pipeline.errors import InputError
     from pipeline.evaluation.evaluate import compare_with, draw_page, open_test_set, read_hypotheses
     from pipeline.evaluation.evaluate import evaluate as run_evaluation
+    from pipeline.evaluation.lm_harness import check_harness, run_harness
     from pipeline.evaluation.wer import measure_sensitivity
     from pipeline.training.evaluated import plan_evaluation
     from pipeline.training.trained_run import choose_device, parse_step
@@ -49,10 +54,15 @@ def evaluate(
         given = {key: value for key, value in options.items() if value is not None}
         plan = plan_evaluation(model, data=data or [], text=text or [], step=parse_step(step), base=base, options=given)
         other = None if against is None else read_hypotheses(against)
+        if lm_eval:
+            if cluster.world_size > 1:
+                raise InputError("--lm-eval runs in one process: start it without a launcher.")
+            check_harness(Path(model))
         test_set = open_test_set(
             plan.speech, plan.text, plan.options, read=plan.read, rank=cluster.rank, world_size=cluster.world_size
         )
-        decoder = plan.open_decoder(choose_device(cluster.local_rank))
+        device = choose_device(cluster.local_rank)
+        decoder = plan.open_decoder(device)
     target = output or plan.folder / "evaluation.json"
     hypotheses_path = target.with_suffix(".hypotheses.jsonl")
     record = run_evaluation(
@@ -72,6 +82,8 @@ def evaluate(
                 record["normalisers"] = measure_sensitivity(hypotheses)
             if other is not None:
                 record["against"] = {"hypotheses": str(against), **compare_with(other, hypotheses)}
+            if lm_eval:
+                record["lm_eval"] = run_harness(Path(model), lm_eval, device=str(device))
             write_json(target, record)
             _print_record(record)
             print(f"{target}\n{hypotheses_path}")
@@ -110,3 +122,5 @@ def _print_record(record: dict[str, Any]) -> None:
     for language, text in record["text"].items():
         distance = "" if text["kl_nats"] is None else f", KL from the base {text['kl_nats']:.3f} nats a token"
         print(f"text perplexity {language} {text['perplexity']:.2f} ({text['num_tokens']} tokens){distance}")
+    for task, metrics in record.get("lm_eval", {}).items():
+        print(f"{task}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}")

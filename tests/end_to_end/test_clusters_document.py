@@ -1,0 +1,117 @@
+"""docs/clusters.md: its commands are run or say why not, and its messages are the code's."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import clean_environment
+
+REPOSITORY = Path(__file__).parents[2]
+TEXT = (REPOSITORY / "docs/clusters.md").read_text(encoding="utf-8")
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+
+
+def blocks() -> list[tuple[str, list[str]]]:
+    """(the comment before it, its commands) of each bash block."""
+    found = re.findall(r"(?:<!-- (.*?) -->\n)?```bash\n(.*?)```", TEXT, re.DOTALL)
+    return [(comment, [line for line in body.splitlines() if line]) for comment, body in found]
+
+
+def own_commands() -> list[str]:
+    return [line for comment, lines in blocks() if comment.endswith(Path(__file__).name) for line in lines]
+
+
+def strings_of_the_code() -> str:
+    """All string literals of the package, the constant parts of f-strings joined where values stand between them."""
+    found = []
+    for path in (REPOSITORY / "pipeline").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_every_block_of_commands_is_run_or_says_why_not():
+    for comment, lines in blocks():
+        kind, _, what = comment.partition(" ")
+        assert kind in ("run", "not"), f"{lines[0]} stands without a word on who runs it"
+        if kind == "run":
+            assert (REPOSITORY / what.removeprefix("by ")).exists(), what
+        else:
+            assert len(what) > len("run: "), lines[0]
+
+
+def test_every_message_in_the_table_is_the_codes():
+    code = strings_of_the_code()
+    rows = [line for line in TEXT.splitlines() if line.startswith("| «")]
+    assert len(rows) > 10
+    for row in rows:
+        for message in re.findall(r"«(.*?)»", row.split("|")[1]):
+            # a name at the start may be a value in the code
+            parts = [part.strip() for part in message.replace("torch is", "… is").split("…")]
+            for part in filter(None, parts):
+                assert part in code, f"the code doesn't say {part!r}"
+
+
+def test_every_path_of_the_document_is_there():
+    for path in re.findall(r"(?:launch|ds_configs|docs|tests)/[\w./-]+\w", TEXT):
+        if not path.startswith("launch/START"):
+            assert (REPOSITORY / path).exists(), path
+
+
+@pytest.fixture
+def workplace(tmp_path) -> Path:
+    """A working folder with the configuration and the hostfile that the document speaks of."""
+    content = yaml.safe_load((REPOSITORY / "launch/configs/llama8b.yaml").read_text(encoding="utf-8"))
+    content["run_dir"] = str(tmp_path / "run")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    (tmp_path / "hostfile").write_text(TEXT.split("```\nnode-a")[1].split("```")[0].join(["node-a", ""]))
+    return tmp_path
+
+
+def run(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    scripts = str(Path(sys.executable).parent)
+    environment = clean_environment(PATH=os.pathsep.join([scripts, os.environ["PATH"]]), DS_ACCELERATOR="cpu")
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("command", [line for line in own_commands() if line.startswith("kappaspeech train")], ids=str)
+def test_the_training_commands_are_accepted_and_print_what_they_run(command, workplace):
+    """Eight GPUs or two hosts can't be had: `--dry-run` goes through all but the start, which tests/hosts takes over."""
+    words = [word.replace("launch/configs/llama8b.yaml", "config.yaml") for word in shlex.split(command)]
+    done = run([*words, *([] if "--dry-run" in words else ["--dry-run"])], workplace)
+    assert done.returncode == 0, done.stderr
+    assert "launch/train.sh config.yaml" in done.stdout
+
+
+def test_the_plan_is_what_the_document_shows(tmp_path):
+    (command,) = [line for line in own_commands() if " plan " in line]
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm/config.json").write_text(json.dumps(LLAMA_8B))
+    done = run([*shlex.split(command), "--set", f"model.llm={tmp_path / 'llm'}"], REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    for line in TEXT.split("```\nLLM ")[1].split("```")[0].splitlines()[1:]:
+        assert line in done.stdout, f"the plan has changed; put its lines into docs/clusters.md:\n{done.stdout}"

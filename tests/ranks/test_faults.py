@@ -8,8 +8,9 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
+from tests.conftest import clean_environment, free_port
 from tests.ranks.nursery import Nursery
 
 # far above a tiny step on a loaded machine, far below a test's patience
@@ -315,3 +317,60 @@ def test_a_disk_that_takes_no_more_on_rank_0_ends_all_with_the_remedy_and_hurts_
     assert training.finish() == [0, 0], training.said
     assert training.steps == evaluated.steps
     assert training.checkpoints == ["step-000003", "step-000006"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["kill -9 of deepspeed", "STOP"])
+def test_under_deepspeed_a_stop_file_and_the_end_of_the_launcher_are_obeyed_and_leave_no_rank(home, tmp_path, float32, fault):
+    run, output = tmp_path / "run", tmp_path / "output.txt"
+    options = {"deepspeed": float32, "training__num_steps": 100_000, "data__test": []}
+    config = tiny.write_config(tmp_path / "run.yaml", home, run, **options)
+    repository = Path(__file__).parents[2]
+    with output.open("w") as log:
+        runner = subprocess.Popen(
+            ["deepspeed", "-q", "--num_gpus=2", f"--master_port={free_port()}", "launch/train.sh", str(config)],
+            env=clean_environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu"),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=repository,
+        )
+    try:
+        wait_until(lambda: (run / "steps.jsonl").exists() and (run / "steps.jsonl").read_text().count("\n") > 2, 120, output)
+        if fault == "STOP":
+            (run / "STOP").touch()
+            assert runner.wait(30) == 0
+            assert not (run / "STOP").exists()
+            assert "ERROR" not in output.read_text()
+        else:
+            runner.kill()
+        wait_until(lambda: json.loads((run / "run.json").read_text())["status"] == "resumable", 30, output)
+        record = json.loads((run / "run.json").read_text())
+        cause = f"the file {run / 'STOP'}" if fault == "STOP" else "the end of its launcher"
+        assert record["reason"].startswith(cause)
+        assert (run / f"checkpoints/step-{record['step']:06d}").is_dir()
+        # all that it started is one session
+        wait_until(lambda: not processes_of_session(runner.pid), 30, output)
+    finally:
+        for pid in processes_of_session(runner.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        runner.wait(10)
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float, output: Path) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, output.read_text()[-3000:]
+        time.sleep(0.2)
+
+
+def processes_of_session(session: int) -> list[int]:
+    """Living processes of a session, which outlives its leader."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text(errors="replace").rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] not in "ZX":
+                found.append(int(path.parent.name))
+    return found

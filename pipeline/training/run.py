@@ -58,7 +58,14 @@ def train(config: RunConfig, *, on_fatal: Callable[[RankFailure], None] = lambda
             writer.join(_LAST_WORDS_SECONDS)
         on_fatal(failure)
 
-    watch = watch_training(cluster, phases, stall_seconds=options.stall_seconds, wish=lambda: stop.known_reason, on_fatal=end)
+    watch = watch_training(
+        cluster,
+        phases,
+        stall_seconds=options.stall_seconds,
+        collective_timeout_seconds=options.collective_timeout_seconds,
+        wish=lambda: stop.known_reason,
+        on_fatal=end,
+    )
     try:
         # outside of the watch it is known which rank was the cause
         with watch:

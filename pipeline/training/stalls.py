@@ -17,6 +17,9 @@ from pipeline.training.phases import PhaseClock
 # A process that is alive posts each second. Swapping, a long call that holds the interpreter, or a network that is down for a
 # moment may keep it from that; a minute of silence is none of these.
 _LONGEST_SILENCE_SECONDS = 60.0
+# To load a replica, score long texts or write to a slow disk shows no sign of life for longer than a step's phases.
+_SLOW_PHASES = ("evaluation", "checkpoint")
+_SLOW_FACTOR = 4
 _NUM_KEYS = 3
 _MAX_KEY_LETTERS = 60
 _NUM_FRAMES = 8
@@ -26,7 +29,8 @@ _NUM_LISTED = 32
 class StallJudge:
     """Says after how long without any rank's progress a run has stalled, and on whom it waits. Holds what it has seen.
 
-    Before the first step and after the last nothing is judged: to load a large model takes as long as it takes.
+    Before the first step and after the last nothing is judged: to load a large model takes as long as it takes. Evaluations and
+    checkpoints have four times the limit.
     """
 
     def __init__(self, stall_seconds: float) -> None:
@@ -43,7 +47,8 @@ class StallJudge:
         if late or standing != self._seen or not all(at and at[0] is not None for at in standing):
             self._seen, self._moved_seconds = standing, now_seconds
         still_seconds = now_seconds - self._moved_seconds
-        if still_seconds <= self._stall_seconds:
+        limit_seconds = self._stall_seconds * (_SLOW_FACTOR if any(at and at[1] in _SLOW_PHASES for at in standing) else 1)
+        if still_seconds <= limit_seconds:
             return None
         behind = find_behind(posts)
         rank = behind[0] if behind else 0
@@ -91,12 +96,14 @@ def watch_training(
     phases: PhaseClock,
     *,
     stall_seconds: float,
+    collective_timeout_seconds: float,
     wish: Callable[[], str | None],
     on_fatal: Callable[[RankFailure], None],
 ) -> Watch:
     """A watch under which a rank that is dead, stopped or stuck ends all, after it has been told where each one stood.
 
-    `wish` is this rank's wish to stop, which the others can read.
+    `wish` is this rank's wish to stop, which the others can read. A collective that has timed out doesn't wait any longer for a
+    silent rank to be known as such.
     """
     stalls = StallJudge(stall_seconds)
     main_thread = threading.get_ident()
@@ -126,6 +133,6 @@ def watch_training(
         judge=lambda posts: stalls.judge(posts, time.monotonic()),
         on_failure=tell,
         on_fatal=on_fatal,
-        silence_seconds=min(_LONGEST_SILENCE_SECONDS, stall_seconds),
+        silence_seconds=min(_LONGEST_SILENCE_SECONDS, stall_seconds, collective_timeout_seconds),
         needs_parent=False,
     )

@@ -24,6 +24,11 @@ def at_step(rank: str, step: str, what: str) -> None:
     _before(TrainingEngine, "step", int(rank), int(step), what)
 
 
+def in_micro_batch(rank: str, number: str, what: str) -> None:
+    """Do `what` on a rank before it computes the given micro-batch, counted from this start."""
+    _before(SpeechLLM, "forward", int(rank), int(number), what)
+
+
 def in_save(rank: str, tensor: str, what: str) -> None:
     """Do `what` on a rank before it writes the given tensor of the checkpoints it writes, counted from this start."""
     _before(TensorFileWriter, "add", int(rank), int(tensor), what)

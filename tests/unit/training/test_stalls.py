@@ -33,6 +33,13 @@ def test_a_run_has_stalled_once_no_rank_got_on_for_the_limit():
     assert "the others wait for rank 1, in step 3, encoder" in str(failure)
 
 
+def test_an_evaluation_has_longer_for_it_may_load_a_model():
+    judge = StallJudge(10.0)
+    busy = [post(3, 40, phase="evaluation"), post(3, 41, phase="evaluation")]
+    assert all(judge.judge(busy, float(now)) is None for now in range(0, 41, 4))
+    assert judge.judge(busy, 41.0) is not None
+
+
 def test_any_ranks_progress_is_the_runs():
     judge = StallJudge(10.0)
     for now in range(100):

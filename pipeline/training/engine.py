@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.cluster import Cluster
 from pipeline.config import OptimizerConfig
@@ -22,6 +22,8 @@ from pipeline.training.phases import PhaseClock
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
 _AVERAGE = "moving_average"
+# parameters are partitioned in groups of about this size
+_PARTITION_BYTES = 64 << 20
 _MASK_64 = (1 << 64) - 1
 
 
@@ -85,7 +87,7 @@ class TrainingEngine:
         # needs a gradient; it does, for the adaptor stands before it. PEFT's wrappers of fused experts depend on it too: they
         # read weights that aren't their own.
         deepspeed.utils.set_z3_leaf_modules(model.llm, list({type(layer) for layer in model.llm.get_decoder().layers}))
-        deepspeed.zero.Init(module=model, config_dict_or_path=settings)
+        _partition(model, settings)
         groups: list[dict[str, Any]] = [
             {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate, "name": name}
             for name, part, rate in (
@@ -272,6 +274,27 @@ class TrainingEngine:
 
     def _trained(self) -> list[tuple[str, Any]]:
         return [(self._names[name], parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+
+def _partition(model: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Cut every parameter into the ranks' partitions, a few at a time, so that no rank holds the model whole.
+
+    DeepSpeed first broadcasts each from rank 0. On a CPU that writes into the pages that the other ranks have mapped from the
+    model's files, and such a page becomes memory of the rank's own until the last tensor of its file is gone: so a copy of each
+    is broadcast into. On a GPU DeepSpeed makes that copy itself.
+    """
+    import deepspeed
+
+    group: list[nn.Parameter] = []
+    parameters = list(model.parameters())
+    for index, parameter in enumerate(parameters):
+        group.append(parameter)
+        if index == len(parameters) - 1 or sum(p.nbytes for p in group) >= _PARTITION_BYTES:
+            if not torch.cuda.is_available():
+                for mapped in group:
+                    mapped.data = mapped.data.clone()
+            deepspeed.zero.Init(module=nn.ParameterList(group), config_dict_or_path=dict(settings))
+            group = []
 
 
 def average_decay(num_updates: int, *, decay: float) -> float:

@@ -144,6 +144,11 @@ def test_bfloat16_stays_near_float32(zero3, plain):
     assert zero3(2)["bf16"]["losses"] == pytest.approx(plain["losses"], rel=BF16_LOSS_TOLERANCE)
 
 
+def test_partitioning_copies_nothing_of_the_files_that_a_rank_has_mapped(zero3):
+    """DeepSpeed's broadcast from rank 0 wrote into them: rank 1 came to hold the model whole."""
+    assert zero3(2)["bf16"]["copied_kilobytes"] == [0, 0]
+
+
 @pytest.mark.parametrize("kept", ["selection", "adaptor"])
 def test_activation_checkpointing_recomputes_every_layer_and_changes_nothing(zero3, kept):
     """Also where every weight of a layer is frozen: DeepSpeed#8130, #8148."""

@@ -5,6 +5,7 @@ Arguments: the folder of the tiny models, and the file in which rank 0 leaves wh
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def main(home: Path, output: Path) -> None:
 
 def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
     parts = build_parts(home, case)
+    mapped = [parameter.data for parameter in parts.model.llm.parameters()]
     stream = open_stream(home, parts.tokenizer, rank=cluster.rank, world_size=cluster.world_size)
     engine = TrainingEngine(
         parts.model,
@@ -36,6 +38,8 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
         micro_batches_per_rank=-(-BUDGET.micro_batches_per_step // cluster.world_size),
         ema_decay=case.ema_decay,
     )
+    copied = cluster.gather(copied_kilobytes())
+    del mapped
     passes: list[None] = []
     for layer in parts.model.llm.get_decoder().layers:
         # before and not after: a recomputation ends as soon as it has what backward wants
@@ -65,9 +69,18 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
         "trained": dict(engine.gather_result()),
         "frozen": engine.frozen_digests(),
         "layer_passes": len(passes),
+        "copied_kilobytes": copied,
     }
     engine.close()
     return computed
+
+
+def copied_kilobytes() -> int | None:
+    """How much of the model's file, where it is mapped, has become memory of this process's own by being written to."""
+    mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    of_file = [mapping for mapping in mappings if mapping.partition("\n")[0].endswith("model.safetensors")]
+    counts = [int(number) for mapping in of_file for number in re.findall(r"^Anonymous: +(\d+) kB", mapping, flags=re.MULTILINE)]
+    return sum(counts) if counts else None
 
 
 if __name__ == "__main__":

@@ -91,7 +91,10 @@ def make_run(
         lines = (json.dumps(item.to_json(), ensure_ascii=False) + "\n" for item in hypotheses)
         (run.hypotheses / f"step-{step:06d}.jsonl").write_text("".join(lines), encoding="utf-8")
         grown = 1 + forgetting * done
-        text = {language: {"perplexity": base * grown, "num_tokens": 100} for language, base in (("de", 90.0), ("en", 70.0))}
+        text = {
+            language: {"perplexity": base * grown, "kl_nats": math.log(grown), "num_tokens": 100}
+            for language, base in (("de", 90.0), ("en", 70.0))
+        }
         record = {"schema_version": 1, "step": step, "train_seconds": 7.0 * step, "wer": measure(hypotheses), "text": text}
         evaluations.append(record)
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in evaluations))

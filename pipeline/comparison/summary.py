@@ -41,15 +41,19 @@ def _summarise_arm(arm: Arm, reference: Arm) -> dict[str, Any]:
         "wer": measure_arm(arm),
         "wer_before": {lang: report["wer"] for lang, report in runs[0].first["wer"]["languages"].items()},
         "difference": None if arm is reference else compare_arms(reference, arm),
-        "text": {
-            language: {
-                "perplexity_before": spread([run.first["text"][language]["perplexity"] for run in runs]),
-                "perplexity": spread([run.last["text"][language]["perplexity"] for run in runs]),
-            }
-            for language in texts
-        },
+        "text": {language: _summarise_text(runs, language) for language in texts},
         "mean_drift": spread([fmean(run.drift.values()) if run.drift else 0.0 for run in runs]),
         "runs": [_summarise_run(run) for run in runs],
+    }
+
+
+def _summarise_text(runs: Sequence[RunSummary], language: str) -> dict[str, Any]:
+    """Perplexity before and after training, and after it the KL from the base model, null where it wasn't measured."""
+    kl = [run.last["text"][language].get("kl_nats") for run in runs]
+    return {
+        "perplexity_before": spread([run.first["text"][language]["perplexity"] for run in runs]),
+        "perplexity": spread([run.last["text"][language]["perplexity"] for run in runs]),
+        "kl_nats": None if None in kl else spread(kl),
     }
 
 
@@ -125,6 +129,7 @@ def make_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]
     ]
     header += [f"WER {language}" for language in languages]
     header += [f"perplexity {language}" for language in texts]
+    header += [f"KL {language}, nats" for language in texts if arms[0]["text"][language]["kl_nats"]]
     header += ["drift", "target tokens", "minutes"]
     return header, [_row(arm, languages, texts) for arm in arms]
 
@@ -152,6 +157,8 @@ def _row(arm: Mapping[str, Any], languages: Sequence[str], texts: Sequence[str])
     for language in texts:
         before, after = (arm["text"][language][key] for key in ("perplexity_before", "perplexity"))
         cells.append(Cell(f"{before['mean']:.1f} → {_number(after, '.1f')}", after["mean"]))
+    kl = [arm["text"][language]["kl_nats"] for language in texts if arm["text"][language]["kl_nats"]]
+    cells += [Cell(_number(values, ".3f"), values["mean"]) for values in kl]
     cells.append(Cell(_number(arm["mean_drift"], ".3f"), arm["mean_drift"]["mean"]))
     cells.append(Cell(f"{arm['num_target_tokens']['mean']:,.0f}", arm["num_target_tokens"]["mean"]))
     cells.append(Cell(_number({k: _minutes(v) for k, v in arm["train_seconds"].items()}, ".1f"), arm["train_seconds"]["mean"]))

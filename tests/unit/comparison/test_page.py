@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 from pathlib import Path
 
@@ -101,6 +102,8 @@ def test_the_reports_numbers_are_over_seeds_and_the_first_arm_is_the_reference(r
     assert gap["interval"][0] > 0
     assert gap["p_value"] < 0.05
     assert len(content["proof"]) == 2
+    assert content["arms"][1]["text"]["en"]["kl_nats"]["mean"] == pytest.approx(math.log(3.1))
+    assert content["arms"][1]["text"]["en"]["perplexity"]["mean"] == pytest.approx(70 * 3.1)
 
 
 def test_the_same_runs_give_the_same_bytes(report, tmp_path):

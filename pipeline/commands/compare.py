@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from pipeline.comparison.launcher import Failure
     from pipeline.comparison.runs import RunSummary
 
-# what `kappaspeech train` ends with where the same command goes on
-_EXIT_RESUMABLE = 75
-
 
 def compare(
     what: Annotated[
@@ -78,9 +75,11 @@ def _train(experiment: Experiment, *, arm: int | None, jobs: int) -> tuple[list[
 
 def _exit_code(failures: Sequence[Failure]) -> int:
     """0 where nothing is missing, 75 where the same command goes on with all that is, else 1."""
+    from pipeline.comparison.launcher import EXIT_RESUMABLE
+
     if not failures:
         return 0
-    return _EXIT_RESUMABLE if all(failure.exit_code == _EXIT_RESUMABLE for failure in failures) else 1
+    return EXIT_RESUMABLE if all(failure.exit_code == EXIT_RESUMABLE for failure in failures) else 1
 
 
 def _print_trials(experiment: Experiment) -> None:

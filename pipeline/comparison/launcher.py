@@ -20,6 +20,8 @@ from pipeline.comparison.trials import read_state
 from pipeline.errors import KappaSpeechError, TrainingError
 
 # What SLURM sends ahead of a time limit, what ends a job, and Ctrl-C; training answers each with a checkpoint.
+# sysexits.h EX_TEMPFAIL, as `kappaspeech train` has it
+EXIT_RESUMABLE = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -68,7 +70,7 @@ class Launcher:
     def _train_one(self, trial: Trial) -> Failure | None:
         label = f"[{trial.number}] {trial.arm.name}, seed {trial.seed}"
         if self.stopped_by:
-            return Failure(trial, f"stopped by {self.stopped_by} before it began", 75)
+            return Failure(trial, f"stopped by {self.stopped_by} before it began", EXIT_RESUMABLE)
         try:
             with locked(trial) as lock:
                 if read_state(trial) == "finished":
@@ -80,12 +82,16 @@ class Launcher:
         except KappaSpeechError as error:
             self._say(f"{label}: {error}")
             return Failure(trial, str(error), error.exit_code)
-        if read_state(trial) == "finished" and code == 0:
+        state = read_state(trial)
+        if state == "finished" and code == 0:
             self._say(f"{label}: finished")
             return None
-        cause = f"{_last_error(trial.log_path, before) or 'its training ended'} (exit code {code})"
+        # a status counts where this start can have written it: one that failed early leaves the last one's
+        is_resumable = state == "resumable" and code in (0, EXIT_RESUMABLE)
+        told = "it stopped ahead of its end and goes on from there" if is_resumable else _last_error(trial.log_path, before)
+        cause = told or f"its training ended with exit code {code} and said no more than {trial.log_path}"
         self._say(f"{label}: {cause}")
-        return Failure(trial, cause, code)
+        return Failure(trial, cause, EXIT_RESUMABLE if is_resumable else code)
 
     def _run(self, trial: Trial, lock: IO[bytes] | None) -> int:
         trial.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,17 +124,26 @@ def locked(trial: Trial) -> Iterator[IO[bytes] | None]:
 
     None on a file system without locks.
     """
-    path = trial.folder / "locks" / trial.name
+    try:
+        with _lock(trial.folder, trial.name, waits=False) as file:
+            yield file
+    except BlockingIOError:
+        raise TrainingError(f"{trial.run_dir} is being trained by another process. Wait for it, or end it.") from None
+
+
+@contextmanager
+def _lock(folder: Path, name: str, *, waits: bool) -> Iterator[IO[bytes] | None]:
+    path = folder / "locks" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
+        held = True
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise TrainingError(f"{trial.run_dir} is being trained by another process. Wait for it, or end it.") from None
+            raise
         except OSError:
-            yield None
-            return
-        yield file
+            held = False
+        yield file if held else None
 
 
 def _last_error(log: Path, start: int) -> str | None:
@@ -138,12 +153,18 @@ def _last_error(log: Path, start: int) -> str | None:
 
 
 def make_ranking(experiment: Experiment) -> None:
-    """Scan the base's LLM where the ranking isn't there yet; on all cores. Raises `TrainingError` where the scan fails."""
+    """Scan the base's LLM where the ranking isn't there yet; on all cores. Raises `TrainingError` where the scan fails.
+
+    Array tasks that begin together wait for the one that scans.
+    """
     path = experiment.ranking_path
     if path.exists() or not experiment.needs_ranking:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pipeline", "scan", experiment.base.model.llm, f"--output={path}"]
-    code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+    with _lock(experiment.output, "ranking", waits=True):
+        if path.exists():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pipeline", "scan", experiment.base.model.llm, f"--output={path}"]
+        code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
     if code != 0:
         raise TrainingError(f"The scan of {experiment.base.model.llm} ended with exit code {code}; it says why above.")

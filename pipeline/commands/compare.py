@@ -121,10 +121,11 @@ def _report(runs: Sequence[RunSummary], output: Path, *, missing: dict[str, str]
 
     summary, paths = write_report(group_runs(runs), output, missing=missing or {})
     header, rows = make_table(summary)
-    # a column an arm: arms are few, and what is said of each is much
-    shown = Table(*("", *(row[0].text for row in rows)))
-    for index, name in enumerate(header[1:], start=1):
-        shown.add_row(name, *(row[index].text for row in rows))
-    Console().print(shown)
+    # what a terminal has room for; the page has all of it
+    shown = [header.index(name) for name in header if name in ("arm", "LLM parameters trained", "p") or "(95 %)" in name]
+    table = Table(*(header[column] for column in shown))
+    for row in rows:
+        table.add_row(*(row[column].text for column in shown))
+    Console().print(table)
     for path in paths:
         print(path)

@@ -19,9 +19,9 @@ from pipeline.comparison.experiment import Experiment, Trial
 from pipeline.comparison.trials import read_state
 from pipeline.errors import KappaSpeechError, TrainingError
 
-# What SLURM sends ahead of a time limit, what ends a job, and Ctrl-C; training answers each with a checkpoint.
 # sysexits.h EX_TEMPFAIL, as `kappaspeech train` has it
 EXIT_RESUMABLE = 75
+# What SLURM sends ahead of a time limit, what ends a job, and Ctrl-C; training answers each with a checkpoint.
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 

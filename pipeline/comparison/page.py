@@ -11,7 +11,7 @@ from pipeline.comparison.curves import draw_forgetting, draw_loss, draw_text, dr
 from pipeline.comparison.maps import draw_drift, draw_map
 from pipeline.comparison.runs import Arm
 from pipeline.comparison.summary import Cell, make_table
-from pipeline.comparison.theme import inline_svg, themed
+from pipeline.comparison.theme import arm_variable, inline_svg, style_variables, themed
 
 _NUM_EXAMPLES = 4
 _NUM_DIGEST_DIGITS = 16
@@ -26,7 +26,8 @@ def make_page(arms: Sequence[Arm], summary: Mapping[str, Any]) -> str:
         "<!doctype html><html lang=en><head><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width,initial-scale=1'>",
         # an icon of its own, empty: a browser would ask the server for one
-        f"<title>{html.escape(title)}</title><link rel=icon href='data:,'><style>{_asset('page.css')}</style></head><body><main>",
+        f"<title>{html.escape(title)}</title><link rel=icon href='data:,'>",
+        f"<style>{style_variables()}{_asset('page.css')}</style></head><body><main>",
         f"<h1>{html.escape(title)}</h1>",
         f"<p class=faint>{html.escape(_describe(config, summary))}</p>",
         "<ul class=lead>" + "".join(f"<li>{html.escape(said)}" for said in _say_result(summary)) + "</ul>",
@@ -88,7 +89,7 @@ def _note_missing(missing: Mapping[str, str]) -> str:
 
 def _controls(arms: Sequence[Arm]) -> str:
     buttons = "".join(
-        f"<button data-arm={number} aria-pressed=true><span class=swatch style='background:var(--arm-{number % 7})'></span>"
+        f"<button data-arm={number} aria-pressed=true><span class=swatch style='background:{arm_variable(number)}'></span>"
         f"{html.escape(arm.name)}</button>"
         for number, arm in enumerate(arms)
     )
@@ -231,7 +232,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Cell]], *, sortable: b
     head = "".join(f"<th scope=col>{html.escape(cell)}</th>" for cell in header)
     body = []
     for number, row in enumerate(rows):
-        swatch = f"<span class=swatch style='background:var(--arm-{number % 7})'></span>" if arms else ""
+        swatch = f"<span class=swatch style='background:{arm_variable(number)}'></span>" if arms else ""
         cells = []
         for column, cell in enumerate(row):
             wide = " class=wide" if len(cell.text) > 48 else ""

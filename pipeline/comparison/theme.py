@@ -24,14 +24,12 @@ PALETTE = (
     ("#3b6fd6", "#9db8ff"),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-INK, FAINT, GRID, PAPER = "#1c1d1f", "#6b7076", "#dfe2e5", "#fdfdfc"
+INK, FAINT, GRID, PAPER = "#1c1d1f", "#5f656b", "#dfe2e5", "#fdfdfc"
+_DARK = {"ink": "#eceef0", "faint": "#a3abb3", "grid": "#33383d", "paper": "#16181a"}
 # The page's variables for the colours of a drawing, so that one drawing serves on light and on dark.
-VARIABLES: Mapping[str, str] = {
-    **{light: f"var(--arm-{number})" for number, (light, _) in enumerate(PALETTE)},
-    INK: "var(--ink)",
-    FAINT: "var(--faint)",
-    GRID: "var(--grid)",
-    PAPER: "var(--paper)",
+_VARIABLES: Mapping[str, str] = {
+    **{light: f"arm-{number}" for number, (light, _) in enumerate(PALETTE)},
+    **{INK: "ink", FAINT: "faint", GRID: "grid", PAPER: "paper"},
 }
 # The least distance between two labels, as a share of a drawing's height.
 _LABEL_GAP = 0.075
@@ -190,6 +188,19 @@ def inline_svg(figure: Any, *, label: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', f'<svg viewBox="\\1" role="img" aria-label="{label}">', svg, count=1)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, variable)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable})")
     return svg
+
+
+def style_variables() -> str:
+    """The drawings' colours as a page's CSS, for light and for dark."""
+    dark = {**_DARK, **{f"arm-{number}": colour for number, (_, colour) in enumerate(PALETTE)}}
+    light_rules = "".join(f"--{variable}:{colour};" for colour, variable in _VARIABLES.items())
+    dark_rules = "".join(f"--{variable}:{colour};" for variable, colour in dark.items())
+    return f":root{{{light_rules}}}@media (prefers-color-scheme:dark){{:root{{{dark_rules}}}}}"
+
+
+def arm_variable(number: int) -> str:
+    """The page's variable for an arm's colour."""
+    return f"var(--arm-{number % len(PALETTE)})"

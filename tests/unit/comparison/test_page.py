@@ -81,7 +81,7 @@ def test_the_page_works_in_a_browser(report, tmp_path):
         page.click("table.sortable th", column)
         assert page.run(order) == ["adaptor only", "largest κ", "random", "smallest κ"]
         assert page.messages == []
-        assert page.requests == [(report / "report.html").as_uri(), "data:,"] or len(page.requests) == 1
+        assert [url for url in page.requests if url != "data:,"] == [(report / "report.html").as_uri()]
         light = page.run("getComputedStyle(document.body).backgroundColor")
         page.open(report / "report.html", dark=True, width=420)
         assert page.run("getComputedStyle(document.body).backgroundColor") != light

@@ -113,7 +113,7 @@ def test_a_failed_arm_is_named_and_the_others_are_kept(experiment, home, tmp_pat
 
 @pytest.mark.slow
 def test_an_interrupted_arm_goes_on_and_is_trained_by_one_process_alone(home, tmp_path, run_command, capsys):
-    path = write_experiment(tmp_path, home, arms=ARMS[:1], run={"training__num_steps": 60})
+    path = write_experiment(tmp_path, home, arms=ARMS[:1], run={"training__num_steps": 30})
     command = [sys.executable, "-m", "pipeline", "compare", str(path), "--arm", "0"]
     first = subprocess.Popen(command, env=clean_environment(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, text=True)
     steps = tmp_path / "out/runs/smallest-kappa-seed17/steps.jsonl"
@@ -134,7 +134,7 @@ def test_an_interrupted_arm_goes_on_and_is_trained_by_one_process_alone(home, tm
     assert record["status"] == "resumable"
     assert main(["compare", str(path), "--report-only"]) == 2
     done_before = steps.read_text().splitlines()
-    done = run_command("compare", path, "--arm", 0)
+    done = run_command("compare", path, "--arm", 0, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert steps.read_text().splitlines()[: len(done_before)] == done_before
     assert runs(tmp_path)["smallest-kappa-seed17"]["status"] == "finished"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from pipeline.comparison.runs import Arm
+from pipeline.comparison.runs import Arm, RunSummary
 from pipeline.comparison.theme import FAINT, GRID, INK, Style
 from pipeline.selection import module_type
 
@@ -64,31 +63,41 @@ def _draw_grid(axes: Any, style: Style, arm: Arm, kinds: Sequence[str], layers: 
 
 
 def draw_drift(axes: Any, arms: Sequence[Arm]) -> None:
-    """Each trained tensor: how far it has moved against its κ, the mean over the seeds that trained it.
+    """Each matrix that trained: how far it has moved against its κ, the mean over the seeds that trained it."""
+    _draw_matrices(axes, arms, lambda run, name: run.drift.get(name, 0.0))
+    axes.set_xlabel("κ before training")
+    axes.set_title("Drift ‖W − W₀‖ / ‖W₀‖ of each trained matrix")
 
-    κ stands in the selections of all arms; a tensor that is in none of them has no place here.
-    """
-    kappas = {tensor.name: tensor.kappa for arm in arms for run in arm.runs for tensor in run.tensors}
+
+def draw_kappas(axes: Any, arms: Sequence[Arm]) -> None:
+    """Each matrix that trained: by what training multiplied its κ."""
+    _draw_matrices(axes, arms, lambda run, name: run.kappas[name][1] / run.kappas[name][0])
+    if axes.get_lines():
+        axes.axhline(1, color=FAINT, linewidth=0.8, zorder=0)
+    axes.set_xlabel("κ before training")
+    axes.set_title("κ after training / κ before")
+
+
+def _draw_matrices(axes: Any, arms: Sequence[Arm], value: Callable[[RunSummary, str], float]) -> None:
     for number, arm in enumerate(arms):
         style = Style(number, arm.name)
-        moved: dict[str, list[float]] = {}
+        found: dict[str, list[float]] = {}
+        before: dict[str, float] = {}
         for run in arm.runs:
-            for name, drift in run.drift.items():
-                if drift > 0 and math.isfinite(kappas.get(name, math.inf)):
-                    moved.setdefault(name, []).append(drift)
-        if not moved:
-            continue
-        xs, ys = zip(*((kappas[name], fmean(values)) for name, values in sorted(moved.items())), strict=True)
-        (dots,) = axes.plot(xs, ys, style.marker, color=style.colour, alpha=0.75, markersize=5, markeredgewidth=0, label=arm.name)
-        style.mark(dots)
+            for name, (kappa, _) in run.kappas.items():
+                if value(run, name) > 0:
+                    found.setdefault(name, []).append(value(run, name))
+                    before[name] = kappa
+        if found:
+            xs, ys = zip(*((before[name], fmean(values)) for name, values in sorted(found.items())), strict=True)
+            (dots,) = axes.plot(xs, ys, style.marker, color=style.colour, alpha=0.75, markeredgewidth=0, label=arm.name)
+            style.mark(dots)
     if not axes.get_lines():
-        axes.text(0.5, 0.5, "no tensor of the LLM was trained", transform=axes.transAxes, ha="center", color=FAINT)
-    else:
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    axes.set_xlabel("κ before training")
-    axes.set_title("Drift ‖W − W₀‖ / ‖W₀‖ of each trained tensor")
+        axes.text(0.5, 0.5, "no matrix of the LLM was trained", transform=axes.transAxes, ha="center", color=FAINT)
+        return
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
 
 
 def _layer(name: str) -> int:

@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 from pipeline.comparison.curves import draw_forgetting, draw_loss, draw_text, draw_wer, text_keys
-from pipeline.comparison.maps import draw_drift, draw_map
+from pipeline.comparison.maps import draw_drift, draw_kappas, draw_map
 from pipeline.comparison.runs import Arm
 from pipeline.comparison.summary import Cell, make_table
 from pipeline.comparison.theme import arm_variable, inline_svg, style_variables, themed
@@ -174,10 +174,13 @@ def _tensors(arms: Sequence[Arm]) -> str:
         label="Which tensors each arm unfreezes: modules by layers. Paler where only some seeds do.",
         size=(10, 0.6 + 2.1 * len(arms)),
     )
-    drift = _figure(
-        _plot(draw_drift, arms), name="drift", label="How far each trained tensor moved, against its κ.", size=(10, 4.4)
-    )
-    return f"<h2>What was unfrozen, and how far it moved</h2>{grids}{drift}"
+    plots = [
+        _figure(
+            _plot(draw_drift, arms), name="drift", label="How far each trained matrix moved, against its κ.", size=(6.6, 4.2)
+        ),
+        _figure(_plot(draw_kappas, arms), name="kappas", label="What training did to each matrix's κ.", size=(6.6, 4.2)),
+    ]
+    return f"<h2>What was unfrozen, and how far it moved</h2>{grids}<div class=pair>{''.join(plots)}</div>"
 
 
 def _loss(arms: Sequence[Arm]) -> str:

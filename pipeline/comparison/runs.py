@@ -35,6 +35,8 @@ class RunSummary:
     evaluations: list[dict[str, Any]]
     hypotheses: list[Hypothesis]
     drift: dict[str, float]
+    # κ before and after of each matrix that trained, where both are finite
+    kappas: dict[str, tuple[float, float]]
     tensors: tuple[SelectedTensor, ...]
     # every parameter of the LLM, frozen or trained
     llm_names: tuple[str, ...]
@@ -82,7 +84,13 @@ def read_run(path: Path) -> RunSummary:
         raise InputError(f"{path} holds no evaluation. Name test shards in data.test and train again.")
     selection = path / "selection.json"
     tensors = TensorSelection.read(selection).tensors if selection.exists() else ()
-    drift = read_json(path / "drift.json", schema_version=1)["relative_frobenius"]
+    moved = read_json(path / "drift.json", schema_version=1)
+    drift = moved["relative_frobenius"]
+    kappas = {
+        name: (before, moved["kappa_after"][name])
+        for name, before in moved["kappa_before"].items()
+        if before is not None and moved["kappa_after"][name] is not None
+    }
     frozen = read_json(path / "frozen.json", schema_version=1)["before"]
     llm_names = {name.removeprefix(_LLM_PREFIX) for name in frozen if name.startswith(_LLM_PREFIX)}
     return RunSummary(
@@ -95,6 +103,7 @@ def read_run(path: Path) -> RunSummary:
         evaluations,
         read_hypotheses(folder.hypotheses / f"step-{evaluations[-1]['step']:06d}.jsonl"),
         drift,
+        kappas,
         tensors,
         tuple(sorted({*llm_names, *drift, *(tensor.name for tensor in tensors)})),
     )

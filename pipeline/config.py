@@ -137,7 +137,8 @@ class DataConfig(_Section):
     """What is trained on, tested on, and read to see what is forgotten (`text`: language → file of one text a line).
 
     Training stops once more than `max_bad_fraction` of its samples can't be used. `over_long` samples are masked, or their
-    audio is cut. `num_workers` processes a rank load samples; 0 loads in a thread of its own.
+    audio is cut. `num_workers` processes a rank load samples; 0 loads in a thread of its own. `feature_cache_dir` keeps up to
+    `feature_cache_gb` of the encoder's states on local disk, so that later epochs skip audio and encoder.
     """
 
     train: Annotated[list[DatasetConfig], Field(min_length=1)]
@@ -149,6 +150,18 @@ class DataConfig(_Section):
     over_long: Literal["mask", "cut"] = "mask"
     read: ReadConfig = ReadConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
+    feature_cache_dir: str | None = None
+    feature_cache_gb: Positive = 20.0
+
+    @model_validator(mode="after")
+    def _cache_what_stays(self) -> DataConfig:
+        changes = self.augmentation
+        if self.feature_cache_dir is not None and (changes.speed_factors or changes.freq_masks or changes.time_masks):
+            raise ValueError(
+                "feature_cache_dir keeps what the encoder made of a clip, and augmentation makes another clip of it each time: "
+                "remove one of the two"
+            )
+        return self
 
 
 class BatchConfig(_Section):

@@ -50,10 +50,11 @@ class StackCost:
 
 @dataclass(frozen=True)
 class ClipLengths:
-    """A row of a micro-batch: the encoder's frames, and tokens that are targets."""
+    """A row of a micro-batch: the encoder's frames, tokens that are targets, and whether the encoder has to run for it."""
 
     num_frames: int
     num_labels: int
+    encoded: bool = True
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ class SpeechCost:
         labels = [clip.num_labels for clip in clips]
         parts = ((self.adaptor, audio), (self.llm, tokens), (self.head, labels))
         return StepFlops(
-            encoder=self.encoder.forward([self.fixed_states or count for count in states]),
+            encoder=self.encoder.forward(
+                [self.fixed_states or count for count, clip in zip(states, clips, strict=True) if clip.encoded]
+            ),
             forward=sum(part.forward(lengths) for part, lengths in parts),
             backward=sum(part.backward(lengths) for part, lengths in parts),
         )

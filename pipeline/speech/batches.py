@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.speech.feature_cache import CachedClip, from_bits
+
 IGNORED_LABEL = -100
 AUDIO_MARK = "{audio}"
 
@@ -27,13 +29,30 @@ class SpeechPrompt:
 
 
 @dataclass(frozen=True)
+class CacheTarget:
+    """Where a clip's states are to be kept, and the transcript to keep beside them."""
+
+    name: str
+    transcript: str
+
+
+@dataclass(frozen=True)
 class Features:
-    """One sample as the model sees it: `log_mel` (M, frames) and the transcript's token ids with EOS at their end."""
+    """One sample as the model sees it: `log_mel` (M, frames) and the transcript's token ids with EOS at their end.
+
+    Of a clip in the feature cache, `cached` takes the place of the spectrogram; `to_cache` is one to be put there.
+    """
 
     key: str
     language: str
     log_mel: NDArray[np.float32]
     label_ids: tuple[int, ...]
+    cached: CachedClip | None = None
+    to_cache: CacheTarget | None = None
+
+    @property
+    def num_frames(self) -> int:
+        return int(self.log_mel.shape[1]) if self.cached is None else self.cached.num_frames
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,7 @@ class SpeechBatch:
     """A micro-batch. Masked samples keep their row, with `weights` 0 and no labels.
 
     log_mel (B, M, T) float32, zero past `num_frames` (B,) int64; label_ids (B, L) int64, right-padded with −100; weights (B,).
+    A row whose `states` (S, E) are there has been encoded before, and its log_mel is zero; `to_cache` says which are to be kept.
     """
 
     log_mel: Tensor
@@ -49,6 +69,8 @@ class SpeechBatch:
     weights: Tensor
     keys: tuple[str, ...]
     languages: tuple[str, ...]
+    states: tuple[Tensor | None, ...] = ()
+    to_cache: tuple[CacheTarget | None, ...] = ()
 
     @property
     def num_target_tokens(self) -> int:
@@ -84,18 +106,21 @@ def collate(features: Sequence[Features | None], *, num_mels: int, keys: Sequenc
     """Pad features into one batch. `None` is a masked sample: a row of two silent frames, without labels or weight."""
     rows = [item.log_mel if item is not None else np.zeros((num_mels, 2), dtype=np.float32) for item in features]
     labels = [item.label_ids if item is not None else () for item in features]
-    log_mel = torch.zeros(len(rows), num_mels, max(row.shape[1] for row in rows))
+    frames = [item.num_frames if item is not None else row.shape[1] for item, row in zip(features, rows, strict=True)]
+    log_mel = torch.zeros(len(rows), num_mels, max(frames))
     label_tensor = torch.full((len(rows), max(1, *(len(ids) for ids in labels))), IGNORED_LABEL)
     for index, (row, ids) in enumerate(zip(rows, labels, strict=True)):
         log_mel[index, :, : row.shape[1]] = torch.from_numpy(row)
         label_tensor[index, : len(ids)] = torch.tensor(ids, dtype=torch.long)
     return SpeechBatch(
         log_mel=log_mel,
-        num_frames=torch.tensor([row.shape[1] for row in rows]),
+        num_frames=torch.tensor(frames),
         label_ids=label_tensor,
         weights=torch.tensor([0.0 if item is None else 1.0 for item in features]),
         keys=tuple(keys),
         languages=tuple("" if item is None else item.language for item in features),
+        states=tuple(None if item is None or item.cached is None else from_bits(item.cached.states_SE) for item in features),
+        to_cache=tuple(None if item is None else item.to_cache for item in features),
     )
 
 

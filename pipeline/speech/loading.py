@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError
 from pipeline.speech.augment import Augmentation, change_speed, generator, mask_spectrogram
+from pipeline.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions
 from pipeline.speech.samples import SAMPLE_RATE_HZ, AudioSample, BadSampleError, decode, log_mel
 from pipeline.speech.shards import HEADER_BYTES, SampleEntry, check_header, parse_transcript
 from pipeline.speech.sources import ReadOptions, Source, open_source, read_many
@@ -36,6 +37,7 @@ class SampleRef:
     entry: SampleEntry
     normalization: TextNormalization = "none"
     counter: tuple[int, ...] = ()
+    cache_name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,16 @@ class LoadOptions:
     max_seconds: float
     over_long: OverLong = "mask"
     augmentation: Augmentation = field(default_factory=Augmentation)
+    feature_cache: FeatureCacheOptions | None = None
 
 
 @dataclass(frozen=True)
 class LoadedSample:
-    """`log_mel` (M, T) float32 of a usable sample, and its transcript."""
+    """`log_mel` (M, T) float32 of a usable sample, and its transcript; of a cached one the encoder's states, and T is 0."""
 
     log_mel: NDArray[np.float32]
     transcript: str
+    cached: CachedClip | None = None
 
 
 @dataclass(frozen=True)
@@ -152,14 +156,19 @@ class Loader:
     def __init__(self, options: LoadOptions, read: ReadOptions) -> None:
         self._options = options
         self._reader = SampleReader(read)
+        self._cache = FeatureCache(options.feature_cache) if options.feature_cache else None
 
     def load(self, refs: Sequence[SampleRef]) -> list[LoadedSample | BadSample]:
         """Each sample, or why it can't be used. Raises `DataError` where a shard can't be had at all."""
         loaded: list[LoadedSample | BadSample] = []
         # what is too long to use isn't fetched
-        wanted = [ref for ref in refs if not self._is_refused(ref.entry)]
+        cached = [self._from_cache(ref) for ref in refs]
+        wanted = [ref for ref, clip in zip(refs, cached, strict=True) if clip is None and not self._is_refused(ref.entry)]
         samples = iter(self._reader.read(wanted))
-        for ref in refs:
+        for ref, clip in zip(refs, cached, strict=True):
+            if clip is not None:
+                loaded.append(LoadedSample(np.empty((self._options.num_mels, 0), np.float32), clip.transcript, clip))
+                continue
             if self._is_refused(ref.entry):
                 cause, detail = "too long", f"{ref.entry.seconds:.1f} s"
                 loaded.append(BadSample(ref.entry.key, cause, ref.where, detail))
@@ -170,6 +179,9 @@ class Loader:
             else:
                 loaded.append(self._finish(sample, ref))
         return loaded
+
+    def _from_cache(self, ref: SampleRef) -> CachedClip | None:
+        return self._cache.read(ref.cache_name) if self._cache and ref.cache_name else None
 
     def _is_refused(self, entry: SampleEntry) -> bool:
         return self._options.over_long == "mask" and entry.seconds > self._options.max_seconds

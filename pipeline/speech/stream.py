@@ -18,7 +18,8 @@ from pipeline.artefacts import digest_json
 from pipeline.config import DataConfig, DatasetConfig, ReadConfig
 from pipeline.errors import DataError
 from pipeline.speech.augment import Augmentation
-from pipeline.speech.batches import Features, SpeechBatch, collate, empty_batch, label_ids
+from pipeline.speech.batches import CacheTarget, Features, SpeechBatch, collate, empty_batch, label_ids
+from pipeline.speech.feature_cache import FeatureCacheOptions, entry_name
 from pipeline.speech.loading import (
     BadSample,
     LoadedSample,
@@ -55,6 +56,7 @@ class StreamOptions:
     augmentation: Augmentation = field(default_factory=Augmentation)
     num_workers: int = 0
     prefetch_steps: int = 2
+    feature_cache: FeatureCacheOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,13 @@ def make_stream_options(config: DataConfig) -> StreamOptions:
 class Corpus:
     """One data set's samples, in their order."""
 
-    def __init__(self, dataset: SpeechDataset, read: ReadOptions | None = None) -> None:
-        """Read the indices. Raises `DataError` where shards or indices are missing or don't fit each other."""
+    def __init__(self, dataset: SpeechDataset, read: ReadOptions | None = None, *, named: bool = False) -> None:
+        """Read the indices; `named` samples have names in the feature cache.
+
+        Raises `DataError` where shards or indices are missing or don't fit each other.
+        """
         self.dataset = dataset
+        self._named = named
         self._read = read or ReadOptions()
         if dataset.shards.endswith(MERGED_SUFFIX) and not is_remote(dataset.shards):
             self.table = read_merged(Path(dataset.shards).expanduser())
@@ -151,7 +157,9 @@ class Corpus:
         if shard in self._unchecked:
             check_unchanged(open_source(where, self._read), stamp, self.table.shard_entries(shard))
             self._unchecked.discard(shard)
-        return SampleRef(where, self.table.entry(row), self.dataset.text_normalization, counter)
+        entry, normalization = self.table.entry(row), self.dataset.text_normalization
+        name = entry_name(entry, stamp, normalization) if self._named else None
+        return SampleRef(where, entry, normalization, counter, name)
 
     def entry(self, index: int) -> SampleEntry:
         """One sample, as its index lists it."""
@@ -189,7 +197,8 @@ class SpeechStream:
     ) -> None:
         """Open the data. A sample longer than `max_seconds` is masked and counted, or cut. Raises `DataError`."""
         self._options = options or StreamOptions()
-        self._corpora = [Corpus(dataset, self._options.read) for dataset in datasets]
+        named = self._options.feature_cache is not None
+        self._corpora = [Corpus(dataset, self._options.read, named=named) for dataset in datasets]
         self._tokenizer = tokenizer
         self._num_mels = num_mels
         self._budget = budget
@@ -198,7 +207,9 @@ class SpeechStream:
         self._world_size = world_size
         self._frames_per_position = frames_per_position
         augmentation = self._options.augmentation
-        self._load_options = LoadOptions(num_mels, max_seconds, self._options.over_long, augmentation)
+        self._load_options = LoadOptions(
+            num_mels, max_seconds, self._options.over_long, augmentation, self._options.feature_cache
+        )
         lengths = [corpus.lengths(longest_factor=augmentation.longest_factor) for corpus in self._corpora]
         self._schedule = Schedule(lengths, budget, seed=seed)
         self.num_samples = sum(corpus.num_samples for corpus in self._corpora)
@@ -273,13 +284,16 @@ class SpeechStream:
         )
 
     def _num_positions(self, features: Features) -> int:
-        return -(-int(features.log_mel.shape[1]) // self._frames_per_position) + len(features.label_ids)
+        return -(-features.num_frames // self._frames_per_position) + len(features.label_ids)
 
     def _to_features(self, ref: SampleRef, item: LoadedSample | BadSample, bad: list[BadSample]) -> Features | None:
         if isinstance(item, BadSample):
             bad.append(item)
             return None
-        return Features(ref.entry.key, ref.entry.language, item.log_mel, label_ids(self._tokenizer, item.transcript))
+        wanted = item.cached is None and ref.cache_name is not None
+        target = CacheTarget(ref.cache_name or "", item.transcript) if wanted else None
+        ids = label_ids(self._tokenizer, item.transcript)
+        return Features(ref.entry.key, ref.entry.language, item.log_mel, ids, item.cached, target)
 
 
 class _Prefetcher:

@@ -24,6 +24,7 @@ from pipeline.speech.stream import SpeechStream, StepData
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.bad_steps import BadStep, BadSteps
 from pipeline.training.base_partitions import BasePartitions, averaged_weights
+from pipeline.training.encoding import ClipEncoder
 from pipeline.training.engine import MicroBatch, TrainingEngine
 from pipeline.training.measuring import make_transcriber
 from pipeline.training.phases import PhaseClock
@@ -70,6 +71,7 @@ class TrainingLoop:
         stream: SpeechStream,
         test_set: TestSet | None,
         peak_flops_per_second: float,
+        encoder: ClipEncoder,
     ) -> None:
         self._config = config
         self._cluster = cluster
@@ -93,6 +95,7 @@ class TrainingLoop:
         self._bad_steps = BadSteps(config.training)
         self._stop = stop
         self._watch = watch
+        self._encoder = encoder
         # of all ranks' devices together
         self._peak_flops_per_second = peak_flops_per_second
         num_prompt_tokens = parts.prompt.prefix_ids.numel() + parts.prompt.suffix_ids.numel()
@@ -193,7 +196,7 @@ class TrainingLoop:
         device = self._engine.device
         batches = []
         for batch in data.batches:
-            states_BSE, num_states_B = self._parts.encoder(batch.log_mel.to(device), batch.num_frames.to(device))
+            states_BSE, num_states_B = self._encoder.encode(batch)
             batches.append(MicroBatch(states_BSE, num_states_B, batch.label_ids.to(device)))
         first = data.global_step * config.batch.micro_batches_per_step + self._cluster.rank
         result = self._engine.step(

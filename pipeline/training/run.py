@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -17,8 +17,10 @@ from pipeline.errors import RankFailure
 from pipeline.evaluation.evaluate import read_test_set
 from pipeline.liveness import Watch, voice
 from pipeline.rendezvous import find_launch
+from pipeline.speech.feature_cache import FeatureCache, FeatureCacheOptions
 from pipeline.speech.schedule import BatchBudget
 from pipeline.speech.stream import SpeechStream, make_datasets, make_stream_options
+from pipeline.training.encoding import ClipEncoder
 from pipeline.training.engine import TrainingEngine, compute_dtype
 from pipeline.training.hosts import check_alike, software, warn_of_clocks
 from pipeline.training.launcher import Launcher
@@ -95,6 +97,7 @@ def _train(
         refuse_old_stop_file(Path(config.run_dir))
         parts = load_parts(config, dtype=compute_dtype(deepspeed_config))
         stream = _open_stream(config, parts, cluster)
+        cache_options = feature_cache_options(config, parts)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
     check_alike(cluster, _inputs(parts, stream), remedy="Copy it from one place to all hosts, or share it.")
     before = digest_frozen(parts, cluster)
@@ -143,6 +146,7 @@ def _train(
         stream=stream,
         test_set=test_set,
         peak_flops_per_second=sum(matmul_rates),
+        encoder=ClipEncoder(parts.encoder, engine.device, cache=FeatureCache(cache_options) if cache_options else None),
     )
     with agreement(cluster):
         if cluster.rank == 0:
@@ -187,6 +191,22 @@ def _inputs(parts: Parts, stream: SpeechStream) -> dict[str, str]:
     }
 
 
+def feature_cache_options(config: RunConfig, parts: Parts) -> FeatureCacheOptions | None:
+    """Where states are kept, if they are: apart for each encoder, and for each way of coming to its input."""
+    data, encoder = config.data, parts.encoder
+    if data.feature_cache_dir is None:
+        return None
+    made_of = {
+        "encoder": digest_encoder(parts),
+        "pad_to_30s": encoder.pad_to_30s,
+        "max_seconds": min(config.batch.max_seconds, encoder.dims.max_seconds),
+        "over_long": data.over_long,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+    }
+    return FeatureCacheOptions(data.feature_cache_dir, digest_json(made_of), int(data.feature_cache_gb * 2**30))
+
+
 def _open_stream(config: RunConfig, parts: Parts, cluster: Cluster) -> SpeechStream:
     batch = config.batch
     return SpeechStream(
@@ -198,7 +218,7 @@ def _open_stream(config: RunConfig, parts: Parts, cluster: Cluster) -> SpeechStr
         seed=config.seed,
         rank=cluster.rank,
         world_size=cluster.world_size,
-        options=make_stream_options(config.data),
+        options=replace(make_stream_options(config.data), feature_cache=feature_cache_options(config, parts)),
         frames_per_position=2 * config.model.adaptor.stacking,
     )
 

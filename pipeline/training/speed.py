@@ -27,12 +27,13 @@ class StepWork:
 def count_work(cost: SpeechCost, batches: Sequence[SpeechBatch]) -> StepWork:
     """The work that these batches are. A masked sample is none."""
     clips = [
-        ClipLengths(num_frames, num_labels)
+        ClipLengths(num_frames, num_labels, encoded=states is None)
         for batch in batches
-        for num_frames, num_labels, weight in zip(
+        for num_frames, num_labels, weight, states in zip(
             batch.num_frames.tolist(),
             (batch.label_ids != IGNORED_LABEL).sum(dim=1).tolist(),
             batch.weights.tolist(),
+            batch.states,
             strict=True,
         )
         if weight > 0

@@ -64,6 +64,14 @@ def test_a_count_is_a_whole_positive_number(tmp_path, value):
         read_run_config(write(tmp_path / "c.yaml", {**MINIMAL, "training": {"num_steps": value}}))
 
 
+def test_features_of_samples_that_change_are_not_cached(tmp_path):
+    data = {**MINIMAL["data"], "feature_cache_dir": "cache", "augmentation": {"time_masks": 2}}
+    with pytest.raises(ConfigError, match="feature_cache_dir keeps what the encoder made of a clip"):
+        read_run_config(write(tmp_path / "c.yaml", {**MINIMAL, "data": data}))
+    del data["augmentation"]
+    assert read_run_config(write(tmp_path / "c.yaml", {**MINIMAL, "data": data})).data.feature_cache_gb == 20
+
+
 def test_overrides_take_the_place_of_values(tmp_path):
     path = write(tmp_path / "c.yaml", MINIMAL)
     config = read_run_config(path, overrides={"optimizer.clip_norm": 0.5, "training.num_steps": 9})

@@ -5,6 +5,7 @@ import torch
 
 from pipeline.model.flops import ClipLengths, SpeechCost, StackCost
 from pipeline.speech.batches import Features, collate
+from pipeline.speech.feature_cache import CachedClip
 from pipeline.training.speed import count_work, measure_matmul_rate
 
 COST = SpeechCost(StackCost(10), StackCost(5, 5), StackCost(7), StackCost(3), stacking=4, num_prompt_tokens=2)
@@ -21,6 +22,14 @@ def test_work_is_that_of_usable_samples_without_padding():
     assert work.flops == COST.step(clips).total
     # 160 frames are 80 states are 20 positions; 16 are 2
     assert work.num_llm_tokens == (2 + 20 + 3) + (2 + 2 + 3)
+
+
+def test_a_clip_from_the_cache_costs_no_encoder():
+    clip = Features("k", "en", np.zeros((80, 0), np.float32), (1, 2, 3), CachedClip(np.zeros((80, 4), np.float32), 160, ""))
+    cached = count_work(COST, [collate([clip], num_mels=80, keys=["k"])])
+    fresh = count_work(COST, [batch(160)])
+    assert cached.num_llm_tokens == fresh.num_llm_tokens
+    assert fresh.flops - cached.flops == COST.step([ClipLengths(160, 3)]).encoder
 
 
 def test_the_rate_of_matrix_products_is_plausible():

@@ -1,0 +1,153 @@
+"""Encoder states of clips kept on local disk, so that later epochs need neither the audio nor the encoder.
+
+Processes share a folder. An entry appears by one rename, carries its digest, and is found by what made it alone: the encoder
+(`namespace`) and the sample as its shard's index knows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.artefacts import digest_json
+from pipeline.speech.shards import SampleEntry, ShardStamp
+
+_DIGEST_BYTES = 32
+_SUFFIX = ".states"
+# What a process writes before it looks again at what others have written, as a share of the limit.
+_LOOK_AGAIN = 1 / 64
+
+
+@dataclass(frozen=True)
+class FeatureCacheOptions:
+    """`namespace` is a digest of the encoder and of all that becomes of audio before it."""
+
+    folder: str
+    namespace: str
+    limit_bytes: int
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """A clip's states (S, E), float32 or bfloat16's bits as int16, so that processes can hand them on; the number of log-mel
+    frames they were made of; and its transcript."""
+
+    states_SE: NDArray[np.float32] | NDArray[np.int16]
+    num_frames: int
+    transcript: str
+
+
+def to_bits(states_SE: Tensor) -> NDArray[np.float32] | NDArray[np.int16]:
+    """States as `CachedClip` holds them."""
+    states_SE = states_SE.detach().cpu().contiguous()
+    bits: NDArray[Any] = (states_SE.view(torch.int16) if states_SE.dtype == torch.bfloat16 else states_SE).numpy()
+    return bits
+
+
+def from_bits(states_SE: NDArray[Any]) -> Tensor:
+    """What `to_bits` took."""
+    tensor = torch.from_numpy(states_SE)
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
+
+
+def entry_name(entry: SampleEntry, stamp: ShardStamp, normalization: str) -> str:
+    """What a sample is called in the cache: other audio, text or shard gives another name."""
+    return digest_json([asdict(entry), asdict(stamp), normalization])
+
+
+class FeatureCache:
+    """Never grows past its limit by more than processes write at a time: when it is full, nothing more is kept.
+
+    An epoch comes back to every clip in another order, so to put one clip in another's place would only lose both. What other
+    namespaces left goes first, the oldest before the newer.
+    """
+
+    def __init__(self, options: FeatureCacheOptions) -> None:
+        self._root = Path(options.folder).expanduser()
+        self._folder = self._root / options.namespace
+        self._limit = options.limit_bytes
+        self._total = self._written = 0
+        self._looked = False
+
+    def read(self, name: str) -> CachedClip | None:
+        """A clip that was kept; None for one that wasn't, or that is damaged."""
+        try:
+            content = self._path(name).read_bytes()
+        except OSError:
+            return None
+        body = content[_DIGEST_BYTES:]
+        if hashlib.sha256(body).digest() != content[:_DIGEST_BYTES]:
+            return None
+        from safetensors.torch import load
+
+        tensors = load(body)
+        transcript = bytes(tensors["transcript"].tolist()).decode()
+        return CachedClip(tensors["states"].numpy(), int(tensors["num_frames"]), transcript)
+
+    def keep(self, name: str, clip: CachedClip) -> None:
+        """Keep a clip if there is room. What can't be written is done without."""
+        from safetensors.torch import save
+
+        transcript = torch.tensor(list(clip.transcript.encode()), dtype=torch.uint8)
+        body = save(
+            {"states": torch.from_numpy(clip.states_SE), "num_frames": torch.tensor(clip.num_frames), "transcript": transcript}
+        )
+        with contextlib.suppress(OSError):
+            if self._has_room(_DIGEST_BYTES + len(body)):
+                self._write(self._path(name), hashlib.sha256(body).digest() + body)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name[:2] / f"{name}{_SUFFIX}"
+
+    def _has_room(self, size: int) -> bool:
+        if not self._looked or self._written > self._limit * _LOOK_AGAIN:
+            self._look()
+        if self._total + size > self._limit:
+            self._remove_others(self._total + size - self._limit)
+        if self._total + size > self._limit:
+            return False
+        self._total += size
+        self._written += size
+        return True
+
+    def _look(self) -> None:
+        self._total, self._written, self._looked = 0, 0, True
+        for path in self._root.rglob(f"*{_SUFFIX}"):
+            with contextlib.suppress(OSError):
+                self._total += path.stat().st_size
+
+    def _remove_others(self, size: int) -> None:
+        """Free `size` bytes of other namespaces' entries, where there are as many."""
+        others = []
+        for path in self._root.glob(f"*/*/*{_SUFFIX}"):
+            if path.parent.parent != self._folder:
+                with contextlib.suppress(OSError):
+                    others.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+        for _, num_bytes, path in sorted(others):
+            if size <= 0:
+                return
+            with contextlib.suppress(OSError):
+                path.unlink()
+                self._total -= num_bytes
+                size -= num_bytes
+
+    def _write(self, path: Path, content: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            os.replace(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+            raise

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions, entry_name, from_bits, to_bits
+from pipeline.speech.loading import LoadedSample, Loader, LoadOptions, SampleRef
+from pipeline.speech.shards import SampleEntry, ShardStamp
+from pipeline.speech.sources import ReadOptions
+
+ENTRY = SampleEntry("k", 1.0, "en", 512, 100, 1536, 10, False)
+STAMP = ShardStamp(4096, "0", "a" * 64)
+NAME = entry_name(ENTRY, STAMP, "none")
+
+
+def options(folder: Path, *, namespace: str = "one", limit: int = 1 << 20) -> FeatureCacheOptions:
+    return FeatureCacheOptions(str(folder), namespace, limit)
+
+
+def clip(*, dtype: torch.dtype = torch.float32, states: int = 7) -> CachedClip:
+    values = torch.randn(states, 4, generator=torch.Generator().manual_seed(states)).to(dtype)
+    return CachedClip(to_bits(values), 2 * states, "grüne Tür")
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_clip_comes_back_bit_by_bit_to_another_process_cache(tmp_path, dtype):
+    FeatureCache(options(tmp_path)).keep(NAME, clip(dtype=dtype))
+    found = FeatureCache(options(tmp_path)).read(NAME)
+    assert found is not None
+    assert from_bits(found.states_SE).dtype == dtype
+    assert torch.equal(from_bits(found.states_SE), from_bits(clip(dtype=dtype).states_SE))
+    assert (found.num_frames, found.transcript) == (14, "grüne Tür")
+
+
+def test_a_name_stands_for_sample_shard_and_normalisation():
+    others = [
+        entry_name(replace(ENTRY, audio_bytes=101), STAMP, "none"),
+        entry_name(ENTRY, replace(STAMP, digest="b" * 64), "none"),
+        entry_name(ENTRY, STAMP, "whisper"),
+    ]
+    assert len({NAME, *others}) == 4
+
+
+def test_another_encoder_finds_nothing(tmp_path):
+    FeatureCache(options(tmp_path)).keep(NAME, clip())
+    assert FeatureCache(options(tmp_path, namespace="two")).read(NAME) is None
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-3], lambda b: b[:50] + b"x" + b[51:], lambda _: b"", lambda b: b + b"!"])
+def test_a_damaged_entry_is_no_entry_and_is_written_again(tmp_path, damage):
+    cache = FeatureCache(options(tmp_path))
+    cache.keep(NAME, clip())
+    (path,) = files(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    assert cache.read(NAME) is None
+    cache.keep(NAME, clip())
+    assert cache.read(NAME) is not None
+
+
+def test_a_full_cache_keeps_what_it_has(tmp_path):
+    cache = FeatureCache(options(tmp_path, limit=4_000))
+    names = [f"{number:064x}" for number in range(30)]
+    for name in names:
+        cache.keep(name, clip())
+    kept = [name for name in names if cache.read(name)]
+    assert kept == names[: len(kept)]
+    assert 0 < len(kept) < 30
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 4_000
+
+
+def test_what_another_encoder_left_makes_room(tmp_path):
+    for number in range(9):
+        FeatureCache(options(tmp_path, namespace="old", limit=4_000)).keep(f"{number:064x}", clip())
+    cache = FeatureCache(options(tmp_path, limit=4_000))
+    for number in range(5):
+        cache.keep(f"{number:064x}", clip())
+    assert all(cache.read(f"{number:064x}") for number in range(5))
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 4_000
+
+
+def test_a_folder_that_can_not_be_written_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    cache = FeatureCache(options(tmp_path / "file"))
+    cache.keep(NAME, clip())
+    assert cache.read(NAME) is None
+
+
+def test_a_cached_sample_needs_no_shard(tmp_path):
+    FeatureCache(options(tmp_path)).keep(NAME, clip())
+    loader = Loader(LoadOptions(80, 30.0, feature_cache=options(tmp_path)), ReadOptions())
+    (sample,) = loader.load([SampleRef(str(tmp_path / "gone.tar"), ENTRY, cache_name=NAME)])
+    assert isinstance(sample, LoadedSample)
+    assert sample.cached is not None
+    np.testing.assert_array_equal(sample.cached.states_SE, clip().states_SE)
+    assert sample.transcript == "grüne Tür"

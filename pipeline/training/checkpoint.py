@@ -114,7 +114,7 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise TrainingError(
-            f"A checkpoint needs {needed / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are free. Make room and start the "
+            f"A checkpoint needs {needed / 1e9:.3g} GB in {folder}, where {free / 1e9:.3g} GB are free. Make room and start the "
             "same command again: it continues from the last checkpoint."
         )
 

@@ -104,15 +104,17 @@ class TrainingLoop:
     def run(self) -> Outcome:
         """Train to `num_steps`, or until all ranks agree to stop early. A collective."""
         try:
-            return self._run()
+            try:
+                return self._run()
+            finally:
+                if self._log is not None:
+                    # what is still to be written may be what a full disk refuses
+                    self._log.close()
         except OSError as error:
             raise TrainingError(
                 f"{self._folder.path} can't be used on {socket.gethostname()}: {error}. Make room or mend the disk, and start "
                 "the same command again: it goes on from the last checkpoint."
             ) from error
-        finally:
-            if self._log is not None:
-                self._log.close()
 
     def _run(self) -> Outcome:
         total = self._config.training.num_steps

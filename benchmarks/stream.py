@@ -32,6 +32,7 @@ from tests.web import FaultyServer
 
 NUM_MELS = 80
 LEVELS = ("bytes", "waveform", "features")
+EPOCHS = 3
 MAX_SAMPLES, MAX_SECONDS, MICRO_BATCHES = 16, 120.0, 16
 
 
@@ -42,7 +43,7 @@ def read_ours(urls: str, level: str, *, epochs: int, cache: str | None) -> Itera
     """Audio-seconds of each sample, in training's order."""
     from pipeline.speech.loading import BadSample, Loader, LoadOptions, SampleReader
     from pipeline.speech.schedule import BatchBudget, Schedule
-    from pipeline.speech.sources import ReadOptions, read_many
+    from pipeline.speech.sources import ReadOptions
     from pipeline.speech.stream import Corpus, SpeechDataset
 
     options = ReadOptions(cache_dir=cache)
@@ -55,9 +56,7 @@ def read_ours(urls: str, level: str, *, epochs: int, cache: str | None) -> Itera
             refs = [corpus.ref(int(sample)) for _, sample in batch[:left]]
             left -= len(refs)
             if level == "bytes":
-                wanted = [(reader.source(ref.where), ref.entry.audio_offset, ref.entry.audio_bytes) for ref in refs]
-                wanted += [(reader.source(ref.where), ref.entry.text_offset, ref.entry.text_bytes) for ref in refs]
-                found: list[Any] = read_many(wanted)
+                found: list[Any] = [part for parts in reader.fetch(refs) for part in parts]
             else:
                 found = reader.read(refs) if level == "waveform" else loader.load(refs)
             for item in found:
@@ -171,13 +170,13 @@ def compare(local: str, remote: str, num_samples: int, repeats: int, has_ffmpeg:
     readings: dict[str, dict[str, Any]] = {}
     for level in LEVELS:
         for place, urls in (("local", local), ("http", remote)):
-            common = {"urls": urls, "level": level, "epochs": 1, "num_samples": num_samples}
+            common = {"urls": urls, "level": level, "epochs": EPOCHS, "num_samples": num_samples}
             readings[f"{level}, {place}, kappaspeech"] = {**common, "method": "kappaspeech"}
             readings[f"{level}, {place}, webdataset"] = {**common, "method": "webdataset", "decode_by": "soundfile"}
             if level == "waveform" and has_ffmpeg:
                 by = {**common, "method": "webdataset", "decode_by": "ffmpeg"}
                 readings[f"{level}, {place}, webdataset by whisper.load_audio"] = by
-        cached = {"urls": remote, "level": level, "epochs": 1, "num_samples": num_samples, "method": "kappaspeech"}
+        cached = {"urls": remote, "level": level, "epochs": EPOCHS, "num_samples": num_samples, "method": "kappaspeech"}
         readings[f"{level}, http, kappaspeech, cache filled before"] = {**cached, "cache": f"filled-{level}"}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in readings}
     with tempfile.TemporaryDirectory() as scratch:
@@ -304,11 +303,12 @@ def main() -> None:
     memory = measure(lasting)["resident_megabytes_by_epoch"]
     record = {
         "command": f"python benchmarks/stream.py --shards '…/*.tar' --repeats {arguments.repeats}",
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": 1},
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": 1},
         "versions": {package: version(package) for package in ("webdataset", "soundfile", "numpy", "torch", "openai-whisper")},
         "ffmpeg": has_ffmpeg,
         "shards": len(shards),
         "samples": num_samples,
+        "epochs": EPOCHS,
         "readings": readings,
         "planning": planning(local),
         "resident_megabytes": {f"after epoch {epoch}": memory[epoch - 1] for epoch in (1, 2, 5, 10, 20)},
@@ -317,6 +317,11 @@ def main() -> None:
     print(text)
     if arguments.output:
         arguments.output.write_text(text + "\n", encoding="utf-8")
+
+
+def cpu_name() -> str:
+    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -61,26 +61,33 @@ class CachedSource:
         if end > self._size:
             raise EOFError(f"{self.where} ends before byte {end}")
 
-    def _path(self, number: int) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{number:08d}"
+    def _path(self, number: int) -> str:
+        return f"{self._folder}/{number:08d}"
 
     def _block_size(self, number: int) -> int:
         return min(_BLOCK_BYTES, self._size - number * _BLOCK_BYTES)
 
     def _near_part(self, number: int, begin: int, end: int) -> bytes | None:
         """Bytes `begin` to `end` of a kept block; None where it isn't kept, or was cut short by a full disk."""
-        with contextlib.suppress(OSError), self._path(number).open("rb", buffering=0) as file:
-            if os.fstat(file.fileno()).st_size == self._block_size(number):
-                os.utime(file.fileno())
-                return os.pread(file.fileno(), end - begin, begin)
-        return None
+        try:
+            descriptor = os.open(self._path(number), os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            if os.fstat(descriptor).st_size != self._block_size(number):
+                return None
+            os.utime(descriptor)
+            return os.pread(descriptor, end - begin, begin)
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
 
     def _fetch(self, number: int) -> bytes:
         content = self._source.read(number * _BLOCK_BYTES, self._block_size(number))
         # what can't be kept (a full disk) is used all the same
         with contextlib.suppress(OSError):
-            self._keep(self._path(number), content)
+            self._keep(Path(self._path(number)), content)
         return content
 
     def _keep(self, path: Path, content: bytes) -> None:

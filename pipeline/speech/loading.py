@@ -80,8 +80,8 @@ class SampleReader:
         """The open shard."""
         return self._open(where)
 
-    def read(self, refs: Sequence[SampleRef]) -> list[AudioSample | BadSampleError]:
-        """Each sample, decoded, or what is wrong with it. Raises `DataError` where a shard can't be had at all."""
+    def fetch(self, refs: Sequence[SampleRef]) -> list[list[bytes | Exception]]:
+        """What `_ranges` names of each sample, as it lies in its shard, or why it can't be had."""
         places = [_ranges(ref.entry) for ref in refs]
         requests = [
             (self.source(ref.where), begin, end - begin)
@@ -89,11 +89,14 @@ class SampleReader:
             for begin, end in ranges
         ]
         contents = iter(read_many(requests))
+        return [[next(contents) for _ in ranges] for ranges in places]
+
+    def read(self, refs: Sequence[SampleRef]) -> list[AudioSample | BadSampleError]:
+        """Each sample, decoded, or what is wrong with it. Raises `DataError` where a shard can't be had at all."""
         samples: list[AudioSample | BadSampleError] = []
-        for ref, ranges in zip(refs, places, strict=True):
-            parts = [next(contents) for _ in ranges]
+        for ref, parts in zip(refs, self.fetch(refs), strict=True):
             try:
-                samples.append(_parse(ref, ranges, parts))
+                samples.append(_parse(ref, _ranges(ref.entry), parts))
             except BadSampleError as error:
                 samples.append(error)
         return samples

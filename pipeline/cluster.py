@@ -12,9 +12,9 @@ import os
 import socket
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pipeline.errors import ConfigError, KappaSpeechError, RankFailure
 from pipeline.local_cluster import HUB_VARIABLE, LocalCluster
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     FloatArray = NDArray[float64]
+
+T = TypeVar("T")
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
 
@@ -272,13 +274,34 @@ def agreement(cluster: Cluster) -> Iterator[None]:
         yield
     except Exception as error:  # noqa: BLE001 - whatever the cause, the other ranks must hear of it
         failure = error
+    _settle(cluster, failure, None)
+
+
+def agree(cluster: Cluster, make: Callable[[], T]) -> list[T]:
+    """Every rank's `make()`, in rank order, on every rank; where it failed on some, raise on every rank as `agreement` does.
+
+    One collective, where a block in `agreement` and a gather after it are two.
+    """
+    failure: Exception | None = None
+    value: Any = None
+    try:
+        value = make()
+    except Exception as error:  # noqa: BLE001 - whatever the cause, the other ranks must hear of it
+        failure = error
+    return _settle(cluster, failure, value)
+
+
+def _settle(cluster: Cluster, failure: Exception | None, value: Any) -> list[Any]:
+    """Exchange how it went on each rank: raise on all where it failed on one, else every rank's `value`."""
     status = None
     if failure is not None:
         code = failure.exit_code if isinstance(failure, KappaSpeechError) else 1
         status = (f"{type(failure).__name__}: {failure}" if code == 1 else str(failure), code, socket.gethostname())
-    for rank, other in enumerate(cluster.gather(status)):
+    settled = cluster.gather((status, value))
+    for rank, (other, _) in enumerate(settled):
         if other is not None:
             if failure is not None and rank == cluster.rank:
                 setattr(failure, _AGREED, True)
                 raise failure
             raise RankFailure(rank, other[0], exit_code=other[1], host=other[2], is_told=True) from failure
+    return [item for _, item in settled]

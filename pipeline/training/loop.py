@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.artefacts import digest_lines
-from pipeline.cluster import Cluster, agreement
+from pipeline.cluster import Cluster, agree, agreement
 from pipeline.config import RunConfig
 from pipeline.errors import DataError, TrainingError
 from pipeline.evaluation.evaluate import TestSet, evaluate
@@ -131,16 +131,10 @@ class TrainingLoop:
                 self._watch.check()
                 self._phases.begin_step(step)
                 self._phases.take_seconds()
-                self._phases.enter("data")
-                with agreement(self._cluster):
-                    # what one rank can't read must not leave the others waiting in the step
-                    data = next(steps)
-                    self._phases.name_samples(data.keys)
-                    self._phases.enter("exchange")
-                reason = self._agree_to_stop()
+                data, num_tokens, reason = self._fetch(steps)
                 if reason is not None:
                     break
-                record = self._step(data)
+                record = self._step(data, num_tokens)
                 step, self._hint = data.global_step + 1, data.hint
                 self._check_bad_samples()
                 bar.advance(detail=_describe(record))
@@ -155,10 +149,26 @@ class TrainingLoop:
                 self._stop.clear_file()
         return Outcome("resumable", step, reason, str(self._folder.path))
 
+    def _fetch(self, steps: Iterator[StepData]) -> tuple[StepData, int, str | None]:
+        """This rank's data for the next step, the target tokens of all ranks, and why to stop before it, if any rank wants to.
+
+        A collective, and the only one before the step: what one rank can't read doesn't leave the others waiting.
+        """
+        fetched: list[StepData] = []
+
+        def fetch() -> tuple[int, str | None]:
+            self._phases.enter("data")
+            fetched.append(next(steps))
+            self._phases.name_samples(fetched[0].keys)
+            self._phases.enter("exchange")
+            return sum(batch.num_target_tokens for batch in fetched[0].batches), self._stop.reason()
+
+        tokens, wishes = zip(*agree(self._cluster, fetch), strict=True)
+        return fetched[0], sum(tokens), _first_wish(wishes)
+
     def _agree_to_stop(self) -> str | None:
         """The reason, if any rank has one, to stop here; the same on all. A collective."""
-        wishes = self._cluster.gather(self._stop.reason())
-        return next((f"{why} on rank {rank}" for rank, why in enumerate(wishes) if why), None)
+        return _first_wish(self._cluster.gather(self._stop.reason()))
 
     def _wants_to_stop(self) -> bool:
         """In the middle of what ranks do without each other: a sign of life, and whether any rank wishes to stop."""
@@ -187,13 +197,12 @@ class TrainingLoop:
         self._bad = {item["key"]: BadSample(**item) for item in state["bad_samples"]}
         return int(state["step"])
 
-    def _step(self, data: StepData) -> StepRecord | None:
+    def _step(self, data: StepData, num_tokens: int) -> StepRecord | None:
         """One optimizer step on all ranks; None for a bad one, which is left out."""
         config = self._config
         rates = self._engine.set_rates(
             rate_factor(data.global_step, num_steps=config.training.num_steps, config=config.optimizer)
         )
-        num_tokens = sum(self._cluster.gather(sum(batch.num_target_tokens for batch in data.batches)))
         self._phases.enter("encoder")
         device = self._engine.device
         batches = []
@@ -374,6 +383,11 @@ class TrainingLoop:
 
 def _describe(record: StepRecord | None) -> str:
     return f"loss {record.loss_nats:.3f}, {record.audio_seconds_per_second:.3g} audio-s/s" if record else "skipped"
+
+
+def _first_wish(wishes: Sequence[str | None]) -> str | None:
+    """The lowest rank's reason to stop, of those that have one."""
+    return next((f"{why} on rank {rank}" for rank, why in enumerate(wishes) if why), None)
 
 
 def peak_memory_bytes() -> int:

@@ -12,6 +12,8 @@ FloatArray = NDArray[np.float64]
 
 NUM_RESAMPLES = 2_000
 CONFIDENCE = 0.95
+# How often each utterance is drawn, for as many resamples as this allows to be held: 64 MiB.
+_HELD_DRAWS = 1 << 23
 
 
 def resampled_rates(errors_N: FloatArray, lengths_N: FloatArray, *, seed: tuple[int, ...]) -> FloatArray:
@@ -20,9 +22,13 @@ def resampled_rates(errors_N: FloatArray, lengths_N: FloatArray, *, seed: tuple[
     if num_utterances == 0:
         return np.zeros(NUM_RESAMPLES)
     rng = np.random.default_rng(seed)
-    drawn_RN = rng.multinomial(num_utterances, np.full(num_utterances, 1 / num_utterances), size=NUM_RESAMPLES)
-    rates: FloatArray = (drawn_RN @ errors_N) / np.maximum(drawn_RN @ lengths_N, 1)
-    return rates
+    shares_N = np.full(num_utterances, 1 / num_utterances)
+    at_once = max(1, _HELD_DRAWS // num_utterances)
+    rates = []
+    for start in range(0, NUM_RESAMPLES, at_once):
+        drawn_RN = rng.multinomial(num_utterances, shares_N, size=min(at_once, NUM_RESAMPLES - start))
+        rates.append((drawn_RN @ errors_N) / np.maximum(drawn_RN @ lengths_N, 1))
+    return np.concatenate(rates)
 
 
 def interval(values_R: FloatArray) -> tuple[float, float]:

@@ -62,3 +62,10 @@ def test_equal_seeds_draw_the_same_utterances_and_others_draw_others():
 def test_a_p_value_is_never_zero_nor_above_one():
     assert two_sided_p_value(np.ones(399)) == pytest.approx(2 / 400)
     assert two_sided_p_value(np.zeros(399)) == 1
+
+
+def test_resamples_do_not_depend_on_how_many_are_held_at_once(monkeypatch):
+    errors, _, lengths = simulate(np.random.default_rng(1))
+    whole = resampled_rates(errors, lengths, seed=(1,))
+    monkeypatch.setattr(bootstrap, "_HELD_DRAWS", 7 * NUM_UTTERANCES)
+    np.testing.assert_allclose(resampled_rates(errors, lengths, seed=(1,)), whole, rtol=1e-12)

@@ -1,0 +1,269 @@
+"""Training beside its peers: audio-seconds trained a second, at equal samples, targets, rates and cores, each in its own process.
+
+    python benchmarks/train.py --llm SMOLLM2 --encoder WHISPER.pt --selection SELECTION.json --speech SPEECH
+    python benchmarks/train.py --device cuda [--shape llama-3.1-8b]
+
+`kappaspeech` is this project's stream and engine under ZeRO-3; `padded` is the way most peers train, written fairly in plain
+PyTorch: input padded to 30 s, batches of fixed size, logits at all positions; `trainer_zero3` is transformers' Trainer with
+DeepSpeed ZeRO-3 on our model. A first step warms up and isn't counted. Repeats take turns; medians are reported.
+
+`--device cuda` trains a model of random weights in one process on made-up audio, and reports tokens a second, peak memory and the
+model FLOPs utilisation over the measured rate of matrix products; `--device cpu --shape tiny` is its rehearsal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from train_peers import Step, run_padded, run_trainer
+from train_shapes import SHAPES, train_shape
+
+from pipeline.cluster import start_training_cluster
+from pipeline.config import ModelConfig, OptimizerConfig, RunConfig
+from pipeline.speech.layouts import Recording, find_recordings
+from pipeline.speech.packing import pack
+from pipeline.speech.samples import SAMPLE_RATE_HZ, read_recording
+from pipeline.speech.schedule import BatchBudget
+from pipeline.speech.stream import SpeechDataset, SpeechStream
+from pipeline.training.encoding import ClipEncoder
+from pipeline.training.engine import MicroBatch, TrainingEngine
+from pipeline.training.parts import Parts, load_parts
+
+MICRO_BATCH, ACCUMULATE = 4, 2
+STEP_SIZE = MICRO_BATCH * ACCUMULATE
+MAX_SECONDS = 120.0
+METHODS = ("kappaspeech", "padded", "trainer_zero3")
+OPTIMIZER = OptimizerConfig(adaptor_learning_rate=3e-4, llm_learning_rate=1.5e-4, schedule="constant")
+PRESET = Path(__file__).parents[1] / "ds_configs/zero3_cpu.json"
+PACKAGES = ("torch", "deepspeed", "transformers", "openai-whisper", "accelerate")
+
+
+def read_clips(speech: Path, count: int) -> list[Recording]:
+    """`STEP_SIZE` clips to warm up on and `count` to be measured on, drawn once."""
+    clips = sorted(find_recordings(speech), key=lambda clip: clip.key)
+    return random.Random(0).sample(clips, STEP_SIZE + count)
+
+
+def make_parts(arguments: argparse.Namespace) -> Parts:
+    content = {
+        "run_dir": "unused",
+        "model": ModelConfig(llm=str(arguments.llm), encoder=str(arguments.encoder)).model_dump(),
+        "unfreeze": {"selection": str(arguments.selection)},
+        "data": {"train": [{"shards": "unused"}]},
+        "training": {"num_steps": 1},
+    }
+    return load_parts(RunConfig.model_validate(content), dtype=torch.bfloat16)
+
+
+def run_ours(parts: Parts, clips: list[Recording], scratch: Path) -> Iterator[Step]:
+    """Pack, then train: the warm-up's clips in a first step, the others as the schedule buckets them."""
+    for name, part in (("warm", clips[:STEP_SIZE]), ("measured", clips[STEP_SIZE:])):
+        pack(part, scratch / name, shard_size=len(part), num_processes=1)
+    cluster = start_training_cluster()
+    engine = TrainingEngine(
+        parts.model,
+        cluster=cluster,
+        deepspeed_config=json.loads(PRESET.read_text()),
+        optimizer=OPTIMIZER,
+        micro_batches_per_rank=ACCUMULATE,
+    )
+    encoder = ClipEncoder(parts.encoder, engine.device)
+    for name, num_steps in (("warm", 1), ("measured", (len(clips) - STEP_SIZE) // STEP_SIZE)):
+        stream = SpeechStream(
+            [SpeechDataset(str(scratch / name / "*.tar"))],
+            tokenizer=parts.tokenizer,
+            num_mels=parts.encoder.dims.num_mels,
+            budget=BatchBudget(MICRO_BATCH, MAX_SECONDS, ACCUMULATE),
+            max_seconds=parts.encoder.dims.max_seconds,
+            seed=0,
+            rank=0,
+            world_size=1,
+        )
+        steps = stream.steps(0)
+        for _ in range(num_steps):
+            yield train_step(engine, parts, encoder, next(steps).batches)
+        steps.close()
+    engine.close()
+
+
+def train_step(engine: TrainingEngine, parts: Parts, encoder: ClipEncoder, data: Any) -> Step:
+    num_tokens = sum(batch.num_target_tokens for batch in data)
+    batches = [MicroBatch(*encoder.encode(batch), label_ids_BL=batch.label_ids) for batch in data]
+    result = engine.step(
+        batches,
+        prefix_ids=parts.prompt.prefix_ids,
+        suffix_ids=parts.prompt.suffix_ids,
+        num_target_tokens=num_tokens,
+        seeds=[0] * len(batches),
+    )
+    return Step(result.loss_sum_nats, num_tokens)
+
+
+class Meter:
+    """Counts what comes after the first step: wall and processor seconds, and the loss."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self._began: tuple[float, float] | None = None
+
+    def add(self, step: Step) -> None:
+        if self._began is None:
+            self._first_loss = step.loss_sum_nats / step.num_target_tokens
+            self._began = time.monotonic(), cpu_seconds()
+            return
+        self.steps.append(step)
+        self._ended = time.monotonic(), cpu_seconds()
+
+    def result(self, audio_seconds: float) -> dict[str, Any]:
+        assert self._began is not None
+        wall, cpu = (after - before for before, after in zip(self._began, self._ended, strict=True))
+        num_tokens = sum(step.num_target_tokens for step in self.steps)
+        half = self.steps[len(self.steps) // 2 :]
+        return {
+            "audio_seconds_per_second": audio_seconds / wall,
+            "audio_seconds_per_cpu_second": audio_seconds / cpu,
+            "wall_seconds": wall,
+            "cpu_seconds": cpu,
+            "num_steps": len(self.steps),
+            "num_target_tokens": num_tokens,
+            "loss_nats_of_warm_up": self._first_loss,
+            "loss_nats": sum(step.loss_sum_nats for step in self.steps) / num_tokens,
+            "loss_nats_of_last_half": sum(s.loss_sum_nats for s in half) / sum(s.num_target_tokens for s in half),
+            "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+
+
+def cpu_seconds() -> float:
+    """Of this process; a loader's that still runs isn't in it, which is to the peers' good."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def measure_here(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run one method in this process."""
+    torch.set_num_threads(arguments.threads)
+
+    clips = read_clips(arguments.speech, arguments.clips)
+    audio_seconds = sum(len(read_recording(clip.path)) for clip in clips[STEP_SIZE:]) / SAMPLE_RATE_HZ
+    parts = make_parts(arguments)
+    meter = Meter()
+    with tempfile.TemporaryDirectory() as scratch:
+        if arguments.one == "kappaspeech":
+            for step in run_ours(parts, clips, Path(scratch)):
+                meter.add(step)
+        elif arguments.one == "padded":
+            parts.model.llm.set_attn_implementation("sdpa")
+            for step in run_padded(parts, clips, OPTIMIZER, micro_batch=MICRO_BATCH, accumulate=ACCUMULATE):
+                meter.add(step)
+        else:
+            # by DeepSpeed, so that it doesn't compile what it won't use
+            start_training_cluster()
+            parts.model.llm.set_attn_implementation("sdpa")
+            sizes = {"micro_batch": MICRO_BATCH, "accumulate": ACCUMULATE}
+            run_trainer(parts, clips, OPTIMIZER, **sizes, scratch=Path(scratch), on_step=meter.add)
+    return meter.result(audio_seconds)
+
+
+def measure(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run a method in a fresh process."""
+    paths = {"--llm": arguments.llm, "--encoder": arguments.encoder, "--selection": arguments.selection}
+    words = [word for name, path in paths.items() for word in (name, str(path))]
+    counts = ["--speech", str(arguments.speech), "--clips", str(arguments.clips), "--threads", str(arguments.threads)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(arguments.threads),
+        "DS_ACCELERATOR": "cpu",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    command = [sys.executable, __file__, "--one", method, *words, *counts]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{method} failed:\n{done.stderr[-3000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Medians of each method's repeats, and how many times as fast ours is."""
+    runs: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
+    for _ in range(arguments.repeats):
+        for method in METHODS:
+            runs[method].append(measure(method, arguments))
+            print(f"  {method} {json.dumps(runs[method][-1])}", file=sys.stderr, flush=True)
+    median: Callable[[str, str], float] = lambda method, key: statistics.median(run[key] for run in runs[method])  # noqa: E731
+    table = {}
+    for method, results in runs.items():
+        table[method] = {key: median(method, key) for key in results[0]}
+        for rate in ("audio_seconds_per_second", "audio_seconds_per_cpu_second"):
+            table[method][f"{rate}_of_each"] = [run[rate] for run in results]
+            table[method][f"ours_in_{rate}"] = median("kappaspeech", rate) / median(method, rate)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, text in (
+        ("llm", "a folder"),
+        ("encoder", "a Whisper .pt"),
+        ("selection", "a file"),
+        ("speech", "a folder a language"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, help=text)
+    parser.add_argument("--clips", type=int, default=48, help=f"a multiple of {STEP_SIZE}")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of each method")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="train one of these with random weights")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure_here(arguments)))
+        return
+    if arguments.shape or arguments.device == "cuda":
+        shape = arguments.shape or "llama-3.1-8b"
+        results: dict[str, Any] = train_shape(SHAPES[shape], torch.device(arguments.device))
+        command = f"python benchmarks/train.py --device {arguments.device} --shape {shape}"
+    else:
+        results = compare(arguments)
+        command = (
+            f"python benchmarks/train.py --llm {arguments.llm.name} --encoder {arguments.encoder.name} --selection "
+            f"{arguments.selection.name} --speech {arguments.speech.name} --clips {arguments.clips} --repeats {arguments.repeats}"
+        )
+    record = {
+        "command": command,
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": arguments.threads},
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "batch": {"micro_batch": MICRO_BATCH, "accumulate": ACCUMULATE, "ranks": 1, "dtype": "bfloat16"},
+        "results": results,
+    }
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -61,7 +61,10 @@ class FolderWatch:
 
 def start_writer(folder: Path) -> subprocess.Popen[str]:
     """A process that makes `folder` and writes a small file to it, which it removes again."""
-    return subprocess.Popen([sys.executable, "-c", _WRITE, str(folder)], stderr=subprocess.PIPE, text=True)
+    # one that hangs must not keep the caller's standard output open
+    return subprocess.Popen(
+        [sys.executable, "-c", _WRITE, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def find_problem(folder: Path, *, timeout_seconds: float) -> str | None:

@@ -48,18 +48,20 @@ class Launch:
     def __init__(self, host: Host, run_dir: Path, words: list[str], **variables: str) -> None:
         # as the host sees it: it may have something mounted there
         self.run_dir = Path(f"/proc/{host.pid}/root{run_dir}")
-        self.process = subprocess.Popen(
-            host.command(sys.executable, "-m", "pipeline", "train", *words),
-            env=clean_environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", **variables),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        # no pipe: one that waits for a stalled file system, and can't be killed, would keep it open
+        self._output = Path(words[0]).with_suffix(".out")
+        with self._output.open("w") as file:
+            self.process = subprocess.Popen(
+                host.command(sys.executable, "-m", "pipeline", "train", *words),
+                env=clean_environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", **variables),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
 
     def wait(self, *, timeout: float) -> tuple[int, str]:
         """Its exit code and all it said."""
-        output, _ = self.process.communicate(timeout=timeout)
-        return self.process.returncode, output
+        code = self.process.wait(timeout=timeout)
+        return code, self._output.read_text()
 
     def end(self) -> None:
         """Let it end its ranks at once, should it still run."""

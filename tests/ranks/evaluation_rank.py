@@ -19,7 +19,7 @@ from pipeline.evaluation.transcribe import Transcriber
 from pipeline.model.trained import find_base, load_trained_model
 from pipeline.training.base_partitions import BasePartitions
 from pipeline.training.engine import MicroBatch, TrainingEngine
-from tests.parity.steps import build_parts, open_stream
+from tests.parity.steps import BUDGET, Case, build_parts, open_stream
 
 NUM_STEPS = 2
 # (utterances, utterances a batch): several batches a rank, a number that no number of ranks divides, fewer than ranks
@@ -29,14 +29,14 @@ CASES = [(6, 2), (5, 1), (2, 1), (6, 6)]
 def main(home: Path, output: Path) -> None:
     torch.set_num_threads(1)
     cluster = start_training_cluster(timeout_seconds=60)
-    parts = build_parts(home)
+    parts = build_parts(home, Case())
     engine = TrainingEngine(
         parts.model,
         cluster=cluster,
         # the smallest tensors stay whole on every rank, as they do in training
         deepspeed_config={"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 100}},
         optimizer=OptimizerConfig(adaptor_learning_rate=2e-2, llm_learning_rate=1e-3),
-        micro_batches_per_rank=-(-3 // cluster.world_size),
+        micro_batches_per_rank=-(-BUDGET.micro_batches_per_step // cluster.world_size),
     )
     base = BasePartitions(engine)
     results: dict[str, Any] = {"before": _texts(cluster, home, _in_step(engine, parts, base))}

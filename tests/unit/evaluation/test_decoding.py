@@ -13,7 +13,7 @@ from pipeline.evaluation.decoding import LOOP_MIN_TOKENS, cut_at_end, ends_in_lo
 from pipeline.evaluation.transcribe import Transcriber
 from pipeline.evaluation.whisper_baseline import open_whisper
 from pipeline.speech.samples import AudioSample, log_mel
-from tests.parity.steps import build_parts
+from tests.parity.steps import Case, build_parts
 
 EOS = 1
 NUM_SAMPLES = 7
@@ -29,7 +29,7 @@ def one_thread():
 
 
 def build(home, *, scale: float) -> Transcriber:
-    parts = build_parts(home)
+    parts = build_parts(home, Case())
     with torch.no_grad():
         for parameter in parts.model.llm.parameters():
             parameter.mul_(scale)

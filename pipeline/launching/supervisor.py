@@ -30,6 +30,7 @@ from pipeline.launching.command_lines import (
 from pipeline.launching.file_system import find_problem
 from pipeline.launching.hostfile import read_hostfile
 from pipeline.launching.reports import report_folder
+from pipeline.rendezvous import free_port
 
 FIRST_DELAY_SECONDS = 5.0
 LONGEST_DELAY_SECONDS = 300.0
@@ -94,7 +95,7 @@ def plan_start(request: Request, *, ask_hosts: bool) -> Start:
                 script,
                 request.arguments,
                 num_ranks=request.num_ranks,
-                port=_free_port(),
+                port=free_port(),
                 variables=_processor_variables(request.num_ranks),
             ),
             mark,
@@ -145,12 +146,6 @@ def _own_environment_files() -> str:
 
 def _ssh_options() -> list[str]:
     return shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", ""))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def supervise(request: Request, *, max_restarts: int = 0, first_delay_seconds: float = FIRST_DELAY_SECONDS) -> Attempt:

@@ -34,7 +34,7 @@ ARROWS = {
     "evaluation": {"config", "cluster", "model", "speech"},
     "training": {"config", "cluster", "rendezvous", "liveness", "selection", "scan", "model", "speech", "evaluation", "planning"},
     "comparison": {"config", "selection", "scan", "model", "evaluation", "training"},
-    "launching": {"training"},
+    "launching": {"training", "rendezvous"},
     "demo": {"speech"},
     "commands": {
         "config",

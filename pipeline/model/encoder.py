@@ -133,7 +133,7 @@ def load_encoder(name_or_path: str, *, pad_to_30s: bool = False, dtype: torch.dt
 
     Its layer norms stay float32, whatever `dtype`: Whisper's own forward computes them so and rounds their output.
     """
-    model = load_whisper(name_or_path)
+    model = load_whisper(name_or_path, given_as="model.encoder")
     dims = EncoderDims(num_mels=model.dims.n_mels, width=model.dims.n_audio_state, max_states=model.dims.n_audio_ctx)
     for module in model.encoder.modules():
         if not isinstance(module, nn.LayerNorm):
@@ -141,7 +141,7 @@ def load_encoder(name_or_path: str, *, pad_to_30s: bool = False, dtype: torch.dt
     return FrozenWhisperEncoder(model.encoder, dims, pad_to_30s=pad_to_30s)
 
 
-def load_whisper(name_or_path: str) -> Any:
+def load_whisper(name_or_path: str, *, given_as: str = "the model") -> Any:
     """A whole openai-whisper model on the CPU, by path to its `.pt` or by official name (which may download it).
 
     Raises `CheckpointError` where there is no such model or the file isn't one.
@@ -151,7 +151,7 @@ def load_whisper(name_or_path: str) -> Any:
     if not Path(name_or_path).is_file() and name_or_path not in whisper.available_models():
         raise CheckpointError(
             f"There is no Whisper checkpoint at {name_or_path!r}, and it is none of openai-whisper's names "
-            f"({', '.join(whisper.available_models())}). Give a .pt file or one of these names."
+            f"({', '.join(whisper.available_models())}). Give a .pt file or one of these names as {given_as}."
         )
     try:
         return whisper.load_model(name_or_path, device="cpu")

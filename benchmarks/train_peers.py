@@ -156,9 +156,20 @@ def run_trainer(
             on_step(Step(sum(float(loss) for loss, _ in model.sums), sum(count for _, count in model.sums)))
             model.sums.clear()
 
-    class InOrder(Trainer):
+    class SameTraining(Trainer):
+        """Our order of clips and our optimizer: under DeepSpeed, Trainer makes its own in place of one that it was given."""
+
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+        def create_optimizer(self, *_: Any, **__: Any) -> Any:
+            self.optimizer = optimizer_of(parts, options)
+            return self.optimizer
+
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            del num_training_steps
+            self.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer or self.optimizer, factor=1.0)
+            return self.lr_scheduler
 
     settings = {
         "bf16": {"enabled": True},
@@ -186,13 +197,11 @@ def run_trainer(
         dataloader_pin_memory=False,
     )
     model = TrainerModel(parts)
-    adamw = optimizer_of(parts, options)
-    trainer = InOrder(
+    trainer = SameTraining(
         model=model,
         args=arguments,
         train_dataset=Recordings(clips, parts.tokenizer, parts.encoder.dims.num_mels, pad_to_30s=False),
         data_collator=collate,
-        optimizers=(adamw, torch.optim.lr_scheduler.ConstantLR(adamw, factor=1.0)),
         callbacks=[Report()],
     )
     trainer.train()

@@ -96,8 +96,8 @@ def _train(
     with agreement(cluster):
         refuse_old_stop_file(Path(config.run_dir))
         parts = load_parts(config, dtype=compute_dtype(deepspeed_config))
-        stream = _open_stream(config, parts, cluster)
         cache_options = feature_cache_options(config, parts)
+        stream = _open_stream(config, parts, cluster, cache_options)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
     check_alike(cluster, _inputs(parts, stream), remedy="Copy it from one place to all hosts, or share it.")
     before = digest_frozen(parts, cluster)
@@ -207,7 +207,7 @@ def feature_cache_options(config: RunConfig, parts: Parts) -> FeatureCacheOption
     return FeatureCacheOptions(data.feature_cache_dir, digest_json(made_of), int(data.feature_cache_gb * 2**30))
 
 
-def _open_stream(config: RunConfig, parts: Parts, cluster: Cluster) -> SpeechStream:
+def _open_stream(config: RunConfig, parts: Parts, cluster: Cluster, cache: FeatureCacheOptions | None) -> SpeechStream:
     batch = config.batch
     return SpeechStream(
         make_datasets(config.data.train),
@@ -218,7 +218,7 @@ def _open_stream(config: RunConfig, parts: Parts, cluster: Cluster) -> SpeechStr
         seed=config.seed,
         rank=cluster.rank,
         world_size=cluster.world_size,
-        options=replace(make_stream_options(config.data), feature_cache=feature_cache_options(config, parts)),
+        options=replace(make_stream_options(config.data), feature_cache=cache),
         frames_per_position=2 * config.model.adaptor.stacking,
     )
 

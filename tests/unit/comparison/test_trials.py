@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import yaml
 
 from pipeline.comparison.experiment import read_experiment, slug
@@ -10,6 +13,8 @@ from pipeline.model.llm import load_llm
 from pipeline.scan.ranking import KappaRanking
 from pipeline.training.parts import mark_trained
 from tests import tiny
+
+REPOSITORY = Path(__file__).parents[3]
 
 
 def read(folder, home, **changes):
@@ -132,3 +137,8 @@ def test_what_is_excluded_is_in_no_selection(home, tmp_path):
     names = {name for selection in chosen.values() for name in selection.names}
     assert names
     assert not any("embed" in name or "head" in name for name in names)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "benchmarks/experiments").glob("*speech.yaml")), ids=lambda path: path.name)
+def test_every_experiment_that_is_shipped_can_be_read(path):
+    assert read_experiment(path).trials

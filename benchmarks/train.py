@@ -5,7 +5,8 @@
 
 `kappaspeech` is this project's stream and engine under ZeRO-3; `padded` is the way most peers train, written fairly in plain
 PyTorch: input padded to 30 s, batches of fixed size, logits at all positions; `trainer_zero3` is transformers' Trainer with
-DeepSpeed ZeRO-3 on our model. A first step warms up and isn't counted. Repeats take turns; medians are reported.
+DeepSpeed ZeRO-3 on our model. A first step warms up and isn't counted. Repeats take turns; medians are reported. On a machine
+that others use at the time, compare by processor seconds: wall time is then mostly theirs.
 
 `--device cuda` trains a model of random weights in one process on made-up audio, and reports tokens a second, peak memory and the
 model FLOPs utilisation over the measured rate of matrix products; `--device cpu --shape tiny` is its rehearsal.

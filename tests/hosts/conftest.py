@@ -26,7 +26,8 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
         pytest.skip(f"no hosts here: {problem}")
     # what the hosts share, as over a cluster's file system: data and runs, the code, the environment
     folders = [tmp_path_factory.getbasetemp(), REPOSITORY, Path(sys.prefix)]
-    shared = [folder for folder in folders if folder.is_relative_to("/tmp")]
+    apart = [folder for folder in folders if not any(folder != other and folder.is_relative_to(other) for other in folders)]
+    shared = [folder for folder in apart if folder.is_relative_to("/tmp")]
     with Network(tmp_path_factory.mktemp("network"), num_hosts=2, shared=shared) as running:
         yield running
 

@@ -58,9 +58,9 @@ def spoil_loss(*faults: str) -> None:
     now = [1.0]
     real_step, real_forward = TrainingLoop._step, SpeechLLM.forward
 
-    def step(self: TrainingLoop, data: StepData) -> StepRecord | None:
+    def step(self: TrainingLoop, data: StepData, num_tokens: int) -> StepRecord | None:
         now[0] = factors.get(data.global_step, 1.0)
-        return real_step(self, data)
+        return real_step(self, data, num_tokens)
 
     def forward(self: SpeechLLM, *tensors: Tensor) -> Tensor:
         return real_forward(self, *tensors) * now[0]

@@ -120,7 +120,8 @@ def _file_system(scheme: str, stall_seconds: float) -> Any:
 def _make_file_system(scheme: str, stall_seconds: float) -> Any:
     import fsspec
 
-    options: dict[str, Any] = {"use_listings_cache": False}
+    # fsspec's own memory of file systems would keep one that once found no credentials
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme in ("http", "https"):
         import aiohttp
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -54,7 +55,13 @@ def take(source: SpeechStream, count: int):
 
 def workers() -> set[psutil.Process]:
     """Processes that this one has spawned for a pool."""
-    return {child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())}
+    found = set()
+    for child in psutil.Process().children():
+        # one that has ended and that nobody has asked after yet has no command line
+        with contextlib.suppress(psutil.Error):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.add(child)
+    return found
 
 
 @pytest.mark.slow

@@ -187,7 +187,7 @@ def test_a_killed_rank_ends_all_within_30_seconds_and_the_next_scan_continues(sl
     assert (code, seconds < 30) == (1, True), output
     assert f"rank {victim} was ended by signal 9" in output
     if victim != 0:
-        assert re.search(rf"rank {victim} failed: it ended without a word while measuring layers\.\d\d", output), output
+        assert re.search(rf"rank {victim} on \S+ failed: it ended without a word while measuring layers\.\d\d", output), output
     kept = len(journal_lines(tmp_path / "cache"))
     assert kept >= 3
     done = run(slow_model, "--workers", 2, "--output", tmp_path / "ranking.json", cache=tmp_path / "cache")

@@ -38,8 +38,8 @@ def prepare(work: Path, recordings: Path) -> None:
     if not (work / "ranking.json").exists():
         run(work, "scan", LLM, "--output", "ranking.json")
     link = work / "ds_configs"
-    if not link.exists():
-        link.symlink_to(REPOSITORY / "ds_configs")
+    link.unlink(missing_ok=True)
+    link.symlink_to(REPOSITORY / "ds_configs")
 
 
 def check_division(speech: Path) -> None:

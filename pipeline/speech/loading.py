@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,6 +29,7 @@ OverLong = Literal["mask", "cut"]
 _LARGEST_GAP_BYTES = 1 << 16
 _MAX_OPEN_SOURCES = 512
 _MAX_RESTARTS = 3
+_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -245,10 +248,32 @@ class LoaderPool:
         while True:
             assert ticket.future is not None
             try:
-                return ticket.future.result()
+                return self._wait(ticket.future)
             except BrokenProcessPool as error:
                 self._replace(ticket.generation, error)
                 ticket = self.submit(ticket.refs)
+
+    def _wait(self, future: Future[list[LoadedSample | BadSample]]) -> list[LoadedSample | BadSample]:
+        """Its result. Raises `BrokenProcessPool` also where a worker was killed while it handed a result over: the executor
+        then waits for the rest of it for ever, as its other workers wait for the lock that the dead one held."""
+        while True:
+            try:
+                return future.result(timeout=_POLL_SECONDS)
+            except FutureTimeoutError:
+                if future.done() or self._pool is None:
+                    continue
+                workers = list((self._pool._processes or {}).values())
+                if all(worker.exitcode is None for worker in workers):
+                    continue
+            # the executor has had its chance to notice
+            with contextlib.suppress(FutureTimeoutError):
+                return future.result(timeout=_POLL_SECONDS)
+            for worker in workers:
+                worker.kill()
+            # the last open end: now the executor reads an end of file
+            results: Any = self._pool._result_queue
+            results._writer.close()
+            return future.result()
 
     def _start(self) -> ProcessPoolExecutor:
         if self._pool is None:

@@ -1,0 +1,49 @@
+"""A worker that is killed while it hands over a result once made training wait for ever."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import struct
+import subprocess
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import SimpleQueue
+
+from pipeline.speech import loading
+from tests.conftest import clean_environment
+
+
+def die_in_the_middle_of_a_message(_refs: object) -> None:
+    """As a kill at the worst moment would: the queue's lock is held, and half a message lies in its pipe."""
+    for results in [item for item in gc.get_objects() if isinstance(item, SimpleQueue)]:
+        results._wlock.acquire()
+        os.write(results._writer.fileno(), struct.pack("!i", 1000) + b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_killed_while_it_hands_over_a_result_is_noticed():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.regressions.test_killed_worker"],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "noticed\n", done.stderr
+
+
+def main() -> None:
+    loading._load_in_worker = die_in_the_middle_of_a_message
+    pool = loading.LoaderPool(loading.LoadOptions(80, 30.0), loading.ReadOptions(), num_workers=2)
+    ticket = pool.submit(())
+    try:
+        pool._wait(ticket.future)
+    except BrokenProcessPool:
+        print("noticed")
+    pool.close()
+
+
+if __name__ == "__main__":
+    main()

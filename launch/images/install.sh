@@ -13,4 +13,4 @@ python3 -m venv /opt/kappaspeech
   --constraint launch/images/constraints.txt --editable ".[demo,http,s3,parquet]"
 # shellcheck disable=SC2086
 apt-get purge -y --auto-remove $build
-rm -rf /var/lib/apt/lists/* /root/.cache
+rm -rf /var/lib/apt/lists/*

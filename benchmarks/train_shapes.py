@@ -21,8 +21,8 @@ from pipeline.model.speech_llm import SpeechLLM, token_embedding_std
 from pipeline.model.trained import build_adaptor
 from pipeline.speech.batches import Features, SpeechBatch, collate
 from pipeline.training.engine import MicroBatch, TrainingEngine
-from pipeline.training.loop import peak_memory_bytes
 from pipeline.training.speed import count_work, measure_matmul_rate
+from pipeline.training.tally import peak_memory_bytes
 
 NUM_STEPS, NUM_WARM_STEPS = 6, 2
 NUM_PROMPT_TOKENS, NUM_LABELS = 20, 60

@@ -29,6 +29,8 @@ _SHORTEST_BEAT_SECONDS = 0.05
 _SILENCE_SECONDS = 15.0
 # How long the work may take to reach a `check` before the process is ended.
 _GRACE_SECONDS = 5.0
+# How long a rank waits at the start for the others' first posts, so that it can name the host of one that dies right then.
+_MEETING_SECONDS = 5.0
 _MAX_CAUSE_LETTERS = 300
 _SILENT: Post = {"beat": 0, "doing": "", "done": 0.0, "patience": 0.0, "cause": None, "over": False, "place": None}
 
@@ -67,6 +69,7 @@ class Watch:
         self._failure: RankFailure | None = None
         self._stop = threading.Event()
         self._news = threading.Event()
+        self._met = threading.Event()
         self._beats = 0
         self._last_beat = time.monotonic()
         self._heard: dict[int, tuple[int, float]] = {}
@@ -96,6 +99,8 @@ class Watch:
             self._threads = [threading.Thread(target=loop, daemon=True) for loop in (self._run, self._guard)]
             for thread in self._threads:
                 thread.start()
+            self._met.wait(_MEETING_SECONDS)
+            self._met.set()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -131,7 +136,8 @@ class Watch:
     def _run(self) -> None:
         while not self._stop.wait(_SHORTEST_BEAT_SECONDS):
             # what is begun is told at once: a rank that dies of it can't tell later
-            self._news.wait(self._beat_seconds)
+            if self._met.is_set():
+                self._news.wait(self._beat_seconds)
             self._news.clear()
             try:
                 self._beat()
@@ -154,6 +160,8 @@ class Watch:
             # this process itself was held up, or the whole job suspended: what it hasn't heard meanwhile says nothing
             self._heard = {rank: (beat, now) for rank, (beat, _) in self._heard.items()}
         self.posts = posts
+        if all(post["beat"] for post in posts):
+            self._met.set()
         for rank, post in enumerate(posts):
             if rank != self._cluster.rank and self._failure is None and not post["over"]:
                 self._know(self._examine(rank, post, now))

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from pipeline.artefacts import digest_lines
 from pipeline.cluster import Cluster, agree, agreement
 from pipeline.config import RunConfig
-from pipeline.errors import DataError, TrainingError
+from pipeline.errors import TrainingError
 from pipeline.evaluation.evaluate import TestSet, evaluate
 from pipeline.liveness import Watch
 from pipeline.model.flops import speech_cost
 from pipeline.progress import ProgressBar
-from pipeline.speech.loading import BadSample
 from pipeline.speech.stream import SpeechStream, StepData
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.bad_steps import BadStep, BadSteps
@@ -33,14 +28,12 @@ from pipeline.training.run_log import RunLog, StepRecord
 from pipeline.training.schedule import rate_factor
 from pipeline.training.speed import count_work
 from pipeline.training.stopping import StopRequest
+from pipeline.training.tally import RankShare, Tally
 
 if TYPE_CHECKING:
     from pipeline.training.parts import Parts
 
 _log = logging.getLogger(__name__)
-_NUM_NAMED = 5
-# Too few samples say nothing about a share of bad ones: it is judged against this many, or all where there are fewer.
-_JUDGED_SAMPLES = 1_000
 
 
 @dataclass(frozen=True)
@@ -85,11 +78,8 @@ class TrainingLoop:
         reads_text = config.evaluation.decode != "replica" and test_set is not None and bool(config.data.text)
         self._base = BasePartitions(engine) if reads_text else None
         self._fingerprints = {**fingerprints, "data": stream.fingerprint}
-        self._train_seconds = self._train_seconds_before = 0.0
         self._hint = (0, 0)
-        self._num_seen = 0
-        self._hours: dict[str, float] = {}
-        self._bad: dict[str, BadSample] = {}
+        self._tally = Tally(num_samples=stream.num_samples, max_bad_fraction=config.data.max_bad_fraction)
         self._log: RunLog | None = None
         self._saved_step = 0
         self._bad_steps = BadSteps(config.training)
@@ -136,7 +126,7 @@ class TrainingLoop:
                     break
                 record = self._step(data, num_tokens)
                 step, self._hint = data.global_step + 1, data.hint
-                self._check_bad_samples()
+                self._tally.check_bad_samples()
                 bar.advance(detail=_describe(record))
                 reason = self._keep_cadence(step)
             steps.close()
@@ -190,11 +180,8 @@ class TrainingLoop:
         num_updates = state["step"] - self._bad_steps.num_skipped
         checkpoints.restore(self._engine, self._folder.checkpoints / name, self._cluster, num_updates=num_updates)
         self._saved_step = state["step"]
-        self._train_seconds = self._train_seconds_before = state["train_seconds"]
         self._hint = (state["hint"][0], state["hint"][1])
-        self._num_seen = state["num_seen"]
-        self._hours = state["hours_seen"]
-        self._bad = {item["key"]: BadSample(**item) for item in state["bad_samples"]}
+        self._tally.restore(state)
         return int(state["step"])
 
     def _step(self, data: StepData, num_tokens: int) -> StepRecord | None:
@@ -220,48 +207,29 @@ class TrainingLoop:
         )
         work = count_work(self._cost, data.batches)
         self._phases.enter("exchange")
-        shares = self._cluster.gather((result.loss_sum_nats, replace(data, batches=()), data.keys, work))
+        share = RankShare.of(data, result.loss_sum_nats, work)
+        shares = self._cluster.gather(share)
         self._phases.enter("rest")
-        data_shares = [share for _, share, *_ in shares]
-        bad = [item for share in data_shares for item in share.bad_samples]
-        loss_sum = sum(loss for loss, *_ in shares)
-        keys = [key for *_, rank_keys, _ in shares for key in rank_keys]
-        self._num_seen += len(keys)
-        for share in data_shares:
-            for language, audio_seconds in share.seconds_by_language.items():
-                self._hours[language] = self._hours.get(language, 0.0) + audio_seconds / 3600
-        self._bad.update((item.key, item) for item in bad)
         phase_seconds = self._phases.take_seconds()
-        seconds = sum(phase_seconds.values())
-        self._train_seconds_before = self._train_seconds
-        self._train_seconds += seconds
+        self._tally.add(shares, seconds=sum(phase_seconds.values()))
         if self._log is not None:
-            self._log.add_bad_samples(data.global_step, bad)
-        bad_step = self._bad_steps.judge(data.global_step, result, loss_sum_nats=loss_sum, keys=keys)
+            self._log.add_bad_samples(data.global_step, [item for share in shares for item in share.data.bad_samples])
+        bad_step = self._bad_steps.judge(
+            data.global_step,
+            result,
+            loss_sum_nats=sum(share.loss_sum_nats for share in shares),
+            keys=[key for share in shares for key in share.keys],
+        )
         if bad_step is not None:
             self._skip(bad_step)
             return None
-        audio_seconds = sum(share.audio_seconds for share in data_shares)
-        record = StepRecord(
-            step=data.global_step,
-            loss_nats=loss_sum / max(num_tokens, 1),
-            loss_sum_nats=loss_sum,
+        record = self._tally.record(
+            shares,
             num_target_tokens=num_tokens,
             learning_rates=rates,
             grad_norm=result.grad_norm,
-            seconds=seconds,
-            audio_seconds=audio_seconds,
-            audio_seconds_per_second=audio_seconds / seconds,
-            tokens_per_second=sum(item.num_llm_tokens for *_, item in shares) / seconds,
-            mfu=sum(item.flops for *_, item in shares) / seconds / self._peak_flops_per_second,
-            phase_seconds={str(phase): spent for phase, spent in phase_seconds.items()},
-            wait_seconds=max(share.wait_seconds for share in data_shares),
-            padding=sum(share.padding for share in data_shares) / len(shares),
-            llm_padding=sum(share.llm_padding for share in data_shares) / len(shares),
-            hours_seen=dict(sorted(self._hours.items())),
-            bad_samples=dict(Counter(item.cause for item in bad)),
-            peak_memory_bytes=peak_memory_bytes(),
-            keys_digest=digest_lines(sorted(keys)),
+            phase_seconds=phase_seconds,
+            peak_flops_per_second=self._peak_flops_per_second,
         )
         if self._log is not None:
             self._log.add_step(record)
@@ -275,20 +243,6 @@ class TrainingLoop:
             raise TrainingError(bad.why_stop)
         if self._log is not None:
             _log.warning("Step %d is skipped: gradient norm %s.", bad.record["step"], bad.record["grad_norm"] or "not finite")
-
-    def _check_bad_samples(self) -> None:
-        """Raise `DataError`, alike on every rank, once too many different samples have turned out to be unusable."""
-        seen = max(min(self._num_seen, self._stream.num_samples), min(self._stream.num_samples, _JUDGED_SAMPLES))
-        if len(self._bad) <= self._config.data.max_bad_fraction * seen:
-            return
-        causes = ", ".join(f"{count} {cause}" for cause, count in Counter(b.cause for b in self._bad.values()).most_common())
-        shards = Counter(b.shard for b in self._bad.values()).most_common(_NUM_NAMED)
-        named = "; ".join(f"{item.key} ({item.detail})" for item in list(self._bad.values())[:_NUM_NAMED])
-        raise DataError(
-            f"{len(self._bad)} of {seen} training samples can't be used ({causes}), more than data.max_bad_fraction "
-            f"{self._config.data.max_bad_fraction:g} allows. Worst shards: {', '.join(f'{path} ({n})' for path, n in shards)}. "
-            f"First samples: {named}. Repair or repack them, or raise data.max_bad_fraction."
-        )
 
     def _keep_cadence(self, step: int) -> str | None:
         """Evaluate and save where it is time to; the reason, if there is one, to stop. A collective."""
@@ -307,14 +261,11 @@ class TrainingLoop:
             return
         self._phases.enter("checkpoint")
         state = {
-            "train_seconds": self._train_seconds,
             "world_size": self._cluster.world_size,
             "fingerprints": self._fingerprints,
             "hint": list(self._hint),
-            "num_seen": self._num_seen,
-            "hours_seen": self._hours,
             "bad_steps": self._bad_steps.to_json(),
-            "bad_samples": [asdict(item) for item in self._bad.values()],
+            **self._tally.to_json(),
         }
         keep = self._config.training.keep_checkpoints
         checkpoints.save(
@@ -351,8 +302,7 @@ class TrainingLoop:
         minutes = self._config.training.evaluate_every_minutes
         if minutes is None:
             return False
-        now, before = (seconds // (60 * minutes) for seconds in (self._train_seconds, self._train_seconds_before))
-        return bool(self._cluster.broadcast(now > before))
+        return bool(self._cluster.broadcast(self._tally.has_passed(minutes)))
 
     def _keep_if_best(self, step: int, mean_wer: float | None) -> None:
         """Save and mark a checkpoint that is better than all before. A collective."""
@@ -376,7 +326,7 @@ class TrainingLoop:
                 cluster=self._cluster,
                 hypotheses_path=path,
                 step=step,
-                train_seconds=self._train_seconds,
+                train_seconds=self._tally.train_seconds,
                 wants_to_stop=self._wants_to_stop,
             )
 
@@ -388,12 +338,3 @@ def _describe(record: StepRecord | None) -> str:
 def _first_wish(wishes: Sequence[str | None]) -> str | None:
     """The lowest rank's reason to stop, of those that have one."""
     return next((f"{why} on rank {rank}" for rank, why in enumerate(wishes) if why), None)
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held: of the GPU where it uses one, else of the host."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.debian import install
+
 _FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -110,12 +112,22 @@ def _raise(descriptor: int) -> int:
     return high
 
 
+def find_chromium() -> str:
+    """The browser's program, installed where that can be done; else the test is skipped."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        why = install(["chromium"])
+        found = shutil.which("chromium")
+        if found is None:
+            pytest.skip(why or "Debian's chromium is installed, and isn't on PATH")
+    return found
+
+
 @contextmanager
 def chromium(profile: Path) -> Iterator[Page]:
     """A browser with one page; the test is skipped where there is none."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    program = find_chromium()
     # Chromium reads commands from descriptor 3 and answers on 4
     command_in, command_out, answer_in, answer_out = (
         _raise(descriptor) for pipe in (os.pipe(), os.pipe()) for descriptor in pipe

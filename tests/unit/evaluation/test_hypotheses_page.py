@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 import subprocess
 
 import numpy as np
@@ -14,6 +13,7 @@ import soundfile
 from pipeline.evaluation import page
 from pipeline.evaluation.page import align, make_page
 from pipeline.evaluation.wer import Hypothesis
+from tests.browser import find_chromium
 
 HYPOTHESES = [
     Hypothesis("en/1", "en", "A red lamp.", "a <b>green</b> lamp", seconds=2.0),
@@ -64,9 +64,7 @@ def test_the_page_holds_the_worst_utterances_where_there_are_too_many(monkeypatc
 @pytest.fixture(scope="module")
 def browse(tmp_path_factory):
     """The page's DOM after its script has run, as Chromium has it."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium on PATH (Debian's package chromium)")
+    chromium = find_chromium()
     folder = tmp_path_factory.mktemp("page")
 
     def open_page(text: str, fragment: str = "") -> str:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from scipy.special import digamma
-
 from pipeline.scan.spectrum import SpectrumStats
 
 
@@ -38,6 +36,8 @@ def entropy_deficit(stats: SpectrumStats) -> float:
     """
     if stats.zero_sigmas:
         return math.inf
+    from scipy.special import digamma  # half of what a scan would import, and most never ask for this score
+
     short, long = sorted(stats.shape)
     deficit = math.log2(stats.frobenius / math.sqrt(short)) - stats.log2_volume / short
     mean_log = math.fsum(float(digamma((long - i) / 2)) / math.log(2) + 1 for i in range(short)) / (2 * short)

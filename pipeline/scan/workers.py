@@ -12,7 +12,7 @@ from types import FrameType
 
 from pipeline.local_cluster import Hub
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.02
 # Ranks that outlive a dead one find out by themselves and say more than we could; then they have had their time.
 _PATIENCE_SECONDS = 40.0
 

@@ -4,8 +4,9 @@
 
 Compared are this project's scan, PEFT's KappaTuneSelector, WeightWatcher (both optional: `pip install peft weightwatcher`) and
 float32 `torch.linalg.svdvals` as stored, on a whole model and on the seven matrices of one Llama-3.1-8B layer (Gaussian, in
-bfloat16). The command itself is timed on one rank and on two, which share that layer. Repeats take turns, so that a slow minute
-of the machine meets every method alike; medians are reported.
+bfloat16). The command itself is timed, from its start to its end, on one rank and on two, which share four such layers; beside it
+stands what two scans of the whole, side by side, lose to each other on this machine, as two ranks can't do better. Repeats take
+turns, so that a slow minute of the machine meets every method alike; medians are reported.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from typing import Any
 from pipeline.blas import pin_threads
 
 LAYER_SHAPES = {
-    "model.layers.0.self_attn.q_proj": (4096, 4096),
-    "model.layers.0.self_attn.k_proj": (1024, 4096),
-    "model.layers.0.self_attn.v_proj": (1024, 4096),
-    "model.layers.0.self_attn.o_proj": (4096, 4096),
-    "model.layers.0.mlp.gate_proj": (14336, 4096),
-    "model.layers.0.mlp.up_proj": (14336, 4096),
-    "model.layers.0.mlp.down_proj": (4096, 14336),
+    "self_attn.q_proj": (4096, 4096),
+    "self_attn.k_proj": (1024, 4096),
+    "self_attn.v_proj": (1024, 4096),
+    "self_attn.o_proj": (4096, 4096),
+    "mlp.gate_proj": (14336, 4096),
+    "mlp.up_proj": (14336, 4096),
+    "mlp.down_proj": (4096, 14336),
 }
+NUM_SHARED_LAYERS = 4
 
 
 def scan_ours(folder: Path) -> dict[str, float]:
@@ -173,14 +175,16 @@ def measure(method: str, folder: Path) -> dict[str, Any]:
     return result
 
 
-def make_layer(folder: Path) -> Path:
-    """One Llama-3.1-8B layer's matrices, Gaussian, in bfloat16."""
+def make_layers(folder: Path, count: int) -> Path:
+    """The matrices of so many Llama-3.1-8B layers, Gaussian, in bfloat16."""
     import torch
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(0)
     content = {
-        f"{name}.weight": (0.02 * torch.randn(shape, generator=generator)).bfloat16() for name, shape in LAYER_SHAPES.items()
+        f"model.layers.{layer}.{name}.weight": (0.02 * torch.randn(shape, generator=generator)).bfloat16()
+        for layer in range(count)
+        for name, shape in LAYER_SHAPES.items()
     }
     save_file(content, folder / "model.safetensors")
     return folder
@@ -218,27 +222,47 @@ def compare(folder: Path, methods: list[str], repeats: int) -> dict[str, Any]:
 
 
 def compare_ranks(folder: Path, repeats: int) -> dict[str, Any]:
-    """Seconds of `kappaspeech scan` on one rank and on two, a thread each, from start to end of the command."""
-    seconds: dict[int, list[float]] = {1: [], 2: []}
+    """Seconds of `kappaspeech scan` on one rank, on two, and of two commands of one rank at once; a thread each."""
+    seconds: dict[str, list[float]] = {"one rank": [], "two ranks": [], "one rank, twice at once": []}
     with tempfile.TemporaryDirectory() as scratch:
-        rankings = {ranks: Path(scratch) / f"{ranks}.json" for ranks in seconds}
+
+        def scan_all(*workers: int) -> float:
+            began = time.monotonic()
+            command = [sys.executable, "-m", "pipeline", "scan", str(folder), "--no-journal"]
+            started = [
+                subprocess.Popen(
+                    [*command, f"--workers={count}", f"--output={scratch}/{count}-{number}.json"],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+                for number, count in enumerate(workers)
+            ]
+            codes = [scan.wait() for scan in started]
+            if any(codes):
+                raise SystemExit("a scan failed")
+            return time.monotonic() - began
+
         for _ in range(repeats):
-            for ranks, measured in seconds.items():
-                command = [sys.executable, "-m", "pipeline", "scan", str(folder), "--no-journal", f"--output={rankings[ranks]}"]
-                began = time.monotonic()
-                subprocess.run([*command, f"--workers={ranks}"], check=True, capture_output=True)
-                measured.append(time.monotonic() - began)
-        if rankings[1].read_bytes() != rankings[2].read_bytes():
+            for measured, workers in zip(seconds.values(), ((1,), (2,), (1, 1)), strict=True):
+                measured.append(scan_all(*workers))
+                print(f"  {workers} {measured[-1]:.2f} s", file=sys.stderr, flush=True)
+        if Path(scratch, "1-0.json").read_bytes() != Path(scratch, "2-0.json").read_bytes():
             raise SystemExit("the rankings of one rank and of two differ")
-    ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
-    return {"seconds": seconds, "one_over_two": statistics.median(ratios)}
+    one, two, crowded = seconds.values()
+    return {
+        "num_layers": NUM_SHARED_LAYERS,
+        "seconds": seconds,
+        "one_over_two": statistics.median(a / b for a, b in zip(one, two, strict=True)),
+        "two_alone_over_two_at_once": statistics.median(2 * a / b for a, b in zip(one, crowded, strict=True)),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a folder with model.safetensors")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--skip-layer", action="store_true", help="the whole model alone")
+    parser.add_argument("--skip-layer", action="store_true", help="leave the 8B layer out")
+    parser.add_argument("--skip-ranks", action="store_true", help="leave two ranks against one out, which need an idle machine")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -257,9 +281,10 @@ def main() -> None:
     results = {"model": compare(arguments.model, methods, arguments.repeats)}
     if not arguments.skip_layer:
         with tempfile.TemporaryDirectory() as scratch:
-            layer = make_layer(Path(scratch))
-            results["llama-3.1-8b layer"] = compare(layer, methods, arguments.repeats)
-            results["ranks on that layer"] = compare_ranks(layer, max(3, arguments.repeats))
+            results["llama-3.1-8b layer"] = compare(make_layers(Path(scratch), 1), methods, arguments.repeats)
+    if not arguments.skip_ranks:
+        with tempfile.TemporaryDirectory() as scratch:
+            results["ranks"] = compare_ranks(make_layers(Path(scratch), NUM_SHARED_LAYERS), max(3, arguments.repeats))
     record = {
         "command": f"python benchmarks/scan.py --model {arguments.model.name} --repeats {arguments.repeats}",
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": 1},

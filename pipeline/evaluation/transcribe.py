@@ -5,12 +5,13 @@ B batch · T frames · N longest left-padded prompt · H LLM width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import DataError
 from pipeline.evaluation.decoding import Decoded, cut_at_end, stop_at_loops
@@ -66,24 +67,25 @@ class Transcriber:
         self.check(samples)
         self.model.eval()
         embeds_BNH, mask_BN = self._embed(samples)
-        ids_BL = self.model.llm.generate(
-            inputs_embeds=embeds_BNH,
-            attention_mask=mask_BN,
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            num_beams=self.num_beams,
-            stopping_criteria=[stop_at_loops],
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.eos_token_id,
-            synced_gpus=self.in_step,
-            # a checkpoint may bring defaults of its own, made for chat
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            length_penalty=1.0,
-        )
+        with _contiguous_input(self.model.llm.get_output_embeddings()):
+            ids_BL = self.model.llm.generate(
+                inputs_embeds=embeds_BNH,
+                attention_mask=mask_BN,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                num_beams=self.num_beams,
+                stopping_criteria=[stop_at_loops],
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.eos_token_id,
+                synced_gpus=self.in_step,
+                # a checkpoint may bring defaults of its own, made for chat
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                length_penalty=1.0,
+            )
         rows = [cut_at_end(row, self.tokenizer.eos_token_id) for row in ids_BL.tolist()]
         texts = self.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)
         return [Decoded(text.strip(), ending) for text, (_, ending) in zip(texts, rows, strict=True)]
@@ -106,6 +108,20 @@ class Transcriber:
     @property
     def prompt_device(self) -> torch.device:
         return self.model.adaptor.project.weight.device
+
+
+@contextmanager
+def _contiguous_input(head: nn.Module) -> Iterator[None]:
+    """Let the head see the last position's states as one block.
+
+    From a slice of them torch 2.13's matmul makes a batched product, for which a CPU copies the head once for each row: seconds
+    and gigabytes.
+    """
+    hook = head.register_forward_pre_hook(lambda _head, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _pad_left(embeds_BNH: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
     python benchmarks/real_speech.py RECORDINGS [--work real_speech] [--output benchmarks/results/real_speech.json]
 
-RECORDINGS has a folder a language with transcripts.tsv (file, tab, text). It is divided by sentence, packed and scanned; then
+RECORDINGS has a folder `en` with transcripts.tsv (file, tab, text). It is divided by sentence; the quickstart's generated English
+is put beside it under the name of a language of its own, `generated`; both are packed, and the LLM is scanned. Then
 `kappaspeech compare benchmarks/experiments/real_speech.yaml` trains the arms, two side by side, a thread each. Interrupted, the
 same command goes on. The record is the comparison's report.json with the machine, the versions and the command.
 """
@@ -24,6 +25,8 @@ from pipeline.speech.layouts import find_recordings
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENT = REPOSITORY / "benchmarks/experiments/real_speech.yaml"
 LLM = "models/smollm2-135m-instruct"
+# by the name that stands for a language: the folder that it is spoken in
+SOURCES = {"en": "speech", "generated": "generated"}
 
 
 def prepare(work: Path, recordings: Path) -> None:
@@ -33,13 +36,21 @@ def prepare(work: Path, recordings: Path) -> None:
     if not (work / "speech").exists():
         run(work, "demo", "speech", "speech", "--recordings", str(recordings.resolve()))
     check_division(work / "speech")
+    if not (work / "generated").exists():
+        run(work, "demo", "speech", "generated")
     for part in ("train", "test"):
-        run(work, "pack", f"speech/{part}", f"shards/{part}", "--shard-size", "200")
+        for language, source in SOURCES.items():
+            link(work / "spoken" / part / language, work / source / part / "en")
+        run(work, "pack", f"spoken/{part}", f"shards/{part}", "--shard-size", "200")
     if not (work / "ranking.json").exists():
         run(work, "scan", LLM, "--output", "ranking.json")
-    link = work / "ds_configs"
-    link.unlink(missing_ok=True)
-    link.symlink_to(REPOSITORY / "ds_configs")
+    link(work / "ds_configs", REPOSITORY / "ds_configs")
+
+
+def link(path: Path, target: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(target.resolve())
 
 
 def check_division(speech: Path) -> None:

@@ -54,6 +54,17 @@ def samples():
     ]
 
 
+def test_the_head_is_given_one_block_for_it_would_be_copied_for_every_row(transcriber, samples):
+    blocks = []
+    head = transcriber.model.llm.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _head, inputs, _output: blocks.append(inputs[0].is_contiguous()))
+    transcriber.decode(samples[:3])
+    hook.remove()
+    assert len(blocks) > 1
+    assert all(blocks)
+    assert not head._forward_pre_hooks
+
+
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_a_text_does_not_depend_on_the_batch_it_is_decoded_in(transcriber, samples, num_beams):
     decoder = replace(transcriber, num_beams=num_beams)

@@ -1,0 +1,90 @@
+"""The quickstart as a newcomer meets it: in a fresh clone of this repository's last commit, with an environment of its own.
+
+    python benchmarks/quickstart.py [--work DIR] [--output benchmarks/results/quickstart.json]
+
+Runs `bash launch/quickstart.sh` there, to its end, and keeps what it said of its times, the run's evaluations and the report
+beside the machine and the versions; the report's picture goes to docs/quickstart.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[1]
+COMMAND = "bash launch/quickstart.sh"
+# of this process's environment nothing that would find another installation
+LEFT_OUT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+
+
+def run(clone: Path, log: Path) -> float:
+    """Run it; return the seconds that it took."""
+    environment = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
+    began = time.monotonic()
+    with log.open("wb") as output:
+        code = subprocess.run(COMMAND.split(), cwd=clone, env=environment, stdout=output, stderr=subprocess.STDOUT).returncode
+    if code:
+        raise SystemExit(f"{COMMAND} ended with {code}:\n{log.read_text(errors='replace')[-2000:]}")
+    return time.monotonic() - began
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def describe(output: Path, log: Path, seconds: float) -> dict[str, Any]:
+    """The record of a run that has ended."""
+    made_by = json.loads((output / "runs/kappa/run.json").read_text(encoding="utf-8"))
+    steps = read_lines(output / "runs/kappa/steps.jsonl")
+    said = log.read_text(encoding="utf-8", errors="replace")
+    stages = re.findall(r"^\[\d+\] (.+?)(?: (?:in)?to /\S+)? \((\d+) s\)$", said, re.MULTILINE)
+    return {
+        "command": COMMAND,
+        "machine": {"cpu": processor(), "cores": os.cpu_count(), "python": platform.python_version(), "ranks": 2},
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "git_commit": made_by["git_commit"],
+        "versions": made_by["versions"],
+        "seconds": {"whole": round(seconds), "begun_at": {stage: int(at) for stage, at in stages}},
+        "step_seconds_median": statistics.median(step["seconds"] for step in steps),
+        "wait_seconds_total": sum(step["wait_seconds"] for step in steps),
+        "loss_nats": [round(step["loss_nats"], 4) for step in steps],
+        "evaluations": read_lines(output / "runs/kappa/evaluations.jsonl"),
+        "report": json.loads((output / "comparison/report.json").read_text(encoding="utf-8")),
+    }
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="where to clone to (default: a temporary folder)")
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks/results/quickstart.json")
+    parser.add_argument("--picture", type=Path, default=REPOSITORY / "docs/quickstart.png")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = arguments.work or Path(scratch)
+        work.mkdir(parents=True, exist_ok=True)
+        clone, log = work / "kappaspeech", work / "quickstart.log"
+        subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(clone)], check=True)
+        record = describe(clone / "quickstart", log, run(clone, log))
+        arguments.output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        shutil.copyfile(clone / "quickstart/comparison/report.png", arguments.picture)
+    print(arguments.output)
+
+
+if __name__ == "__main__":
+    main()

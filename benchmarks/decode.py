@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import processor
 
 from pipeline.config import DatasetConfig
 from pipeline.evaluation.decoding import Decoded
@@ -122,7 +123,7 @@ def main() -> None:
         "max_new_tokens": options.max_new_tokens,
         "threads": options.threads,
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -138,11 +139,6 @@ def main() -> None:
             "runs": [*before, {"command": " ".join(["benchmarks/decode.py", *sys.argv[1:]]), **result}],
         }
         options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

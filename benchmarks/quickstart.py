@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -22,10 +21,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from machine import processor
+
 REPOSITORY = Path(__file__).parents[1]
 COMMAND = "bash launch/quickstart.sh"
 # of this process's environment nothing that would find another installation
-LEFT_OUT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+LEFT_OUT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VENV")
 
 
 def run(clone: Path, log: Path) -> float:
@@ -51,7 +52,7 @@ def describe(output: Path, log: Path, seconds: float) -> dict[str, Any]:
     stages = re.findall(r"^\[\d+\] (.+?)(?: (?:in)?to /\S+)? \((\d+) s\)$", said, re.MULTILINE)
     return {
         "command": COMMAND,
-        "machine": {"cpu": processor(), "cores": os.cpu_count(), "python": platform.python_version(), "ranks": 2},
+        "machine": {"cpu": processor(), "cores": os.cpu_count(), "ranks": 2},
         "date": datetime.now(timezone.utc).date().isoformat(),
         "git_commit": made_by["git_commit"],
         "versions": made_by["versions"],
@@ -64,11 +65,6 @@ def describe(output: Path, log: Path, seconds: float) -> dict[str, Any]:
     }
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="where to clone to (default: a temporary folder)")
@@ -79,6 +75,8 @@ def main() -> None:
         work = arguments.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
         clone, log = work / "kappaspeech", work / "quickstart.log"
+        if clone.exists():
+            raise SystemExit(f"{clone} is there already; remove it or give another --work.")
         subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(clone)], check=True)
         record = describe(clone / "quickstart", log, run(clone, log))
         arguments.output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

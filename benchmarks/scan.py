@@ -25,6 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from machine import processor
+
 from pipeline.blas import pin_threads
 
 LAYER_SHAPES = {
@@ -233,13 +235,14 @@ def compare_ranks(folder: Path, repeats: int) -> dict[str, Any]:
                 subprocess.Popen(
                     [*command, f"--workers={count}", f"--output={scratch}/{count}-{number}.json"],
                     stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
+                    stderr=(Path(scratch) / f"{number}.log").open("wb"),
                 )
                 for number, count in enumerate(workers)
             ]
             codes = [scan.wait() for scan in started]
             if any(codes):
-                raise SystemExit("a scan failed")
+                said = (Path(scratch) / "0.log").read_text(errors="replace")
+                raise SystemExit(f"{' '.join(command)} ended with {codes}:\n{said[-2000:]}")
             return time.monotonic() - began
 
         for _ in range(repeats):
@@ -286,8 +289,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             results["ranks"] = compare_ranks(make_layers(Path(scratch), NUM_SHARED_LAYERS), max(3, arguments.repeats))
     record = {
-        "command": f"python benchmarks/scan.py --model {arguments.model.name} --repeats {arguments.repeats}",
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": 1},
+        "command": f"python benchmarks/scan.py --model {arguments.model.name} --repeats {arguments.repeats}"
+        + " --skip-layer" * arguments.skip_layer
+        + " --skip-ranks" * arguments.skip_ranks,
+        "machine": {"cpu": processor(), "cores": os.cpu_count(), "threads": 1},
         "versions": versions,
         "results": results,
     }
@@ -295,13 +300,6 @@ def main() -> None:
     print(text)
     if arguments.output:
         arguments.output.write_text(text + "\n", encoding="utf-8")
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -26,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import processor
 
 from pipeline.blas import pin_threads
-from tests.web import FaultyServer
 
 NUM_MELS = 80
 LEVELS = ("bytes", "waveform", "features")
@@ -292,6 +291,7 @@ def main() -> None:
     from importlib.metadata import version
 
     from pipeline.speech.shards import expand, read_index
+    from tests.web import FaultyServer
 
     shards = expand(arguments.shards)
     folder = Path(shards[0]).resolve().parent
@@ -306,7 +306,7 @@ def main() -> None:
     memory = measure(lasting)["resident_megabytes_by_epoch"]
     record = {
         "command": f"python benchmarks/stream.py --shards '…/*.tar' --repeats {arguments.repeats}",
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": 1},
+        "machine": {"cpu": processor(), "cores": os.cpu_count(), "threads": 1},
         "versions": {package: version(package) for package in ("webdataset", "soundfile", "numpy", "torch", "openai-whisper")},
         "ffmpeg": has_ffmpeg,
         "shards": len(shards),
@@ -320,11 +320,6 @@ def main() -> None:
     print(text)
     if arguments.output:
         arguments.output.write_text(text + "\n", encoding="utf-8")
-
-
-def cpu_name() -> str:
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

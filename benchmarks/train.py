@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import processor
 from train_peers import Step, run_padded, run_trainer
 from train_shapes import SHAPES, train_shape
 
@@ -248,7 +249,7 @@ def main() -> None:
         )
     record = {
         "command": command,
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": arguments.threads},
+        "machine": {"cpu": processor(), "cores": os.cpu_count(), "threads": arguments.threads},
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "batch": {"micro_batch": MICRO_BATCH, "accumulate": ACCUMULATE, "ranks": 1, "dtype": "bfloat16"},
         "results": results,
@@ -257,13 +258,6 @@ def main() -> None:
     print(text)
     if arguments.output:
         arguments.output.write_text(text + "\n", encoding="utf-8")
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

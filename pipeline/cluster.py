@@ -119,10 +119,12 @@ class TorchCluster:
                     "gloo", init_method="env://", timeout=timeout, rank=launch.rank, world_size=launch.world_size
                 )
         self._dist = dist
-        self._group = dist.new_group(backend="gloo", timeout=timeout)
+        self.rank = dist.get_rank()
         # heartbeats come from a thread of their own, and one client answers one call at a time
         self._post_store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
-        self.rank = dist.get_rank()
+        # before ranks meet in a new group: from then on all posts are there, and are read in one request
+        self.post("")
+        self._group = dist.new_group(backend="gloo", timeout=timeout)
         self.world_size = dist.get_world_size()
         self.local_rank = launch.local_rank
 

@@ -50,8 +50,7 @@ class ModelConfig(_Section):
 
     `instruction` is the user's turn; {audio} is where the recording stands in it. `attn_implementation` is transformers'; auto
     takes FlashAttention 2 where a GPU, the package and a 16-bit dtype are there, matrix products on processors that multiply in
-    bfloat16 themselves, else sdpa. `encoder_dtype` auto is bfloat16 on a GPU that computes in it, and beside an LLM in
-    bfloat16 on such processors; else float32.
+    bfloat16 themselves, else sdpa. `encoder_dtype` auto is bfloat16 on a GPU that computes in it, else float32.
     """
 
     llm: str

@@ -29,7 +29,7 @@ _SHORTEST_BEAT_SECONDS = 0.05
 _SILENCE_SECONDS = 15.0
 # How long the work may take to reach a `check` before the process is ended.
 _GRACE_SECONDS = 5.0
-# How long a rank waits at the start for the others' first posts, so that it can name the host of one that dies right then.
+# How long entering waits for the others' first posts.
 _MEETING_SECONDS = 5.0
 _MAX_CAUSE_LETTERS = 300
 _SILENT: Post = {"beat": 0, "doing": "", "done": 0.0, "patience": 0.0, "cause": None, "over": False, "place": None}
@@ -38,6 +38,7 @@ _SILENT: Post = {"beat": 0, "doing": "", "done": 0.0, "patience": 0.0, "cause": 
 class Watch:
     """A context manager around work that holds no collective but the last. `on_progress` gets all ranks' summed progress.
 
+    Entering waits for the others to enter, a few seconds at most, so that the host of a rank that dies right then is known.
     `describe` gives what else to post with each heartbeat, a few hundred letters of JSON at most; it must not wait for a disk.
     `judge` gets all ranks' posts after each, in rank order, and returns the failure that it sees in them. `on_failure` is told of
     one with the last posts, at once and in a thread; `on_fatal` before the process is ended from within. `needs_parent`: to
@@ -134,13 +135,14 @@ class Watch:
             raise self._failure from error
 
     def _run(self) -> None:
-        while not self._stop.wait(_SHORTEST_BEAT_SECONDS):
+        while not self._stop.wait(_SHORTEST_BEAT_SECONDS * self._beat_seconds / _BEAT_SECONDS):
             # what is begun is told at once: a rank that dies of it can't tell later
-            if self._met.is_set():
-                self._news.wait(self._beat_seconds)
+            has_met = self._met.is_set()
+            has_news = self._news.wait(self._beat_seconds if has_met else 0)
             self._news.clear()
             try:
-                self._beat()
+                if has_met or has_news:
+                    self._beat()
                 self._listen()
             except Exception as error:  # noqa: BLE001 - a store that is gone raises whatever its library likes
                 if not self._stop.is_set() and self._failure is None:
@@ -172,6 +174,7 @@ class Watch:
     def _know(self, failure: RankFailure | None) -> None:
         if failure is not None:
             self._failure = failure
+            self._met.set()
             self._on_failure(failure, self.posts)
 
     def _fail(self, rank: int, cause: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -112,15 +113,22 @@ def _raise(descriptor: int) -> int:
     return high
 
 
-def find_chromium() -> str:
-    """The browser's program, installed where that can be done; else the test is skipped."""
+@functools.cache
+def _provide_chromium() -> tuple[str | None, str]:
+    """The browser's program, installed where that can be done, or why there is none."""
     names = ("chromium", "chromium-browser", "google-chrome")
     found = next(filter(None, map(shutil.which, names)), None)
+    if found is not None:
+        return found, ""
+    why = install(["chromium"])
+    return shutil.which("chromium"), why or "Debian's chromium is installed, and isn't on PATH"
+
+
+def find_chromium() -> str:
+    """The browser's program; without one the test is skipped."""
+    found, why = _provide_chromium()
     if found is None:
-        why = install(["chromium"])
-        found = shutil.which("chromium")
-        if found is None:
-            pytest.skip(why or "Debian's chromium is installed, and isn't on PATH")
+        pytest.skip(why)
     return found
 
 

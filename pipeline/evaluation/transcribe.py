@@ -115,7 +115,7 @@ def _contiguous_input(head: nn.Module) -> Iterator[None]:
     """Let the head see the last position's states as one block.
 
     From a slice of them torch 2.13's matmul makes a batched product, for which a CPU copies the head once for each row: seconds
-    and gigabytes.
+    and gigabytes. No issue is known of it.
     """
     hook = head.register_forward_pre_hook(lambda _head, inputs: (inputs[0].contiguous(), *inputs[1:]))
     try:

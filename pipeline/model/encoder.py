@@ -121,16 +121,11 @@ def _fill_with_silence(log_mel_BMT: Tensor, num_frames_B: Tensor, total_frames: 
     return filled
 
 
-def choose_encoder_dtype(wanted: str, device: torch.device, *, llm_dtype: torch.dtype) -> torch.dtype:
-    """`wanted` (float32, bfloat16), with auto resolved: bfloat16 on a GPU that computes in it, and beside an LLM in bfloat16 on
-    processors that multiply in it themselves; else float32."""
+def choose_encoder_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """`wanted` (float32, bfloat16), with auto resolved: bfloat16 on a GPU that computes in it, else float32."""
     if wanted != "auto":
         return _DTYPES[wanted]
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = llm_dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
 
 
 def load_encoder(name_or_path: str, *, pad_to_30s: bool = False, dtype: torch.dtype = torch.float32) -> FrozenWhisperEncoder:

@@ -207,7 +207,7 @@ class TrainingLoop:
         )
         work = count_work(self._cost, data.batches)
         self._phases.enter("exchange")
-        share = RankShare.of(data, result.loss_sum_nats, work)
+        share = RankShare.of(data, loss_sum_nats=result.loss_sum_nats, work=work)
         shares = self._cluster.gather(share)
         self._phases.enter("rest")
         phase_seconds = self._phases.take_seconds()

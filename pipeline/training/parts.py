@@ -58,7 +58,7 @@ def load_parts(config: RunConfig, *, dtype: torch.dtype) -> Parts:
             f"{base_digest[:12]}…. Run the scan on this checkpoint and select again."
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder_dtype = choose_encoder_dtype(config.model.encoder_dtype, device, llm_dtype=dtype)
+    encoder_dtype = choose_encoder_dtype(config.model.encoder_dtype, device)
     encoder = load_encoder(config.model.encoder, pad_to_30s=config.model.pad_to_30s, dtype=encoder_dtype)
     tokenizer = load_tokenizer(config.model.llm)
     llm = load_llm(config.model.llm, dtype=dtype, attention=config.model.attn_implementation)

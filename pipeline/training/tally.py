@@ -32,7 +32,7 @@ class RankShare:
     work: StepWork
 
     @classmethod
-    def of(cls, data: StepData, loss_sum_nats: float, work: StepWork) -> RankShare:
+    def of(cls, data: StepData, *, loss_sum_nats: float, work: StepWork) -> RankShare:
         """The share of the rank that has `data`."""
         return cls(loss_sum_nats, replace(data, batches=()), data.keys, work)
 

@@ -205,7 +205,7 @@ def open_transcriber(
     else:
         raise InputError(f"{path} is neither a run folder (run.json) nor an export ({SPEECH_FILE}).")
     tokenizer = load_tokenizer(llm)
-    encoder_dtype = choose_encoder_dtype(parts.encoder_dtype, device, llm_dtype=parts.torch_dtype)
+    encoder_dtype = choose_encoder_dtype(parts.encoder_dtype, device)
     return Transcriber(
         model.to(device),
         load_encoder(parts.encoder, pad_to_30s=parts.pad_to_30s, dtype=encoder_dtype).to(device),

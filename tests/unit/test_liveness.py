@@ -38,8 +38,8 @@ def test_a_rank_that_is_lost_right_after_the_start_is_named_with_its_host():
     posts, is_gone = ["", ""], threading.Event()
     first = OneOfTwo(0, posts, is_gone)
     late = threading.Timer(0.3, lambda: Watch(first)._beat())
-    late.start()
     began = time.monotonic()
+    late.start()
 
     def work() -> None:
         with Watch(OneOfTwo(1, posts, is_gone)) as watch:

@@ -50,6 +50,7 @@ def test_the_page_refers_to_nothing_outside_itself(report):
     assert page.count("<svg") == page.count("</svg>") > 5
 
 
+@pytest.mark.slow
 def test_the_page_works_in_a_browser(report, tmp_path):
     with chromium(tmp_path / "profile") as page:
         page.open(report / "report.html")

@@ -84,6 +84,7 @@ def keys(dom: str) -> list[str]:
     return re.findall(r'<td data-key="([^"]+)"', dom)
 
 
+@pytest.mark.slow
 def test_a_browser_sorts_the_page_and_plays_a_clip(browse):
     # what a reader does: the third column's heading twice, one language alone, and the clip
     action = """<script>const press=key=>document.querySelector(`button[data-key=${key}]`).click();
@@ -97,5 +98,6 @@ def test_a_browser_sorts_the_page_and_plays_a_clip(browse):
     assert re.search(r'data-played="1\.5"', dom), "the clip didn't load"
 
 
+@pytest.mark.slow
 def test_the_address_can_name_the_order(browse):
     assert keys(browse(make_page("run", HYPOTHESES, {}), "#-seconds")) == ["de/2", "en/3", "en/1"]

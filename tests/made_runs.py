@@ -69,7 +69,7 @@ def make_run(
         facts={
             "num_trained_parameters": 1_000 + num_llm,
             "num_llm_trained_parameters": num_llm,
-            "data_fingerprint": "2" * 64,
+            "data_fingerprint": f"{seed:064x}",
             "initial_weights_digest": digest_json(["weights", seed]),
             "checkpoint_digest": "0" * 64,
             "adaptor": {"width": 8},

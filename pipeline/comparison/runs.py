@@ -19,7 +19,7 @@ from pipeline.training.run_log import read_lines
 _ARM_KEYS = ("run_dir", "arm", "unfreeze")
 _LLM_PREFIX = "llm."
 # Of run.json: what must be alike in all runs, whatever their seed, beside the configuration.
-_SHARED_FACTS = ("data_fingerprint", "checkpoint_digest", "adaptor", "dtype", "deepspeed_config", "versions")
+_SHARED_FACTS = ("checkpoint_digest", "adaptor", "dtype", "deepspeed_config", "versions")
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def read_run(path: Path) -> RunSummary:
 def group_runs(runs: Sequence[RunSummary]) -> list[Arm]:
     """Arms in the order in which their first runs come. Raises `InputError` where the runs don't compare.
 
-    All must have the same configuration, data, base model and software; those of one seed the same initial weights and the
-    same samples in the same order; and each arm a seed in common with the first.
+    All must have the same configuration, base model and software; those of one seed the same data, of whose fingerprint the seed
+    is a part, the same initial weights and the same samples in the same order; and each arm a seed in common with the first.
     """
     by_name: dict[str, list[RunSummary]] = {}
     for run in runs:
@@ -150,9 +150,8 @@ def find_differences(first: RunSummary, second: RunSummary) -> list[str]:
 
 def find_differences_of_seed(first: RunSummary, second: RunSummary) -> list[str]:
     """What differs between two runs of one seed in where they start and in what they see, by name."""
-    differing = []
-    if first.record.get("initial_weights_digest") != second.record.get("initial_weights_digest"):
-        differing.append("initial_weights_digest")
+    facts = ("data_fingerprint", "initial_weights_digest")
+    differing = [key for key in facts if first.record.get(key) != second.record.get(key)]
     step = next((a["step"] for a, b in zip(first.steps, second.steps, strict=False) if _samples(a) != _samples(b)), None)
     if step is not None:
         differing.append(f"the samples of step {step}")

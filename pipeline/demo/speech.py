@@ -17,6 +17,7 @@ from pipeline.demo.voices import SAMPLE_RATE_HZ, VOICES, speak, start
 from pipeline.speech.layouts import TRANSCRIPTS_NAME, find_recordings
 
 LANGUAGES = ("en", "de")
+_CLIPS_PER_TASK = 8
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,13 @@ def _split(sentences: Sequence[str], num_test: int) -> tuple[list[str], list[str
 
 
 def _speak_all(clips: Sequence[_Clip]) -> None:
-    """Each clip in a process of its own, forked from one that has started espeak-ng and never spoken.
+    """All clips, shared among processes forked from one that has loaded what they need and never spoken."""
+    import soundfile  # noqa: F401
 
-    The library carries its oscillators' phases from one utterance to the next: only a first one is a function of its text.
-    """
     start()
-    with multiprocessing.get_context("fork").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
-        pool.map(_write_clip, clips, chunksize=1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with multiprocessing.get_context("fork").Pool(cores) as pool:
+        pool.map(_write_clip, clips, chunksize=_CLIPS_PER_TASK)
 
 
 def _write_clip(clip: _Clip) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _CHARS_UTF8 = 1
 _RATE, _PITCH = 1, 3
 _CALLBACK_BUFFER_MS = 100
+_NOISE_SEED = 1
+# what a fork's answer begins with
+_SPOKEN, _REFUSED = b"s", b"r"
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class _Espeak:
         self.native_rate_hz = self._library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, _CALLBACK_BUFFER_MS, data, 0)
         if self.native_rate_hz <= 0:
             raise InputError("espeak-ng didn't start; reinstall the package espeakng-loader.")
+        # the breath of some voices is noise that the library seeds with the time of day
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(_NOISE_SEED))
         self._chunks: list[bytes] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
         # the library keeps the pointer; the object must live as long
@@ -101,19 +107,53 @@ def _espeak() -> _Espeak:
 
 
 def start() -> None:
-    """Start espeak-ng in this process without a sound. Raises `InputError` without the library."""
+    """Start espeak-ng in this process without a sound, and load what `speak` needs. Raises `InputError` without the library."""
+    import numpy as np  # noqa: F401
+    import soxr  # noqa: F401
+
     _espeak()
 
 
 def speak(text: str, voice: Voice) -> NDArray[np.float32]:
-    """`text` spoken by `voice`: mono float32 at `SAMPLE_RATE_HZ`. Raises `InputError` without the library or the voice.
+    """`text` spoken by `voice`, a function of both: mono float32 at `SAMPLE_RATE_HZ`.
 
-    A process's first utterance is a function of both; later ones differ from it by a few samples.
+    Raises `InputError` without the library or the voice.
+
+    The library carries its oscillators' phases from one utterance to the next, so each is the first of a process of its own, a
+    fork of this one, which never speaks. The fork is short: what comes after speaking is done here.
     """
     import numpy as np
     import soxr
 
     espeak = _espeak()
-    waveform = np.frombuffer(espeak.speak(text, voice), dtype=np.int16).astype(np.float32) / 32768
-    resampled: NDArray[np.float32] = soxr.resample(waveform, espeak.native_rate_hz, SAMPLE_RATE_HZ)
+    samples = np.frombuffer(_speak_in_fork(espeak, text, voice), dtype=np.int16)
+    resampled: NDArray[np.float32] = soxr.resample(samples.astype(np.float32) / 32768, espeak.native_rate_hz, SAMPLE_RATE_HZ)
     return resampled
+
+
+def _speak_in_fork(espeak: _Espeak, text: str, voice: Voice) -> bytes:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        # nothing of the parent's may run here on the way out: neither its handlers nor its buffers
+        code = 1
+        try:
+            with open(writing, "wb") as pipe:
+                try:
+                    pipe.write(_SPOKEN + espeak.speak(text, voice))
+                    code = 0
+                except InputError as error:
+                    pipe.write(_REFUSED + str(error).encode())
+        finally:
+            os._exit(code)
+    os.close(writing)
+    try:
+        with open(reading, "rb") as pipe:
+            content = pipe.read()
+    finally:
+        _, status = os.waitpid(child, 0)
+    if content[:1] == _REFUSED:
+        raise InputError(content[1:].decode())
+    if status != 0:
+        raise InputError(f"espeak-ng ended while it said {text!r} (wait status {status}); reinstall the package espeakng-loader.")
+    return content[1:]

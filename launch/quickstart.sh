@@ -5,35 +5,62 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: bash launch/quickstart.sh [--output DIR] [--speech DIR] [--inverse] [--steps N]
+usage: bash launch/quickstart.sh [--output DIR] [--speech DIR] [--inverse] [--steps N | --minutes N]
   --output DIR   where everything goes (default: quickstart/ in the repository)
   --speech DIR   real recordings in place of generated ones: a folder a language with transcripts.tsv (file, tab, text)
   --inverse      also train the control, the tensors of largest κ, and compare the two
   --steps N      optimizer steps (default: those of launch/configs/quickstart.yaml)
+  --minutes N    as many of those steps as fit about N minutes of training on this machine; a few are measured first
   PYTHON=…       the interpreter to make .venv with (3.10 to 3.13)
 TEXT
 }
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-output=$repository/quickstart speech= inverse= steps=
+output=$repository/quickstart speech= inverse= steps= minutes=
 while [ $# -gt 0 ]; do
   case $1 in
     --output) output=${2:?--output wants a folder}; shift 2 ;;
     --speech) speech=$(cd "${2:?--speech wants a folder}" && pwd); shift 2 ;;
     --inverse) inverse=yes; shift ;;
     --steps) steps=${2:?--steps wants a number}; shift 2 ;;
+    --minutes) minutes=${2:?--minutes wants a number}; shift 2 ;;
     -h|--help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
   esac
 done
+if [ -n "$steps" ] && [ -n "$minutes" ]; then
+  echo "error: --steps and --minutes exclude each other: give the number of steps, or the time that they may take." >&2
+  exit 2
+fi
+if [ -n "$minutes" ] && ! [[ $minutes =~ ^[1-9][0-9]*$ ]]; then
+  echo "error: --minutes is «$minutes»; give whole minutes, as in --minutes 10." >&2
+  exit 2
+fi
+
+# what to expect, in minutes
+install_minutes="1 to 3" models_and_speech_minutes="2 to 4" training_minutes="5 to 15, by processor" rest_minutes="1"
+if [ -n "$minutes" ]; then
+  training_minutes="about $minutes"
+elif [ -n "$steps" ]; then
+  training_minutes="as long as $steps steps take"
+fi
+cat <<TEXT
+This teaches SmolLM2-135M-Instruct to write down what Whisper base hears, on this machine, into $output.
+Minutes: $install_minutes to install, the first time; $models_and_speech_minutes for two models and speech; training $training_minutes${inverse:+, twice};
+$rest_minutes to evaluate, compare and transcribe. Interrupted, the same command goes on where it stopped.
+TEXT
 
 number=0
 say() { number=$((number + 1)); printf '\n[%d] %s (%s s)\n' "$number" "$*" "$SECONDS"; }
 
 # shellcheck source=launch/environment.sh
 . "$repository/launch/environment.sh"
-say "installing into $repository/.venv"
+say "installing into ${VENV:-$repository/.venv}"
 make_environment demo
+if [ -z "${CUDA_VISIBLE_DEVICES-all}" ] || ! nvidia-smi -L 2>/dev/null | grep '^GPU' > /dev/null; then
+  # as launch/train.sh does: DeepSpeed would warn each time that it found no GPU
+  export DS_ACCELERATOR=cpu
+fi
 
 mkdir -p "$output"
 cd "$output"
@@ -73,6 +100,30 @@ train() {
     exit 1
   fi
 }
+# choose_steps FILE: a short training measures a step; the number of steps is kept, for the same command must go on with the same
+choose_steps() {
+  local began=$SECONDS code=0
+  rm -rf runs/probe
+  if ! (train runs/probe --set training.num_steps=12 --set 'data.test=[]') > probe.log 2>&1; then
+    tail -n 15 probe.log >&2
+    echo "error: the training that measures a step didn't end well; all that it said is in $output/probe.log. Mend what it says and" \
+      "start the same command again, or give --steps in place of --minutes." >&2
+    return 1
+  fi
+  kappaspeech demo steps runs/probe "$repository/launch/configs/quickstart.yaml" --minutes "$minutes" \
+    --spent-seconds "$((SECONDS - began))" --output "$1" || code=$?
+  rm -rf runs/probe
+  return "$code"
+}
+if [ -n "$minutes" ]; then
+  kept=steps-in-$minutes-minutes
+  if [ ! -e "$kept" ]; then
+    say "measuring a step, for how many fit $minutes minutes"
+    choose_steps "$kept"
+  fi
+  steps=$(cat "$kept")
+  echo "training takes $steps steps ($kept)"
+fi
 say "training the adaptor and the selected tensors, 2 ranks, DeepSpeed ZeRO-3"
 train runs/kappa
 if [ -n "$inverse" ]; then

@@ -46,3 +46,24 @@ def texts(output: Annotated[Path, typer.Argument(help="Where the text files go."
 
     for path in write_texts(output):
         print(path)
+
+
+@demo.command()
+def steps(
+    probe: Annotated[Path, typer.Argument(help="The folder of a short run of the same configuration, without evaluations.")],
+    config: Annotated[Path, typer.Argument(help="The recipe's YAML.")],
+    minutes: Annotated[float, typer.Option(min=0, help="How long training may take, the probe included.")],
+    spent_seconds: Annotated[float, typer.Option(min=0, help="How long the probe took, from start to end.")],
+    output: Annotated[Path, typer.Option(help="Where the number of steps is written.")],
+) -> None:
+    """Choose how many of a recipe's steps fit a time on this machine."""
+    from pipeline.artefacts import write_text
+    from pipeline.config import read_run_config
+    from pipeline.demo.pace import Pace, choose_num_steps, describe_choice, read_step_seconds
+
+    recipe = read_run_config(config).training
+    pace = Pace.of(read_step_seconds(probe), spent_seconds=spent_seconds)
+    cadence = recipe.evaluate_every_steps
+    num_steps = choose_num_steps(pace, minutes=minutes, recipe_num_steps=recipe.num_steps, evaluate_every_steps=cadence)
+    write_text(output, f"{num_steps}\n")
+    print(describe_choice(num_steps, pace, minutes=minutes, recipe_num_steps=recipe.num_steps))

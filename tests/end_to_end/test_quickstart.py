@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,3 +64,109 @@ def test_the_quickstart_goes_on_where_it_was_interrupted(tmp_path):
         assert (output / path).exists()
         assert f"  {path}  " in printed
     assert "written: " in printed
+    # other libraries' bars, and DeepSpeed's lament about GPUs
+    assert "it/s]" not in printed
+    assert "Setting accelerator" not in printed
+
+
+def run_bash(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", *words], env=clean_environment(**variables), capture_output=True, text=True, timeout=120)
+
+
+def write_script(path: Path, body: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{body}")
+    path.chmod(0o755)
+
+
+def make_stand_in(venv: Path, *, step_seconds: float) -> None:
+    """An environment whose commands do nothing but what the script looks for; a run's steps take `step_seconds`."""
+    installed = subprocess.run(["cksum"], stdin=(REPOSITORY / "setup.py").open("rb"), capture_output=True, text=True, check=True)
+    venv.mkdir(exist_ok=True)
+    (venv / ".installed").write_text(f"{installed.stdout.strip()} demo\n")
+    write_script(
+        venv / "bin/python",
+        f"""
+        case "$*" in *socket*) echo 29500 ;; esac
+        [ "$1" = -m ] || exit 0
+        echo "$*" >> "{venv}/trainings"
+        run=$(grep -o 'run_dir=[^ ]*' <<< "$*" | cut -d = -f 2)
+        mkdir -p "$run"
+        echo '{{"status": "finished"}}' > "$run/run.json"
+        for step in 1 2 3 4; do echo '{{"seconds": {step_seconds}}}' >> "$run/steps.jsonl"; done
+        """,
+    )
+    write_script(
+        venv / "bin/kappaspeech",
+        f"""
+        case "$1 $2" in
+          "demo steps") PYTHONPATH="{REPOSITORY}" exec "{sys.executable}" -m pipeline "$@" ;;
+          "demo speech") mkdir -p speech/test/en; printf 'a.flac\\tword\\n' > speech/test/en/transcripts.tsv ;;
+        esac
+        """,
+    )
+
+
+def read_trainings(venv: Path) -> list[tuple[str, int]]:
+    """The run folder and the number of steps of each training that was started; the last of a key counts."""
+    lines = (venv / "trainings").read_text().splitlines()
+    return [(re.findall(r"run_dir=(\S+)", line)[-1], int(re.findall(r"num_steps=(\d+)", line)[-1])) for line in lines]
+
+
+def test_minutes_give_a_number_of_steps_that_the_same_command_keeps(tmp_path):
+    venv, output = tmp_path / "venv", tmp_path / "out"
+    script = (str(REPOSITORY / "launch/quickstart.sh"), "--output", str(output), "--minutes", "1")
+    make_stand_in(venv, step_seconds=0.2)
+    first = run_bash(*script, VENV=str(venv))
+    assert first.returncode == 0, first.stderr
+    (probe, num_probe_steps), (run, num_steps) = read_trainings(venv)
+    assert (probe, num_probe_steps, run) == ("runs/probe", 12, "runs/kappa")
+    assert "data.test=[]" in (venv / "trainings").read_text().splitlines()[0]
+    assert 150 < num_steps < 300
+    assert f"{num_steps} of the recipe's" in first.stdout
+    assert not (output / "runs/probe").exists()
+
+    make_stand_in(venv, step_seconds=0.1)
+    second = run_bash(*script, VENV=str(venv))
+    assert second.returncode == 0, second.stderr
+    assert read_trainings(venv)[2:] == [("runs/kappa", num_steps)]
+
+
+def test_minutes_that_hold_no_training_are_refused(tmp_path):
+    make_stand_in(tmp_path / "venv", step_seconds=30)
+    script = (str(REPOSITORY / "launch/quickstart.sh"), "--output", str(tmp_path / "out"), "--minutes", "2")
+    done = run_bash(*script, VENV=str(tmp_path / "venv"))
+    assert done.returncode == 2
+    assert "error: 2 minutes are too short here" in done.stderr
+    assert [run for run, _ in read_trainings(tmp_path / "venv")] == ["runs/probe"]
+    assert not (tmp_path / "out/runs/probe").exists()
+
+
+def test_steps_and_minutes_exclude_each_other_before_anything_is_made(tmp_path):
+    script = (str(REPOSITORY / "launch/quickstart.sh"), "--output", str(tmp_path / "out"))
+    for words, said in (
+        (("--steps", "5", "--minutes", "5"), "--steps and --minutes exclude each other"),
+        (("--minutes", "soon"), "--minutes is «soon»"),
+        (("--minutes", "0"), "--minutes is «0»"),
+    ):
+        done = run_bash(*script, *words, VENV=str(tmp_path / "venv"))
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_installation_says_how_long_all_takes_then_the_end_of_its_log_and_a_remedy(tmp_path):
+    venv = tmp_path / "venv"
+    write_script(
+        venv / "bin/python", 'for line in $(seq 40); do echo "WARNING $line"; done; echo "ERROR: no such thing" >&2; exit 7'
+    )
+    done = run_bash(str(REPOSITORY / "launch/quickstart.sh"), "--output", str(tmp_path / "out"), VENV=str(venv))
+    assert done.returncode == 7
+    assert "Minutes: " in done.stdout[: done.stdout.index("[1] installing")]
+    assert "WARNING" not in done.stdout
+    assert "ERROR: no such thing" in done.stderr
+    assert f"{venv}/install.log" in done.stderr
+    assert "WARNING 5\n" not in done.stderr
+    assert "WARNING 5\n" in (venv / "install.log").read_text()
+    assert not (venv / ".installed").exists()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -48,9 +49,11 @@ class AdaptorConfig(_Section):
 class ModelConfig(_Section):
     """`llm` and `encoder`: a path, or a hub id and an openai-whisper name where there is a network.
 
-    `instruction` is the user's turn; {audio} is where the recording stands in it. `attn_implementation` is transformers'; auto
-    takes FlashAttention 2 where a GPU, the package and a 16-bit dtype are there, matrix products on processors that multiply in
-    bfloat16 themselves, else sdpa. `encoder_dtype` auto is bfloat16 on a GPU that computes in it, else float32.
+    `instruction` is the user's turn; {audio} is where the recording stands in it. Without `chat_template` it is all there is:
+    a short one is less to compute. `attn_implementation` is transformers'; auto
+    takes FlashAttention 2 where a GPU, the package and a 16-bit dtype are there, matrix products on processors that are fast
+    in bfloat16, else sdpa. `encoder_dtype` auto is the LLM's, but bfloat16 only on machines that are fast in it. A run keeps
+    what it began with.
     """
 
     llm: str
@@ -59,6 +62,7 @@ class ModelConfig(_Section):
     encoder_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     pad_to_30s: bool = False
     instruction: str = "Transcribe the speech: {audio}"
+    chat_template: bool = True
     adaptor: AdaptorConfig = AdaptorConfig()
 
 
@@ -198,6 +202,9 @@ class TrainingConfig(_Section):
     process that started them is gone; switch it off where that one needn't stay.
     With `ema_decay` a moving average of what trains is kept, and it is what is evaluated and exported.
 
+    `alignment_weight` adds that many times the adaptor's alignment loss (`SpeechLLM`): the model begins to listen in a third of
+    the steps. The losses that are recorded are the transcripts' alone.
+
     A step is bad whose loss or gradient norm isn't finite or, with `explode_factor`, whose norm is that many times the median of
     the last good steps'. The optimizer doesn't move; the samples are named in the run folder's skipped_steps.jsonl; and the
     run stops, or with `on_bad_loss` skip goes on, until more than `max_skipped_steps` follow each other.
@@ -219,6 +226,7 @@ class TrainingConfig(_Section):
     activation_checkpointing: bool = False
     num_threads: Count | None = None
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    alignment_weight: NotNegative = 0.0
 
 
 class EvaluationConfig(_Section):
@@ -347,4 +355,19 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
     stage = content.get("zero_optimization", {}).get("stage")
     if stage != 3:
         raise ConfigError(f"{path} has zero_optimization.stage {stage!r}; this pipeline trains under ZeRO-3.")
+    precision = content.get("bf16", {})
+    if not isinstance(precision, dict) or precision.get("enabled", False) not in (True, False, "auto"):
+        raise ConfigError(
+            f'{path} has bf16 {precision!r}; give {{"enabled": true}}, false, or "auto", which takes what is faster.'
+        )
+    if content.get("fp16", {}).get("enabled"):
+        raise ConfigError(
+            f"{path} enables fp16, in which this pipeline doesn't train. Give bf16 with enabled true, false or auto."
+        )
     return content
+
+
+def read_precision(deepspeed_config: Mapping[str, Any]) -> Literal["auto", "bfloat16", "float32"]:
+    """What a DeepSpeed JSON says of the dtype: bf16.enabled true, false or absent, or «auto», which leaves it to the machine."""
+    enabled = deepspeed_config.get("bf16", {}).get("enabled", False)
+    return "auto" if enabled == "auto" else "bfloat16" if enabled else "float32"

@@ -9,11 +9,16 @@ import numpy as np
 import torch
 import yaml
 
+from pipeline.training.arithmetic import Arithmetic
+
 WORDS = {
     "en": ("turn", "the", "red", "lamp", "on", "open", "door", "green", "kitchen", "garden"),
     "de": ("schalte", "die", "rote", "Lampe", "ein", "öffne", "Tür", "grüne", "Küche", "Garten"),
 }
 ENCODER_WIDTH = 16
+# with bfloat16 in zero3.json, what a run computes in is the same on every machine
+DTYPE = {"encoder_dtype": "float32"}
+ARITHMETIC = Arithmetic("bfloat16", "float32", "sdpa", "a test says so", {"float32": 1.0, "bfloat16": 1.0})
 
 
 def make_llm(folder: Path, *, seed: int = 0, tied: bool = False) -> Path:
@@ -89,7 +94,12 @@ def write_config(path: Path, home: Path, run_dir: Path, **changes: Any) -> Path:
     """A run's YAML on what `home` holds; `changes` are dotted keys with __ for the dots."""
     content: dict[str, Any] = {
         "run_dir": str(run_dir),
-        "model": {"llm": str(home / "llm"), "encoder": str(home / "whisper.pt"), "adaptor": {"width": 32, "num_heads": 4}},
+        "model": {
+            "llm": str(home / "llm"),
+            "encoder": str(home / "whisper.pt"),
+            "adaptor": {"width": 32, "num_heads": 4},
+            **DTYPE,
+        },
         "unfreeze": {"selection": str(home / "selection.json")},
         "data": {
             "train": [
@@ -103,7 +113,7 @@ def write_config(path: Path, home: Path, run_dir: Path, **changes: Any) -> Path:
         "optimizer": {"warmup_steps": 1, "schedule": "constant"},
         "training": {"num_steps": 4, "checkpoint_every_steps": 2},
         "evaluation": {"batch_size": 4, "max_new_tokens": 8},
-        "deepspeed": str(Path(__file__).parents[1] / "ds_configs/zero3_cpu.json"),
+        "deepspeed": str(Path(__file__).parent / "zero3.json"),
     }
     for key, value in changes.items():
         *sections, last = key.split("__")

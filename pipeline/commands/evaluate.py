@@ -40,6 +40,8 @@ def evaluate(
     from pipeline.evaluation.evaluate import evaluate as run_evaluation
     from pipeline.evaluation.lm_harness import check_harness, run_harness
     from pipeline.evaluation.wer import measure_sensitivity
+    from pipeline.model.precision import measure_rates, slowest
+    from pipeline.training.arithmetic import UseArithmetic
     from pipeline.training.evaluated import plan_evaluation
     from pipeline.training.trained_run import choose_device, parse_step
 
@@ -62,7 +64,10 @@ def evaluate(
             plan.speech, plan.text, plan.options, read=plan.read, rank=cluster.rank, world_size=cluster.world_size
         )
         device = choose_device(cluster.local_rank)
-        decoder = plan.open_decoder(device)
+    # all alike: the slowest rank decides
+    use = UseArithmetic.of(slowest(cluster.gather(measure_rates(device))))
+    with agreement(cluster):
+        decoder = plan.open_decoder(device, use)
     target = output or plan.folder / "evaluation.json"
     hypotheses_path = target.with_suffix(".hypotheses.jsonl")
     record = run_evaluation(

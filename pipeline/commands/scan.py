@@ -59,7 +59,8 @@ def scan(
 
     checkpoint = open_checkpoint(model)
     if find_launch(os.environ).world_size == 1 and backend is Backend.torch:
-        from pipeline.scan.workers import count_cores, count_devices, run_workers
+        from pipeline.processors import count_cores
+        from pipeline.scan.workers import count_devices, run_workers
 
         num_workers = workers or (count_devices(device) if device else max(1, count_cores() // threads))
         if num_workers > 1:

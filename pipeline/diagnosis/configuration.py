@@ -93,8 +93,10 @@ def _check_deepspeed(config: RunConfig) -> list[Finding]:
 
 def _check_tokenizer(config: RunConfig) -> list[Finding]:
     tokenizer = load_tokenizer(config.model.llm)
-    prompt = make_prompt(tokenizer, config.model.instruction)
+    prompt = make_prompt(tokenizer, config.model.instruction, chat=config.model.chat_template)
     count = prompt.prefix_ids.numel() + prompt.suffix_ids.numel()
+    if not config.model.chat_template:
+        return [Finding("tokenizer", "ok", f"plain text, {count} tokens around the audio")]
     if getattr(tokenizer, "chat_template", None):
         return [Finding("tokenizer", "ok", f"chat template, {count} tokens around the audio")]
     remedy = "Right for a base model; for a chat model put its chat_template.jinja beside the tokenizer."

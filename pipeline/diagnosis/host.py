@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import socket
@@ -12,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.diagnosis.finding import Finding, Status
+from pipeline.processors import count_cores
 
 _COMPILERS = ("c++", "g++", "clang++")
 _STALE_SECONDS = 600.0
@@ -113,7 +113,7 @@ def check_gpus() -> list[Finding]:
     driver = _ask("nvidia-smi", "--query-gpu=driver_version,name,memory.used,memory.total", "--format=csv,noheader,nounits")
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not driver:
-        found = f"no GPU: training runs on this CPU, {os.cpu_count()} cores"
+        found = f"no GPU: training runs on this CPU, {count_cores()} cores"
         return [Finding("GPUs", "ok", found)]
     rows = [[cell.strip() for cell in line.split(",")] for line in driver.splitlines()]
     if not seen:

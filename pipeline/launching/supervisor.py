@@ -30,6 +30,7 @@ from pipeline.launching.command_lines import (
 from pipeline.launching.file_system import find_problem
 from pipeline.launching.hostfile import read_hostfile
 from pipeline.launching.reports import report_folder
+from pipeline.processors import count_cores
 from pipeline.rendezvous import free_port
 
 FIRST_DELAY_SECONDS = 5.0
@@ -132,7 +133,7 @@ def _processor_variables(num_ranks: int) -> dict[str, str]:
     """What ranks on processors need: without it DeepSpeed looks for a GPU, and every rank takes all cores."""
     if "DS_ACCELERATOR" in os.environ or count_gpus():
         return {}
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     threads = os.environ.get("OMP_NUM_THREADS", str(-(-cores // num_ranks)))
     return {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
 

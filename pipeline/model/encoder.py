@@ -19,7 +19,6 @@ FRAMES_PER_STATE = 2
 SECONDS_PER_STATE = 0.02
 # Whisper's normalised log-mel spans 8 decades of power, divided by 4: silence lies 2 below a clip's loudest cell.
 _LOG_MEL_RANGE = 2.0
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -121,11 +120,11 @@ def _fill_with_silence(log_mel_BMT: Tensor, num_frames_B: Tensor, total_frames: 
     return filled
 
 
-def choose_encoder_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """`wanted` (float32, bfloat16), with auto resolved: bfloat16 on a GPU that computes in it, else float32."""
+def choose_encoder_dtype(wanted: str, *, llm_dtype: str, bfloat16_is_fast: bool) -> str:
+    """`wanted` (float32, bfloat16), with auto resolved: bfloat16 beside an LLM in it, on a machine that is fast in it."""
     if wanted != "auto":
-        return _DTYPES[wanted]
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        return wanted
+    return "bfloat16" if llm_dtype == "bfloat16" and bfloat16_is_fast else "float32"
 
 
 def load_encoder(name_or_path: str, *, pad_to_30s: bool = False, dtype: torch.dtype = torch.float32) -> FrozenWhisperEncoder:

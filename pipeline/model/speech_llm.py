@@ -1,7 +1,7 @@
 """A causal LM that reads speech: audio embeddings between the prompt's tokens, loss at label positions alone.
 
 B batch · A audio positions · P prefix tokens · Q suffix tokens · L label tokens · N whole sequence · H LLM width ·
-V vocabulary · R label positions of the batch, flattened
+V vocabulary · R label positions of the batch, flattened · C different labels of the batch
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch.nn import functional
 from pipeline.model.adaptor import Adaptor
 
 IGNORED_LABEL = -100
+# What a cosine of 1 is worth in logits: enough for a clear choice among a batch's words.
+_ALIGNMENT_SCALE = 30.0
 # rows of the embedding table that are read at once
 _BLOCK_ROWS = 4_096
 
@@ -38,8 +40,10 @@ class Spliced:
 class SpeechLLM(nn.Module):
     """The adaptor and the LLM: all that trains lives here, and this is what DeepSpeed wraps."""
 
-    def __init__(self, adaptor: Adaptor, llm: Any) -> None:
+    def __init__(self, adaptor: Adaptor, llm: Any, *, aligns: bool = False) -> None:
+        """`aligns`: also compute the adaptor's alignment loss."""
         super().__init__()
+        self.aligns = aligns
         self.adaptor = adaptor
         self.llm = llm
         # what stood where training has changed the LLM, by its own names; None where nobody knows
@@ -47,11 +51,11 @@ class SpeechLLM(nn.Module):
 
     def forward(
         self, states_BSE: Tensor, num_states_B: Tensor, prefix_ids_P: Tensor, suffix_ids_Q: Tensor, label_ids_BL: Tensor
-    ) -> Tensor:
-        """Σ −log p(label) in nats, float32, over every label that isn't `IGNORED_LABEL`.
+    ) -> tuple[Tensor, Tensor]:
+        """Σ −log p(label) in nats, float32, over every label that isn't `IGNORED_LABEL`; and the alignment loss, or 0.
 
-        A sum and not a mean: the caller divides once by the target tokens of all ranks and micro-batches. A batch without
-        labels gives 0 through the whole graph, so that its rank runs every module its peers run.
+        Sums and no means: the caller divides once by the target tokens of all ranks and micro-batches. A batch without labels
+        gives 0 through the whole graph, so that its rank runs every module its peers run.
         """
         audio_BAH, num_audio_B = self.adaptor(states_BSE, num_states_B)
         spliced = self.splice(audio_BAH, num_audio_B, prefix_ids_P, suffix_ids_Q, label_ids_BL)
@@ -59,7 +63,40 @@ class SpeechLLM(nn.Module):
         hidden_BNH = self.llm.get_decoder()(inputs_embeds=spliced.embeds_BNH, use_cache=False).last_hidden_state
         logits_RV = self.llm.get_output_embeddings()(hidden_BNH[spliced.rows_R, spliced.positions_R])
         nats_R = functional.cross_entropy(logits_RV.float(), spliced.labels_R.clamp(min=0), reduction="none")
-        return (nats_R * (spliced.labels_R != IGNORED_LABEL)).sum()
+        nats = (nats_R * (spliced.labels_R != IGNORED_LABEL)).sum()
+        return nats, self._align(audio_BAH, num_audio_B, spliced, label_ids_BL) if self.aligns else torch.zeros_like(nats)
+
+    def _align(self, audio_BAH: Tensor, num_audio_B: Tensor, spliced: Spliced, label_ids_BL: Tensor) -> Tensor:
+        """Σ −log p of each row's words read off its audio embeddings alone, in order: CTC (Graves 2006), in nats.
+
+        At each audio position one of the batch's words is chosen by the cosine of its token embedding, the last label's (the
+        end of a text) standing for none. So the adaptor learns at once to put words where they are said, in vectors that the
+        LLM knows, long before the LLM listens to it. Only the adaptor gets a gradient. A row with more words than audio
+        positions gives 0.
+        """
+        is_label_BL = label_ids_BL != IGNORED_LABEL
+        if not is_label_BL.any():
+            return torch.zeros((), device=audio_BAH.device)
+        num_words_B = (is_label_BL.sum(dim=1) - 1).clamp(min=0)
+        is_word_BL = torch.arange(label_ids_BL.shape[1], device=label_ids_BL.device)[None] < num_words_B[:, None]
+        # a label's own embedding stands one position after the one that predicts it
+        label_embeds_RH = spliced.embeds_BNH[spliced.rows_R, spliced.positions_R + 1].detach().float()
+        _, class_R = torch.unique(spliced.labels_R, return_inverse=True)
+        num_classes = int(class_R.max()) + 1
+        first_C = torch.full((num_classes,), len(class_R), device=class_R.device)
+        first_C = first_C.scatter_reduce(0, class_R, torch.arange(len(class_R), device=class_R.device), "amin")
+        words_CH = functional.normalize(label_embeds_RH[first_C], dim=-1)
+        logits_BAC = _ALIGNMENT_SCALE * functional.normalize(audio_BAH.float(), dim=-1) @ words_CH.T
+        nats_B = functional.ctc_loss(
+            logits_BAC.log_softmax(dim=-1).transpose(0, 1),
+            class_R[is_word_BL[is_label_BL]],
+            num_audio_B,
+            num_words_B,
+            blank=int(class_R[-1]),
+            reduction="none",
+            zero_infinity=True,
+        )
+        return (nats_B * is_label_BL.any(dim=1)).sum()
 
     def splice(
         self, audio_BAH: Tensor, num_audio_B: Tensor, prefix_ids_P: Tensor, suffix_ids_Q: Tensor, label_ids_BL: Tensor

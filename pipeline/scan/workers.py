@@ -17,11 +17,6 @@ _POLL_SECONDS = 0.02
 _PATIENCE_SECONDS = 40.0
 
 
-def count_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def count_devices(device: str) -> int:
     """How many ranks `device` is for: as many as there are GPUs for `cuda`, one for any other."""
     import torch

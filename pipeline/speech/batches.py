@@ -77,14 +77,16 @@ class SpeechBatch:
         return int((self.label_ids != IGNORED_LABEL).sum())
 
 
-def make_prompt(tokenizer: Any, instruction: str) -> SpeechPrompt:
+def make_prompt(tokenizer: Any, instruction: str, *, chat: bool = True) -> SpeechPrompt:
     """The chat template's tokens around `instruction`, whose `AUDIO_MARK` says where the audio stands; else it comes first.
 
-    The system turn is given and empty: some templates put a long default into one that is left out. A tokenizer without a
-    template gets plain text.
+    The system turn is given and empty: some templates put a long default into one that is left out. Without `chat`, or without
+    a template, `instruction` is plain text.
     """
     user = instruction if AUDIO_MARK in instruction else AUDIO_MARK + instruction
-    if getattr(tokenizer, "chat_template", None):
+    if not chat:
+        text = user
+    elif getattr(tokenizer, "chat_template", None):
         turns = [{"role": "system", "content": ""}, {"role": "user", "content": user}]
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     else:

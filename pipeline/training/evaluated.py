@@ -12,6 +12,7 @@ import torch
 from pipeline.config import DatasetConfig, EvaluationConfig, ReadConfig
 from pipeline.errors import ConfigError, InputError
 from pipeline.evaluation.decoding import Decoder
+from pipeline.training.arithmetic import UseArithmetic
 from pipeline.training.trained_run import SPEECH_FILE, Step, open_run, open_transcriber
 
 WHISPER_PREFIX = "whisper:"
@@ -31,7 +32,7 @@ class Evaluated:
     text: Mapping[str, str]
     options: EvaluationConfig
     read: ReadConfig
-    open_decoder: Callable[[torch.device], Decoder]
+    open_decoder: Callable[[torch.device, UseArithmetic], Decoder]
 
 
 def plan_evaluation(
@@ -71,7 +72,7 @@ def plan_evaluation(
     if is_whisper and texts:
         raise InputError("Plain Whisper reads no text: leave --text out.")
 
-    def open_decoder(device: torch.device) -> Decoder:
+    def open_decoder(device: torch.device, use: UseArithmetic) -> Decoder:
         if is_whisper:
             from pipeline.evaluation.whisper_baseline import open_whisper
 
@@ -84,6 +85,7 @@ def plan_evaluation(
             batch_size=chosen.batch_size,
             max_new_tokens=chosen.max_new_tokens,
             num_beams=chosen.num_beams,
+            use=use,
         )
 
     return Evaluated(folder, reached, train_seconds, speech, texts, chosen, read, open_decoder)

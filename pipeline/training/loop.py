@@ -204,6 +204,7 @@ class TrainingLoop:
             num_target_tokens=num_tokens,
             seeds=[config.seed + first + i * self._cluster.world_size for i in range(len(batches))],
             norm_limit=self._bad_steps.norm_limit,
+            alignment_weight=config.training.alignment_weight,
         )
         work = count_work(self._cost, data.batches)
         self._phases.enter("exchange")

@@ -37,7 +37,7 @@ def make_transcriber(
             trained,
             dtype=dtype,
             lora=parts.lora,
-            attention=config.model.attn_implementation,
+            attention=parts.arithmetic.attention,
         ).to(engine.device)
         base_weights = find_base(model)
     return Transcriber(

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
-from pipeline.config import RunConfig, read_deepspeed_config
+from pipeline.config import RunConfig, read_deepspeed_config, read_precision
 from pipeline.errors import CheckpointError, InputError
 from pipeline.model.adaptor import Adaptor, AdaptorShape
 from pipeline.model.encoder import EncoderDims, FrozenWhisperEncoder
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.scan.checkpoint import open_checkpoint
 from pipeline.selection import TensorSelection
-from pipeline.training.engine import compute_dtype
 from pipeline.training.parts import mark_trained
 
 # (width, heads, layers) of openai-whisper's encoders; they read 80 mels, the newest 128
@@ -43,7 +42,8 @@ def build_meta_model(config: RunConfig, *, read_selection: bool = True) -> tuple
             f"There is no selection at {selection_path}. Make it with «kappaspeech select»; for a plan before that, say how many "
             "of the LLM's parameters will train: --trained-parameters 5e8."
         )
-    dtype = compute_dtype(read_deepspeed_config(Path(config.deepspeed)))
+    # a plan of what the machine is to choose is for one that is fast in bfloat16
+    dtype = torch.float32 if read_precision(read_deepspeed_config(Path(config.deepspeed))) == "float32" else torch.bfloat16
     encoder = _build_encoder(config)
     llm = _build_llm(config.model.llm, dtype=dtype)
     if read_selection:

@@ -6,13 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.artefacts import digest_json
 from pipeline.config import RunConfig, UnfreezeConfig
 from pipeline.errors import SelectionError
 from pipeline.model.adaptor import AdaptorShape
-from pipeline.model.encoder import FrozenWhisperEncoder, choose_encoder_dtype, load_encoder
+from pipeline.model.encoder import FrozenWhisperEncoder, load_encoder
 from pipeline.model.freezing import check_tensors, check_tensors_are_stored, unfreeze
 from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.model.lora import LoraShape, add_lora, linear_tensors
@@ -21,6 +19,7 @@ from pipeline.model.trained import build_adaptor
 from pipeline.scan.checkpoint import open_checkpoint
 from pipeline.selection import TensorSelection
 from pipeline.speech.batches import SpeechPrompt, make_prompt
+from pipeline.training.arithmetic import Arithmetic
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Parts:
     lora: LoraShape | None
     adaptor_shape: AdaptorShape
     base_digest: str
+    arithmetic: Arithmetic
 
     @property
     def rule(self) -> str:
@@ -47,7 +47,7 @@ class Parts:
         return chosen or "adaptor only"
 
 
-def load_parts(config: RunConfig, *, dtype: torch.dtype) -> Parts:
+def load_parts(config: RunConfig, arithmetic: Arithmetic) -> Parts:
     """Read models and selection, check that they fit each other, and mark what trains. No rank talks to another here."""
     checkpoint = open_checkpoint(config.model.llm)
     base_digest = checkpoint.digest
@@ -57,11 +57,10 @@ def load_parts(config: RunConfig, *, dtype: torch.dtype) -> Parts:
             f"{config.unfreeze.selection} was made from checkpoint {selection.checkpoint_digest[:12]}…; {config.model.llm} is "
             f"{base_digest[:12]}…. Run the scan on this checkpoint and select again."
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder_dtype = choose_encoder_dtype(config.model.encoder_dtype, device)
-    encoder = load_encoder(config.model.encoder, pad_to_30s=config.model.pad_to_30s, dtype=encoder_dtype)
+    dtype = arithmetic.torch_dtype
+    encoder = load_encoder(config.model.encoder, pad_to_30s=config.model.pad_to_30s, dtype=arithmetic.encoder_torch_dtype)
     tokenizer = load_tokenizer(config.model.llm)
-    llm = load_llm(config.model.llm, dtype=dtype, attention=config.model.attn_implementation)
+    llm = load_llm(config.model.llm, dtype=dtype, attention=arithmetic.attention)
     shape = adaptor_shape(config, encoder, llm)
     if config.unfreeze.mode == "all":
         # what is trained under a name that the files don't have couldn't be put back among them
@@ -69,9 +68,9 @@ def load_parts(config: RunConfig, *, dtype: torch.dtype) -> Parts:
     lora = mark_trained(llm, config.unfreeze, selection, seed=config.seed)
     if config.training.activation_checkpointing:
         llm.gradient_checkpointing_enable({"use_reentrant": False})
-    model = SpeechLLM(build_adaptor(shape, seed=config.seed).to(dtype), llm)
-    prompt = make_prompt(tokenizer, config.model.instruction)
-    return Parts(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest)
+    model = SpeechLLM(build_adaptor(shape, seed=config.seed).to(dtype), llm, aligns=config.training.alignment_weight > 0)
+    prompt = make_prompt(tokenizer, config.model.instruction, chat=config.model.chat_template)
+    return Parts(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest, arithmetic)
 
 
 def mark_trained(llm: Any, options: UnfreezeConfig, selection: TensorSelection | None, *, seed: int) -> LoraShape | None:

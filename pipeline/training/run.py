@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -10,18 +11,22 @@ from pathlib import Path
 
 import torch
 
+from pipeline.allocator import keep_freed_memory
 from pipeline.artefacts import digest_json
 from pipeline.cluster import Cluster, agreement, start_training_cluster
 from pipeline.config import RunConfig, read_deepspeed_config
 from pipeline.errors import RankFailure
 from pipeline.evaluation.evaluate import read_test_set
 from pipeline.liveness import Watch, voice
+from pipeline.model.precision import measure_rate
+from pipeline.processors import count_cores
 from pipeline.rendezvous import find_launch
 from pipeline.speech.feature_cache import FeatureCache, FeatureCacheOptions
 from pipeline.speech.schedule import BatchBudget
 from pipeline.speech.stream import SpeechStream, make_datasets, make_stream_options
+from pipeline.training.arithmetic import choose_arithmetic
 from pipeline.training.encoding import ClipEncoder
-from pipeline.training.engine import TrainingEngine, compute_dtype
+from pipeline.training.engine import TrainingEngine
 from pipeline.training.hosts import check_alike, software, warn_of_clocks
 from pipeline.training.launcher import Launcher
 from pipeline.training.loop import Outcome, TrainingLoop
@@ -30,7 +35,6 @@ from pipeline.training.phases import PhaseClock
 from pipeline.training.proof import digest_encoder, digest_frozen, digest_start, prove_frozen, write_drift
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.run_plan import describe_run, plan_run
-from pipeline.training.speed import measure_matmul_rate
 from pipeline.training.stalls import watch_training
 from pipeline.training.stopping import StopRequest, refuse_old_stop_file
 
@@ -93,9 +97,16 @@ def _train(
     }
     check_alike(cluster, settings, remedy="Give all hosts the same files, or a file system that they share.")
     _set_threads(config)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    arithmetic = choose_arithmetic(config, deepspeed_config, cluster=cluster, device=device, folder=folder)
+    deepspeed_config = arithmetic.resolve(deepspeed_config)
+    if cluster.rank == 0:
+        print(arithmetic.line, file=sys.stderr, flush=True)
     with agreement(cluster):
         refuse_old_stop_file(Path(config.run_dir))
-        parts = load_parts(config, dtype=compute_dtype(deepspeed_config))
+        parts = load_parts(config, arithmetic)
         cache_options = feature_cache_options(config, parts)
         stream = _open_stream(config, parts, cluster, cache_options)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
@@ -125,7 +136,7 @@ def _train(
     )
     parts.encoder.to(engine.device)
     # all at once, as they will compute: ranks of one host share its cores
-    matmul_rates = cluster.gather(measure_matmul_rate(engine.device, compute_dtype(deepspeed_config)))
+    matmul_rates = cluster.gather(measure_rate(engine.device, arithmetic.torch_dtype))
     plan = plan_run(
         planner,
         prompt_tokens=parts.prompt.prefix_ids.numel() + parts.prompt.suffix_ids.numel(),
@@ -162,9 +173,11 @@ def _train(
                     "checkpoint_digest": parts.base_digest,
                     "adaptor": asdict(parts.adaptor_shape),
                     "lora": lora_to_record(parts.lora),
-                    "attn_implementation": parts.model.llm.config._attn_implementation,
-                    "encoder_dtype": str(next(parts.encoder.whisper.conv1.parameters()).dtype).removeprefix("torch."),
-                    "dtype": str(compute_dtype(deepspeed_config)).removeprefix("torch."),
+                    "attn_implementation": arithmetic.attention,
+                    "encoder_dtype": arithmetic.encoder_dtype,
+                    "dtype": arithmetic.dtype,
+                    "dtype_reason": arithmetic.reason,
+                    "dtype_flops_per_second": arithmetic.flops_per_second,
                     "deepspeed_config": deepspeed_config,
                     "world_size": cluster.world_size,
                     "matmul_flops_per_second": matmul_rates,
@@ -231,4 +244,4 @@ def _set_threads(config: RunConfig) -> None:
         # torchrun's name, DeepSpeed's
         names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
         local = int(next((os.environ[name] for name in names if name in os.environ), "1"))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+        torch.set_num_threads(max(1, count_cores() // local))

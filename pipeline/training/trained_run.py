@@ -13,14 +13,16 @@ from pipeline.config import RunConfig
 from pipeline.errors import CheckpointError, InputError
 from pipeline.evaluation.transcribe import Transcriber
 from pipeline.model.adaptor import AdaptorShape
-from pipeline.model.encoder import choose_encoder_dtype, load_encoder
+from pipeline.model.encoder import load_encoder
 from pipeline.model.llm import load_tokenizer
-from pipeline.model.lora import LoraShape
+from pipeline.model.lora import LoraShape, is_factor
+from pipeline.model.precision import DTYPES, measure_rates
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.model.trained import ADAPTOR_PREFIX, find_base, load_trained_model
 from pipeline.scan.checkpoint import Checkpoint, open_checkpoint
 from pipeline.speech.batches import make_prompt
 from pipeline.training import checkpoint as checkpoints
+from pipeline.training.arithmetic import UseArithmetic
 from pipeline.training.parts import lora_from_record
 from pipeline.training.run_folder import RunFolder
 
@@ -28,7 +30,6 @@ SPEECH_FILE = "speech.json"
 ADAPTOR_FILE = "adaptor.safetensors"
 TRAINED_FILE = "trained.safetensors"
 SCHEMA_VERSION = 1
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 # which of a run's checkpoints: that of a step, the one of lowest WER, or the last
 Step = int | Literal["best"] | None
@@ -41,13 +42,14 @@ class SpeechParts:
     encoder: str
     pad_to_30s: bool
     instruction: str
+    chat_template: bool
     dtype: str
     adaptor: AdaptorShape
-    encoder_dtype: str = "auto"
+    encoder_dtype: str
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return _DTYPES[self.dtype]
+        return DTYPES[self.dtype]
 
     def to_json(self) -> dict[str, Any]:
         """For an export, which may be used from another working folder than the run's."""
@@ -56,9 +58,9 @@ class SpeechParts:
     @staticmethod
     def from_json(content: dict[str, Any]) -> SpeechParts:
         plain = {key: content[key] for key in ("encoder", "pad_to_30s", "instruction", "dtype")}
-        return SpeechParts(
-            **plain, adaptor=AdaptorShape(**content["adaptor"]), encoder_dtype=content.get("encoder_dtype", "auto")
-        )
+        # versions before this one had the template alone
+        plain["chat_template"] = content.get("chat_template", True)
+        return SpeechParts(**plain, adaptor=AdaptorShape(**content["adaptor"]), encoder_dtype=_read_encoder_dtype(content))
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,22 @@ class Difference:
             )
         return base
 
-    def load_model(self) -> SpeechLLM:
-        """The base model with what was trained. Raises `CheckpointError`, also where the base has changed."""
+    def load_model(self, use: UseArithmetic) -> SpeechLLM:
+        """The base model with what was trained, as `use` says. Raises `CheckpointError`, also where the base has changed."""
         self.open_base()
-        trained = checkpoints.read_trained(self.trained)
-        return load_trained_model(self.llm, self.parts.adaptor, trained, dtype=self.parts.torch_dtype, lora=self.lora)
+        # the masters are float32: what they trained is their rounding; a LoRA's product is rounded once, when it is merged
+        trained = {
+            name: tensor if is_factor(name) else tensor.to(self.parts.torch_dtype)
+            for name, tensor in checkpoints.read_trained(self.trained).items()
+        }
+        return load_trained_model(
+            self.llm,
+            self.parts.adaptor,
+            trained,
+            dtype=use.dtype(self.parts.dtype),
+            lora=self.lora,
+            attention=use.attention(self.parts.dtype),
+        )
 
 
 @dataclass(frozen=True)
@@ -109,9 +122,10 @@ class TrainedRun:
             encoder=self.config.model.encoder,
             pad_to_30s=self.config.model.pad_to_30s,
             instruction=self.config.model.instruction,
+            chat_template=self.config.model.chat_template,
             dtype=str(self.record["dtype"]),
             adaptor=AdaptorShape(**self.record["adaptor"]),
-            encoder_dtype=self.config.model.encoder_dtype,
+            encoder_dtype=str(self.record["encoder_dtype"]),
         )
 
     @property
@@ -120,9 +134,9 @@ class TrainedRun:
         lora = lora_from_record(self.record.get("lora"))
         return Difference(self.path, self.parts, self.config.model.llm, digest, checkpoints.find_result(self.checkpoint), lora)
 
-    def load_model(self) -> SpeechLLM:
+    def load_model(self, use: UseArithmetic) -> SpeechLLM:
         """The base model with what this checkpoint trained. Raises `CheckpointError`, also where the base has changed."""
-        return self.difference.load_model()
+        return self.difference.load_model(use)
 
 
 def choose_device(local_rank: int) -> torch.device:
@@ -185,37 +199,45 @@ def open_transcriber(
     num_beams: int = 1,
     step: Step = None,
     base: str | None = None,
+    use: UseArithmetic | None = None,
 ) -> Transcriber:
     """What transcribes with a run folder's checkpoint (the last, that of `step`, the best), with an export, or with a difference.
 
-    `base` names the base model of a run or difference where it isn't where it was. Raises `InputError` where `path` is none
-    of these.
+    `base` names the base model of a run or difference where it isn't where it was. `use` is what to compute in, by default what
+    this process finds fast. Raises `InputError` where `path` is none of these.
     """
+    use = use or UseArithmetic.of(measure_rates(device))
     if (path / SPEECH_FILE).exists() and (path / ADAPTOR_FILE).exists():
         from safetensors.torch import load_file
 
         parts = SpeechParts.from_json(read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION))
         trained = {ADAPTOR_PREFIX + name: tensor for name, tensor in load_file(path / ADAPTOR_FILE).items()}
         llm = str(path)
-        model = load_trained_model(llm, parts.adaptor, trained, dtype=parts.torch_dtype)
+        dtype, attention = use.dtype(parts.dtype), use.attention(parts.dtype)
+        model = load_trained_model(llm, parts.adaptor, trained, dtype=dtype, attention=attention)
         model.base_tensors = None  # what this folder has for a base is what was trained
     elif (path / SPEECH_FILE).exists() or (path / "run.json").exists():
         difference = open_difference(path, step=step, base=base)
-        parts, model, llm = difference.parts, difference.load_model(), difference.llm
+        parts, model, llm = difference.parts, difference.load_model(use), difference.llm
     else:
         raise InputError(f"{path} is neither a run folder (run.json) nor an export ({SPEECH_FILE}).")
     tokenizer = load_tokenizer(llm)
-    encoder_dtype = choose_encoder_dtype(parts.encoder_dtype, device)
     return Transcriber(
         model.to(device),
-        load_encoder(parts.encoder, pad_to_30s=parts.pad_to_30s, dtype=encoder_dtype).to(device),
+        load_encoder(parts.encoder, pad_to_30s=parts.pad_to_30s, dtype=use.dtype(parts.encoder_dtype)).to(device),
         tokenizer,
-        make_prompt(tokenizer, parts.instruction),
+        make_prompt(tokenizer, parts.instruction, chat=parts.chat_template),
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
         base_weights=find_base(model),
     )
+
+
+def _read_encoder_dtype(content: dict[str, Any]) -> str:
+    """Of an export: «auto», or nothing, is what versions before this one wrote, and meant float32 but on GPUs."""
+    dtype = str(content.get("encoder_dtype", "auto"))
+    return "float32" if dtype == "auto" else dtype
 
 
 def _portable(name_or_path: str) -> str:

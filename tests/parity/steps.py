@@ -36,11 +36,13 @@ EXPERTS = {
     "model.layers.1.self_attn.q_proj.weight": (32, 32),
 }
 PRESETS = Path(__file__).parents[2] / "ds_configs"
+# everything partitioned, however small
+PARTITIONED = Path(__file__).parents[1] / "zero3.json"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to train; `preset` is a file of ds_configs/, with `changes` to its ZeRO section."""
+    """One way to train; `preset` is a file of ds_configs/, or none of them, with `changes` to its ZeRO section."""
 
     mode: str = "selection"
     num_steps: int = NUM_STEPS
@@ -48,7 +50,7 @@ class Case:
     checkpointing: bool = False
     ema_decay: float | None = None
     experts: bool = False
-    preset: str = "zero3_cpu"
+    preset: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -57,7 +59,7 @@ class Case:
 
     @property
     def deepspeed_config(self) -> dict[str, Any]:
-        content = json.loads((PRESETS / f"{self.preset}.json").read_text())
+        content = json.loads((PRESETS / f"{self.preset}.json" if self.preset else PARTITIONED).read_text())
         content["bf16"]["enabled"] = self.bf16
         content["zero_optimization"].update(self.changes)
         return content
@@ -76,6 +78,7 @@ CASES: dict[int, dict[str, Case]] = {
         "adaptor checkpointed": Case(mode="adaptor", num_steps=FEW_STEPS, checkpointing=True),
         "experts": Case(experts=True, num_steps=FEW_STEPS),
         "experts by lora": Case(mode="lora", experts=True, num_steps=FEW_STEPS),
+        "zero3_cpu": Case(preset="zero3_cpu", num_steps=FEW_STEPS),
         "zero3": Case(preset="zero3", num_steps=FEW_STEPS),
         "zero3_lean": Case(preset="zero3_lean", num_steps=FEW_STEPS),
         "zero3_offload": Case(preset="zero3_offload", num_steps=FEW_STEPS),

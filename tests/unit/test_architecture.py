@@ -12,11 +12,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "pipeline"
 # what each room may import of this project, itself and the ground floor aside
-GROUND = {"errors", "artefacts", "progress"}
+GROUND = {"errors", "artefacts", "progress", "processors", "allocator"}
 ARROWS = {
     "errors": set(),
     "artefacts": {"errors"},
     "progress": set(),
+    "processors": set(),
+    "allocator": set(),
     "blas": set(),
     "config": set(),
     "rendezvous": set(),

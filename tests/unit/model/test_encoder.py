@@ -54,10 +54,14 @@ def test_in_bfloat16_it_hears_nearly_the_same(home, pad_to_30s):
     torch.testing.assert_close(states.float(), expected, atol=0.05, rtol=0)
 
 
-def test_its_dtype_is_what_the_device_likes_unless_one_is_asked_for():
-    cpu = torch.device("cpu")
-    assert choose_encoder_dtype("auto", cpu) == choose_encoder_dtype("float32", cpu) == torch.float32
-    assert choose_encoder_dtype("bfloat16", cpu) == torch.bfloat16
+def test_its_dtype_is_the_llms_where_the_machine_is_fast_in_it_unless_one_is_asked_for():
+    def choose(wanted, llm_dtype, is_fast):
+        return choose_encoder_dtype(wanted, llm_dtype=llm_dtype, bfloat16_is_fast=is_fast)
+
+    assert choose("auto", "bfloat16", True) == "bfloat16"
+    assert {choose("auto", "bfloat16", False), choose("auto", "float32", True)} == {"float32"}
+    assert choose("bfloat16", "float32", False) == "bfloat16"
+    assert choose("float32", "bfloat16", True) == "float32"
 
 
 def test_a_clip_is_encoded_alike_whatever_it_is_batched_with(encoder):

@@ -46,7 +46,7 @@ def counted(encoder, model) -> tuple[int, int, int]:
     with FlopCounterMode(display=False) as of_encoder:
         states, num_states = encoder(log_mel, frames)
     with FlopCounterMode(display=False) as of_forward:
-        loss = model(states, num_states, PREFIX, SUFFIX, labels)
+        loss, _ = model(states, num_states, PREFIX, SUFFIX, labels)
     with FlopCounterMode(display=False) as of_backward:
         loss.backward()
     return of_encoder.get_total_flops(), of_forward.get_total_flops(), of_backward.get_total_flops()

@@ -68,7 +68,7 @@ def test_the_loss_is_that_of_each_sample_alone_spliced_by_hand(model):
         sequence = torch.cat([embed(PREFIX), audio[0, : int(number)], embed(SUFFIX), embed(ids)])[None]
         logits = model.llm(inputs_embeds=sequence).logits[0]
         expected += float(functional.cross_entropy(logits[-len(ids) - 1 : -1], ids, reduction="sum").detach())
-    loss = model(values, counts, PREFIX, SUFFIX, targets)
+    loss, _ = model(values, counts, PREFIX, SUFFIX, targets)
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_more_padding_leaves_the_loss_unchanged(model):
     targets = labels([20, 21, 1], [30, 1])
     wider = functional.pad(values, (0, 0, 0, 57))
     longer = functional.pad(targets, (0, 9), value=IGNORED_LABEL)
-    loss, padded = model(values, counts, PREFIX, SUFFIX, targets), model(wider, counts, PREFIX, SUFFIX, longer)
+    loss, padded = model(values, counts, PREFIX, SUFFIX, targets)[0], model(wider, counts, PREFIX, SUFFIX, longer)[0]
     assert float(padded.detach()) == pytest.approx(float(loss.detach()), rel=1e-6)
 
 
@@ -89,7 +89,7 @@ def test_the_gradient_of_padded_rows_is_the_sum_of_single_rows(model):
         model.zero_grad()
         for row in rows:
             width = int(counts[row].max())
-            model(values[row, :width], counts[row], PREFIX, SUFFIX, targets[row]).backward()
+            model(values[row, :width], counts[row], PREFIX, SUFFIX, targets[row])[0].backward()
         return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
     together, apart = gradients([slice(0, 3)]), gradients([slice(row, row + 1) for row in range(3)])
@@ -100,7 +100,7 @@ def test_the_gradient_of_padded_rows_is_the_sum_of_single_rows(model):
 
 def test_a_batch_without_labels_costs_nothing_and_reaches_every_module(model):
     model.zero_grad()
-    loss = model(*states(9, 12), PREFIX, SUFFIX, labels([IGNORED_LABEL], [IGNORED_LABEL]))
+    loss, _ = model(*states(9, 12), PREFIX, SUFFIX, labels([IGNORED_LABEL], [IGNORED_LABEL]))
     assert float(loss.detach()) == 0
     loss.backward()
     for name, parameter in model.named_parameters():
@@ -110,8 +110,8 @@ def test_a_batch_without_labels_costs_nothing_and_reaches_every_module(model):
 
 def test_a_masked_row_changes_nothing_for_its_neighbours(model):
     values, counts = states(23, 2)
-    alone = model(values[:1], counts[:1], PREFIX, SUFFIX, labels([20, 21, 1]))
-    beside = model(values, counts, PREFIX, SUFFIX, labels([20, 21, 1], [IGNORED_LABEL]))
+    alone = model(values[:1], counts[:1], PREFIX, SUFFIX, labels([20, 21, 1]))[0]
+    beside = model(values, counts, PREFIX, SUFFIX, labels([20, 21, 1], [IGNORED_LABEL]))[0]
     assert float(beside.detach()) == pytest.approx(float(alone.detach()), rel=1e-6)
 
 

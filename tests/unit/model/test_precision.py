@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from pipeline.model.precision import (
+    LARGE_PRODUCTS,
+    Product,
+    choose_dtype,
+    like_model,
+    measure_rate,
+    measure_rates,
+    slowest,
+)
+
+CPU = torch.device("cpu")
+# GFLOP/s in float32 and bfloat16, measured: a processor with bfloat16's instructions, one with AVX-512 but without them, and one
+# with AVX2 alone
+MACHINES = {"native": (44.0, 92.0), "avx512": (156.0, 44.0), "avx2": (53.0, 0.5)}
+
+
+def rates(float32: float, bfloat16: float) -> dict[str, float]:
+    return {"float32": float32, "bfloat16": bfloat16}
+
+
+@pytest.mark.parametrize(("machine", "dtype"), [("native", "bfloat16"), ("avx512", "float32"), ("avx2", "float32")])
+def test_a_noisy_machine_chooses_alike_every_time(machine, dtype):
+    source = random.Random(0)
+    chosen = {
+        choose_dtype(rates(*(rate * source.uniform(0.75, 1.25) for rate in MACHINES[machine])), "cpu").dtype for _ in range(1000)
+    }
+    assert chosen == {dtype}
+
+
+def test_near_a_tie_float32_is_taken():
+    assert [choose_dtype(rates(1.0, ratio), "cpu").dtype for ratio in (0.9, 1.0, 1.15, 1.25)] == [
+        "float32",
+        "float32",
+        "float32",
+        "bfloat16",
+    ]
+
+
+def test_the_slowest_rank_decides():
+    fast, slow = rates(40.0, 100.0), rates(50.0, 10.0)
+    assert slowest([fast, slow]) == slowest([slow, fast]) == rates(40.0, 10.0)
+    assert choose_dtype(slowest([fast, slow]), "cpu").dtype == "float32"
+
+
+def test_the_choice_is_told_with_its_reason():
+    assert choose_dtype(rates(156.0, 44.0), "cpu").reason == "bfloat16 is emulated on this processor, 3.55 times slower"
+    assert choose_dtype(rates(40.0, 100.0), "cpu").reason == "this processor multiplies in it 2.5 times as fast as in float32"
+    assert choose_dtype(rates(1.0, 1.0), "cuda").reason == "bfloat16 isn't faster on this GPU"
+
+
+def test_rates_are_those_that_a_loop_of_products_has():
+    product = Product(256, 512, 512)
+    measured = measure_rates(CPU, product)
+    assert set(measured) == {"float32", "bfloat16"}
+    left, right = torch.randn(256, 512), torch.randn(512, 512)
+    again = measure_rate(CPU, torch.float32, product)
+    assert measured["float32"] / 20 < again < 20 * torch.get_num_threads() * measured["float32"]
+    assert (left @ right).shape == (256, 512)
+
+
+def test_what_is_timed_is_neither_too_small_to_time_nor_too_large():
+    assert like_model(32, 48, CPU) == Product(LARGE_PRODUCTS["cpu"].rows, 512, 512)
+    assert like_model(576, 1536, CPU) == Product(LARGE_PRODUCTS["cpu"].rows, 576, 1024)
+    assert like_model(8192, 28672, CPU) == LARGE_PRODUCTS["cpu"]
+
+
+def test_measuring_leaves_the_number_of_threads_as_it_was():
+    before = torch.get_num_threads()
+    measure_rates(CPU, Product(16, 64, 64))
+    assert torch.get_num_threads() == before

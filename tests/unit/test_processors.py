@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pipeline.allocator import keep_freed_memory
+from pipeline.processors import count_cores
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"), [("max 100000", None), ("50000 100000", 1), ("100000 100000", 1), ("nonsense", None)]
+)
+def test_a_containers_limit_counts(tmp_path, limit, cores):
+    path = tmp_path / "cpu.max"
+    path.write_text(limit + "\n")
+    assert count_cores(path) == (cores or len(os.sched_getaffinity(0)))
+
+
+def test_without_a_control_group_the_affinity_counts(tmp_path):
+    everywhere = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(everywhere)})
+        assert count_cores(tmp_path / "missing") == 1
+    finally:
+        os.sched_setaffinity(0, everywhere)
+
+
+def test_glibc_can_be_asked_to_keep_memory():
+    assert keep_freed_memory() == (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")

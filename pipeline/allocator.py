@@ -23,4 +23,5 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _TOP_PAD_BYTES))
     # each is 1 where it was taken; musl has the name and takes nothing
-    return sum(mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in settings) == len(settings)
+    taken = [mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in settings]
+    return all(taken)

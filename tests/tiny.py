@@ -16,8 +16,7 @@ WORDS = {
     "de": ("schalte", "die", "rote", "Lampe", "ein", "öffne", "Tür", "grüne", "Küche", "Garten"),
 }
 ENCODER_WIDTH = 16
-# with bfloat16 in zero3.json, what a run computes in is the same on every machine
-DTYPE = {"encoder_dtype": "float32"}
+# what `write_config` asks for, on every machine
 ARITHMETIC = Arithmetic("bfloat16", "float32", "sdpa", "a test says so", {"float32": 1.0, "bfloat16": 1.0})
 
 
@@ -98,7 +97,7 @@ def write_config(path: Path, home: Path, run_dir: Path, **changes: Any) -> Path:
             "llm": str(home / "llm"),
             "encoder": str(home / "whisper.pt"),
             "adaptor": {"width": 32, "num_heads": 4},
-            **DTYPE,
+            "encoder_dtype": "float32",
         },
         "unfreeze": {"selection": str(home / "selection.json")},
         "data": {

@@ -56,6 +56,13 @@ class ProgressBar:
         elif self._shown and time.monotonic() - self._last_line >= _LINE_INTERVAL_SECONDS:
             self._print_line()
 
+    def say(self, text: str) -> None:
+        """Print a line that stays, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(f"{self._description}: {text}", markup=False, highlight=False)
+        elif self._shown:
+            print(f"{self._description}: {text}", file=sys.stderr, flush=True)
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from pipeline.training.bad_steps import BadStep, BadSteps
 from pipeline.training.base_partitions import BasePartitions, averaged_weights
 from pipeline.training.encoding import ClipEncoder
 from pipeline.training.engine import MicroBatch, TrainingEngine
+from pipeline.training.forecast import Forecast
 from pipeline.training.measuring import make_transcriber
 from pipeline.training.phases import PhaseClock
 from pipeline.training.run_folder import RunFolder
@@ -83,6 +85,7 @@ class TrainingLoop:
         self._log: RunLog | None = None
         self._saved_step = 0
         self._bad_steps = BadSteps(config.training)
+        self._forecast = Forecast(config.training)
         self._stop = stop
         self._watch = watch
         self._encoder = encoder
@@ -128,6 +131,8 @@ class TrainingLoop:
                 step, self._hint = data.global_step + 1, data.hint
                 self._tally.check_bad_samples()
                 bar.advance(detail=_describe(record))
+                if record is not None and (told := self._forecast.time_step(record.seconds, step)) is not None:
+                    bar.say(told)
                 reason = self._keep_cadence(step)
             steps.close()
             self._save(step)
@@ -318,10 +323,11 @@ class TrainingLoop:
     def _evaluate(self, step: int, test_set: TestSet) -> dict[str, Any] | None:
         """Measure the model as it now is; None where a wish to stop cut it short."""
         self._phases.enter("evaluation")
+        began = time.monotonic()
         with averaged_weights(self._engine):
             transcriber = make_transcriber(self._engine, self._parts, self._config, self._cluster, base=self._base)
             path = self._folder.hypotheses / f"step-{step:06d}.jsonl"
-            return evaluate(
+            record = evaluate(
                 transcriber,
                 test_set,
                 cluster=self._cluster,
@@ -330,6 +336,8 @@ class TrainingLoop:
                 train_seconds=self._tally.train_seconds,
                 wants_to_stop=self._wants_to_stop,
             )
+        self._forecast.time_evaluation(began)
+        return record
 
 
 def _describe(record: StepRecord | None) -> str:

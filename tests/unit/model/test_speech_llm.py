@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 from torch.nn import functional
@@ -136,3 +139,55 @@ def test_exactly_the_named_tensors_are_unfrozen(home):
 def test_a_selection_of_another_model_is_refused(home, name, shape, complaint):
     with pytest.raises(SelectionError, match=complaint):
         unfreeze(load_llm(str(home / "llm"), dtype=torch.float32), {name: shape})
+
+
+@pytest.fixture(scope="module")
+def aligning(home) -> SpeechLLM:
+    return SpeechLLM(build_adaptor(SHAPE, seed=1), load_llm(str(home / "llm"), dtype=torch.float32), aligns=True)
+
+
+def align_by_enumeration(model: SpeechLLM, row: torch.Tensor, words: list[int], classes: list[int]) -> float:
+    """−log of the summed probability of every path that reads `words`, the last of `classes` standing for none."""
+    audio, _ = model.adaptor(row[None], torch.tensor([len(row)]))
+    tokens = model.llm.get_input_embeddings()(torch.tensor(classes))
+    cosines = torch.nn.functional.cosine_similarity(audio[0, :, None], tokens[None], dim=-1)
+    log_p = (30.0 * cosines).log_softmax(dim=-1).tolist()
+    total = 0.0
+    for path in itertools.product(range(len(classes)), repeat=len(log_p)):
+        read = [classes[c] for c, _ in itertools.groupby(path)]
+        if [token for token in read if token != classes[-1]] == words:
+            total += math.exp(sum(log_p[place][c] for place, c in enumerate(path)))
+    return -math.log(total)
+
+
+def test_the_alignment_loss_is_the_probability_of_all_ways_to_read_the_words_off_the_audio(aligning):
+    values, counts = states(16, 13)
+    eos = 1
+    _, together = aligning(values, counts, PREFIX, SUFFIX, labels([20, 21, eos], [22, eos]))
+    expected = [align_by_enumeration(aligning, values[0, :16], [20, 21], [20, 21, 22, eos])]
+    expected.append(align_by_enumeration(aligning, values[1, :13], [22], [20, 21, 22, eos]))
+    assert float(together.detach()) == pytest.approx(sum(expected), rel=1e-4)
+
+
+def test_the_alignment_loss_trains_the_adaptor_alone(aligning):
+    _, nats = aligning(*states(16), PREFIX, SUFFIX, labels([20, 21, 1]))
+    gradients = torch.autograd.grad(nats, list(aligning.parameters()), allow_unused=True)
+    reached = {name for (name, _), grad in zip(aligning.named_parameters(), gradients, strict=True) if grad is not None}
+    assert reached == {name for name, _ in aligning.named_parameters() if name.startswith("adaptor.")}
+
+
+def test_masked_rows_and_texts_longer_than_their_audio_align_to_nothing(aligning):
+    values, counts = states(16, 16)
+    alone = aligning(values[:1], counts[:1], PREFIX, SUFFIX, labels([20, 21, 1]))[1]
+    masked = aligning(values, counts, PREFIX, SUFFIX, labels([20, 21, 1], [IGNORED_LABEL]))[1]
+    assert float(masked.detach()) == pytest.approx(float(alone.detach()), rel=1e-5)
+    # four audio positions
+    for row in ([20, 21, 22, 23, 24, 1], [IGNORED_LABEL]):
+        assert float(aligning(values[:1], counts[:1], PREFIX, SUFFIX, labels(row))[1].detach()) == 0
+
+
+def test_a_model_that_does_not_align_computes_the_same_transcript_loss(model, aligning):
+    batch = (*states(16, 12), PREFIX, SUFFIX, labels([20, 21, 1], [22, 1]))
+    plain, none = model(*batch)
+    assert float(none) == 0
+    assert torch.equal(plain, aligning(*batch)[0])

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from pipeline.cluster import SingleProcess
+from pipeline.config import read_run_config
+from pipeline.errors import ConfigError
+from pipeline.training import arithmetic
+from pipeline.training.arithmetic import UseArithmetic, choose_arithmetic
+from pipeline.training.run_folder import RunFolder
+from tests import tiny
+
+CPU = torch.device("cpu")
+NATIVE = {"float32": 44.0, "bfloat16": 92.0}
+EMULATING = {"float32": 53.0, "bfloat16": 0.5}
+AUTO, BFLOAT16, FLOAT32 = ({"bf16": {"enabled": value}} for value in ("auto", True, False))
+
+
+@pytest.fixture
+def choose(home, tmp_path, monkeypatch):
+    """The choice of a machine of certain rates, for a DeepSpeed JSON, in a folder where a run may have been."""
+    config = read_run_config(tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", model__encoder_dtype="auto"))
+
+    def run(rates, deepspeed_config):
+        monkeypatch.setattr(arithmetic, "measure_rates", lambda *_: rates)
+        return choose_arithmetic(
+            config, deepspeed_config, cluster=SingleProcess(), device=CPU, folder=RunFolder(tmp_path / "run")
+        )
+
+    return run
+
+
+def leave_a_run(folder, made, *, has_checkpoint=True):
+    folder.mkdir()
+    record = {"dtype": made.dtype, "encoder_dtype": made.encoder_dtype, "attn_implementation": made.attention}
+    (folder / "run.json").write_text(json.dumps({"schema_version": 1, **record}))
+    if has_checkpoint:
+        (folder / "checkpoints/step-000002").mkdir(parents=True)
+
+
+def test_what_is_left_to_the_machine_is_what_it_does_fastest(choose):
+    native, emulating = choose(NATIVE, AUTO), choose(EMULATING, AUTO)
+    assert (native.dtype, native.encoder_dtype, native.attention) == ("bfloat16", "bfloat16", "kappaspeech_matmul")
+    assert (emulating.dtype, emulating.encoder_dtype, emulating.attention) == ("float32", "float32", "sdpa")
+    assert emulating.line == "float32: bfloat16 is emulated on this processor, 106 times slower"
+    assert native.resolve(AUTO) == BFLOAT16
+    assert emulating.resolve({**AUTO, "zero_optimization": {"stage": 3}}) == {**FLOAT32, "zero_optimization": {"stage": 3}}
+
+
+def test_what_the_json_says_counts_and_what_it_costs_is_told(choose):
+    made = choose(EMULATING, BFLOAT16)
+    assert (made.dtype, made.encoder_dtype, made.attention) == ("bfloat16", "float32", "sdpa")
+    assert "in float32 this would be faster: bfloat16 is emulated" in made.line
+    assert choose(NATIVE, FLOAT32).dtype == choose(NATIVE, {}).dtype == "float32"
+
+
+def test_a_run_that_goes_on_elsewhere_keeps_what_it_began_with_and_says_so(choose, tmp_path):
+    leave_a_run(tmp_path / "run", choose(NATIVE, AUTO))
+    again = choose(EMULATING, AUTO)
+    assert (again.dtype, again.encoder_dtype, again.attention) == ("bfloat16", "bfloat16", "kappaspeech_matmul")
+    assert again.line.startswith("bfloat16: the run began in it; a new one would take float32 here: bfloat16 is emulated")
+
+
+def test_a_run_without_a_checkpoint_has_not_begun(choose, tmp_path):
+    leave_a_run(tmp_path / "run", choose(NATIVE, AUTO), has_checkpoint=False)
+    assert choose(EMULATING, AUTO).dtype == "float32"
+
+
+def test_a_trained_model_is_used_in_no_emulated_dtype():
+    fast, slow = UseArithmetic.of(NATIVE), UseArithmetic.of(EMULATING)
+    assert [fast.dtype(name) for name in ("bfloat16", "float32")] == [torch.bfloat16, torch.float32]
+    assert [slow.dtype(name) for name in ("bfloat16", "float32")] == [torch.float32, torch.float32]
+    assert fast.attention("bfloat16") == "kappaspeech_matmul"
+    assert slow.attention("bfloat16") == fast.attention("float32") == "sdpa"
+
+
+@pytest.mark.parametrize("precision", [{"bf16": {"enabled": "yes"}}, {"bf16": True}, {"fp16": {"enabled": True}}])
+def test_a_precision_that_is_none_is_refused_with_what_may_stand_there(tmp_path, precision):
+    from pipeline.config import read_deepspeed_config
+
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({**precision, "zero_optimization": {"stage": 3}}))
+    with pytest.raises(ConfigError, match="auto"):
+        read_deepspeed_config(path)

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import time
+
+from pipeline.config import TrainingConfig
+from pipeline.training.forecast import Forecast, describe
+
+
+def test_it_is_told_once_after_ten_steps_without_those_that_warm_up():
+    forecast = Forecast(TrainingConfig(num_steps=100))
+    told = [forecast.time_step(30.0 if step <= 3 else 2.0, step) for step in range(1, 31)]
+    assert [step for step, text in enumerate(told, start=1) if text] == [10]
+    assert told[9] == "about 3 minutes to go: 90 steps of 2 s"
+
+
+def test_evaluations_to_come_are_counted_at_the_first_ones_time():
+    forecast = Forecast(TrainingConfig(num_steps=100, evaluate_every_steps=25))
+    forecast.time_evaluation(time.monotonic() - 20.0)
+    told = [forecast.time_step(1.0, step) for step in range(1, 11)][-1]
+    # at 25, 50, 75 and 100
+    assert told == "about 3 minutes to go: 90 steps of 1 s and 4 evaluation(s) of 20 s"
+
+
+def test_a_run_that_goes_on_near_its_end_counts_what_is_left():
+    forecast = Forecast(TrainingConfig(num_steps=100, evaluate_every_steps=50))
+    assert [forecast.time_step(1.0, step) for step in range(51, 61)][-1] == "about 40 s to go: 40 steps of 1 s"
+    assert all(Forecast(TrainingConfig(num_steps=5)).time_step(1.0, step) is None for step in range(1, 6))
+
+
+def test_long_times_are_told_in_hours():
+    assert describe([10.0], 3600, None, 1) == "about 10.0 hours to go: 3600 steps of 10 s"

@@ -118,7 +118,7 @@ def run_rank(folder: Path) -> None:
     engine = TrainingEngine(
         model,
         cluster=cluster,
-        deepspeed_config=json.loads(PRESET.read_text()),
+        deepspeed_config={**json.loads(PRESET.read_text()), "bf16": {"enabled": True}},
         optimizer=OptimizerConfig(),
         micro_batches_per_rank=1,
     )

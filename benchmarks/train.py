@@ -37,11 +37,13 @@ from train_shapes import SHAPES, train_shape
 
 from pipeline.cluster import start_training_cluster
 from pipeline.config import ModelConfig, OptimizerConfig, RunConfig
+from pipeline.model.precision import measure_rates
 from pipeline.speech.layouts import Recording, find_recordings
 from pipeline.speech.packing import pack
 from pipeline.speech.samples import SAMPLE_RATE_HZ, read_recording
 from pipeline.speech.schedule import BatchBudget
 from pipeline.speech.stream import SpeechDataset, SpeechStream
+from pipeline.training.arithmetic import Arithmetic
 from pipeline.training.encoding import ClipEncoder
 from pipeline.training.engine import MicroBatch, TrainingEngine
 from pipeline.training.parts import Parts, load_parts
@@ -61,6 +63,11 @@ def read_clips(speech: Path, count: int) -> list[Recording]:
     return random.Random(0).sample(clips, STEP_SIZE + count)
 
 
+def arithmetic() -> Arithmetic:
+    """bfloat16, as the peers are run in, with what goes with it here; the encoder as every one of them has it."""
+    return Arithmetic.of("bfloat16", measure_rates(torch.device("cpu")), encoder_dtype="float32")
+
+
 def make_parts(arguments: argparse.Namespace) -> Parts:
     content = {
         "run_dir": "unused",
@@ -69,7 +76,7 @@ def make_parts(arguments: argparse.Namespace) -> Parts:
         "data": {"train": [{"shards": "unused"}]},
         "training": {"num_steps": 1},
     }
-    return load_parts(RunConfig.model_validate(content), dtype=torch.bfloat16)
+    return load_parts(RunConfig.model_validate(content), arithmetic())
 
 
 def run_ours(parts: Parts, clips: list[Recording], scratch: Path) -> Iterator[Step]:
@@ -80,7 +87,7 @@ def run_ours(parts: Parts, clips: list[Recording], scratch: Path) -> Iterator[St
     engine = TrainingEngine(
         parts.model,
         cluster=cluster,
-        deepspeed_config=json.loads(PRESET.read_text()),
+        deepspeed_config=arithmetic().resolve(json.loads(PRESET.read_text())),
         optimizer=OPTIMIZER,
         micro_batches_per_rank=ACCUMULATE,
     )

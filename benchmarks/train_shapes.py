@@ -16,12 +16,13 @@ from pipeline.model.adaptor import AdaptorShape
 from pipeline.model.encoder import EncoderDims, FrozenWhisperEncoder
 from pipeline.model.flops import speech_cost
 from pipeline.model.freezing import unfreeze
-from pipeline.model.llm import choose_attention
+from pipeline.model.precision import measure_rate, measure_rates
 from pipeline.model.speech_llm import SpeechLLM, token_embedding_std
 from pipeline.model.trained import build_adaptor
 from pipeline.speech.batches import Features, SpeechBatch, collate
+from pipeline.training.arithmetic import Arithmetic
 from pipeline.training.engine import MicroBatch, TrainingEngine
-from pipeline.training.speed import count_work, measure_matmul_rate
+from pipeline.training.speed import count_work
 from pipeline.training.tally import peak_memory_bytes
 
 NUM_STEPS, NUM_WARM_STEPS = 6, 2
@@ -79,17 +80,19 @@ def train_shape(shape: Shape, device: torch.device) -> dict[str, Any]:
     """Tokens a second, peak memory and MFU of steps of one micro-batch, without checkpointing of activations."""
     cluster = start_training_cluster()
     torch.manual_seed(0)
+    arithmetic = Arithmetic.of("bfloat16", measure_rates(device))
+    preset = read_deepspeed_config(PRESETS / ("zero3.json" if device.type == "cuda" else "zero3_cpu.json"))
     with device:
         encoder = make_encoder(shape)
-        model = make_model(shape)
+        model = make_model(shape, arithmetic.attention)
     engine = TrainingEngine(
         model,
         cluster=cluster,
-        deepspeed_config=read_deepspeed_config(PRESETS / ("zero3.json" if device.type == "cuda" else "zero3_cpu.json")),
+        deepspeed_config=arithmetic.resolve(preset),
         optimizer=OptimizerConfig(),
         micro_batches_per_rank=1,
     )
-    rate = measure_matmul_rate(device, torch.bfloat16)
+    rate = measure_rate(device, torch.bfloat16)
     batch = make_batch(shape)
     work = count_work(speech_cost(encoder, model, num_prompt_tokens=NUM_PROMPT_TOKENS), [batch])
     seconds = [step_seconds(engine, encoder, batch, device) for _ in range(NUM_WARM_STEPS + NUM_STEPS)]
@@ -120,10 +123,9 @@ def make_encoder(shape: Shape) -> FrozenWhisperEncoder:
     return FrozenWhisperEncoder(whisper, EncoderDims(num_mels, width, 1500))
 
 
-def make_model(shape: Shape) -> SpeechLLM:
+def make_model(shape: Shape, attention: str) -> SpeechLLM:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    attention = choose_attention("auto", dtype=torch.bfloat16)
     llm = LlamaForCausalLM(LlamaConfig(**shape.llm, attn_implementation=attention, dtype="bfloat16")).to(torch.bfloat16)
     names = [(name, tuple(p.shape)) for name, p in llm.named_parameters() if p.ndim == 2 and ".layers." in name]
     chosen = torch.randperm(len(names), device="cpu")[: shape.num_unfrozen].tolist()

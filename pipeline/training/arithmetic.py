@@ -32,6 +32,25 @@ class Arithmetic:
     reason: str
     flops_per_second: Mapping[str, float]
 
+    @staticmethod
+    def of(
+        dtype: str,
+        rates: Mapping[str, float],
+        *,
+        encoder_dtype: str = "auto",
+        attention: str = "auto",
+        reason: str = "as asked for",
+    ) -> Arithmetic:
+        """What goes with a dtype of the LLM, where a core or GPU multiplies at these `rates`; auto is what is fastest."""
+        is_fast = is_worth_it(rates)
+        return Arithmetic(
+            dtype=dtype,
+            encoder_dtype=choose_encoder_dtype(encoder_dtype, llm_dtype=dtype, bfloat16_is_fast=is_fast),
+            attention=choose_attention(attention, dtype=dtype, bfloat16_is_fast=is_fast),
+            reason=reason,
+            flops_per_second=rates,
+        )
+
     @property
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
@@ -78,14 +97,7 @@ def choose_arithmetic(
     encoder = config.model.encoder_dtype
     if encoder == "auto" and recorded is not None:
         encoder = recorded["encoder_dtype"]
-    is_fast = is_worth_it(rates)
-    return Arithmetic(
-        dtype=dtype,
-        encoder_dtype=choose_encoder_dtype(encoder, llm_dtype=dtype, bfloat16_is_fast=is_fast),
-        attention=choose_attention(attention, dtype=dtype, bfloat16_is_fast=is_fast),
-        reason=reason,
-        flops_per_second=rates,
-    )
+    return Arithmetic.of(dtype, rates, encoder_dtype=encoder, attention=attention, reason=reason)
 
 
 def _read_recorded(folder: RunFolder) -> dict[str, str] | None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.debian import install
+from tests.patience import patience
 
 _FLAGS = (
     "--headless",
@@ -156,6 +157,6 @@ def chromium(profile: Path) -> Iterator[Page]:
         yield Page(command_out, answer_in)
     finally:
         os.killpg(browser.pid, signal.SIGKILL)
-        browser.wait(timeout=30)
+        browser.wait(timeout=patience(30))
         os.close(command_out)
         os.close(answer_in)

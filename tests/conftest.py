@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests import tiny
+from tests.patience import patience
 
 Completed = subprocess.CompletedProcess[str]
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -54,7 +55,7 @@ def _select(folder: Path) -> None:
 def run_command() -> Callable[..., Completed]:
     """Run `kappaspeech` as a user does; `ranks` > 1 starts it that many times, as torchrun would."""
 
-    def run(*words: object, ranks: int = 1, timeout: float = 120, cwd: Path | None = None) -> Completed:
+    def run(*words: object, ranks: int = 1, timeout: float = patience(120), cwd: Path | None = None) -> Completed:
         command = [sys.executable, "-m", "pipeline", *map(str, words)]
         if ranks > 1:
             torchrun = [

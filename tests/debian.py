@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.patience import patience
+
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
 
@@ -30,7 +32,7 @@ def install(packages: Sequence[str]) -> str | None:
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=240,
+                timeout=patience(240),
                 check=False,
             )
         return f"{wanted} can't be installed: {done.stderr.strip()[-300:]}" if done.returncode else None

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.conftest import clean_environment
+from tests.patience import patience
 
 REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "docs/clusters.md").read_text(encoding="utf-8")
@@ -95,7 +96,7 @@ def workplace(tmp_path) -> Path:
 def run(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     scripts = str(Path(sys.executable).parent)
     environment = clean_environment(PATH=os.pathsep.join([scripts, os.environ["PATH"]]), DS_ACCELERATOR="cpu")
-    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=patience(120))
 
 
 @pytest.mark.parametrize("command", [line for line in own_commands() if line.startswith("kappaspeech train")], ids=str)

@@ -16,6 +16,7 @@ import yaml
 from pipeline.commands import main
 from tests import tiny
 from tests.conftest import clean_environment
+from tests.patience import patience
 
 ARMS = [
     {"name": "smallest κ", "select": "smallest"},
@@ -47,7 +48,7 @@ def runs(folder: Path) -> dict[str, dict]:
 def experiment(home, run_command, tmp_path_factory):
     """Three arms, trained two at a time."""
     path = write_experiment(tmp_path_factory.mktemp("experiment"), home)
-    done = run_command("compare", path, "--jobs", 2, timeout=200)
+    done = run_command("compare", path, "--jobs", 2, timeout=patience(200))
     assert done.returncode == 0, done.stdout + done.stderr
     return path
 
@@ -118,7 +119,7 @@ def test_an_interrupted_arm_goes_on_and_is_trained_by_one_process_alone(home, tm
     first = subprocess.Popen(command, env=clean_environment(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, text=True)
     steps = tmp_path / "out/runs/smallest-kappa-seed17/steps.jsonl"
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + patience(60)
         while not (steps.exists() and steps.read_text().count("\n") >= 2):
             assert time.monotonic() < deadline
             assert first.poll() is None, first.stdout.read()
@@ -126,7 +127,7 @@ def test_an_interrupted_arm_goes_on_and_is_trained_by_one_process_alone(home, tm
         assert main(["compare", str(path), "--arm", "0"]) == 1
         assert "by another process" in capsys.readouterr().out
         first.send_signal(signal.SIGUSR1)
-        assert first.wait(timeout=60) == 75
+        assert first.wait(timeout=patience(60)) == 75
     finally:
         first.kill()
         first.stdout.close()
@@ -134,7 +135,7 @@ def test_an_interrupted_arm_goes_on_and_is_trained_by_one_process_alone(home, tm
     assert record["status"] == "resumable"
     assert main(["compare", str(path), "--report-only"]) == 2
     done_before = steps.read_text().splitlines()
-    done = run_command("compare", path, "--arm", 0, timeout=200)
+    done = run_command("compare", path, "--arm", 0, timeout=patience(200))
     assert done.returncode == 0, done.stdout + done.stderr
     assert steps.read_text().splitlines()[: len(done_before)] == done_before
     assert runs(tmp_path)["smallest-kappa-seed17"]["status"] == "finished"

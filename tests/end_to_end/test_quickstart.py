@@ -15,6 +15,7 @@ import pytest
 
 from tests import tiny
 from tests.conftest import clean_environment
+from tests.patience import patience
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ def start(output: Path, speech: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(patience(900))
 def test_the_quickstart_goes_on_where_it_was_interrupted(tmp_path):
     if not (Path(sys.prefix) / "pyvenv.cfg").exists():
         pytest.skip("runs in a virtual environment alone: the quickstart would install into this Python")
@@ -39,20 +40,20 @@ def test_the_quickstart_goes_on_where_it_was_interrupted(tmp_path):
     process = start(output, speech, log)
     try:
         steps = output / "runs/kappa/steps.jsonl"
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + patience(400)
         while not (steps.exists() and len(steps.read_text().splitlines()) >= 2):
             assert process.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.5)
         # as Ctrl-C does: to every process in the foreground
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=90) != 0
+        assert process.wait(timeout=patience(90)) != 0
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert "comparing" not in log.read_text()
     process = start(output, speech, log)
-    assert process.wait(timeout=400) == 0, log.read_text()[-3000:]
+    assert process.wait(timeout=patience(400)) == 0, log.read_text()[-3000:]
     assert [json.loads(line)["step"] for line in steps.read_text().splitlines()] == list(range(6))
     printed = log.read_text()
     for path in (
@@ -70,7 +71,9 @@ def test_the_quickstart_goes_on_where_it_was_interrupted(tmp_path):
 
 
 def run_bash(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", *words], env=clean_environment(**variables), capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        ["bash", *words], env=clean_environment(**variables), capture_output=True, text=True, timeout=patience(120)
+    )
 
 
 def write_script(path: Path, body: str) -> None:

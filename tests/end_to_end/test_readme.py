@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.conftest import clean_environment
+from tests.patience import patience
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -58,7 +59,7 @@ def test_the_commands_for_a_real_model_run_as_written(home, workplace):
             }.get(word, word)
             for word in words
         ]
-        done = subprocess.run(words, cwd=workplace, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(words, cwd=workplace, env=environment, capture_output=True, text=True, timeout=patience(120))
         assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
     assert (workplace / "comparison/report.html").exists()
     assert (workplace / "exported/model.safetensors").exists()

@@ -15,6 +15,7 @@ import pytest
 from tests import tiny
 from tests.conftest import clean_environment
 from tests.hosts.network import Host, Network, why_not
+from tests.patience import patience
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -71,7 +72,7 @@ class Launch:
                 self.process.terminate()
                 time.sleep(0.5)
         try:
-            self.process.wait(timeout=60)
+            self.process.wait(timeout=patience(60))
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.debian import install
+from tests.patience import patience
 
 _PREFIX = "10.213.7."
 _PACKAGES = {
@@ -120,7 +121,7 @@ class Host:
         inside = ["nsenter", "-t", str(self.pid), "-n", "-u", "-m", "-p", f"--wd={os.getcwd()}", "--"]
         return [*inside, *map(str, words)]
 
-    def run(self, *words: object, timeout: float = 60) -> str:
+    def run(self, *words: object, timeout: float = patience(60)) -> str:
         """Run a command here and return what it prints."""
         done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=timeout, check=False)
         assert done.returncode == 0, done.stderr
@@ -243,7 +244,7 @@ def _dying_with_us() -> list[str]:
 
 
 def _wait_for(condition: object, what: str) -> None:
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + patience(_START_SECONDS)
     while not condition():  # type: ignore[operator]
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {_START_SECONDS:.0f} s for {what}")

@@ -11,6 +11,7 @@ import pytest
 
 from tests import tiny
 from tests.hosts.conftest import Launch
+from tests.patience import patience
 from tests.ranks.test_training import assert_same_steps
 
 pytestmark = pytest.mark.slow
@@ -23,7 +24,7 @@ QUICK = {"training__stall_seconds": STALL_SECONDS}
 
 
 def wait_for_steps(run: Launch, count: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + patience(120)
     while run.num_steps() < count:
         assert run.process.poll() is None, run.wait(timeout=5)
         assert time.monotonic() < deadline
@@ -38,7 +39,7 @@ def end_of(run: Launch) -> tuple[int, str]:
 def test_two_hosts_train_to_the_losses_of_one_also_over_a_slow_network(hosts, launch, one_rank):
     hosts[1].slow_down("2mbit")
     run = launch("--set", "arm=largest κ; 100% of $HOME")
-    code, output = run.wait(timeout=150)
+    code, output = run.wait(timeout=patience(150))
     assert code == 0, output
     assert run.status() == "finished"
     assert_same_steps(run.run_dir, one_rank)
@@ -58,7 +59,7 @@ def test_a_crashed_host_is_left_out_and_the_run_goes_on_without_it_to_the_same_l
     run = launch("--max-restarts", 2, training__checkpoint_every_steps=1, **QUICK)
     wait_for_steps(run, 1)
     hosts[1].crash()
-    code, output = run.wait(timeout=2 * END_SECONDS)
+    code, output = run.wait(timeout=patience(2 * END_SECONDS))
     assert code == 0, output
     assert "h2 is left out" in output
     assert "--exclude h2" in output
@@ -72,7 +73,7 @@ def test_a_cut_network_ends_the_ranks_on_both_sides(hosts, launch):
     code, output = end_of(run)
     assert code == 1, output
     assert "h2" in output.split("error: ", 1)[1]
-    deadline = time.monotonic() + END_SECONDS
+    deadline = time.monotonic() + patience(END_SECONDS)
     while hosts[1].ranks():
         assert time.monotonic() < deadline, "the rank behind the cut lives on"
         time.sleep(0.5)
@@ -118,7 +119,7 @@ def test_clocks_apart_are_warned_of_with_the_skew(hosts, launch, tmp_path):
     hosts[1].replace(right, wrong)
     try:
         path = f"{right}:{Path(__file__).parents[2]}"
-        code, output = launch(variables={"PYTHONPATH": path}, training__num_steps=1).wait(timeout=120)
+        code, output = launch(variables={"PYTHONPATH": path}, training__num_steps=1).wait(timeout=patience(120))
     finally:
         hosts[1].put_back(right)
     assert code == 0, output
@@ -133,12 +134,12 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(hosts, home, tmp_path, 
         config = tiny.write_config(tmp_path / "run.yaml", home, folder / "run", data__test=[], training__checkpoint_every_steps=1)
         hosts[0].run("fallocate", "-l", "1500k", folder / "ballast")
         words = [str(config), "--hostfile", str(hostfile_of_one(tmp_path))]
-        code, output = Launch(hosts[0], folder / "run", words).wait(timeout=120)
+        code, output = Launch(hosts[0], folder / "run", words).wait(timeout=patience(120))
         assert code == 1, output
         assert "rank 0 on h1" in output
         assert "are free. Make room" in output
         hosts[0].run("rm", folder / "ballast")
-        code, output = Launch(hosts[0], folder / "run", words).wait(timeout=120)
+        code, output = Launch(hosts[0], folder / "run", words).wait(timeout=patience(120))
         assert code == 0, output
         hosts[0].run("cp", "-r", folder / "run", tmp_path / "run")
     finally:
@@ -163,7 +164,7 @@ def test_a_file_system_that_stalls_ends_the_run_and_the_same_command_goes_on_onc
             hosts[0].run("fsfreeze", "--unfreeze", folder)
         assert code == 1, output
         assert f"error: the file system of {folder} hasn't answered on h1 for" in output
-        code, output = launch(training__checkpoint_every_steps=1, **QUICK).wait(timeout=120)
+        code, output = launch(training__checkpoint_every_steps=1, **QUICK).wait(timeout=patience(120))
         assert code == 0, output
         hosts[0].run("cp", "-r", folder, tmp_path / "copy")
     finally:
@@ -187,5 +188,5 @@ def test_a_taken_port_is_named(hosts, home, tmp_path):
         f'{sys.executable} -c "{taker}" >/dev/null 2>&1 & taker=$!; sleep 0.5; '
         f"{launcher} --master_port 29555 launch/train.sh {config} 2>&1; kill $taker"
     )
-    output = hosts[0].run("env", "DS_ACCELERATOR=cpu", "bash", "-c", script, timeout=60)
+    output = hosts[0].run("env", "DS_ACCELERATOR=cpu", "bash", "-c", script, timeout=patience(60))
     assert "rank 0 on h1 can't listen on port 29555" in output

@@ -20,6 +20,7 @@ from pipeline.model.trained import find_base, load_trained_model
 from pipeline.training.base_partitions import BasePartitions
 from pipeline.training.engine import MicroBatch, TrainingEngine
 from tests.parity.steps import BUDGET, Case, build_parts, open_stream
+from tests.patience import patience
 
 NUM_STEPS = 2
 # (utterances, utterances a batch): several batches a rank, a number that no number of ranks divides, fewer than ranks
@@ -28,7 +29,7 @@ CASES = [(6, 2), (5, 1), (2, 1), (6, 6)]
 
 def main(home: Path, output: Path) -> None:
     torch.set_num_threads(1)
-    cluster = start_training_cluster(timeout_seconds=60)
+    cluster = start_training_cluster(timeout_seconds=patience(60))
     parts = build_parts(home, Case())
     engine = TrainingEngine(
         parts.model,

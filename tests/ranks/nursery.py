@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.conftest import clean_environment, free_port
+from tests.patience import patience
 
 PRELOADED = (
     "deepspeed.runtime.zero.muon.muon_optimizer",
@@ -50,7 +51,7 @@ class Nursery:
     def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(patience(30))
 
     def start(
         self, *words: object, ranks: int, output: Path, sabotage: Sequence[str] = (), environment: dict[str, str] | None = None
@@ -63,7 +64,7 @@ class Nursery:
         pids: list[int] = self._ask({**request, "environment": environment or {}})
         return pids
 
-    def wait(self, pids: Sequence[int], *, timeout_seconds: float = 60) -> list[int | None]:
+    def wait(self, pids: Sequence[int], *, timeout_seconds: float = patience(60)) -> list[int | None]:
         """The ranks' exit codes."""
         codes: list[int | None] = self._ask({"wait": list(pids), "timeout_seconds": timeout_seconds})
         return codes

@@ -11,6 +11,7 @@ import torch
 
 from pipeline.model.llm import load_llm, load_tokenizer
 from tests.conftest import clean_environment, free_port
+from tests.patience import patience
 from tests.ranks.evaluation_rank import CASES
 
 # float32 sums in another order; the weights of two ranks differ by as much after training
@@ -47,7 +48,7 @@ def results(loud_home, tmp_path_factory):
             env=clean_environment(OMP_NUM_THREADS="1"),
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=patience(240),
         )
         assert done.returncode == 0, done.stderr[-3000:]
         found[ranks] = json.loads(output.read_text())

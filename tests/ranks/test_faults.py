@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from tests import tiny
 from tests.conftest import clean_environment, free_port
+from tests.patience import patience
 from tests.ranks.nursery import Nursery
 
 # far above a tiny step on a loaded machine, far below a test's patience
@@ -54,7 +55,7 @@ class Training:
             "train", self.config, ranks=ranks, output=self.output, sabotage=sabotage, environment=environment
         )
 
-    def wait(self, pids: list[int], timeout_seconds: float = 60) -> list[int | None]:
+    def wait(self, pids: list[int], timeout_seconds: float = patience(60)) -> list[int | None]:
         codes = self._nursery.wait(pids, timeout_seconds=timeout_seconds)
         for pid, code in zip(pids, codes, strict=True):
             if code is None:
@@ -111,7 +112,7 @@ class Training:
 def test_a_ranks_fault_ends_the_others_with_its_cause(nursery, home, tmp_path, fault, rank, codes, cause):
     training = Training(nursery, home, tmp_path, training__num_steps=1000, training__stall_seconds=STALL_SECONDS)
     pids = training.start(sabotage=("at_step", str(rank), "3", fault))
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + patience(40)
     while len(training.steps) < 3:
         assert time.monotonic() < deadline, training.said
         time.sleep(0.05)
@@ -203,7 +204,7 @@ def test_a_bad_step_stops_a_run_by_the_stated_rule_with_its_samples_named(nurser
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(patience(600))
 def test_a_run_killed_twenty_times_in_steps_and_in_saves_equals_one_that_was_not(nursery, home, tmp_path, float32):
     options = {
         "deepspeed": float32,
@@ -341,7 +342,7 @@ def test_under_deepspeed_a_stop_file_and_the_end_of_the_launcher_are_obeyed_and_
         wait_until(lambda: (run / "steps.jsonl").exists() and (run / "steps.jsonl").read_text().count("\n") > 2, 120, output)
         if fault == "STOP":
             (run / "STOP").touch()
-            assert runner.wait(30) == 0
+            assert runner.wait(patience(30)) == 0
             assert not (run / "STOP").exists()
             assert "ERROR" not in output.read_text()
         else:

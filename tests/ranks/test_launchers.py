@@ -14,6 +14,7 @@ import pytest
 
 from tests import tiny
 from tests.conftest import clean_environment, free_port
+from tests.patience import patience
 from tests.ranks.test_training import BF16_LOSS_TOLERANCE, steps
 
 REPOSITORY = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ def place(tmp_path_factory) -> Path:
     for part in ("launch", "pipeline"):
         (folder / part).symlink_to(REPOSITORY / part)
     base = getattr(sys, "_base_executable", sys.executable)
-    subprocess.run([base, "-m", "venv", "--without-pip", str(folder / "my env")], check=True, timeout=60)
+    subprocess.run([base, "-m", "venv", "--without-pip", str(folder / "my env")], check=True, timeout=patience(60))
     (packages,) = (folder / "my env/lib").glob("python*/site-packages")
     (packages / "all.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder
@@ -39,7 +40,9 @@ def start(*words: object, cwd: Path, **variables: str) -> subprocess.CompletedPr
     clean = clean_environment(OMP_NUM_THREADS="1", **variables)
     clean.pop("PYTHONPATH")
     clean.setdefault("PATH", "")
-    return subprocess.run([*map(str, words)], cwd=cwd, env=clean, capture_output=True, text=True, timeout=150, check=False)
+    return subprocess.run(
+        [*map(str, words)], cwd=cwd, env=clean, capture_output=True, text=True, timeout=patience(150), check=False
+    )
 
 
 def command(launcher: str, script: Path, python: Path) -> list[str]:

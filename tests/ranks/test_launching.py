@@ -15,6 +15,7 @@ import pytest
 from pipeline.launching import leftovers
 from tests import tiny
 from tests.conftest import clean_environment
+from tests.patience import patience
 from tests.ranks.test_training import assert_same_steps, steps
 
 
@@ -61,14 +62,14 @@ def test_a_killed_rank_ends_a_start_and_the_next_one_goes_on_to_the_same_losses(
     run = tmp_path / "run"
     process = start(config, "--nproc", 2, "--max-restarts", 1)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(120)
         while not (run / "steps.jsonl").exists():
             assert time.monotonic() < deadline
             assert process.poll() is None, process.stdout and process.stdout.read()
             time.sleep(0.02)
         (mark,) = [path.name for path in (run / "launch").iterdir()]
         os.kill(find_rank(mark, 1), signal.SIGKILL)
-        output, _ = process.communicate(timeout=150)
+        output, _ = process.communicate(timeout=patience(150))
     finally:
         process.kill()
     assert process.returncode == 0, output

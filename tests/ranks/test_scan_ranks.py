@@ -17,6 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.patience import patience
+
 TIMEOUT_SECONDS = 60
 WORKER_RANK = re.compile(rb"(?:^|\0)RANK=(\d+)\0")
 
@@ -78,7 +80,7 @@ def start_slow_scan(model: Path, tmp_path: Path, *, num_workers: int = 3) -> sub
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+    deadline = time.monotonic() + patience(TIMEOUT_SECONDS)
     # by then every rank has begun, also one whose imports were slow
     while len(journal_lines(tmp_path / "cache")) < 2 * num_workers:
         assert process.poll() is None, process.communicate()[0]
@@ -104,7 +106,7 @@ def find_rank(parent: int, rank: int) -> int:
 def end(process: subprocess.Popen[str]) -> tuple[int, str, float]:
     began = time.monotonic()
     try:
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=patience(30))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise

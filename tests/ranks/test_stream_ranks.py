@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import clean_environment
+from tests.patience import patience
 
 pytestmark = pytest.mark.slow
 NUM_STEPS = 14
@@ -42,7 +43,7 @@ class Ranks:
     def close(self) -> None:
         for process in self._processes:
             process.stdin.close()
-            process.wait(timeout=30)
+            process.wait(timeout=patience(30))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from tests import tiny
 from tests.conftest import clean_environment, free_port
+from tests.patience import patience
 
 # bfloat16 activations round sums that ranks take in another order
 BF16_LOSS_TOLERANCE = 2e-3
@@ -128,7 +129,7 @@ def test_sigterm_saves_a_checkpoint_that_the_same_command_continues(home, one_ra
         text=True,
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + patience(60)
         log = tmp_path / "run/steps.jsonl"
         while not (log.exists() and len(log.read_text().splitlines()) >= 5):
             assert time.monotonic() < deadline
@@ -136,7 +137,7 @@ def test_sigterm_saves_a_checkpoint_that_the_same_command_continues(home, one_ra
             time.sleep(0.2)
         # torchrun passes it on to every rank
         os.kill(process.pid, signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=patience(60))
     finally:
         process.kill()
     record = json.loads((tmp_path / "run/run.json").read_text())

@@ -13,6 +13,7 @@ from multiprocessing.queues import SimpleQueue
 
 from pipeline.speech import loading
 from tests.conftest import clean_environment
+from tests.patience import patience
 
 
 def die_in_the_middle_of_a_message(_refs: object) -> None:
@@ -29,7 +30,7 @@ def test_a_worker_killed_while_it_hands_over_a_result_is_noticed():
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
     )
     assert done.stdout == "noticed\n", done.stderr
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests import tiny
+from tests.patience import patience
 from tests.ranks.test_training import assert_same_steps, steps
 from tests.slurm.cluster import Slurm
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.slow
 def await_file(slurm: Slurm, job: int, path: Path) -> None:
     """Return once the running job has written to `path`."""
     slurm.wait(job, "RUNNING", seconds=30)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + patience(90)
     while not (path.exists() and path.read_text()):
         record = slurm.job(job)
         assert (record["JobState"], time.monotonic() < deadline) == ("RUNNING", True), slurm.output(record)

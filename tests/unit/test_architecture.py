@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
+
 PACKAGE = Path(__file__).parents[2] / "pipeline"
 # what each room may import of this project, itself and the ground floor aside
 GROUND = {"errors", "artefacts", "progress", "processors", "allocator"}
@@ -115,7 +117,7 @@ def test_blas_is_pinned_before_it_is_loaded():
         "real = blas.pin_threads; blas.pin_threads = lambda *a: (before.append('numpy' in sys.modules), real(*a)); "
         "main(['scan', 'nowhere.safetensors', '--workers', '1']); assert before == [False], before"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=PACKAGE.parent)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience(60), cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
 
 
@@ -126,7 +128,7 @@ def test_help_answers_at_once_and_loads_nothing_heavy():
         "assert not heavy, heavy"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=PACKAGE.parent)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience(60), cwd=PACKAGE.parent)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     # processor time: what a busy machine adds to the wait isn't ours

@@ -15,6 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from tests.patience import patience
+
 REPOSITORY = Path(__file__).parents[2]
 IMAGES = REPOSITORY / "launch/images"
 INSTRUCTIONS = {"ARG", "FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "ENTRYPOINT", "CMD"}
@@ -53,7 +55,7 @@ def test_every_direct_dependency_is_locked_within_its_bounds(requirement):
 
 
 def test_the_script_that_makes_the_lock_finds_every_direct_dependency():
-    done = subprocess.run([sys.executable, IMAGES / "lock.py"], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, IMAGES / "lock.py"], capture_output=True, text=True, timeout=patience(60), check=True)
     names = {line.split("==")[0] for line in done.stdout.splitlines()[1:]}
     assert {requirement.name.lower().replace("_", "-") for requirement in setup_requirements()} <= names
 
@@ -92,6 +94,6 @@ def test_what_the_docker_build_sees_is_what_apptainer_copies():
 
 @pytest.mark.parametrize("script", ["install.sh"])
 def test_the_scripts_are_bash(script):
-    subprocess.run(["bash", "-n", IMAGES / script], check=True, timeout=10)
+    subprocess.run(["bash", "-n", IMAGES / script], check=True, timeout=patience(10))
     for part in ("post", "environment", "runscript", "test"):
-        subprocess.run(["sh", "-n"], input=sections()[part], text=True, check=True, timeout=10)
+        subprocess.run(["sh", "-n"], input=sections()[part], text=True, check=True, timeout=patience(10))

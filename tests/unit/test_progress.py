@@ -13,6 +13,7 @@ from pipeline.progress import ProgressBar
 CODE = """
 from pipeline.progress import ProgressBar
 import time
+from tests.patience import patience
 with ProgressBar("train", total=40, done=10, shown=True) as bar:
     for _ in range(30):
         time.sleep(0.01)
@@ -35,7 +36,7 @@ def test_a_terminal_gets_a_bar_with_loss_rate_and_time_left():
             break
         seen += block
     os.close(leader)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=patience(60)) == 0
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", seen.decode())
     last = text.rstrip().splitlines()[-1]
     for part in ("train", "100%", "loss 1.234, 56 audio-s/s", "left"):

@@ -12,6 +12,7 @@ from pipeline.cluster import _choose_gpu
 from pipeline.errors import ConfigError
 from pipeline.rendezvous import Launch, find_launch, first_host, job_port, prepare_rendezvous
 from tests.conftest import clean_environment
+from tests.patience import patience
 
 STEP = {
     "SLURM_JOB_ID": "4711",
@@ -105,7 +106,7 @@ def test_mpi_ranks_whose_mpi_sees_one_are_refused():
     pytest.importorskip("mpi4py")
     code = "import os; from pipeline.rendezvous import *; prepare_rendezvous(find_launch(os.environ))"
     variables = clean_environment(OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_SIZE="2")
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=patience(60))
     assert "started 2 processes (openmpi), but mpi4py's MPI sees 1" in done.stderr
 
 

@@ -15,6 +15,7 @@ from pipeline.demo.voices import VOICES, Voice, speak
 from pipeline.errors import DataError, InputError
 from pipeline.speech.layouts import find_recordings
 from tests import tiny
+from tests.patience import patience
 
 
 @pytest.mark.parametrize("language", ["en", "de"])
@@ -49,7 +50,7 @@ def test_generated_speech_is_the_same_each_time_and_differs_by_voice(tmp_path):
         "import sys; from pathlib import Path; from pipeline.demo.speech import generate_speech\n"
         "generate_speech(Path(sys.argv[1]), num_train=40, num_test=2, seed=3)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "other")], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "other")], check=True, timeout=patience(120))
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.flac"))
     assert len(files) == 42
     for file in files:

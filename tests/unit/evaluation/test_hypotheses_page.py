@@ -14,6 +14,7 @@ from pipeline.evaluation import page
 from pipeline.evaluation.page import align, make_page
 from pipeline.evaluation.wer import Hypothesis
 from tests.browser import find_chromium
+from tests.patience import patience
 
 HYPOTHESES = [
     Hypothesis("en/1", "en", "A red lamp.", "a <b>green</b> lamp", seconds=2.0),
@@ -73,7 +74,7 @@ def browse(tmp_path_factory):
         flags += "--disable-component-update --disable-sync --autoplay-policy=no-user-gesture-required --virtual-time-budget=4000"
         address = f"{(folder / 'page.html').as_uri()}{fragment}"
         command = [chromium, *flags.split(), f"--user-data-dir={folder}/profile", "--dump-dom", address]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience(90))
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 

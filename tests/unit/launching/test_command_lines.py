@@ -10,12 +10,13 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.launching.command_lines import CommandLine, environment_file_text, on_hosts, quote_for_pdsh, under_slurm
 from pipeline.launching.hostfile import Host, read_hostfile
+from tests.patience import patience
 
 
 def test_a_shown_command_is_read_back_by_a_shell_as_it_is_run():
     command = CommandLine(("printf", "%s|", "largest κ", "a'b", "$HOME"), {"EMPTY": "", "SPACED": "a b"})
     shown = f"{command}; echo; {CommandLine(('sh', '-c', 'echo $SPACED'), command.variables)}"
-    done = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, check=True, timeout=10)
+    done = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, check=True, timeout=patience(10))
     assert done.stdout.splitlines() == ["largest κ|a'b|$HOME|", "a b"]
 
 
@@ -26,7 +27,7 @@ def test_a_word_reaches_another_host_whole(word):
     if " " in sent:
         sent = '"{}"'.format(sent.replace('"', '\\"'))
     line = "printf %s " + sent.replace("%%", "%")
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True, timeout=10)
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True, timeout=patience(10))
     assert done.stdout == word
 
 

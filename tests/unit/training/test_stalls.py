@@ -13,6 +13,7 @@ from pipeline.liveness import _own_place, process_state
 from pipeline.training.launcher import Launcher
 from pipeline.training.phases import PhaseClock
 from pipeline.training.stalls import StallJudge, find_behind, tell_standings
+from tests.patience import patience
 
 
 def post(step: int | None, turn: int, *, tick: int = 0, phase: str = "encoder") -> dict[str, Any]:
@@ -89,12 +90,12 @@ def test_a_process_of_this_host_is_known_to_run_to_be_stopped_and_to_be_gone():
         assert process_state(["elsewhere", *place[1:]]) == process_state(None) == "unknown"
         assert process_state([*place[:3], place[3] - 1]) == "gone"
         os.kill(process.pid, signal.SIGSTOP)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + patience(10)
         while process_state(place) != "stopped":
             assert time.monotonic() < deadline
     finally:
         process.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patience(10)
     while process_state(place) != "gone":
         assert time.monotonic() < deadline
     process.wait()

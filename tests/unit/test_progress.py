@@ -9,11 +9,11 @@ import subprocess
 import sys
 
 from pipeline.progress import ProgressBar
+from tests.patience import patience
 
 CODE = """
 from pipeline.progress import ProgressBar
 import time
-from tests.patience import patience
 with ProgressBar("train", total=40, done=10, shown=True) as bar:
     for _ in range(30):
         time.sleep(0.01)

@@ -54,6 +54,8 @@ def _put(engine: TrainingEngine, parameters: list[Any], partitions: list[Tensor]
     engine.release_gathered()
     for parameter, partition in zip(parameters, partitions, strict=True):
         _partition(parameter).copy_(partition)
+        # hpZ's copy, which forward passes read first; the next one makes it anew. DeepSpeed drops it at its own steps alone
+        parameter.ds_secondary_tensor = None
 
 
 def _partition(parameter: torch.nn.Parameter) -> Tensor:

@@ -283,6 +283,7 @@ def _partition(model: nn.Module, settings: Mapping[str, Any]) -> None:
     """
     import deepspeed
 
+    secondary = _secondary_group(settings)
     group: list[nn.Parameter] = []
     parameters = list(model.parameters())
     for index, parameter in enumerate(parameters):
@@ -291,8 +292,25 @@ def _partition(model: nn.Module, settings: Mapping[str, Any]) -> None:
             if not torch.cuda.is_available():
                 for mapped in group:
                     mapped.data = mapped.data.clone()
-            deepspeed.zero.Init(module=nn.ParameterList(group), config_dict_or_path=dict(settings))
+            deepspeed.zero.Init(
+                module=nn.ParameterList(group), config_dict_or_path=dict(settings), zero_param_parallel_group=secondary
+            )
             group = []
+
+
+def _secondary_group(settings: Mapping[str, Any]) -> Any:
+    """The ranks that share hpZ's second copy of the weights; None without hpZ.
+
+    `zero.Init` would make it at each call, and asserts that nobody has made it before.
+    """
+    from deepspeed.utils import groups
+
+    size = int(settings["zero_optimization"].get("zero_hpz_partition_size", 1))
+    if size <= 1:
+        return None
+    if groups._get_zero_param_intra_parallel_group() is None:
+        groups._create_zero_param_parallel_group(size)
+    return groups._get_zero_param_intra_parallel_group()
 
 
 def average_decay(num_updates: int, *, decay: float) -> float:

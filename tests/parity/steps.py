@@ -51,6 +51,8 @@ class Case:
     ema_decay: float | None = None
     experts: bool = False
     preset: str | None = None
+    # parameters are partitioned in groups of about this size; the tiny model is one group of the engine's own
+    partition_bytes: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -65,6 +67,14 @@ class Case:
         return content
 
 
+HPZ = Case(
+    preset="zero3_hpz",
+    num_steps=FEW_STEPS,
+    ema_decay=0.6,
+    partition_bytes=4096,
+    # the preset's partitions span the 8 GPUs of a host
+    changes={"zero_hpz_partition_size": 2},
+)
 # what each number of ranks runs, one after the other in the same processes
 CASES: dict[int, dict[str, Case]] = {
     1: {"selection": Case()},
@@ -82,10 +92,11 @@ CASES: dict[int, dict[str, Case]] = {
         "zero3": Case(preset="zero3", num_steps=FEW_STEPS),
         "zero3_lean": Case(preset="zero3_lean", num_steps=FEW_STEPS),
         "zero3_offload": Case(preset="zero3_offload", num_steps=FEW_STEPS),
-        # the preset's partitions span the 8 GPUs of a host
-        "zero3_hpz": Case(preset="zero3_hpz", num_steps=FEW_STEPS, changes={"zero_hpz_partition_size": 2}),
+        "zero3_hpz": HPZ,
     },
     3: {"selection": Case()},
+    # two hosts, as it were
+    4: {"zero3_hpz": HPZ},
 }
 
 

@@ -1,26 +1,32 @@
 """One rank of the parity tests: every case of its number of ranks, by the real engine on the real stream.
 
-Arguments: the folder of the tiny models, and the file in which rank 0 leaves what each case computed.
+Arguments: the folder of the tiny models, the file in which rank 0 leaves what each case computed, and, to run only some of
+them, names of cases.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.cluster import TorchCluster, start_training_cluster
+from pipeline.training import engine as engine_module
+from pipeline.training.base_partitions import averaged_weights
 from pipeline.training.engine import MicroBatch, TrainingEngine
-from tests.parity.steps import BUDGET, CASES, OPTIMIZER, Case, build_parts, open_stream
+from tests.parity.steps import BUDGET, CASES, OPTIMIZER, Case, Parts, build_parts, open_stream
+from tests.patience import patience
 
 
-def main(home: Path, output: Path) -> None:
+def main(home: Path, output: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
-    cluster = start_training_cluster(timeout_seconds=60)
-    results = {name: run_case(home, case, cluster) for name, case in CASES[cluster.world_size].items()}
+    cluster = start_training_cluster(timeout_seconds=patience(60))
+    cases = CASES[cluster.world_size]
+    results = {name: run_case(home, cases[name], cluster) for name in names or cases}
     if cluster.rank == 0:
         torch.save(results, output)
     cluster.barrier()
@@ -30,6 +36,8 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
     parts = build_parts(home, case)
     mapped = [parameter.data for parameter in parts.model.llm.parameters()]
     stream = open_stream(home, parts.tokenizer, rank=cluster.rank, world_size=cluster.world_size)
+    if case.partition_bytes is not None:
+        engine_module._PARTITION_BYTES = case.partition_bytes
     engine = TrainingEngine(
         parts.model,
         cluster=cluster,
@@ -63,6 +71,7 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
         losses.append(sum(cluster.gather(result.loss_sum_nats)) / num_tokens)
         norms.append(result.grad_norm)
     steps.close()
+    around_average = losses_around_average(engine, parts, batches) if case.ema_decay else []
     computed = {
         "losses": losses,
         "norms": norms,
@@ -70,9 +79,24 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
         "frozen": engine.frozen_digests(),
         "layer_passes": len(passes),
         "copied_kilobytes": copied,
+        "around_average": around_average,
     }
     engine.close()
     return computed
+
+
+@torch.no_grad()
+def losses_around_average(engine: TrainingEngine, parts: Parts, batches: list[MicroBatch]) -> list[float]:
+    """The loss in nats of a micro-batch before, with, and after the moving average in the weights' place."""
+    losses = []
+    for weights in (nullcontext(), averaged_weights(engine), nullcontext()):
+        with weights:
+            batch = batches[0]
+            engine._engine.eval()
+            prompt = parts.prompt
+            nats = engine._engine(batch.states_BSE, batch.num_states_B, prompt.prefix_ids, prompt.suffix_ids, batch.label_ids_BL)
+            losses.append(float(nats[0]))
+    return losses
 
 
 def copied_kilobytes() -> int | None:
@@ -84,4 +108,4 @@ def copied_kilobytes() -> int | None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+    from pipeline.planning.plan import Plan
+    from pipeline.planning.planner import Planner
 
 # an H100's bfloat16 as trainings of this kind reach it, NVLink inside a host, and a 400 Gb/s adaptor a GPU between hosts
 _TFLOPS = 400.0
 _NEAR_GBS, _FAR_GBS = 200.0, 40.0
+_GPU_MEMORY_GB = 80.0
 _HOST_GPUS = 8
 _PROMPT_TOKENS = 40
 
@@ -17,49 +23,148 @@ _PROMPT_TOKENS = 40
 def plan(
     config: Annotated[Path, typer.Argument(help="The run's YAML.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value, as for train. May be repeated.")] = None,
-    world_size: Annotated[str, typer.Option(help="Numbers of ranks, one GPU each: 8, or 1,2,4,8.")] = "8",
-    gpu_memory: Annotated[float, typer.Option(min=1, help="A GPU's memory in GB.")] = 80.0,
+    world_size: Annotated[
+        str | None, typer.Option(help="Numbers of ranks, one GPU each: 8, or 1,2,4,8.  [default: 8, or 1 with --here]")
+    ] = None,
+    gpu_memory: Annotated[float | None, typer.Option(min=1, help="A GPU's memory in GB.  [default: 80]")] = None,
     trained_parameters: Annotated[
         float | None, typer.Option(min=0, help="Of the LLM, where there is no selection yet: 5e8.")
     ] = None,
-    tflops: Annotated[float, typer.Option(min=0.001, help="What a GPU computes, in 10¹² operations a second.")] = _TFLOPS,
+    tflops: Annotated[
+        float | None, typer.Option(min=0.001, help="What a GPU computes, in 10¹² operations a second.  [default: 400]")
+    ] = None,
     bandwidth_gbs: Annotated[
         float | None,
         typer.Option(min=0.001, help="What a rank receives, in GB a second.  [default: 200 in a host of 8, else 40]"),
     ] = None,
+    here: Annotated[
+        bool, typer.Option("--here", help="For this machine's processors, whose rates, cores and memory the ranks share.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Write the plans as JSON.")] = None,
 ) -> int:
     """Predict memory and step time of a training on N GPUs, without reading a weight; exit 1 where it fits on none of them."""
     from pipeline.artefacts import write_json
     from pipeline.commands.train import read_settings
+    from pipeline.errors import InputError
 
     settings = read_settings(config, None, set_ or [])
-    counts = _parse_counts(world_size)
-    from pipeline.planning.planner import Planner
+    counts = _parse_counts(world_size or ("1" if here else "8"))
+    if here and (gpu_memory, tflops, bandwidth_gbs) != (None, None, None):
+        raise InputError(
+            "--here measures this machine; --gpu-memory, --tflops and --bandwidth-gbs describe another. Give either."
+        )
+    import torch
+
     from pipeline.planning.report import describe_model, describe_plan, describe_remedies, describe_table
-    from pipeline.training.meta_model import build_meta_model
 
     num_trained = None if trained_parameters is None else round(trained_parameters)
+    if here:
+        planner, plans = _plan_here(settings, counts, num_trained)
+    else:
+        planner, plans = _plan_gpus(settings, counts, num_trained, tflops=tflops or _TFLOPS, bandwidth_gbs=bandwidth_gbs)
+    memory = [_host_gb() / count if here else gpu_memory or _GPU_MEMORY_GB for count in counts]
+    fits = [made.fits(room) for made, room in zip(plans, memory, strict=True)]
+    for line in describe_model(planner.sizes, planner.batches):
+        print(line)
+    if len(plans) == 1:
+        lines = describe_plan(plans[0], gpu_memory_gb=memory[0])
+        if not fits[0]:
+            lines += describe_remedies(planner.find_remedies(plans[0].assumptions), gpu_memory_gb=memory[0])
+    else:
+        lines = describe_table(plans, gpu_memory_gb=memory)
+    print("\n".join(lines))
+    if not here and tflops is None and gpu_memory is None and not torch.cuda.is_available():
+        print(f"This is for GPUs of {_GPU_MEMORY_GB:g} GB, and this machine has none. For its processors: --here.")
+    if output is not None:
+        content = [{**made.to_json(), "fits": fit} for made, fit in zip(plans, fits, strict=True)]
+        write_json(output, {"schema_version": 1, "gpu_memory_gb": memory[0], "plans": content})
+        print(output)
+    return 0 if any(fits) else 1
+
+
+def _plan_gpus(
+    settings: RunConfig, counts: list[int], num_trained: int | None, *, tflops: float, bandwidth_gbs: float | None
+) -> tuple[Planner, list[Plan]]:
+    from pipeline.planning.duration import Rates
+    from pipeline.planning.planner import Planner
+    from pipeline.training.meta_model import build_meta_model
+
     modules = build_meta_model(settings, read_selection=num_trained is None)
     planner = Planner(settings, modules=modules, num_trained=num_trained)
     plans = []
     for count in counts:
         bandwidth = bandwidth_gbs or (_NEAR_GBS if count <= _HOST_GPUS else _FAR_GBS)
-        plans.append(planner.plan(count, tflops=tflops, bandwidth_gbs=bandwidth, prompt_tokens=_PROMPT_TOKENS))
-    for line in describe_model(planner.sizes, planner.batches):
-        print(line)
-    if len(plans) == 1:
-        lines = describe_plan(plans[0], gpu_memory_gb=gpu_memory)
-        if not plans[0].fits(gpu_memory):
-            lines += describe_remedies(planner.find_remedies(plans[0].assumptions), gpu_memory_gb=gpu_memory)
-    else:
-        lines = describe_table(plans, gpu_memory_gb=gpu_memory)
-    print("\n".join(lines))
-    if output is not None:
-        content = [{**made.to_json(), "fits": made.fits(gpu_memory)} for made in plans]
-        write_json(output, {"schema_version": 1, "gpu_memory_gb": gpu_memory, "plans": content})
-        print(output)
-    return 0 if any(made.fits(gpu_memory) for made in plans) else 1
+        plans.append(planner.plan(count, rates=Rates(tflops * 1e12, bandwidth * 1e9), prompt_tokens=_PROMPT_TOKENS))
+    return planner, plans
+
+
+def _plan_here(settings: RunConfig, counts: list[int], num_trained: int | None) -> tuple[Planner, list[Plan]]:
+    """Measured on this machine, in the dtype that a run would choose here."""
+    import torch
+
+    from pipeline.allocator import keep_freed_memory
+    from pipeline.cluster import SingleProcess
+    from pipeline.config import read_deepspeed_config
+    from pipeline.errors import InputError
+    from pipeline.planning.machine import find_products, measure_here
+    from pipeline.planning.planner import Planner
+    from pipeline.processors import count_cores
+    from pipeline.training.arithmetic import choose_arithmetic
+    from pipeline.training.meta_model import build_meta_model
+    from pipeline.training.run_folder import RunFolder
+
+    if torch.cuda.is_available():
+        raise InputError("--here is for machines without GPUs; of this one's, give --tflops and --gpu-memory.")
+    cores = count_cores()
+    if max(counts) > cores:
+        raise InputError(f"{max(counts)} ranks on the {cores} core(s) of this machine would wait for each other. Give fewer.")
+    keep_freed_memory()
+    cpu = torch.device("cpu")
+    arithmetic = choose_arithmetic(
+        settings,
+        read_deepspeed_config(Path(settings.deepspeed)),
+        cluster=SingleProcess(),
+        device=cpu,
+        folder=RunFolder(Path(settings.run_dir)),
+    )
+    print(f"on this machine's {cores} core(s), in {arithmetic.line}")
+    modules = build_meta_model(settings, read_selection=num_trained is None, arithmetic=arithmetic)
+    planner = Planner(settings, modules=modules, num_trained=num_trained)
+    prompt_tokens = _count_prompt(settings)
+    products = find_products(
+        planner.sizes,
+        planner.batches,
+        prompt_tokens=prompt_tokens,
+        dtype=arithmetic.torch_dtype,
+        encoder_dtype=arithmetic.encoder_torch_dtype,
+        device_type=cpu.type,
+    )
+    plans = []
+    for count in counts:
+        num_threads = settings.training.num_threads or max(1, cores // count)
+        rates = measure_here(count, num_threads=num_threads, llm=products[0], encoder=products[1])
+        plans.append(planner.plan(count, rates=rates, prompt_tokens=prompt_tokens, on_gpu=False))
+    return planner, plans
+
+
+def _count_prompt(settings: RunConfig) -> int:
+    """The prompt's tokens, or about how many there are where there is no tokenizer."""
+    from pipeline.errors import CheckpointError
+    from pipeline.model.llm import load_tokenizer
+    from pipeline.speech.batches import make_prompt
+
+    try:
+        tokenizer = load_tokenizer(settings.model.llm)
+    except CheckpointError:
+        return _PROMPT_TOKENS
+    prompt = make_prompt(tokenizer, settings.model.instruction, chat=settings.model.chat_template)
+    return int(prompt.prefix_ids.numel() + prompt.suffix_ids.numel())
+
+
+def _host_gb() -> float:
+    import psutil
+
+    return float(psutil.virtual_memory().total) / 1e9
 
 
 def _parse_counts(text: str) -> list[int]:

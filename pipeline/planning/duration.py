@@ -1,4 +1,4 @@
-"""Time of an optimizer step: computation at a given rate, and ZeRO-3's traffic at a given bandwidth. Pure arithmetic."""
+"""Time of an optimizer step: products, what lies between them, ZeRO-3's traffic, the update. Pure arithmetic at given rates."""
 
 from __future__ import annotations
 
@@ -6,30 +6,56 @@ from dataclasses import dataclass
 
 from pipeline.model.flops import ClipLengths, SpeechCost
 from pipeline.planning.batches import LABEL_TOKENS_PER_SECOND, MicroBatchSize
-from pipeline.planning.memory import ZeroSettings
+from pipeline.planning.elementwise import count_elementwise
+from pipeline.planning.memory import ZeroSettings, count_tokens
 from pipeline.planning.sizes import SpeechSizes
 
 _FRAMES_PER_SECOND = 100
+_FLOAT32 = 4
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a rank computes in a second when it does nothing else, and receives from the others."""
+    """What a rank does in a second when it does nothing else.
+
+    It computes `flops_per_second` in products of the forward, and receives `bytes_per_second` of weights from the others. The
+    backward, the encoder, and gradients that are summed over ranks have rates of their own where these are known.
+    `elementwise_bytes_per_second` and `memory_bytes_per_second` are what activations and the optimizer's large states are read
+    and written at; without them, that work is taken to be in the rate of the products. Each collective takes
+    `seconds_per_message` beside its bytes.
+    """
 
     flops_per_second: float
     bytes_per_second: float
+    backward_flops_per_second: float | None = None
+    encoder_flops_per_second: float | None = None
+    elementwise_bytes_per_second: float | None = None
+    memory_bytes_per_second: float | None = None
+    reduced_bytes_per_second: float | None = None
+    seconds_per_message: float = 0.0
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step by what they go to. `total` has communication hidden behind computation where the JSON overlaps them."""
+    """Seconds of a step by what they go to. `total` has communication hidden behind computation where it overlaps."""
 
     encoder: float
     forward: float
     backward: float
     recomputation: float
+    elementwise: float
     communication: float
+    optimizer: float
     total: float
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that a rank receives in a step: `gathered` weights, and `reduced` gradients; and how many collectives bring them."""
+
+    gathered: int
+    reduced: int
+    num_messages: int
 
 
 def predict_step(
@@ -42,31 +68,79 @@ def predict_step(
     micro_batches_per_rank: int,
     world_size: int,
     checkpointing: bool,
+    overlaps: bool,
+    encoded_share: float = 1.0,
 ) -> StepTime:
     """Seconds of a step of `micro_batches_per_rank` micro-batches like `batch`.
 
-    All are computed padded, so `batch`'s clips are taken to be of one length.
+    All are computed padded, so `batch`'s clips are taken to be of one length. `overlaps`: the device can compute and
+    communicate at once, where the settings have it do so. `encoded_share` of the clips meet the encoder, the others' states being
+    kept from before.
     """
     labels = round(batch.clip_seconds * LABEL_TOKENS_PER_SECOND) + 1
     clip = ClipLengths(max(1, round(batch.clip_seconds * _FRAMES_PER_SECOND)), labels)
     flops = cost.step([clip])
-    scale = batch.num_samples * micro_batches_per_rank / rates.flops_per_second
+    num_clips = batch.num_samples * micro_batches_per_rank
+    forward_rate = rates.flops_per_second
+    backward_rate = rates.backward_flops_per_second or forward_rate
+    encoder_rate = rates.encoder_flops_per_second or forward_rate
     tokens = [cost.num_llm_tokens(clip)]
-    again = cost.llm.forward(tokens) * scale if checkpointing else 0.0
-    encoder, forward, backward = flops.encoder * scale, flops.forward * scale, flops.backward * scale
-    moved = count_traffic(sizes, settings, world_size=world_size) * micro_batches_per_rank
-    communication = moved / rates.bytes_per_second
-    rest = forward + backward + again
-    busy = max(rest, communication) if settings.overlaps_communication else rest + communication
-    return StepTime(encoder, forward, backward, again, communication, encoder + busy)
+    again = cost.llm.forward(tokens) * num_clips / forward_rate if checkpointing else 0.0
+    encoder = encoded_share * flops.encoder * num_clips / encoder_rate
+    forward, backward = flops.forward * num_clips / forward_rate, flops.backward * num_clips / backward_rate
+    elementwise = 0.0
+    if rates.elementwise_bytes_per_second is not None:
+        counts = count_tokens(batch, sizes, prompt_tokens=cost.num_prompt_tokens)
+        once, back = count_elementwise(sizes, counts, itemsize=settings.itemsize)
+        moved = (2 * once if checkpointing else once) + back
+        elementwise = moved * micro_batches_per_rank / rates.elementwise_bytes_per_second
+    optimizer = 0.0
+    if rates.memory_bytes_per_second is not None:
+        updated = count_updated(sizes, settings, world_size=world_size, micro_batches_per_rank=micro_batches_per_rank)
+        optimizer = updated / rates.memory_bytes_per_second
+    traffic = count_traffic(sizes, settings, world_size=world_size, micro_batches_per_rank=micro_batches_per_rank)
+    communication = (
+        traffic.gathered / rates.bytes_per_second
+        + traffic.reduced / (rates.reduced_bytes_per_second or rates.bytes_per_second)
+        + traffic.num_messages * rates.seconds_per_message
+    )
+    rest = forward + backward + again + elementwise
+    busy = max(rest, communication) if overlaps and settings.overlaps_communication else rest + communication
+    total = encoder + busy + optimizer
+    return StepTime(encoder, forward, backward, again, elementwise, communication, optimizer, total)
 
 
-def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int) -> int:
-    """Bytes that a rank receives for one micro-batch: all weights for forward and again for backward, and trained gradients.
+def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> Traffic:
+    """What a rank receives in a step of so many micro-batches, under DeepSpeed 0.19.
 
-    A model below DeepSpeed's limit of live parameters stays gathered between the two.
+    Each micro-batch gathers all weights for its forward and again for its backward, but once where the model is below the limit
+    of live parameters, which stay gathered between the two; and reduces the trained gradients. Tensors up to the persistence
+    threshold stay whole from one micro-batch to the next. Yet a step cuts every tensor into its partitions, and gathers these
+    again, frozen ones with the trained (stage3.py: `step`, `_post_step`).
     """
-    whole = sizes.llm.num_parameters + sizes.num_adaptor_parameters
+    if world_size == 1:
+        return Traffic(0, 0, 0)
+    persistent = [size for size in sizes.tensor_sizes if size <= settings.persistence_threshold]
+    others = [size for size in sizes.tensor_sizes if size > settings.persistence_threshold]
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
-    gathers = 1 if whole <= settings.max_live else 2
-    return settings.itemsize * (gathers * whole + trained) * (world_size - 1) // world_size
+    gathers = (1 if sum(sizes.tensor_sizes) <= settings.max_live else 2) * micro_batches_per_rank
+    gathered = settings.itemsize * (sum(persistent) + gathers * sum(others))
+    reduced = settings.itemsize * trained * micro_batches_per_rank
+    # each tensor is gathered by a collective of its own, and gradients are reduced a bucket at a time
+    num_buckets = -(-trained // settings.reduce_bucket) if settings.reduce_bucket else 1
+    num_messages = len(persistent) + gathers * len(others) + micro_batches_per_rank * num_buckets
+    return Traffic(gathered * (world_size - 1) // world_size, reduced * (world_size - 1) // world_size, num_messages)
+
+
+def count_updated(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> int:
+    """Bytes that a rank reads and writes to collect its gradients and to update its partitions.
+
+    Each micro-batch's gradients are copied into a bucket, put in order and divided there, whole, and added to the rank's
+    partition. In the update they are cast to float32, their norm is taken, and they are clipped; AdamW reads weights, gradient
+    and two moments and writes all but the gradient; and the weights are cast back.
+    """
+    trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    b = settings.itemsize
+    collected = trained * 6 * b + trained * 3 * b // world_size
+    update = trained * ((b + _FLOAT32) + b + 2 * _FLOAT32 + 7 * _FLOAT32 + (_FLOAT32 + b)) // world_size
+    return collected * micro_batches_per_rank + update

@@ -73,7 +73,7 @@ def count_state(
     b = settings.itemsize
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     frozen = sizes.llm.num_parameters - sizes.llm.num_trained
-    persistent = sum(size for size in sizes.llm.tensor_sizes if size <= settings.persistence_threshold)
+    persistent = sum(size for size in sizes.tensor_sizes if size <= settings.persistence_threshold)
     optimizer = trained * (b + _OPTIMIZER_BYTES) // world_size
     average = _FLOAT32 * trained // world_size if keeps_average else 0
     return [

@@ -37,13 +37,14 @@ _FIRST_STEPS = 2
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a plan takes for granted."""
+    """What a plan takes for granted. `encoded_share` of the clips meet the encoder; the others' states are in the cache."""
 
     world_size: int
     device: Literal["gpu", "cpu"]
     rates: Rates
     prompt_tokens: int
     batches: BatchSizes
+    encoded_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,8 @@ def make_plan(config: RunConfig, settings: ZeroSettings, sizes: SpeechSizes, cos
             micro_batches_per_rank=per_rank,
             world_size=world_size,
             checkpointing=checkpointing,
+            overlaps=assumptions.device == "gpu",
+            encoded_share=assumptions.encoded_share,
         ),
         audio_seconds_per_step=batches.mean.padded_seconds * config.batch.micro_batches_per_step,
         micro_batches_per_step=config.batch.micro_batches_per_step,

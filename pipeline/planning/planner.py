@@ -42,8 +42,10 @@ class Planner:
         `num_trained` stands for a selection that isn't there yet. Raises `InputError` where a part can't be described.
         """
         self._config = config
-        self._settings = read_settings(read_deepspeed_config(Path(config.deepspeed)))
         encoder, model = modules
+        # what the JSON leaves to the machine has been chosen where the modules were made
+        dtype = next(model.adaptor.parameters()).dtype
+        self._settings = replace(read_settings(read_deepspeed_config(Path(config.deepspeed))), itemsize=dtype.itemsize)
         self.sizes = measure_sizes(encoder, model, num_trained=num_trained)
         # the prompt's tokens are an assumption of each plan
         self._cost = speech_cost(encoder, model, num_prompt_tokens=0)
@@ -52,11 +54,13 @@ class Planner:
         if clip_seconds is None:
             clip_seconds = _read_clip_seconds(config)
         self.batches = _cut_batches(config, clip_seconds, max_seconds=encoder.dims.max_seconds)
+        self._encoded_share = _share_encoded(config, clip_seconds, self.batches)
 
-    def plan(self, world_size: int, *, tflops: float, bandwidth_gbs: float, prompt_tokens: int, on_gpu: bool = True) -> Plan:
+    def plan(self, world_size: int, *, rates: Rates, prompt_tokens: int, on_gpu: bool = True) -> Plan:
         """The plan on `world_size` ranks that each compute and receive at these rates."""
-        rates = Rates(tflops * 1e12, bandwidth_gbs * 1e9)
-        assumptions = Assumptions(world_size, "gpu" if on_gpu else "cpu", rates, prompt_tokens, self.batches)
+        assumptions = Assumptions(
+            world_size, "gpu" if on_gpu else "cpu", rates, prompt_tokens, self.batches, encoded_share=self._encoded_share
+        )
         cost = replace(self._cost, num_prompt_tokens=prompt_tokens)
         return make_plan(self._config, self._settings, self.sizes, cost, assumptions)
 
@@ -72,6 +76,14 @@ def _cut_batches(config: RunConfig, clip_seconds: Sequence[NDArray[np.float32]] 
     if clip_seconds is None:
         return sizes_by_budget(budget)
     return sizes_by_lengths(clip_seconds, budget, max_seconds=min(batch.max_seconds, max_seconds))
+
+
+def _share_encoded(config: RunConfig, clip_seconds: Sequence[NDArray[np.float32]] | None, batches: BatchSizes) -> float:
+    """The share of a run's clips that meet the encoder: with a cache of its states, those of the first epoch."""
+    if config.data.feature_cache_dir is None or clip_seconds is None:
+        return 1.0
+    num_trained = config.training.num_steps * config.batch.micro_batches_per_step * batches.mean.num_samples
+    return min(1.0, sum(len(seconds) for seconds in clip_seconds) / num_trained)
 
 
 def _read_clip_seconds(config: RunConfig) -> list[NDArray[np.float32]] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.planning.batches import BatchSizes
+from pipeline.planning.duration import StepTime
 from pipeline.planning.plan import GB, Plan, Remedy
 from pipeline.planning.sizes import SpeechSizes
 
@@ -29,7 +30,8 @@ def describe_plan(plan: Plan, *, gpu_memory_gb: float) -> list[str]:
         for part in (*plan.parts, *plan.step_parts)
         if part.num_bytes
     ]
-    lines.append(f"  {'CUDA, NCCL, fragmentation (assumed)':36}{plan.overhead_bytes / GB:9.2f} GB")
+    overhead = "CUDA, NCCL, fragmentation (assumed)" if plan.assumptions.device == "gpu" else "libraries, fragmentation"
+    lines.append(f"  {overhead:36}{plan.overhead_bytes / GB:9.2f} GB")
     if plan.evaluation_bytes and plan.decodes_by != "zero3":
         chosen = "" if plan.decodes_by == "replica" else ", or else evaluations decode under ZeRO-3"
         lines.append(f"  in an evaluation, in place of the step's: {plan.evaluation_bytes / GB:.2f} GB for a replica{chosen}")
@@ -38,25 +40,33 @@ def describe_plan(plan: Plan, *, gpu_memory_gb: float) -> list[str]:
     lines += [
         f"peak {plan.peak_bytes / GB:.1f} GB a rank on {plan.assumptions.world_size} rank(s): {verdict}",
         f"step {time.total:.2f} s: encoder {time.encoder:.2f}, forward {time.forward:.2f}, backward {time.backward:.2f}, "
-        f"computed again {time.recomputation:.2f}, communication {time.communication:.2f} "
-        f"(at {rates.flops_per_second / 1e12:g} TFLOP/s and {rates.bytes_per_second / GB:g} GB/s a rank)",
+        f"computed again {time.recomputation:.2f}, communication {time.communication:.2f}{_describe_measured(time)} "
+        f"(at {rates.flops_per_second / 1e12:.4g} TFLOP/s and {rates.bytes_per_second / GB:.4g} GB/s a rank)",
         f"{plan.audio_seconds_per_step:,.0f} s of audio a step, {plan.audio_seconds_per_step / time.total:,.0f} a second",
     ]
     return lines + _describe_idle([plan])
 
 
-def describe_table(plans: Sequence[Plan], *, gpu_memory_gb: float) -> list[str]:
-    """A line a number of ranks; all memory in GB a rank."""
-    verdict = f"in {gpu_memory_gb:g} GB"
+def describe_table(plans: Sequence[Plan], *, gpu_memory_gb: Sequence[float]) -> list[str]:
+    """A line a number of ranks, which has so much memory a rank; all memory in GB a rank."""
+    alike = len(set(gpu_memory_gb)) == 1
+    verdict = f"in {gpu_memory_gb[0]:g} GB" if alike else "its share"
     lines = [f"{'ranks':>5} {'state':>7} {'step':>7} {'as replica':>10} {'peak':>7}  {verdict:9} {'step':>9} {'audio-s/s':>10}"]
-    for plan in plans:
+    for plan, memory in zip(plans, gpu_memory_gb, strict=True):
         evaluation = f"{(plan.state_bytes + plan.evaluation_bytes) / GB:.1f}" if plan.evaluation_bytes else "-"
         lines.append(
             f"{plan.assumptions.world_size:5d} {plan.state_bytes / GB:7.1f} {plan.step_bytes / GB:7.1f} {evaluation:>10} "
-            f"{plan.peak_bytes / GB:7.1f}  {'fits' if plan.fits(gpu_memory_gb) else 'too much':9} {plan.step_time.total:7.2f} s "
+            f"{plan.peak_bytes / GB:7.1f}  {'fits' if plan.fits(memory) else 'too much':9} {plan.step_time.total:7.2f} s "
             f"{plan.audio_seconds_per_step / plan.step_time.total:10,.0f}"
         )
     return lines + _describe_idle(plans)
+
+
+def _describe_measured(time: StepTime) -> str:
+    """What is known apart where a machine has been measured."""
+    if not time.elementwise and not time.optimizer:
+        return ""
+    return f", between products {time.elementwise:.2f}, optimizer {time.optimizer:.2f}"
 
 
 def _describe_idle(plans: Sequence[Plan]) -> list[str]:

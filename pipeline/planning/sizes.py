@@ -48,10 +48,10 @@ class LlmSizes:
 
 @dataclass(frozen=True)
 class SpeechSizes:
-    """The LLM with the adaptor before it and the encoder beside it."""
+    """The LLM with the adaptor before it and the encoder beside it. `adaptor_tensor_sizes` are numbers of elements; all train."""
 
     llm: LlmSizes
-    num_adaptor_parameters: int
+    adaptor_tensor_sizes: tuple[int, ...]
     adaptor_width: int
     num_adaptor_layers: int
     stacking: int
@@ -61,6 +61,15 @@ class SpeechSizes:
     encoder_itemsize: int
     max_states: int
     pad_to_30s: bool
+
+    @property
+    def num_adaptor_parameters(self) -> int:
+        return sum(self.adaptor_tensor_sizes)
+
+    @property
+    def tensor_sizes(self) -> tuple[int, ...]:
+        """Of all that ZeRO-3 partitions."""
+        return self.adaptor_tensor_sizes + self.llm.tensor_sizes
 
     @property
     def seconds_per_audio_token(self) -> float:
@@ -102,7 +111,7 @@ def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_traine
     )
     return SpeechSizes(
         llm=llm,
-        num_adaptor_parameters=sum(p.numel() for p in model.adaptor.parameters()),
+        adaptor_tensor_sizes=tuple(p.numel() for p in model.adaptor.parameters()),
         adaptor_width=shape.width,
         num_adaptor_layers=len(model.adaptor.layers),
         stacking=shape.stacking,

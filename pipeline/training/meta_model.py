@@ -10,10 +10,12 @@ import torch
 from pipeline.config import RunConfig, read_deepspeed_config, read_precision
 from pipeline.errors import CheckpointError, InputError
 from pipeline.model.adaptor import Adaptor, AdaptorShape
+from pipeline.model.attention import MATMUL_ATTENTION, register_matmul_attention
 from pipeline.model.encoder import EncoderDims, FrozenWhisperEncoder
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.scan.checkpoint import open_checkpoint
 from pipeline.selection import TensorSelection
+from pipeline.training.arithmetic import Arithmetic
 from pipeline.training.parts import mark_trained
 
 # (width, heads, layers) of openai-whisper's encoders; they read 80 mels, the newest 128
@@ -30,11 +32,13 @@ _MAX_STATES = 1500
 _STATES_PREFIX = "encoder."
 
 
-def build_meta_model(config: RunConfig, *, read_selection: bool = True) -> tuple[FrozenWhisperEncoder, SpeechLLM]:
+def build_meta_model(
+    config: RunConfig, *, read_selection: bool = True, arithmetic: Arithmetic | None = None
+) -> tuple[FrozenWhisperEncoder, SpeechLLM]:
     """Encoder and speech LLM as `config` describes them, `requires_grad` as in training. Raises `InputError`.
 
     Of the LLM only config.json is read, of an encoder's file only its table of contents. Without `read_selection`, nothing of
-    the LLM trains.
+    the LLM trains. Without `arithmetic`, what is left to the machine is as on a GPU that is fast in bfloat16.
     """
     selection_path = config.unfreeze.selection if read_selection else None
     if selection_path is not None and not Path(selection_path).exists():
@@ -42,10 +46,14 @@ def build_meta_model(config: RunConfig, *, read_selection: bool = True) -> tuple
             f"There is no selection at {selection_path}. Make it with «kappaspeech select»; for a plan before that, say how many "
             "of the LLM's parameters will train: --trained-parameters 5e8."
         )
-    # a plan of what the machine is to choose is for one that is fast in bfloat16
-    dtype = torch.float32 if read_precision(read_deepspeed_config(Path(config.deepspeed))) == "float32" else torch.bfloat16
-    encoder = _build_encoder(config)
-    llm = _build_llm(config.model.llm, dtype=dtype)
+    if arithmetic is not None:
+        dtype, encoder_dtype, attention = arithmetic.torch_dtype, arithmetic.encoder_torch_dtype, arithmetic.attention
+    else:
+        dtype = torch.float32 if read_precision(read_deepspeed_config(Path(config.deepspeed))) == "float32" else torch.bfloat16
+        encoder_dtype = torch.float32 if config.model.encoder_dtype == "float32" else torch.bfloat16
+        attention = "sdpa"
+    encoder = _build_encoder(config, dtype=encoder_dtype)
+    llm = _build_llm(config.model.llm, dtype=dtype, attention=attention)
     if read_selection:
         selection = TensorSelection.read(Path(selection_path)) if selection_path else None
         with torch.device("meta"):
@@ -67,14 +75,17 @@ def build_meta_model(config: RunConfig, *, read_selection: bool = True) -> tuple
         return encoder, SpeechLLM(Adaptor(shape).to(dtype), llm)
 
 
-def _build_llm(name_or_path: str, *, dtype: torch.dtype) -> Any:
+def _build_llm(name_or_path: str, *, dtype: torch.dtype, attention: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    if attention == MATMUL_ATTENTION:
+        register_matmul_attention()
 
     folder = name_or_path if Path(name_or_path).is_dir() else _find_in_cache(name_or_path)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{name_or_path} has no config.json that a causal LM can be built from: {error}") from error
 
@@ -96,13 +107,11 @@ def _find_in_cache(name: str) -> str:
     return str(Path(found).parent)
 
 
-def _build_encoder(config: RunConfig) -> FrozenWhisperEncoder:
+def _build_encoder(config: RunConfig, *, dtype: torch.dtype) -> FrozenWhisperEncoder:
     from whisper.model import AudioEncoder
 
     num_mels, width, num_heads, num_layers = _find_encoder_shape(config.model.encoder)
     with torch.device("meta"):
-        # a plan is for GPUs, which all encode in bfloat16 unless told otherwise
-        dtype = torch.float32 if config.model.encoder_dtype == "float32" else torch.bfloat16
         whisper = AudioEncoder(num_mels, _MAX_STATES, width, num_heads, num_layers).to(dtype)
     return FrozenWhisperEncoder(whisper, EncoderDims(num_mels, width, _MAX_STATES), pad_to_30s=config.model.pad_to_30s)
 

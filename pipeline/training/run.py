@@ -140,9 +140,9 @@ def _train(
     plan = plan_run(
         planner,
         prompt_tokens=parts.prompt.prefix_ids.numel() + parts.prompt.suffix_ids.numel(),
-        world_size=cluster.world_size,
+        cluster=cluster,
         device=engine.device,
-        matmul_flops_per_second=min(matmul_rates),
+        arithmetic=arithmetic,
     )
     loop = TrainingLoop(
         config,

@@ -1,4 +1,4 @@
-"""A run's plan of itself: its modules are described before ZeRO-3 takes them, and planned at a measured rate."""
+"""A run's plan of itself: its modules are described before ZeRO-3 takes them, and planned at rates that are measured then."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from typing import Any
 
 import torch
 
+from pipeline.cluster import Cluster
 from pipeline.config import RunConfig
 from pipeline.errors import InputError
 from pipeline.model.encoder import FrozenWhisperEncoder
 from pipeline.model.speech_llm import SpeechLLM
+from pipeline.planning.machine import find_products, measure_compute, measure_exchange, slowest
 from pipeline.planning.planner import Planner
 from pipeline.speech.stream import SpeechStream
-
-# What of a bare matrix product's rate a training keeps, norms, attention and the optimizer being slower.
-_EFFICIENCY = 0.5
-# Unknown from inside a run; gloo on one host, and NVLink.
-_CPU_GBS, _GPU_GBS = 2.0, 200.0
+from pipeline.training.arithmetic import Arithmetic
 
 
 def describe_run(config: RunConfig, encoder: FrozenWhisperEncoder, model: SpeechLLM, stream: SpeechStream) -> Planner | str:
@@ -28,16 +26,22 @@ def describe_run(config: RunConfig, encoder: FrozenWhisperEncoder, model: Speech
 
 
 def plan_run(
-    planner: Planner | str, *, prompt_tokens: int, world_size: int, device: torch.device, matmul_flops_per_second: float
+    planner: Planner | str, *, prompt_tokens: int, cluster: Cluster, device: torch.device, arithmetic: Arithmetic
 ) -> dict[str, Any]:
-    """The plan as JSON, on ranks that multiply matrices at this rate."""
+    """The plan as JSON, at the rates of the slowest rank, all measuring at once, as they will train. A collective."""
     if isinstance(planner, str):
         return {"error": planner}
-    on_gpu = device.type == "cuda"
-    return planner.plan(
-        world_size,
-        tflops=_EFFICIENCY * matmul_flops_per_second / 1e12,
-        bandwidth_gbs=_GPU_GBS if on_gpu else _CPU_GBS,
+    products = find_products(
+        planner.sizes,
+        planner.batches,
         prompt_tokens=prompt_tokens,
-        on_gpu=on_gpu,
-    ).to_json()
+        dtype=arithmetic.torch_dtype,
+        encoder_dtype=arithmetic.encoder_torch_dtype,
+        device_type=device.type,
+    )
+    cluster.barrier()
+    mine = measure_compute(device, *products)
+    mine = measure_exchange(mine, torch.distributed.group.WORLD, device, arithmetic.torch_dtype)
+    rates = slowest(cluster.gather(mine))
+    plan = planner.plan(cluster.world_size, rates=rates, prompt_tokens=prompt_tokens, on_gpu=device.type == "cuda")
+    return plan.to_json()

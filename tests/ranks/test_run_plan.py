@@ -15,6 +15,20 @@ def test_a_run_holds_its_plan_and_what_was_measured(two_ranks):
     # nearly all of a tiny model's process is the libraries
     assert 0.7 < memory["ratio"] < 1.3
     assert seconds["measured"] > 0
+    rates = record["plan"]["assumptions"]["rates"]
+    # what the ranks measured over their own process group, and not what is assumed of one
+    assert rates["bytes_per_second"] != rates["memory_bytes_per_second"]
+    assert rates["reduced_bytes_per_second"] > 0
+    assert rates["seconds_per_message"] > 0
+    parts = record["plan"]["step_seconds"]
+    assert all(parts[name] > 0 for name in ("encoder", "forward", "backward", "elementwise", "communication", "optimizer"))
+    assert parts["total"] > parts["forward"] + parts["backward"] + parts["communication"]
+
+
+def test_a_rank_alone_communicates_nothing(one_rank):
+    plan = json.loads((one_rank / "run.json").read_text())["plan"]
+    assert plan["step_seconds"]["communication"] == 0
+    assert plan["step_seconds"]["optimizer"] > 0
 
 
 def test_a_run_folder_explains_every_file_in_it(one_rank):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -13,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from pipeline.commands import main
 from pipeline.config import read_run_config
 from pipeline.planning.batches import sizes_by_budget, sizes_by_lengths
+from pipeline.planning.duration import Rates
 from pipeline.planning.memory import kept_bytes_per_token, read_settings
 from pipeline.planning.plan import compare_with_run
 from pipeline.planning.planner import Planner
@@ -23,6 +25,7 @@ from tests import tiny
 
 REPOSITORY = Path(__file__).parents[3]
 WIDTH, INNER, HEADS, KEY_HEADS = 64, 176, 4, 2
+RATES = Rates(1e12, 1e9)
 
 
 @pytest.fixture
@@ -111,7 +114,7 @@ def test_lora_keeps_what_its_modules_read():
 
 def plans(config, *counts: int, **options):
     planner = Planner(config, modules=build_meta_model(config))
-    return [planner.plan(n, tflops=1.0, bandwidth_gbs=1.0, prompt_tokens=20, **options) for n in counts]
+    return [planner.plan(n, rates=RATES, prompt_tokens=20, **options) for n in counts]
 
 
 def test_partitioned_parts_fall_as_one_over_the_ranks(config):
@@ -143,7 +146,7 @@ def test_offload_moves_the_optimizer_to_the_host():
 
 def test_a_plan_names_what_would_make_it_fit(config):
     planner = Planner(config, modules=build_meta_model(config))
-    plan = planner.plan(1, tflops=1.0, bandwidth_gbs=1.0, prompt_tokens=20)
+    plan = planner.plan(1, rates=RATES, prompt_tokens=20)
     remedies = planner.find_remedies(plan.assumptions)
     assert remedies
     assert all(remedy.peak_bytes < plan.peak_bytes for remedy in remedies)
@@ -188,6 +191,31 @@ def test_the_sizes_of_an_8b_model_need_neither_its_weights_nor_data(tmp_path, ca
     assert parts["gradients"] == pytest.approx(2 * trained / 8, rel=0.01)
     assert main([*words[:-1], "1", "--trained-parameters", "1.5e9", "--gpu-memory", "24"]) == 1
     assert "does not fit into 24 GB" in capsys.readouterr().out
+
+
+def test_a_plan_says_that_it_is_for_gpus_where_there_are_none(home, tmp_path, capsys):
+    config = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run")
+    assert main(["plan", str(config)]) == 0
+    assert "This is for GPUs of 80 GB, and this machine has none. For its processors: --here." in capsys.readouterr().out
+    assert main(["plan", str(config), "--gpu-memory", "40"]) == 0
+    assert "--here" not in capsys.readouterr().out
+
+
+def test_a_plan_of_this_machine_goes_by_what_is_measured(home, tmp_path, capsys):
+    config = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run")
+    assert main(["plan", str(config), "--here", "--output", str(tmp_path / "plan.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "on this machine's" in printed
+    assert f"in bfloat16: as {REPOSITORY}/tests/zero3.json says" in printed
+    content = json.loads((tmp_path / "plan.json").read_text())
+    (plan,) = content["plans"]
+    assert (plan["assumptions"]["device"], plan["assumptions"]["world_size"]) == ("cpu", 1)
+    assert 1e7 < plan["assumptions"]["rates"]["flops_per_second"] < 1e14
+    assert 0 < content["gpu_memory_gb"] == pytest.approx(psutil.virtual_memory().total / 1e9)
+    assert plan["step_seconds"]["optimizer"] > 0
+    assert plan["step_seconds"]["communication"] == 0
+    for words in (["--tflops", "1"], ["--gpu-memory", "80"], ["--world-size", "9999"]):
+        assert main(["plan", str(config), "--here", *words]) == 2
 
 
 @pytest.mark.parametrize("words", [["--world-size", "two"], ["--world-size", "0"], ["--set", "model.llm=nobody/nothing"]])

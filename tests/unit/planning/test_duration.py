@@ -1,0 +1,122 @@
+"""A step's time: traffic against what DeepSpeed's rules make of a few tensors, and each part at its own rate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.model.flops import SpeechCost, StackCost
+from pipeline.planning.batches import MicroBatchSize
+from pipeline.planning.duration import Rates, Traffic, count_traffic, count_updated, predict_step
+from pipeline.planning.elementwise import count_elementwise
+from pipeline.planning.memory import count_tokens, read_settings
+from pipeline.planning.sizes import LlmSizes, SpeechSizes
+
+LLM = LlmSizes(
+    width=8,
+    inner_width=16,
+    query_width=8,
+    key_width=4,
+    num_heads=2,
+    num_layers=3,
+    vocabulary=100,
+    tensor_sizes=(8, 1_000, 3_000),
+    num_trained=1_000,
+    kept_inputs=0,
+)
+SIZES = SpeechSizes(
+    llm=LLM,
+    adaptor_tensor_sizes=(8, 992),
+    adaptor_width=8,
+    num_adaptor_layers=2,
+    stacking=4,
+    encoder_width=8,
+    num_mels=80,
+    num_encoder_parameters=1,
+    encoder_itemsize=2,
+    max_states=1500,
+    pad_to_30s=False,
+)
+COST = SpeechCost(StackCost(1_000), StackCost(1_000, 1_000), StackCost(4_000, 1_000), StackCost(800), 4, 6)
+BATCH = MicroBatchSize(4, 2.0)
+RATES = Rates(1e9, 1e6)
+
+
+def settings(threshold: int, **zero):
+    zero = {"stage": 3, "stage3_param_persistence_threshold": threshold, **zero}
+    return read_settings({"bf16": {"enabled": True}, "zero_optimization": zero})
+
+
+def predict(rates: Rates, **changes):
+    options = {"micro_batches_per_rank": 2, "world_size": 2, "checkpointing": False, "overlaps": False, **changes}
+    return predict_step(COST, SIZES, settings(0), BATCH, rates=rates, **options)
+
+
+def test_one_rank_receives_nothing():
+    assert count_traffic(SIZES, settings(0), world_size=1, micro_batches_per_rank=4) == Traffic(0, 0, 0)
+
+
+def test_tensors_that_are_kept_whole_are_gathered_once_a_step_frozen_ones_too():
+    whole, trained = 5_008, 2_000
+    every, kept = (count_traffic(SIZES, settings(threshold), world_size=2, micro_batches_per_rank=4) for threshold in (0, 10_000))
+    assert every == Traffic(2 * 4 * whole // 2, 2 * 4 * trained // 2, 4 * 5 + 4)
+    assert kept == Traffic(2 * whole // 2, 2 * 4 * trained // 2, 5 + 4)
+    some = count_traffic(SIZES, settings(8), world_size=2, micro_batches_per_rank=4)
+    assert some.gathered == 2 * (16 + 4 * (whole - 16)) // 2
+
+
+def test_a_model_above_the_limit_of_live_parameters_is_gathered_for_each_pass():
+    above = count_traffic(SIZES, settings(0, stage3_max_live_parameters=100), world_size=2, micro_batches_per_rank=1)
+    below = count_traffic(SIZES, settings(0), world_size=2, micro_batches_per_rank=1)
+    assert above.gathered == 2 * below.gathered
+    assert above.reduced == below.reduced
+
+
+def test_float32_doubles_what_travels():
+    wide, narrow = (
+        count_traffic(SIZES, replace(settings(0), itemsize=itemsize), world_size=4, micro_batches_per_rank=1)
+        for itemsize in (4, 2)
+    )
+    assert (wide.gathered, wide.reduced) == (2 * narrow.gathered, 2 * narrow.reduced)
+
+
+def test_the_update_is_shared_by_ranks_and_the_collecting_is_not():
+    one, two = (count_updated(SIZES, settings(0), world_size=world_size, micro_batches_per_rank=1) for world_size in (1, 2))
+    # bfloat16: three passes that read and write each gradient whole
+    whole = 2_000 * 6 * 2
+    assert one - whole == 2 * (two - whole)
+
+
+def test_each_part_goes_by_its_own_rate():
+    plain = predict(RATES)
+    assert plain.elementwise == plain.optimizer == 0
+    assert predict(replace(RATES, backward_flops_per_second=5e8)).backward == pytest.approx(2 * plain.backward)
+    assert predict(replace(RATES, encoder_flops_per_second=5e8)).encoder == pytest.approx(2 * plain.encoder)
+    assert predict(replace(RATES, encoder_flops_per_second=5e8)).forward == plain.forward
+    slow = predict(replace(RATES, reduced_bytes_per_second=5e5))
+    assert slow.communication - plain.communication == pytest.approx(2 * 2_000 * 2 / 2 / 1e6)
+    measured = predict(replace(RATES, elementwise_bytes_per_second=1e6, memory_bytes_per_second=1e6, seconds_per_message=0.5))
+    assert measured.elementwise > 0
+    assert measured.communication - plain.communication == pytest.approx(0.5 * (2 * 5 + 2))
+    parts = (measured.encoder, measured.forward, measured.backward, measured.elementwise, measured.communication)
+    assert measured.total == pytest.approx(sum(parts) + measured.optimizer)
+
+
+def test_communication_hides_only_where_the_device_overlaps():
+    shown, hidden = predict(RATES), predict(RATES, overlaps=True)
+    assert shown.total - hidden.total == pytest.approx(min(shown.communication, shown.forward + shown.backward))
+
+
+def test_clips_from_the_cache_meet_no_encoder():
+    assert predict(RATES, encoded_share=0.25).encoder == pytest.approx(predict(RATES).encoder / 4)
+
+
+def test_norms_in_float32_cost_less_where_all_is():
+    """Two casts of each norm fall away, and all else doubles."""
+    tokens = count_tokens(BATCH, SIZES, prompt_tokens=6)
+    (narrow, _), (wide, back) = (count_elementwise(SIZES, tokens, itemsize=itemsize) for itemsize in (2, 4))
+    assert narrow < wide < 2 * narrow
+    assert back == 2 * wide
+    unfused = replace(SIZES, llm=replace(LLM, fused_attention=False))
+    assert count_elementwise(unfused, tokens, itemsize=2)[0] > narrow

@@ -1,0 +1,49 @@
+"""Rates of this machine: of the right order, and those of ranks that wait for each other."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from pipeline.planning.duration import Rates
+from pipeline.planning.machine import ModelProduct, measure_compute, measure_here, slowest
+
+CPU = torch.device("cpu")
+LLM = ModelProduct(64, 128, 256, torch.float32)
+
+
+def test_what_is_measured_is_what_a_product_takes():
+    rates = measure_compute(CPU, LLM, LLM)
+    left, right = torch.randn(64, 128), torch.randn(128, 256)
+    began = time.perf_counter()
+    for _ in range(200):
+        left @ right
+    plain = 200 * 2 * 64 * 128 * 256 / (time.perf_counter() - began)
+    # others may use the machine meanwhile
+    assert plain / 20 < rates.flops_per_second < plain * 20
+    assert rates.encoder_flops_per_second > 0
+    assert plain / 20 < rates.backward_flops_per_second < plain * 20
+    assert 1e7 < rates.memory_bytes_per_second < 1e13
+    assert 1e7 < rates.elementwise_bytes_per_second < 1e13
+
+
+def test_ranks_of_one_machine_exchange_while_they_compute():
+    one, two = (measure_here(count, num_threads=1, llm=LLM, encoder=LLM) for count in (1, 2))
+    assert one.reduced_bytes_per_second is None
+    assert one.seconds_per_message == 0
+    assert 1e5 < two.bytes_per_second < 1e11
+    assert 1e5 < two.reduced_bytes_per_second < 1e11
+    assert 0 < two.seconds_per_message < 1
+
+
+def test_the_slowest_of_each_counts():
+    first = Rates(2.0, 5.0, 3.0, seconds_per_message=0.1)
+    second = Rates(1.0, 6.0, 4.0, seconds_per_message=0.2)
+    assert slowest([first, second]) == Rates(1.0, 5.0, 3.0, seconds_per_message=0.2)
+
+
+def test_a_product_is_cut_to_what_is_soon_measured():
+    large = ModelProduct(10**6, 16_384, 53_248, torch.float32)
+    assert (large.cut("cpu").rows, large.cut("cpu").width, large.cut("cpu").inner) == (512, 1536, 1536)
+    assert LLM.cut("cuda") == LLM

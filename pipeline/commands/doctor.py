@@ -20,7 +20,7 @@ def doctor(
         int | None, typer.Option(min=1, help="The number of ranks it will run on.  [default: this launch's]")
     ] = None,
 ) -> int:
-    """Look for what makes trainings fail: versions, compiler, locks, disk, ports, GPUs, data, models. Exit 1 on a problem.
+    """Look for what makes trainings fail: versions, compiler, locks, disk, ports, GPUs, dtype, data, models. Exit 1 on a problem.
 
     Under a launcher every rank looks at its own host, and rank 0 tells which hosts differ.
     """
@@ -31,6 +31,7 @@ def doctor(
         raise ConfigError("--set changes a configuration, and none is given.")
     settings = read_settings(config, None, set_ or []) if config else None
     from pipeline.cluster import agreement, start_cluster
+    from pipeline.diagnosis.arithmetic import check_dtype
     from pipeline.diagnosis.examination import examine, report_rank
     from pipeline.diagnosis.finding import combine
 
@@ -40,6 +41,7 @@ def doctor(
         if cluster.local_rank == 0:
             # the others are on the same host
             findings = examine(settings, world_size=world_size or cluster.world_size, launched=cluster.world_size > 1)
+    findings += check_dtype(settings, cluster)
     combined = combine(report_rank(cluster, findings))
     if cluster.rank == 0:
         _print(combined)

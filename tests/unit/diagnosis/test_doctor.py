@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from pipeline.cluster import SingleProcess
 from pipeline.commands import main
 from pipeline.config import read_run_config
+from pipeline.diagnosis.arithmetic import check_dtype
 from pipeline.diagnosis.configuration import check_configuration, check_disk, check_ranks
 from pipeline.diagnosis.finding import Finding, RankReport, combine
 from pipeline.diagnosis.host import check_build_folder, check_open_files, check_port, check_shared_memory, find_build_folder
 from pipeline.diagnosis.packages import compare_versions
+from pipeline.model.precision import choose_dtype
 from tests import tiny
 
 
@@ -148,6 +151,37 @@ def test_hosts_that_differ_are_named_and_what_all_share_is_told_once():
     assert "5.50 s apart" in findings[2].found
     assert "a is the slowest, b the fastest" in findings[2].found
     assert [finding.found for finding in combine(reports[:2])] == ["8 × H100"]
+
+
+def test_the_dtype_is_told_with_its_reason_and_the_slower_one_warned_of(home, tmp_path, monkeypatch):
+    config = read_run_config(tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run"))
+    auto = tmp_path / "auto.json"
+    auto.write_text(json.dumps({"bf16": {"enabled": "auto"}, "zero_optimization": {"stage": 3}}))
+
+    def find(rates, asked):
+        for module in ("pipeline.diagnosis.arithmetic", "pipeline.training.arithmetic"):
+            monkeypatch.setattr(f"{module}.measure_rates", lambda *_: rates)
+        (finding,) = check_dtype(asked, SingleProcess())
+        return finding
+
+    free = config.model_copy(update={"deepspeed": str(auto)})
+    fast, slow = {"float32": 1.0, "bfloat16": 2.0}, {"float32": 100.0, "bfloat16": 1.0}
+    for asked in (None, free):
+        finding = find(fast, asked)
+        assert (finding.status, finding.found) == ("ok", f"training computes in bfloat16: {choose_dtype(fast, 'cpu').reason}")
+        finding = find(slow, asked)
+        assert (finding.status, finding.found) == ("ok", f"training computes in float32: {choose_dtype(slow, 'cpu').reason}")
+    assert find(fast, config).status == "ok"
+    # tests/zero3.json says bfloat16
+    finding = find(slow, config)
+    assert finding.status == "warning"
+    assert finding.found.startswith(f"training computes in bfloat16: as {config.deepspeed} says; in float32 this would be faster")
+    assert finding.remedy.startswith("For float32")
+
+
+def test_a_model_that_cannot_be_read_has_no_dtype_and_is_a_problem_elsewhere(home, tmp_path):
+    config = read_run_config(tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", model__llm="/no/where"))
+    assert check_dtype(config, SingleProcess()) == []
 
 
 def test_exit_codes_are_of_problems_and_of_usage(home, tmp_path, capsys):

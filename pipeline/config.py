@@ -371,3 +371,22 @@ def read_precision(deepspeed_config: Mapping[str, Any]) -> Literal["auto", "bflo
     """What a DeepSpeed JSON says of the dtype: bf16.enabled true, false or absent, or «auto», which leaves it to the machine."""
     enabled = deepspeed_config.get("bf16", {}).get("enabled", False)
     return "auto" if enabled == "auto" else "bfloat16" if enabled else "float32"
+
+
+def settle_gradients(deepspeed_config: Mapping[str, Any], *, world_size: int) -> dict[str, Any]:
+    """A DeepSpeed JSON in which gradients are added up, over micro-batches and over ranks, in float32, unless it says otherwise.
+
+    Left to itself DeepSpeed 0.19 takes the compute dtype for both. In bfloat16, of 8 bits, the one loses digits with each
+    micro-batch and the other with each rank. ZeRO-3 honours both keys on all its paths, offload among them. They cost 2 more
+    bytes a trained parameter over the ranks, and 2 more an element in the reduce bucket, in its copy, and on the wire. One rank
+    alone sums nothing, so its bucket holds gradients as they come, whatever the JSON says.
+    """
+    settled = dict(deepspeed_config)
+    if read_precision(settled) != "bfloat16":
+        return settled
+    settled["data_types"] = {"grad_accum_dtype": "fp32", **settled.get("data_types", {})}
+    if world_size > 1:
+        settled.setdefault("communication_data_type", "fp32")
+    else:
+        settled.pop("communication_data_type", None)
+    return settled

@@ -13,6 +13,8 @@ from pipeline.planning.batches import LABEL_TOKENS_PER_SECOND, MicroBatchSize
 from pipeline.planning.sizes import LlmSizes, SpeechSizes
 
 _FLOAT32 = 4
+# by DeepSpeed's names
+_ITEMSIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # weights and Adam's two moments
 _OPTIMIZER_BYTES = 3 * _FLOAT32
 # Whisper's widest point a state: its input, the norm's output, and the MLP's inner states before and after GELU
@@ -21,7 +23,10 @@ _ENCODER_TRANSIENT_WIDTHS = 10
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """What of a DeepSpeed JSON decides memory. Sizes are in elements, as DeepSpeed counts them."""
+    """What of a DeepSpeed JSON decides memory and traffic. Sizes are in elements, as DeepSpeed counts them.
+
+    Gradients are added up over micro-batches in `gradient_itemsize` bytes an element, and over ranks in `reduced_itemsize`.
+    """
 
     itemsize: int
     max_live: int
@@ -32,6 +37,8 @@ class ZeroSettings:
     optimizer_on_host: bool
     parameters_on_host: bool
     overlaps_communication: bool
+    gradient_itemsize: int = _FLOAT32
+    reduced_itemsize: int = _FLOAT32
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class MemoryPart:
 
 
 def read_settings(deepspeed_config: Mapping[str, Any]) -> ZeroSettings:
-    """The settings of a DeepSpeed JSON, with DeepSpeed 0.19's defaults where it is silent."""
+    """The settings of a DeepSpeed JSON, with DeepSpeed 0.19's defaults where it is silent, and `settle_gradients`'s."""
     zero = deepspeed_config.get("zero_optimization", {})
     on_host = {key: zero.get(key, {}).get("device", "none") != "none" for key in ("offload_optimizer", "offload_param")}
     return ZeroSettings(
@@ -57,6 +64,8 @@ def read_settings(deepspeed_config: Mapping[str, Any]) -> ZeroSettings:
         optimizer_on_host=on_host["offload_optimizer"],
         parameters_on_host=on_host["offload_param"],
         overlaps_communication=bool(zero.get("overlap_comm", True)),
+        gradient_itemsize=_ITEMSIZES.get(str(deepspeed_config.get("data_types", {}).get("grad_accum_dtype")), _FLOAT32),
+        reduced_itemsize=_ITEMSIZES.get(str(deepspeed_config.get("communication_data_type")), _FLOAT32),
     )
 
 
@@ -74,16 +83,24 @@ def count_state(
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     frozen = sizes.llm.num_parameters - sizes.llm.num_trained
     persistent = sum(size for size in sizes.tensor_sizes if size <= settings.persistence_threshold)
-    optimizer = trained * (b + _OPTIMIZER_BYTES) // world_size
+    compute_copy = b * trained // world_size
+    optimizer = _OPTIMIZER_BYTES * trained // world_size
+    if settings.optimizer_on_host:
+        # DeepSpeed keeps a float32 copy of the gradients there beside those that are added up
+        optimizer += _FLOAT32 * trained // world_size
     average = _FLOAT32 * trained // world_size if keeps_average else 0
+    # alone, a rank has nothing to sum: its bucket stays in the compute dtype
+    reduced = settings.reduced_itemsize if world_size > 1 else b
+    used = min(settings.reduce_bucket, trained)
     return [
         MemoryPart("frozen weights", b * frozen // world_size, settings.parameters_on_host),
-        MemoryPart("trained weights, fp32 master, Adam", optimizer, settings.optimizer_on_host),
+        MemoryPart("trained weights", compute_copy, settings.parameters_on_host),
+        MemoryPart("fp32 master, Adam", optimizer, settings.optimizer_on_host),
         MemoryPart("moving average", average, settings.optimizer_on_host),
-        MemoryPart("gradients", b * trained // world_size, settings.optimizer_on_host),
+        MemoryPart("gradients", settings.gradient_itemsize * trained // world_size, settings.optimizer_on_host),
         MemoryPart("small weights kept whole", b * persistent if world_size > 1 else 0),
-        # all of it is allocated on a GPU; a CPU has only those pages that are used
-        MemoryPart("reduce bucket", b * (min(settings.reduce_bucket, trained) if on_cpu else settings.reduce_bucket)),
+        # all of it is allocated on a GPU, and a copy in the ranks' order while it is summed; a CPU has only the pages it uses
+        MemoryPart("reduce bucket", reduced * (used if on_cpu else settings.reduce_bucket + used)),
         MemoryPart("encoder", sizes.encoder_itemsize * sizes.num_encoder_parameters),
     ]
 

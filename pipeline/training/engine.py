@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cluster import Cluster
-from pipeline.config import OptimizerConfig
+from pipeline.config import OptimizerConfig, settle_gradients
 from pipeline.model.lora import public_names
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.training.phases import PhaseClock
@@ -64,13 +64,14 @@ class TrainingEngine:
     ) -> None:
         """Partition `model`, whose `requires_grad` already says what trains, and build its optimizer.
 
-        `model` must be the same on every rank. Frozen tensors stay in the model's dtype and get no optimizer state. With
+        `model` must be the same on every rank. Frozen tensors stay in the model's dtype and get no optimizer state. Gradients
+        are added up in float32 unless `deepspeed_config` says otherwise (`settle_gradients`). With
         `ema_decay` an exponential moving average of the float32 weights is kept beside them, partitioned like them.
         """
         import deepspeed
 
         settings = {
-            **deepspeed_config,
+            **settle_gradients(deepspeed_config, world_size=cluster.world_size),
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": micro_batches_per_rank,
             "gradient_clipping": optimizer.clip_norm,

@@ -27,6 +27,8 @@ NUM_STEPS = 20
 FEW_STEPS = 5
 # three micro-batches: on two ranks one of them fills up with a zero-weight batch
 BUDGET = BatchBudget(max_samples=2, max_seconds=20.0, micro_batches_per_step=3)
+# as many as make bfloat16 lose digits
+MANY = BatchBudget(max_samples=1, max_seconds=20.0, micro_batches_per_step=48)
 OPTIMIZER = OptimizerConfig()
 # both tensors of one module's experts, one of another's, and a linear module
 EXPERTS = {
@@ -42,7 +44,7 @@ PARTITIONED = Path(__file__).parents[1] / "zero3.json"
 
 @dataclass(frozen=True)
 class Case:
-    """One way to train; `preset` is a file of ds_configs/, or none of them, with `changes` to its ZeRO section."""
+    """One way to train; `preset` is a file of ds_configs/, or none, with `changes` to its ZeRO section, and `settings`."""
 
     mode: str = "selection"
     num_steps: int = NUM_STEPS
@@ -54,6 +56,8 @@ class Case:
     # parameters are partitioned in groups of about this size; the tiny model is one group of the engine's own
     partition_bytes: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    budget: BatchBudget = BUDGET
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,7 +68,7 @@ class Case:
         content = json.loads((PRESETS / f"{self.preset}.json" if self.preset else PARTITIONED).read_text())
         content["bf16"]["enabled"] = self.bf16
         content["zero_optimization"].update(self.changes)
-        return content
+        return {**content, **self.settings}
 
 
 HPZ = Case(
@@ -93,6 +97,14 @@ CASES: dict[int, dict[str, Case]] = {
         "zero3_lean": Case(preset="zero3_lean", num_steps=FEW_STEPS),
         "zero3_offload": Case(preset="zero3_offload", num_steps=FEW_STEPS),
         "zero3_hpz": HPZ,
+        "accumulated": Case(bf16=True, num_steps=1, budget=MANY),
+        "reduced in bf16": Case(bf16=True, num_steps=1, budget=MANY, settings={"communication_data_type": "bf16"}),
+        "accumulated in bf16": Case(
+            bf16=True,
+            num_steps=1,
+            budget=MANY,
+            settings={"communication_data_type": "bf16", "data_types": {"grad_accum_dtype": "bf16"}},
+        ),
     },
     3: {"selection": Case()},
     # two hosts, as it were
@@ -148,12 +160,12 @@ def make_experts(vocab_size: int) -> Any:
     return Qwen3MoeForCausalLM(config).eval()
 
 
-def open_stream(home: Path, tokenizer: Any, *, rank: int, world_size: int) -> SpeechStream:
+def open_stream(home: Path, tokenizer: Any, *, rank: int, world_size: int, budget: BatchBudget = BUDGET) -> SpeechStream:
     return SpeechStream(
         [SpeechDataset(str(home / "shards/train/*.tar"))],
         tokenizer=tokenizer,
         num_mels=80,
-        budget=BUDGET,
+        budget=budget,
         max_seconds=20.0,
         seed=1,
         rank=rank,

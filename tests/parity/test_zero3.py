@@ -24,6 +24,8 @@ WEIGHT_TOLERANCE = 2e-5
 LOSS_TOLERANCE = 1e-6
 # bfloat16 keeps 8 bits: a weight or activation is off by up to 0.4 %, and the errors of many sums and tokens cancel.
 BF16_LOSS_TOLERANCE = 1e-3
+# Float32 sums of 48 micro-batches, and a clip's factor: some roundings of 6e-8.
+FLOAT32_SUM_TOLERANCE = 2e-6
 # every file of ds_configs/
 PRESET_CASES = ("zero3", "zero3_cpu", "zero3_hpz", "zero3_lean", "zero3_offload")
 
@@ -143,6 +145,52 @@ def test_the_moving_average_is_that_of_plain_pytorchs_weights(zero3, plain):
 
 def test_bfloat16_stays_near_float32(zero3, plain):
     assert zero3(2)["bf16"]["losses"] == pytest.approx(plain["losses"], rel=BF16_LOSS_TOLERANCE)
+
+
+def accumulate_exactly(home, case: Case, *, world_size: int, monkeypatch) -> dict[str, torch.Tensor]:
+    """The gradient of the first step, its micro-batches' bfloat16 gradients added up in float64.
+
+    ZeRO-3 adds a linear layer's bias after its product is rounded, and torch before: with DeepSpeed's, the micro-batches'
+    gradients are the engine's, bit for bit, and all that is compared is how they are added up.
+    """
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    monkeypatch.setattr(torch.nn.functional, "linear", zero3_linear_wrap)
+    parts = build_parts(home, case)
+    names = public_names(parts.model)
+    trained = {names[name]: p for name, p in parts.model.named_parameters() if p.requires_grad}
+    data = next(open_stream(home, parts.tokenizer, rank=0, world_size=1, budget=case.budget).steps(0))
+    num_tokens = sum(batch.num_target_tokens for batch in data.batches)
+    total = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in trained.items()}
+    for batch in data.batches:
+        parts.model.zero_grad()
+        states, counts = parts.encoder(batch.log_mel, batch.num_frames)
+        nats, _ = parts.model(states, counts, parts.prompt.prefix_ids, parts.prompt.suffix_ids, batch.label_ids)
+        # rounded where the engine rounds
+        (nats * (world_size / num_tokens)).backward()
+        for name, parameter in trained.items():
+            total[name] += parameter.grad.double() / world_size
+    return total
+
+
+def relative_error(computed: dict[str, Any], exact: dict[str, torch.Tensor]) -> float:
+    """Of the first step's gradient, which is read off Adam's first moment."""
+    norm = sum(float(tensor.square().sum()) for tensor in exact.values()) ** 0.5
+    clipped = min(1.0, OPTIMIZER.clip_norm / computed["norms"][0]) * (1 - OPTIMIZER.betas[0])
+    errors = (computed["first_moments"][name].double() / clipped - tensor for name, tensor in exact.items())
+    return sum(float(error.square().sum()) for error in errors) ** 0.5 / norm
+
+
+def test_bfloat16_gradients_of_many_micro_batches_are_added_up_in_float32(home, zero3, monkeypatch):
+    """And summed over ranks in it, unless the JSON says otherwise; DeepSpeed's own choice is bfloat16 for both."""
+    cases = zero3(2)
+    exact = accumulate_exactly(home, CASES[2]["accumulated"], world_size=2, monkeypatch=monkeypatch)
+    names = ("accumulated", "reduced in bf16", "accumulated in bf16")
+    in_float32, reduced, in_bfloat16 = (relative_error(cases[name], exact) for name in names)
+    # what float32 leaves; then the roundings of one sum over ranks, and those of 24 sums a rank
+    assert in_float32 < FLOAT32_SUM_TOLERANCE
+    assert reduced > 100 * in_float32
+    assert in_bfloat16 > 2 * reduced
 
 
 def test_partitioning_copies_nothing_of_the_files_that_a_rank_has_mapped(zero3):

@@ -18,7 +18,7 @@ from pipeline.cluster import TorchCluster, start_training_cluster
 from pipeline.training import engine as engine_module
 from pipeline.training.base_partitions import averaged_weights
 from pipeline.training.engine import MicroBatch, TrainingEngine
-from tests.parity.steps import BUDGET, CASES, OPTIMIZER, Case, Parts, build_parts, open_stream
+from tests.parity.steps import CASES, OPTIMIZER, Case, Parts, build_parts, open_stream
 from tests.patience import patience
 
 
@@ -35,7 +35,7 @@ def main(home: Path, output: Path, names: list[str]) -> None:
 def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
     parts = build_parts(home, case)
     mapped = [parameter.data for parameter in parts.model.llm.parameters()]
-    stream = open_stream(home, parts.tokenizer, rank=cluster.rank, world_size=cluster.world_size)
+    stream = open_stream(home, parts.tokenizer, rank=cluster.rank, world_size=cluster.world_size, budget=case.budget)
     if case.partition_bytes is not None:
         engine_module._PARTITION_BYTES = case.partition_bytes
     engine = TrainingEngine(
@@ -43,7 +43,7 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
         cluster=cluster,
         deepspeed_config=case.deepspeed_config,
         optimizer=OPTIMIZER,
-        micro_batches_per_rank=-(-BUDGET.micro_batches_per_step // cluster.world_size),
+        micro_batches_per_rank=-(-case.budget.micro_batches_per_step // cluster.world_size),
         ema_decay=case.ema_decay,
     )
     copied = cluster.gather(copied_kilobytes())
@@ -78,6 +78,7 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
         "trained": dict(engine.gather_result()),
         "frozen": engine.frozen_digests(),
         "layer_passes": len(passes),
+        "first_moments": {name: tensor for name, state, tensor in engine.gather_optimizer() if state == "exp_avg"},
         "copied_kilobytes": copied,
         "around_average": around_average,
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import YAML_OWNED_KEYS, read_deepspeed_config, read_run_config
+from pipeline.config import YAML_OWNED_KEYS, read_deepspeed_config, read_run_config, settle_gradients
 from pipeline.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -103,6 +103,17 @@ def test_a_deepspeed_json_without_zero3_is_refused(tmp_path):
     (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))
     with pytest.raises(ConfigError, match="stage 2"):
         read_deepspeed_config(tmp_path / "ds.json")
+
+
+def test_gradients_are_added_up_in_float32_unless_the_json_says_otherwise():
+    bf16 = {"bf16": {"enabled": True}}
+    settled = settle_gradients(bf16, world_size=2)
+    assert settled == {**bf16, "data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+    said = {**bf16, "data_types": {"grad_accum_dtype": "bf16"}, "communication_data_type": "bf16"}
+    assert settle_gradients(said, world_size=2) == said
+    # alone, nothing is summed over ranks
+    assert "communication_data_type" not in settle_gradients({**bf16, "communication_data_type": "fp32"}, world_size=1)
+    assert settle_gradients({"bf16": {"enabled": False}}, world_size=2) == {"bf16": {"enabled": False}}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pipeline.commands import main
 from pipeline.config import read_run_config
 from pipeline.planning.batches import sizes_by_budget, sizes_by_lengths
 from pipeline.planning.duration import Rates
-from pipeline.planning.memory import kept_bytes_per_token, read_settings
+from pipeline.planning.memory import count_state, kept_bytes_per_token, read_settings
 from pipeline.planning.plan import compare_with_run
 from pipeline.planning.planner import Planner
 from pipeline.planning.sizes import LlmSizes, count_kept_inputs
@@ -119,7 +119,7 @@ def plans(config, *counts: int, **options):
 
 def test_partitioned_parts_fall_as_one_over_the_ranks(config):
     one, four = ({part.name: part.num_bytes for part in plan.parts} for plan in plans(config, 1, 4))
-    for name in ("frozen weights", "trained weights, fp32 master, Adam", "gradients"):
+    for name in ("frozen weights", "trained weights", "fp32 master, Adam", "gradients"):
         assert four[name] == one[name] // 4
     assert four["encoder"] == one["encoder"]
 
@@ -138,10 +138,42 @@ def test_a_moving_average_takes_four_bytes_a_trained_parameter(config):
     assert more.state_bytes - plain.state_bytes == 4 * (sizes.llm.num_trained + sizes.num_adaptor_parameters) // 2
 
 
+def test_offloading_the_optimizer_leaves_the_weights_that_are_computed_with(config):
+    sizes = Planner(config, modules=build_meta_model(config)).sizes
+    content = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}, "bf16": {"enabled": True}}
+    parts = {part.name: part for part in count_state(sizes, read_settings(content), world_size=1)}
+    trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    assert not parts["trained weights"].on_host
+    assert parts["trained weights"].num_bytes == 2 * trained
+    # master weights, two moments, gradients as they are added up, and the copy that AdamW reads
+    on_host = sum(part.num_bytes for part in parts.values() if part.on_host)
+    assert on_host == 5 * 4 * trained
+
+
 def test_offload_moves_the_optimizer_to_the_host():
     settings = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}, "bf16": {"enabled": True}}
     assert read_settings(settings).optimizer_on_host
     assert not read_settings({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "none"}}}).optimizer_on_host
+
+
+@pytest.mark.parametrize(
+    "section, gradients, reduced",
+    [
+        ({}, 4, 4),
+        ({"data_types": {"grad_accum_dtype": "bf16"}, "communication_data_type": "bf16"}, 2, 2),
+        ({"communication_data_type": "bf16"}, 4, 2),
+    ],
+)
+def test_gradients_are_counted_in_what_they_are_added_up_in(config, section, gradients, reduced):
+    content = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 1000}, "bf16": {"enabled": True}, **section}
+    sizes = Planner(config, modules=build_meta_model(config)).sizes
+    trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    assert trained > 1000
+    one, two = ({part.name: part.num_bytes for part in count_state(sizes, read_settings(content), world_size=n)} for n in (1, 2))
+    assert two["gradients"] == gradients * trained // 2
+    # and its copy in the ranks' order
+    assert two["reduce bucket"] == reduced * 2000
+    assert one["reduce bucket"] == 2 * 2000
 
 
 def test_a_plan_names_what_would_make_it_fit(config):
@@ -188,7 +220,7 @@ def test_the_sizes_of_an_8b_model_need_neither_its_weights_nor_data(tmp_path, ca
     frozen, trained = 8_030_261_248 - 1_500_000_000, 1_500_000_000 + 52_465_664
     parts = {part["name"]: part["num_bytes"] for part in content["plans"][1]["parts"]}
     assert parts["frozen weights"] == 2 * frozen // 8
-    assert parts["gradients"] == pytest.approx(2 * trained / 8, rel=0.01)
+    assert parts["gradients"] == pytest.approx(4 * trained / 8, rel=0.01)
     assert main([*words[:-1], "1", "--trained-parameters", "1.5e9", "--gpu-memory", "24"]) == 1
     assert "does not fit into 24 GB" in capsys.readouterr().out
 

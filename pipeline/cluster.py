@@ -13,12 +13,13 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pipeline.errors import ConfigError, KappaSpeechError, RankFailure
 from pipeline.local_cluster import HUB_VARIABLE, LocalCluster
-from pipeline.rendezvous import Launch, explained_meeting, find_launch, free_port, prepare_rendezvous
+from pipeline.rendezvous import Launch, count_local_rank, explained_meeting, find_launch, free_port, prepare_rendezvous
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -126,7 +127,10 @@ class TorchCluster:
         self.post("")
         self._group = dist.new_group(backend="gloo", timeout=timeout)
         self.world_size = dist.get_world_size()
-        self.local_rank = launch.local_rank
+        self.local_rank = launch.local_rank if launch.local_rank is not None else self._count_local_rank()
+
+    def _count_local_rank(self) -> int:
+        return count_local_rank(self.rank, self.gather(socket.gethostname()))
 
     def gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world_size
@@ -208,6 +212,8 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
         os.environ.setdefault("MASTER_PORT", str(free_port()))
     prepare_rendezvous(launch)
     on_cuda = torch.cuda.is_available()
+    if launch.local_rank is None:
+        launch = _meet_for_local_rank(launch, backend="nccl" if on_cuda else "gloo", timeout_seconds=timeout_seconds)
     if on_cuda:
         # DeepSpeed reads it from the environment
         os.environ["LOCAL_RANK"] = str(_choose_gpu(launch, torch.cuda.device_count()))
@@ -227,8 +233,29 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
     return TorchCluster(launch, timeout_seconds=timeout_seconds)
 
 
+def _meet_for_local_rank(launch: Launch, *, backend: str, timeout_seconds: float) -> Launch:
+    """Join the ranks before DeepSpeed does, which joins what it finds, and count the ranks before this one on its host.
+
+    A rank must know its GPU before its first collective; so they exchange their hosts' names by the store where they meet.
+    """
+    import torch.distributed as dist
+
+    timeout = timedelta(seconds=timeout_seconds)
+    with explained_meeting(launch):
+        meeting = dist.rendezvous("env://", launch.rank, launch.world_size, timeout=timeout)  # type: ignore[attr-defined]
+        store, rank, world_size = next(meeting)
+        store.set_timeout(timeout)
+        store.set(f"kappaspeech/host/{rank}", socket.gethostname())
+        hosts = [store.get(f"kappaspeech/host/{other}").decode() for other in range(world_size)]
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    local_rank = count_local_rank(rank, hosts)
+    os.environ["LOCAL_RANK"] = str(local_rank)
+    return replace(launch, local_rank=local_rank)
+
+
 def _choose_gpu(launch: Launch, num_visible: int) -> int:
     """The GPU of a rank: its host's next one, or the only one where each rank was given one (srun --gpus-per-task=1)."""
+    assert launch.local_rank is not None
     if num_visible > 1 and launch.local_rank >= num_visible:
         raise ConfigError(
             f"Rank {launch.rank} is number {launch.local_rank + 1} of those on {socket.gethostname()}, which shows it "

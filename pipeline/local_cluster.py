@@ -117,7 +117,8 @@ class LocalCluster:
 
     def __init__(self, launch: Launch) -> None:
         work, beat = map(int, os.environ[HUB_VARIABLE].split(","))
-        self.rank, self.world_size, self.local_rank = launch.rank, launch.world_size, launch.local_rank
+        # all ranks are this host's
+        self.rank, self.world_size, self.local_rank = launch.rank, launch.world_size, launch.rank
         self._work, self._beat = Connection(work), Connection(beat)
         self._lock = threading.Lock()
         self._turn = 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
-from pipeline.rendezvous import Launch
+from pipeline.rendezvous import Launch, count_local_rank
 
 if TYPE_CHECKING:
     from pipeline.cluster import FloatArray
@@ -34,7 +35,7 @@ class MpiCluster:
             )
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE and self.world_size > 1:
             raise ConfigError("This MPI was built without thread support (MPI_THREAD_MULTIPLE). Use --backend torch.")
-        self.local_rank = launch.local_rank
+        self.local_rank = launch.local_rank if launch.local_rank is not None else self._count_local_rank()
         here = self.rank == 0
         self._counters = MPI.Win.Allocate(8 * _MAX_QUEUES if here else 0, 8, comm=self._comm)
         self._posts = MPI.Win.Allocate(_POST_BYTES * self.world_size if here else 0, 1, comm=self._comm)
@@ -48,6 +49,9 @@ class MpiCluster:
         self._closing = threading.Event()
         self._progress = threading.Thread(target=self._look_in, daemon=True)
         self._progress.start()
+
+    def _count_local_rank(self) -> int:
+        return count_local_rank(self.rank, self._comm.allgather(socket.gethostname()))
 
     def _look_in(self) -> None:
         while not self._closing.wait(_PROGRESS_SECONDS):

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import ClusterError, ConfigError
@@ -20,11 +20,14 @@ _PORTS_BETWEEN_STEPS = 1009
 
 @dataclass(frozen=True)
 class Launch:
-    """Where this process stands among those a launcher started. `launcher` names whose variables said so."""
+    """Where this process stands among those a launcher started. `launcher` names whose variables said so.
+
+    `local_rank` is None where no launcher said it: ranks that meet find it out by `count_local_rank`.
+    """
 
     rank: int
     world_size: int
-    local_rank: int
+    local_rank: int | None
     launcher: str
 
 
@@ -48,7 +51,7 @@ def find_launch(environment: Mapping[str, str]) -> Launch:
             continue
         try:
             rank, world_size = int(environment[rank_name]), int(environment[size_name])
-            local_rank = int(environment.get(local_name, "0"))
+            local_rank = _find_local_rank(environment, rank, world_size)
         except ValueError:
             raise ConfigError(f"{rank_name}, {size_name} and {local_name} must be whole numbers; one of them isn't.") from None
         if not 0 <= rank < world_size:
@@ -57,13 +60,29 @@ def find_launch(environment: Mapping[str, str]) -> Launch:
     return Launch(0, 1, 0, "none")
 
 
+def _find_local_rank(environment: Mapping[str, str], rank: int, world_size: int) -> int | None:
+    """What any launcher that speaks of the same rank and world says: RANK is often exported by hand from srun's variables."""
+    for _, rank_name, size_name, local_name in _LAUNCHER_VARIABLES:
+        same = (environment.get(rank_name), environment.get(size_name)) == (str(rank), str(world_size))
+        if same and local_name in environment:
+            return int(environment[local_name])
+    return 0 if world_size == 1 else None
+
+
+def count_local_rank(rank: int, hosts: Sequence[str]) -> int:
+    """A rank's number among those of its host, from all ranks' hosts."""
+    return hosts[:rank].count(hosts[rank])
+
+
 def prepare_rendezvous(launch: Launch) -> None:
     """Give torch and DeepSpeed the variables they rendezvous by, whoever launched the ranks. MASTER_ADDR, where set, stays.
 
     mpirun tells nobody where rank 0 is, so its ranks ask over MPI, a collective; srun tells everyone the step's hosts. Raises
     `ConfigError` where the ranks can't find each other.
     """
-    os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size), LOCAL_RANK=str(launch.local_rank))
+    os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
+    if launch.local_rank is not None:
+        os.environ["LOCAL_RANK"] = str(launch.local_rank)
     if "MASTER_ADDR" not in os.environ:
         is_step = os.environ.get("SLURM_STEP_NUM_TASKS") == str(launch.world_size)
         if launch.launcher in ("openmpi", "pmi") and not (launch.launcher == "pmi" and is_step):

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.cluster import _choose_gpu
 from pipeline.errors import ConfigError
-from pipeline.rendezvous import Launch, find_launch, first_host, job_port, prepare_rendezvous
+from pipeline.rendezvous import Launch, count_local_rank, find_launch, first_host, job_port, prepare_rendezvous
 from tests.conftest import clean_environment
 from tests.patience import patience
 
@@ -52,6 +52,29 @@ def test_a_task_of_a_step_is_a_rank_but_a_batch_script_is_alone():
 
 def test_a_launcher_inside_a_step_is_believed_before_slurm():
     assert find_launch({**STEP, "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Launch(5, 8, 1, "torch")
+
+
+@pytest.mark.parametrize(
+    "variables, local_rank",
+    [
+        # exported by hand from srun's, as many job scripts do; and MPICH's PMI under srun
+        ({**STEP, "RANK": "3", "WORLD_SIZE": "4"}, 1),
+        ({**STEP, "PMI_RANK": "3", "PMI_SIZE": "4"}, 1),
+        # srun started one launcher a node, whose number isn't its ranks'
+        ({**STEP, "RANK": "6", "WORLD_SIZE": "16"}, None),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, None),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, None),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, 0),
+    ],
+)
+def test_a_rank_of_its_host_isnt_guessed(variables, local_rank):
+    """It was 0 where a launcher didn't say it, and all ranks of a host would have shared its first GPU."""
+    assert find_launch(variables).local_rank == local_rank
+
+
+def test_ranks_are_counted_on_their_hosts():
+    hosts = ["a", "b", "a", "a", "b"]
+    assert [count_local_rank(rank, hosts) for rank in range(5)] == [0, 0, 1, 2, 1]
 
 
 @pytest.mark.parametrize("variables", [{"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}])

@@ -33,6 +33,8 @@ HOST_BASE_BYTES = 545 * (1 << 20)
 # What glibc keeps beyond that, as measured on a 135M model on one and two ranks.
 HOST_FRAGMENTATION = 0.2
 _FIRST_STEPS = 2
+# elements in zero3_offload_optimizer.json's reduce bucket
+_SMALL_BUCKET = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -196,15 +198,16 @@ def find_remedies(
     smaller = replace(assumptions, batches=_halve(assumptions.batches))
     together = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"decode": "zero3"})})
     lean = replace(settings, reduce_bucket=settings.reduce_bucket // 10, max_live=settings.max_live // 4)
-    optimizer_away = replace(settings, optimizer_on_host=True)
-    all_away = replace(optimizer_away, parameters_on_host=True)
+    # what ds_configs/ has of these
+    optimizer_away = replace(settings, optimizer_on_host=True, reduce_bucket=min(settings.reduce_bucket, _SMALL_BUCKET))
+    all_away = replace(settings, optimizer_on_host=True, parameters_on_host=True)
     tried: list[tuple[str, Callable[[], Plan]]] = [
         ("training.activation_checkpointing: true", lambda: plan(config=checkpointed)),
         ("half of batch.max_seconds and batch.max_samples, twice the micro_batches_per_step", lambda: plan(assumptions=smaller)),
         ("DeepSpeed JSON: a tenth of reduce_bucket_size, a quarter of stage3_max_live_parameters", lambda: plan(settings=lean)),
         ("evaluation.decode: zero3", lambda: plan(config=together)),
-        ("DeepSpeed JSON: offload_optimizer to cpu", lambda: plan(settings=optimizer_away)),
-        ("DeepSpeed JSON: offload_optimizer and offload_param to cpu", lambda: plan(settings=all_away)),
+        ("deepspeed: ds_configs/zero3_offload_optimizer.json", lambda: plan(settings=optimizer_away)),
+        ("deepspeed: ds_configs/zero3_offload.json, slower", lambda: plan(settings=all_away)),
         (
             f"{2 * assumptions.world_size} ranks in place of {assumptions.world_size}",
             lambda: plan(assumptions=replace(assumptions, world_size=2 * assumptions.world_size)),

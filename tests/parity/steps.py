@@ -81,7 +81,7 @@ HPZ = Case(
 )
 # what each number of ranks runs, one after the other in the same processes
 CASES: dict[int, dict[str, Case]] = {
-    1: {"selection": Case()},
+    1: {"selection": Case(), "zero3_offload_optimizer": Case(preset="zero3_offload_optimizer", num_steps=FEW_STEPS)},
     2: {
         "selection": Case(),
         "bf16": Case(bf16=True),
@@ -96,6 +96,7 @@ CASES: dict[int, dict[str, Case]] = {
         "zero3": Case(preset="zero3", num_steps=FEW_STEPS),
         "zero3_lean": Case(preset="zero3_lean", num_steps=FEW_STEPS),
         "zero3_offload": Case(preset="zero3_offload", num_steps=FEW_STEPS),
+        "zero3_offload_optimizer": Case(preset="zero3_offload_optimizer", num_steps=FEW_STEPS),
         "zero3_hpz": HPZ,
         "accumulated": Case(bf16=True, num_steps=1, budget=MANY),
         "reduced in bf16": Case(bf16=True, num_steps=1, budget=MANY, settings={"communication_data_type": "bf16"}),

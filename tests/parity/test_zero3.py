@@ -27,7 +27,7 @@ BF16_LOSS_TOLERANCE = 1e-3
 # Float32 sums of 48 micro-batches, and a clip's factor: some roundings of 6e-8.
 FLOAT32_SUM_TOLERANCE = 2e-6
 # every file of ds_configs/
-PRESET_CASES = ("zero3", "zero3_cpu", "zero3_hpz", "zero3_lean", "zero3_offload")
+PRESET_CASES = ("zero3", "zero3_cpu", "zero3_hpz", "zero3_lean", "zero3_offload", "zero3_offload_optimizer")
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +217,11 @@ def test_no_preset_is_left_out():
 @pytest.mark.parametrize("name", PRESET_CASES)
 def test_every_preset_trains_as_plain_pytorch(zero3, plain, name):
     assert_equal_steps(zero3(2)[name], plain, num_steps=FEW_STEPS)
+
+
+def test_the_preset_for_one_gpu_trains_on_one(zero3, plain):
+    computed = zero3(1)["zero3_offload_optimizer"]
+    assert_equal_steps(computed, plain, num_steps=FEW_STEPS)
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])

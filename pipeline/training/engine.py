@@ -5,7 +5,6 @@ Every method is a collective: all ranks call it, in the same order.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from pipeline.cluster import Cluster
 from pipeline.config import OptimizerConfig, settle_gradients
 from pipeline.model.lora import public_names
 from pipeline.model.speech_llm import SpeechLLM
+from pipeline.training.digests import Hasher, share_out
+from pipeline.training.digests import digest_tensor as digest_tensor
 from pipeline.training.phases import PhaseClock
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
@@ -259,14 +260,21 @@ class TrainingEngine:
             adamw.optimizer.state[partition][_AVERAGE].lerp_(partition.detach(), share)
 
     def frozen_digests(self) -> dict[str, str]:
-        """SHA-256 of every frozen tensor's bytes, each gathered whole; the hashing is shared out over the ranks."""
-        mine: dict[str, str] = {}
-        frozen = [(self._names[name], p) for name, p in self.model.named_parameters() if not p.requires_grad]
-        for index, (name, parameter) in enumerate(frozen):
+        """SHA-256 of every frozen tensor's bytes, each gathered whole.
+
+        The ranks share the hashing out, each in threads beside the gathering: a rank that hashed while a tensor is gathered
+        would keep all others waiting for it.
+        """
+        frozen: list[tuple[str, Any]] = [
+            (self._names[name], p) for name, p in self.model.named_parameters() if not p.requires_grad
+        ]
+        hashers = share_out([int(p.ds_numel) * p.dtype.itemsize for _, p in frozen], self._world_size)
+        mine = Hasher()
+        for (name, parameter), rank in zip(frozen, hashers, strict=True):
             with self._deepspeed.zero.GatheredParameters([parameter]):
-                if index % self._world_size == self._cluster.rank:
-                    mine[name] = digest_tensor(parameter.data)
-        return {name: digest for part in self._cluster.gather(mine) for name, digest in part.items()}
+                if rank == self._cluster.rank:
+                    mine.add(name, parameter.data)
+        return {name: digest for part in self._cluster.gather(mine.digests()) for name, digest in part.items()}
 
     def close(self) -> None:
         self._engine.destroy()
@@ -317,9 +325,3 @@ def _secondary_group(settings: Mapping[str, Any]) -> Any:
 def average_decay(num_updates: int, *, decay: float) -> float:
     """The decay of the moving average at its `num_updates`-th update: smaller at first, or it would remember the beginning."""
     return min(decay, (1 + num_updates) / (10 + num_updates))
-
-
-def digest_tensor(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes in row-major order, as 64 hex digits."""
-    flat = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
-    return hashlib.sha256(flat.numpy().data).hexdigest()

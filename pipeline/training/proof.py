@@ -14,17 +14,21 @@ from pipeline.model.llm import load_llm
 from pipeline.model.lora import is_factor, merge, public_names
 from pipeline.model.trained import LLM_PREFIX
 from pipeline.scan.spectrum import spectrum_stats
-from pipeline.training.engine import TrainingEngine, digest_tensor
+from pipeline.training.digests import Hasher, digest_tensor, share_out
+from pipeline.training.engine import TrainingEngine
 from pipeline.training.parts import Parts
 from pipeline.training.run_folder import Movement, RunFolder
 
 
 def digest_frozen(parts: Parts, cluster: Cluster) -> dict[str, str]:
-    """SHA-256 of each frozen tensor as it was loaded; the ranks share the hashing. A collective."""
+    """SHA-256 of each frozen tensor of LLM and adaptor as it was loaded; the ranks share the hashing. A collective."""
     names = public_names(parts.model)
     frozen = [(names[name], p) for name, p in parts.model.named_parameters() if not p.requires_grad]
-    mine = {name: digest_tensor(p) for i, (name, p) in enumerate(frozen) if i % cluster.world_size == cluster.rank}
-    return {**digest_encoder(parts), **{name: digest for part in cluster.gather(mine) for name, digest in part.items()}}
+    mine = Hasher()
+    for (name, parameter), rank in zip(frozen, share_out([p.nbytes for _, p in frozen], cluster.world_size), strict=True):
+        if rank == cluster.rank:
+            mine.add(name, parameter, stays=True)
+    return {name: digest for part in cluster.gather(mine.digests()) for name, digest in part.items()}
 
 
 def digest_encoder(parts: Parts) -> dict[str, str]:
@@ -32,10 +36,10 @@ def digest_encoder(parts: Parts) -> dict[str, str]:
     return {f"whisper.{name}": digest_tensor(tensor) for name, tensor in parts.encoder.whisper.state_dict().items()}
 
 
-def digest_start(parts: Parts) -> str:
+def digest_start(parts: Parts, encoder_digests: Mapping[str, str]) -> str:
     """SHA-256 of all weights that training starts from, whatever of them trains: alike in arms that may be compared."""
     adaptor = {name: digest_tensor(tensor) for name, tensor in parts.model.adaptor.state_dict().items()}
-    return digest_json({"adaptor": adaptor, "encoder": digest_encoder(parts), "base": parts.base_digest})
+    return digest_json({"adaptor": adaptor, "encoder": encoder_digests, "base": parts.base_digest})
 
 
 def prove_frozen(engine: TrainingEngine, parts: Parts, cluster: Cluster, folder: RunFolder, before: Mapping[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -107,16 +107,17 @@ def _train(
     with agreement(cluster):
         refuse_old_stop_file(Path(config.run_dir))
         parts = load_parts(config, arithmetic)
-        cache_options = feature_cache_options(config, parts)
+        encoder_digests = digest_encoder(parts)
+        cache_options = feature_cache_options(config, parts, encoder_digests)
         stream = _open_stream(config, parts, cluster, cache_options)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
-    check_alike(cluster, _inputs(parts, stream), remedy="Copy it from one place to all hosts, or share it.")
-    before = digest_frozen(parts, cluster)
-    initial = digest_start(parts)
+    check_alike(cluster, _inputs(parts, encoder_digests, stream), remedy="Copy it from one place to all hosts, or share it.")
+    frozen = digest_frozen(parts, cluster)
+    initial = digest_start(parts, encoder_digests)
     fingerprints = {
         "base model": parts.base_digest,
-        "encoder": digest_json({**digest_encoder(parts), "pad_to_30s": parts.encoder.pad_to_30s}),
-        "frozen tensors": digest_json({name: digest for name, digest in before.items() if not name.startswith("whisper.")}),
+        "encoder": digest_json({**encoder_digests, "pad_to_30s": parts.encoder.pad_to_30s}),
+        "frozen tensors": digest_json(frozen),
         "selection": digest_trained(config.unfreeze, parts.selection),
         "adaptor": digest_json(asdict(parts.adaptor_shape)),
         "moving average": f"decay {config.training.ema_decay}",
@@ -185,7 +186,7 @@ def _train(
                 },
             )
     outcome = loop.run()
-    prove_frozen(engine, parts, cluster, folder, before)
+    prove_frozen(engine, parts, cluster, folder, {**encoder_digests, **frozen})
     write_drift(engine, parts, config, cluster, folder)
     with agreement(cluster):
         if cluster.rank == 0:
@@ -194,23 +195,23 @@ def _train(
     return outcome
 
 
-def _inputs(parts: Parts, stream: SpeechStream) -> dict[str, str]:
+def _inputs(parts: Parts, encoder_digests: Mapping[str, str], stream: SpeechStream) -> dict[str, str]:
     return {
         "the base model": parts.base_digest,
-        "the encoder": digest_json(digest_encoder(parts)),
+        "the encoder": digest_json(encoder_digests),
         "the selection": digest_json(parts.selection.shapes if parts.selection else {}),
         "the prompt": digest_json([parts.prompt.prefix_ids.tolist(), parts.prompt.suffix_ids.tolist()]),
         "the training data": stream.fingerprint,
     }
 
 
-def feature_cache_options(config: RunConfig, parts: Parts) -> FeatureCacheOptions | None:
+def feature_cache_options(config: RunConfig, parts: Parts, encoder_digests: Mapping[str, str]) -> FeatureCacheOptions | None:
     """Where states are kept, if they are: apart for each encoder, and for each way of coming to its input."""
     data, encoder = config.data, parts.encoder
     if data.feature_cache_dir is None:
         return None
     made_of = {
-        "encoder": digest_encoder(parts),
+        "encoder": encoder_digests,
         "pad_to_30s": encoder.pad_to_30s,
         "max_seconds": min(config.batch.max_seconds, encoder.dims.max_seconds),
         "over_long": data.over_long,

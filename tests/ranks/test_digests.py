@@ -1,0 +1,39 @@
+"""How often a run hashes what it doesn't train."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests import tiny
+from tests.conftest import clean_environment
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import pipeline.training.proof as proof
+
+calls, digest_encoder = [], proof.digest_encoder
+proof.digest_encoder = lambda parts: (calls.append(None), digest_encoder(parts))[1]
+
+from pipeline.config import read_run_config
+from pipeline.training.run import train
+
+train(read_run_config(Path(sys.argv[1])))
+print("calls", len(calls))
+"""
+
+
+def test_the_encoder_is_hashed_once_before_a_run_and_once_after(home, tmp_path):
+    """It was five times at a start, with 1.3 GB each."""
+    changes = {"training__num_steps": 1, "data__test": [], "data__feature_cache_dir": str(tmp_path / "cache")}
+    config = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", **changes)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(config)],
+        env=clean_environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "calls 2"

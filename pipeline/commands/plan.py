@@ -62,7 +62,7 @@ def plan(
         planner, plans = _plan_here(settings, counts, num_trained)
     else:
         planner, plans = _plan_gpus(settings, counts, num_trained, tflops=tflops or _TFLOPS, bandwidth_gbs=bandwidth_gbs)
-    memory = [_host_gb() / count if here else gpu_memory or _GPU_MEMORY_GB for count in counts]
+    memory = [round(_host_gb() / count, 1) if here else gpu_memory or _GPU_MEMORY_GB for count in counts]
     fits = [made.fits(room) for made, room in zip(plans, memory, strict=True)]
     for line in describe_model(planner.sizes, planner.batches):
         print(line)
@@ -142,7 +142,9 @@ def _plan_here(settings: RunConfig, counts: list[int], num_trained: int | None) 
     plans = []
     for count in counts:
         num_threads = settings.training.num_threads or max(1, cores // count)
-        rates = measure_here(count, num_threads=num_threads, llm=products[0], encoder=products[1])
+        rates = measure_here(
+            count, num_threads=num_threads, llm=products[0], encoder=products[1], reduced_dtype=planner.reduced_dtype
+        )
         plans.append(planner.plan(count, rates=rates, prompt_tokens=prompt_tokens, on_gpu=False))
     return planner, plans
 

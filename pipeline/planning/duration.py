@@ -125,7 +125,7 @@ def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     gathers = (1 if sum(sizes.tensor_sizes) <= settings.max_live else 2) * micro_batches_per_rank
     gathered = settings.itemsize * (sum(persistent) + gathers * sum(others))
-    reduced = settings.itemsize * trained * micro_batches_per_rank
+    reduced = settings.reduced_itemsize * trained * micro_batches_per_rank
     # each tensor is gathered by a collective of its own, and gradients are reduced a bucket at a time
     num_buckets = -(-trained // settings.reduce_bucket) if settings.reduce_bucket else 1
     num_messages = len(persistent) + gathers * len(others) + micro_batches_per_rank * num_buckets
@@ -136,11 +136,13 @@ def count_updated(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int
     """Bytes that a rank reads and writes to collect its gradients and to update its partitions.
 
     Each micro-batch's gradients are copied into a bucket, put in order and divided there, whole, and added to the rank's
-    partition. In the update they are cast to float32, their norm is taken, and they are clipped; AdamW reads weights, gradient
-    and two moments and writes all but the gradient; and the weights are cast back.
+    partition. In the update their norm is taken, and they are clipped, in float32; AdamW reads weights, gradient and two moments
+    and writes all but the gradient; and the weights are cast back.
     """
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
-    b = settings.itemsize
-    collected = trained * 6 * b + trained * 3 * b // world_size
-    update = trained * ((b + _FLOAT32) + b + 2 * _FLOAT32 + 7 * _FLOAT32 + (_FLOAT32 + b)) // world_size
+    computed, added = settings.itemsize, settings.gradient_itemsize
+    reduced = settings.reduced_itemsize if world_size > 1 else computed
+    collected = trained * (computed + 5 * reduced) + trained * (reduced + 2 * added) // world_size
+    cast = added + _FLOAT32 if added != _FLOAT32 else 0
+    update = trained * (cast + added + 2 * _FLOAT32 + 7 * _FLOAT32 + (_FLOAT32 + computed)) // world_size
     return collected * micro_batches_per_rank + update

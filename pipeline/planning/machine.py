@@ -125,7 +125,9 @@ def slowest(rates: Sequence[Rates]) -> Rates:
     return replace(rates[0], **least, seconds_per_message=latest)
 
 
-def measure_here(world_size: int, *, num_threads: int, llm: ModelProduct, encoder: ModelProduct) -> Rates:
+def measure_here(
+    world_size: int, *, num_threads: int, llm: ModelProduct, encoder: ModelProduct, reduced_dtype: torch.dtype
+) -> Rates:
     """What each of `world_size` ranks on this machine's processors reaches when all compute at once, `num_threads` each.
 
     Threads of this process stand for the ranks, and exchange over loopback as ranks of one host do.
@@ -142,7 +144,7 @@ def measure_here(world_size: int, *, num_threads: int, llm: ModelProduct, encode
             # all ranks have come before one begins
             group.barrier().wait()
             compute = measure_compute(device, llm, encoder)
-            found.append(measure_exchange(compute, group, device, llm.dtype))
+            found.append(measure_exchange(compute, group, device, reduced_dtype))
         except Exception as error:  # noqa: BLE001 - raised again where all threads have ended
             failures.append(error)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pipeline.config import RunConfig, read_deepspeed_config
@@ -63,6 +64,11 @@ class Planner:
         )
         cost = replace(self._cost, num_prompt_tokens=prompt_tokens)
         return make_plan(self._config, self._settings, self.sizes, cost, assumptions)
+
+    @property
+    def reduced_dtype(self) -> torch.dtype:
+        """What gradients are added up over the ranks in."""
+        return torch.float32 if self._settings.reduced_itemsize == torch.float32.itemsize else torch.bfloat16
 
     def find_remedies(self, assumptions: Assumptions) -> list[Remedy]:
         """What would need less than the plan of these `assumptions`."""

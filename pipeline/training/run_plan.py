@@ -41,7 +41,7 @@ def plan_run(
     )
     cluster.barrier()
     mine = measure_compute(device, *products)
-    mine = measure_exchange(mine, torch.distributed.group.WORLD, device, arithmetic.torch_dtype)
+    mine = measure_exchange(mine, torch.distributed.group.WORLD, device, planner.reduced_dtype)
     rates = slowest(cluster.gather(mine))
     plan = planner.plan(cluster.world_size, rates=rates, prompt_tokens=prompt_tokens, on_gpu=device.type == "cuda")
     return plan.to_json()

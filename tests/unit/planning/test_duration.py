@@ -60,8 +60,9 @@ def test_one_rank_receives_nothing():
 def test_tensors_that_are_kept_whole_are_gathered_once_a_step_frozen_ones_too():
     whole, trained = 5_008, 2_000
     every, kept = (count_traffic(SIZES, settings(threshold), world_size=2, micro_batches_per_rank=4) for threshold in (0, 10_000))
-    assert every == Traffic(2 * 4 * whole // 2, 2 * 4 * trained // 2, 4 * 5 + 4)
-    assert kept == Traffic(2 * whole // 2, 2 * 4 * trained // 2, 5 + 4)
+    # weights in bfloat16, gradients in float32
+    assert every == Traffic(2 * 4 * whole // 2, 4 * 4 * trained // 2, 4 * 5 + 4)
+    assert kept == Traffic(2 * whole // 2, 4 * 4 * trained // 2, 5 + 4)
     some = count_traffic(SIZES, settings(8), world_size=2, micro_batches_per_rank=4)
     assert some.gathered == 2 * (16 + 4 * (whole - 16)) // 2
 
@@ -73,19 +74,29 @@ def test_a_model_above_the_limit_of_live_parameters_is_gathered_for_each_pass():
     assert above.reduced == below.reduced
 
 
-def test_float32_doubles_what_travels():
+def test_float32_doubles_the_weights_that_travel():
     wide, narrow = (
         count_traffic(SIZES, replace(settings(0), itemsize=itemsize), world_size=4, micro_batches_per_rank=1)
         for itemsize in (4, 2)
     )
-    assert (wide.gathered, wide.reduced) == (2 * narrow.gathered, 2 * narrow.reduced)
+    assert (wide.gathered, wide.reduced) == (2 * narrow.gathered, narrow.reduced)
+
+
+def test_gradients_travel_in_the_dtype_that_the_json_names():
+    narrow, wide = (
+        count_traffic(SIZES, read_settings({"bf16": {"enabled": True}, **named}), world_size=2, micro_batches_per_rank=1)
+        for named in ({"communication_data_type": "bf16"}, {})
+    )
+    assert (wide.gathered, wide.reduced) == (narrow.gathered, 2 * narrow.reduced)
 
 
 def test_the_update_is_shared_by_ranks_and_the_collecting_is_not():
-    one, two = (count_updated(SIZES, settings(0), world_size=world_size, micro_batches_per_rank=1) for world_size in (1, 2))
-    # bfloat16: three passes that read and write each gradient whole
-    whole = 2_000 * 6 * 2
-    assert one - whole == 2 * (two - whole)
+    two, four = (count_updated(SIZES, settings(0), world_size=count, micro_batches_per_rank=1) for count in (2, 4))
+    # bfloat16 gradients, and float32 in the bucket: written, put in order, divided
+    whole = 2_000 * (2 + 5 * 4)
+    assert two - whole == 2 * (four - whole)
+    alone = count_updated(SIZES, settings(0), world_size=1, micro_batches_per_rank=1)
+    assert alone == 2 * (two - whole) + 2_000 * (6 * 2 + 2 - 4)
 
 
 def test_each_part_goes_by_its_own_rate():
@@ -95,7 +106,7 @@ def test_each_part_goes_by_its_own_rate():
     assert predict(replace(RATES, encoder_flops_per_second=5e8)).encoder == pytest.approx(2 * plain.encoder)
     assert predict(replace(RATES, encoder_flops_per_second=5e8)).forward == plain.forward
     slow = predict(replace(RATES, reduced_bytes_per_second=5e5))
-    assert slow.communication - plain.communication == pytest.approx(2 * 2_000 * 2 / 2 / 1e6)
+    assert slow.communication - plain.communication == pytest.approx(2 * 2_000 * 4 / 2 / 1e6)
     measured = predict(replace(RATES, elementwise_bytes_per_second=1e6, memory_bytes_per_second=1e6, seconds_per_message=0.5))
     assert measured.elementwise > 0
     assert measured.communication - plain.communication == pytest.approx(0.5 * (2 * 5 + 2))

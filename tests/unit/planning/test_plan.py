@@ -255,7 +255,7 @@ def test_a_plan_of_this_machine_goes_by_what_is_measured(home, tmp_path, capsys)
     (plan,) = content["plans"]
     assert (plan["assumptions"]["device"], plan["assumptions"]["world_size"]) == ("cpu", 1)
     assert 1e7 < plan["assumptions"]["rates"]["flops_per_second"] < 1e14
-    assert 0 < content["gpu_memory_gb"] == pytest.approx(psutil.virtual_memory().total / 1e9)
+    assert content["gpu_memory_gb"] == pytest.approx(psutil.virtual_memory().total / 1e9, abs=0.06)
     assert plan["step_seconds"]["optimizer"] > 0
     assert plan["step_seconds"]["communication"] == 0
     for words in (["--tflops", "1"], ["--gpu-memory", "80"], ["--world-size", "9999"]):

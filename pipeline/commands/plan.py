@@ -28,7 +28,7 @@ def plan(
     ] = None,
     gpu_memory: Annotated[float | None, typer.Option(min=1, help="A GPU's memory in GB.  [default: 80]")] = None,
     trained_parameters: Annotated[
-        float | None, typer.Option(min=0, help="Of the LLM, where there is no selection yet: 5e8.")
+        float | None, typer.Option(min=0, help="Of the LLM, where there is no selection yet: 3e9.")
     ] = None,
     tflops: Annotated[
         float | None, typer.Option(min=0.001, help="What a GPU computes, in 10¹² operations a second.  [default: 400]")

@@ -44,7 +44,7 @@ def build_meta_model(
     if selection_path is not None and not Path(selection_path).exists():
         raise InputError(
             f"There is no selection at {selection_path}. Make it with «kappaspeech select»; for a plan before that, say how many "
-            "of the LLM's parameters will train: --trained-parameters 5e8."
+            "of the LLM's parameters will train: --trained-parameters 3e9."
         )
     if arithmetic is not None:
         dtype, encoder_dtype, attention = arithmetic.torch_dtype, arithmetic.encoder_torch_dtype, arithmetic.attention

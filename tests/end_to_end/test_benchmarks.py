@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import clean_environment
+from tests.patience import patience
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -21,7 +22,7 @@ def test_a_model_of_random_weights_is_trained_and_its_utilisation_told():
         env=clean_environment(OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads(done.stdout[done.stdout.index("{") :])
@@ -29,3 +30,30 @@ def test_a_model_of_random_weights_is_trained_and_its_utilisation_told():
     assert 0 < record["results"]["mfu"] < 1
     assert record["results"]["tokens_per_second"] > 0
     assert 0 < record["results"]["num_trained_parameters"] < record["results"]["num_parameters"]
+
+
+@pytest.mark.slow
+def test_step_times_are_measured_and_recorded_by_dtype_and_ranks(home, tmp_path):
+    """On a tiny model, whose bfloat16 trains in seconds also where it is emulated."""
+    work, output = tmp_path / "quickstart", tmp_path / "step_time.json"
+    work.mkdir()
+    (work / "selection.json").symlink_to(home / "selection.json")
+    shards = {"data.train": f"[{{shards: {home}/shards/train/*.tar}}]", "data.text": "{}"}
+    values = {"model.llm": home / "llm", "model.encoder": home / "whisper.pt", "model.adaptor.num_heads": 2, **shards}
+    words = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    options = ["--work", str(work), "--kinds", "native", "--layouts", "1x1", "2x1", "--output", str(output)]
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "benchmarks/step_time.py"), *options, *words],
+        env=clean_environment(PYTHONPATH=str(REPOSITORY)),
+        capture_output=True,
+        text=True,
+        timeout=patience(240),
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    rows = json.loads(output.read_text())["results"]["native"]
+    assert [(row["dtype"], row["ranks"], row["threads"]) for row in rows] == [
+        (dtype, ranks, 1) for dtype in ("bfloat16", "float32") for ranks in (1, 2)
+    ]
+    assert all(len(row["step_seconds_of_each"]) == 6 and row["step_seconds"] > 0 for row in rows)
+    assert done.stdout.count("audio-s/s") == 4
+    assert str(tmp_path) not in output.read_text()

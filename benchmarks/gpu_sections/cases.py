@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -111,10 +112,10 @@ def median_seconds(context: Context, work: Callable[[], object], *, budget_secon
 
 
 def fast_scratch(needed_bytes: int) -> Path:
-    """Memory where it has twice the room, for a disk may be slow; else where temporary files go."""
+    """Memory where it has the room and some to spare, for a disk may be slow; else where temporary files go."""
     memory = Path("/dev/shm")
     if memory.is_dir():
         room = os.statvfs(memory)
-        if room.f_bavail * room.f_frsize > 2 * needed_bytes:
+        if room.f_bavail * room.f_frsize > 1.25 * needed_bytes:
             return memory
-    return Path(os.environ.get("TMPDIR", "/tmp"))
+    return Path(tempfile.gettempdir())

@@ -33,10 +33,6 @@ def cases(_context: Context) -> list[Case]:
     ]
 
 
-def needed_bytes(context: Context) -> int:
-    return {"8b": 17 << 30, "1b": 3 << 30}.get(context.shape, 1 << 20)
-
-
 def make(context: Context, report: Report) -> None:
     name = {"8b": "llama-3.1-8b", "1b": "llama-3.2-1b"}.get(context.shape, context.shape)
     began = time.monotonic()

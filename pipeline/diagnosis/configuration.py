@@ -77,18 +77,22 @@ def check_ranks(micro_batches: int, world_size: int) -> Finding:
 
 
 def _check_deepspeed(config: RunConfig) -> list[Finding]:
-    zero = read_deepspeed_config(Path(config.deepspeed))["zero_optimization"]
+    content = read_deepspeed_config(Path(config.deepspeed))
+    zero = content["zero_optimization"]
     findings = [Finding("DeepSpeed JSON", "ok", f"{config.deepspeed}: ZeRO-3")]
     offload = zero.get("offload_optimizer", {}).get("device", "none")
     if offload == "none":
         return findings
-    ops = find_compatible_ops()
-    needed = ["cpu_adam", *(["async_io"] if "nvme" in (offload, zero.get("offload_param", {}).get("device")) else [])]
-    missing = [name for name in needed if not ops.get(name)]
-    if missing:
-        remedy = "Install what «ds_report» names (a compiler, ninja, for NVMe libaio-dev), or take a preset without offload."
-        return [*findings, Finding("DeepSpeed JSON", "problem", f"offload needs the op(s) {', '.join(missing)}", remedy)]
-    return [*findings, Finding("DeepSpeed JSON", "ok", f"offload to {offload}: {', '.join(needed)} can be compiled")]
+    # the engine's optimizer is torch's own AdamW, for which nothing is compiled
+    if content.get("zero_force_ds_cpu_optimizer", True):
+        found = "DeepSpeed refuses torch's AdamW beside offload_optimizer"
+        remedy = f'Set "zero_force_ds_cpu_optimizer": false in {config.deepspeed}.'
+        return [*findings, Finding("DeepSpeed JSON", "problem", found, remedy)]
+    on_disk = "nvme" in (offload, zero.get("offload_param", {}).get("device"))
+    if on_disk and not find_compatible_ops().get("async_io"):
+        remedy = "Install what «ds_report» names (a compiler, ninja, libaio-dev), or take a preset without offload to disks."
+        return [*findings, Finding("DeepSpeed JSON", "problem", "offload to NVMe needs the op async_io", remedy)]
+    return [*findings, Finding("DeepSpeed JSON", "ok", f"offload to {offload}")]
 
 
 def _check_tokenizer(config: RunConfig) -> list[Finding]:

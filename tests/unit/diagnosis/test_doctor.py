@@ -57,6 +57,18 @@ def test_what_is_missing_is_a_problem_that_names_it(home, tmp_path, area, change
     assert any(finding.area == area and said in finding.found for finding in problems), problems
 
 
+def test_offload_needs_no_compiler_but_deepspeeds_leave_to_use_torchs_optimizer(home, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.diagnosis.configuration.find_compatible_ops", dict)
+    preset = Path(__file__).parents[3] / "ds_configs/zero3_offload_optimizer.json"
+    assert statuses(examine(home, tmp_path, deepspeed=str(preset)), "DeepSpeed JSON") == ["ok", "ok"]
+    content = json.loads(preset.read_text())
+    del content["zero_force_ds_cpu_optimizer"]
+    (tmp_path / "ds.json").write_text(json.dumps(content))
+    findings = examine(home, tmp_path, deepspeed=str(tmp_path / "ds.json"))
+    assert statuses(findings, "DeepSpeed JSON") == ["ok", "problem"]
+    assert any('"zero_force_ds_cpu_optimizer": false' in (finding.remedy or "") for finding in findings)
+
+
 def test_a_shard_that_has_changed_is_a_problem(home, tmp_path):
     shards = shutil.copytree(home / "shards/train", tmp_path / "shards")
     for path in shards.glob("en-*.tar"):

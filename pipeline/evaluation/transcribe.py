@@ -98,7 +98,7 @@ class Transcriber:
         log_mel_BMT = torch.zeros(len(mels), self.encoder.dims.num_mels, int(num_frames_B.max()))
         for row, mel in enumerate(mels):
             log_mel_BMT[row, :, : mel.shape[1]] = mel
-        states_BSE, num_states_B = self.encoder(log_mel_BMT.to(device), num_frames_B.to(device))
+        states_BSE, num_states_B = self.encoder(log_mel_BMT.to(device), num_frames_B)
         audio_BAH, num_audio_B = self.model.adaptor(states_BSE, num_states_B)
         no_labels_B0 = torch.empty(len(samples), 0, dtype=torch.long, device=device)
         prefix_P, suffix_Q = (ids.to(device) for ids in (self.prompt.prefix_ids, self.prompt.suffix_ids))

@@ -148,9 +148,9 @@ def kept_bytes_per_token(llm: LlmSizes, *, itemsize: int) -> int:
 
 
 def count_activations(
-    sizes: SpeechSizes, settings: ZeroSettings, tokens: TokenCounts, *, checkpointing: bool, micro_batches_per_rank: int
+    sizes: SpeechSizes, settings: ZeroSettings, tokens: TokenCounts, *, checkpointing: bool
 ) -> list[MemoryPart]:
-    """What one micro-batch leaves for its backward, at its widest, and the encoder states that wait for their turn."""
+    """What one micro-batch leaves for its backward, at its widest, with its encoder states."""
     b, llm = settings.itemsize, sizes.llm
     kept_a_layer = kept_bytes_per_token(llm, itemsize=b)
     kept_inputs = b * llm.kept_inputs
@@ -167,7 +167,7 @@ def count_activations(
     # the logits, their float32 copy, and its softmax or gradient
     logits = (b + 2 * _FLOAT32) * llm.vocabulary
     encoding = sizes.encoder_itemsize * sizes.encoder_width * _ENCODER_TRANSIENT_WIDTHS * tokens.states
-    waiting = sizes.encoder_itemsize * sizes.encoder_width * tokens.states * micro_batches_per_rank
+    encoded = sizes.encoder_itemsize * sizes.encoder_width * tokens.states
     return [
         MemoryPart("activations", int(tokens.llm * (kept + transient))),
         # of one layer, where layers are computed again
@@ -176,7 +176,7 @@ def count_activations(
         MemoryPart("logits at labels", int(tokens.labels * logits)),
         # while it encodes, the LLM holds no activations
         MemoryPart("encoding", max(0, int(encoding - tokens.llm * (kept + transient)))),
-        MemoryPart("encoder states", int(waiting)),
+        MemoryPart("encoder states", int(encoded)),
     ]
 
 

@@ -133,7 +133,7 @@ def make_plan(config: RunConfig, settings: ZeroSettings, sizes: SpeechSizes, cos
     per_rank = -(-config.batch.micro_batches_per_step // world_size)
     checkpointing = config.training.activation_checkpointing
     tokens = count_tokens(batches.largest, sizes, prompt_tokens=assumptions.prompt_tokens)
-    activations = count_activations(sizes, settings, tokens, checkpointing=checkpointing, micro_batches_per_rank=per_rank)
+    activations = count_activations(sizes, settings, tokens, checkpointing=checkpointing)
     live = MemoryPart("gathered weights", count_live(sizes, settings, world_size=world_size))
     evaluation = 0
     if config.data.test:

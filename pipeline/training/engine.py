@@ -6,7 +6,7 @@ Every method is a collective: all ranks call it, in the same order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +116,7 @@ class TrainingEngine:
 
     def step(
         self,
-        batches: Sequence[MicroBatch],
+        batches: Iterable[MicroBatch],
         *,
         prefix_ids: Tensor,
         suffix_ids: Tensor,
@@ -127,6 +127,7 @@ class TrainingEngine:
     ) -> StepResult:
         """One optimizer step over this rank's micro-batches; the loss is divided by the tokens of *all* ranks, once.
 
+        `batches` are asked for one at a time, each when all is done with the one before.
         ZeRO-3 averages gradients over ranks, hence the factor world_size. `seeds`, one a micro-batch, make dropout a function
         of the data and not of who computes it. `alignment_weight` adds so much of the alignment loss to what is minimised.
         Where the gradient's norm isn't finite or is above `norm_limit`, the optimizer doesn't move: no weight, moment or count
@@ -135,7 +136,10 @@ class TrainingEngine:
         self._norm_limit = norm_limit
         self._engine.train()
         loss_sum_nats = 0.0
-        for batch, seed in zip(batches, seeds, strict=True):
+        coming = iter(batches)
+        for seed in seeds:
+            # not by zip, which would hold on to one batch while it asks for the next
+            batch = next(coming)
             self._phases.enter("forward_backward")
             torch.manual_seed(seed & _MASK_64)
             nats, alignment_nats = self._engine(batch.states_BSE, batch.num_states_B, prefix_ids, suffix_ids, batch.label_ids_BL)
@@ -144,6 +148,8 @@ class TrainingEngine:
             self._engine.backward(loss * (self._world_size / max(num_target_tokens, 1)), scale_wrt_gas=False)
             self._phases.enter("optimizer")
             self._engine.step()
+            del batch
+        assert next(coming, None) is None, "more micro-batches than seeds"
         grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
         is_applied = math.isfinite(grad_norm) and grad_norm <= norm_limit
         if is_applied:

@@ -16,6 +16,7 @@ from pipeline.evaluation.evaluate import TestSet, evaluate
 from pipeline.liveness import Watch
 from pipeline.model.flops import speech_cost
 from pipeline.progress import ProgressBar
+from pipeline.speech.batches import SpeechBatch
 from pipeline.speech.stream import SpeechStream, StepData
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.bad_steps import BadStep, BadSteps
@@ -195,19 +196,14 @@ class TrainingLoop:
         rates = self._engine.set_rates(
             rate_factor(data.global_step, num_steps=config.training.num_steps, config=config.optimizer)
         )
-        self._phases.enter("encoder")
         device = self._engine.device
-        batches = []
-        for batch in data.batches:
-            states_BSE, num_states_B = self._encoder.encode(batch)
-            batches.append(MicroBatch(states_BSE, num_states_B, batch.label_ids.to(device)))
         first = data.global_step * config.batch.micro_batches_per_step + self._cluster.rank
         result = self._engine.step(
-            batches,
+            self._encode(data.batches),
             prefix_ids=self._parts.prompt.prefix_ids.to(device),
             suffix_ids=self._parts.prompt.suffix_ids.to(device),
             num_target_tokens=num_tokens,
-            seeds=[config.seed + first + i * self._cluster.world_size for i in range(len(batches))],
+            seeds=[config.seed + first + i * self._cluster.world_size for i in range(len(data.batches))],
             norm_limit=self._bad_steps.norm_limit,
             alignment_weight=config.training.alignment_weight,
         )
@@ -240,6 +236,12 @@ class TrainingLoop:
         if self._log is not None:
             self._log.add_step(record)
         return record
+
+    def _encode(self, batches: Sequence[SpeechBatch]) -> Iterator[MicroBatch]:
+        """Each micro-batch with its encoder states, made when it is asked for: at 1500 s of audio they are 192 MB."""
+        for batch in batches:
+            self._phases.enter("encoder")
+            yield MicroBatch(*self._encoder.encode(batch), batch.label_ids.to(self._engine.device))
 
     def _skip(self, bad: BadStep) -> None:
         """Record a bad step; raise `TrainingError`, alike on every rank, where the run can't go on."""

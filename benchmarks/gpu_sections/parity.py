@@ -73,6 +73,7 @@ def compare(context: Context, report: Report, named: dict[str, steps.Case], loss
             "preset": case.preset,
             "num_steps": case.num_steps,
             "frozen_bit_equal": computed["frozen_bit_equal"],
+            "layer_passes": computed["layer_passes"],
         }
         report.add(compared=found, loss_tolerance=loss_tolerance, weight_tolerance=WEIGHT_TOLERANCE)
     wrong = [name for name, item in found.items() if not is_equal(item, loss_tolerance)]
@@ -125,6 +126,10 @@ def train_by_engine(home: Path, case: steps.Case, cluster: TorchCluster) -> dict
     )
     device, frozen = engine.device, engine.frozen_digests()
     parts.encoder.to(device)
+    passes: list[None] = []
+    for layer in parts.model.llm.get_decoder().layers:
+        # before and not after: a recomputation ends as soon as it has what backward wants
+        layer.mlp.register_forward_pre_hook(lambda *_: passes.append(None))
     losses, norms = [], []
     stream = steps.open_stream(home, parts.tokenizer, rank=0, world_size=1).steps(0)
     for data in stream:
@@ -148,7 +153,8 @@ def train_by_engine(home: Path, case: steps.Case, cluster: TorchCluster) -> dict
     trained = {name: tensor.clone() for name, tensor in engine.gather_result()}
     is_equal = engine.frozen_digests() == frozen
     engine.close()
-    return {"losses": losses, "norms": norms, "trained": trained, "frozen_bit_equal": is_equal}
+    computed = {"losses": losses, "norms": norms, "trained": trained}
+    return {**computed, "frozen_bit_equal": is_equal, "layer_passes": len(passes)}
 
 
 def train_plainly(home: Path, case: steps.Case, device: torch.device) -> dict[str, Any]:

@@ -53,6 +53,10 @@ def test_every_section_runs_at_the_tiny_shape_on_a_cpu(tmp_path):
     assert all(path.stat().st_size < 1 << 20 and re.fullmatch(r"[A-Za-z0-9._-]+", path.name) for path in files)
     assert str(REPOSITORY) not in "".join(path.read_text() for path in files)
 
+    parity = {case["name"]: case["compared"] for case in records["parity"]["cases"]}
+    assert parity["float32"]["recomputed"]["layer_passes"] == 2 * parity["float32"]["kept"]["layer_passes"]
+    presets = {path.stem for path in (REPOSITORY / "ds_configs").glob("*.json")}
+    assert set(parity["presets"]) == presets - {"zero3_hpz"}
     training = {case["name"]: case for case in records["training"]["cases"]}
     assert training["recomputed"]["hardware_utilisation"] > training["recomputed"]["mfu"] > 0
     assert training["kept"]["hardware_utilisation"] == training["kept"]["mfu"]

@@ -135,14 +135,16 @@ def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int
 def count_updated(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> int:
     """Bytes that a rank reads and writes to collect its gradients and to update its partitions.
 
-    Each micro-batch's gradients are copied into a bucket, put in order and divided there, whole, and added to the rank's
-    partition. In the update their norm is taken, and they are clipped, in float32; AdamW reads weights, gradient and two moments
-    and writes all but the gradient; and the weights are cast back.
+    Each micro-batch's gradients are copied into a bucket, put in order and divided there, whole, and copied and added to the
+    rank's partition. Alone, a rank's own collective copies them twice more (profiled on gloo). In the update their norm is taken,
+    and they are clipped, in float32; AdamW reads weights, gradient and two moments and writes all but the gradient; and the
+    weights are cast back.
     """
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     computed, added = settings.itemsize, settings.gradient_itemsize
     reduced = settings.reduced_itemsize if world_size > 1 else computed
-    collected = trained * (computed + 5 * reduced) + trained * (reduced + 2 * added) // world_size
+    exchanged = 0 if world_size > 1 else 4 * reduced
+    collected = trained * (computed + 5 * reduced + exchanged) + trained * (reduced + 3 * added) // world_size
     cast = added + _FLOAT32 if added != _FLOAT32 else 0
     update = trained * (cast + added + 2 * _FLOAT32 + 7 * _FLOAT32 + (_FLOAT32 + computed)) // world_size
     return collected * micro_batches_per_rank + update

@@ -86,6 +86,10 @@ def describe(output: Path, log: Path, seconds: float) -> dict[str, Any]:
     }
 
 
+def write(record: dict[str, Any], output: Path) -> None:
+    output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="where to clone to (default: a temporary folder)")
@@ -101,9 +105,12 @@ def main() -> None:
             raise SystemExit(f"{clone} is there already; remove it or give another --work.")
         subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(clone)], check=True)
         record = describe(clone / "quickstart", log, run(COMMAND, log, cwd=clone))
-        record["again"] = [train_again(clone, seed, work / f"seed-{seed}.log") for seed in arguments.seeds]
-        arguments.output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        record["again"] = []
+        write(record, arguments.output)
         shutil.copyfile(clone / "quickstart/comparison/report.png", arguments.picture)
+        for seed in arguments.seeds:
+            record["again"].append(train_again(clone, seed, work / f"seed-{seed}.log"))
+            write(record, arguments.output)
     print(arguments.output)
 
 

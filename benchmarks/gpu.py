@@ -98,7 +98,7 @@ class Section:
         self._write()
 
     def add(self, name: str, seconds: float, facts: dict[str, Any]) -> None:
-        self.record["cases"].append({"name": name, "seconds": round(seconds, 2), **facts})
+        self.record["cases"].append({"name": name, "seconds": round(seconds, 2), **without_places(facts)})
         self._write()
 
     def end(self, *, error: str | None = None) -> None:
@@ -106,12 +106,22 @@ class Section:
         good = states.count("ok")
         self.record["status"] = "ok" if good == len(states) and not error else "partly" if good else "failed"
         if error:
-            self.record["error"] = error
+            self.record |= without_places({"error": error})
         self._write()
 
     def _write(self) -> None:
         self.record["seconds"] = round(time.monotonic() - self._began, 2)
         write_json(self._path, self.record)
+
+
+def without_places(facts: dict[str, Any]) -> dict[str, Any]:
+    """With names for where this machine has the repository and the user's home, which a record needn't tell."""
+    text = json.dumps(facts)
+    for place, name in ((REPOSITORY, "REPOSITORY"), (Path.home(), "~")):
+        # a home may be the root of all
+        text = text.replace(f"{place}/", f"{name}/") if len(place.parts) > 1 else text
+    renamed: dict[str, Any] = json.loads(text)
+    return renamed
 
 
 def find_versions() -> dict[str, str | None]:

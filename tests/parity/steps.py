@@ -51,6 +51,7 @@ class Case:
     bf16: bool = False
     checkpointing: bool = False
     ema_decay: float | None = None
+    alignment_weight: float = 0.0
     experts: bool = False
     preset: str | None = None
     # parameters are partitioned in groups of about this size; the tiny model is one group of the engine's own
@@ -87,6 +88,7 @@ CASES: dict[int, dict[str, Case]] = {
         "bf16": Case(bf16=True),
         "lora": Case(mode="lora"),
         "average": Case(ema_decay=0.6),
+        "aligned": Case(alignment_weight=0.5, num_steps=FEW_STEPS),
         "checkpointed": Case(checkpointing=True),
         "adaptor": Case(mode="adaptor", num_steps=FEW_STEPS),
         "adaptor checkpointed": Case(mode="adaptor", num_steps=FEW_STEPS, checkpointing=True),
@@ -137,7 +139,7 @@ def build_parts(home: Path, case: Case) -> Parts:
     mark_trained(llm, options, selection, seed=3)
     if case.checkpointing:
         llm.gradient_checkpointing_enable({"use_reentrant": False})
-    model = SpeechLLM(build_adaptor(shape, seed=3).to(case.dtype), llm)
+    model = SpeechLLM(build_adaptor(shape, seed=3).to(case.dtype), llm, aligns=case.alignment_weight > 0)
     return Parts(load_encoder(str(home / "whisper.pt")), tokenizer, make_prompt(tokenizer, "Transcribe."), model)
 
 

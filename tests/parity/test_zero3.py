@@ -69,13 +69,14 @@ def train_plainly(home, case: Case) -> dict[str, Any]:
         if data.global_step == case.num_steps:
             break
         assert len(data.batches) == BUDGET.micro_batches_per_step
-        total, num_tokens = torch.zeros(()), 0
+        total, alignment, num_tokens = torch.zeros(()), torch.zeros(()), 0
         for batch in data.batches:
             states, counts = parts.encoder(batch.log_mel, batch.num_frames)
-            total = total + parts.model(states, counts, parts.prompt.prefix_ids, parts.prompt.suffix_ids, batch.label_ids)[0]
+            nats = parts.model(states, counts, parts.prompt.prefix_ids, parts.prompt.suffix_ids, batch.label_ids)
+            total, alignment = total + nats[0], alignment + nats[1]
             num_tokens += batch.num_target_tokens
         adamw.zero_grad()
-        (total / num_tokens).backward()
+        ((total + case.alignment_weight * alignment) / num_tokens).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained.values(), OPTIMIZER.clip_norm)))
         adamw.step()
         losses.append(float(total.detach()) / num_tokens)
@@ -141,6 +142,14 @@ def test_fused_experts_under_zero3_train_as_in_plain_pytorch(home, zero3, name):
 def test_the_moving_average_is_that_of_plain_pytorchs_weights(zero3, plain):
     assert_equal_steps(zero3(2)["average"], plain)
     assert_equal_weights(zero3(2)["average"], plain, key="average")
+
+
+def test_the_alignment_loss_trains_under_zero3_as_in_plain_pytorch(home, zero3, plain):
+    aligned = train_plainly(home, CASES[2]["aligned"])
+    assert_equal_steps(zero3(2)["aligned"], aligned, num_steps=FEW_STEPS)
+    # it has an effect, and the losses that are recorded leave it out
+    assert aligned["losses"][0] == pytest.approx(plain["losses"][0], rel=1e-6)
+    assert aligned["norms"][0] != pytest.approx(plain["norms"][0], rel=1e-2)
 
 
 def test_bfloat16_stays_near_float32(zero3, plain):

@@ -40,10 +40,10 @@ class Spliced:
 class SpeechLLM(nn.Module):
     """The adaptor and the LLM: all that trains lives here, and this is what DeepSpeed wraps."""
 
-    def __init__(self, adaptor: Adaptor, llm: Any, *, aligns: bool = False) -> None:
-        """`aligns`: also compute the adaptor's alignment loss."""
+    def __init__(self, adaptor: Adaptor, llm: Any, *, alignment_weight: float = 0.0) -> None:
+        """`alignment_weight`: how much of the adaptor's alignment loss is added to what is minimised."""
         super().__init__()
-        self.aligns = aligns
+        self.alignment_weight = alignment_weight
         self.adaptor = adaptor
         self.llm = llm
         # what stood where training has changed the LLM, by its own names; None where nobody knows
@@ -52,10 +52,13 @@ class SpeechLLM(nn.Module):
     def forward(
         self, states_BSE: Tensor, num_states_B: Tensor, prefix_ids_P: Tensor, suffix_ids_Q: Tensor, label_ids_BL: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Σ −log p(label) in nats, float32, over every label that isn't `IGNORED_LABEL`; and the alignment loss, or 0.
+        """What is minimised; and, without a graph, its part Σ −log p(label) over every label that isn't `IGNORED_LABEL`. In nats,
+        float32.
 
-        Sums and no means: the caller divides once by the target tokens of all ranks and micro-batches. A batch without labels
-        gives 0 through the whole graph, so that its rank runs every module its peers run.
+        One of the two has a graph: under ZeRO-3, DeepSpeed 0.19.8 counts a module's outputs that have one, and with two the
+        ranks' orders of gathering came apart, so that all waited for each other. Sums and no means: the caller divides once
+        by the target tokens of all ranks and micro-batches. A batch without labels gives 0 through the whole graph, so that its
+        rank runs every module its peers run.
         """
         audio_BAH, num_audio_B = self.adaptor(states_BSE, num_states_B)
         spliced = self.splice(audio_BAH, num_audio_B, prefix_ids_P, suffix_ids_Q, label_ids_BL)
@@ -64,7 +67,10 @@ class SpeechLLM(nn.Module):
         logits_RV = self.llm.get_output_embeddings()(hidden_BNH[spliced.rows_R, spliced.positions_R])
         nats_R = functional.cross_entropy(logits_RV.float(), spliced.labels_R.clamp(min=0), reduction="none")
         nats = (nats_R * (spliced.labels_R != IGNORED_LABEL)).sum()
-        return nats, self._align(audio_BAH, num_audio_B, spliced, label_ids_BL) if self.aligns else torch.zeros_like(nats)
+        loss = nats
+        if self.alignment_weight:
+            loss = nats + self.alignment_weight * self._align(audio_BAH, num_audio_B, spliced, label_ids_BL)
+        return loss, nats.detach()
 
     def _align(self, audio_BAH: Tensor, num_audio_B: Tensor, spliced: Spliced, label_ids_BL: Tensor) -> Tensor:
         """Σ −log p of each row's words read off its audio embeddings alone, in order: CTC (Graves 2006), in nats.

@@ -123,15 +123,13 @@ class TrainingEngine:
         num_target_tokens: int,
         seeds: Sequence[int],
         norm_limit: float = math.inf,
-        alignment_weight: float = 0.0,
     ) -> StepResult:
         """One optimizer step over this rank's micro-batches; the loss is divided by the tokens of *all* ranks, once.
 
         `batches` are asked for one at a time, each when all is done with the one before.
         ZeRO-3 averages gradients over ranks, hence the factor world_size. `seeds`, one a micro-batch, make dropout a function
-        of the data and not of who computes it. `alignment_weight` adds so much of the alignment loss to what is minimised.
-        Where the gradient's norm isn't finite or is above `norm_limit`, the optimizer doesn't move: no weight, moment or count
-        of updates changes.
+        of the data and not of who computes it. Where the gradient's norm isn't finite or is above `norm_limit`, the optimizer
+        doesn't move: no weight, moment or count of updates changes.
         """
         self._norm_limit = norm_limit
         self._engine.train()
@@ -142,9 +140,8 @@ class TrainingEngine:
             batch = next(coming)
             self._phases.enter("forward_backward")
             torch.manual_seed(seed & _MASK_64)
-            nats, alignment_nats = self._engine(batch.states_BSE, batch.num_states_B, prefix_ids, suffix_ids, batch.label_ids_BL)
-            loss_sum_nats += float(nats.detach())
-            loss = nats + alignment_weight * alignment_nats if alignment_weight else nats
+            loss, nats = self._engine(batch.states_BSE, batch.num_states_B, prefix_ids, suffix_ids, batch.label_ids_BL)
+            loss_sum_nats += float(nats)
             self._engine.backward(loss * (self._world_size / max(num_target_tokens, 1)), scale_wrt_gas=False)
             self._phases.enter("optimizer")
             self._engine.step()

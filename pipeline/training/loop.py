@@ -205,7 +205,6 @@ class TrainingLoop:
             num_target_tokens=num_tokens,
             seeds=[config.seed + first + i * self._cluster.world_size for i in range(len(data.batches))],
             norm_limit=self._bad_steps.norm_limit,
-            alignment_weight=config.training.alignment_weight,
         )
         work = count_work(self._cost, data.batches)
         self._phases.enter("exchange")

@@ -68,7 +68,8 @@ def load_parts(config: RunConfig, arithmetic: Arithmetic) -> Parts:
     lora = mark_trained(llm, config.unfreeze, selection, seed=config.seed)
     if config.training.activation_checkpointing:
         llm.gradient_checkpointing_enable({"use_reentrant": False})
-    model = SpeechLLM(build_adaptor(shape, seed=config.seed).to(dtype), llm, aligns=config.training.alignment_weight > 0)
+    adaptor = build_adaptor(shape, seed=config.seed).to(dtype)
+    model = SpeechLLM(adaptor, llm, alignment_weight=config.training.alignment_weight)
     prompt = make_prompt(tokenizer, config.model.instruction, chat=config.model.chat_template)
     return Parts(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest, arithmetic)
 

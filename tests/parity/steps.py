@@ -139,7 +139,7 @@ def build_parts(home: Path, case: Case) -> Parts:
     mark_trained(llm, options, selection, seed=3)
     if case.checkpointing:
         llm.gradient_checkpointing_enable({"use_reentrant": False})
-    model = SpeechLLM(build_adaptor(shape, seed=3).to(case.dtype), llm, aligns=case.alignment_weight > 0)
+    model = SpeechLLM(build_adaptor(shape, seed=3).to(case.dtype), llm, alignment_weight=case.alignment_weight)
     return Parts(load_encoder(str(home / "whisper.pt")), tokenizer, make_prompt(tokenizer, "Transcribe."), model)
 
 

@@ -69,17 +69,17 @@ def train_plainly(home, case: Case) -> dict[str, Any]:
         if data.global_step == case.num_steps:
             break
         assert len(data.batches) == BUDGET.micro_batches_per_step
-        total, alignment, num_tokens = torch.zeros(()), torch.zeros(()), 0
+        minimised, total, num_tokens = torch.zeros(()), torch.zeros(()), 0
         for batch in data.batches:
             states, counts = parts.encoder(batch.log_mel, batch.num_frames)
-            nats = parts.model(states, counts, parts.prompt.prefix_ids, parts.prompt.suffix_ids, batch.label_ids)
-            total, alignment = total + nats[0], alignment + nats[1]
+            loss, nats = parts.model(states, counts, parts.prompt.prefix_ids, parts.prompt.suffix_ids, batch.label_ids)
+            minimised, total = minimised + loss, total + nats
             num_tokens += batch.num_target_tokens
         adamw.zero_grad()
-        ((total + case.alignment_weight * alignment) / num_tokens).backward()
+        (minimised / num_tokens).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained.values(), OPTIMIZER.clip_norm)))
         adamw.step()
-        losses.append(float(total.detach()) / num_tokens)
+        losses.append(float(total) / num_tokens)
         update = data.global_step + 1
         decay = min(0.6, (1 + update) / (10 + update))
         average = {name: decay * old + (1 - decay) * trained[name].detach().double() for name, old in average.items()}

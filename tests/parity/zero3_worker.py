@@ -67,7 +67,6 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
             suffix_ids=parts.prompt.suffix_ids,
             num_target_tokens=num_tokens,
             seeds=[0] * len(batches),
-            alignment_weight=case.alignment_weight,
         )
         losses.append(sum(cluster.gather(result.loss_sum_nats)) / num_tokens)
         norms.append(result.grad_norm)
@@ -97,7 +96,7 @@ def losses_around_average(engine: TrainingEngine, parts: Parts, batches: list[Mi
             engine._engine.eval()
             prompt = parts.prompt
             nats = engine._engine(batch.states_BSE, batch.num_states_B, prompt.prefix_ids, prompt.suffix_ids, batch.label_ids_BL)
-            losses.append(float(nats[0]))
+            losses.append(float(nats[1]))
     return losses
 
 

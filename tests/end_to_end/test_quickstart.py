@@ -31,7 +31,7 @@ def start(output: Path, speech: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(patience(900))
+@pytest.mark.timeout(patience(600))
 def test_the_quickstart_goes_on_where_it_was_interrupted(tmp_path):
     if not (Path(sys.prefix) / "pyvenv.cfg").exists():
         pytest.skip("runs in a virtual environment alone: the quickstart would install into this Python")

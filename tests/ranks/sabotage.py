@@ -62,8 +62,9 @@ def spoil_loss(*faults: str) -> None:
         now[0] = factors.get(data.global_step, 1.0)
         return real_step(self, data, num_tokens)
 
-    def forward(self: SpeechLLM, *tensors: Tensor) -> Tensor:
-        return real_forward(self, *tensors) * now[0]
+    def forward(self: SpeechLLM, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        loss, nats = real_forward(self, *tensors)
+        return loss * now[0], nats * now[0]
 
     TrainingLoop._step, SpeechLLM.forward = step, forward  # type: ignore[method-assign]
 

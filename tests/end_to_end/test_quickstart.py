@@ -119,13 +119,13 @@ def read_trainings(venv: Path) -> list[tuple[str, int]]:
 def test_minutes_give_a_number_of_steps_that_the_same_command_keeps(tmp_path):
     venv, output = tmp_path / "venv", tmp_path / "out"
     script = (str(REPOSITORY / "launch/quickstart.sh"), "--output", str(output), "--minutes", "1")
-    make_stand_in(venv, step_seconds=0.2)
+    make_stand_in(venv, step_seconds=0.4)
     first = run_bash(*script, VENV=str(venv))
     assert first.returncode == 0, first.stderr
     (probe, num_probe_steps), (run, num_steps) = read_trainings(venv)
     assert (probe, num_probe_steps, run) == ("runs/probe", 12, "runs/kappa")
     assert "data.test=[]" in (venv / "trainings").read_text().splitlines()[0]
-    assert 150 < num_steps < 300
+    assert 75 < num_steps < 150
     assert f"{num_steps} of the recipe's" in first.stdout
     assert not (output / "runs/probe").exists()
 

@@ -11,11 +11,15 @@ from tests.conftest import clean_environment, free_port
 
 SCRIPT = """
 import os, socket, sys
+import torch
 from pipeline.cluster import start_cluster, start_training_cluster
 # as if on three ranks of two hosts
 socket.gethostname = lambda: ["a", "b", "a"][int(os.environ["RANK"])]
 cluster = start_training_cluster(timeout_seconds=60) if sys.argv[1] == "train" else start_cluster(timeout_seconds=60)
-print("local rank", cluster.local_rank, cluster.gather(cluster.rank), os.environ.get("LOCAL_RANK"))
+print("local rank", cluster.local_rank, cluster.gather(cluster.rank), os.environ.get("LOCAL_RANK"), flush=True)
+# a rank whose group's threads still run at its end is aborted by the C++ library
+cluster.barrier()
+torch.distributed.destroy_process_group()
 """
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 
-# An evaluation took 7 to 10 steps' time on two cores, decoding and text together; more than that, for other machines.
-_EVALUATION_STEPS = 15
+# An evaluation took 13 to 27 steps' time on two cores, decoding and text together; more than that, for other machines.
+_EVALUATION_STEPS = 30
 # of the time, for what was measured on a machine that is busier later
 _RESERVE = 0.1
 # fewer end within the learning rate's warm-up, or just past it

@@ -38,15 +38,10 @@ LARGE_PRODUCTS = {"cpu": Product(256, 1024, 1024), "cuda": Product(8192, 8192, 8
 
 @dataclass(frozen=True)
 class DtypeChoice:
-    """The dtype by name, the operations a second that it and its alternative reach, and why it was chosen, in words."""
+    """The dtype by name, and why it was chosen, in words."""
 
     dtype: str
-    flops_per_second: Mapping[str, float]
     reason: str
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
 
 
 def like_model(width: int, inner_width: int, device: torch.device) -> Product:
@@ -132,7 +127,7 @@ def choose_dtype(rates: Mapping[str, float], device_type: str) -> DtypeChoice:
     where = "this GPU" if device_type == "cuda" else "this processor"
     ratio = rates["bfloat16"] / rates["float32"]
     if is_worth_it(rates):
-        return DtypeChoice("bfloat16", rates, f"{where} multiplies in it {ratio:.1f} times as fast as in float32")
+        return DtypeChoice("bfloat16", f"{where} multiplies in it {ratio:.1f} times as fast as in float32")
     if ratio > 1 / _WORTH_IT:
-        return DtypeChoice("float32", rates, f"bfloat16 isn't faster on {where}")
-    return DtypeChoice("float32", rates, f"bfloat16 is emulated on {where}, {1 / ratio:.3g} times slower")
+        return DtypeChoice("float32", f"bfloat16 isn't faster on {where}")
+    return DtypeChoice("float32", f"bfloat16 is emulated on {where}, {1 / ratio:.3g} times slower")

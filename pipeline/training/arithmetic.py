@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.artefacts import read_json
-from pipeline.cluster import Cluster
+from pipeline.cluster import Cluster, agree
 from pipeline.config import RunConfig, read_precision
 from pipeline.model.encoder import choose_encoder_dtype
 from pipeline.model.llm import choose_attention, read_widths
@@ -79,8 +79,9 @@ def choose_arithmetic(
     What YAML and JSON say counts. Of what they leave to the machine, a run that goes on keeps what it began with, and a new
     one takes what the slowest rank does fastest.
     """
-    rates = slowest(cluster.gather(measure_rates(device, like_model(*read_widths(config.model.llm), device))))
-    recorded = cluster.broadcast(_read_recorded(folder) if cluster.rank == 0 else None)
+    # a model that one host lacks must not leave the others waiting
+    rates = slowest(agree(cluster, lambda: measure_rates(device, like_model(*read_widths(config.model.llm), device))))
+    recorded = agree(cluster, lambda: _read_recorded(folder) if cluster.rank == 0 else None)[0]
     measured = choose_dtype(rates, device.type)
     dtype, reason = measured.dtype, measured.reason
     wanted = read_precision(deepspeed_config)
@@ -91,22 +92,23 @@ def choose_arithmetic(
     elif recorded is not None and recorded["dtype"] != dtype:
         dtype = recorded["dtype"]
         reason = f"the run began in it; a new one would take {measured.dtype} here: {measured.reason}"
-    attention = config.model.attn_implementation
+    attention: str = config.model.attn_implementation
     if attention == "auto" and recorded is not None and recorded["dtype"] == dtype and device.type == "cpu":
         attention = recorded["attn_implementation"]
-    encoder = config.model.encoder_dtype
+    encoder: str = config.model.encoder_dtype
     if encoder == "auto" and recorded is not None:
         encoder = recorded["encoder_dtype"]
     return Arithmetic.of(dtype, rates, encoder_dtype=encoder, attention=attention, reason=reason)
 
 
 def _read_recorded(folder: RunFolder) -> dict[str, str] | None:
-    """What a run that has a checkpoint to go on from wrote of its arithmetic."""
+    """What a run that has a checkpoint to go on from wrote of its arithmetic; None where it hadn't come to that."""
     path = Path(folder.path) / "run.json"
     if not path.exists() or not list_checkpoints(folder.checkpoints):
         return None
     record = read_json(path, schema_version=SCHEMA_VERSION)
-    return {key: str(record[key]) for key in ("dtype", "encoder_dtype", "attn_implementation")}
+    keys = ("dtype", "encoder_dtype", "attn_implementation")
+    return {key: str(record[key]) for key in keys} if all(key in record for key in keys) else None
 
 
 @dataclass(frozen=True)

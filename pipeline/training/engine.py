@@ -18,7 +18,6 @@ from pipeline.config import OptimizerConfig, settle_gradients
 from pipeline.model.lora import public_names
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.training.digests import Hasher, share_out
-from pipeline.training.digests import digest_tensor as digest_tensor
 from pipeline.training.phases import PhaseClock
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")

@@ -119,7 +119,7 @@ def read_trainings(venv: Path) -> list[tuple[str, int]]:
 def test_minutes_give_a_number_of_steps_that_the_same_command_keeps(tmp_path):
     venv, output = tmp_path / "venv", tmp_path / "out"
     script = (str(REPOSITORY / "launch/quickstart.sh"), "--output", str(output), "--minutes", "1")
-    make_stand_in(venv, step_seconds=0.4)
+    make_stand_in(venv, step_seconds=0.25)
     first = run_bash(*script, VENV=str(venv))
     assert first.returncode == 0, first.stderr
     (probe, num_probe_steps), (run, num_steps) = read_trainings(venv)

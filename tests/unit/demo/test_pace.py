@@ -19,13 +19,13 @@ def test_the_chosen_steps_end_in_time_with_probe_loading_and_evaluations():
     for minutes in (3, 5, 8, 12):
         num_steps = choose(minutes)
         num_evaluations = 2 if num_steps <= 280 else 3
-        seconds = 32 + 20 + num_steps + num_evaluations * 10
+        seconds = 32 + 20 + num_steps + num_evaluations * 20
         # near the whole time, with something kept back
         assert 0.6 * 60 * minutes < seconds < 60 * minutes, (minutes, num_steps)
 
 
 def test_more_minutes_or_a_faster_machine_give_more_steps_and_never_more_than_the_recipe():
-    counts = [choose(minutes) for minutes in (2, 4, 6, 8)]
+    counts = [choose(minutes) for minutes in (3, 5, 7, 9)]
     assert counts == sorted(set(counts))
     assert choose(4, step_seconds=0.5) > choose(4)
     assert choose(4, start_seconds=40) < choose(4)

@@ -8,6 +8,7 @@ Every method of a `Cluster` is a collective unless it says otherwise: each rank 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import threading
@@ -61,7 +62,7 @@ class Cluster(Protocol):
         """Carry `source`'s square float64 array to `target`, which gets it; others get None. Called by all ranks alike."""
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group, for good. Called by all ranks alike, at the end of what went well."""
 
 
 class SingleProcess:
@@ -113,8 +114,8 @@ class TorchCluster:
         import torch.distributed as dist
 
         timeout = timedelta(seconds=timeout_seconds)
-        self._owns_world = not dist.is_initialized()
-        if self._owns_world:
+        self._leave_world: Callable[[], None] = dist.destroy_process_group
+        if not dist.is_initialized():
             with explained_meeting(launch):
                 dist.init_process_group(
                     "gloo", init_method="env://", timeout=timeout, rank=launch.rank, world_size=launch.world_size
@@ -178,9 +179,20 @@ class TorchCluster:
         self._dist.recv(torch.from_numpy(received.T), src=source, group=self._group)
         return received
 
+    def leave_by(self, leave: Callable[[], None]) -> TorchCluster:
+        """Let `close` destroy the world by `leave`, for a library that keeps references to its groups."""
+        self._leave_world = leave
+        return self
+
     def close(self) -> None:
-        if self._owns_world and self._dist.is_initialized():
-            self._dist.destroy_process_group()
+        if not self._dist.is_initialized():
+            return
+        # the store that all others ask is rank 0's
+        self.barrier()
+        # A group's threads end with the last reference to it. Where they outlive the interpreter, they abort the process.
+        del self._group, self._post_store
+        self._leave_world()
+        gc.collect()
 
 
 def start_cluster(*, backend: Literal["torch", "mpi"] = "torch", timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> Cluster:
@@ -212,8 +224,11 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
         os.environ.setdefault("MASTER_PORT", str(free_port()))
     prepare_rendezvous(launch)
     on_cuda = torch.cuda.is_available()
+    backend = "nccl" if on_cuda else "gloo"
+    timeout = timedelta(seconds=timeout_seconds)
+    store = None
     if launch.local_rank is None:
-        launch = _meet_for_local_rank(launch, backend="nccl" if on_cuda else "gloo", timeout_seconds=timeout_seconds)
+        launch, store = _meet_for_local_rank(launch, timeout=timeout)
     if on_cuda:
         # DeepSpeed reads it from the environment
         os.environ["LOCAL_RANK"] = str(_choose_gpu(launch, torch.cuda.device_count()))
@@ -227,30 +242,31 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with explained_meeting(launch):
-        deepspeed.init_distributed(
-            dist_backend="nccl" if on_cuda else "gloo", verbose=False, timeout=timedelta(seconds=timeout_seconds)
-        )
-    return TorchCluster(launch, timeout_seconds=timeout_seconds)
+        if store is not None:
+            # DeepSpeed joins what it finds; it is imported first, since its defaults keep a world that is there for ever
+            torch.distributed.init_process_group(
+                backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
+            )
+        deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
+    return TorchCluster(launch, timeout_seconds=timeout_seconds).leave_by(deepspeed.comm.destroy_process_group)
 
 
-def _meet_for_local_rank(launch: Launch, *, backend: str, timeout_seconds: float) -> Launch:
-    """Join the ranks before DeepSpeed does, which joins what it finds, and count the ranks before this one on its host.
+def _meet_for_local_rank(launch: Launch, *, timeout: timedelta) -> tuple[Launch, Any]:
+    """Count the ranks before this one on its host; return that with the store where the ranks met.
 
-    A rank must know its GPU before its first collective; so they exchange their hosts' names by the store where they meet.
+    A rank must know its GPU before its first collective; so they exchange their hosts' names by that store.
     """
     import torch.distributed as dist
 
-    timeout = timedelta(seconds=timeout_seconds)
     with explained_meeting(launch):
         meeting = dist.rendezvous("env://", launch.rank, launch.world_size, timeout=timeout)  # type: ignore[attr-defined]
         store, rank, world_size = next(meeting)
         store.set_timeout(timeout)
         store.set(f"kappaspeech/host/{rank}", socket.gethostname())
         hosts = [store.get(f"kappaspeech/host/{other}").decode() for other in range(world_size)]
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     local_rank = count_local_rank(rank, hosts)
     os.environ["LOCAL_RANK"] = str(local_rank)
-    return replace(launch, local_rank=local_rank)
+    return replace(launch, local_rank=local_rank), store
 
 
 def _choose_gpu(launch: Launch, num_visible: int) -> int:

@@ -10,16 +10,15 @@ import pytest
 from tests.conftest import clean_environment, free_port
 
 SCRIPT = """
-import os, socket, sys
-import torch
+import os, pathlib, socket, sys
 from pipeline.cluster import start_cluster, start_training_cluster
 # as if on three ranks of two hosts
 socket.gethostname = lambda: ["a", "b", "a"][int(os.environ["RANK"])]
 cluster = start_training_cluster(timeout_seconds=60) if sys.argv[1] == "train" else start_cluster(timeout_seconds=60)
 print("local rank", cluster.local_rank, cluster.gather(cluster.rank), os.environ.get("LOCAL_RANK"), flush=True)
-# a rank whose group's threads still run at its end is aborted by the C++ library
-cluster.barrier()
-torch.distributed.destroy_process_group()
+cluster.close()
+threads = [task.joinpath("comm").read_text().strip() for task in pathlib.Path("/proc/self/task").iterdir()]
+print("threads", [name for name in threads if "gloo" in name])
 """
 
 
@@ -44,8 +43,9 @@ def test_ranks_that_no_launcher_numbered_find_their_number_on_their_host(kind):
         for rank in range(3)
     ]
     told = [rank.communicate(timeout=120) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0, 0], told[0][1][-2000:]
+    assert [rank.returncode for rank in ranks] == [0, 0, 0], [errors[-2000:] for _, errors in told]
     for (output, _), expected in zip(told, (0, 0, 1), strict=True):
-        assert f"local rank {expected} [0, 1, 2]" in output
         # DeepSpeed reads it from the environment
-        assert kind == "scan" or output.split()[-1] == str(expected)
+        assert f"local rank {expected} [0, 1, 2] {expected if kind == 'train' else None}\n" in output
+        # threads of a group that is still referred to abort a rank at its end, one time in many
+        assert "threads []" in output

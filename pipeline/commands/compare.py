@@ -20,7 +20,7 @@ def compare(
         list[Path], typer.Argument(help="An experiment's YAML, or folders of finished runs; differences are against the first.")
     ],
     output: Annotated[
-        Path | None, typer.Option(help="Where the report goes.  [default: comparison, or the experiment's own output]")
+        Path | None, typer.Option(help="Where the report goes. Default: comparison, or the experiment's own output.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the experiment's trials with their numbers and states.")] = False,
     arm: Annotated[int | None, typer.Option(help="Train the trial of this number alone, as a SLURM array task does.")] = None,

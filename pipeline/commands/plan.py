@@ -26,18 +26,18 @@ def plan(
     config: Annotated[Path, typer.Argument(help="The run's YAML.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value, as for train. May be repeated.")] = None,
     world_size: Annotated[
-        str | None, typer.Option(help="Numbers of ranks, one GPU each: 8, or 1,2,4,8.  [default: 8, or 1 with --here]")
+        str | None, typer.Option(help="Numbers of ranks, one GPU each: 8, or 1,2,4,8. Default: 8, or 1 with --here.")
     ] = None,
-    gpu_memory: Annotated[float | None, typer.Option(min=1, help="A GPU's memory in GB.  [default: 80]")] = None,
+    gpu_memory: Annotated[float | None, typer.Option(min=1, help="A GPU's memory in GB. Default: 80.")] = None,
     trained_parameters: Annotated[
         float | None, typer.Option(min=0, help="Of the LLM, where there is no selection yet: 3e9.")
     ] = None,
     tflops: Annotated[
-        float | None, typer.Option(min=0.001, help="What a GPU computes, in 10¹² operations a second.  [default: 400]")
+        float | None, typer.Option(min=0.001, help="What a GPU computes, in 10¹² operations a second. Default: 400.")
     ] = None,
     bandwidth_gbs: Annotated[
         float | None,
-        typer.Option(min=0.001, help="What a rank receives, in GB a second.  [default: 200 in a host of 8, else 40]"),
+        typer.Option(min=0.001, help="What a rank receives, in GB a second. Default: 200 in a host of 8, else 40."),
     ] = None,
     here: Annotated[
         bool, typer.Option("--here", help="For this machine's processors, whose rates, cores and memory the ranks share.")

@@ -126,13 +126,14 @@ def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int
 
     Each micro-batch gathers all weights for its forward and again for its backward, but once where the model is below the limit
     of live parameters, which stay gathered between the two; and reduces the trained gradients. Tensors up to the persistence
-    threshold stay whole from one micro-batch to the next. Yet a step cuts every tensor into its partitions, and gathers these
-    again, frozen ones with the trained (stage3.py: `step`, `_post_step`).
+    threshold stay whole from one micro-batch to the next. Of these a step cuts and gathers again what trains; the frozen ones
+    are gathered once a run (`keep_frozen_whole`).
     """
     if world_size == 1:
         return Traffic(0, 0, 0)
-    persistent = [size for size in sizes.tensor_sizes if size <= settings.persistence_threshold]
-    others = [size for size in sizes.tensor_sizes if size > settings.persistence_threshold]
+    threshold = settings.persistence_threshold
+    persistent = [size for size in (*sizes.adaptor_tensor_sizes, *sizes.llm.trained_sizes) if size <= threshold]
+    others = [size for size in sizes.tensor_sizes if size > threshold]
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     gathers = (1 if sum(sizes.tensor_sizes) <= settings.max_live else 2) * micro_batches_per_rank
     gathered = settings.itemsize * (sum(persistent) + gathers * sum(others))

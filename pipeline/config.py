@@ -205,6 +205,9 @@ class TrainingConfig(_Section):
     `alignment_weight` adds that many times the adaptor's alignment loss (`SpeechLLM`): the model begins to listen in a third of
     the steps. The losses that are recorded are the transcripts' alone.
 
+    With `activation_checkpointing` all of the LLM's layers keep nothing but their input for the backward pass, and are computed
+    again there; a number is so many of them, and auto as many as the device's memory asks for, by the plan.
+
     A step is bad whose loss or gradient norm isn't finite or, with `explode_factor`, whose norm is that many times the median of
     the last good steps'. The optimizer doesn't move; the samples are named in the run folder's skipped_steps.jsonl; and the
     run stops, or with `on_bad_loss` skip goes on, until more than `max_skipped_steps` follow each other.
@@ -223,7 +226,7 @@ class TrainingConfig(_Section):
     collective_timeout_seconds: Positive = 600.0
     stall_seconds: Positive = 300.0
     stop_without_launcher: bool = True
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | Annotated[int, Field(ge=0)] | Literal["auto"] = False
     num_threads: Count | None = None
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     alignment_weight: NotNegative = 0.0

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+import pipeline
 from pipeline.commands.compare import compare
+from pipeline.commands.config import config
 from pipeline.commands.demo import demo
 from pipeline.commands.doctor import doctor
 from pipeline.commands.evaluate import evaluate
@@ -27,12 +30,27 @@ app = typer.Typer(
     name="kappaspeech",
     help="Rank an LLM's tensors by condition number, train the best-conditioned ones on speech, and measure what that did.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for _command in (scan, select, show, pack, index, doctor, plan, train, status, evaluate, transcribe, compare, export):
+for _command in (scan, select, show, pack, index, config, doctor, plan, train, status, evaluate, transcribe, compare, export):
     app.command()(_command)
 app.add_typer(demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kappaspeech {pipeline.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _kappaspeech(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ def compare(
         list[Path], typer.Argument(help="An experiment's YAML, or folders of finished runs; differences are against the first.")
     ],
     output: Annotated[
-        Path | None, typer.Option(help="Where the report goes.  [default: comparison, or the experiment's own output]")
+        Path | None, typer.Option(help="Where the report goes. Default: comparison, or the experiment's own output.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the experiment's trials with their numbers and states.")] = False,
     arm: Annotated[int | None, typer.Option(help="Train the trial of this number alone, as a SLURM array task does.")] = None,
@@ -115,6 +115,7 @@ def _report(runs: Sequence[RunSummary], output: Path, *, missing: dict[str, str]
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline.comparison.equal_wer import state_price
     from pipeline.comparison.report import write_report
     from pipeline.comparison.runs import group_runs
     from pipeline.comparison.summary import make_table
@@ -127,5 +128,7 @@ def _report(runs: Sequence[RunSummary], output: Path, *, missing: dict[str, str]
     for row in rows:
         table.add_row(*(row[column].text for column in shown))
     Console().print(table)
+    for sentence in state_price(summary["equal"]):
+        print(sentence)
     for path in paths:
         print(path)

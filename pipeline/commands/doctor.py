@@ -17,7 +17,7 @@ def doctor(
     config: Annotated[Path | None, typer.Argument(help="A run's YAML, to check what it names as well.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value, as for train. May be repeated.")] = None,
     world_size: Annotated[
-        int | None, typer.Option(min=1, help="The number of ranks it will run on.  [default: this launch's]")
+        int | None, typer.Option(min=1, help="The number of ranks it will run on. Default: this launch's.")
     ] = None,
 ) -> int:
     """Look for what makes trainings fail: versions, compiler, locks, disk, ports, GPUs, dtype, data, models. Exit 1 on a problem.

@@ -18,7 +18,7 @@ class Part(str, Enum):
 def export(
     run: Annotated[Path, typer.Argument(help="The run's folder, or what --only difference wrote.")],
     output: Annotated[Path, typer.Argument(help="The folder to make.")],
-    step: Annotated[str | None, typer.Option(help="The checkpoint's step, or best.  [default: the last]")] = None,
+    step: Annotated[str | None, typer.Option(help="The checkpoint's step, or best. Default: the last.")] = None,
     only: Annotated[
         Part | None, typer.Option(help="difference: the trained tensors alone, to be put together with the base model later.")
     ] = None,

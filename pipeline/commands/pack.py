@@ -19,7 +19,7 @@ def pack(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="transcripts, librispeech, commonvoice, mls, voxpopuli, manifest or dataset.  [default: told from what is there]"
+            help="transcripts, librispeech, commonvoice, mls, voxpopuli, manifest or dataset. Default: told from what is there."
         ),
     ] = None,
     language: Annotated[str | None, typer.Option(help="The language, where the corpus doesn't name it.")] = None,
@@ -27,7 +27,7 @@ def pack(
     seed: Annotated[int, typer.Option(help="The seed of the shuffle.")] = 0,
     max_seconds: Annotated[float | None, typer.Option(min=0.1, help="Longer recordings can't be used.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out recordings that can't be used, and name them.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that encode.  [default: cores]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that encode. Default: cores.")] = None,
 ) -> None:
     """Pack recordings and transcripts into indexed WebDataset shards of 16 kHz FLAC. Finished shards are kept."""
     from pipeline.progress import ProgressBar

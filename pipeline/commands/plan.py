@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from pipeline.planning.plan import Plan
     from pipeline.planning.planner import Planner
 
-# an H100's bfloat16 as trainings of this kind reach it, NVLink inside a host, and a 400 Gb/s adaptor a GPU between hosts
+# an H100's bfloat16 as trainings of this kind reach it, NVLink inside a host, and a 400 Gb/s adaptor a GPU between hosts;
+# PCIe 4 to the host, and a host's memory under AdamW, which its GPUs share: assumed, nothing of it is measured yet
 _TFLOPS = 400.0
+_LINK_GBS, _HOST_MEMORY_GBS = 25.0, 150.0
 _NEAR_GBS, _FAR_GBS = 200.0, 40.0
 _GPU_MEMORY_GB = 80.0
 _HOST_GPUS = 8
@@ -24,18 +26,18 @@ def plan(
     config: Annotated[Path, typer.Argument(help="The run's YAML.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value, as for train. May be repeated.")] = None,
     world_size: Annotated[
-        str | None, typer.Option(help="Numbers of ranks, one GPU each: 8, or 1,2,4,8.  [default: 8, or 1 with --here]")
+        str | None, typer.Option(help="Numbers of ranks, one GPU each: 8, or 1,2,4,8. Default: 8, or 1 with --here.")
     ] = None,
-    gpu_memory: Annotated[float | None, typer.Option(min=1, help="A GPU's memory in GB.  [default: 80]")] = None,
+    gpu_memory: Annotated[float | None, typer.Option(min=1, help="A GPU's memory in GB. Default: 80.")] = None,
     trained_parameters: Annotated[
         float | None, typer.Option(min=0, help="Of the LLM, where there is no selection yet: 3e9.")
     ] = None,
     tflops: Annotated[
-        float | None, typer.Option(min=0.001, help="What a GPU computes, in 10¹² operations a second.  [default: 400]")
+        float | None, typer.Option(min=0.001, help="What a GPU computes, in 10¹² operations a second. Default: 400.")
     ] = None,
     bandwidth_gbs: Annotated[
         float | None,
-        typer.Option(min=0.001, help="What a rank receives, in GB a second.  [default: 200 in a host of 8, else 40]"),
+        typer.Option(min=0.001, help="What a rank receives, in GB a second. Default: 200 in a host of 8, else 40."),
     ] = None,
     here: Annotated[
         bool, typer.Option("--here", help="For this machine's processors, whose rates, cores and memory the ranks share.")
@@ -96,7 +98,12 @@ def _plan_gpus(
     plans = []
     for count, room in ranks:
         bandwidth = bandwidth_gbs or (_NEAR_GBS if count <= _HOST_GPUS else _FAR_GBS)
-        rates = Rates(tflops * 1e12, bandwidth * 1e9)
+        rates = Rates(
+            tflops * 1e12,
+            bandwidth * 1e9,
+            host_link_bytes_per_second=_LINK_GBS * 1e9,
+            host_update_bytes_per_second=_HOST_MEMORY_GBS * 1e9 / min(count, _HOST_GPUS),
+        )
         plans.append(planner.plan(count, rates=rates, prompt_tokens=_PROMPT_TOKENS, memory_bytes=room))
     return planner, plans
 

@@ -24,11 +24,15 @@ class Export(str, Enum):
 def select(
     ranking: Annotated[Path, typer.Argument(help="What `kappaspeech scan` wrote.")],
     output: Annotated[Path, typer.Option(help="Where the selection goes.")] = Path("selection.json"),
-    count: Annotated[int | None, typer.Option(help="So many tensors.")] = None,
-    budget: Annotated[int | None, typer.Option(help="As many tensors as fit into so many parameters.")] = None,
-    threshold: Annotated[str | None, typer.Option(help="Tensors on this side of a score; `auto` finds it (Otsu).")] = None,
-    quota: Annotated[list[str] | None, typer.Option(help="So many of a module type: v_proj=10. May be repeated.")] = None,
-    match_budget: Annotated[Path | None, typer.Option(help="As near as possible to another selection's parameters.")] = None,
+    count: Annotated[int | None, typer.Option(help="Number of tensors.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Number of parameters that the tensors may have together.")] = None,
+    threshold: Annotated[
+        str | None, typer.Option(help="All tensors up to this score (with --largest, from it on); auto finds it (Otsu).")
+    ] = None,
+    quota: Annotated[
+        list[str] | None, typer.Option(help="Number of tensors of a module type: v_proj=10. May be repeated.")
+    ] = None,
+    match_budget: Annotated[Path | None, typer.Option(help="Another selection, whose number of parameters is matched.")] = None,
     largest: Annotated[bool, typer.Option("--largest", help="From the largest score down, in place of the smallest up.")] = False,
     random: Annotated[bool, typer.Option("--random", help="In random order.")] = False,
     seed: Annotated[int, typer.Option(help="The seed of --random.")] = 0,

@@ -63,7 +63,7 @@ class Planner:
     def plan(
         self, world_size: int, *, rates: Rates, prompt_tokens: int, on_gpu: bool = True, memory_bytes: int | None = None
     ) -> Plan:
-        """The plan on `world_size` ranks that each compute and receive at these rates, and have so much memory, if it is known."""
+        """The plan on `world_size` ranks that each compute and receive at these rates, and have so much memory, where known."""
         assumptions = Assumptions(
             world_size,
             "gpu" if on_gpu else "cpu",

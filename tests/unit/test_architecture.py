@@ -23,6 +23,7 @@ ARROWS = {
     "allocator": set(),
     "blas": set(),
     "config": set(),
+    "reference": set(),
     "rendezvous": set(),
     "cluster": {"config", "mpi_cluster", "local_cluster", "rendezvous"},
     "mpi_cluster": {"cluster", "rendezvous"},
@@ -42,6 +43,7 @@ ARROWS = {
     "demo": {"speech"},
     "commands": {
         "config",
+        "reference",
         "cluster",
         "selection",
         "scan",

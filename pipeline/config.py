@@ -108,7 +108,8 @@ class UnfreezeConfig(_Section):
 class DatasetConfig(_Section):
     """One set of indexed shards: path, URL, glob, brace list, or a merged index. `weight` is its share of the mixture.
 
-    `text_normalization` whisper writes transcripts as Whisper's normaliser of their language does.
+    `text_normalization` whisper writes transcripts as they are compared: by Whisper's normaliser of their language, where that
+    leaves words whole (`speech.normalisers`).
     """
 
     shards: str

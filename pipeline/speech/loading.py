@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from pipeline.errors import DataError
 from pipeline.speech.augment import Augmentation, change_speed, generator, mask_spectrogram
 from pipeline.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions
+from pipeline.speech.normalisers import TextNormalization, normalise_text
 from pipeline.speech.samples import SAMPLE_RATE_HZ, AudioSample, BadSampleError, decode, log_mel
 from pipeline.speech.shards import HEADER_BYTES, SampleEntry, check_header, parse_transcript
 from pipeline.speech.sources import ReadOptions, Source, open_source, read_many
 
-TextNormalization = Literal["none", "whisper"]
 OverLong = Literal["mask", "cut"]
 # Audio and text that lie this near to each other are read at once.
 _LARGEST_GAP_BYTES = 1 << 16
@@ -140,20 +140,6 @@ def _parse(ref: SampleRef, ranges: Sequence[tuple[int, int]], parts: Sequence[by
     if not text:
         raise BadSampleError("empty text", entry.key)
     return AudioSample(entry.key, waveform, text, entry.language)
-
-
-def normalise_text(text: str, language: str, normalization: TextNormalization) -> str:
-    """The transcript as it is, or as Whisper's normaliser of its language writes it: English's own, the basic one for others."""
-    if normalization == "none":
-        return text
-    return str(_whisper_normaliser(language == "en")(text)).strip()
-
-
-@lru_cache(maxsize=2)
-def _whisper_normaliser(is_english: bool) -> Any:
-    from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
-
-    return EnglishTextNormalizer() if is_english else BasicTextNormalizer()
 
 
 class Loader:

@@ -27,9 +27,9 @@ from pipeline.speech.loading import (
     LoadOptions,
     OverLong,
     SampleRef,
-    TextNormalization,
     Ticket,
 )
+from pipeline.speech.normalisers import TextNormalization, normaliser_of
 from pipeline.speech.schedule import BatchBudget, DatasetLengths, MicroBatchPlan, Schedule
 from pipeline.speech.shards import SampleEntry, check_unchanged, expand, read_index
 from pipeline.speech.sources import ReadOptions, is_remote, open_source
@@ -158,7 +158,8 @@ class Corpus:
             check_unchanged(open_source(where, self._read), stamp, self.table.shard_entries(shard))
             self._unchecked.discard(shard)
         entry, normalization = self.table.entry(row), self.dataset.text_normalization
-        name = entry_name(entry, stamp, normalization) if self._named else None
+        written = normalization if normalization == "none" else f"{normalization}: {normaliser_of(entry.language)}"
+        name = entry_name(entry, stamp, written) if self._named else None
         return SampleRef(where, entry, normalization, counter, name)
 
     def entry(self, index: int) -> SampleEntry:

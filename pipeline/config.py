@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -113,7 +113,8 @@ class DatasetConfig(_Section):
     """
 
     shards: str
-    language: str | None = None
+    # YAML 1.1 takes no, Norwegian, for false
+    language: Annotated[str | None, BeforeValidator(lambda value: "no" if value is False else value)] = None
     weight: Positive = 1.0
     text_normalization: Literal["none", "whisper"] = "none"
 

@@ -36,7 +36,7 @@ def read_manifest(source: Path, request: Request) -> Iterator[Recording]:
         try:
             entry = parse_object(line)
             audio = next(entry[name] for name in _AUDIO_KEYS if entry.get(name))
-            if not isinstance(audio, str) or not any(entry.get(name) is not None for name in TEXT_KEYS):
+            if not isinstance(audio, str) or not any(name in entry for name in TEXT_KEYS):
                 raise ValueError("no path or no text")
         except (ValueError, StopIteration) as error:
             found = repr(line[:_SHOWN_LETTERS])
@@ -57,7 +57,7 @@ def read_manifest(source: Path, request: Request) -> Iterator[Recording]:
             listed_seconds=None if is_segment else seconds or None,
         )
         try:
-            text = find_text({name: entry[name] for name in TEXT_KEYS if entry.get(name) is not None}, TEXT_KEYS)
+            text = find_text(entry, TEXT_KEYS)
         except ValueError as error:
             yield request.judge(recording, ("text", str(error)), f"{where}: the text can't be used: {error}.")
         else:

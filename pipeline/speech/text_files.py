@@ -41,8 +41,9 @@ def read_text(path: Path) -> str:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
+        name = "UTF-16" if encoding == "utf-16" else "UTF-8"
         raise DataError(
-            f"{path}, line {line}: byte 0x{content[error.start]:02x} is no {encoding[:6].upper()}. If the file is in Latin-1: "
+            f"{path}, line {line}: byte 0x{content[error.start]:02x} is no {name}. If the file is in Latin-1: "
             f"iconv -f LATIN1 -t UTF-8 {path.name} > NEW"
         ) from error
 

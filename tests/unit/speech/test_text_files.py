@@ -46,7 +46,7 @@ def test_marks_and_line_ends_are_understood(tmp_path, content):
 def test_latin_1_is_named_with_its_line_and_never_guessed(tmp_path, capsys):
     save(tmp_path / "c/de/transcripts.tsv", "0.wav\tgut\n1.wav\tGrüße\n".encode("latin-1"))
     assert main(["pack", str(tmp_path / "c"), str(tmp_path / "s"), "--workers", "1"]) == 2
-    assert "transcripts.tsv, line 2: byte 0xfc is no UTF-8" in capsys.readouterr().err
+    assert "transcripts.tsv, line 2: byte 0xfc is no UTF-8. If" in capsys.readouterr().err
 
 
 def test_a_field_may_be_longer_than_csv_allows(tmp_path):

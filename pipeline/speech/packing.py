@@ -120,8 +120,7 @@ def pack(
                 shard = _pack_shard(path, part, pool, rejected, max_seconds, skip_bad)
                 shards += [shard] if shard is not None else []
             advance(len(part))
-    made = [Path(shard.where) for shard in shards]
-    stale = find_stale(made, corpus)
+    stale = find_stale([path for path, _ in planned], corpus)
     for path in stale:
         remove_shard(path)
     present = read_finished(output)

@@ -46,13 +46,11 @@ def _is_of(path: Path, corpus: str, keys: set[str]) -> bool:
     return False
 
 
-def find_stale(paths: Sequence[Path], corpus: str) -> list[Path]:
-    """Shards of the same corpus, prefix and languages as `paths` that aren't among them: it was cut otherwise before."""
-    stems = {_stem(path) for path in paths}
-    beside = {other for path in paths[:1] for other in path.parent.glob("*.tar")}
-    return sorted(
-        other for other in beside - set(paths) if _stem(other) in stems and corpus and read_claim(other).get("corpus") == corpus
-    )
+def find_stale(planned: Sequence[Path], corpus: str) -> list[Path]:
+    """Shards of the same corpus, prefix and languages as those that are `planned`, and none of them: cut otherwise before."""
+    stems = {_stem(path) for path in planned}
+    others = {other for path in planned[:1] for other in path.parent.glob("*.tar")} - set(planned)
+    return sorted(other for other in others if _stem(other) in stems and corpus and read_claim(other).get("corpus") == corpus)
 
 
 def _stem(path: Path) -> str:

@@ -101,6 +101,16 @@ def test_a_corpus_that_is_cut_otherwise_leaves_no_mixture(corpora, tmp_path, cap
     assert len(list((tmp_path / "shards").glob("other-en-*.tar"))) == 3
 
 
+def test_a_shard_whose_recordings_are_gone_stays(corpora, tmp_path):
+    source = corpora[0]
+    assert run(source, tmp_path / "shards") == 0
+    before = contents(tmp_path / "shards")
+    for path in source.rglob("*.flac"):
+        path.unlink()
+    assert run(source, tmp_path / "shards", "--skip-bad") == 0
+    assert contents(tmp_path / "shards") == before
+
+
 def test_a_pack_that_was_killed_between_shard_and_index_goes_on(corpora, tmp_path):
     recordings = find_recordings(corpora[0])
     whole = pack(recordings, tmp_path / "shards", shard_size=2, num_processes=1)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -118,12 +118,15 @@ class DatasetConfig(_Section):
     """One set of indexed shards."""
 
     shards: str = Field(description="Shards: a path, URL, glob or brace list of .tar files, or a merged .index file.")
-    language: str | None = Field(default=None, description="Use the samples of this language alone. null: use all samples.")
+    # YAML 1.1 takes no, Norwegian, for false
+    language: Annotated[str | None, BeforeValidator(lambda value: "no" if value is False else value)] = Field(
+        default=None, description="Use the samples of this language alone. null: use all samples."
+    )
     weight: Positive = Field(default=1.0, description="Share of the mixture, relative to the other sets of data.train.")
     text_normalization: Literal["none", "whisper"] = Field(
         default="none",
-        description="How transcripts are written in training. none: as they are in the shards. whisper: through Whisper's "
-        "normaliser of their language, which writes lower case and removes punctuation.",
+        description="How transcripts are written in training. none: as they are in the shards. whisper: as they are compared, by "
+        "Whisper's normaliser of their language where that leaves words whole: lower case, without punctuation.",
     )
 
 

@@ -23,6 +23,13 @@ def pack(
         ),
     ] = None,
     language: Annotated[str | None, typer.Option(help="The language, where the corpus doesn't name it.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, dev, test or another of the corpus's splits.  [default: what isn't held out]"),
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="Put before the shards' names, so that several corpora can lie in one folder.")
+    ] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Samples a shard.")] = 1000,
     seed: Annotated[int, typer.Option(help="The seed of the shuffle.")] = 0,
     max_seconds: Annotated[float | None, typer.Option(min=0.1, help="Longer recordings can't be used.")] = None,
@@ -35,7 +42,7 @@ def pack(
     from pipeline.speech.packing import REPORT_NAME
     from pipeline.speech.packing import pack as run_pack
 
-    recordings = find_recordings(source, layout=layout, language=language)
+    recordings = find_recordings(source, layout=layout, language=language, split=split, keeps_faults=skip_bad)
     with ProgressBar("pack", total=len(recordings), shown=True) as bar:
         report = run_pack(
             recordings,
@@ -45,11 +52,14 @@ def pack(
             skip_bad=skip_bad,
             max_seconds=max_seconds,
             num_processes=workers,
+            prefix=prefix,
             advance=bar.advance,
         )
     _print_shards(report.shards)
     for path, cause in report.rejected.items():
         print(f"left out {path}: {cause}")
+    for stale in report.removed:
+        print(f"removed {stale}: this corpus was cut otherwise before")
     print(output / REPORT_NAME)
 
 

@@ -15,9 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.speech.feature_cache import CachedClip, from_bits
+from pipeline.speech.samples import BadSampleError
 
 IGNORED_LABEL = -100
 AUDIO_MARK = "{audio}"
+# The fastest speakers take ten words a second; where a tokenizer knows a script by its bytes alone, a word may take ten tokens.
+_MOST_TOKENS_PER_SECOND = 100
+_MOST_TOKENS = 100
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,20 @@ def make_prompt(tokenizer: Any, instruction: str, *, chat: bool = True) -> Speec
     return SpeechPrompt(prefix, suffix)
 
 
-def label_ids(tokenizer: Any, transcript: str) -> tuple[int, ...]:
-    """The transcript's token ids and EOS, which is a target like any other, also where it serves as padding."""
-    return (*tokenizer(transcript, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+def label_ids(tokenizer: Any, transcript: str, *, seconds: float | None = None) -> tuple[int, ...]:
+    """The transcript's token ids and EOS, which is a target like any other, also where it serves as padding.
+
+    What looks like a special token in a transcript is text. Raises `BadSampleError` for more tokens than anybody says in so many
+    seconds: such a sample would take the memory of hundreds, and is no transcript.
+    """
+    try:
+        ids = tokenizer(transcript, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    except ValueError:
+        # mistral-common knows no other way than this, and refuses to be asked for it
+        ids = tokenizer(transcript, add_special_tokens=False)["input_ids"]
+    if seconds is not None and len(ids) > (most := int(_MOST_TOKENS + _MOST_TOKENS_PER_SECOND * seconds)):
+        raise BadSampleError("too much text", f"{len(ids)} tokens in {seconds:.2f} s; at most {most} are taken")
+    return (*ids, tokenizer.eos_token_id)
 
 
 def collate(features: Sequence[Features | None], *, num_mels: int, keys: Sequence[str]) -> SpeechBatch:

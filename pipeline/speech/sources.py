@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,15 +88,23 @@ class LocalSource:
 
     def _stat(self) -> os.stat_result:
         try:
-            return os.stat(self.where)
-        except OSError as error:
-            raise DataError(f"{self.where} can't be read: {error.strerror}.") from error
+            found = os.stat(self.where)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.where} can't be read: {getattr(error, 'strerror', None) or error}.") from error
+        # to open a pipe waits for its other end
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{self.where} can't be read: it is no regular file.")
+        return found
 
     def read(self, offset: int, size: int) -> bytes:
         try:
             if self._descriptor is None:
+                self._stat()
                 with self._lock:
                     self._descriptor = self._descriptor or os.open(self.where, os.O_RDONLY)
+            # pread takes memory for all that is asked for
+            if offset < 0 or size < 0 or offset + size > os.fstat(self._descriptor).st_size:
+                raise EOFError(f"{self.where} ends before byte {offset + size}")
             content = os.pread(self._descriptor, size, offset)
         except OSError as error:
             raise DataError(f"{self.where} can't be read: {error.strerror}.") from error

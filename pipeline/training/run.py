@@ -22,8 +22,9 @@ from pipeline.model.precision import measure_rate
 from pipeline.processors import count_cores
 from pipeline.rendezvous import find_launch
 from pipeline.speech.feature_cache import FeatureCache, FeatureCacheOptions
+from pipeline.speech.overlap import find_overlap
 from pipeline.speech.schedule import BatchBudget
-from pipeline.speech.stream import SpeechStream, make_datasets, make_stream_options
+from pipeline.speech.stream import Corpus, SpeechStream, make_datasets, make_read_options, make_stream_options
 from pipeline.training.arithmetic import choose_arithmetic
 from pipeline.training.encoding import ClipEncoder
 from pipeline.training.engine import TrainingEngine
@@ -131,6 +132,8 @@ def _train(
         cache_options = feature_cache_options(config, parts, encoder_digests)
         stream = _open_stream(config, parts, cluster, cache_options)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
+        if cluster.rank == 0 and config.data.test:
+            _warn_of_overlap(config, stream)
     check_alike(cluster, _inputs(parts, encoder_digests, stream), remedy="Copy it from one place to all hosts, or share it.")
     frozen = digest_frozen(parts, cluster)
     initial = digest_start(parts, encoder_digests)
@@ -229,6 +232,14 @@ def _inputs(parts: Parts, encoder_digests: Mapping[str, str], stream: SpeechStre
         "the prompt": digest_json([parts.prompt.prefix_ids.tolist(), parts.prompt.suffix_ids.tolist()]),
         "the training data": stream.fingerprint,
     }
+
+
+def _warn_of_overlap(config: RunConfig, stream: SpeechStream) -> None:
+    """Say where what is tested on is trained on: word error rates then tell what was learned by heart."""
+    read = make_read_options(config.data.read)
+    overlap = find_overlap(stream.corpora, [Corpus(dataset, read) for dataset in make_datasets(config.data.test)], read)
+    if overlap.found:
+        print(f"warning: training and test data share: {overlap.found}", file=sys.stderr, flush=True)
 
 
 def feature_cache_options(config: RunConfig, parts: Parts, encoder_digests: Mapping[str, str]) -> FeatureCacheOptions | None:

@@ -82,6 +82,12 @@ def test_an_unknown_key_in_a_list_is_found(tmp_path):
         read_run_config(write(tmp_path / "c.yaml", content))
 
 
+def test_norwegian_is_a_language(tmp_path):
+    content = yaml.safe_dump(MINIMAL).replace("shards: s", "language: no\n    shards: s")
+    (tmp_path / "c.yaml").write_text(content)
+    assert read_run_config(tmp_path / "c.yaml").data.train[0].language == "no"
+
+
 @pytest.mark.parametrize("value", ["three", True, 2.5, 0, -1])
 def test_a_count_is_a_whole_positive_number(tmp_path, value):
     with pytest.raises(ConfigError, match="num_steps"):

@@ -70,7 +70,7 @@ def read_json(path: Path, *, schema_version: int) -> dict[str, Any]:
         value = read_json_file(path, is_finite=True)
     if not isinstance(value, dict) or value.get("schema_version") != schema_version:
         found = value.get("schema_version") if isinstance(value, dict) else type(value).__name__
-        raise InputError(f"{path} has schema_version {found!r}; this release reads {schema_version}. Make the file again.")
+        raise InputError(f"{path} has schema_version {found!r:.60}; this release reads {schema_version}. Make the file again.")
     return value
 
 

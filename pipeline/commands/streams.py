@@ -20,32 +20,49 @@ def safe_output() -> Iterator[None]:
 
     Raises `InputError` where standard output takes no more; a reader that has gone away (`| head`) isn't told of.
     """
+    before = sys.stdout
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+    if before is not None:
+        sys.stdout = _Told(before)  # type: ignore[assignment]
     try:
         yield
         if sys.stdout is not None:
             sys.stdout.flush()
-    except OSError as error:
-        if not _is_broken(sys.stdout):
-            raise
-        _silence(sys.stdout)
-        if isinstance(error, BrokenPipeError):
-            raise typer.Exit(1) from None
-        raise InputError(f"Standard output can't be written: {describe(error)}.") from error
+    finally:
+        sys.stdout = before
 
 
-def _is_broken(stream: Any) -> bool:
-    """Whether what is left in a stream can't be written. What was written before goes out in asking."""
-    if stream is None:
-        return False
+class _Told:
+    """A stream whose faults aren't taken for those of files."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with _telling(self._stream):
+            return int(self._stream.write(text))
+
+    def flush(self) -> None:
+        with _telling(self._stream):
+            self._stream.flush()
+
+
+@contextmanager
+def _telling(stream: Any) -> Iterator[None]:
     try:
-        stream.flush()
-    except (OSError, ValueError):
-        return True
-    return False
+        yield
+    except BrokenPipeError:
+        _silence(stream)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        _silence(stream)
+        raise InputError(f"Standard output can't be written: {describe(error)}.") from error
 
 
 def _silence(stream: Any) -> None:

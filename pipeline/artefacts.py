@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.outside import explained, read_json_file
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -63,15 +64,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path, *, schema_version: int) -> dict[str, Any]:
     """Read a JSON object that carries `schema_version`. Raises `InputError` where it is missing, torn or of another version."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} doesn't exist.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} can't be read as JSON: {error}.") from error
+    if not path.exists():
+        raise InputError(f"{path} doesn't exist.")
+    with explained(f"{path} can't be read as JSON"):
+        value = read_json_file(path, is_finite=True)
     if not isinstance(value, dict) or value.get("schema_version") != schema_version:
         found = value.get("schema_version") if isinstance(value, dict) else type(value).__name__
-        raise InputError(f"{path} has schema_version {found!r}; this release reads {schema_version}. Make the file again.")
+        raise InputError(f"{path} has schema_version {found!r:.60}; this release reads {schema_version}. Make the file again.")
     return value
 
 

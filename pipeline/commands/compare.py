@@ -119,14 +119,15 @@ def _report(runs: Sequence[RunSummary], output: Path, *, missing: dict[str, str]
     from pipeline.comparison.report import write_report
     from pipeline.comparison.runs import group_runs
     from pipeline.comparison.summary import make_table
+    from pipeline.escaping import for_table
 
     summary, paths = write_report(group_runs(runs), output, missing=missing or {})
     header, rows = make_table(summary)
     # what a terminal has room for; the page has all of it
     shown = [header.index(name) for name in header if name in ("arm", "LLM parameters trained", "p") or "(95 %)" in name]
-    table = Table(*(header[column] for column in shown))
+    table = Table(*(for_table(header[column]) for column in shown))
     for row in rows:
-        table.add_row(*(row[column].text for column in shown))
+        table.add_row(*(for_table(row[column].text) for column in shown))
     Console().print(table)
     for sentence in state_price(summary["equal"]):
         print(sentence)

@@ -45,6 +45,7 @@ def scan(
     from pipeline.blas import pin_threads
     from pipeline.cluster import start_cluster
     from pipeline.errors import InputError
+    from pipeline.escaping import for_terminal
     from pipeline.rendezvous import find_launch
 
     if not 0 < rtol < 1:
@@ -86,7 +87,8 @@ def scan(
         ranking.write(output)
         if spectrum is not None:
             ranking.write_spectra(spectrum)
-            print(spectrum)
-        print(f"{len(ranking.matrices)} matrices ranked, {len(ranking.skipped)} tensors listed without: {output}")
+            print(for_terminal(str(spectrum)))
+        listed = f"{len(ranking.matrices)} matrices ranked, {len(ranking.skipped)} tensors listed without"
+        print(f"{listed}: {for_terminal(str(output))}")
     cluster.close()
     return 0

@@ -45,6 +45,7 @@ def select(
 ) -> None:
     """Choose the tensors to train from a ranking, by default those of smallest κ."""
     from pipeline.errors import InputError
+    from pipeline.escaping import for_terminal
     from pipeline.exports import write_export
     from pipeline.scan.ranking import KappaRanking
     from pipeline.selection import TensorSelection
@@ -69,7 +70,7 @@ def select(
     chosen.write(output)
     _print_summary(chosen, output)
     for kind in export or ():
-        print(write_export(chosen, kind.value, output))
+        print(for_terminal(str(write_export(chosen, kind.value, output))))
 
 
 def _parse_threshold(text: str | None) -> Any:
@@ -98,9 +99,10 @@ def _parse_quotas(pairs: list[str]) -> dict[str, int]:
 def _print_summary(chosen: TensorSelection, output: Path) -> None:
     from collections import Counter
 
+    from pipeline.escaping import for_line, for_terminal
     from pipeline.selection import module_type
 
     kinds = Counter(module_type(name) for name in chosen.names)
-    print(f"{len(chosen.names)} tensors, {chosen.num_parameters:,} parameters ({chosen.rule})")
-    print("  " + ", ".join(f"{kind} {number}" for kind, number in kinds.most_common()))
-    print(output)
+    print(f"{len(chosen.names)} tensors, {chosen.num_parameters:,} parameters ({for_terminal(chosen.rule)})")
+    print("  " + ", ".join(f"{for_line(kind)} {number}" for kind, number in kinds.most_common()))
+    print(for_terminal(str(output)))

@@ -22,6 +22,7 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline.escaping import for_table, for_terminal
     from pipeline.scan import table as tables
     from pipeline.scan.picture import write_picture
     from pipeline.scan.ranking import KappaRanking
@@ -34,14 +35,14 @@ def show(
     everything = tables.rows(content)
     listed = everything if len(everything) <= 2 * rows else [*everything[:rows], *everything[len(everything) - rows :]]
     console = Console()
-    shown = Table(title=f"{len(everything)} matrices of {content.model}, by κ")
+    shown = Table(title=for_table(f"{len(everything)} matrices of {content.model}, by κ"))
     for column in ("rank", "tensor", "shape", "κ", "Σ log₂ σ", "± (relative)", "selected"):
         shown.add_column(column, justify="left" if column == "tensor" else "right", overflow="fold")
     for row in listed:
         kappa = "∞" if row["kappa"] is None else f"{row['kappa']:.6g}"
         mark = "yes" if row["parameter"] in selected else ""
         cells = (row["rank"], row["name"], row["shape"], kappa, f"{row['log2_volume']:.5g}", f"{row['error_bound']:.0e}", mark)
-        shown.add_row(*map(str, cells))
+        shown.add_row(*map(for_table, cells))
     console.print(shown)
     if csv is not None:
         tables.write_csv(content, csv)
@@ -51,4 +52,4 @@ def show(
         write_picture(content, picture, score=score, selected=selected)
     for path in (csv, parquet, picture):
         if path is not None:
-            print(path)
+            print(for_terminal(str(path)))

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.errors import CheckpointError
 from pipeline.model.attention import MATMUL_ATTENTION, register_matmul_attention
+from pipeline.model.config_limits import check_size
 
 _COMMON_WIDTH = 4096
 
@@ -18,12 +19,13 @@ def load_llm(name_or_path: str, *, dtype: torch.dtype | None, attention: str = "
 
     `attention` is transformers' `attn_implementation`, this project's own, or auto: sdpa. Raises `CheckpointError`.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     # its bar for each of several loads a run would hide this project's own
     logging.disable_progress_bar()
     try:
+        check_size(name_or_path, AutoConfig.from_pretrained(name_or_path))
         llm = AutoModelForCausalLM.from_pretrained(
             name_or_path, dtype=dtype or "auto", attn_implementation=_make_known(attention)
         )

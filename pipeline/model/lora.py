@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -35,6 +35,16 @@ class LoraShape:
     @property
     def scaling(self) -> float:
         return self.alpha / self.rank
+
+
+def lora_from_record(record: Mapping[str, Any] | None) -> LoraShape | None:
+    """The shape that `lora_to_record` wrote."""
+    return None if record is None else LoraShape(**{**record, "transposed": tuple(record["transposed"])})
+
+
+def lora_to_record(lora: LoraShape | None) -> dict[str, Any] | None:
+    """`run.json`'s «lora»."""
+    return None if lora is None else asdict(lora)
 
 
 def linear_tensors(llm: Any) -> list[str]:

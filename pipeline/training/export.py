@@ -15,12 +15,11 @@ from torch import Tensor
 from pipeline.artefacts import sync_folder, write_json
 from pipeline.errors import CheckpointError, InputError
 from pipeline.model.llm import load_tokenizer
-from pipeline.model.lora import factors_of, is_factor, merge
+from pipeline.model.lora import factors_of, is_factor, lora_to_record, merge
 from pipeline.model.trained import ADAPTOR_PREFIX, LLM_PREFIX
 from pipeline.progress import ProgressBar
 from pipeline.scan.checkpoint import Checkpoint, read_config
 from pipeline.training.merged_files import plan_output, read_base, write_merged
-from pipeline.training.parts import lora_to_record
 from pipeline.training.tensor_file import TensorFileWriter
 from pipeline.training.trained_run import (
     ADAPTOR_FILE,

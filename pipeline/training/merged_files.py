@@ -20,7 +20,7 @@ from pipeline.training.tensor_file import TensorFileWriter
 INDEX_NAME = "model.safetensors.index.json"
 MAX_FILE_BYTES = 5_000_000_000
 _BLOCK_BYTES = 16 << 20
-_CODES = (torch.float8_e4m3fn, torch.float8_e5m2)
+_CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pipeline.config import RunConfig, read_deepspeed_config, read_precision
 from pipeline.errors import CheckpointError, InputError
 from pipeline.model.adaptor import Adaptor, AdaptorShape
 from pipeline.model.attention import MATMUL_ATTENTION, register_matmul_attention
+from pipeline.model.config_limits import check_size
 from pipeline.model.encoder import EncoderDims, FrozenWhisperEncoder
 from pipeline.model.speech_llm import SpeechLLM, embedding_width
 from pipeline.scan.checkpoint import open_checkpoint
@@ -84,6 +85,7 @@ def _build_llm(name_or_path: str, *, dtype: torch.dtype, attention: str) -> Any:
     folder = name_or_path if Path(name_or_path).is_dir() else _find_in_cache(name_or_path)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        check_size(name_or_path, config)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError, KeyError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +112,3 @@ def adaptor_shape(config: RunConfig, encoder: FrozenWhisperEncoder, llm: Any) ->
         dropout=options.dropout,
         embedding_std=token_embedding_std(llm),
     )
-
-
-def lora_from_record(record: dict[str, Any] | None) -> LoraShape | None:
-    """The shape that `lora_to_record` wrote."""
-    return None if record is None else LoraShape(**{**record, "transposed": tuple(record["transposed"])})
-
-
-def lora_to_record(lora: LoraShape | None) -> dict[str, Any] | None:
-    """`run.json`'s «lora»."""
-    return None if lora is None else asdict(lora)

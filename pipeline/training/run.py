@@ -18,6 +18,7 @@ from pipeline.config import RunConfig, read_deepspeed_config
 from pipeline.errors import RankFailure
 from pipeline.evaluation.evaluate import read_test_set
 from pipeline.liveness import Watch, voice
+from pipeline.model.lora import lora_to_record
 from pipeline.model.precision import measure_rate
 from pipeline.processors import count_cores
 from pipeline.rendezvous import find_launch
@@ -32,7 +33,7 @@ from pipeline.training.hosts import check_alike, software, warn_of_clocks
 from pipeline.training.launcher import Launcher
 from pipeline.training.lease import Lease, make_start_id
 from pipeline.training.loop import Outcome, TrainingLoop
-from pipeline.training.parts import Parts, digest_trained, load_parts, lora_to_record
+from pipeline.training.parts import Parts, digest_trained, load_parts
 from pipeline.training.phases import PhaseClock
 from pipeline.training.proof import digest_encoder, digest_frozen, digest_start, prove_frozen, write_drift
 from pipeline.training.run_folder import RunFolder

@@ -15,7 +15,7 @@ from pipeline.evaluation.transcribe import Transcriber
 from pipeline.model.adaptor import AdaptorShape
 from pipeline.model.encoder import load_encoder
 from pipeline.model.llm import load_tokenizer
-from pipeline.model.lora import LoraShape, is_factor
+from pipeline.model.lora import LoraShape, is_factor, lora_from_record
 from pipeline.model.precision import DTYPES, measure_rates
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.model.trained import ADAPTOR_PREFIX, find_base, load_trained_model
@@ -23,7 +23,6 @@ from pipeline.scan.checkpoint import Checkpoint, open_checkpoint
 from pipeline.speech.batches import make_prompt
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.arithmetic import UseArithmetic
-from pipeline.training.parts import lora_from_record
 from pipeline.training.run_folder import RunFolder
 
 SPEECH_FILE = "speech.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +17,7 @@ import numpy as np
 
 from pipeline.artefacts import digest_json, write_json, write_with
 from pipeline.errors import DataError
+from pipeline.parenthood import end_with_parent
 from pipeline.processors import count_cores
 from pipeline.speech.layouts import Recording
 from pipeline.speech.samples import SAMPLE_RATE_HZ, BadSampleError, decode
@@ -88,7 +90,7 @@ def pack(
     output.mkdir(parents=True, exist_ok=True)
     rejected: dict[str, str] = {}
     shards = []
-    with ProcessPoolExecutor(num_processes or count_cores()) as pool:
+    with ProcessPoolExecutor(num_processes or count_cores(), initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
         for language in sorted({recording.language for recording in recordings}):
             chosen = [recording for recording in recordings if recording.language == language]
             random.Random(seed).shuffle(chosen)

@@ -80,13 +80,14 @@ def _train_here(settings: Any) -> int:
 
 def _launch(request: Any, *, max_restarts: int, dry_run: bool) -> int:
     from pipeline.launching.supervisor import plan_start, supervise
+    from pipeline.redaction import for_terminal
 
     if dry_run:
-        print(plan_start(request, ask_hosts=False))
+        print(for_terminal(str(plan_start(request, ask_hosts=False))))
         return 0
     attempt = supervise(request, max_restarts=max_restarts)
     for cause in attempt.causes:
-        print(f"error: {cause}", file=sys.stderr)
+        print(for_terminal(f"error: {cause}"), file=sys.stderr)
     return attempt.exit_code
 
 
@@ -105,6 +106,7 @@ def _parse_overrides(pairs: list[str]) -> dict[str, Any]:
     import yaml
 
     from pipeline.errors import ConfigError
+    from pipeline.yaml_text import parse_yaml
 
     overrides = {}
     for pair in pairs:
@@ -112,7 +114,7 @@ def _parse_overrides(pairs: list[str]) -> dict[str, Any]:
         if not equals or not key:
             raise ConfigError(f"--set is {pair!r}; give a dotted key and a value, as in training.num_steps=100.")
         try:
-            overrides[key] = yaml.safe_load(value)
+            overrides[key] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {key} holds no YAML value: {error}") from error
     return overrides

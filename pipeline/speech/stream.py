@@ -159,7 +159,7 @@ class Corpus:
             self._unchecked.discard(shard)
         entry, normalization = self.table.entry(row), self.dataset.text_normalization
         name = entry_name(entry, stamp, normalization) if self._named else None
-        return SampleRef(where, entry, normalization, counter, name)
+        return SampleRef(where, entry, normalization, counter, name, stamp.digest)
 
     def entry(self, index: int) -> SampleEntry:
         """One sample, as its index lists it."""

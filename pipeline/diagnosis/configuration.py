@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pipeline.config import DatasetConfig, RunConfig, read_deepspeed_config
 from pipeline.diagnosis.finding import Finding
@@ -129,7 +128,7 @@ def _check_shards(item: DatasetConfig, read: ReadOptions) -> list[Finding]:
 
 def _check_credentials(item: DatasetConfig, environment: Mapping[str, str]) -> list[Finding]:
     """Whether there are any, for shards in a bucket; never which."""
-    scheme = urlsplit(item.shards).scheme
+    scheme = item.shards.partition("://")[0]
     if scheme not in _CREDENTIALS:
         return []
     variables, files = _CREDENTIALS[scheme]

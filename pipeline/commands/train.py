@@ -31,10 +31,11 @@ def train(
     ranks in their last lines, and may start all over. Which of the two it was is `status` in the run folder's run.json.
     """
     from pipeline.errors import ConfigError
+    from pipeline.launching.command_lines import path_word
 
     overrides = set_ or []
     settings = read_settings(config, config_, overrides)
-    arguments = [str(config or config_), *(word for pair in overrides for word in ("--set", pair))]
+    arguments = [path_word(config or config_ or ""), *(word for pair in overrides for word in ("--set", pair))]
     places = [place for place in (nproc, hostfile, slurm) if place is not None]
     if places and "RANK" in os.environ:
         raise ConfigError("--nproc, --hostfile and --slurm start ranks, and this is already one that a launcher started.")

@@ -28,7 +28,8 @@ every line. This page lists every key; `kappaspeech config` prints the same list
 - An unknown key is refused, with the nearest known key. All problems are reported at once.
 - `--set` changes a value on the command line: `--set training.num_steps=100`. A value is YAML: `--set 'data.test=[]'`.
 - The YAML owns batch, learning rates and steps. The DeepSpeed JSON owns ZeRO, precision and communication. A JSON that sets a
-  key of the YAML is refused. [Precision](performance.md#what-a-run-computes-in) is `bf16.enabled` in the JSON: true, false or "auto".
+  key of the YAML is refused. [Precision](performance.md#what-a-run-computes-in) is `bf16.enabled` in the JSON: true, false or
+  "auto".
 - `kappaspeech config --schema` prints a JSON schema. With it an editor completes keys and marks errors.
 
 In the tables «–» marks a key that must be given, and {{}} a section whose keys have the defaults of its own table.

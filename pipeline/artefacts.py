@@ -53,6 +53,21 @@ def write_text(path: Path, text: str) -> None:
     write_with(path, lambda temporary: _fill(temporary, text.encode()))
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically, for its owner's eyes alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # mkstemp makes files private
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
 def _fill(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 

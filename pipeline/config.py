@@ -16,6 +16,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.redaction import restore_secrets
+from pipeline.yaml_text import parse_yaml
 
 # Keys of a DeepSpeed JSON whose owner is the YAML.
 YAML_OWNED_KEYS = (
@@ -26,6 +28,12 @@ YAML_OWNED_KEYS = (
     "optimizer",
     "scheduler",
 )
+
+# Beside a run folder's config.json, which holds no secret: what it hides, for its owner's eyes.
+SECRETS_NAME = "secrets.json"
+
+# Sections of a DeepSpeed JSON that are looked into here.
+_JSON_SECTIONS = ("zero_optimization", "fp16", "data_types")
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -322,17 +330,18 @@ def read_run_config(path: Path, *, overrides: dict[str, Any] | None = None) -> R
 def read_yaml(path: Path, model: type[Model], *, overrides: dict[str, Any] | None = None) -> Model:
     """Read a YAML file into a strict `model`. Raises `ConfigError` with all problems found."""
     try:
-        text = path.read_text(encoding="utf-8")
-        # YAML 1.1 takes JSON's 1e-08 for a word
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        # some editors begin a file with a byte order mark
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if path.suffix == ".json" else parse_yaml(text)
     except FileNotFoundError:
         raise ConfigError(f"There is no configuration at {path}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} can't be read as YAML: {error}") from error
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} can't be read as {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values; it holds {type(content).__name__}.")
     # a run folder's config.json is a configuration like any other
-    content.pop("schema_version", None)
+    if content.pop("schema_version", None) is not None:
+        content = restore_secrets(content, read_secrets(path.parent))
     for key, value in (overrides or {}).items():
         _set_dotted(content, key, value)
     try:
@@ -342,6 +351,15 @@ def read_yaml(path: Path, model: type[Model], *, overrides: dict[str, Any] | Non
         problems = _explain(error, model) if isinstance(error, ValidationError) else [str(error)]
         listing = "\n".join(f"  - {problem}" for problem in problems)
         raise ConfigError(f"{path} has {len(problems)} problem(s):\n{listing}") from error
+
+
+def read_secrets(run_dir: Path) -> dict[str, str]:
+    """What a run folder's config.json hides of URLs, by its place there; nothing where it can't be read."""
+    try:
+        secrets = json.loads((run_dir / SECRETS_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return secrets if isinstance(secrets, dict) else {}
 
 
 def _set_dotted(content: dict[str, Any], key: str, value: Any) -> None:
@@ -394,16 +412,21 @@ def _flatten(annotation: Any) -> list[Any]:
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
     """Read the DeepSpeed JSON. Raises `ConfigError` where it is missing, isn't ZeRO-3, or sets what the YAML owns."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"There is no DeepSpeed configuration at {path}; presets are in ds_configs/.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a JSON object.")
     owned = [key for key in YAML_OWNED_KEYS if key in content]
     if owned:
         raise ConfigError(f"{path} sets {', '.join(owned)}, which the run's YAML owns. Remove it there and set batch/optimizer.")
+    for name in _JSON_SECTIONS:
+        if not isinstance(content.get(name, {}), dict):
+            raise ConfigError(
+                f"{path} has {name} {content[name]!r:.60}; it is a section: give {{}} with its keys, or leave it out."
+            )
     stage = content.get("zero_optimization", {}).get("stage")
     if stage != 3:
         raise ConfigError(f"{path} has zero_optimization.stage {stage!r}; this pipeline trains under ZeRO-3.")

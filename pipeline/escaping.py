@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from pipeline.redaction import redact
+
 _MAX_NAME, _MAX_LABEL = 200, 50
 # what a terminal obeys, what reorders or breaks a line, and halves of surrogate pairs
 _UNSHOWABLE = re.compile(
@@ -14,8 +16,11 @@ _FORMULA = re.compile(r"[=+\-@\t\r]")
 
 
 def for_terminal(text: str) -> str:
-    """Escape sequences, bidirectional controls and what can't be encoded as backslash escapes; line feeds and tabs stay."""
-    return _UNSHOWABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    """`text` without the secrets of URLs, and with what a terminal would obey or can't encode as backslash escapes.
+
+    Line feeds and tabs stay.
+    """
+    return _UNSHOWABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), redact(text))
 
 
 def for_line(name: str) -> str:

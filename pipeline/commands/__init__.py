@@ -27,6 +27,7 @@ from pipeline.commands.train import train
 from pipeline.commands.transcribe import transcribe
 from pipeline.errors import KappaSpeechError, RankFailure
 from pipeline.escaping import for_terminal
+from pipeline.parenthood import heed_parent
 
 app = typer.Typer(
     name="kappaspeech",
@@ -57,6 +58,7 @@ def _kappaspeech(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; return 0 for done, 2 for wrong usage or input, 1 for a run that failed."""
+    heed_parent()
     given = _without_local_rank(list(sys.argv[1:] if arguments is None else arguments))
     try:
         with safe_output():
@@ -65,10 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # a rank that could has said so itself; rank 0 says it again, for it may be on another host
         speaker = "1" if error.rank == 0 and not error.is_told else "0"
         if os.environ.get("RANK", "0") == speaker:
-            print(f"error: {for_terminal(str(error))}", file=sys.stderr)
+            print(for_terminal(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except KappaSpeechError as error:
-        print(f"error: {for_terminal(str(error))}", file=sys.stderr)
+        print(for_terminal(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except typer.Exit as leave:
         return leave.exit_code

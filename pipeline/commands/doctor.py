@@ -50,9 +50,11 @@ def doctor(
 
 
 def _print(findings: list[Finding]) -> None:
+    from pipeline.escaping import for_terminal
+
     for finding in findings:
-        print(f"{_MARKS[finding.status]}  {finding.area}: {finding.found}")
+        print(for_terminal(f"{_MARKS[finding.status]}  {finding.area}: {finding.found}"))
         if finding.remedy:
-            print(f"{'':9}→ {finding.remedy}")
+            print(for_terminal(f"{'':9}→ {finding.remedy}"))
     counts = {status: sum(finding.status == status for finding in findings) for status in ("problem", "warning", "ok")}
     print(f"{counts['problem']} problem(s), {counts['warning']} warning(s), {counts['ok']} ok")

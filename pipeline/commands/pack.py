@@ -103,9 +103,10 @@ def _find_index(where: str) -> ShardIndex | None:
 
 
 def _print_shards(shards: Sequence[ShardIndex]) -> None:
+    from pipeline.escaping import for_terminal
     from pipeline.speech.shards import count_hours
 
     for shard in shards:
-        print(f"{shard.where}  {len(shard.samples)} samples")
+        print(for_terminal(f"{shard.where}  {len(shard.samples)} samples"))
     hours = ", ".join(f"{language} {hours:.3f} h" for language, hours in sorted(count_hours(shards).items()))
     print(f"{sum(len(shard.samples) for shard in shards)} samples in {len(shards)} shards: {hours}")

@@ -65,10 +65,11 @@ def scan(
 
         num_workers = workers or (count_devices(device) if device else max(1, count_cores() // threads))
         if num_workers > 1:
-            again = ["scan", model, f"--output={output}", f"--rtol={rtol}", f"--method={method.value}", f"--threads={threads}"]
+            again = ["scan", f"--output={output}", f"--rtol={rtol}", f"--method={method.value}", f"--threads={threads}"]
             again += [f"--device={device}"] * bool(device) + [f"--spectrum={spectrum}"] * bool(spectrum)
             again += ["--static"] * static + ["--no-journal"] * no_journal + ([f"--journal={journal}"] if journal else [])
-            return run_workers(again, num_workers=num_workers)
+            # a model's name may begin with a dash
+            return run_workers([*again, "--", model], num_workers=num_workers)
     from pipeline.scan.stage import scan as run_scan
 
     cluster = start_cluster(backend=backend.value)

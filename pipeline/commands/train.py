@@ -31,10 +31,11 @@ def train(
     ranks in their last lines, and may start all over. Which of the two it was is `status` in the run folder's run.json.
     """
     from pipeline.errors import ConfigError
+    from pipeline.launching.command_lines import path_word
 
     overrides = set_ or []
     settings = read_settings(config, config_, overrides)
-    arguments = [str(config or config_), *(word for pair in overrides for word in ("--set", pair))]
+    arguments = [path_word(config or config_ or ""), *(word for pair in overrides for word in ("--set", pair))]
     places = [place for place in (nproc, hostfile, slurm) if place is not None]
     if places and "RANK" in os.environ:
         raise ConfigError("--nproc, --hostfile and --slurm start ranks, and this is already one that a launcher started.")
@@ -85,14 +86,15 @@ def _train_here(settings: Any) -> int:
 
 
 def _launch(request: Any, *, max_restarts: int, dry_run: bool) -> int:
+    from pipeline.escaping import for_terminal
     from pipeline.launching.supervisor import plan_start, supervise
 
     if dry_run:
-        print(plan_start(request, ask_hosts=False))
+        print(for_terminal(str(plan_start(request, ask_hosts=False))))
         return 0
     attempt = supervise(request, max_restarts=max_restarts)
     for cause in attempt.causes:
-        print(f"error: {cause}", file=sys.stderr)
+        print(for_terminal(f"error: {cause}"), file=sys.stderr)
     return attempt.exit_code
 
 
@@ -111,6 +113,7 @@ def _parse_overrides(pairs: list[str]) -> dict[str, Any]:
     import yaml
 
     from pipeline.errors import ConfigError
+    from pipeline.yaml_text import parse_yaml
 
     overrides = {}
     for pair in pairs:
@@ -118,7 +121,7 @@ def _parse_overrides(pairs: list[str]) -> dict[str, Any]:
         if not equals or not key:
             raise ConfigError(f"--set is {pair!r}; give a dotted key and a value, as in training.num_steps=100.")
         try:
-            overrides[key] = yaml.safe_load(value)
+            overrides[key] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {key} holds no YAML value: {error}") from error
     return overrides

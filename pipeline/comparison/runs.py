@@ -11,6 +11,7 @@ from pipeline.artefacts import read_json
 from pipeline.errors import InputError
 from pipeline.evaluation.evaluate import read_hypotheses
 from pipeline.evaluation.wer import Hypothesis
+from pipeline.redaction import redact_values
 from pipeline.selection import SelectedTensor, TensorSelection
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.run_log import read_lines
@@ -76,7 +77,7 @@ class Arm:
 def read_run(path: Path) -> RunSummary:
     """Read a finished run's folder. Raises `InputError` for one that isn't or hasn't been evaluated."""
     folder = RunFolder(path)
-    config, record = folder.read_config().model_dump(mode="json"), folder.read_record()
+    config, record = redact_values(folder.read_config().model_dump(mode="json")), folder.read_record()
     if record["status"] != "finished":
         raise InputError(f"{path} hasn't finished (status {record['status']!r}). Let it train to its end, then compare.")
     evaluations = sorted(read_lines(path / "evaluations.jsonl"), key=lambda item: int(item["step"]))

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pipeline.config import DatasetConfig, RunConfig, read_deepspeed_config
 from pipeline.diagnosis.finding import Finding
@@ -151,7 +150,7 @@ def _check_overlap(config: RunConfig, read: ReadOptions) -> list[Finding]:
 
 def _check_credentials(item: DatasetConfig, environment: Mapping[str, str]) -> list[Finding]:
     """Whether there are any, for shards in a bucket; never which."""
-    scheme = urlsplit(item.shards).scheme
+    scheme = item.shards.partition("://")[0]
     if scheme not in _CREDENTIALS:
         return []
     variables, files = _CREDENTIALS[scheme]

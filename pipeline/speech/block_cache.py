@@ -28,8 +28,10 @@ _KEPT_SHARE = 15 / 16
 class CachedSource:
     """A remote file of which read blocks are kept on local disk, least recently used ones removed. Processes share it."""
 
-    def __init__(self, source: Source, options: ReadOptions) -> None:
+    def __init__(self, source: Source, options: ReadOptions, *, version: str = "") -> None:
+        """`version` stands for the source's stamp where that has none. Without both, nothing of it is kept."""
         assert options.cache_dir is not None
+        self._version = version
         self.where = source.where
         self._source = source
         self._options = options
@@ -46,6 +48,8 @@ class CachedSource:
 
     def read(self, offset: int, size: int) -> bytes:
         self._check_end(offset + size)
+        if not self._version:
+            return self._source.read(offset, size)
         parts = []
         for number, begin, end in _split(offset, size):
             # of several threads that want a block, one fetches it
@@ -56,6 +60,8 @@ class CachedSource:
 
     def read_near(self, offset: int, size: int) -> bytes | None:
         self._check_end(offset + size)
+        if not self._version:
+            return None
         parts: list[bytes] = []
         for number, begin, end in _split(offset, size):
             part = self._near_part(number, begin, end)
@@ -69,7 +75,8 @@ class CachedSource:
             self._size = self._source.num_bytes()
             with contextlib.suppress(OSError):
                 self._cache.prepare()
-            name = hashlib.sha256(f"{self.where}\0{self._size}\0{self._source.stamp()}".encode()).hexdigest()[:32]
+            self._version = self._source.stamp() or self._version
+            name = hashlib.sha256(f"{self.where}\0{self._size}\0{self._version}".encode()).hexdigest()[:32]
             self._folder = self._cache.path / name
         if end > self._size:
             raise EOFError(f"{self.where} ends before byte {end}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
+from pipeline.parenthood import end_with_parent
+from pipeline.redaction import redact
 from pipeline.speech.augment import Augmentation, change_speed, generator, mask_spectrogram
 from pipeline.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions
 from pipeline.speech.normalisers import TextNormalization, normalise_text
@@ -35,13 +38,15 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class SampleRef:
-    """A sample to load: its shard, where in it, how its text is written, and the counter of its random numbers."""
+    """A sample to load: its shard, where in it, how its text is written, the counter of its random numbers, its name in the
+    feature cache, and a digest of the shard as it was indexed."""
 
     where: str
     entry: SampleEntry
     normalization: TextNormalization = "none"
     counter: tuple[int, ...] = ()
     cache_name: str | None = None
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,24 +83,27 @@ class BadSample:
         """The record of what a sample raised."""
         return cls(ref.entry.key, error.cause, ref.where, str(error))
 
+    def __post_init__(self) -> None:
+        # these are for people: they go into logs and messages
+        object.__setattr__(self, "shard", redact(self.shard))
+        object.__setattr__(self, "detail", redact(self.detail))
+
 
 class SampleReader:
     """Reads samples of any shards; keeps the last few hundred open."""
 
     def __init__(self, options: ReadOptions) -> None:
-        self._open = lru_cache(maxsize=_MAX_OPEN_SOURCES)(lambda where: open_source(where, options))
+        self._open = lru_cache(maxsize=_MAX_OPEN_SOURCES)(lambda where, version: open_source(where, options, version=version))
 
-    def source(self, where: str) -> Source:
-        """The open shard."""
-        return self._open(where)
+    def source(self, ref: SampleRef) -> Source:
+        """The open shard of a sample."""
+        return self._open(ref.where, ref.version)
 
     def fetch(self, refs: Sequence[SampleRef]) -> list[list[bytes | Exception]]:
         """What `_ranges` names of each sample, as it lies in its shard, or why it can't be had."""
         places = [_ranges(ref.entry) for ref in refs]
         requests = [
-            (self.source(ref.where), begin, end - begin)
-            for ref, ranges in zip(refs, places, strict=True)
-            for begin, end in ranges
+            (self.source(ref), begin, end - begin) for ref, ranges in zip(refs, places, strict=True) for begin, end in ranges
         ]
         contents = iter(read_many(requests))
         return [[next(contents) for _ in ranges] for ranges in places]
@@ -217,7 +225,9 @@ class Loader:
 _worker_loader: Loader | None = None
 
 
-def _start_worker(options: LoadOptions, read: ReadOptions) -> None:
+def _start_worker(parent: int, options: LoadOptions, read: ReadOptions) -> None:
+    # before torch is loaded, which takes seconds
+    end_with_parent(parent)
     import torch
 
     # a pool's initializer has nowhere else to leave it
@@ -291,7 +301,7 @@ class LoaderPool:
         if self._pool is None:
             # neither torch nor fsspec survives a fork of a process that has used it
             context = multiprocessing.get_context("spawn")
-            arguments = (self._options, self._read)
+            arguments = (os.getpid(), self._options, self._read)
             self._pool = ProcessPoolExecutor(self._num_workers, mp_context=context, initializer=_start_worker, initargs=arguments)
         return self._pool
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.artefacts import write_json, write_with
 from pipeline.errors import DataError
+from pipeline.parenthood import end_with_parent
 from pipeline.processors import count_cores
 from pipeline.speech.languages import normalise_language
 from pipeline.speech.recordings import Recording
@@ -111,7 +113,7 @@ def pack(
     output.mkdir(parents=True, exist_ok=True)
     rejected: dict[str, str] = {}
     shards = []
-    with ProcessPoolExecutor(num_processes or count_cores()) as pool:
+    with ProcessPoolExecutor(num_processes or count_cores(), initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
         for path, part in planned:
             if path in finished:
                 shards.append(read_index(str(path)))

@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.artefacts import write_json
 from pipeline.errors import DataError
 from pipeline.speech.languages import normalise_language
+from pipeline.speech.patterns import beside, expand_braces, shard_name
 from pipeline.speech.samples import AUDIO_EXTENSIONS, explain_undecodable
 from pipeline.speech.sources import RangeFile, ReadOptions, Source, is_remote, open_source, read_many
 from pipeline.speech.tar_members import HEADER_BYTES, escape_name, read_members
@@ -31,6 +32,8 @@ _SCHEMA_VERSION = 2
 TEXT_KEYS = ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_text")
 LANGUAGE_KEYS = ("language", "lang", "locale", "source_lang")
 _BUFFER_BYTES = 1 << 20
+# A sample takes about 100 bytes; lists of as many samples as this holds are merged indices.
+_MAX_INDEX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,8 @@ class ShardIndex:
 
 def expand(pattern: str, options: ReadOptions | None = None) -> list[str]:
     """Shards of a path, URL, glob or brace list, sorted. Raises `DataError` where there is none, or for what can't be read."""
-    from braceexpand import braceexpand
-
     found: list[str] = []
-    for part in braceexpand(pattern):
+    for part in expand_braces(pattern):
         if is_remote(part):
             from pipeline.speech.remote import expand_remote
 
@@ -80,7 +81,7 @@ def expand(pattern: str, options: ReadOptions | None = None) -> list[str]:
         if not matches:
             raise DataError(f"No shard matches {part!r} (working folder {Path.cwd()}). Make some with «kappaspeech pack».")
         found += matches
-    wrong = [where for where in found if not where.split("?")[0].endswith(".tar")]
+    wrong = [where for where in found if not shard_name(where).endswith(".tar")]
     if wrong:
         raise DataError(f"{wrong[0]} isn't named .tar. A compressed tar can't be read at random: unpack it with gunzip first.")
     return found
@@ -118,11 +119,14 @@ def _parse_entry(row: dict[str, Any], num_bytes: int) -> SampleEntry:
 
 
 def _read_beside(where: str, options: ReadOptions) -> dict[str, Any]:
-    source = open_source(where + INDEX_SUFFIX, options)
+    source = open_source(beside(where, INDEX_SUFFIX), options)
     try:
-        content = parse_object(source.read(0, source.num_bytes()))
+        num_bytes = source.num_bytes()
+        if num_bytes > _MAX_INDEX_BYTES:
+            raise DataError(f"it has {num_bytes:,} bytes, and at most {_MAX_INDEX_BYTES:,} are read")
+        content = parse_object(source.read(0, num_bytes))
     except (DataError, EOFError) as error:
-        raise DataError(f"{where} has no index beside it that can be read ({error}). {_again(where)}") from error
+        raise DataError(f"{where} has no index beside it that can be read ({str(error).rstrip('.')}). {_again(where)}") from error
     except ValueError as error:
         raise DataError(f"The index of {where} is no JSON ({error}). {_again(where)}") from error
     if content.get("schema_version") != _SCHEMA_VERSION:
@@ -131,13 +135,15 @@ def _read_beside(where: str, options: ReadOptions) -> dict[str, Any]:
 
 
 def _again(where: str) -> str:
-    return f"Make it with «kappaspeech index {where}»."
+    return f"Make it with «kappaspeech index {where}{' --output FILE.index' if is_remote(where) else ''}»."
 
 
 def check_unchanged(source: Source, stamp: ShardStamp, samples: Sequence[SampleEntry]) -> None:
     """Raise `DataError` where the shard isn't what was indexed. One that was only copied or touched passes."""
     num_bytes = source.num_bytes()
-    if num_bytes == stamp.num_bytes and (source.stamp() == stamp.stamp or digest_heads(source, samples) == stamp.digest):
+    # a server that tells no version says nothing by telling none again
+    is_known = stamp.stamp != "" and source.stamp() == stamp.stamp
+    if num_bytes == stamp.num_bytes and (is_known or digest_heads(source, samples) == stamp.digest):
         return
     what = f"has {num_bytes} bytes but had {stamp.num_bytes}" if num_bytes != stamp.num_bytes else "holds other samples than"
     raise DataError(

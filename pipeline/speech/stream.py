@@ -178,7 +178,7 @@ class Corpus:
         entry, normalization = self.table.entry(row), self.dataset.text_normalization
         written = normalization if normalization == "none" else f"{normalization}: {normaliser_of(entry.language)}"
         name = entry_name(entry, stamp, written) if self._named else None
-        return SampleRef(where, entry, normalization, counter, name)
+        return SampleRef(where, entry, normalization, counter, name, stamp.digest)
 
     def entry(self, index: int) -> SampleEntry:
         """One sample, as its index lists it."""

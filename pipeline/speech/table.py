@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.artefacts import digest_json, write_with
 from pipeline.errors import DataError
+from pipeline.speech.patterns import shard_name
 from pipeline.speech.shards import LONGEST_SECONDS, SampleEntry, ShardIndex, ShardStamp, known_seconds
 from pipeline.speech.sources import is_remote
 
@@ -97,7 +98,7 @@ class SampleTable:
         total = hashlib.sha256()
         for name in _COLUMNS:
             total.update(np.ascontiguousarray(self.columns[name]).tobytes())
-        names = [where.rsplit("/", 1)[-1] for where, _ in self.shards]
+        names = [shard_name(where) for where, _ in self.shards]
         return digest_json([names, self.languages, total.hexdigest()])
 
     @staticmethod

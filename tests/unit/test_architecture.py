@@ -14,20 +14,34 @@ from tests.patience import patience
 
 PACKAGE = Path(__file__).parents[2] / "pipeline"
 # what each room may import of this project, itself and the ground floor aside
-GROUND = {"errors", "artefacts", "progress", "processors", "allocator", "outside", "escaping"}
+GROUND = {
+    "errors",
+    "redaction",
+    "artefacts",
+    "progress",
+    "processors",
+    "allocator",
+    "outside",
+    "escaping",
+    "parenthood",
+}
 ARROWS = {
-    "errors": set(),
+    "redaction": set(),
+    "errors": {"redaction"},
     "artefacts": {"errors"},
     "outside": {"errors"},
-    "escaping": set(),
+    "escaping": {"redaction"},
     "progress": set(),
     "processors": set(),
     "allocator": set(),
+    "parenthood": set(),
     "blas": set(),
-    "config": set(),
+    "config": {"yaml_text"},
+    "yaml_text": set(),
     "reference": set(),
     "rendezvous": set(),
-    "cluster": {"config", "mpi_cluster", "local_cluster", "rendezvous"},
+    "listening": set(),
+    "cluster": {"config", "listening", "mpi_cluster", "local_cluster", "rendezvous"},
     "mpi_cluster": {"cluster", "rendezvous"},
     "local_cluster": {"cluster", "rendezvous"},
     "selection": set(),
@@ -62,6 +76,7 @@ ARROWS = {
         "mpi_cluster",
         "rendezvous",
         "blas",
+        "yaml_text",
     },
     "__main__": {"commands"},
     "__init__": set(),

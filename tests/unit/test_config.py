@@ -178,3 +178,26 @@ def test_what_trains_follows_from_the_selection_unless_a_mode_is_given(tmp_path,
 def test_a_mode_that_contradicts_its_section_is_refused(tmp_path, section, complaint):
     with pytest.raises(ConfigError, match=complaint):
         read_run_config(write(tmp_path / "c.yaml", {**MINIMAL, "unfreeze": section}))
+
+
+@pytest.mark.parametrize("name", ["zero_optimization", "fp16", "data_types"])
+@pytest.mark.parametrize("value", [None, [], "x", 3])
+def test_a_deepspeed_section_that_is_none_is_refused_by_name(tmp_path, name, value):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3}, name: value}))
+    with pytest.raises(ConfigError, match=rf"ds\.json has {name} .*it is a section"):
+        read_deepspeed_config(path)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"x":' + "1" * 5000 + "}", "[]"])
+def test_a_deepspeed_json_that_can_not_be_read_is_refused_in_a_sentence(tmp_path, content):
+    path = tmp_path / "ds.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"ds\.json"):
+        read_deepspeed_config(path)
+
+
+def test_a_deepspeed_json_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"zero_optimization": {"stage": 3}}).encode())
+    assert read_deepspeed_config(path)["zero_optimization"] == {"stage": 3}

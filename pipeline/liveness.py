@@ -77,7 +77,7 @@ class Watch:
         self._missing: set[int] = set()
         self._threads: list[threading.Thread] = []
         self._parent = os.getppid() if needs_parent else None
-        self._place = _own_place()
+        self._place = own_place()
 
     def begin(self, what: str, *, patience_seconds: float = 0.0) -> None:
         """Say what is being done, and how long it may keep this rank from answering beyond the usual."""
@@ -228,7 +228,7 @@ def voice(failure: RankFailure) -> int:
     return 1 if failure.rank == 0 and not failure.is_told else 0
 
 
-def _own_place() -> list[Any] | None:
+def own_place() -> list[Any] | None:
     """Host, process namespace, id and start, by which other ranks of the host find this process; None without /proc."""
     try:
         return [socket.gethostname(), os.readlink("/proc/self/ns/pid"), os.getpid(), _read_stat(os.getpid())[1]]
@@ -238,7 +238,7 @@ def _own_place() -> list[Any] | None:
 
 def process_state(place: Sequence[Any] | None) -> str:
     """«gone», «stopped» or «running» of a process on this host; «unknown» of any other."""
-    own = _own_place()
+    own = own_place()
     if place is None or own is None or list(place[:2]) != own[:2]:
         return "unknown"
     try:

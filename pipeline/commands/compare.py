@@ -115,6 +115,7 @@ def _report(runs: Sequence[RunSummary], output: Path, *, missing: dict[str, str]
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline.comparison.equal_wer import state_price
     from pipeline.comparison.report import write_report
     from pipeline.comparison.runs import group_runs
     from pipeline.comparison.summary import make_table
@@ -127,5 +128,7 @@ def _report(runs: Sequence[RunSummary], output: Path, *, missing: dict[str, str]
     for row in rows:
         table.add_row(*(row[column].text for column in shown))
     Console().print(table)
+    for sentence in state_price(summary["equal"]):
+        print(sentence)
     for path in paths:
         print(path)

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from pipeline.planning.plan import Plan
     from pipeline.planning.planner import Planner
 
-# an H100's bfloat16 as trainings of this kind reach it, NVLink inside a host, and a 400 Gb/s adaptor a GPU between hosts
+# an H100's bfloat16 as trainings of this kind reach it, NVLink inside a host, and a 400 Gb/s adaptor a GPU between hosts;
+# PCIe 4 to the host, and a host's memory under AdamW, which its GPUs share: assumed, nothing of it is measured yet
 _TFLOPS = 400.0
+_LINK_GBS, _HOST_MEMORY_GBS = 25.0, 150.0
 _NEAR_GBS, _FAR_GBS = 200.0, 40.0
 _GPU_MEMORY_GB = 80.0
 _HOST_GPUS = 8
@@ -92,7 +94,13 @@ def _plan_gpus(
     plans = []
     for count in counts:
         bandwidth = bandwidth_gbs or (_NEAR_GBS if count <= _HOST_GPUS else _FAR_GBS)
-        plans.append(planner.plan(count, rates=Rates(tflops * 1e12, bandwidth * 1e9), prompt_tokens=_PROMPT_TOKENS))
+        rates = Rates(
+            tflops * 1e12,
+            bandwidth * 1e9,
+            host_link_bytes_per_second=_LINK_GBS * 1e9,
+            host_update_bytes_per_second=_HOST_MEMORY_GBS * 1e9 / min(count, _HOST_GPUS),
+        )
+        plans.append(planner.plan(count, rates=rates, prompt_tokens=_PROMPT_TOKENS))
     return planner, plans
 
 

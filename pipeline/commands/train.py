@@ -62,6 +62,12 @@ def _train_here(settings: Any) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from pipeline.launching.reports import write_report
     from pipeline.training.guide import GUIDE_FILE, describe_outcome
+
+    if "RANK" not in os.environ:
+        from pipeline.training.lease import free
+
+        # before torch and DeepSpeed are loaded: a second start is told at once
+        free(Path(settings.run_dir))
     from pipeline.training.run import train as run_training
 
     try:

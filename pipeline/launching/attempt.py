@@ -23,6 +23,7 @@ from pipeline.launching import leftovers
 from pipeline.launching.command_lines import MARK_VARIABLE, CommandLine
 from pipeline.launching.file_system import FolderWatch
 from pipeline.launching.reports import RankReport, read_reports
+from pipeline.training.lease import launch_of
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.stopping import STOP_FILE_NAME
 
@@ -82,7 +83,7 @@ def run_attempt(
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
 
     def is_over() -> bool:
-        return bool(read_reports(run_dir, mark)) or _status(run_dir, before) not in (None, "running")
+        return bool(read_reports(run_dir, mark)) or _status(run_dir, before, mark) not in (None, "running")
 
     problems: list[str] = []
     watch = FolderWatch(run_dir, timeout_seconds=stall_seconds, look=is_over)
@@ -100,7 +101,7 @@ def run_attempt(
             launcher.poll()
     if stall is not None:
         return Attempt("failed", 1, (stall, *problems))
-    status = _status(run_dir, before)
+    status = _status(run_dir, before, mark)
     return judge(status, launcher.returncode, read_reports(run_dir, mark), hosts_by_rank=hosts_by_rank, problems=problems)
 
 
@@ -166,13 +167,15 @@ def _identity(run_dir: Path) -> object:
     return (found.st_ino, found.st_mtime_ns)
 
 
-def _status(run_dir: Path, before: object) -> str | None:
-    """The status that this start's ranks wrote, or None where they haven't."""
+def _status(run_dir: Path, before: object, mark: str) -> str | None:
+    """The status that this start's ranks wrote, or None where they haven't: another start's says nothing of this one."""
     if _identity(run_dir) == before:
         return None
     try:
-        return str(RunFolder(run_dir).read_record()["status"])
-    except InputError:
+        record = RunFolder(run_dir).read_record()
+        is_own = launch_of(record.get("start_id")) in (mark, None)
+        return str(record["status"]) if is_own else None
+    except (InputError, KeyError):
         return None
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.artefacts import write_text
-from pipeline.errors import ConfigError, TrainingError
+from pipeline.errors import ConfigError, InputError, TrainingError
 from pipeline.launching import remote
 from pipeline.launching.attempt import Attempt, Signals, run_attempt
 from pipeline.launching.command_lines import (
@@ -32,6 +32,7 @@ from pipeline.launching.hostfile import read_hostfile
 from pipeline.launching.reports import report_folder
 from pipeline.processors import count_cores
 from pipeline.rendezvous import free_port
+from pipeline.training.lease import free
 
 FIRST_DELAY_SECONDS = 5.0
 LONGEST_DELAY_SECONDS = 300.0
@@ -179,12 +180,14 @@ def _start(request: Request, signals: Signals) -> Attempt:
     if problem is not None:
         return Attempt("failed", 1, (problem,))
     try:
+        # before this start touches anything of one that runs
+        free(request.run_dir)
         start = plan_start(request, ask_hosts=True)
         write_text(report_folder(request.run_dir, start.mark) / "command.txt", f"{start}\n")
         if start.environment_path is not None:
             write_text(start.environment_path, start.environment_text)
-    except TrainingError as error:
-        return Attempt("failed", 1, (str(error),))
+    except (TrainingError, InputError) as error:
+        return Attempt("failed", error.exit_code, (str(error),))
     except OSError as error:
         return Attempt("failed", 1, (f"{request.run_dir} can't be written on {socket.gethostname()}: {error}",))
     print(start, file=sys.stderr)

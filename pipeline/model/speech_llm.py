@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.model.adaptor import Adaptor
+from pipeline.model.label_logits import label_logits
 
 IGNORED_LABEL = -100
 # What a cosine of 1 is worth in logits: enough for a clear choice among a batch's words.
@@ -62,9 +63,7 @@ class SpeechLLM(nn.Module):
         """
         audio_BAH, num_audio_B = self.adaptor(states_BSE, num_states_B)
         spliced = self.splice(audio_BAH, num_audio_B, prefix_ids_P, suffix_ids_Q, label_ids_BL)
-        # Rows are padded at the right, so causality alone hides padding from every position that counts.
-        hidden_BNH = self.llm.get_decoder()(inputs_embeds=spliced.embeds_BNH, use_cache=False).last_hidden_state
-        logits_RV = self.llm.get_output_embeddings()(hidden_BNH[spliced.rows_R, spliced.positions_R])
+        logits_RV = label_logits(self.llm, spliced.embeds_BNH, spliced.rows_R, spliced.positions_R)
         nats_R = functional.cross_entropy(logits_RV.float(), spliced.labels_R.clamp(min=0), reduction="none")
         nats = (nats_R * (spliced.labels_R != IGNORED_LABEL)).sum()
         loss = nats
@@ -143,14 +142,25 @@ def _pick(ids_BL: Tensor, index_BN: Tensor) -> Tensor:
     return ids_BL.gather(1, index_BN.clamp(0, ids_BL.shape[1] - 1))
 
 
+def embedding_width(llm: Any) -> int:
+    """The width of the LLM's token embeddings, which its layers may project to another."""
+    return int(llm.get_input_embeddings().weight.shape[1])
+
+
 def token_embedding_std(llm: Any) -> float:
-    """Standard deviation of the LLM's token embeddings, the scale its layers were trained on; a block at a time, in float64."""
-    weight_VH = llm.get_input_embeddings().weight.detach()
-    sums, squares = 0.0, 0.0
-    for block in weight_VH.split(_BLOCK_ROWS):
-        values = block.double()
-        sums += float(values.sum())
-        squares += float(values.square().sum())
-    mean = sums / weight_VH.numel()
+    """Standard deviation of the LLM's token embeddings as its layers meet them; a block at a time, in float64.
+
+    Of what the module gives and not of its weight, which some multiply: Gemma by the root of its width.
+    """
+    embed = llm.get_input_embeddings()
+    num_tokens = embed.weight.shape[0]
+    sums, squares, count = 0.0, 0.0, embed.weight.numel()
+    with torch.no_grad():
+        for start in range(0, num_tokens, _BLOCK_ROWS):
+            ids = torch.arange(start, min(start + _BLOCK_ROWS, num_tokens), device=embed.weight.device)
+            values = embed(ids).double()
+            sums += float(values.sum())
+            squares += float(values.square().sum())
+    mean = sums / count
     # a variance near zero may come out below it by rounding
-    return math.sqrt(max(squares - weight_VH.numel() * mean * mean, 0.0) / (weight_VH.numel() - 1))
+    return math.sqrt(max(squares - count * mean * mean, 0.0) / (count - 1))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import RunConfig, read_deepspeed_config
+from pipeline.config import RunConfig, read_deepspeed_config, settle_buckets
 from pipeline.errors import DataError
 from pipeline.model.encoder import FrozenWhisperEncoder
 from pipeline.model.flops import speech_cost
@@ -46,8 +46,11 @@ class Planner:
         encoder, model = modules
         # what the JSON leaves to the machine has been chosen where the modules were made
         dtype = next(model.adaptor.parameters()).dtype
-        self._settings = replace(read_settings(read_deepspeed_config(Path(config.deepspeed))), itemsize=dtype.itemsize)
         self.sizes = measure_sizes(encoder, model, num_trained=num_trained)
+        deepspeed_config = settle_buckets(
+            read_deepspeed_config(Path(config.deepspeed)), layer_elements=self.sizes.llm.layer_elements
+        )
+        self._settings = replace(read_settings(deepspeed_config), itemsize=dtype.itemsize)
         # the prompt's tokens are an assumption of each plan
         self._cost = speech_cost(encoder, model, num_prompt_tokens=0)
         if num_trained is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,12 @@ _SHARED_INPUTS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "atten
 
 @dataclass(frozen=True)
 class LlmSizes:
-    """A causal LM of Llama's kind. `tensor_sizes` are all parameters' numbers of elements, frozen and trained.
+    """A causal LM of Llama's kind. `tensor_sizes` are all parameters' numbers of elements, frozen and trained; `trained_sizes`
+    those of what trains.
 
     `query_width` and `key_width` are summed over heads; `inner_width` is the MLP's, over the experts that a token meets.
     `kept_inputs` counts elements that a token leaves behind for the gradients of trained weights, over all layers.
-    Attention that isn't fused keeps its weights, a square of positions a head.
+    Attention that isn't fused keeps its weights, a square of positions a head. `layer_elements` are the largest layer's.
     """
 
     width: int
@@ -40,6 +41,8 @@ class LlmSizes:
     num_trained: int
     kept_inputs: int
     fused_attention: bool = True
+    layer_elements: int = 0
+    trained_sizes: tuple[int, ...] = ()
 
     @property
     def num_parameters(self) -> int:
@@ -93,7 +96,9 @@ def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_traine
     num_keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     inner_width = _inner_width(config)
     kept_inputs = count_kept_inputs((name for name, _ in trained), width=config.hidden_size, inner_width=inner_width)
+    trained_sizes = tuple(p.numel() for _, p in trained)
     if num_trained is not None:
+        trained_sizes = _spread([p.numel() for _, p in parameters], num_trained)
         all_inputs = count_kept_inputs((name for name, _ in parameters), width=config.hidden_size, inner_width=inner_width)
         kept_inputs = round(all_inputs * min(1.0, num_trained / sum(p.numel() for _, p in parameters)))
     llm = LlmSizes(
@@ -108,6 +113,8 @@ def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_traine
         num_trained=sum(p.numel() for _, p in trained) if num_trained is None else num_trained,
         kept_inputs=kept_inputs,
         fused_attention=config._attn_implementation in _FUSED,
+        layer_elements=largest_layer(model.llm),
+        trained_sizes=trained_sizes,
     )
     return SpeechSizes(
         llm=llm,
@@ -122,6 +129,17 @@ def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_traine
         max_states=encoder.dims.max_states,
         pad_to_30s=encoder.pad_to_30s,
     )
+
+
+def largest_layer(llm: Any) -> int:
+    """Elements of the largest of a causal LM's decoder layers, before ZeRO-3 partitions them."""
+    return max(sum(parameter.numel() for parameter in layer.parameters()) for layer in llm.get_decoder().layers)
+
+
+def _spread(tensor_sizes: Sequence[int], num_trained: int) -> tuple[int, ...]:
+    """An even part of a model's tensors, of about so many elements."""
+    share = num_trained / sum(tensor_sizes)
+    return tuple(size for index, size in enumerate(tensor_sizes) if int((index + 1) * share) > int(index * share))
 
 
 def _inner_width(config: Any) -> int:

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cluster import Cluster
-from pipeline.config import OptimizerConfig, settle_gradients
+from pipeline.config import OptimizerConfig, settle_buckets, settle_gradients
 from pipeline.model.lora import public_names
 from pipeline.model.speech_llm import SpeechLLM
+from pipeline.planning.sizes import largest_layer
 from pipeline.training.digests import Hasher, share_out
 from pipeline.training.phases import PhaseClock
+from pipeline.training.residency import keep_frozen_whole
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
 _AVERAGE = "moving_average"
@@ -70,8 +72,9 @@ class TrainingEngine:
         """
         import deepspeed
 
+        buckets = settle_buckets(deepspeed_config, layer_elements=largest_layer(model.llm))
         settings = {
-            **settle_gradients(deepspeed_config, world_size=cluster.world_size),
+            **settle_gradients(buckets, world_size=cluster.world_size),
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": micro_batches_per_rank,
             "gradient_clipping": optimizer.clip_norm,
@@ -99,6 +102,7 @@ class TrainingEngine:
         self._norm_limit = math.inf
         self._peak_rates = {str(group["name"]): float(group["lr"]) for group in groups}
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=settings, dist_init_required=False)
+        keep_frozen_whole(self._engine.optimizer, model)
         self.model = model
         self.device = self._engine.device
         self._cluster = cluster

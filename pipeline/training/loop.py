@@ -24,6 +24,7 @@ from pipeline.training.base_partitions import BasePartitions, averaged_weights
 from pipeline.training.encoding import ClipEncoder
 from pipeline.training.engine import MicroBatch, TrainingEngine
 from pipeline.training.forecast import Forecast
+from pipeline.training.lease import Lease
 from pipeline.training.measuring import make_transcriber
 from pipeline.training.phases import PhaseClock
 from pipeline.training.run_folder import RunFolder
@@ -63,6 +64,7 @@ class TrainingLoop:
         watch: Watch,
         parts: Parts,
         folder: RunFolder,
+        lease: Lease,
         fingerprints: Mapping[str, str],
         stream: SpeechStream,
         test_set: TestSet | None,
@@ -75,6 +77,7 @@ class TrainingLoop:
         self._phases = phases
         self._parts = parts
         self._folder = folder
+        self._lease = lease
         self._stream = stream
         self._test_set = test_set
         # before anything is restored
@@ -115,7 +118,7 @@ class TrainingLoop:
         step = self._resume()
         with agreement(self._cluster):
             if self._cluster.rank == 0:
-                self._log = RunLog(self._folder.path, resume_step=step)
+                self._log = RunLog(self._folder.path, resume_step=step, check=self._lease.check)
         evaluated = self._cluster.broadcast(self._log.evaluated_steps() if self._log else None)
         with self._stop, ProgressBar("train", total=total, done=step, shown=self._cluster.rank == 0) as bar:
             # a stop during the evaluation of this step, or a first start, leaves it owing
@@ -267,6 +270,8 @@ class TrainingLoop:
         if step == self._saved_step:
             return
         self._phases.enter("checkpoint")
+        with agreement(self._cluster):
+            self._lease.check()
         state = {
             "world_size": self._cluster.world_size,
             "fingerprints": self._fingerprints,

@@ -12,7 +12,7 @@ from pipeline.errors import CheckpointError, InputError
 from pipeline.model.adaptor import Adaptor, AdaptorShape
 from pipeline.model.attention import MATMUL_ATTENTION, register_matmul_attention
 from pipeline.model.encoder import EncoderDims, FrozenWhisperEncoder
-from pipeline.model.speech_llm import SpeechLLM
+from pipeline.model.speech_llm import SpeechLLM, embedding_width
 from pipeline.scan.checkpoint import open_checkpoint
 from pipeline.selection import TensorSelection
 from pipeline.training.arithmetic import Arithmetic
@@ -61,7 +61,7 @@ def build_meta_model(
     else:
         llm.requires_grad_(False)
     options = config.model.adaptor
-    width = int(llm.config.hidden_size)
+    width = embedding_width(llm)
     shape = AdaptorShape(
         encoder_width=encoder.dims.width,
         llm_width=width,

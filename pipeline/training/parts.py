@@ -14,7 +14,7 @@ from pipeline.model.encoder import FrozenWhisperEncoder, load_encoder
 from pipeline.model.freezing import check_tensors, check_tensors_are_stored, unfreeze
 from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.model.lora import LoraShape, add_lora, linear_tensors
-from pipeline.model.speech_llm import SpeechLLM, token_embedding_std
+from pipeline.model.speech_llm import SpeechLLM, embedding_width, token_embedding_std
 from pipeline.model.trained import build_adaptor
 from pipeline.scan.checkpoint import open_checkpoint
 from pipeline.selection import TensorSelection
@@ -102,7 +102,7 @@ def digest_trained(options: UnfreezeConfig, selection: TensorSelection | None) -
 def adaptor_shape(config: RunConfig, encoder: FrozenWhisperEncoder, llm: Any) -> AdaptorShape:
     """The adaptor's options with what they take from the two models between which it stands."""
     options = config.model.adaptor
-    llm_width = int(llm.config.hidden_size)
+    llm_width = embedding_width(llm)
     return AdaptorShape(
         encoder_width=encoder.dims.width,
         llm_width=llm_width,

@@ -29,6 +29,7 @@ from pipeline.training.encoding import ClipEncoder
 from pipeline.training.engine import TrainingEngine
 from pipeline.training.hosts import check_alike, software, warn_of_clocks
 from pipeline.training.launcher import Launcher
+from pipeline.training.lease import Lease, make_start_id
 from pipeline.training.loop import Outcome, TrainingLoop
 from pipeline.training.parts import Parts, digest_trained, load_parts, lora_to_record
 from pipeline.training.phases import PhaseClock
@@ -48,7 +49,21 @@ def train(config: RunConfig, *, on_fatal: Callable[[RankFailure], None] = lambda
     """
     options = config.training
     cluster = start_training_cluster(timeout_seconds=options.collective_timeout_seconds)
-    phases, folder = PhaseClock(), RunFolder(Path(config.run_dir))
+    lease = Lease(Path(config.run_dir), cluster.broadcast(make_start_id() if cluster.rank == 0 else None))
+    with agreement(cluster):
+        if cluster.rank == 0:
+            lease.acquire()
+    try:
+        outcome = _train_watched(config, cluster, lease, on_fatal=on_fatal)
+    finally:
+        lease.release()
+    cluster.close()
+    return outcome
+
+
+def _train_watched(config: RunConfig, cluster: Cluster, lease: Lease, *, on_fatal: Callable[[RankFailure], None]) -> Outcome:
+    options = config.training
+    phases, folder = PhaseClock(), RunFolder(Path(config.run_dir), start_id=lease.start_id)
     launched = find_launch(os.environ).launcher != "none"
     stop = StopRequest(
         folder.path,
@@ -75,17 +90,22 @@ def train(config: RunConfig, *, on_fatal: Callable[[RankFailure], None] = lambda
     try:
         # outside of the watch it is known which rank was the cause
         with watch:
-            outcome = _train(config, cluster, phases=phases, folder=folder, stop=stop, watch=watch)
+            return _train(config, cluster, phases=phases, folder=folder, stop=stop, watch=watch, lease=lease)
     except Exception as error:
         if cluster.rank == (voice(error) if isinstance(error, RankFailure) else 0):
             folder.fail(str(error))
         raise
-    cluster.close()
-    return outcome
 
 
 def _train(
-    config: RunConfig, cluster: Cluster, *, phases: PhaseClock, folder: RunFolder, stop: StopRequest, watch: Watch
+    config: RunConfig,
+    cluster: Cluster,
+    *,
+    phases: PhaseClock,
+    folder: RunFolder,
+    stop: StopRequest,
+    watch: Watch,
+    lease: Lease,
 ) -> Outcome:
     check_alike(cluster, software(), remedy="Install the same on all hosts.")
     warn_of_clocks(cluster)
@@ -154,6 +174,7 @@ def _train(
         watch=watch,
         parts=parts,
         folder=folder,
+        lease=lease,
         fingerprints=fingerprints,
         stream=stream,
         test_set=test_set,
@@ -186,6 +207,8 @@ def _train(
                 },
             )
     outcome = loop.run()
+    with agreement(cluster):
+        lease.check()
     prove_frozen(engine, parts, cluster, folder, {**encoder_digests, **frozen})
     write_drift(engine, parts, config, cluster, folder)
     with agreement(cluster):

@@ -37,10 +37,11 @@ class Movement:
 
 
 class RunFolder:
-    """Paths of a run, and the small files that explain it."""
+    """Paths of a run, and the small files that explain it. What `start_id` began, no other start may end."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, start_id: str | None = None) -> None:
         self.path = path
+        self.start_id = start_id
         self.checkpoints = path / "checkpoints"
         self.hypotheses = path / "hypotheses"
 
@@ -55,6 +56,7 @@ class RunFolder:
             self.path / "run.json",
             {
                 "schema_version": SCHEMA_VERSION,
+                "start_id": self.start_id,
                 "arm": config.arm,
                 "selection_rule": rule,
                 "config_digest": digest_json({key: value for key, value in content.items() if key not in _NAMING_KEYS}),
@@ -69,7 +71,9 @@ class RunFolder:
 
     def end(self, status: str, **facts: Any) -> None:
         """Record how the run ended: «finished» is the marker of success, whatever a launcher's exit code says."""
-        record = read_json(self.path / "run.json", schema_version=SCHEMA_VERSION)
+        record = self.read_record()
+        if record.get("start_id") != self.start_id:
+            raise TrainingError(f"{self.path / 'run.json'} is another start's by now; what this one saved is left as it is.")
         record |= {"status": status, **facts}
         # the status first: what follows is for people
         write_json(self.path / "run.json", record)
@@ -77,9 +81,9 @@ class RunFolder:
         write_text(self.path / GUIDE_FILE, write_guide_text(self.path))
 
     def fail(self, reason: str) -> None:
-        """Record that the run has failed, where it had begun; a disk that can't take even that is told of, and hides no cause."""
+        """Record that the run has failed, where this start began it; a disk that can't take even that hides no cause."""
         try:
-            if (self.path / "run.json").exists():
+            if (self.path / "run.json").exists() and self.read_record().get("start_id") == self.start_id:
                 self.end("failed", reason=reason)
         except (OSError, InputError) as error:
             _log.warning("%s can't be brought up to date: %s", self.path / "run.json", error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,11 +62,15 @@ class StepRecord:
 class RunLog:
     """Appends to `steps.jsonl` and `evaluations.jsonl` of a run folder. For rank 0 alone."""
 
-    def __init__(self, run_dir: Path, *, resume_step: int) -> None:
-        """Open the log to go on at `resume_step`: records of later steps, from a run that was cut, are dropped."""
+    def __init__(self, run_dir: Path, *, resume_step: int, check: Callable[[], None] = lambda: None) -> None:
+        """Open the log to go on at `resume_step`: records of later steps, from a run that was cut, are dropped.
+
+        `check` is called before each write, and raises where the folder is another start's by now.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         self._run_dir = run_dir
+        self._check = check
         run_dir.mkdir(parents=True, exist_ok=True)
         # steps before the resume point happened; an evaluation *at* it belongs to the checkpoint
         _keep_lines(run_dir / "steps.jsonl", lambda record: record["step"] < resume_step)
@@ -82,6 +86,7 @@ class RunLog:
 
     def add_step(self, record: StepRecord) -> None:
         """Append a step; it survives a kill of this process, though not of the machine."""
+        self._check()
         self._steps.write(json.dumps(asdict(record), allow_nan=False) + "\n")
         self._steps.flush()
         for name in _CURVES:
@@ -93,17 +98,20 @@ class RunLog:
         """Name samples that were masked in a step."""
         if not samples:
             return
+        self._check()
         with (self._run_dir / BAD_SAMPLES_NAME).open("a", encoding="utf-8") as file:
             for sample in samples:
                 file.write(json.dumps({"step": step, **asdict(sample)}, ensure_ascii=False) + "\n")
 
     def add_skipped_step(self, record: dict[str, Any]) -> None:
         """Name the samples of a step that moved no weight; it has no other record."""
+        self._check()
         with (self._run_dir / SKIPPED_STEPS_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
     def add_evaluation(self, record: dict[str, Any]) -> None:
         """Append an evaluation, durably; one of the same step takes the old one's place."""
+        self._check()
         path = self._run_dir / "evaluations.jsonl"
         _keep_lines(path, lambda other: other["step"] != record["step"])
         with path.open("a", encoding="utf-8") as file:

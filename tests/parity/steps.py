@@ -54,6 +54,8 @@ class Case:
     alignment_weight: float = 0.0
     experts: bool = False
     preset: str | None = None
+    # as DeepSpeed does it by itself
+    cuts_frozen: bool = False
     # parameters are partitioned in groups of about this size; the tiny model is one group of the engine's own
     partition_bytes: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -95,6 +97,9 @@ CASES: dict[int, dict[str, Case]] = {
         "experts": Case(experts=True, num_steps=FEW_STEPS),
         "experts by lora": Case(mode="lora", experts=True, num_steps=FEW_STEPS),
         "zero3_cpu": Case(preset="zero3_cpu", num_steps=FEW_STEPS),
+        "zero3_cpu as DeepSpeed cuts": Case(preset="zero3_cpu", num_steps=FEW_STEPS, cuts_frozen=True),
+        # a part of a layer
+        "prefetched little": Case(num_steps=FEW_STEPS, changes={"stage3_prefetch_bucket_size": 1_000}),
         "zero3": Case(preset="zero3", num_steps=FEW_STEPS),
         "zero3_lean": Case(preset="zero3_lean", num_steps=FEW_STEPS),
         "zero3_offload": Case(preset="zero3_offload", num_steps=FEW_STEPS),

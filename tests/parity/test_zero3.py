@@ -126,6 +126,22 @@ def test_zero3_leaves_every_frozen_tensor_bit_equal(home, zero3):
         assert digest == hashlib.sha256(before[name].detach().numpy().tobytes()).hexdigest(), name
 
 
+def test_frozen_weights_that_persist_are_gathered_once_a_run_and_change_no_bit(home, zero3):
+    """DeepSpeed's own step cuts them and gathers them again."""
+    kept, cut = zero3(2)["zero3_cpu"], zero3(2)["zero3_cpu as DeepSpeed cuts"]
+    trained = sum(tensor.numel() for tensor in kept["trained"].values())
+    frozen = sum(p.numel() for p in build_parts(home, CASES[2]["zero3_cpu"]).model.parameters() if not p.requires_grad)
+    assert (kept["gathered"], cut["gathered"]) == (trained, trained + frozen)
+    assert (kept["losses"], kept["norms"], kept["frozen"]) == (cut["losses"], cut["norms"], cut["frozen"])
+    for key in ("trained", "first_moments"):
+        assert all(torch.equal(tensor, cut[key][name]) for name, tensor in kept[key].items())
+
+
+def test_no_weight_is_waited_for_but_where_the_json_prefetches_less_than_a_layer(zero3):
+    assert zero3(2)["selection"]["late"] == zero3(2)["checkpointed"]["late"] == {}
+    assert zero3(2)["prefetched little"]["late"]["LlamaDecoderLayer"] > 0
+
+
 def test_lora_under_zero3_trains_as_in_plain_pytorch(home, zero3):
     reference = train_plainly(home, CASES[2]["lora"])
     assert_equal_steps(zero3(2)["lora"], reference)

@@ -19,6 +19,7 @@ from pipeline.launching import leftovers, reports, supervisor
 from pipeline.launching.attempt import Signals, judge, run_attempt
 from pipeline.launching.command_lines import CommandLine
 from pipeline.launching.reports import RankReport
+from pipeline.training.lease import Lease, make_start_id
 
 
 def start(run_dir: Path, script: str, *, mark: str = "m"):
@@ -44,6 +45,27 @@ def test_a_finished_run_counts_whatever_its_launcher_says(tmp_path):
 def test_the_status_of_an_earlier_start_counts_for_nothing(tmp_path):
     (tmp_path / "run.json").write_text('{"schema_version": 1, "status": "finished"}')
     assert start(tmp_path, "exit 0").status == "failed"
+
+
+def test_what_another_start_says_of_the_run_meanwhile_counts_for_nothing(tmp_path):
+    content = json.dumps({"schema_version": 1, "status": "failed", "start_id": "another/1"})
+    script = f"echo '{content}' > {tmp_path}/run.json; sleep 1; touch {tmp_path}/survived; exit 3"
+    ended = start(tmp_path, script)
+    assert (tmp_path / "survived").exists()
+    assert "the launcher ended with 3 before the run began" in ended.causes[0]
+    own = json.dumps({"schema_version": 1, "status": "finished", "start_id": "m/1"})
+    assert start(tmp_path, f"echo '{own}' > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/run.json").status == "finished"
+
+
+def test_a_run_that_is_being_trained_is_not_started_again(tmp_path, fake_start):
+    request = fake_start(f"touch {tmp_path}/started")
+    lease = Lease(tmp_path, make_start_id())
+    lease.acquire()
+    ended = supervisor.supervise(request, max_restarts=5, first_delay_seconds=0.1)
+    lease.release()
+    assert ended.exit_code == 2
+    assert "has been trained in for" in ended.causes[0]
+    assert not (tmp_path / "started").exists()
 
 
 def test_orphans_of_a_start_are_ended_and_nothing_else_is(tmp_path):

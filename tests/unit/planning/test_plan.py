@@ -131,6 +131,17 @@ def test_checkpointing_trades_memory_for_computation(config):
     assert again.step_time.recomputation > plain.step_time.recomputation == 0
 
 
+def test_a_plan_gathers_as_far_ahead_as_the_engine(config, tmp_path):
+    from pipeline.planning.sizes import largest_layer
+
+    (tmp_path / "zero3.json").write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    modules = build_meta_model(config)
+    planner = Planner(config.model_copy(update={"deepspeed": str(tmp_path / "zero3.json")}), modules=modules)
+    # queries, keys, values and outputs; the MLP; two norms
+    assert largest_layer(modules[1].llm) == 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
+    assert planner._settings.prefetch == 2 * largest_layer(modules[1].llm)
+
+
 def test_a_moving_average_takes_four_bytes_a_trained_parameter(config):
     averaged = config.model_copy(update={"training": config.training.model_copy(update={"ema_decay": 0.99})})
     (plain,), (more,) = plans(config, 2), plans(averaged, 2)

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from pipeline.liveness import _own_place, process_state
+from pipeline.liveness import own_place, process_state
 from pipeline.training.launcher import Launcher
 from pipeline.training.phases import PhaseClock
 from pipeline.training.stalls import StallJudge, find_behind, tell_standings
@@ -81,7 +81,7 @@ def test_a_process_of_this_host_is_known_to_run_to_be_stopped_and_to_be_gone():
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        own = _own_place()
+        own = own_place()
         assert own is not None
         from pipeline.liveness import _read_stat
 

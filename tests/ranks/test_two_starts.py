@@ -1,0 +1,85 @@
+"""Two starts in one run folder: the first goes on to its end, whatever the second is and however it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.conftest import clean_environment
+from tests.patience import patience
+from tests.ranks.test_faults import Training, nursery
+
+__all__ = ["nursery"]
+
+
+def read_status(run: Path) -> str:
+    return str(json.loads((run / "run.json").read_text())["status"])
+
+
+def wait_for_steps(run: Path, number: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + patience(120)
+    while not (run / "steps.jsonl").exists() or (run / "steps.jsonl").read_text().count("\n") < number:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [(), ("--nproc", 1)])
+def test_a_failed_second_start_leaves_a_running_one_alone(home, run_command, tmp_path, place):
+    run = tmp_path / "run"
+    config = tiny.write_config(tmp_path / "run.yaml", home, run, data__test=[], training__num_steps=1000)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "train", str(config), "--nproc", "1"],
+        env=clean_environment(OMP_NUM_THREADS="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_for_steps(run, 3, first)
+        record = (run / "run.json").read_text()
+        leftover = run / "checkpoints/.step-000500.tmp"
+        leftover.mkdir(parents=True)
+        second = run_command("train", config, "--set", "model.encoder=/typo.pt", *place)
+        assert second.returncode == 2
+        assert "has been trained in for " in second.stderr
+        assert "Traceback" not in second.stderr
+        assert leftover.exists()
+        assert (run / "run.json").read_text() == record
+        steps = (run / "steps.jsonl").read_text().count("\n")
+        wait_for_steps(run, steps + 3, first)
+        (run / "STOP").touch()
+        output, _ = first.communicate(timeout=patience(60))
+        assert (first.returncode, read_status(run)) == (0, "resumable"), output
+        assert not (run / "lease.json").exists()
+    finally:
+        first.kill()
+        first.communicate()
+
+
+@pytest.mark.slow
+def test_a_start_that_is_refused_before_it_began_leaves_a_finished_run_finished(nursery, home, tmp_path):
+    training = Training(nursery, home, tmp_path, training__num_steps=2)
+    assert training.finish(ranks=1) == [0], training.said
+    before = {path: path.read_bytes() for path in training.run.rglob("*") if path.is_file()}
+    (training.run / "STOP").touch()
+    assert training.finish(ranks=1) == [2]
+    assert "was there before this start" in training.said
+    (training.run / "STOP").unlink()
+    wrong = Training(nursery, home, tmp_path, training__num_steps=2, model__encoder="/typo.pt")
+    assert wrong.finish(ranks=1) == [2]
+    assert {path: path.read_bytes() for path in training.run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_a_refused_first_start_leaves_no_folder(nursery, home, tmp_path):
+    wrong = Training(nursery, home, tmp_path, model__encoder="/typo.pt")
+    assert wrong.finish(ranks=2) == [2, 2]
+    assert not wrong.run.exists()

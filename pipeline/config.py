@@ -179,7 +179,7 @@ class DataConfig(_Section):
     augmentation: AugmentationConfig = Field(default=AugmentationConfig(), description="Seeded changes to training samples.")
     feature_cache_dir: str | None = Field(
         default=None,
-        description="A folder on local disk for the encoder's states, in kappaspeech-states in it, so that later epochs skip audio and "
+        description="A folder on local disk for the encoder's states, in kappaspeech-states in it: later epochs skip audio and "
         "encoder. It excludes augmentation. null: no cache.",
     )
     feature_cache_gb: Positive = Field(default=20.0, description="Largest size of that cache, in GB.")

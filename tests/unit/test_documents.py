@@ -122,7 +122,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 def test_the_readme_can_be_read_in_five_minutes():
     text = re.sub(r"```.*?```|<!--.*?-->", "", (REPOSITORY / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(text.split()) < 900
+    assert len(text.split()) < 800
 
 
 def test_the_metadata_name_licence_and_author():

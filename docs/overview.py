@@ -74,7 +74,7 @@ def draw_trade(axes: Any, record: dict[str, Any]) -> None:
     axes.set_ylim(0, 32)
     axes.set_xlabel("perplexity of English text")
     axes.set_ylabel("WER, %")
-    axes.set_title("WER against forgetting; small marks are seeds", loc="left", fontsize=11)
+    axes.set_title("WER against forgetting, by seed", loc="left", fontsize=11)
 
 
 if __name__ == "__main__":

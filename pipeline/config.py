@@ -256,8 +256,10 @@ class TrainingConfig(_Section):
         default=True,
         description="Save and end if the process that started the ranks is gone. false: for a launcher that needn't stay.",
     )
-    activation_checkpointing: bool = Field(
-        default=False, description="Compute each layer again in the backward pass: less memory, more time."
+    activation_checkpointing: bool | Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        default=False,
+        description="Compute layers again in the backward pass: less memory, more time. true: all. A number: so many. auto: as "
+        "many as the memory asks for, by the plan.",
     )
     num_threads: Count | None = Field(default=None, description="Threads a rank on processors. null: the cores, shared out.")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(

@@ -65,7 +65,7 @@ def _name(annotation: Any) -> str:
     if origin is Annotated:
         return _limit(_name(inner[0]), [item for part in inner[1:] for item in getattr(part, "metadata", [part])])
     if origin is Literal:
-        return ", ".join(inner[:-1]) + f" or {inner[-1]}"
+        return " or ".join(filter(None, (", ".join(inner[:-1]), inner[-1])))
     if origin in (Union, UnionType):
         return " or ".join("null" if part is NoneType else _name(part) for part in inner)
     if origin is list:

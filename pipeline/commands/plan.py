@@ -58,11 +58,12 @@ def plan(
     from pipeline.planning.report import describe_model, describe_plan, describe_remedies, describe_table
 
     num_trained = None if trained_parameters is None else round(trained_parameters)
-    if here:
-        planner, plans = _plan_here(settings, counts, num_trained)
-    else:
-        planner, plans = _plan_gpus(settings, counts, num_trained, tflops=tflops or _TFLOPS, bandwidth_gbs=bandwidth_gbs)
     memory = [round(_host_gb() / count, 1) if here else gpu_memory or _GPU_MEMORY_GB for count in counts]
+    ranks = list(zip(counts, [int(gb * 1e9) for gb in memory], strict=True))
+    if here:
+        planner, plans = _plan_here(settings, ranks, num_trained)
+    else:
+        planner, plans = _plan_gpus(settings, ranks, num_trained, tflops=tflops or _TFLOPS, bandwidth_gbs=bandwidth_gbs)
     fits = [made.fits(room) for made, room in zip(plans, memory, strict=True)]
     for line in describe_model(planner.sizes, planner.batches):
         print(line)
@@ -83,8 +84,9 @@ def plan(
 
 
 def _plan_gpus(
-    settings: RunConfig, counts: list[int], num_trained: int | None, *, tflops: float, bandwidth_gbs: float | None
+    settings: RunConfig, ranks: list[tuple[int, int]], num_trained: int | None, *, tflops: float, bandwidth_gbs: float | None
 ) -> tuple[Planner, list[Plan]]:
+    """`ranks`: numbers of them, each with the bytes that one has."""
     from pipeline.planning.duration import Rates
     from pipeline.planning.planner import Planner
     from pipeline.training.meta_model import build_meta_model
@@ -92,7 +94,7 @@ def _plan_gpus(
     modules = build_meta_model(settings, read_selection=num_trained is None)
     planner = Planner(settings, modules=modules, num_trained=num_trained)
     plans = []
-    for count in counts:
+    for count, room in ranks:
         bandwidth = bandwidth_gbs or (_NEAR_GBS if count <= _HOST_GPUS else _FAR_GBS)
         rates = Rates(
             tflops * 1e12,
@@ -100,11 +102,11 @@ def _plan_gpus(
             host_link_bytes_per_second=_LINK_GBS * 1e9,
             host_update_bytes_per_second=_HOST_MEMORY_GBS * 1e9 / min(count, _HOST_GPUS),
         )
-        plans.append(planner.plan(count, rates=rates, prompt_tokens=_PROMPT_TOKENS))
+        plans.append(planner.plan(count, rates=rates, prompt_tokens=_PROMPT_TOKENS, memory_bytes=room))
     return planner, plans
 
 
-def _plan_here(settings: RunConfig, counts: list[int], num_trained: int | None) -> tuple[Planner, list[Plan]]:
+def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: int | None) -> tuple[Planner, list[Plan]]:
     """Measured on this machine, in the dtype that a run would choose here."""
     import torch
 
@@ -122,8 +124,9 @@ def _plan_here(settings: RunConfig, counts: list[int], num_trained: int | None) 
     if torch.cuda.is_available():
         raise InputError("--here is for machines without GPUs; of this one's, give --tflops and --gpu-memory.")
     cores = count_cores()
-    if max(counts) > cores:
-        raise InputError(f"{max(counts)} ranks on the {cores} core(s) of this machine would wait for each other. Give fewer.")
+    most = max(count for count, _ in ranks)
+    if most > cores:
+        raise InputError(f"{most} ranks on the {cores} core(s) of this machine would wait for each other. Give fewer.")
     keep_freed_memory()
     cpu = torch.device("cpu")
     arithmetic = choose_arithmetic(
@@ -146,12 +149,12 @@ def _plan_here(settings: RunConfig, counts: list[int], num_trained: int | None) 
         device_type=cpu.type,
     )
     plans = []
-    for count in counts:
+    for count, room in ranks:
         num_threads = settings.training.num_threads or max(1, cores // count)
         rates = measure_here(
             count, num_threads=num_threads, llm=products[0], encoder=products[1], reduced_dtype=planner.reduced_dtype
         )
-        plans.append(planner.plan(count, rates=rates, prompt_tokens=prompt_tokens, on_gpu=False))
+        plans.append(planner.plan(count, rates=rates, prompt_tokens=prompt_tokens, on_gpu=False, memory_bytes=room))
     return planner, plans
 
 

@@ -72,7 +72,7 @@ def predict_step(
     rates: Rates,
     micro_batches_per_rank: int,
     world_size: int,
-    checkpointing: bool,
+    num_recomputed: int,
     overlaps: bool,
     encoded_share: float = 1.0,
 ) -> StepTime:
@@ -80,8 +80,8 @@ def predict_step(
 
     All are computed padded, so `batch`'s clips are taken to be of one length. `overlaps`: the device can compute and
     communicate at once, where the settings have it do so; what is copied to and from a host is taken to hide behind nothing.
-    `encoded_share` of the clips meet the encoder, the others' states being
-    kept from before.
+    `num_recomputed` layers are computed again. `encoded_share` of the clips meet the encoder, the others' states being kept from
+    before.
     """
     labels = round(batch.clip_seconds * LABEL_TOKENS_PER_SECOND) + 1
     clip = ClipLengths(max(1, round(batch.clip_seconds * _FRAMES_PER_SECOND)), labels)
@@ -91,14 +91,15 @@ def predict_step(
     backward_rate = rates.backward_flops_per_second or forward_rate
     encoder_rate = rates.encoder_flops_per_second or forward_rate
     tokens = [cost.num_llm_tokens(clip)]
-    again = cost.llm.forward(tokens) * num_clips / forward_rate if checkpointing else 0.0
+    share = num_recomputed / sizes.llm.num_layers
+    again = share * cost.llm.forward(tokens) * num_clips / forward_rate
     encoder = encoded_share * flops.encoder * num_clips / encoder_rate
     forward, backward = flops.forward * num_clips / forward_rate, flops.backward * num_clips / backward_rate
     elementwise = 0.0
     if rates.elementwise_bytes_per_second is not None:
         counts = count_tokens(batch, sizes, prompt_tokens=cost.num_prompt_tokens)
         once, back = count_elementwise(sizes, counts, itemsize=settings.itemsize)
-        moved = (2 * once if checkpointing else once) + back
+        moved = (1 + share) * once + back
         elementwise = moved * micro_batches_per_rank / rates.elementwise_bytes_per_second
     optimizer = 0.0
     if rates.memory_bytes_per_second is not None:

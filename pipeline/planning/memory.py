@@ -148,18 +148,19 @@ def kept_bytes_per_token(llm: LlmSizes, *, itemsize: int) -> int:
 
 
 def count_activations(
-    sizes: SpeechSizes, settings: ZeroSettings, tokens: TokenCounts, *, checkpointing: bool
+    sizes: SpeechSizes, settings: ZeroSettings, tokens: TokenCounts, *, num_recomputed: int
 ) -> list[MemoryPart]:
-    """What one micro-batch leaves for its backward, at its widest, with its encoder states."""
+    """What one micro-batch leaves for its backward, at its widest, with its encoder states.
+
+    The first `num_recomputed` layers are computed again.
+    """
     b, llm = settings.itemsize, sizes.llm
     kept_a_layer = kept_bytes_per_token(llm, itemsize=b)
     kept_inputs = b * llm.kept_inputs
     squares = 0 if llm.fused_attention else b * llm.num_heads * tokens.squares
-    if checkpointing:
-        # each layer's input, and one layer computed again
-        kept = llm.num_layers * b * llm.width + kept_a_layer + kept_inputs // llm.num_layers
-    else:
-        kept = llm.num_layers * kept_a_layer + kept_inputs
+    # of the layers that are computed again the input, and all of one of them, once the others' is gone
+    num_whole = max(llm.num_layers - num_recomputed, min(num_recomputed, 1))
+    kept = num_recomputed * b * llm.width + num_whole * kept_a_layer + num_whole * kept_inputs // llm.num_layers
     # gradients of the MLP's three inner states, or of a norm in float32
     transient = max(3 * b * llm.inner_width, 3 * _FLOAT32 * llm.width)
     adaptor_widths = sizes.num_adaptor_layers * 8 * sizes.adaptor_width + 2 * sizes.adaptor_width
@@ -170,8 +171,7 @@ def count_activations(
     encoded = sizes.encoder_itemsize * sizes.encoder_width * tokens.states
     return [
         MemoryPart("activations", int(tokens.llm * (kept + transient))),
-        # of one layer, where layers are computed again
-        MemoryPart("attention weights", int(squares * (1 if checkpointing else llm.num_layers))),
+        MemoryPart("attention weights", int(squares * num_whole)),
         MemoryPart("adaptor's activations", int(tokens.audio * adaptor)),
         MemoryPart("logits at labels", int(tokens.labels * logits)),
         # while it encodes, the LLM holds no activations

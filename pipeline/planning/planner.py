@@ -60,10 +60,18 @@ class Planner:
         self.batches = _cut_batches(config, clip_seconds, max_seconds=encoder.dims.max_seconds)
         self._encoded_share = _share_encoded(config, clip_seconds, self.batches)
 
-    def plan(self, world_size: int, *, rates: Rates, prompt_tokens: int, on_gpu: bool = True) -> Plan:
-        """The plan on `world_size` ranks that each compute and receive at these rates."""
+    def plan(
+        self, world_size: int, *, rates: Rates, prompt_tokens: int, on_gpu: bool = True, memory_bytes: int | None = None
+    ) -> Plan:
+        """The plan on `world_size` ranks that each compute and receive at these rates, and have so much memory, where known."""
         assumptions = Assumptions(
-            world_size, "gpu" if on_gpu else "cpu", rates, prompt_tokens, self.batches, encoded_share=self._encoded_share
+            world_size,
+            "gpu" if on_gpu else "cpu",
+            rates,
+            prompt_tokens,
+            self.batches,
+            encoded_share=self._encoded_share,
+            memory_bytes=memory_bytes,
         )
         cost = replace(self._cost, num_prompt_tokens=prompt_tokens)
         return make_plan(self._config, self._settings, self.sizes, cost, assumptions)

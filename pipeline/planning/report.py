@@ -40,7 +40,8 @@ def describe_plan(plan: Plan, *, gpu_memory_gb: float) -> list[str]:
     lines += [
         f"peak {plan.peak_bytes / GB:.1f} GB a rank on {plan.assumptions.world_size} rank(s): {verdict}",
         f"step {time.total:.2f} s: encoder {time.encoder:.2f}, forward {time.forward:.2f}, backward {time.backward:.2f}, "
-        f"computed again {time.recomputation:.2f}, communication {time.communication:.2f}{_describe_others(time)} "
+        f"computed again {time.recomputation:.2f}{_describe_recomputed(plan)}, "
+        f"communication {time.communication:.2f}{_describe_others(time)} "
         f"(at {rates.flops_per_second / 1e12:.4g} TFLOP/s and {rates.bytes_per_second / GB:.4g} GB/s a rank)",
         f"{plan.audio_seconds_per_step:,.0f} s of audio a step, {plan.audio_seconds_per_step / time.total:,.0f} a second",
     ]
@@ -60,6 +61,10 @@ def describe_table(plans: Sequence[Plan], *, gpu_memory_gb: Sequence[float]) -> 
             f"{plan.audio_seconds_per_step / plan.step_time.total:10,.0f}"
         )
     return lines + _describe_idle(plans)
+
+
+def _describe_recomputed(plan: Plan) -> str:
+    return f" ({plan.num_recomputed} layers)" if plan.num_recomputed else ""
 
 
 def _describe_others(time: StepTime) -> str:

@@ -14,6 +14,7 @@ from pipeline.model.encoder import FrozenWhisperEncoder, load_encoder
 from pipeline.model.freezing import check_tensors, check_tensors_are_stored, unfreeze
 from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.model.lora import LoraShape, add_lora, linear_tensors
+from pipeline.model.recomputation import recompute_layers
 from pipeline.model.speech_llm import SpeechLLM, embedding_width, token_embedding_std
 from pipeline.model.trained import build_adaptor
 from pipeline.scan.checkpoint import open_checkpoint
@@ -66,8 +67,7 @@ def load_parts(config: RunConfig, arithmetic: Arithmetic) -> Parts:
         # what is trained under a name that the files don't have couldn't be put back among them
         check_tensors_are_stored(llm, [alias for ref in checkpoint.tensors for alias in (ref.name, *ref.aliases)])
     lora = mark_trained(llm, config.unfreeze, selection, seed=config.seed)
-    if config.training.activation_checkpointing:
-        llm.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_layers(llm, config.training.activation_checkpointing)
     adaptor = build_adaptor(shape, seed=config.seed).to(dtype)
     model = SpeechLLM(adaptor, llm, alignment_weight=config.training.alignment_weight)
     prompt = make_prompt(tokenizer, config.model.instruction, chat=config.model.chat_template)

@@ -1,7 +1,12 @@
-"""A run's plan of itself: its modules are described before ZeRO-3 takes them, and planned at rates that are measured then."""
+"""A run's plan of itself: its modules are described before ZeRO-3 takes them, and planned at rates that are measured then.
+
+By it a run settles what its configuration leaves to the memory.
+"""
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,8 +15,10 @@ from pipeline.cluster import Cluster
 from pipeline.config import RunConfig
 from pipeline.errors import InputError
 from pipeline.model.encoder import FrozenWhisperEncoder
+from pipeline.model.recomputation import recompute_layers
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.planning.machine import find_products, measure_compute, measure_exchange, slowest
+from pipeline.planning.plan import GPU_CONTEXT_BYTES
 from pipeline.planning.planner import Planner
 from pipeline.speech.stream import SpeechStream
 from pipeline.training.arithmetic import Arithmetic
@@ -43,5 +50,34 @@ def plan_run(
     mine = measure_compute(device, *products)
     mine = measure_exchange(mine, torch.distributed.group.WORLD, device, planner.reduced_dtype)
     rates = slowest(cluster.gather(mine))
-    plan = planner.plan(cluster.world_size, rates=rates, prompt_tokens=prompt_tokens, on_gpu=device.type == "cuda")
+    plan = planner.plan(
+        cluster.world_size,
+        rates=rates,
+        prompt_tokens=prompt_tokens,
+        on_gpu=device.type == "cuda",
+        memory_bytes=_measure_memory(cluster, device),
+    )
     return plan.to_json()
+
+
+def settle_recomputation(config: RunConfig, model: SpeechLLM, plan: Mapping[str, Any]) -> str | None:
+    """Where it is left to the memory, let the layers be computed again that the plan says, all without one; say how many."""
+    if config.training.activation_checkpointing != "auto":
+        return None
+    number = recompute_layers(model.llm, plan.get("num_recomputed_layers", "auto"))
+    return f"activation_checkpointing auto: {number} of {len(model.llm.get_decoder().layers)} layers are computed again"
+
+
+def _measure_memory(cluster: Cluster, device: torch.device) -> int:
+    """What a rank's device has for it, beside what others hold there: the least of all ranks'. A collective."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        # a plan counts the context, which this process has by now
+        mine = min(total, free + torch.cuda.memory_reserved(device) + GPU_CONTEXT_BYTES)
+        return min(cluster.gather(mine))
+    import psutil
+
+    own = psutil.Process().memory_info().rss
+    ranks = cluster.gather((socket.gethostname(), own))
+    here = [bytes_held for host, bytes_held in ranks if host == socket.gethostname()]
+    return min(cluster.gather((psutil.virtual_memory().available + sum(here)) // len(here)))

@@ -51,7 +51,7 @@ def settings(threshold: int, **zero):
 
 
 def predict(rates: Rates, **changes):
-    options = {"micro_batches_per_rank": 2, "world_size": 2, "checkpointing": False, "overlaps": False, **changes}
+    options = {"micro_batches_per_rank": 2, "world_size": 2, "num_recomputed": 0, "overlaps": False, **changes}
     return predict_step(COST, SIZES, settings(0), BATCH, rates=rates, **options)
 
 

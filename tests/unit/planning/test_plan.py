@@ -142,6 +142,22 @@ def test_a_plan_gathers_as_far_ahead_as_the_engine(config, tmp_path):
     assert planner._settings.prefetch == 2 * largest_layer(modules[1].llm)
 
 
+def test_as_few_layers_are_computed_again_as_memory_asks_for(config):
+    def plan(wanted, memory_bytes=None):
+        training = config.training.model_copy(update={"activation_checkpointing": wanted})
+        (made,) = plans(config.model_copy(update={"training": training}), 2, memory_bytes=memory_bytes)
+        return made
+
+    none, one, both = (plan(number) for number in (0, 1, 2))
+    assert none.peak_bytes > one.peak_bytes > both.peak_bytes
+    assert both == plan(True)
+    assert (none.step_time.recomputation, one.step_time.recomputation) == (0, both.step_time.recomputation / 2)
+    # a tenth is left for what a plan doesn't know
+    for made in (none, one, both):
+        assert plan("auto", int(made.peak_bytes / 0.9) + 2).num_recomputed == made.num_recomputed
+    assert plan("auto").num_recomputed == plan("auto", 1).num_recomputed == 2
+
+
 def test_a_moving_average_takes_four_bytes_a_trained_parameter(config):
     averaged = config.model_copy(update={"training": config.training.model_copy(update={"ema_decay": 0.99})})
     (plain,), (more,) = plans(config, 2), plans(averaged, 2)

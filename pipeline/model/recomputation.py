@@ -21,24 +21,28 @@ def count_recomputed(wanted: bool | int, *, num_layers: int) -> int:
     return wanted
 
 
+def most_recomputed(num_layers: int) -> int:
+    """How many layers it saves memory to compute again: all but the last, which the backward comes to at once."""
+    return max(num_layers - 1, 0)
+
+
 def recompute_layers(llm: Any, wanted: bool | int | Literal["auto"]) -> int:
     """Let `llm` compute the first so many decoder layers again in each backward pass; return how many these are.
 
-    Those are the last that the backward comes to: by then, what the other layers kept is gone. auto is all of them, until
-    somebody knows better. A model that knows but all or none gets all. Raises `ConfigError`.
+    Those are the last that the backward comes to: by then, what the other layers kept is gone. auto is all that saves memory,
+    until somebody knows better. A model that knows but all or none gets all. Raises `ConfigError`.
     """
     layers = llm.get_decoder().layers
-    number = count_recomputed(wanted == "auto" or wanted, num_layers=len(layers))
+    number = most_recomputed(len(layers)) if wanted == "auto" else count_recomputed(wanted, num_layers=len(layers))
     if number and not llm.supports_gradient_checkpointing:
         if wanted == "auto":
             return 0
         raise ConfigError(f"transformers can't compute the layers of a {type(llm).__name__} again: set {_KEY} to false.")
     if number:
         llm.gradient_checkpointing_enable({"use_reentrant": False})
-    elif llm.is_gradient_checkpointing:
-        llm.gradient_checkpointing_disable()
-    if not all(hasattr(layer, "gradient_checkpointing") for layer in layers):
-        return len(layers) if number else 0
-    for layer in layers[number:]:
-        layer.gradient_checkpointing = False
+        if not all(hasattr(layer, "gradient_checkpointing") for layer in layers):
+            return len(layers)
+    for module in llm.modules() if number == 0 else layers[number:]:
+        if getattr(module, "gradient_checkpointing", False):
+            module.gradient_checkpointing = False
     return number

@@ -127,14 +127,15 @@ def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int
 
     Each micro-batch gathers all weights for its forward and again for its backward, but once where the model is below the limit
     of live parameters, which stay gathered between the two; and reduces the trained gradients. Tensors up to the persistence
-    threshold stay whole from one micro-batch to the next. Of these a step cuts and gathers again what trains; the frozen ones
-    are gathered once a run (`keep_frozen_whole`).
+    threshold stay whole from one micro-batch to the next. Of these a step cuts and gathers again what trains; the frozen ones,
+    and with `keeps_frozen` all that are frozen, are gathered once a run (`keep_frozen_whole`).
     """
     if world_size == 1:
         return Traffic(0, 0, 0)
     threshold = settings.persistence_threshold
-    persistent = [size for size in (*sizes.adaptor_tensor_sizes, *sizes.llm.trained_sizes) if size <= threshold]
-    others = [size for size in sizes.tensor_sizes if size > threshold]
+    changing = (*sizes.adaptor_tensor_sizes, *sizes.llm.trained_sizes)
+    persistent = [size for size in changing if size <= threshold]
+    others = [size for size in (changing if settings.keeps_frozen else sizes.tensor_sizes) if size > threshold]
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     gathers = (1 if sum(sizes.tensor_sizes) <= settings.max_live else 2) * micro_batches_per_rank
     gathered = settings.itemsize * (sum(persistent) + gathers * sum(others))

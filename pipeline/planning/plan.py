@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pipeline.config import RunConfig
 from pipeline.model.flops import SpeechCost
-from pipeline.model.recomputation import count_recomputed
+from pipeline.model.recomputation import count_recomputed, most_recomputed
 from pipeline.planning.batches import BatchSizes
 from pipeline.planning.duration import Rates, StepTime, predict_step
 from pipeline.planning.memory import (
@@ -60,7 +60,7 @@ class Assumptions:
 class Plan:
     """`parts` lie in a rank's memory all the time, `step_parts` at a step's widest point; `evaluation_bytes` and `update_bytes`
     come in their place in an evaluation and in the optimizer's step. `overhead_bytes` is outside of what torch allocates.
-    `num_recomputed` of the LLM's layers are computed again."""
+    `num_recomputed` of the LLM's layers are computed again. `keeps_frozen`: frozen weights of any size stay whole."""
 
     assumptions: Assumptions
     parts: tuple[MemoryPart, ...]
@@ -72,6 +72,7 @@ class Plan:
     audio_seconds_per_step: float
     micro_batches_per_step: int
     num_recomputed: int
+    keeps_frozen: bool
 
     def fits(self, gpu_memory_gb: float) -> bool:
         """Whether a device of so many GB holds a rank."""
@@ -134,27 +135,42 @@ class Plan:
             "audio_seconds_per_step": self.audio_seconds_per_step,
             "idle_share": self.idle_share,
             "num_recomputed_layers": self.num_recomputed,
+            "keeps_frozen": self.keeps_frozen,
         }
 
 
 def make_plan(config: RunConfig, settings: ZeroSettings, sizes: SpeechSizes, cost: SpeechCost, assumptions: Assumptions) -> Plan:
     """Plan `config` on `assumptions`. `cost` and `sizes` are of the same modules.
 
-    Where it leaves to the memory how many layers are computed again: as few as there is room for, all where nobody knows.
+    What it leaves to the memory is settled by it: as few layers are computed again as there is room for, and as many as help
+    where nobody knows; and frozen weights stay whole where there is room then.
     """
+    num_recomputed = _choose_recomputed(config, settings, sizes, cost, assumptions)
+    made = _make_plan(config, settings, sizes, cost, assumptions, num_recomputed=num_recomputed)
+    if settings.may_keep_frozen and assumptions.memory_bytes is not None:
+        whole = replace(settings, keeps_frozen=True)
+        keeping = _make_plan(config, whole, sizes, cost, assumptions, num_recomputed=num_recomputed)
+        if keeping.peak_bytes <= _AUTO_SHARE * assumptions.memory_bytes:
+            return keeping
+    return made
+
+
+def _choose_recomputed(
+    config: RunConfig, settings: ZeroSettings, sizes: SpeechSizes, cost: SpeechCost, assumptions: Assumptions
+) -> int:
     wanted, num_layers = config.training.activation_checkpointing, sizes.llm.num_layers
-
-    def plan(num_recomputed: int) -> Plan:
-        return _make_plan(config, settings, sizes, cost, assumptions, num_recomputed=num_recomputed)
-
     if wanted != "auto":
-        return plan(count_recomputed(wanted, num_layers=num_layers))
-    everything = plan(num_layers)
+        return count_recomputed(wanted, num_layers=num_layers)
+    most = most_recomputed(num_layers)
     if assumptions.memory_bytes is None:
-        return everything
+        return most
+
+    def count_peak(num_recomputed: int) -> int:
+        return _make_plan(config, settings, sizes, cost, assumptions, num_recomputed=num_recomputed).peak_bytes
+
     # an evaluation may need more than any step
-    room = max(_AUTO_SHARE * assumptions.memory_bytes, everything.peak_bytes)
-    return next(made for made in map(plan, range(num_layers + 1)) if made.peak_bytes <= room)
+    room = max(_AUTO_SHARE * assumptions.memory_bytes, count_peak(most))
+    return next(number for number in range(most + 1) if count_peak(number) <= room)
 
 
 def _make_plan(
@@ -209,6 +225,7 @@ def _make_plan(
         audio_seconds_per_step=batches.mean.padded_seconds * config.batch.micro_batches_per_step,
         micro_batches_per_step=config.batch.micro_batches_per_step,
         num_recomputed=num_recomputed,
+        keeps_frozen=settings.keeps_frozen,
     )
 
 

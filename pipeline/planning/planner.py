@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import RunConfig, read_deepspeed_config, settle_buckets
+from pipeline.config import RunConfig, read_deepspeed_config
 from pipeline.errors import DataError
 from pipeline.model.encoder import FrozenWhisperEncoder
 from pipeline.model.flops import speech_cost
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.planning.batches import BatchSizes, sizes_by_budget, sizes_by_lengths
+from pipeline.planning.buckets import leaves_frozen_to_memory, settle_buckets
 from pipeline.planning.duration import Rates
 from pipeline.planning.memory import read_settings
 from pipeline.planning.plan import Assumptions, Plan, Remedy, find_remedies, make_plan
@@ -47,10 +48,9 @@ class Planner:
         # what the JSON leaves to the machine has been chosen where the modules were made
         dtype = next(model.adaptor.parameters()).dtype
         self.sizes = measure_sizes(encoder, model, num_trained=num_trained)
-        deepspeed_config = settle_buckets(
-            read_deepspeed_config(Path(config.deepspeed)), layer_elements=self.sizes.llm.layer_elements
-        )
-        self._settings = replace(read_settings(deepspeed_config), itemsize=dtype.itemsize)
+        said = read_deepspeed_config(Path(config.deepspeed))
+        settings = read_settings(settle_buckets(said, layer_elements=self.sizes.llm.layer_elements))
+        self._settings = replace(settings, itemsize=dtype.itemsize, may_keep_frozen=leaves_frozen_to_memory(said))
         # the prompt's tokens are an assumption of each plan
         self._cost = speech_cost(encoder, model, num_prompt_tokens=0)
         if num_trained is not None:

@@ -33,6 +33,15 @@ def keep_frozen_whole(optimizer: Any, model: nn.Module) -> None:
     optimizer._partition_all_parameters = partition_what_changes
 
 
+def persist_frozen(optimizer: Any, model: nn.Module) -> None:
+    """Let every frozen parameter stay whole once it has been gathered, however large; before the first step."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad and not parameter.ds_persist:  # type: ignore[attr-defined]
+            parameter.ds_persist = True  # type: ignore[attr-defined]
+            # after a step those are gathered that a pass without a trace has given back
+            optimizer.persistent_parameters.append(parameter)
+
+
 def stays_whole(parameter: Any) -> bool:
     """Whether a parameter that ZeRO-3 has partitioned is gathered once and for all."""
     return bool(parameter.ds_persist) and not parameter.requires_grad

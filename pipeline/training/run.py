@@ -35,7 +35,7 @@ from pipeline.training.parts import Parts, digest_trained, load_parts, lora_to_r
 from pipeline.training.phases import PhaseClock
 from pipeline.training.proof import digest_encoder, digest_frozen, digest_start, prove_frozen, write_drift
 from pipeline.training.run_folder import RunFolder
-from pipeline.training.run_plan import describe_run, plan_run, settle_recomputation
+from pipeline.training.run_plan import describe_run, plan_run, settle_by_plan
 from pipeline.training.stalls import watch_training
 from pipeline.training.stopping import StopRequest, refuse_old_stop_file
 
@@ -165,9 +165,9 @@ def _train(
         device=engine.device,
         arithmetic=arithmetic,
     )
-    settled = settle_recomputation(config, parts.model, plan)
-    if settled is not None and cluster.rank == 0:
-        print(settled, file=sys.stderr, flush=True)
+    for settled in settle_by_plan(config, engine, plan):
+        if cluster.rank == 0:
+            print(settled, file=sys.stderr, flush=True)
     loop = TrainingLoop(
         config,
         cluster=cluster,

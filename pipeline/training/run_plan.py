@@ -22,6 +22,7 @@ from pipeline.planning.plan import GPU_CONTEXT_BYTES
 from pipeline.planning.planner import Planner
 from pipeline.speech.stream import SpeechStream
 from pipeline.training.arithmetic import Arithmetic
+from pipeline.training.engine import TrainingEngine
 
 
 def describe_run(config: RunConfig, encoder: FrozenWhisperEncoder, model: SpeechLLM, stream: SpeechStream) -> Planner | str:
@@ -60,12 +61,17 @@ def plan_run(
     return plan.to_json()
 
 
-def settle_recomputation(config: RunConfig, model: SpeechLLM, plan: Mapping[str, Any]) -> str | None:
-    """Where it is left to the memory, let the layers be computed again that the plan says, all without one; say how many."""
-    if config.training.activation_checkpointing != "auto":
-        return None
-    number = recompute_layers(model.llm, plan.get("num_recomputed_layers", "auto"))
-    return f"activation_checkpointing auto: {number} of {len(model.llm.get_decoder().layers)} layers are computed again"
+def settle_by_plan(config: RunConfig, engine: TrainingEngine, plan: Mapping[str, Any]) -> list[str]:
+    """Do what the plan says of what was left to the memory, and without one what needs least; say what that is."""
+    lines = []
+    if config.training.activation_checkpointing == "auto":
+        llm = engine.model.llm
+        number = recompute_layers(llm, plan.get("num_recomputed_layers", "auto"))
+        lines.append(f"activation_checkpointing auto: {number} of {len(llm.get_decoder().layers)} layers are computed again")
+    if plan.get("keeps_frozen"):
+        engine.persist_frozen()
+        lines.append("stage3_param_persistence_threshold auto: frozen weights stay whole on each rank")
+    return lines
 
 
 def _measure_memory(cluster: Cluster, device: torch.device) -> int:

@@ -57,6 +57,7 @@ class Case:
     preset: str | None = None
     # as DeepSpeed does it by itself
     cuts_frozen: bool = False
+    persists_frozen: bool = False
     # parameters are partitioned in groups of about this size; the tiny model is one group of the engine's own
     partition_bytes: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -100,6 +101,7 @@ CASES: dict[int, dict[str, Case]] = {
         "experts by lora": Case(mode="lora", experts=True, num_steps=FEW_STEPS),
         "zero3_cpu": Case(preset="zero3_cpu", num_steps=FEW_STEPS),
         "zero3_cpu as DeepSpeed cuts": Case(preset="zero3_cpu", num_steps=FEW_STEPS, cuts_frozen=True),
+        "frozen persist": Case(num_steps=FEW_STEPS, persists_frozen=True),
         # a part of a layer
         "prefetched little": Case(num_steps=FEW_STEPS, changes={"stage3_prefetch_bucket_size": 1_000}),
         "zero3": Case(preset="zero3", num_steps=FEW_STEPS),

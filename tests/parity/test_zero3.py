@@ -137,9 +137,24 @@ def test_frozen_weights_that_persist_are_gathered_once_a_run_and_change_no_bit(h
         assert all(torch.equal(tensor, cut[key][name]) for name, tensor in kept[key].items())
 
 
+def test_frozen_weights_above_the_threshold_persist_too_where_they_are_to(zero3):
+    kept, cut = zero3(2)["frozen persist"], zero3(2)["prefetched little"]
+    # two micro-batches, each of which gathers what trains for its forward and backward
+    assert kept["gathered"] == 2 * sum(tensor.numel() for tensor in kept["trained"].values()) < cut["gathered"]
+    assert (kept["losses"], kept["norms"], kept["frozen"]) == (cut["losses"], cut["norms"], cut["frozen"])
+    assert all(torch.equal(tensor, cut["trained"][name]) for name, tensor in kept["trained"].items())
+
+
 def test_no_weight_is_waited_for_but_where_the_json_prefetches_less_than_a_layer(zero3):
     assert zero3(2)["selection"]["late"] == zero3(2)["checkpointed"]["late"] == {}
     assert zero3(2)["prefetched little"]["late"]["LlamaDecoderLayer"] > 0
+
+
+def test_a_step_reads_two_numbers_beside_the_lengths_that_lie_on_the_host(zero3):
+    """DeepSpeed asks once whether the norm is finite; the loss and that norm are read together, at the end."""
+    for case in ("selection", "bf16"):
+        # of each of two micro-batches the longest row, where its labels are, and transformers' look for packed texts
+        assert zero3(2)[case]["reads"] == {"aten::_local_scalar_dense": 2 * 2 + 1, "aten::nonzero": 2}
 
 
 def test_lora_under_zero3_trains_as_in_plain_pytorch(home, zero3):

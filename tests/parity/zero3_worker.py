@@ -50,6 +50,8 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
             micro_batches_per_rank=-(-case.budget.micro_batches_per_step // cluster.world_size),
             ema_decay=case.ema_decay,
         )
+    if case.persists_frozen:
+        engine.persist_frozen()
     copied = cluster.gather(copied_kilobytes())
     del mapped
     passes: list[None] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import YAML_OWNED_KEYS, read_deepspeed_config, read_run_config, settle_buckets, settle_gradients
+from pipeline.config import YAML_OWNED_KEYS, read_deepspeed_config, read_run_config, settle_gradients
 from pipeline.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -138,19 +138,6 @@ def test_gradients_are_added_up_in_float32_unless_the_json_says_otherwise():
     # alone, nothing is summed over ranks
     assert "communication_data_type" not in settle_gradients({**bf16, "communication_data_type": "fp32"}, world_size=1)
     assert settle_gradients({"bf16": {"enabled": False}}, world_size=2) == {"bf16": {"enabled": False}}
-
-
-def test_two_layers_are_gathered_ahead_unless_the_json_says_otherwise():
-    """A layer of Llama-3.1-70B has 856 M elements: more than DeepSpeed's default limit leaves room for beside one in use."""
-    for size in ({}, {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}):
-        settled = settle_buckets({"zero_optimization": {"stage": 3, **size}}, layer_elements=856_000_000)
-        assert settled["zero_optimization"] == {
-            "stage": 3,
-            "stage3_prefetch_bucket_size": 1_712_000_000,
-            "stage3_max_live_parameters": 2_568_000_000,
-        }
-    said = {"zero_optimization": {"stage3_prefetch_bucket_size": 7, "stage3_max_live_parameters": 8, "sub_group_size": 9}}
-    assert settle_buckets(said, layer_elements=856_000_000) == said
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ class Outer(BaseModel):
     mode: Literal["a", "b", "c"] = Field(default="a", description="A mode.")
     rates: list[Annotated[float, Field(gt=0)]] = Field(default=[], description="Rates.")
     size: Annotated[int, Field(gt=0)] | None = Field(default=None, description="A size.")
+    layers: bool | Literal["auto"] = Field(default=False, description="Layers.")
     first: list[Inner] = Field(description="Sections.")
     again: Inner = Field(default=Inner(), description="Another one.")
 
@@ -39,6 +40,7 @@ def test_types_limits_and_defaults_are_in_words():
         Key("mode", "a, b or c", "a", "A mode."),
         Key("rates", "list of number > 0", "[]", "Rates."),
         Key("size", "whole number > 0 or null", "null", "A size."),
+        Key("layers", "true or false or auto", "false", "Layers."),
         Key("first", "list of sections", None, "Sections."),
         Key("again", "section", "{}", "Another one."),
     )

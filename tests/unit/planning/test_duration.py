@@ -10,7 +10,7 @@ from pipeline.model.flops import SpeechCost, StackCost
 from pipeline.planning.batches import MicroBatchSize
 from pipeline.planning.duration import Rates, Traffic, count_traffic, count_updated, predict_step
 from pipeline.planning.elementwise import count_elementwise
-from pipeline.planning.memory import count_tokens, read_settings
+from pipeline.planning.memory import count_tokens, count_whole, read_settings
 from pipeline.planning.offload import Offloaded, count_offloaded
 from pipeline.planning.sizes import LlmSizes, SpeechSizes
 
@@ -68,6 +68,15 @@ def test_of_tensors_that_are_kept_whole_a_step_gathers_what_trains_alone():
     some = count_traffic(SIZES, settings(8), world_size=2, micro_batches_per_rank=4)
     # the adaptor's small tensor trains, the LLM's is frozen
     assert some.gathered == 2 * (8 + 4 * (whole - 16)) // 2
+
+
+def test_what_stays_whole_is_counted_in_memory_and_no_longer_in_traffic():
+    apart = settings(8)
+    whole = replace(apart, keeps_frozen=True)
+    assert (count_whole(SIZES, apart), count_whole(SIZES, whole)) == ((16, 0), (16, 3_000))
+    some = count_traffic(SIZES, whole, world_size=2, micro_batches_per_rank=4)
+    # the adaptor's small tensor, and for each micro-batch the large ones that train
+    assert some.gathered == 2 * (8 + 4 * (992 + 1_000)) // 2
 
 
 def test_a_model_above_the_limit_of_live_parameters_is_gathered_for_each_pass():
@@ -159,7 +168,7 @@ def test_weights_on_the_host_come_from_there_for_every_gather():
 def test_what_goes_to_the_host_lengthens_a_step_of_a_device_that_has_one():
     away = settings(0, offload_optimizer={"device": "cpu"})
     with_host = replace(RATES, host_link_bytes_per_second=1e4, host_update_bytes_per_second=1e5)
-    options = {"micro_batches_per_rank": 2, "world_size": 2, "checkpointing": False, "overlaps": True}
+    options = {"micro_batches_per_rank": 2, "world_size": 2, "num_recomputed": 0, "overlaps": True}
     here, there = (predict_step(COST, SIZES, away, BATCH, rates=rates, **options) for rates in (RATES, with_host))
     # two gradients out, one and the weights back, at 1e4; the update at 1e5
     assert there.offload == pytest.approx((2 * 4_000 + 4_000 + 2_000) / 1e4 + 30_000 / 1e5)

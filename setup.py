@@ -63,7 +63,6 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    license_files=["LICENSE"],
     author="kappaspeech maintainers",
     # placeholders until the project has a home
     url="https://example.org/kappaspeech",

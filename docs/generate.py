@@ -10,9 +10,11 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import typer
+from pydantic import BaseModel
 
 from pipeline.artefacts import write_text
 from pipeline.commands import app
+from pipeline.comparison.experiment import ExperimentConfig
 from pipeline.config import RunConfig
 from pipeline.reference import list_sections
 
@@ -28,11 +30,24 @@ every line. This page lists every key; `kappaspeech config` prints the same list
 - An unknown key is refused, with the nearest known key. All problems are reported at once.
 - `--set` changes a value on the command line: `--set training.num_steps=100`. A value is YAML: `--set 'data.test=[]'`.
 - The YAML owns batch, learning rates and steps. The DeepSpeed JSON owns ZeRO, precision and communication. A JSON that sets a
-  key of the YAML is refused. [Precision](performance.md#what-a-run-computes-in) is `bf16.enabled` in the JSON: true, false or
-  "auto".
+  key of the YAML is refused. [Precision](performance.md#what-a-run-computes-in) is
+  `bf16.enabled` in the JSON: true, false or "auto".
 - `kappaspeech config --schema` prints a JSON schema. With it an editor completes keys and marks errors.
 
 In the tables «–» marks a key that must be given, and {{}} a section whose keys have the defaults of its own table.
+"""
+_PRESETS = """## DeepSpeed presets
+
+`deepspeed` names one of these, or a JSON of your own. Each has `"bf16": {"enabled": "auto"}`.
+
+| file | for |
+|---|---|
+| `ds_configs/zero3.json` | GPUs |
+| `ds_configs/zero3_cpu.json` | processors: small models stay gathered between steps |
+| `ds_configs/zero3_hpz.json` | several hosts of 8 GPUs with a slow network between them: each host keeps all parameters |
+| `ds_configs/zero3_lean.json` | little memory: few parameters are gathered at a time |
+| `ds_configs/zero3_offload_optimizer.json` | little GPU memory: the optimizer's state is in the host's memory |
+| `ds_configs/zero3_offload.json` | less GPU memory still: parameters are in the host's memory too |
 """
 _CLI = f"""{_MADE}
 
@@ -54,19 +69,23 @@ def write_pages(folder: Path) -> None:
 
 
 def make_configuration() -> str:
-    """The page of all keys of a run's YAML, a table a section."""
-    parts = [_CONFIGURATION]
-    for section in list_sections(RunConfig):
+    """The page of all keys of a run's YAML, and of an experiment's, a table a section."""
+    return "\n".join([_CONFIGURATION, *_tables(RunConfig, "Top level"), _PRESETS, *_tables(ExperimentConfig, "Experiments")])
+
+
+def _tables(model: type[BaseModel], title_of_top: str) -> list[str]:
+    parts = []
+    for section in list_sections(model):
         defaults = ["–" if key.default is None else f"`{key.default}`" for key in section.keys]
         rows = [
             f"| `{key.name}` | {_cell(key.kind)} | {default} | {_cell(key.description)} |"
             for key, default in zip(section.keys, defaults, strict=True)
         ]
-        title = f"`{section.path}`" if section.path else "Top level"
+        title = f"`{section.path}`" if section.path else title_of_top
         note = " The entries of `data.test` have the same keys." if section.path == "data.train[]" else ""
         parts.append(f"## {title}\n\n{section.description}{note}\n")
         parts.append("| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n")
-    return "\n".join(parts)
+    return parts
 
 
 def make_cli() -> str:
@@ -102,12 +121,16 @@ def _describe(parameter: inspect.Parameter, kind: Any, info: Any) -> tuple[str, 
     """How it is typed, whether it is an argument, its default, and its meaning."""
     is_required = parameter.default is inspect.Parameter.empty
     default = parameter.default.value if isinstance(parameter.default, Enum) else parameter.default
-    shown = "required" if is_required else "" if default in (None, False) else "yes" if default is True else f"`{default}`"
+    shown = (
+        "required" if is_required else "" if default is None or default is False else "yes" if default is True else f"`{default}`"
+    )
     if type(info).__name__ == "ArgumentInfo":
         word = parameter.name.upper().strip("_") + ("…" if get_origin(kind) is list else "")
         return word if is_required else f"[{word}]", True, shown, info.help
     option = "--" + parameter.name.replace("_", "-")
-    names = ", ".join(info.param_decls or ([f"{option} / --no-{parameter.name}"] if default is True else [option]))
+    # in Annotated, typer keeps the first name where a default would be
+    given = [name for name in (info.default, *info.param_decls) if isinstance(name, str)]
+    names = ", ".join(given or ([f"{option} / --no-{parameter.name}"] if default is True else [option]))
     return f"{names} {_value(kind)}".strip(), False, shown, info.help
 
 

@@ -143,7 +143,10 @@ class ReadConfig(_Section):
 
     attempts: Count = Field(default=6, description="How often a byte range is tried.")
     stall_seconds: Positive = Field(default=30.0, description="Seconds without a byte after which an attempt is given up.")
-    cache_dir: str | None = Field(default=None, description="A folder on local disk for blocks of remote shards. null: no cache.")
+    cache_dir: str | None = Field(
+        default=None,
+        description="A folder on local disk for blocks of remote shards; they are in kappaspeech-blocks in it. null: no cache.",
+    )
     cache_gb: Positive = Field(default=20.0, description="Largest size of that cache, in GB.")
 
 
@@ -187,8 +190,8 @@ class DataConfig(_Section):
     augmentation: AugmentationConfig = Field(default=AugmentationConfig(), description="Seeded changes to training samples.")
     feature_cache_dir: str | None = Field(
         default=None,
-        description="A folder on local disk for the encoder's states, so that later epochs skip audio and encoder. It excludes "
-        "augmentation. null: no cache.",
+        description="A folder on local disk for the encoder's states, in kappaspeech-states in it: later epochs skip audio and "
+        "encoder. It excludes augmentation. null: no cache.",
     )
     feature_cache_gb: Positive = Field(default=20.0, description="Largest size of that cache, in GB.")
 

@@ -27,9 +27,9 @@ def compare(
     report_only: Annotated[bool, typer.Option("--report-only", help="Train nothing: report on what has finished.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Trials trained side by side.")] = 1,
 ) -> int:
-    """Train an experiment's arms, which differ in what they unfreeze alone, and report on them; or report on runs.
+    """Train the arms of an experiment, which differ only in what they unfreeze, and report on them; or report on runs.
 
-    Finished trials are left alone and interrupted ones go on. Runs that differ in more than the arm are refused.
+    Finished trials are kept, and interrupted ones continue. Runs that differ in more than the arm are refused.
     """
     from pipeline.errors import InputError
 

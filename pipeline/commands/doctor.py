@@ -14,7 +14,7 @@ _MARKS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 
 
 def doctor(
-    config: Annotated[Path | None, typer.Argument(help="A run's YAML, to check what it names as well.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="A run's YAML, whose models and data are checked too.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value, as for train. May be repeated.")] = None,
     world_size: Annotated[
         int | None, typer.Option(min=1, help="The number of ranks it will run on. Default: this launch's.")

@@ -17,11 +17,11 @@ def evaluate(
     text: Annotated[
         list[str] | None, typer.Option(help="LANGUAGE=PATH of text to measure perplexity on. Default: the run's.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="The base model, where it isn't where it was in training.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, if it has moved since the training.")] = None,
     against: Annotated[
         Path | None, typer.Option(help="Another evaluation's X.hypotheses.jsonl, to test the difference to it.")
     ] = None,
-    normalisers: Annotated[bool, typer.Option("--normalisers", help="Tell WER under other normalisers too.")] = False,
+    normalisers: Annotated[bool, typer.Option("--normalisers", help="Also print WER under other normalisers.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Utterances decoded together.")] = None,
     num_beams: Annotated[int | None, typer.Option(min=1, help="Beams; 1 is greedy.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="The longest text of an utterance.")] = None,

@@ -22,9 +22,9 @@ def export(
     only: Annotated[
         Part | None, typer.Option(help="difference: the trained tensors alone, to be put together with the base model later.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="The base model, where it isn't where it was in training.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, if it has moved since the training.")] = None,
 ) -> None:
-    """Write the trained LLM as transformers loads it, the tokenizer, and the adaptor with all that it needs to be used."""
+    """Write the trained LLM as transformers loads it, with its tokenizer, and the adaptor."""
     from pipeline.errors import InputError
     from pipeline.training.export import export as run_export
     from pipeline.training.export import export_difference

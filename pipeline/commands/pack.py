@@ -65,12 +65,12 @@ def pack(
 
 def index(
     shards: Annotated[list[str], typer.Argument(help="Paths, URLs, globs or brace lists of tar shards.")],
-    language: Annotated[str | None, typer.Option(help="The language of samples that don't say theirs.")] = None,
+    language: Annotated[str | None, typer.Option(help="Language of samples that name none.")] = None,
     output: Annotated[
-        Path | None, typer.Option(help="One merged index (.index) in place of one beside each shard: for URLs and for millions.")
+        Path | None, typer.Option(help="Write one merged index (.index) instead: for URLs, and for very many shards.")
     ] = None,
 ) -> None:
-    """Index tar shards made by others: beside each of them, or into one file. What is indexed already is taken over."""
+    """Index tar shards that others made, beside each shard or into one file. With one file, valid indices are taken over."""
     from pipeline.progress import ProgressBar
     from pipeline.speech.shards import expand, index_shard, write_index
     from pipeline.speech.table import SampleTable, write_merged

@@ -30,7 +30,7 @@ def plan(
     ] = None,
     gpu_memory: Annotated[float | None, typer.Option(min=1, help="A GPU's memory in GB. Default: 80.")] = None,
     trained_parameters: Annotated[
-        float | None, typer.Option(min=0, help="Of the LLM, where there is no selection yet: 3e9.")
+        float | None, typer.Option(min=0, help="Number of the LLM's parameters that train, if there is no selection yet: 3e9.")
     ] = None,
     tflops: Annotated[
         float | None, typer.Option(min=0.001, help="What a GPU computes, in 10¹² operations a second. Default: 400.")
@@ -39,12 +39,10 @@ def plan(
         float | None,
         typer.Option(min=0.001, help="What a rank receives, in GB a second. Default: 200 in a host of 8, else 40."),
     ] = None,
-    here: Annotated[
-        bool, typer.Option("--here", help="For this machine's processors, whose rates, cores and memory the ranks share.")
-    ] = False,
+    here: Annotated[bool, typer.Option("--here", help="Plan for this machine's processors, whose speed is measured.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the plans as JSON.")] = None,
 ) -> int:
-    """Predict memory and step time of a training on N GPUs, without reading a weight; exit 1 where it fits on none of them."""
+    """Predict memory and step time of a training on N GPUs, without reading a weight. Exit 1 if it fits on none of them."""
     from pipeline.artefacts import write_json
     from pipeline.commands.train import read_settings
     from pipeline.errors import InputError

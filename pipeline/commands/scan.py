@@ -29,14 +29,20 @@ def scan(
     output: Annotated[Path, typer.Option(help="Where the ranking goes (JSON).")] = Path("ranking.json"),
     rtol: Annotated[float, typer.Option(help="Relative tolerance of κ.")] = 1e-6,
     method: Annotated[Method, typer.Option(help="auto: fast, with a bound; svd: plain singular values.")] = Method.auto,
-    workers: Annotated[int | None, typer.Option(help="Processes, where no launcher started them. Default: cores.")] = None,
-    threads: Annotated[int, typer.Option(help="Threads a process. More processes beat more threads.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of processes, if no launcher starts them. Default: one a core.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of each process. More processes are faster than more threads.")] = 1,
     backend: Annotated[Backend, typer.Option(help="torch, or mpi under mpirun.")] = Backend.torch,
-    device: Annotated[str | None, typer.Option(help="Compute on it by torch, as cuda. Default: CPU, by BLAS.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device to compute on by torch, such as cuda. Default: the CPU, by BLAS.")
+    ] = None,
     spectrum: Annotated[Path | None, typer.Option(help="Also write all singular values there (safetensors).")] = None,
-    static: Annotated[bool, typer.Option("--static", help="Assign tensors beforehand, not from a queue.")] = False,
+    static: Annotated[bool, typer.Option("--static", help="Assign tensors to processes beforehand, not from a queue.")] = False,
     journal: Annotated[Path | None, typer.Option(help="Folder of finished tensors. Default: the user's cache.")] = None,
-    no_journal: Annotated[bool, typer.Option("--no-journal", help="Keep and use no finished tensors.")] = False,
+    no_journal: Annotated[
+        bool, typer.Option("--no-journal", help="Neither keep nor use tensors that were measured before.")
+    ] = False,
 ) -> int:
     """Rank a model's tensors by condition number κ = σ_max/σ_min, on all cores or as ranks of any launcher.
 

@@ -18,7 +18,7 @@ def show(
     spectra: Annotated[Path | None, typer.Option(help="What `scan --spectrum` wrote, for the picture.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw it: .png, .svg or .pdf.")] = None,
 ) -> None:
-    """Show a ranking: a table of its two ends, and on demand all rows as CSV or Parquet, and a picture."""
+    """Print both ends of a ranking as a table; write all rows as CSV or Parquet; draw it."""
     from rich.console import Console
     from rich.table import Table
 

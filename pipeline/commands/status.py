@@ -13,9 +13,9 @@ def status(
     config: Annotated[Path | None, typer.Option("--config", help="Its YAML, by name, as for train.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A value that train was given. May be repeated.")] = None,
 ) -> int:
-    """Print in one word how a training stands: finished, resumable, failed, running (or killed while it ran), absent.
+    """Print a training's status in one word: finished, resumable, failed, running (or killed while it ran), absent.
 
-    Exit code 0 where it is finished, else 1.
+    Exit code 0 if it is finished, else 1.
     """
     from pipeline.commands.train import read_settings
     from pipeline.escaping import for_terminal

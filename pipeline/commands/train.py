@@ -25,10 +25,10 @@ def train(
     max_restarts: Annotated[int, typer.Option(min=0, help="Start again after a fault, this often at most.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")] = False,
 ) -> int:
-    """Train the adaptor and the selected tensors under ZeRO-3, resuming where the run folder's last checkpoint stands.
+    """Train the adaptor and the selected tensors under ZeRO-3, continuing from the run folder's last checkpoint.
 
-    A run that was asked to stop ends with 0, as one that is finished: a launcher takes anything else for a fault, kills the other
-    ranks in their last lines, and may start all over. Which of the two it was is `status` in the run folder's run.json.
+    A run that was asked to stop ends with 0, like one that is finished: a launcher takes any other code for a fault, kills the
+    other ranks in their last lines, and may start again. `kappaspeech status` tells the two apart.
     """
     from pipeline.errors import ConfigError
     from pipeline.launching.command_lines import path_word

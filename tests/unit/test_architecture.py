@@ -14,10 +14,13 @@ from tests.patience import patience
 
 PACKAGE = Path(__file__).parents[2] / "pipeline"
 # what each room may import of this project, itself and the ground floor aside
-GROUND = {"errors", "artefacts", "progress", "processors", "allocator"}
+GROUND = {"errors", "artefacts", "outputs", "json_lines", "escaping", "progress", "processors", "allocator"}
 ARROWS = {
     "errors": set(),
     "artefacts": {"errors"},
+    "outputs": set(),
+    "escaping": set(),
+    "json_lines": {"errors", "outputs"},
     "progress": set(),
     "processors": set(),
     "allocator": set(),

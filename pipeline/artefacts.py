@@ -6,51 +6,32 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.outputs import sync_folder, write_with
 from pipeline.outside import explained, read_json_file
+
+__all__ = [
+    "digest_file",
+    "digest_json",
+    "digest_lines",
+    "read_json",
+    "sync_folder",
+    "write_json",
+    "write_private",
+    "write_text",
+    "write_with",
+]
 
 _HASH_BLOCK_BYTES = 1 << 20
 
 
-def write_with(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary sibling, then fsync it and rename it over `path`.
-
-    A kill at any instant leaves the old file or the new one. The caller sees to it that one rank alone calls this.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        # mkstemp makes files private; an artefact is as readable as any other file of the user's.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
-    write_with(path, lambda temporary: _fill(temporary, text.encode()))
+    """Write `text` as UTF-8, atomically. Half of a surrogate pair becomes its escape, as JSON has it."""
+    write_with(path, lambda temporary: _fill(temporary, text.encode("utf-8", "backslashreplace")))
 
 
 def write_private(path: Path, text: str) -> None:

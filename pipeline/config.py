@@ -33,7 +33,8 @@ YAML_OWNED_KEYS = (
 SECRETS_NAME = "secrets.json"
 
 # Sections of a DeepSpeed JSON that are looked into here.
-_JSON_SECTIONS = ("zero_optimization", "fp16", "data_types")
+_SECTIONS = ("zero_optimization", "bf16", "fp16", "data_types")
+_ZERO_SECTIONS = ("offload_optimizer", "offload_param")
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -42,7 +43,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class AdaptorConfig(_Section):
@@ -415,26 +416,24 @@ def _flatten(annotation: Any) -> list[Any]:
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
     """Read the DeepSpeed JSON. Raises `ConfigError` where it is missing, isn't ZeRO-3, or sets what the YAML owns."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise ConfigError(f"There is no DeepSpeed configuration at {path}; presets are in ds_configs/.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a JSON object.")
+    _settle_sections(content, _SECTIONS, path)
     owned = [key for key in YAML_OWNED_KEYS if key in content]
     if owned:
         raise ConfigError(f"{path} sets {', '.join(owned)}, which the run's YAML owns. Remove it there and set batch/optimizer.")
-    for name in _JSON_SECTIONS:
-        if not isinstance(content.get(name, {}), dict):
-            raise ConfigError(
-                f"{path} has {name} {content[name]!r:.60}; it is a section: give {{}} with its keys, or leave it out."
-            )
-    stage = content.get("zero_optimization", {}).get("stage")
+    zero = content.get("zero_optimization", {})
+    _settle_sections(zero, _ZERO_SECTIONS, path)
+    stage = zero.get("stage")
     if stage != 3:
         raise ConfigError(f"{path} has zero_optimization.stage {stage!r}; this pipeline trains under ZeRO-3.")
     precision = content.get("bf16", {})
-    if not isinstance(precision, dict) or precision.get("enabled", False) not in (True, False, "auto"):
+    if precision.get("enabled", False) not in (True, False, "auto"):
         raise ConfigError(
             f'{path} has bf16 {precision!r}; give {{"enabled": true}}, false, or "auto", which takes what is faster.'
         )
@@ -443,6 +442,19 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
             f"{path} enables fp16, in which this pipeline doesn't train. Give bf16 with enabled true, false or auto."
         )
     return content
+
+
+def _settle_sections(content: dict[str, Any], names: tuple[str, ...], path: Path) -> None:
+    """Take away sections that are null, which says as much as nothing; refuse what is none."""
+    for name in names:
+        if content.get(name) is None:
+            content.pop(name, None)
+        elif not isinstance(content[name], dict):
+            raise ConfigError(f"{path} has {name} {content[name]!r}; it is a section: give an object, or leave it out.")
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def read_precision(deepspeed_config: Mapping[str, Any]) -> Literal["auto", "bfloat16", "float32"]:

@@ -50,10 +50,10 @@ class ModelConfig(_Section):
     """`llm` and `encoder`: a path, or a hub id and an openai-whisper name where there is a network.
 
     `instruction` is the user's turn; {audio} is where the recording stands in it. Without `chat_template` it is all there is:
-    a short one is less to compute. `attn_implementation` is transformers'; auto
-    takes FlashAttention 2 where a GPU, the package and a 16-bit dtype are there, matrix products on processors that are fast
-    in bfloat16, else sdpa. `encoder_dtype` auto is the LLM's, but bfloat16 only on machines that are fast in it. A run keeps
-    what it began with.
+    a short one is less to compute, and begins as the tokenizer begins texts. A run keeps the prompt's tokens.
+    `attn_implementation` is transformers'; auto takes FlashAttention 2 where a GPU, the package and a 16-bit dtype are there,
+    matrix products on processors that are fast in bfloat16, else sdpa, and eager where the family computes more than these.
+    `encoder_dtype` auto is the LLM's, but bfloat16 only on machines that are fast in it. A run keeps what it began with.
     """
 
     llm: str

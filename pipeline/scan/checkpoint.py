@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,6 +95,16 @@ class Checkpoint:
     def _make_ref(self, name: str, group: set[str]) -> TensorRef:
         file, tensor = self._stored[name]
         return TensorRef(name, file.path.name, tensor.shape, tensor.dtype, tuple(sorted(group - {name})))
+
+    def also_named(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same tensors, known by these names too: what a model calls what is stored."""
+        known = copy(self)
+        known.tensors = tuple(
+            replace(ref, aliases=tuple(sorted({*ref.aliases, *(names[name] for name in group if name in names)} - {ref.name})))
+            for ref in self.tensors
+            for group in [(ref.name, *ref.aliases)]
+        )
+        return known
 
     def read(self, name: str, start: int, stop: int) -> StoredArray:
         """Elements `start` to `stop` of the flattened tensor, as stored. Raises `OSError`."""

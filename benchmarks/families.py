@@ -1,9 +1,10 @@
 """Tiny models of many families through all of it: scan, select, two steps, a third after a resume, evaluate, export, reload.
 
     python benchmarks/families.py [FAMILY ...] [--ranks 2] [--work /tmp/families] [--record benchmarks/results/families.json]
+    python benchmarks/families.py --record benchmarks/results/families.json --write-docs
 
-Families are those of `tests/families.py`, all without an argument. `--record` adds to what the file has, and `--write-docs`
-makes docs/families.md of it. A family is «equal» where the export, loaded by itself, says of a text what the run's last
+Families are those of `tests/families.py`, all without an argument. `--record` adds to what the file has, of which
+`--write-docs` makes docs/families.md. A family is «equal» where the export, loaded by itself, says of a text what the run's last
 checkpoint says, to the last bit.
 """
 
@@ -28,12 +29,13 @@ from tests.patience import patience  # noqa: E402
 from tests.ranks.nursery import Nursery  # noqa: E402
 
 DOCS = REPOSITORY / "docs/families.md"
+_NOT_RUN = "the loss is equal; not run end to end"
 _INTRODUCTION = """# Families of language models
 
 Tiny models by transformers' own classes, in bfloat16, through everything: scan, select three tensors, two steps, a third after a
 resume, evaluate, export, and the export evaluated by itself. «Equal»: run and export say the same of a text to the last bit. The
 loss of training is compared with transformers' own in `tests/unit/model/test_families.py`, for every family that isn't refused.
-`python benchmarks/families.py --record benchmarks/results/families.json --write-docs` makes this page.
+`python benchmarks/families.py` tries them, and makes this page of its record.
 
 A refusal is told by `doctor`, `plan` and `select` too, before anything is trained.
 
@@ -48,8 +50,11 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--record", type=Path)
-    parser.add_argument("--write-docs", action="store_true")
+    parser.add_argument("--write-docs", action="store_true", help="Make docs/families.md of the record, and try nothing.")
     options = parser.parse_args()
+    if options.write_docs:
+        DOCS.write_text(make_page(json.loads(options.record.read_text(encoding="utf-8"))), encoding="utf-8")
+        return
     work = options.work or Path(tempfile.mkdtemp(prefix="families-"))
     record = json.loads(options.record.read_text()) if options.record and options.record.exists() else {}
     home = _make_home(work / "home")
@@ -59,13 +64,12 @@ def main() -> None:
             print(f"{name:22} {record[name]['result']}", flush=True)
             if options.record is not None:
                 options.record.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if options.write_docs:
-        DOCS.write_text(make_page(record), encoding="utf-8")
 
 
 def make_page(record: dict[str, Any]) -> str:
     """docs/families.md."""
-    rows = [f"| {name} | {row['class']} | {row['attention']} | {row['result']} |\n" for name, row in sorted(record.items())]
+    known = {name: record.get(name) or {**_describe(name), "result": _NOT_RUN} for name in families.FAMILIES}
+    rows = [f"| {name} | {row['class']} | {row['attention']} | {row['result']} |\n" for name, row in sorted(known.items())]
     return _INTRODUCTION + "".join(rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,10 +25,26 @@ def load_llm(name_or_path: str, *, dtype: torch.dtype | None, attention: str = "
     # its bar for each of several loads a run would hide this project's own
     logging.disable_progress_bar()
     try:
-        llm = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype or "auto", attn_implementation=make_known(attention))
+        llm, found = AutoModelForCausalLM.from_pretrained(
+            name_or_path, dtype=dtype or "auto", attn_implementation=make_known(attention), output_loading_info=True
+        )
     except LOADING_ERRORS as error:
         raise CheckpointError(explain(name_or_path, error)) from error
+    _check_complete(name_or_path, llm, found)
     return settle(llm).eval()
+
+
+def _check_complete(name_or_path: str, llm: Any, found: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` where the files lack parameters: transformers draws them at random, with a warning."""
+    parameters = {name for name, _ in llm.named_parameters()}
+    missing = sorted(parameters.intersection(found["missing_keys"]))
+    if missing:
+        unknown = sorted(found["unexpected_keys"])
+        beside = f", and the files' {unknown[0]} is none of the model's" if unknown else ""
+        raise CheckpointError(
+            f"{name_or_path} lacks {len(missing)} of {type(llm).__name__}'s tensors (first: {missing[0]}), which would be drawn "
+            f"at random{beside}. Fetch or save the model again, by the config.json that its files belong to."
+        )
 
 
 def settle(llm: Any) -> Any:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.errors import CheckpointError
 from pipeline.model.freezing import unfreeze
 from pipeline.model.llm import load_llm
 from pipeline.model.stored_names import model_names, rename_shapes
@@ -103,6 +104,20 @@ def test_what_was_trained_goes_back_under_the_files_names(tmp_path, home, case):
     # and is loaded from there
     again = load_llm(str(tmp_path / "export"), dtype=torch.float32)
     assert all(torch.equal(again.get_parameter(names[name]), trained[f"llm.{names[name]}"]) for name in chosen)
+
+
+@pytest.mark.parametrize(
+    ("rename", "unknown"),
+    [(lambda name: name.replace("up_proj", "upward"), "model.layers.0.mlp.upward"), (lambda name: name, None)],
+)
+def test_a_model_whose_files_lack_tensors_is_refused_and_not_drawn_at_random(tmp_path, rename, unknown):
+    stored = store(tmp_path / "llm", "Llama", rename)
+    if unknown is None:
+        kept = {name: tensor for name, tensor in stored.items() if "layers.1.mlp.up_proj" not in name}
+        save_file(kept, tmp_path / "llm/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks . of LlamaForCausalLM's tensors .*mlp\.up_proj") as refused:
+        load_llm(str(tmp_path / "llm"), dtype=torch.float32)
+    assert unknown is None or unknown in str(refused.value)
 
 
 def test_a_tensor_is_read_by_each_of_its_names(tmp_path):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.cluster import Cluster
 from pipeline.config import OptimizerConfig, settle_gradients
+from pipeline.model.llm import decoder_layers
 from pipeline.model.lora import public_names
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.planning.buckets import settle_buckets
@@ -86,7 +87,7 @@ class TrainingEngine:
         # A decoder layer is gathered and reduced whole, by one hook and not by one for each tensor. DeepSpeed asks that its input
         # needs a gradient; it does, for the adaptor stands before it. PEFT's wrappers of fused experts depend on it too: they
         # read weights that aren't their own.
-        deepspeed.utils.set_z3_leaf_modules(model.llm, list({type(layer) for layer in model.llm.get_decoder().layers}))
+        deepspeed.utils.set_z3_leaf_modules(model.llm, list({type(layer) for layer in decoder_layers(model.llm)}))
         _partition(model, settings)
         groups: list[dict[str, Any]] = [
             {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate, "name": name}

@@ -15,6 +15,7 @@ from pipeline.cluster import Cluster
 from pipeline.config import RunConfig
 from pipeline.errors import InputError
 from pipeline.model.encoder import FrozenWhisperEncoder
+from pipeline.model.llm import decoder_layers
 from pipeline.model.recomputation import recompute_layers
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.planning.machine import find_products, measure_compute, measure_exchange, slowest
@@ -67,7 +68,7 @@ def settle_by_plan(config: RunConfig, engine: TrainingEngine, plan: Mapping[str,
     if config.training.activation_checkpointing == "auto":
         llm = engine.model.llm
         number = recompute_layers(llm, plan.get("num_recomputed_layers", "auto"))
-        lines.append(f"activation_checkpointing auto: {number} of {len(llm.get_decoder().layers)} layers are computed again")
+        lines.append(f"activation_checkpointing auto: {number} of {len(decoder_layers(llm))} layers are computed again")
     if plan.get("keeps_frozen"):
         engine.persist_frozen()
         lines.append("stage3_param_persistence_threshold auto: frozen weights stay whole on each rank")

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from pipeline.errors import CheckpointError
 from pipeline.model.encoder import SECONDS_PER_STATE, FrozenWhisperEncoder
 from pipeline.model.speech_llm import SpeechLLM
@@ -133,7 +135,8 @@ def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_traine
 
 def largest_layer(llm: Any) -> int:
     """Elements of the largest of a causal LM's decoder layers, before ZeRO-3 partitions them."""
-    return max(sum(parameter.numel() for parameter in layer.parameters()) for layer in llm.get_decoder().layers)
+    layers: Iterable[nn.Module] = llm.get_decoder().layers
+    return max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
 
 
 def _spread(tensor_sizes: Sequence[int], num_trained: int) -> tuple[int, ...]:

@@ -162,8 +162,8 @@ class TrainingEngine:
     def _read(self, loss_sum_nats: Tensor, grad_norm: Any) -> tuple[float, float]:
         """Both as numbers, with one wait for the device; the norm is 0 where DeepSpeed has none."""
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=torch.float64, device=self.device)
-        total, norm_read = torch.stack([loss_sum_nats, norm]).tolist()
-        return total, norm_read
+        on_host = torch.stack([loss_sum_nats, norm]).cpu()
+        return float(on_host[0]), float(on_host[1])
 
     def _withhold(self, adamw: Any, _arguments: Any, _named: Any) -> None:
         """Before AdamW moves a partition: take its gradient away where the whole norm, the same on all ranks, is above the limit.

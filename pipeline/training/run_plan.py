@@ -81,10 +81,10 @@ def _measure_memory(cluster: Cluster, device: torch.device) -> int:
         free, total = torch.cuda.mem_get_info(device)
         # a plan counts the context, which this process has by now
         mine = min(total, free + torch.cuda.memory_reserved(device) + GPU_CONTEXT_BYTES)
-        return min(cluster.gather(mine))
+        return int(min(cluster.gather(mine)))
     import psutil
 
     own = psutil.Process().memory_info().rss
     ranks = cluster.gather((socket.gethostname(), own))
     here = [bytes_held for host, bytes_held in ranks if host == socket.gethostname()]
-    return min(cluster.gather((psutil.virtual_memory().available + sum(here)) // len(here)))
+    return int(min(cluster.gather((psutil.virtual_memory().available + sum(here)) // len(here))))

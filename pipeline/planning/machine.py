@@ -32,6 +32,9 @@ _LIMITS = {"cpu": (512, 1536), "cuda": (8192, 8192)}
 _TURN_BYTES = 24 << 20
 _LARGE_BYTES = 32 << 20
 _MESSAGE_BYTES = 4 << 20
+# What is sent first; over a network on which all messages would take longer than this they are smaller.
+_FIRST_MESSAGE_BYTES = 64 << 10
+_EXCHANGE_SECONDS = 2.0
 _NUM_MESSAGES, _NUM_SMALL_MESSAGES = 4, 16
 _TIMEOUT_SECONDS = 60.0
 
@@ -89,8 +92,6 @@ def measure_exchange(compute: Rates, group: Any, device: torch.device, dtype: to
     size = group.size()
     if size == 1:
         return compute
-    part = torch.ones(_MESSAGE_BYTES // dtype.itemsize // size, device=device, dtype=dtype)
-    whole = [torch.ones(part.numel() * size, device=device, dtype=dtype) for _ in range(_NUM_MESSAGES)]
     few, many = torch.ones(1, device=device), [torch.ones(size, device=device) for _ in range(_NUM_SMALL_MESSAGES)]
 
     def gather(into: Sequence[Tensor], source: Tensor) -> None:
@@ -105,6 +106,11 @@ def measure_exchange(compute: Rates, group: Any, device: torch.device, dtype: to
 
     # the first connects the ranks
     gather(many[:1], few)
+    part = torch.ones(_FIRST_MESSAGE_BYTES // dtype.itemsize // size + 1, device=device, dtype=dtype)
+    slow = _longest(group, device, _timed(device, lambda: gather([part.new_empty(part.numel() * size)], part)))
+    growth = min(_MESSAGE_BYTES / _FIRST_MESSAGE_BYTES, _EXCHANGE_SECONDS / (2 * _NUM_MESSAGES) / slow)
+    part = torch.ones(max(1, int(growth * part.numel())), device=device, dtype=dtype)
+    whole = [torch.ones(part.numel() * size, device=device, dtype=dtype) for _ in range(_NUM_MESSAGES)]
     latency = _timed(device, lambda: gather(many, few)) / len(many)
     gathering = _timed(device, lambda: gather(whole, part)) / len(whole)
     reducing = _timed(device, reduce) / len(whole)
@@ -115,6 +121,15 @@ def measure_exchange(compute: Rates, group: Any, device: torch.device, dtype: to
         reduced_bytes_per_second=received / reducing,
         seconds_per_message=latency,
     )
+
+
+def _longest(group: Any, device: torch.device, seconds: float) -> float:
+    """The slowest rank's `seconds`, on every rank. A collective."""
+    agreed = torch.tensor([seconds], device=device)
+    options = torch.distributed.AllreduceOptions()  # type: ignore[attr-defined]
+    options.reduceOp = torch.distributed.ReduceOp.MAX
+    group.allreduce([agreed], options).wait()
+    return float(agreed)
 
 
 def slowest(rates: Sequence[Rates]) -> Rates:

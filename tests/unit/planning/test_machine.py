@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from pipeline.planning import machine
 from pipeline.planning.duration import Rates
 from pipeline.planning.machine import ModelProduct, measure_compute, measure_here, slowest
 
@@ -43,6 +44,30 @@ def test_ranks_of_one_machine_exchange_while_they_compute():
     assert 1e5 < two.bytes_per_second < 1e11
     assert 1e5 < two.reduced_bytes_per_second < 1e11
     assert 0 < two.seconds_per_message < 1
+
+
+def test_over_a_slow_network_little_is_sent(monkeypatch):
+    """Ranks on 2 Mbit/s would otherwise measure for a minute before they train."""
+    sent = []
+    ones = torch.ones
+
+    def counted(*shape, **options):
+        made = ones(*shape, **options)
+        sent.append(made.nbytes)
+        return made
+
+    monkeypatch.setattr(torch, "ones", counted)
+    totals = []
+    for seconds in (1e9, 1e-9):
+        monkeypatch.setattr(machine, "_EXCHANGE_SECONDS", seconds)
+        sent.clear()
+        rates = measure_here(2, num_threads=1, llm=LLM, encoder=LLM, reduced_dtype=torch.float32)
+        assert rates.bytes_per_second > 0
+        assert rates.reduced_bytes_per_second > 0
+        # what memory is measured with has its own size
+        totals.append(sum(number for number in sent if number <= 2 * machine._MESSAGE_BYTES))
+    assert totals[0] > 8 * machine._MESSAGE_BYTES
+    assert totals[1] < 2 * 2 * 2 * machine._FIRST_MESSAGE_BYTES
 
 
 def test_the_slowest_of_each_counts():

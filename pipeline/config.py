@@ -63,7 +63,8 @@ class ModelConfig(_Section):
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         default="auto",
         description="transformers' attention. auto takes FlashAttention 2 if a GPU, the package and a 16-bit dtype are there, "
-        "matrix products on processors that are fast in bfloat16, else sdpa. A resumed run keeps what it began with.",
+        "matrix products on processors that are fast in bfloat16, else sdpa, and eager if the family computes more than these. "
+        "A run keeps what it began with.",
     )
     encoder_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
@@ -78,7 +79,7 @@ class ModelConfig(_Section):
     chat_template: bool = Field(
         default=True,
         description="Put the instruction into the LLM's chat template. false: the instruction is the whole prompt, which is "
-        "shorter and cheaper.",
+        "shorter and cheaper, and begins as the tokenizer begins texts. A run keeps the prompt's tokens.",
     )
     adaptor: AdaptorConfig = Field(default=AdaptorConfig(), description="The adaptor's shape.")
 

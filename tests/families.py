@@ -136,13 +136,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_config(name: str) -> Any:
+def make_config(name: str, *, vocabulary: int = VOCABULARY) -> Any:
     """The configuration of a family's tiny model."""
     from transformers import AutoConfig
 
     model_type, changes = FAMILIES[name]
-    common = {} if "text_config" in changes else _COMMON
-    return AutoConfig.for_model(model_type, **{**common, **changes})
+    size = {"vocab_size": vocabulary}
+    if "text_config" in changes:
+        return AutoConfig.for_model(model_type, **{**changes, "text_config": {**changes["text_config"], **size}})
+    return AutoConfig.for_model(model_type, **{**_COMMON, **changes, **size})
 
 
 def make_llm(name: str, *, attention: str | None = None, seed: int = 0) -> Any:

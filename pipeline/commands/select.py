@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -50,6 +51,7 @@ def select(
     from pipeline.scan.ranking import KappaRanking
     from pipeline.selection import TensorSelection
     from pipeline.selection import select as choose
+    from pipeline.training.obstacles import find_obstacle
 
     if largest and random:
         raise InputError("--largest and --random exclude each other.")
@@ -69,6 +71,8 @@ def select(
     )
     chosen.write(output)
     _print_summary(chosen, output)
+    if (obstacle := find_obstacle(chosen)) is not None:
+        print(f"This selection can't be trained here: {obstacle}", file=sys.stderr)
     for kind in export or ():
         print(for_terminal(str(write_export(chosen, kind.value, output))))
 

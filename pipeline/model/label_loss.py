@@ -40,15 +40,15 @@ class _ChunkedNats(torch.autograd.Function):
     def forward(context: Any, logits_RV: Tensor, labels_R: Tensor, num_rows: int) -> Tensor:
         context.save_for_backward(logits_RV, labels_R)
         context.num_rows = num_rows
-        chunks = zip(logits_RV.split(num_rows), labels_R.split(num_rows), strict=True)
+        chunks = zip(torch.split(logits_RV, num_rows), torch.split(labels_R, num_rows), strict=True)
         return torch.cat([_nats(logits_CV, labels_C) for logits_CV, labels_C in chunks])
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         logits_RV, labels_R = context.saved_tensors
         gradient_RV = torch.empty_like(logits_RV)
-        parts = (logits_RV, labels_R, gradients[0], gradient_RV)
-        for logits_CV, labels_C, gradient_C, gradient_CV in zip(*(part.split(context.num_rows) for part in parts), strict=True):
+        parts = (torch.split(part, context.num_rows) for part in (logits_RV, labels_R, gradients[0], gradient_RV))
+        for logits_CV, labels_C, gradient_C, gradient_CV in zip(*parts, strict=True):
             with torch.enable_grad():
                 again_CV = logits_CV.detach().requires_grad_()
                 nats_C = _nats(again_CV, labels_C)

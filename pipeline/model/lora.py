@@ -62,6 +62,11 @@ def add_lora(llm: Any, names: list[str], shape: LoraShape, *, seed: int) -> Lora
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora.layer import ParamWrapper
 
+    if not names:
+        raise SelectionError(
+            f"{type(llm).__name__} has no linear modules of torch's kind for LoRA to adapt. Train a selection's tensors whole: "
+            "unfreeze.mode selection."
+        )
     parameters = dict(llm.named_parameters(remove_duplicate=False))
     fused = [name for name in names if parameters[name].dim() == 3]
     _check_adaptable(llm, [name for name in names if name not in fused])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pipeline.errors import ConfigError
+from pipeline.model.llm import decoder_layers
 
 _KEY = "training.activation_checkpointing"
 
@@ -32,7 +33,7 @@ def recompute_layers(llm: Any, wanted: bool | int | Literal["auto"]) -> int:
     Those are the last that the backward comes to: by then, what the other layers kept is gone. auto is all that saves memory,
     until somebody knows better. A model that knows but all or none gets all. Raises `ConfigError`.
     """
-    layers = llm.get_decoder().layers
+    layers = decoder_layers(llm)
     number = most_recomputed(len(layers)) if wanted == "auto" else count_recomputed(wanted, num_layers=len(layers))
     if number and not llm.supports_gradient_checkpointing:
         if wanted == "auto":

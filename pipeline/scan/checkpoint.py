@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -98,6 +99,16 @@ class Checkpoint:
             refs[ref.name] = replace(ref, file=file.path.name, dtype=tensor.dtype)
         after.tensors = tuple(refs[ref.name] for ref in self.tensors)
         return after
+
+    def also_named(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same tensors, known by these names too: what a model calls what is stored."""
+        known = copy(self)
+        known.tensors = tuple(
+            replace(ref, aliases=tuple(sorted({*ref.aliases, *(names[name] for name in group if name in names)} - {ref.name})))
+            for ref in self.tensors
+            for group in [(ref.name, *ref.aliases)]
+        )
+        return known
 
     def read(self, name: str, start: int, stop: int) -> StoredArray:
         """Elements `start` to `stop` of the flattened tensor, as stored. Raises `OSError`."""

@@ -21,7 +21,7 @@ _MOST_LETTERS = 52
 
 def expand_braces(pattern: str) -> Iterator[str]:
     """What a brace list stands for, one by one; they are counted first. Raises `DataError`."""
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
     try:
         count = _count(pattern, depth=0)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.cluster import Cluster
 from pipeline.config import OptimizerConfig, settle_gradients
+from pipeline.model.llm import decoder_layers
 from pipeline.model.lora import public_names
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.planning.buckets import settle_buckets
@@ -86,7 +87,7 @@ class TrainingEngine:
         # A decoder layer is gathered and reduced whole, by one hook and not by one for each tensor. DeepSpeed asks that its input
         # needs a gradient; it does, for the adaptor stands before it. PEFT's wrappers of fused experts depend on it too: they
         # read weights that aren't their own.
-        deepspeed.utils.set_z3_leaf_modules(model.llm, list({type(layer) for layer in model.llm.get_decoder().layers}))
+        deepspeed.utils.set_z3_leaf_modules(model.llm, list({type(layer) for layer in decoder_layers(model.llm)}))
         _partition(model, settings)
         groups: list[dict[str, Any]] = [
             {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate, "name": name}
@@ -161,8 +162,8 @@ class TrainingEngine:
     def _read(self, loss_sum_nats: Tensor, grad_norm: Any) -> tuple[float, float]:
         """Both as numbers, with one wait for the device; the norm is 0 where DeepSpeed has none."""
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=torch.float64, device=self.device)
-        total, norm_read = torch.stack([loss_sum_nats, norm]).tolist()
-        return total, norm_read
+        on_host = torch.stack([loss_sum_nats, norm]).cpu()
+        return float(on_host[0]), float(on_host[1])
 
     def _withhold(self, adamw: Any, _arguments: Any, _named: Any) -> None:
         """Before AdamW moves a partition: take its gradient away where the whole norm, the same on all ranks, is above the limit.

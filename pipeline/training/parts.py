@@ -6,16 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.artefacts import digest_json
 from pipeline.config import RunConfig, UnfreezeConfig
 from pipeline.errors import SelectionError
 from pipeline.model.adaptor import AdaptorShape
+from pipeline.model.embedded_words import check_embedded_words
 from pipeline.model.encoder import FrozenWhisperEncoder, load_encoder
+from pipeline.model.family import check_hears, read_config
 from pipeline.model.freezing import check_tensors, check_tensors_are_stored, unfreeze
 from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.model.lora import LoraShape, add_lora, linear_tensors
 from pipeline.model.recomputation import recompute_layers
 from pipeline.model.speech_llm import SpeechLLM, embedding_width, token_embedding_std
+from pipeline.model.stored_names import model_names, rename_shapes
 from pipeline.model.trained import build_adaptor
 from pipeline.scan.checkpoint import open_checkpoint
 from pipeline.selection import TensorSelection
@@ -58,15 +63,19 @@ def load_parts(config: RunConfig, arithmetic: Arithmetic) -> Parts:
             f"{config.unfreeze.selection} was made from checkpoint {selection.checkpoint_digest[:12]}…; {config.model.llm} is "
             f"{base_digest[:12]}…. Run the scan on this checkpoint and select again."
         )
+    check_hears(read_config(config.model.llm))
     dtype = arithmetic.torch_dtype
     encoder = load_encoder(config.model.encoder, pad_to_30s=config.model.pad_to_30s, dtype=arithmetic.encoder_torch_dtype)
     tokenizer = load_tokenizer(config.model.llm)
     llm = load_llm(config.model.llm, dtype=dtype, attention=arithmetic.attention)
+    check_embedded_words(llm)
     shape = adaptor_shape(config, encoder, llm)
     if config.unfreeze.mode == "all":
         # what is trained under a name that the files don't have couldn't be put back among them
-        check_tensors_are_stored(llm, [alias for ref in checkpoint.tensors for alias in (ref.name, *ref.aliases)])
+        stored = [alias for ref in checkpoint.tensors for alias in (ref.name, *ref.aliases)]
+        check_tensors_are_stored(llm, [*stored, *model_names(llm, stored).values()])
     lora = mark_trained(llm, config.unfreeze, selection, seed=config.seed)
+    _settle_dtype(llm, dtype)
     recompute_layers(llm, config.training.activation_checkpointing)
     adaptor = build_adaptor(shape, seed=config.seed).to(dtype)
     model = SpeechLLM(adaptor, llm, alignment_weight=config.training.alignment_weight)
@@ -79,7 +88,8 @@ def mark_trained(llm: Any, options: UnfreezeConfig, selection: TensorSelection |
 
     Before DeepSpeed sees the model: it would give optimizer state to whatever isn't frozen by then.
     """
-    shapes = selection.shapes if selection else {}
+    # a scan knows a checkpoint's files alone
+    shapes = rename_shapes(llm, selection.shapes) if selection else {}
     if options.mode == "all":
         llm.requires_grad_(True)
     elif options.lora is not None:
@@ -89,6 +99,13 @@ def mark_trained(llm: Any, options: UnfreezeConfig, selection: TensorSelection |
     else:
         unfreeze(llm, shapes)
     return None
+
+
+def _settle_dtype(llm: Any, dtype: torch.dtype) -> None:
+    """Bring what trains to one dtype, as ZeRO-3 wants it: some families keep a router or norms in float32. Masters are anyway."""
+    for parameter in llm.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
 
 
 def digest_trained(options: UnfreezeConfig, selection: TensorSelection | None) -> str:

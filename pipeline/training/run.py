@@ -30,6 +30,7 @@ from pipeline.training.arithmetic import choose_arithmetic
 from pipeline.training.encoding import ClipEncoder
 from pipeline.training.engine import TrainingEngine
 from pipeline.training.hosts import check_alike, software, warn_of_clocks
+from pipeline.training.kept_prompt import digest_prompt_source, settle_prompt
 from pipeline.training.launcher import Launcher
 from pipeline.training.lease import Lease, make_start_id
 from pipeline.training.loop import Outcome, TrainingLoop
@@ -135,7 +136,10 @@ def _train(
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
         if cluster.rank == 0 and config.data.test:
             _warn_of_overlap(config, stream)
-    check_alike(cluster, _inputs(parts, encoder_digests, stream), remedy="Copy it from one place to all hosts, or share it.")
+    parts = replace(parts, prompt=settle_prompt(config, parts.tokenizer, cluster=cluster, folder=folder))
+    check_alike(
+        cluster, _inputs(config, parts, encoder_digests, stream), remedy="Copy it from one place to all hosts, or share it."
+    )
     frozen = digest_frozen(parts, cluster)
     initial = digest_start(parts, encoder_digests)
     fingerprints = {
@@ -144,6 +148,7 @@ def _train(
         "frozen tensors": digest_json(frozen),
         "selection": digest_trained(config.unfreeze, parts.selection),
         "adaptor": digest_json(asdict(parts.adaptor_shape)),
+        "prompt": digest_json(parts.prompt.to_json()),
         "moving average": f"decay {config.training.ema_decay}",
     }
     num_adaptor = sum(p.numel() for p in parts.model.adaptor.parameters())
@@ -202,6 +207,7 @@ def _train(
                     "checkpoint_digest": parts.base_digest,
                     "adaptor": asdict(parts.adaptor_shape),
                     "lora": lora_to_record(parts.lora),
+                    "prompt": parts.prompt.to_json(),
                     "attn_implementation": arithmetic.attention,
                     "encoder_dtype": arithmetic.encoder_dtype,
                     "dtype": arithmetic.dtype,
@@ -225,12 +231,12 @@ def _train(
     return outcome
 
 
-def _inputs(parts: Parts, encoder_digests: Mapping[str, str], stream: SpeechStream) -> dict[str, str]:
+def _inputs(config: RunConfig, parts: Parts, encoder_digests: Mapping[str, str], stream: SpeechStream) -> dict[str, str]:
     return {
         "the base model": parts.base_digest,
         "the encoder": digest_json(encoder_digests),
         "the selection": digest_json(parts.selection.shapes if parts.selection else {}),
-        "the prompt": digest_json([parts.prompt.prefix_ids.tolist(), parts.prompt.suffix_ids.tolist()]),
+        "the tokenizer": digest_prompt_source(config, parts.tokenizer),
         "the training data": stream.fingerprint,
     }
 

@@ -15,6 +15,7 @@ from pipeline.cluster import Cluster
 from pipeline.config import RunConfig
 from pipeline.errors import InputError
 from pipeline.model.encoder import FrozenWhisperEncoder
+from pipeline.model.llm import decoder_layers
 from pipeline.model.recomputation import recompute_layers
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.planning.machine import find_products, measure_compute, measure_exchange, slowest
@@ -67,7 +68,7 @@ def settle_by_plan(config: RunConfig, engine: TrainingEngine, plan: Mapping[str,
     if config.training.activation_checkpointing == "auto":
         llm = engine.model.llm
         number = recompute_layers(llm, plan.get("num_recomputed_layers", "auto"))
-        lines.append(f"activation_checkpointing auto: {number} of {len(llm.get_decoder().layers)} layers are computed again")
+        lines.append(f"activation_checkpointing auto: {number} of {len(decoder_layers(llm))} layers are computed again")
     if plan.get("keeps_frozen"):
         engine.persist_frozen()
         lines.append("stage3_param_persistence_threshold auto: frozen weights stay whole on each rank")
@@ -80,10 +81,10 @@ def _measure_memory(cluster: Cluster, device: torch.device) -> int:
         free, total = torch.cuda.mem_get_info(device)
         # a plan counts the context, which this process has by now
         mine = min(total, free + torch.cuda.memory_reserved(device) + GPU_CONTEXT_BYTES)
-        return min(cluster.gather(mine))
+        return int(min(cluster.gather(mine)))
     import psutil
 
     own = psutil.Process().memory_info().rss
     ranks = cluster.gather((socket.gethostname(), own))
     here = [bytes_held for host, bytes_held in ranks if host == socket.gethostname()]
-    return min(cluster.gather((psutil.virtual_memory().available + sum(here)) // len(here)))
+    return int(min(cluster.gather((psutil.virtual_memory().available + sum(here)) // len(here))))

@@ -25,7 +25,7 @@ def pack(
     language: Annotated[str | None, typer.Option(help="The language, where the corpus doesn't name it.")] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="train, dev, test or another of the corpus's splits.  [default: what isn't held out]"),
+        typer.Option(help="train, dev, test or another of the corpus's splits. Default: what isn't held out."),
     ] = None,
     prefix: Annotated[
         str | None, typer.Option(help="Put before the shards' names, so that several corpora can lie in one folder.")

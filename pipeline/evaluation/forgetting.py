@@ -62,7 +62,7 @@ def read_texts(path: Path) -> list[str]:
         if path.is_dir():
             texts = [file.read_text(encoding="utf-8").strip() for file in sorted(path.glob("**/*.txt"))]
         else:
-            texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            texts = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} can't be read as text: {error}") from error
     texts = [text for text in texts if text]

@@ -114,7 +114,12 @@ class RunFolder:
 
     def read_record(self) -> dict[str, Any]:
         """What `begin` and `end` wrote to `run.json`. Raises `InputError`."""
-        return read_json(self.path / "run.json", schema_version=SCHEMA_VERSION)
+        record = read_json(self.path / "run.json", schema_version=SCHEMA_VERSION)
+        if not isinstance(record.get("status"), str):
+            raise InputError(
+                f"{self.path / 'run.json'} has no status, so it wasn't written by a training. Bring it back from a copy."
+            )
+        return record
 
     def read_config(self) -> RunConfig:
         """The configuration that the run was made with. Raises `InputError` where this is no run folder."""

@@ -22,6 +22,8 @@ from pipeline.commands.status import status
 from pipeline.commands.train import train
 from pipeline.commands.transcribe import transcribe
 from pipeline.errors import KappaSpeechError, RankFailure
+from pipeline.escaping import for_terminal
+from pipeline.outputs import explain
 
 app = typer.Typer(
     name="kappaspeech",
@@ -44,13 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # a rank that could has said so itself; rank 0 says it again, for it may be on another host
         speaker = "1" if error.rank == 0 and not error.is_told else "0"
         if os.environ.get("RANK", "0") == speaker:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {for_terminal(str(error))}", file=sys.stderr)
         return error.exit_code
     except KappaSpeechError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {for_terminal(str(error))}", file=sys.stderr)
         return error.exit_code
     except typer.Exit as leave:
         return leave.exit_code
+    except OSError as error:
+        # whatever a disk, a path or a pipe refuses
+        sentence, code = explain(error)
+        print(f"error: {for_terminal(sentence)}", file=sys.stderr)
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

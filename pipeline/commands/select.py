@@ -42,12 +42,14 @@ def select(
     """Choose the tensors to train from a ranking, by default those of smallest κ."""
     from pipeline.errors import InputError
     from pipeline.exports import write_export
+    from pipeline.outputs import try_output
     from pipeline.scan.ranking import KappaRanking
     from pipeline.selection import TensorSelection
     from pipeline.selection import select as choose
 
     if largest and random:
         raise InputError("--largest and --random exclude each other.")
+    try_output(output)
     order: Literal["smallest", "largest", "random"] = "largest" if largest else "random" if random else "smallest"
     chosen = choose(
         KappaRanking.read(ranking),

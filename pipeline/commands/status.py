@@ -18,9 +18,10 @@ def status(
     Exit code 0 where it is finished, else 1.
     """
     from pipeline.commands.train import read_settings
+    from pipeline.escaping import for_line
     from pipeline.training.run_folder import RunFolder
 
     folder = run if run is not None and run.is_dir() and config is None else Path(read_settings(run, config, set_ or []).run_dir)
     word = str(RunFolder(folder).read_record()["status"]) if (folder / "run.json").exists() else "absent"
-    print(word)
+    print(for_line(word))
     return 0 if word == "finished" else 1

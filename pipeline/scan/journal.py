@@ -6,7 +6,9 @@ bytes were measured and how; a line torn by a kill is not JSON and counts for no
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import socket
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ from pipeline.scan.matrices import MatrixRef
 
 # Raise it when a change of method changes numbers: older lines then no longer count.
 _METHOD_VERSION = 2
+_log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -30,6 +33,7 @@ class Journal:
         self._checkpoint = checkpoint
         self._options = options
         self._files: dict[Path, list[Any]] = {}
+        self._is_full = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{socket.gethostname()}-{os.getpid()}.jsonl"
@@ -63,14 +67,23 @@ class Journal:
 
     def append(self, ref: MatrixRef, value: Mapping[str, Any]) -> None:
         """Keep what `ref` measured. One write, so that a kill leaves a whole line or a torn one and nothing else."""
+        if self._is_full:
+            return
         line = json.dumps({"key": self.key(ref), "value": value}, allow_nan=False).encode()
-        os.write(self._descriptor, b"\n" + line + b"\n")
+        try:
+            os.write(self._descriptor, b"\n" + line + b"\n")
+        except OSError as error:
+            self._is_full = True
+            _log.warning(
+                "%s takes no more (%s): the scan goes on, and what it measures from here on isn't kept.", self._path, error
+            )
 
     def close(self) -> None:
         """Close this process's file, and remove it where nothing was measured."""
-        os.close(self._descriptor)
-        if self._path.stat().st_size == 0:
-            self._path.unlink()
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+            if self._path.stat().st_size == 0:
+                self._path.unlink()
 
 
 def default_folder(checkpoint: Checkpoint) -> Path:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from pipeline.commands import main
 from pipeline.comparison.runs import find_differences, read_run
 from pipeline.errors import InputError
 from pipeline.evaluation.evaluate import read_hypotheses
@@ -66,6 +67,29 @@ def test_a_run_without_a_wer_is_not_compared(run):
     (run / "evaluations.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(InputError, match="has no WER"):
         read_run(run)
+
+
+HOSTILE = "[/red]$\\frac{$ <script>alert(1)</script>\"' \x1b[31m\u202e _"
+
+
+def test_an_arms_name_is_text_in_tables_pages_and_pictures(tmp_path, capsys):
+    runs = [
+        make_run(
+            tmp_path / str(number), name, seed=1, error_rate=0.2, num_clips=2, selected=["model.layers.0.mlp.up_proj.weight"]
+        )
+        for number, name in enumerate((HOSTILE, f"_{HOSTILE}"))
+    ]
+    assert main(["compare", *map(str, runs), "--output", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report/report.html").read_text()
+    printed = capsys.readouterr().out
+    assert "[/red]" in printed
+    for text in (page, printed, (runs[0] / "run.md").read_text()):
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+    assert "<script>alert" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 4
+    # the picture's legend has both
+    assert page.count("[/red]$\\frac{$") >= 2
 
 
 def test_hypotheses_may_hold_any_line_break(tmp_path):

@@ -37,6 +37,7 @@ EXTRAS = {
     "s3": ["s3fs>=2025.2"],  # shards behind s3://
     "gs": ["gcsfs>=2025.2"],  # shards behind gs://
     "datasets": ["datasets>=4,<6"],  # packing Hugging Face datasets from disk
+    "docs": ["mkdocs-material>=9.5,<10"],  # the site: mkdocs serve
     "lm-eval": ["lm-eval>=0.4.9,<0.5"],  # text tasks on an export
     "test": [
         "pytest>=8,<10",
@@ -61,6 +62,23 @@ setup(
     description="κ-selected fine-tuning of speech LLMs on DeepSpeed (arXiv:2506.16289)",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    author="kappaspeech maintainers",
+    # placeholders until the project has a home
+    url="https://example.org/kappaspeech",
+    project_urls={
+        "Documentation": "https://example.org/kappaspeech/docs",
+        "Source": "https://example.org/kappaspeech/source",
+        "Changelog": "https://example.org/kappaspeech/source/CHANGELOG.md",
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["pipeline", "pipeline.*"]),
     package_data={"pipeline": ["py.typed"], "pipeline.demo": ["text/*.txt"], "pipeline.comparison": ["page.css", "page.js"]},

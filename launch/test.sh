@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Installs what the tests need into .venv and runs all of them: style, types, tests. Arguments go to pytest.
+# Installs what the tests need into .venv and runs all of them: style, types, the site, tests. Arguments go to pytest.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$repository"
 . launch/environment.sh
-make_environment demo,test
+make_environment demo,test,docs
 ruff check .
 ruff format --check .
 mypy
+# its own advertisement aside, the site must build without a warning
+NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir "$(mktemp -d)/site"
 exec python -m pytest "$@"

@@ -52,4 +52,7 @@ if os.path.isdir(os.path.join(repository, "pipeline")):
 
 from pipeline.commands import main
 
+# a folder whose name DeepSpeed can't take to other hosts
+if os.environ.get("KAPPASPEECH_FOLDER"):
+    os.chdir(os.environ["KAPPASPEECH_FOLDER"])
 sys.exit(main(["train", *sys.argv[1:]]))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.outputs import sync_folder, write_with
+from pipeline.outside import explained, read_json_file
 
 __all__ = [
     "digest_file",
@@ -18,6 +21,7 @@ __all__ = [
     "read_json",
     "sync_folder",
     "write_json",
+    "write_private",
     "write_text",
     "write_with",
 ]
@@ -28,6 +32,21 @@ _HASH_BLOCK_BYTES = 1 << 20
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically. Half of a surrogate pair becomes its escape, as JSON has it."""
     write_with(path, lambda temporary: _fill(temporary, text.encode("utf-8", "backslashreplace")))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically, for its owner's eyes alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # mkstemp makes files private
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def _fill(path: Path, content: bytes) -> None:
@@ -41,15 +60,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path, *, schema_version: int) -> dict[str, Any]:
     """Read a JSON object that carries `schema_version`. Raises `InputError` where it is missing, torn or of another version."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} doesn't exist.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} can't be read as JSON: {error}.") from error
+    if not path.exists():
+        raise InputError(f"{path} doesn't exist.")
+    with explained(f"{path} can't be read as JSON"):
+        value = read_json_file(path, is_finite=True)
     if not isinstance(value, dict) or value.get("schema_version") != schema_version:
         found = value.get("schema_version") if isinstance(value, dict) else type(value).__name__
-        raise InputError(f"{path} has schema_version {found!r}; this release reads {schema_version}. Make the file again.")
+        raise InputError(f"{path} has schema_version {found!r:.60}; this release reads {schema_version}. Make the file again.")
     return value
 
 

@@ -1,7 +1,7 @@
 """The process group: how ranks exchange values, and how one rank's failure reaches them all.
 
-Who this process is among them, and where they meet, is in `rendezvous.py`. The only module that names `torch.distributed`;
-MPI is in `mpi_cluster.py`, one machine's own ranks in `local_cluster.py`.
+Who this process is among them, and where they meet, is in `rendezvous.py`. `torch.distributed` is named here and in
+`listening.py`; MPI is in `mpi_cluster.py`, one machine's own ranks in `local_cluster.py`.
 Every method of a `Cluster` is a collective unless it says otherwise: each rank must call it, in the same order.
 """
 
@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
+import hmac
 import os
+import pickle
+import secrets
 import socket
 import threading
 import warnings
@@ -19,6 +23,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pipeline.errors import ConfigError, KappaSpeechError, RankFailure
+from pipeline.listening import open_store
 from pipeline.local_cluster import HUB_VARIABLE, LocalCluster
 from pipeline.rendezvous import Launch, count_local_rank, explained_meeting, find_launch, free_port, prepare_rendezvous
 
@@ -31,6 +36,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
+# Of what each rank gathers: its size, and at least so much room for it.
+_HEADER_BYTES = 8
+_MIN_ROOM = 4096
+MAX_POST_BYTES = 2000
+_SECRET_BYTES = 32
+_SIGNATURE_LETTERS = 64
 
 
 class Cluster(Protocol):
@@ -53,7 +64,7 @@ class Cluster(Protocol):
         """The next number (0, 1, …) of a counter that all ranks share. Not a collective: any rank, any number of times."""
 
     def post(self, text: str) -> None:
-        """Leave `text` (under 1,000 bytes) where every rank can read it. Not a collective."""
+        """Leave `text` (at most `MAX_POST_BYTES`) where every rank can read it. Not a collective."""
 
     def read_posts(self) -> list[str]:
         """What each rank posted last, "" where nothing yet. Not a collective."""
@@ -115,28 +126,51 @@ class TorchCluster:
 
         timeout = timedelta(seconds=timeout_seconds)
         self._leave_world: Callable[[], None] = dist.destroy_process_group
+        self._server: Any = None
         if not dist.is_initialized():
             with explained_meeting(launch):
+                self._server = open_store(launch.rank, timeout=timeout)
                 dist.init_process_group(
                     "gloo", init_method="env://", timeout=timeout, rank=launch.rank, world_size=launch.world_size
                 )
         self._dist = dist
+        self._room = _MIN_ROOM
         self.rank = dist.get_rank()
         # heartbeats come from a thread of their own, and one client answers one call at a time
         self._post_store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
-        # before ranks meet in a new group: from then on all posts are there, and are read in one request
-        self.post("")
         self._group = dist.new_group(backend="gloo", timeout=timeout)
         self.world_size = dist.get_world_size()
+        # anybody who reaches the store may write there: what is signed with this was written by a rank
+        self._secret: bytes = self.broadcast(secrets.token_bytes(_SECRET_BYTES))
+        self._last_posts = [""] * self.world_size
+        # from here on all posts are there, and are read in one request
+        self.post("")
+        self.barrier()
         self.local_rank = launch.local_rank if launch.local_rank is not None else self._count_local_rank()
 
     def _count_local_rank(self) -> int:
         return count_local_rank(self.rank, self.gather(socket.gethostname()))
 
     def gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.world_size
-        self._dist.all_gather_object(values, value, group=self._group)
-        return values
+        """By one collective, where no value is larger than the largest of the last time; torch's own takes two.
+
+        Each rank sends the size of its value and as much of it as there was room for. All see all sizes, so that all know
+        alike whether to do it again with more room.
+        """
+        import torch
+
+        packed = pickle.dumps(value)
+        size = len(packed).to_bytes(_HEADER_BYTES, "little")
+        while True:
+            room = self._room
+            mine = torch.frombuffer(bytearray(size + packed[:room].ljust(room)), dtype=torch.uint8)
+            everything = torch.empty(self.world_size * len(mine), dtype=torch.uint8)
+            self._dist.all_gather_into_tensor(everything, mine, group=self._group)
+            sent = [bytes(part.numpy()) for part in everything.chunk(self.world_size)]
+            sizes = [int.from_bytes(part[:_HEADER_BYTES], "little") for part in sent]
+            self._room = max(_MIN_ROOM, 1 << (max(sizes) - 1).bit_length())
+            if max(sizes) <= room:
+                return [pickle.loads(part[_HEADER_BYTES:]) for part in sent]
 
     def broadcast(self, value: Any, *, source: int = 0) -> Any:
         box = [value]
@@ -151,14 +185,24 @@ class TorchCluster:
         return int(store.add(f"kappaspeech/{queue}", 1)) - 1
 
     def post(self, text: str) -> None:
-        self._post_store.set(f"kappaspeech/post/{self.rank}", text)
+        self._post_store.set(f"kappaspeech/post/{self.rank}", self._sign(self.rank, text) + text)
 
     def read_posts(self) -> list[str]:
         keys = [f"kappaspeech/post/{rank}" for rank in range(self.world_size)]
-        # what isn't there yet would be waited for
+        # what isn't there, because somebody removed it, would be waited for
         if self._post_store.check(keys):
-            return [post.decode() for post in self._post_store.multi_get(keys)]
-        return [self._post_store.get(key).decode() if self._post_store.check([key]) else "" for key in keys]
+            found = self._post_store.multi_get(keys)
+        else:
+            found = [self._post_store.get(key) if self._post_store.check([key]) else b"" for key in keys]
+        for rank, content in enumerate(found):
+            signed = content.decode(errors="replace")
+            signature, text = signed[:_SIGNATURE_LETTERS], signed[_SIGNATURE_LETTERS:]
+            if hmac.compare_digest(signature.encode(), self._sign(rank, text).encode()):
+                self._last_posts[rank] = text
+        return list(self._last_posts)
+
+    def _sign(self, rank: int, text: str) -> str:
+        return hmac.new(self._secret, f"{rank}/{text}".encode(errors="replace"), hashlib.sha256).hexdigest()
 
     def move(self, array: FloatArray | None, *, source: int, target: int) -> FloatArray | None:
         if source == target or self.rank not in (source, target):
@@ -179,9 +223,9 @@ class TorchCluster:
         self._dist.recv(torch.from_numpy(received.T), src=source, group=self._group)
         return received
 
-    def leave_by(self, leave: Callable[[], None]) -> TorchCluster:
-        """Let `close` destroy the world by `leave`, for a library that keeps references to its groups."""
-        self._leave_world = leave
+    def leave_by(self, leave: Callable[[], None], *, server: Any) -> TorchCluster:
+        """Let `close` destroy the world by `leave`, for a library that keeps references to its groups, and then its `server`."""
+        self._leave_world, self._server = leave, server
         return self
 
     def close(self) -> None:
@@ -192,6 +236,7 @@ class TorchCluster:
         # A group's threads end with the last reference to it. Where they outlive the interpreter, they abort the process.
         del self._group, self._post_store
         self._leave_world()
+        self._server = None
         gc.collect()
 
 
@@ -227,6 +272,8 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
     backend = "nccl" if on_cuda else "gloo"
     timeout = timedelta(seconds=timeout_seconds)
     store = None
+    with explained_meeting(launch):
+        server = open_store(launch.rank, timeout=timeout)
     if launch.local_rank is None:
         launch, store = _meet_for_local_rank(launch, timeout=timeout)
     if on_cuda:
@@ -248,7 +295,7 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
                 backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
             )
         deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
-    return TorchCluster(launch, timeout_seconds=timeout_seconds).leave_by(deepspeed.comm.destroy_process_group)
+    return TorchCluster(launch, timeout_seconds=timeout_seconds).leave_by(deepspeed.comm.destroy_process_group, server=server)
 
 
 def _meet_for_local_rank(launch: Launch, *, timeout: timedelta) -> tuple[Launch, Any]:

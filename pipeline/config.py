@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.redaction import restore_secrets
+from pipeline.yaml_text import parse_yaml
 
 # Keys of a DeepSpeed JSON whose owner is the YAML.
 YAML_OWNED_KEYS = (
@@ -27,6 +29,10 @@ YAML_OWNED_KEYS = (
     "scheduler",
 )
 
+# Beside a run folder's config.json, which holds no secret: what it hides, for its owner's eyes.
+SECRETS_NAME = "secrets.json"
+
+# Sections of a DeepSpeed JSON that are looked into here.
 _SECTIONS = ("zero_optimization", "bf16", "fp16", "data_types")
 _ZERO_SECTIONS = ("offload_optimizer", "offload_param")
 
@@ -41,52 +47,62 @@ class _Section(BaseModel):
 
 
 class AdaptorConfig(_Section):
-    """`width` null: the LLM's own."""
+    """The trained bridge from the encoder's states to the LLM's embeddings."""
 
-    width: Count | None = None
-    num_heads: Count = 8
-    stacking: Count = 4
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    width: Count | None = Field(default=None, description="Width of the adaptor's layers. null: the LLM's own width.")
+    num_heads: Count = Field(default=8, description="Attention heads. They must divide the width.")
+    stacking: Count = Field(default=4, description="Neighbouring encoder states that become one audio position of the LLM.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Dropout inside the adaptor.")
 
 
 class ModelConfig(_Section):
-    """`llm` and `encoder`: a path, or a hub id and an openai-whisper name where there is a network.
+    """The two pretrained models, and the prompt around the audio."""
 
-    `instruction` is the user's turn; {audio} is where the recording stands in it. Without `chat_template` it is all there is:
-    a short one is less to compute. `attn_implementation` is transformers'; auto
-    takes FlashAttention 2 where a GPU, the package and a 16-bit dtype are there, matrix products on processors that are fast
-    in bfloat16, else sdpa. `encoder_dtype` auto is the LLM's, but bfloat16 only on machines that are fast in it. A run keeps
-    what it began with.
-    """
-
-    llm: str
-    encoder: str
-    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    encoder_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    pad_to_30s: bool = False
-    instruction: str = "Transcribe the speech: {audio}"
-    chat_template: bool = True
-    adaptor: AdaptorConfig = AdaptorConfig()
+    llm: str = Field(description="The LLM: a folder, or a Hugging Face id if there is a network.")
+    encoder: str = Field(description="The speech encoder: an openai-whisper file, or its name (large-v3) if there is a network.")
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        default="auto",
+        description="transformers' attention. auto takes FlashAttention 2 if a GPU, the package and a 16-bit dtype are there, "
+        "matrix products on processors that are fast in bfloat16, else sdpa, and eager if the family computes more than these. "
+        "A run keeps what it began with.",
+    )
+    encoder_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="What the encoder computes in. auto: the LLM's dtype, but bfloat16 only on machines that are fast in it. A "
+        "resumed run keeps what it began with.",
+    )
+    pad_to_30s: bool = Field(default=False, description="Pad each clip to 30 s, as openai-whisper does. false: to its batch.")
+    instruction: str = Field(
+        default="Transcribe the speech: {audio}",
+        description="The user's turn of the prompt. {audio} marks the place of the recording.",
+    )
+    chat_template: bool = Field(
+        default=True,
+        description="Put the instruction into the LLM's chat template. false: the instruction is the whole prompt, which is "
+        "shorter and cheaper, and begins as the tokenizer begins texts. A run keeps the prompt's tokens.",
+    )
+    adaptor: AdaptorConfig = Field(default=AdaptorConfig(), description="The adaptor's shape.")
 
 
 class LoraConfig(_Section):
-    """PEFT's LoRA: W + (alpha / rank)·B·A, with `dropout` before A."""
+    """PEFT's LoRA: W + (alpha / rank)·B·A."""
 
-    rank: Count = 16
-    alpha: Positive = 32.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rank: Count = Field(default=16, description="Rank of B·A.")
+    alpha: Positive = Field(default=32.0, description="Scale: B·A is multiplied by alpha / rank.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Dropout before A.")
 
 
 class UnfreezeConfig(_Section):
-    """What trains beside the adaptor: a selection's tensors, nothing, the whole LLM, or LoRA.
+    """What trains beside the adaptor: a selection's tensors, nothing, the whole LLM, or LoRA."""
 
-    `selection` is the file that `kappaspeech select` wrote; without `mode`, one that is given is trained, and null trains the
-    adaptor alone. `lora` adapts the modules of the selection's tensors, or without one every linear module but the head.
-    """
-
-    mode: Literal["selection", "adaptor", "all", "lora"] = "adaptor"
-    selection: str | None = None
-    lora: LoraConfig | None = None
+    mode: Literal["selection", "adaptor", "all", "lora"] = Field(
+        default="adaptor",
+        description="selection: the tensors of `selection`. adaptor: nothing of the LLM. all: the whole LLM. lora: LoRA on the "
+        "modules of the selection's tensors (κ-LoRA), or without a selection on every linear module but the head. If mode is "
+        "left out, it is selection if there is a selection, else adaptor.",
+    )
+    selection: str | None = Field(default=None, description="The file that `kappaspeech select` wrote.")
+    lora: LoraConfig | None = Field(default=None, description="LoRA's settings, for mode lora alone.")
 
     @model_validator(mode="before")
     @classmethod
@@ -109,56 +125,77 @@ class UnfreezeConfig(_Section):
 
 
 class DatasetConfig(_Section):
-    """One set of indexed shards: path, URL, glob, brace list, or a merged index. `weight` is its share of the mixture.
+    """One set of indexed shards."""
 
-    `text_normalization` whisper writes transcripts as Whisper's normaliser of their language does.
-    """
-
-    shards: str
-    language: str | None = None
-    weight: Positive = 1.0
-    text_normalization: Literal["none", "whisper"] = "none"
+    shards: str = Field(description="Shards: a path, URL, glob or brace list of .tar files, or a merged .index file.")
+    # YAML 1.1 takes no, Norwegian, for false
+    language: Annotated[str | None, BeforeValidator(lambda value: "no" if value is False else value)] = Field(
+        default=None, description="Use the samples of this language alone. null: use all samples."
+    )
+    weight: Positive = Field(default=1.0, description="Share of the mixture, relative to the other sets of data.train.")
+    text_normalization: Literal["none", "whisper"] = Field(
+        default="none",
+        description="How transcripts are written in training. none: as they are in the shards. whisper: as they are compared, by "
+        "Whisper's normaliser of their language where that leaves words whole: lower case, without punctuation.",
+    )
 
 
 class ReadConfig(_Section):
-    """Remote shards: how often a range is tried, after how long without a byte, and how much is kept on local disk, if asked."""
+    """How remote shards are read."""
 
-    attempts: Count = 6
-    stall_seconds: Positive = 30.0
-    cache_dir: str | None = None
-    cache_gb: Positive = 20.0
+    attempts: Count = Field(default=6, description="How often a byte range is tried.")
+    stall_seconds: Positive = Field(default=30.0, description="Seconds without a byte after which an attempt is given up.")
+    cache_dir: str | None = Field(
+        default=None,
+        description="A folder on local disk for blocks of remote shards; they are in kappaspeech-blocks in it. null: no cache.",
+    )
+    cache_gb: Positive = Field(default=20.0, description="Largest size of that cache, in GB.")
 
 
 class AugmentationConfig(_Section):
-    """Seeded changes to training samples: a speed chosen from `speed_factors`, and SpecAugment's masks. None by default."""
+    """Seeded changes to training samples: speed, and SpecAugment's masks. Nothing is changed by default."""
 
-    speed_factors: list[Annotated[float, Field(ge=0.5, le=2)]] = []
-    freq_masks: Annotated[int, Field(ge=0)] = 0
-    freq_width: Count = 27
-    time_masks: Annotated[int, Field(ge=0)] = 0
-    time_width: Count = 100
-    max_time_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2
+    speed_factors: list[Annotated[float, Field(ge=0.5, le=2)]] = Field(
+        default=[], description="Each clip is played at one of these speeds, drawn at random: [0.9, 1.0, 1.1]."
+    )
+    freq_masks: Annotated[int, Field(ge=0)] = Field(default=0, description="SpecAugment: number of frequency masks.")
+    freq_width: Count = Field(default=27, description="Largest width of a frequency mask, in mel bands.")
+    time_masks: Annotated[int, Field(ge=0)] = Field(default=0, description="SpecAugment: number of time masks.")
+    time_width: Count = Field(default=100, description="Largest width of a time mask, in frames of 10 ms.")
+    max_time_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.2, description="Largest share of a clip that one time mask may cover."
+    )
 
 
 class DataConfig(_Section):
-    """What is trained on, tested on, and read to see what is forgotten (`text`: language → file of one text a line).
+    """Speech to train and test on, and text to measure forgetting on."""
 
-    Training stops once more than `max_bad_fraction` of its samples can't be used. `over_long` samples are masked, or their
-    audio is cut. `num_workers` processes a rank load samples; 0 loads in a thread of its own. `feature_cache_dir` keeps up to
-    `feature_cache_gb` of the encoder's states on local disk, so that later epochs skip audio and encoder.
-    """
-
-    train: Annotated[list[DatasetConfig], Field(min_length=1)]
-    test: list[DatasetConfig] = []
-    text: dict[str, str] = {}
-    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
-    prefetch_steps: Count = 2
-    num_workers: Annotated[int, Field(ge=0)] = 0
-    over_long: Literal["mask", "cut"] = "mask"
-    read: ReadConfig = ReadConfig()
-    augmentation: AugmentationConfig = AugmentationConfig()
-    feature_cache_dir: str | None = None
-    feature_cache_gb: Positive = 20.0
+    train: Annotated[list[DatasetConfig], Field(min_length=1)] = Field(description="Sets of shards to train on.")
+    test: list[DatasetConfig] = Field(default=[], description="Sets of shards to measure WER on.")
+    text: dict[str, str] = Field(
+        default={},
+        description="Texts to measure perplexity on: language → a file of one text a line, or a folder of .txt files.",
+    )
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.01, description="Training stops if more than this share of its samples can't be used."
+    )
+    prefetch_steps: Count = Field(default=2, description="Steps whose samples are loaded ahead.")
+    num_workers: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Processes a rank that load samples. 0: a thread of the rank."
+    )
+    over_long: Literal["mask", "cut"] = Field(
+        default="mask",
+        description="Clips of more than 30 s, or of more than batch.max_seconds. mask: not learned from, and counted as samples "
+        "that can't be used. cut: their audio is cut there.",
+    )
+    read: ReadConfig = Field(default=ReadConfig(), description="How remote shards are read.")
+    augmentation: AugmentationConfig = Field(default=AugmentationConfig(), description="Seeded changes to training samples.")
+    feature_cache_dir: str | None = Field(
+        default=None,
+        description="A folder on local disk for the encoder's states, in kappaspeech-states in it: later epochs skip audio and "
+        "encoder. It excludes augmentation. null: no cache.",
+    )
+    feature_cache_gb: Positive = Field(default=20.0, description="Largest size of that cache, in GB.")
 
     @model_validator(mode="after")
     def _cache_what_stays(self) -> DataConfig:
@@ -172,94 +209,119 @@ class DataConfig(_Section):
 
 
 class BatchConfig(_Section):
-    """A step is `micro_batches_per_step` micro-batches, whatever the number of ranks that share them out.
+    """A step is `micro_batches_per_step` micro-batches, whatever the number of ranks that share them out."""
 
-    A micro-batch holds at most `max_samples` clips and at most `max_seconds` of padded audio.
-    """
-
-    max_samples: Count = 16
-    max_seconds: Positive = 120.0
-    micro_batches_per_step: Count = 2
+    max_samples: Count = Field(default=16, description="Most clips in a micro-batch.")
+    max_seconds: Positive = Field(default=120.0, description="Most seconds of padded audio in a micro-batch.")
+    micro_batches_per_step: Count = Field(default=2, description="Micro-batches in a step, over all ranks.")
 
 
 class OptimizerConfig(_Section):
-    """AdamW with separate peak rates; `schedule` after the warm-up."""
+    """AdamW, with a learning rate for the adaptor and one for the LLM."""
 
-    adaptor_learning_rate: Positive = 4e-4
-    llm_learning_rate: Positive = 2e-4
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
-    epsilon: Positive = 1e-8
-    weight_decay: NotNegative = 0.0
-    clip_norm: Positive = 1.0
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    schedule: Literal["constant", "cosine"] = "cosine"
-    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    adaptor_learning_rate: Positive = Field(default=4e-4, description="Peak learning rate of the adaptor.")
+    llm_learning_rate: Positive = Field(default=2e-4, description="Peak learning rate of the LLM's trained tensors.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.98), description="AdamW's β₁ and β₂."
+    )
+    epsilon: Positive = Field(default=1e-8, description="AdamW's ε.")
+    weight_decay: NotNegative = Field(default=0.0, description="Decoupled weight decay.")
+    clip_norm: Positive = Field(default=1.0, description="Largest norm of the gradient; a larger one is scaled down to it.")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(default=0, description="Steps over which the rates rise linearly.")
+    schedule: Literal["constant", "cosine"] = Field(default="cosine", description="The rates after the warm-up.")
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.1, description="Share of the peak rates that is left at the last step of a cosine schedule."
+    )
 
 
 class TrainingConfig(_Section):
-    """Length and cadence, in optimizer steps. 0 evaluates or saves at the end alone.
+    """Length of the training, how often it is measured and saved, and what it does about faults."""
 
-    The newest `keep_checkpoints` are kept, and with `keep_best` the one of lowest mean WER, which is saved when it is measured.
-    Once no rank has got on for `stall_seconds`, all end and say where each one stood: by default a little after a remote
-    read has been given up, and half of what a collective waits. With `stop_without_launcher` ranks save and end once the
-    process that started them is gone; switch it off where that one needn't stay.
-    With `ema_decay` a moving average of what trains is kept, and it is what is evaluated and exported.
-
-    `alignment_weight` adds that many times the adaptor's alignment loss (`SpeechLLM`): the model begins to listen in a third of
-    the steps. The losses that are recorded are the transcripts' alone.
-
-    A step is bad whose loss or gradient norm isn't finite or, with `explode_factor`, whose norm is that many times the median of
-    the last good steps'. The optimizer doesn't move; the samples are named in the run folder's skipped_steps.jsonl; and the
-    run stops, or with `on_bad_loss` skip goes on, until more than `max_skipped_steps` follow each other.
-    """
-
-    num_steps: Count
-    evaluate_every_steps: Annotated[int, Field(ge=0)] = 0
-    evaluate_every_minutes: Positive | None = None
-    checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0
-    keep_checkpoints: Count = 2
-    keep_best: bool = True
-    time_budget_seconds: Positive | None = None
-    on_bad_loss: Literal["stop", "skip"] = "stop"
-    explode_factor: Annotated[float, Field(gt=1)] | None = None
-    max_skipped_steps: Count = 10
-    collective_timeout_seconds: Positive = 600.0
-    stall_seconds: Positive = 300.0
-    stop_without_launcher: bool = True
-    activation_checkpointing: bool = False
-    num_threads: Count | None = None
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    alignment_weight: NotNegative = 0.0
+    num_steps: Count = Field(description="Optimizer steps.")
+    evaluate_every_steps: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Measure WER and perplexity each time after so many steps. 0: before and after training alone."
+    )
+    evaluate_every_minutes: Positive | None = Field(default=None, description="Measure also after so many minutes of training.")
+    checkpoint_every_steps: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Save each time after so many steps. 0: at the end alone."
+    )
+    keep_checkpoints: Count = Field(default=2, description="Newest checkpoints that are kept.")
+    keep_best: bool = Field(default=True, description="Also save and keep the checkpoint of lowest mean WER.")
+    time_budget_seconds: Positive | None = Field(
+        default=None, description="Save and end after so many seconds of this start. The same command continues the run."
+    )
+    on_bad_loss: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="A step is bad if its loss or gradient norm isn't finite, or by `explode_factor`. It moves no weight, and "
+        "skipped_steps.jsonl names its samples. stop: the run ends. skip: it goes on.",
+    )
+    explode_factor: Annotated[float, Field(gt=1)] | None = Field(
+        default=None,
+        description="A step is also bad if its gradient norm is this many times the median of the last good steps. null: never.",
+    )
+    max_skipped_steps: Count = Field(default=10, description="With skip: more bad steps in a row than this end the run.")
+    collective_timeout_seconds: Positive = Field(default=600.0, description="Seconds that a rank waits for the others.")
+    stall_seconds: Positive = Field(
+        default=300.0,
+        description="Seconds without progress on any rank after which all ranks end and say where each one was waiting.",
+    )
+    stop_without_launcher: bool = Field(
+        default=True,
+        description="Save and end if the process that started the ranks is gone. false: for a launcher that needn't stay.",
+    )
+    activation_checkpointing: bool | Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        default=False,
+        description="Compute layers again in the backward pass: less memory, more time. true: all. A number: so many. auto: as "
+        "many as the memory asks for, by the plan.",
+    )
+    num_threads: Count | None = Field(default=None, description="Threads a rank on processors. null: the cores, shared out.")
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="Keep a moving average of what trains, with this decay a step. The average is evaluated and exported. null: "
+        "no average.",
+    )
+    alignment_weight: NotNegative = Field(
+        default=0.0,
+        description="Weight of the adaptor's alignment loss (CTC over the transcript's own token embeddings), added to the "
+        "transcript's. Recorded losses leave it out. 0: none.",
+    )
 
 
 class EvaluationConfig(_Section):
-    """Decoding of `data.test`: greedy, or by beams. `max_utterances` takes a fixed part, the same share of each language.
+    """How `data.test` is decoded."""
 
-    `decode`, during training: each rank decodes with a replica of the whole model, or all together with it partitioned under
-    ZeRO-3, which takes no more memory and several times as long; auto takes replicas where they fit.
-    """
-
-    batch_size: Count = 32
-    max_new_tokens: Count = 200
-    num_beams: Count = 1
-    decode: Literal["auto", "replica", "zero3"] = "auto"
-    max_utterances: Count | None = None
+    batch_size: Count = Field(default=32, description="Utterances decoded together.")
+    max_new_tokens: Count = Field(default=200, description="Most tokens of a transcript.")
+    num_beams: Count = Field(default=1, description="Beams. 1: greedy.")
+    decode: Literal["auto", "replica", "zero3"] = Field(
+        default="auto",
+        description="How ranks decode during training. replica: each with a whole model. zero3: all together with the "
+        "partitioned model, which takes no more memory and several times as long. auto: replicas if they fit.",
+    )
+    max_utterances: Count | None = Field(
+        default=None, description="Test on a fixed part of the utterances, with equal shares of each language. null: on all."
+    )
 
 
 class RunConfig(_Section):
     """A training run, whole."""
 
-    run_dir: str
-    arm: str = "run"
-    seed: int = 17
-    model: ModelConfig
-    unfreeze: UnfreezeConfig = UnfreezeConfig()
-    data: DataConfig
-    batch: BatchConfig = BatchConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    training: TrainingConfig
-    evaluation: EvaluationConfig = EvaluationConfig()
-    deepspeed: str = "ds_configs/zero3.json"
+    run_dir: str = Field(description="Folder of the run. If it holds a checkpoint, the run continues from it.")
+    arm: str = Field(default="run", description="The run's name in reports. Runs of the same arm are seeds of each other.")
+    seed: int = Field(
+        default=17, description="Seed of the adaptor's and LoRA's weights, the data's order, augmentation and dropout."
+    )
+    model: ModelConfig = Field(description="The two pretrained models, and the prompt.")
+    unfreeze: UnfreezeConfig = Field(default=UnfreezeConfig(), description="What trains beside the adaptor.")
+    data: DataConfig = Field(description="Speech and text.")
+    batch: BatchConfig = Field(default=BatchConfig(), description="Size of a step.")
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW and its rates.")
+    training: TrainingConfig = Field(description="Length, cadence and faults.")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Decoding of data.test.")
+    deepspeed: str = Field(
+        default="ds_configs/zero3.json",
+        description="The DeepSpeed JSON, which owns ZeRO, precision and communication. Presets are in ds_configs/.",
+    )
 
 
 def read_run_config(path: Path, *, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -273,17 +335,18 @@ def read_run_config(path: Path, *, overrides: dict[str, Any] | None = None) -> R
 def read_yaml(path: Path, model: type[Model], *, overrides: dict[str, Any] | None = None) -> Model:
     """Read a YAML file into a strict `model`. Raises `ConfigError` with all problems found."""
     try:
-        text = path.read_text(encoding="utf-8")
-        # YAML 1.1 takes JSON's 1e-08 for a word
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        # some editors begin a file with a byte order mark
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if path.suffix == ".json" else parse_yaml(text)
     except FileNotFoundError:
         raise ConfigError(f"There is no configuration at {path}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} can't be read as YAML: {error}") from error
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} can't be read as {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values; it holds {type(content).__name__}.")
     # a run folder's config.json is a configuration like any other
-    content.pop("schema_version", None)
+    if content.pop("schema_version", None) is not None:
+        content = restore_secrets(content, read_secrets(path.parent))
     for key, value in (overrides or {}).items():
         _set_dotted(content, key, value)
     try:
@@ -293,6 +356,15 @@ def read_yaml(path: Path, model: type[Model], *, overrides: dict[str, Any] | Non
         problems = _explain(error, model) if isinstance(error, ValidationError) else [str(error)]
         listing = "\n".join(f"  - {problem}" for problem in problems)
         raise ConfigError(f"{path} has {len(problems)} problem(s):\n{listing}") from error
+
+
+def read_secrets(run_dir: Path) -> dict[str, str]:
+    """What a run folder's config.json hides of URLs, by its place there; nothing where it can't be read."""
+    try:
+        secrets = json.loads((run_dir / SECRETS_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return secrets if isinstance(secrets, dict) else {}
 
 
 def _set_dotted(content: dict[str, Any], key: str, value: Any) -> None:
@@ -345,7 +417,7 @@ def _flatten(annotation: Any) -> list[Any]:
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
     """Read the DeepSpeed JSON. Raises `ConfigError` where it is missing, isn't ZeRO-3, or sets what the YAML owns."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise ConfigError(f"There is no DeepSpeed configuration at {path}; presets are in ds_configs/.") from None
     except (OSError, ValueError, RecursionError) as error:

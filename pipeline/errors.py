@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+from pipeline.redaction import redact
+
 
 class KappaSpeechError(Exception):
-    """Root of every error that is shown to a user without a traceback."""
+    """Root of every error that is shown to a user without a traceback; no secret of a URL is in its message."""
 
     exit_code = 1
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(redact(item) if isinstance(item, str) else item for item in arguments))
 
 
 class InputError(KappaSpeechError):

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artefacts import write_text
+from pipeline.errors import SelectionError
 from pipeline.selection import TensorSelection
 
 _WEIGHT = ".weight"
 
 
 def names(selection: TensorSelection) -> str:
-    """Parameter names, one a line, in the order that chose them."""
+    """Parameter names, one a line, in the order that chose them. Raises `SelectionError` for one that is more than a line."""
+    for name in selection.names:
+        if name.splitlines() != [name]:
+            raise SelectionError(f"{name!r} can't be exported as a line of its own. Select without it (--exclude).")
     return "".join(f"{name}\n" for name in selection.names)
 
 

@@ -19,8 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.cluster import Cluster, is_agreed, is_broken_collective
+from pipeline.cluster import MAX_POST_BYTES, Cluster, is_agreed, is_broken_collective
 from pipeline.errors import KappaSpeechError, RankFailure
+from pipeline.escaping import for_terminal
+from pipeline.redaction import redact
 
 Post = dict[str, Any]
 _BEAT_SECONDS = 1.0
@@ -111,7 +113,7 @@ class Watch:
                     self._explain(error)
                 code = error.exit_code if isinstance(error, KappaSpeechError) else 1
                 told = f"{error}" if isinstance(error, KappaSpeechError) else f"{type(error).__name__}: {error}"
-                self._cause = told[:_MAX_CAUSE_LETTERS], code
+                self._cause = redact(told)[:_MAX_CAUSE_LETTERS], code
                 if not is_agreed(error):
                     # the others read the cause from a store that may end with this process
                     time.sleep(3 * self._beat_seconds)
@@ -153,7 +155,7 @@ class Watch:
         self._beats += 1
         status = {"beat": self._beats, "doing": self._doing[-200:], "done": self._done, "patience": self._patience}
         post = {**status, "cause": self._cause, "over": self._over, "place": self._place, **self._describe()}
-        self._cluster.post(json.dumps(post))
+        self._cluster.post(fit(post))
 
     def _listen(self) -> None:
         now = time.monotonic()
@@ -218,9 +220,28 @@ class Watch:
 
     def _end(self, failure: RankFailure, *, alone: bool) -> None:
         if alone or self._cluster.rank == voice(failure):
-            print(f"error: {failure}", file=sys.stderr, flush=True)
+            print(for_terminal(f"error: {failure}"), file=sys.stderr, flush=True)
         self._on_fatal(failure)
         os._exit(failure.exit_code)
+
+
+def fit(post: Post) -> str:
+    """A post as JSON that every `Cluster` carries, whatever letters it holds: where it is too long, texts lose their middles."""
+    letters = MAX_POST_BYTES
+    while True:
+        text = json.dumps(post, ensure_ascii=False).encode(errors="replace")
+        if len(text) <= MAX_POST_BYTES or letters == 0:
+            return text.decode()
+        letters //= 2
+        post = _shorten(post, letters)
+
+
+def _shorten(value: Any, letters: int) -> Any:
+    if isinstance(value, str) and len(value) > letters:
+        return f"{value[: letters // 2]}…{value[len(value) - letters // 2 :]}"
+    if isinstance(value, dict):
+        return {key: _shorten(item, letters) for key, item in value.items()}
+    return [_shorten(item, letters) for item in value] if isinstance(value, list | tuple) else value
 
 
 def voice(failure: RankFailure) -> int:

@@ -6,13 +6,14 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cluster import MAX_POST_BYTES
 from pipeline.errors import ConfigError
 from pipeline.rendezvous import Launch, count_local_rank
 
 if TYPE_CHECKING:
     from pipeline.cluster import FloatArray
 
-_POST_BYTES = 1024
+_POST_BYTES = MAX_POST_BYTES + 48
 _MAX_QUEUES = 16
 # One-sided operations reach a busy rank of another host only when that rank enters MPI: somebody there must look in.
 _PROGRESS_SECONDS = 0.02
@@ -81,7 +82,7 @@ class MpiCluster:
 
     def post(self, text: str) -> None:
         content = text.encode()
-        assert len(content) < _POST_BYTES, "a post is under 1,000 bytes"
+        assert len(content) <= MAX_POST_BYTES, f"a post of {len(content)} bytes"
         self._posts.Lock(0, self._mpi.LOCK_EXCLUSIVE)
         self._posts.Put([content.ljust(_POST_BYTES, b"\0"), self._mpi.BYTE], 0, self.rank * _POST_BYTES)
         self._posts.Unlock(0)

@@ -87,6 +87,8 @@ def prepare_rendezvous(launch: Launch) -> None:
         is_step = os.environ.get("SLURM_STEP_NUM_TASKS") == str(launch.world_size)
         if launch.launcher in ("openmpi", "pmi") and not (launch.launcher == "pmi" and is_step):
             os.environ.update(_ask_rank_0(launch))
+        elif is_step and os.environ.get("SLURM_STEP_NUM_NODES") == "1":
+            os.environ["MASTER_ADDR"] = "127.0.0.1"
         elif is_step:
             os.environ["MASTER_ADDR"] = first_host(os.environ.get("SLURM_STEP_NODELIST", "127.0.0.1"))
         else:

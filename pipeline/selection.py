@@ -13,10 +13,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.artefacts import read_json, write_json
 from pipeline.errors import SelectionError
+from pipeline.outside import explained
 
 SCHEMA_VERSION = 1
 Order = Literal["smallest", "largest", "random"]
@@ -110,16 +113,20 @@ class TensorSelection:
     def read(path: Path) -> TensorSelection:
         """Read a `selection.json`. Raises `InputError` where it is missing or torn, `SelectionError` where it makes no sense."""
         content = read_json(path, schema_version=SCHEMA_VERSION)
-        try:
-            selection = TensorSelection(
-                rule=str(content["rule"]),
-                model=str(content["model"]),
-                checkpoint_digest=str(content["checkpoint_digest"]),
-                ranking_digest=str(content["ranking_digest"]),
-                tensors=tuple(_read_tensor(entry) for entry in content["tensors"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise SelectionError(f"{path} is no selection: {error!r}. Make it again with `kappaspeech select`.") from error
+        with explained(f"{path} is no selection", "Make it again with `kappaspeech select`.", kind=SelectionError):
+            file = _SelectionFile.model_validate(content)
+        selection = TensorSelection(
+            rule=file.rule,
+            model=file.model,
+            checkpoint_digest=file.checkpoint_digest,
+            ranking_digest=file.ranking_digest,
+            tensors=tuple(
+                SelectedTensor(
+                    entry.name, tuple(entry.shape), math.inf if entry.kappa is None else entry.kappa, tuple(entry.aliases)
+                )
+                for entry in file.tensors
+            ),
+        )
         if len(set(selection.names)) != len(selection.tensors):
             raise SelectionError(f"{path} names a tensor twice. Make it again with `kappaspeech select`.")
         if content.get("num_parameters") != selection.num_parameters:
@@ -130,11 +137,23 @@ class TensorSelection:
         return selection
 
 
-def _read_tensor(entry: Mapping[str, Any]) -> SelectedTensor:
-    kappa = math.inf if entry["kappa"] is None else float(entry["kappa"])
-    return SelectedTensor(
-        str(entry["name"]), tuple(int(size) for size in entry["shape"]), kappa, tuple(map(str, entry.get("aliases", ())))
-    )
+class _TensorEntry(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    name: str
+    shape: Annotated[list[Annotated[int, Field(ge=0, lt=2**48)]], Field(max_length=64)]
+    kappa: Annotated[float, Field(ge=0)] | None
+    aliases: list[str] = []
+
+
+class _SelectionFile(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    rule: str
+    model: str
+    checkpoint_digest: str
+    ranking_digest: str
+    tensors: list[_TensorEntry]
 
 
 def select(

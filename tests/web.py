@@ -16,13 +16,24 @@ from pathlib import Path
 
 
 class FaultyServer:
-    """`faults` are taken one a ranged request, then none: "500", "stall", "reset", "short", "whole", "404", "403"."""
+    """`faults` are taken one a ranged request, then none: "500", "stall", "reset", "short", "whole", "404", "403", "drip",
+    "endless", "moved" (another range), "grown" (another size of the file), "loop" (a redirect to itself).
+
+    `head_faults` the same for HEAD: a status, "stall", "reset", "loop", or "size N". `has_versions` sends ETag and Last-Modified;
+    `wanted_query` is a signature without which a file is refused, and with which it is refused to HEAD.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.faults: list[str] = []
+        self.head_faults: list[str] = []
+        self.always_head: str | None = None
+        self.has_versions = True
+        self.wanted_query: str | None = None
         self.always: str | None = None
         self.requests: Counter[str] = Counter()
+        self.num_heads = 0
+        self.num_endless_bytes = 0
         self.lock = threading.Lock()
         self.released = threading.Event()
         owner = self
@@ -40,10 +51,19 @@ class FaultyServer:
                 self._answer(head=False)
 
             def _answer(self, *, head: bool) -> None:
-                path = owner.folder / self.path.lstrip("/")
+                name, _, query = self.path.lstrip("/").partition("?")
+                path = owner.folder / name
                 wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-                fault = owner.next_fault(self.path) if wanted and not head else None
-                if not path.is_file() or fault in ("404", "403", "500"):
+                fault = owner.next_head_fault() if head else owner.next_fault(f"/{name}") if wanted else None
+                if owner.wanted_query is not None and (head or query != owner.wanted_query):
+                    fault = "403"
+                if fault == "loop":
+                    self.send_response(302)
+                    self.send_header("Location", self.path)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                if not path.is_file() or (fault or "").isdigit():
                     self.send_response(int(fault) if fault else 404)
                     self.send_header("Content-Length", "0")
                     self.end_headers()
@@ -67,15 +87,25 @@ class FaultyServer:
                 with path.open("rb") as file:
                     file.seek(begin)
                     part = file.read(end - begin)
-                if fault == "short":
-                    part = part[: max(1, len(part) // 2)]
+                if fault in ("short", "drip"):
+                    part = part[: max(1, len(part) // 2) if fault == "short" else 1]
                 self.send_response(206 if wanted and fault != "whole" else 200)
                 self.send_header("Accept-Ranges", "bytes")
-                self.send_header("Content-Length", str(len(part)))
-                self.send_header("ETag", f'"{status.st_mtime_ns}-{status.st_size}"')
+                if fault != "endless":
+                    length = fault.partition(" ")[2] if fault and fault.startswith("size ") else str(len(part))
+                    self.send_header("Content-Length", length)
+                if owner.has_versions:
+                    self.send_header("ETag", f'"{status.st_mtime_ns}-{status.st_size}"')
                 if wanted and fault != "whole":
-                    self.send_header("Content-Range", f"bytes {begin}-{begin + len(part) - 1}/{status.st_size}")
+                    shift, growth = int(fault == "moved"), int(fault == "grown")
+                    said = f"{begin + shift}-{begin + shift + len(part) - 1}/{status.st_size + growth}"
+                    self.send_header("Content-Range", f"bytes {said}")
                 self.end_headers()
+                try:
+                    while fault == "endless":
+                        owner.num_endless_bytes += self.wfile.write(bytes(1 << 16))
+                except OSError:
+                    return
                 if not head:
                     self.wfile.write(part)
 
@@ -84,6 +114,11 @@ class FaultyServer:
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def next_head_fault(self) -> str | None:
+        with self.lock:
+            self.num_heads += 1
+            return self.always_head or (self.head_faults.pop(0) if self.head_faults else None)
 
     def next_fault(self, path: str) -> str | None:
         with self.lock:

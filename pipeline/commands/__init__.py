@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+import pipeline
 from pipeline.commands.compare import compare
+from pipeline.commands.config import config
 from pipeline.commands.demo import demo
 from pipeline.commands.doctor import doctor
 from pipeline.commands.evaluate import evaluate
@@ -19,44 +22,63 @@ from pipeline.commands.scan import scan
 from pipeline.commands.select import select
 from pipeline.commands.show import show
 from pipeline.commands.status import status
+from pipeline.commands.streams import safe_output
 from pipeline.commands.train import train
 from pipeline.commands.transcribe import transcribe
 from pipeline.errors import KappaSpeechError, RankFailure
 from pipeline.escaping import for_terminal
 from pipeline.outputs import explain
+from pipeline.parenthood import heed_parent
 
 app = typer.Typer(
     name="kappaspeech",
     help="Rank an LLM's tensors by condition number, train the best-conditioned ones on speech, and measure what that did.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for _command in (scan, select, show, pack, index, doctor, plan, train, status, evaluate, transcribe, compare, export):
+for _command in (scan, select, show, pack, index, config, doctor, plan, train, status, evaluate, transcribe, compare, export):
     app.command()(_command)
 app.add_typer(demo)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kappaspeech {pipeline.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _kappaspeech(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; return 0 for done, 2 for wrong usage or input, 1 for a run that failed."""
+    heed_parent()
     given = _without_local_rank(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        result = app(given, standalone_mode=False)
+        with safe_output():
+            result = app(given, standalone_mode=False)
     except RankFailure as error:
         # a rank that could has said so itself; rank 0 says it again, for it may be on another host
         speaker = "1" if error.rank == 0 and not error.is_told else "0"
         if os.environ.get("RANK", "0") == speaker:
-            print(f"error: {for_terminal(str(error))}", file=sys.stderr)
+            print(for_terminal(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except KappaSpeechError as error:
-        print(f"error: {for_terminal(str(error))}", file=sys.stderr)
+        print(for_terminal(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except typer.Exit as leave:
         return leave.exit_code
     except OSError as error:
         # whatever a disk, a path or a pipe refuses
         sentence, code = explain(error)
-        print(f"error: {for_terminal(sentence)}", file=sys.stderr)
+        print(for_terminal(f"error: {sentence}"), file=sys.stderr)
         return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

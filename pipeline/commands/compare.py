@@ -20,16 +20,16 @@ def compare(
         list[Path], typer.Argument(help="An experiment's YAML, or folders of finished runs; differences are against the first.")
     ],
     output: Annotated[
-        Path | None, typer.Option(help="Where the report goes.  [default: comparison, or the experiment's own output]")
+        Path | None, typer.Option(help="Where the report goes. Default: comparison, or the experiment's own output.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the experiment's trials with their numbers and states.")] = False,
     arm: Annotated[int | None, typer.Option(help="Train the trial of this number alone, as a SLURM array task does.")] = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="Train nothing: report on what has finished.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Trials trained side by side.")] = 1,
 ) -> int:
-    """Train an experiment's arms, which differ in what they unfreeze alone, and report on them; or report on runs.
+    """Train the arms of an experiment, which differ only in what they unfreeze, and report on them; or report on runs.
 
-    Finished trials are left alone and interrupted ones go on. Runs that differ in more than the arm are refused.
+    Finished trials are kept, and interrupted ones continue. Runs that differ in more than the arm are refused.
     """
     from pipeline.errors import InputError
     from pipeline.outputs import sweep, try_folder
@@ -123,6 +123,7 @@ def _report(runs: Sequence[RunSummary], output: Path, *, missing: dict[str, str]
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline.comparison.equal_wer import state_price
     from pipeline.comparison.report import write_report
     from pipeline.comparison.runs import group_runs
     from pipeline.comparison.summary import make_table
@@ -138,5 +139,7 @@ def _report(runs: Sequence[RunSummary], output: Path, *, missing: dict[str, str]
     for row in rows:
         table.add_row(*(for_table(row[column].text) for column in shown))
     Console().print(table)
+    for sentence in state_price(summary["equal"]):
+        print(for_terminal(sentence))
     for path in paths:
         print(for_terminal(str(path)))

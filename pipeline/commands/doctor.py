@@ -14,10 +14,10 @@ _MARKS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 
 
 def doctor(
-    config: Annotated[Path | None, typer.Argument(help="A run's YAML, to check what it names as well.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="A run's YAML, whose models and data are checked too.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value, as for train. May be repeated.")] = None,
     world_size: Annotated[
-        int | None, typer.Option(min=1, help="The number of ranks it will run on.  [default: this launch's]")
+        int | None, typer.Option(min=1, help="The number of ranks it will run on. Default: this launch's.")
     ] = None,
 ) -> int:
     """Look for what makes trainings fail: versions, compiler, locks, disk, ports, GPUs, dtype, data, models. Exit 1 on a problem.
@@ -50,9 +50,11 @@ def doctor(
 
 
 def _print(findings: list[Finding]) -> None:
+    from pipeline.escaping import for_terminal
+
     for finding in findings:
-        print(f"{_MARKS[finding.status]}  {finding.area}: {finding.found}")
+        print(for_terminal(f"{_MARKS[finding.status]}  {finding.area}: {finding.found}"))
         if finding.remedy:
-            print(f"{'':9}→ {finding.remedy}")
+            print(for_terminal(f"{'':9}→ {finding.remedy}"))
     counts = {status: sum(finding.status == status for finding in findings) for status in ("problem", "warning", "ok")}
     print(f"{counts['problem']} problem(s), {counts['warning']} warning(s), {counts['ok']} ok")

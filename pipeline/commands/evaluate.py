@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run's folder, an export, or plain Whisper: whisper:NAME or a .pt file.")],
-    step: Annotated[str | None, typer.Option(help="Of a run: the checkpoint's step, or best.  [default: the last]")] = None,
+    step: Annotated[str | None, typer.Option(help="Of a run: the checkpoint's step, or best. Default: the last.")] = None,
     data: Annotated[
-        list[str] | None, typer.Option("--data", "--test", help="Test on these shards.  [default: the run's] May be repeated.")
+        list[str] | None, typer.Option("--data", "--test", help="Test on these shards. Default: the run's. May be repeated.")
     ] = None,
     text: Annotated[
-        list[str] | None, typer.Option(help="LANGUAGE=PATH of text to measure perplexity on.  [default: the run's]")
+        list[str] | None, typer.Option(help="LANGUAGE=PATH of text to measure perplexity on. Default: the run's.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="The base model, where it isn't where it was in training.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, if it has moved since the training.")] = None,
     against: Annotated[
         Path | None, typer.Option(help="Another evaluation's X.hypotheses.jsonl, to test the difference to it.")
     ] = None,
-    normalisers: Annotated[bool, typer.Option("--normalisers", help="Tell WER under other normalisers too.")] = False,
+    normalisers: Annotated[bool, typer.Option("--normalisers", help="Also print WER under other normalisers.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Utterances decoded together.")] = None,
     num_beams: Annotated[int | None, typer.Option(min=1, help="Beams; 1 is greedy.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="The longest text of an utterance.")] = None,
@@ -33,7 +33,7 @@ def evaluate(
         list[str] | None, typer.Option(help="Also run this task of lm-evaluation-harness on an export. May be repeated.")
     ] = None,
     page: Annotated[bool, typer.Option(help="Also write a page of all hypotheses, with the clips of the worst to play.")] = True,
-    output: Annotated[Path | None, typer.Option(help="The record (JSON).  [default: evaluation.json in MODEL's folder]")] = None,
+    output: Annotated[Path | None, typer.Option(help="The record (JSON). Default: evaluation.json in MODEL's folder.")] = None,
 ) -> int:
     """Transcribe test speech and read text; write WER by language with intervals, perplexity, and every hypothesis."""
     from pipeline.artefacts import write_json, write_text

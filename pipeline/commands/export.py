@@ -18,13 +18,13 @@ class Part(str, Enum):
 def export(
     run: Annotated[Path, typer.Argument(help="The run's folder, or what --only difference wrote.")],
     output: Annotated[Path, typer.Argument(help="The folder to make.")],
-    step: Annotated[str | None, typer.Option(help="The checkpoint's step, or best.  [default: the last]")] = None,
+    step: Annotated[str | None, typer.Option(help="The checkpoint's step, or best. Default: the last.")] = None,
     only: Annotated[
         Part | None, typer.Option(help="difference: the trained tensors alone, to be put together with the base model later.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="The base model, where it isn't where it was in training.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, if it has moved since the training.")] = None,
 ) -> None:
-    """Write the trained LLM as transformers loads it, the tokenizer, and the adaptor with all that it needs to be used."""
+    """Write the trained LLM as transformers loads it, with its tokenizer, and the adaptor."""
     from pipeline.errors import InputError
     from pipeline.outputs import try_folder
     from pipeline.training.export import export as run_export

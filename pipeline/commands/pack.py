@@ -19,15 +19,22 @@ def pack(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="transcripts, librispeech, commonvoice, mls, voxpopuli, manifest or dataset.  [default: told from what is there]"
+            help="transcripts, librispeech, commonvoice, mls, voxpopuli, manifest or dataset. Default: told from what is there."
         ),
     ] = None,
     language: Annotated[str | None, typer.Option(help="The language, where the corpus doesn't name it.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, dev, test or another of the corpus's splits.  [default: what isn't held out]"),
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="Put before the shards' names, so that several corpora can lie in one folder.")
+    ] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Samples a shard.")] = 1000,
     seed: Annotated[int, typer.Option(help="The seed of the shuffle.")] = 0,
     max_seconds: Annotated[float | None, typer.Option(min=0.1, help="Longer recordings can't be used.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out recordings that can't be used, and name them.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that encode.  [default: cores]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that encode. Default: cores.")] = None,
 ) -> None:
     """Pack recordings and transcripts into indexed WebDataset shards of 16 kHz FLAC. Finished shards are kept."""
     from pipeline.outputs import sweep, try_folder
@@ -38,7 +45,7 @@ def pack(
 
     try_folder(output)
     sweep(output)
-    recordings = find_recordings(source, layout=layout, language=language)
+    recordings = find_recordings(source, layout=layout, language=language, split=split, keeps_faults=skip_bad)
     with ProgressBar("pack", total=len(recordings), shown=True) as bar:
         report = run_pack(
             recordings,
@@ -48,22 +55,25 @@ def pack(
             skip_bad=skip_bad,
             max_seconds=max_seconds,
             num_processes=workers,
+            prefix=prefix,
             advance=bar.advance,
         )
     _print_shards(report.shards)
     for path, cause in report.rejected.items():
         print(f"left out {path}: {cause}")
+    for stale in report.removed:
+        print(f"removed {stale}: this corpus was cut otherwise before")
     print(output / REPORT_NAME)
 
 
 def index(
     shards: Annotated[list[str], typer.Argument(help="Paths, URLs, globs or brace lists of tar shards.")],
-    language: Annotated[str | None, typer.Option(help="The language of samples that don't say theirs.")] = None,
+    language: Annotated[str | None, typer.Option(help="Language of samples that name none.")] = None,
     output: Annotated[
-        Path | None, typer.Option(help="One merged index (.index) in place of one beside each shard: for URLs and for millions.")
+        Path | None, typer.Option(help="Write one merged index (.index) instead: for URLs, and for very many shards.")
     ] = None,
 ) -> None:
-    """Index tar shards made by others: beside each of them, or into one file. What is indexed already is taken over."""
+    """Index tar shards that others made, beside each shard or into one file. With one file, valid indices are taken over."""
     from pipeline.outputs import try_output
     from pipeline.progress import ProgressBar
     from pipeline.speech.shards import expand, index_shard, write_index
@@ -99,9 +109,10 @@ def _find_index(where: str) -> ShardIndex | None:
 
 
 def _print_shards(shards: Sequence[ShardIndex]) -> None:
+    from pipeline.escaping import for_terminal
     from pipeline.speech.shards import count_hours
 
     for shard in shards:
-        print(f"{shard.where}  {len(shard.samples)} samples")
+        print(for_terminal(f"{shard.where}  {len(shard.samples)} samples"))
     hours = ", ".join(f"{language} {hours:.3f} h" for language, hours in sorted(count_hours(shards).items()))
     print(f"{sum(len(shard.samples) for shard in shards)} samples in {len(shards)} shards: {hours}")

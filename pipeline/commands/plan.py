@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from pipeline.planning.plan import Plan
     from pipeline.planning.planner import Planner
 
-# an H100's bfloat16 as trainings of this kind reach it, NVLink inside a host, and a 400 Gb/s adaptor a GPU between hosts
+# an H100's bfloat16 as trainings of this kind reach it, NVLink inside a host, and a 400 Gb/s adaptor a GPU between hosts;
+# PCIe 4 to the host, and a host's memory under AdamW, which its GPUs share: assumed, nothing of it is measured yet
 _TFLOPS = 400.0
+_LINK_GBS, _HOST_MEMORY_GBS = 25.0, 150.0
 _NEAR_GBS, _FAR_GBS = 200.0, 40.0
 _GPU_MEMORY_GB = 80.0
 _HOST_GPUS = 8
@@ -26,28 +28,29 @@ def plan(
     config: Annotated[Path, typer.Argument(help="The run's YAML.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value, as for train. May be repeated.")] = None,
     world_size: Annotated[
-        str | None, typer.Option(help="Numbers of ranks, one GPU each: 8, or 1,2,4,8.  [default: 8, or 1 with --here]")
+        str | None, typer.Option(help="Numbers of ranks, one GPU each: 8, or 1,2,4,8. Default: 8, or 1 with --here.")
     ] = None,
-    gpu_memory: Annotated[float | None, typer.Option(callback=finite, min=1, help="A GPU's memory in GB.  [default: 80]")] = None,
+    gpu_memory: Annotated[float | None, typer.Option(callback=finite, min=1, help="A GPU's memory in GB. Default: 80.")] = None,
     trained_parameters: Annotated[
-        float | None, typer.Option(callback=finite, min=0, help="Of the LLM, where there is no selection yet: 3e9.")
+        float | None,
+        typer.Option(
+            callback=finite, min=0, help="Number of the LLM's parameters that train, if there is no selection yet: 3e9."
+        ),
     ] = None,
     tflops: Annotated[
         float | None,
-        typer.Option(callback=finite, min=0.001, help="What a GPU computes, in 10¹² operations a second.  [default: 400]"),
+        typer.Option(callback=finite, min=0.001, help="What a GPU computes, in 10¹² operations a second. Default: 400."),
     ] = None,
     bandwidth_gbs: Annotated[
         float | None,
         typer.Option(
-            callback=finite, min=0.001, help="What a rank receives, in GB a second.  [default: 200 in a host of 8, else 40]"
+            callback=finite, min=0.001, help="What a rank receives, in GB a second. Default: 200 in a host of 8, else 40."
         ),
     ] = None,
-    here: Annotated[
-        bool, typer.Option("--here", help="For this machine's processors, whose rates, cores and memory the ranks share.")
-    ] = False,
+    here: Annotated[bool, typer.Option("--here", help="Plan for this machine's processors, whose speed is measured.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the plans as JSON.")] = None,
 ) -> int:
-    """Predict memory and step time of a training on N GPUs, without reading a weight; exit 1 where it fits on none of them."""
+    """Predict memory and step time of a training on N GPUs, without reading a weight. Exit 1 if it fits on none of them."""
     from pipeline.artefacts import write_json
     from pipeline.commands.train import read_settings
     from pipeline.errors import InputError
@@ -66,11 +69,12 @@ def plan(
     from pipeline.planning.report import describe_model, describe_plan, describe_remedies, describe_table
 
     num_trained = None if trained_parameters is None else round(trained_parameters)
-    if here:
-        planner, plans = _plan_here(settings, counts, num_trained)
-    else:
-        planner, plans = _plan_gpus(settings, counts, num_trained, tflops=tflops or _TFLOPS, bandwidth_gbs=bandwidth_gbs)
     memory = [round(_host_gb() / count, 1) if here else gpu_memory or _GPU_MEMORY_GB for count in counts]
+    ranks = list(zip(counts, [int(gb * 1e9) for gb in memory], strict=True))
+    if here:
+        planner, plans = _plan_here(settings, ranks, num_trained)
+    else:
+        planner, plans = _plan_gpus(settings, ranks, num_trained, tflops=tflops or _TFLOPS, bandwidth_gbs=bandwidth_gbs)
     fits = [made.fits(room) for made, room in zip(plans, memory, strict=True)]
     for line in describe_model(planner.sizes, planner.batches):
         print(line)
@@ -91,8 +95,9 @@ def plan(
 
 
 def _plan_gpus(
-    settings: RunConfig, counts: list[int], num_trained: int | None, *, tflops: float, bandwidth_gbs: float | None
+    settings: RunConfig, ranks: list[tuple[int, int]], num_trained: int | None, *, tflops: float, bandwidth_gbs: float | None
 ) -> tuple[Planner, list[Plan]]:
+    """`ranks`: numbers of them, each with the bytes that one has."""
     from pipeline.planning.duration import Rates
     from pipeline.planning.planner import Planner
     from pipeline.training.meta_model import build_meta_model
@@ -100,13 +105,19 @@ def _plan_gpus(
     modules = build_meta_model(settings, read_selection=num_trained is None)
     planner = Planner(settings, modules=modules, num_trained=num_trained)
     plans = []
-    for count in counts:
+    for count, room in ranks:
         bandwidth = bandwidth_gbs or (_NEAR_GBS if count <= _HOST_GPUS else _FAR_GBS)
-        plans.append(planner.plan(count, rates=Rates(tflops * 1e12, bandwidth * 1e9), prompt_tokens=_PROMPT_TOKENS))
+        rates = Rates(
+            tflops * 1e12,
+            bandwidth * 1e9,
+            host_link_bytes_per_second=_LINK_GBS * 1e9,
+            host_update_bytes_per_second=_HOST_MEMORY_GBS * 1e9 / min(count, _HOST_GPUS),
+        )
+        plans.append(planner.plan(count, rates=rates, prompt_tokens=_PROMPT_TOKENS, memory_bytes=room))
     return planner, plans
 
 
-def _plan_here(settings: RunConfig, counts: list[int], num_trained: int | None) -> tuple[Planner, list[Plan]]:
+def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: int | None) -> tuple[Planner, list[Plan]]:
     """Measured on this machine, in the dtype that a run would choose here."""
     import torch
 
@@ -124,8 +135,9 @@ def _plan_here(settings: RunConfig, counts: list[int], num_trained: int | None) 
     if torch.cuda.is_available():
         raise InputError("--here is for machines without GPUs; of this one's, give --tflops and --gpu-memory.")
     cores = count_cores()
-    if max(counts) > cores:
-        raise InputError(f"{max(counts)} ranks on the {cores} core(s) of this machine would wait for each other. Give fewer.")
+    most = max(count for count, _ in ranks)
+    if most > cores:
+        raise InputError(f"{most} ranks on the {cores} core(s) of this machine would wait for each other. Give fewer.")
     keep_freed_memory()
     cpu = torch.device("cpu")
     arithmetic = choose_arithmetic(
@@ -148,12 +160,12 @@ def _plan_here(settings: RunConfig, counts: list[int], num_trained: int | None) 
         device_type=cpu.type,
     )
     plans = []
-    for count in counts:
+    for count, room in ranks:
         num_threads = settings.training.num_threads or max(1, cores // count)
         rates = measure_here(
             count, num_threads=num_threads, llm=products[0], encoder=products[1], reduced_dtype=planner.reduced_dtype
         )
-        plans.append(planner.plan(count, rates=rates, prompt_tokens=prompt_tokens, on_gpu=False))
+        plans.append(planner.plan(count, rates=rates, prompt_tokens=prompt_tokens, on_gpu=False, memory_bytes=room))
     return planner, plans
 
 

@@ -29,14 +29,20 @@ def scan(
     output: Annotated[Path, typer.Option(help="Where the ranking goes (JSON).")] = Path("ranking.json"),
     rtol: Annotated[float, typer.Option(help="Relative tolerance of κ.")] = 1e-6,
     method: Annotated[Method, typer.Option(help="auto: fast, with a bound; svd: plain singular values.")] = Method.auto,
-    workers: Annotated[int | None, typer.Option(help="Processes, where no launcher started them.  [default: cores]")] = None,
-    threads: Annotated[int, typer.Option(help="Threads a process. More processes beat more threads.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of processes, if no launcher starts them. Default: one a core.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of each process. More processes are faster than more threads.")] = 1,
     backend: Annotated[Backend, typer.Option(help="torch, or mpi under mpirun.")] = Backend.torch,
-    device: Annotated[str | None, typer.Option(help="Compute on it by torch, as cuda.  [default: CPU, by BLAS]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device to compute on by torch, such as cuda. Default: the CPU, by BLAS.")
+    ] = None,
     spectrum: Annotated[Path | None, typer.Option(help="Also write all singular values there (safetensors).")] = None,
-    static: Annotated[bool, typer.Option("--static", help="Assign tensors beforehand, not from a queue.")] = False,
-    journal: Annotated[Path | None, typer.Option(help="Folder of finished tensors.  [default: the user's cache]")] = None,
-    no_journal: Annotated[bool, typer.Option("--no-journal", help="Keep and use no finished tensors.")] = False,
+    static: Annotated[bool, typer.Option("--static", help="Assign tensors to processes beforehand, not from a queue.")] = False,
+    journal: Annotated[Path | None, typer.Option(help="Folder of finished tensors. Default: the user's cache.")] = None,
+    no_journal: Annotated[
+        bool, typer.Option("--no-journal", help="Neither keep nor use tensors that were measured before.")
+    ] = False,
 ) -> int:
     """Rank a model's tensors by condition number κ = σ_max/σ_min, on all cores or as ranks of any launcher.
 
@@ -45,6 +51,7 @@ def scan(
     from pipeline.blas import pin_threads
     from pipeline.cluster import start_cluster
     from pipeline.errors import InputError
+    from pipeline.escaping import for_terminal
     from pipeline.rendezvous import find_launch
 
     if not 0 < rtol < 1:
@@ -69,10 +76,11 @@ def scan(
 
         num_workers = workers or (count_devices(device) if device else max(1, count_cores() // threads))
         if num_workers > 1:
-            again = ["scan", model, f"--output={output}", f"--rtol={rtol}", f"--method={method.value}", f"--threads={threads}"]
+            again = ["scan", f"--output={output}", f"--rtol={rtol}", f"--method={method.value}", f"--threads={threads}"]
             again += [f"--device={device}"] * bool(device) + [f"--spectrum={spectrum}"] * bool(spectrum)
             again += ["--static"] * static + ["--no-journal"] * no_journal + ([f"--journal={journal}"] if journal else [])
-            return run_workers(again, num_workers=num_workers)
+            # a model's name may begin with a dash
+            return run_workers([*again, "--", model], num_workers=num_workers)
     from pipeline.scan.stage import scan as run_scan
 
     cluster = start_cluster(backend=backend.value)
@@ -91,7 +99,8 @@ def scan(
         ranking.write(output)
         if spectrum is not None:
             ranking.write_spectra(spectrum)
-            print(spectrum)
-        print(f"{len(ranking.matrices)} matrices ranked, {len(ranking.skipped)} tensors listed without: {output}")
+            print(for_terminal(str(spectrum)))
+        listed = f"{len(ranking.matrices)} matrices ranked, {len(ranking.skipped)} tensors listed without"
+        print(f"{listed}: {for_terminal(str(output))}")
     cluster.close()
     return 0

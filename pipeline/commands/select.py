@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,11 +25,15 @@ class Export(str, Enum):
 def select(
     ranking: Annotated[Path, typer.Argument(help="What `kappaspeech scan` wrote.")],
     output: Annotated[Path, typer.Option(help="Where the selection goes.")] = Path("selection.json"),
-    count: Annotated[int | None, typer.Option(help="So many tensors.")] = None,
-    budget: Annotated[int | None, typer.Option(help="As many tensors as fit into so many parameters.")] = None,
-    threshold: Annotated[str | None, typer.Option(help="Tensors on this side of a score; `auto` finds it (Otsu).")] = None,
-    quota: Annotated[list[str] | None, typer.Option(help="So many of a module type: v_proj=10. May be repeated.")] = None,
-    match_budget: Annotated[Path | None, typer.Option(help="As near as possible to another selection's parameters.")] = None,
+    count: Annotated[int | None, typer.Option(help="Number of tensors.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Number of parameters that the tensors may have together.")] = None,
+    threshold: Annotated[
+        str | None, typer.Option(help="All tensors up to this score (with --largest, from it on); auto finds it (Otsu).")
+    ] = None,
+    quota: Annotated[
+        list[str] | None, typer.Option(help="Number of tensors of a module type: v_proj=10. May be repeated.")
+    ] = None,
+    match_budget: Annotated[Path | None, typer.Option(help="Another selection, whose number of parameters is matched.")] = None,
     largest: Annotated[bool, typer.Option("--largest", help="From the largest score down, in place of the smallest up.")] = False,
     random: Annotated[bool, typer.Option("--random", help="In random order.")] = False,
     seed: Annotated[int, typer.Option(help="The seed of --random.")] = 0,
@@ -41,11 +46,13 @@ def select(
 ) -> None:
     """Choose the tensors to train from a ranking, by default those of smallest κ."""
     from pipeline.errors import InputError
+    from pipeline.escaping import for_terminal
     from pipeline.exports import write_export
     from pipeline.outputs import try_output
     from pipeline.scan.ranking import KappaRanking
     from pipeline.selection import TensorSelection
     from pipeline.selection import select as choose
+    from pipeline.training.obstacles import find_obstacle
 
     if largest and random:
         raise InputError("--largest and --random exclude each other.")
@@ -66,8 +73,10 @@ def select(
     )
     chosen.write(output)
     _print_summary(chosen, output)
+    if (obstacle := find_obstacle(chosen)) is not None:
+        print(f"This selection can't be trained here: {obstacle}", file=sys.stderr)
     for kind in export or ():
-        print(write_export(chosen, kind.value, output))
+        print(for_terminal(str(write_export(chosen, kind.value, output))))
 
 
 def _parse_threshold(text: str | None) -> Any:
@@ -96,9 +105,10 @@ def _parse_quotas(pairs: list[str]) -> dict[str, int]:
 def _print_summary(chosen: TensorSelection, output: Path) -> None:
     from collections import Counter
 
+    from pipeline.escaping import for_line, for_terminal
     from pipeline.selection import module_type
 
     kinds = Counter(module_type(name) for name in chosen.names)
-    print(f"{len(chosen.names)} tensors, {chosen.num_parameters:,} parameters ({chosen.rule})")
-    print("  " + ", ".join(f"{kind} {number}" for kind, number in kinds.most_common()))
-    print(output)
+    print(f"{len(chosen.names)} tensors, {chosen.num_parameters:,} parameters ({for_terminal(chosen.rule)})")
+    print("  " + ", ".join(f"{for_line(kind)} {number}" for kind, number in kinds.most_common()))
+    print(for_terminal(str(output)))

@@ -18,10 +18,11 @@ def show(
     spectra: Annotated[Path | None, typer.Option(help="What `scan --spectrum` wrote, for the picture.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw it: .png, .svg or .pdf.")] = None,
 ) -> None:
-    """Show a ranking: a table of its two ends, and on demand all rows as CSV or Parquet, and a picture."""
+    """Print both ends of a ranking as a table; write all rows as CSV or Parquet; draw it."""
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline.escaping import for_table, for_terminal
     from pipeline.outputs import try_output
     from pipeline.scan import table as tables
     from pipeline.scan.picture import write_picture
@@ -38,14 +39,14 @@ def show(
     everything = tables.rows(content)
     listed = everything if len(everything) <= 2 * rows else [*everything[:rows], *everything[len(everything) - rows :]]
     console = Console()
-    shown = Table(title=f"{len(everything)} matrices of {content.model}, by κ")
+    shown = Table(title=for_table(f"{len(everything)} matrices of {content.model}, by κ"))
     for column in ("rank", "tensor", "shape", "κ", "Σ log₂ σ", "± (relative)", "selected"):
         shown.add_column(column, justify="left" if column == "tensor" else "right", overflow="fold")
     for row in listed:
         kappa = "∞" if row["kappa"] is None else f"{row['kappa']:.6g}"
         mark = "yes" if row["parameter"] in selected else ""
         cells = (row["rank"], row["name"], row["shape"], kappa, f"{row['log2_volume']:.5g}", f"{row['error_bound']:.0e}", mark)
-        shown.add_row(*map(str, cells))
+        shown.add_row(*map(for_table, cells))
     console.print(shown)
     if csv is not None:
         tables.write_csv(content, csv)
@@ -54,4 +55,4 @@ def show(
     if picture is not None:
         write_picture(content, picture, score=score, selected=selected)
     for path in outputs:
-        print(path)
+        print(for_terminal(str(path)))

@@ -13,15 +13,15 @@ def status(
     config: Annotated[Path | None, typer.Option("--config", help="Its YAML, by name, as for train.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A value that train was given. May be repeated.")] = None,
 ) -> int:
-    """Print in one word how a training stands: finished, resumable, failed, running (or killed while it ran), absent.
+    """Print a training's status in one word: finished, resumable, failed, running (or killed while it ran), absent.
 
-    Exit code 0 where it is finished, else 1.
+    Exit code 0 if it is finished, else 1.
     """
     from pipeline.commands.train import read_settings
-    from pipeline.escaping import for_line
+    from pipeline.escaping import for_terminal
     from pipeline.training.run_folder import RunFolder
 
     folder = run if run is not None and run.is_dir() and config is None else Path(read_settings(run, config, set_ or []).run_dir)
     word = str(RunFolder(folder).read_record()["status"]) if (folder / "run.json").exists() else "absent"
-    print(for_line(word))
+    print(for_terminal(word))
     return 0 if word == "finished" else 1

@@ -25,16 +25,17 @@ def train(
     max_restarts: Annotated[int, typer.Option(min=0, help="Start again after a fault, this often at most.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")] = False,
 ) -> int:
-    """Train the adaptor and the selected tensors under ZeRO-3, resuming where the run folder's last checkpoint stands.
+    """Train the adaptor and the selected tensors under ZeRO-3, continuing from the run folder's last checkpoint.
 
-    A run that was asked to stop ends with 0, as one that is finished: a launcher takes anything else for a fault, kills the other
-    ranks in their last lines, and may start all over. Which of the two it was is `status` in the run folder's run.json.
+    A run that was asked to stop ends with 0, like one that is finished: a launcher takes any other code for a fault, kills the
+    other ranks in their last lines, and may start again. `kappaspeech status` tells the two apart.
     """
     from pipeline.errors import ConfigError
+    from pipeline.launching.command_lines import path_word
 
     overrides = set_ or []
     settings = read_settings(config, config_, overrides)
-    arguments = [str(config or config_), *(word for pair in overrides for word in ("--set", pair))]
+    arguments = [path_word(config or config_ or ""), *(word for pair in overrides for word in ("--set", pair))]
     places = [place for place in (nproc, hostfile, slurm) if place is not None]
     if places and "RANK" in os.environ:
         raise ConfigError("--nproc, --hostfile and --slurm start ranks, and this is already one that a launcher started.")
@@ -92,11 +93,11 @@ def _launch(request: Any, *, max_restarts: int, dry_run: bool) -> int:
     from pipeline.launching.supervisor import plan_start, supervise
 
     if dry_run:
-        print(plan_start(request, ask_hosts=False))
+        print(for_terminal(str(plan_start(request, ask_hosts=False))))
         return 0
     attempt = supervise(request, max_restarts=max_restarts)
     for cause in attempt.causes:
-        print(f"error: {for_terminal(cause)}", file=sys.stderr)
+        print(for_terminal(f"error: {cause}"), file=sys.stderr)
     return attempt.exit_code
 
 
@@ -115,6 +116,7 @@ def _parse_overrides(pairs: list[str]) -> dict[str, Any]:
     import yaml
 
     from pipeline.errors import ConfigError
+    from pipeline.yaml_text import parse_yaml
 
     overrides = {}
     for pair in pairs:
@@ -122,7 +124,7 @@ def _parse_overrides(pairs: list[str]) -> dict[str, Any]:
         if not equals or not key:
             raise ConfigError(f"--set is {pair!r}; give a dotted key and a value, as in training.num_steps=100.")
         try:
-            overrides[key] = yaml.safe_load(value)
+            overrides[key] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {key} holds no YAML value: {error}") from error
     return overrides

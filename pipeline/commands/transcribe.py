@@ -27,14 +27,14 @@ def transcribe(
     recordings: Annotated[list[Path], typer.Argument(help="Audio files (flac, wav, mp3, ogg, opus) of any length.")],
     format_: Annotated[Format, typer.Option("--format", help="text: file, tab, text. json and srt: with times.")] = Format.text,
     output: Annotated[
-        Path | None, typer.Option(help="Write to this file; srt of several recordings: to this folder.  [default: print]")
+        Path | None, typer.Option(help="Write to this file; srt of several recordings: to this folder. Default: print.")
     ] = None,
-    step: Annotated[str | None, typer.Option(help="Of a run: the checkpoint's step, or best.  [default: the last]")] = None,
-    base: Annotated[str | None, typer.Option(help="The base model, where it isn't where it was in training.")] = None,
+    step: Annotated[str | None, typer.Option(help="Of a run: the checkpoint's step, or best. Default: the last.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, if it has moved since the training.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pieces decoded together.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest text of a piece.")] = 200,
 ) -> int:
-    """Transcribe recordings, long ones cut at their quietest points. One that can't be read is named, and the others go on."""
+    """Transcribe recordings; long ones are cut at their quietest points. One that can't be read is named and left out."""
     from pipeline.errors import DataError, InputError
     from pipeline.outputs import try_folder, try_output
 

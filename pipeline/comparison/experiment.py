@@ -23,36 +23,40 @@ class _Section(BaseModel):
 
 
 class ArmConfig(_Section):
-    """One arm: which tensors of the LLM train, and what it is called in the report.
+    """One arm: which tensors of the LLM train, and what it is called in the report."""
 
-    `smallest` and `largest` are by κ. `seed` fixes what `random` draws; without it, each training seed draws anew. `lora` adapts
-    every linear module, `kappa-lora` those of smallest κ. `adaptor` trains nothing of the LLM and `all` all of it.
-    """
-
-    name: Annotated[str, Field(min_length=1)]
-    select: Select
-    seed: int | None = None
-    lora: LoraConfig | None = None
+    name: Annotated[str, Field(min_length=1)] = Field(
+        description="The arm's name in the report, and in the names of its folders."
+    )
+    select: Select = Field(
+        description="smallest, largest: tensors by κ. random: tensors at random. lora: LoRA on every linear module. kappa-lora: "
+        "LoRA on the modules of smallest κ. adaptor: nothing of the LLM. all: the whole LLM."
+    )
+    seed: int | None = Field(
+        default=None, description="Of random alone: what fixes its tensors. null: each training seed draws anew."
+    )
+    lora: LoraConfig | None = Field(default=None, description="LoRA's settings, of lora and kappa-lora alone.")
 
 
 class ExperimentConfig(_Section):
-    """`base` is a run's YAML, looked for beside the experiment's; its `run_dir`, `arm`, `seed` and `unfreeze` are set here.
+    """Several trainings of one run, which differ in what they unfreeze. Paths count from the working folder."""
 
-    Other paths count from the working folder, as a run's do. `equal` count: each arm has `count` tensors; parameters: what comes
-    nearest to the parameters of the `count` tensors of smallest κ, in tensors or in LoRA's rank, of which alpha is then twice.
-    `exclude` are names or globs of tensors that no arm selects. `seeds` repeat each arm, the same for all; none is the base's
-    own. `ranking` is made in `output` where none is named. `num_ranks` train an arm.
-    """
-
-    base: str
-    output: str
-    arms: Annotated[list[ArmConfig], Field(min_length=1)]
-    ranking: str | None = None
-    count: Count | None = None
-    equal: Literal["count", "parameters"] = "count"
-    exclude: list[str] = []
-    seeds: list[int] = []
-    num_ranks: Count = 1
+    base: str = Field(
+        description="The run's YAML that every arm repeats, looked for beside this file. Its `run_dir`, `arm`, `seed` and "
+        "`unfreeze` are set by the experiment."
+    )
+    output: str = Field(description="Folder of everything that the experiment writes.")
+    arms: Annotated[list[ArmConfig], Field(min_length=1)] = Field(description="The arms. Differences are against the first.")
+    ranking: str | None = Field(default=None, description="The scan's result. null: it is made in `output` if an arm needs it.")
+    count: Count | None = Field(default=None, description="Number of tensors of an arm that selects by the ranking.")
+    equal: Literal["count", "parameters"] = Field(
+        default="count",
+        description="count: each arm has `count` tensors. parameters: each arm comes as near as it can to the parameters of the "
+        "`count` tensors of smallest κ, in tensors or in LoRA's rank, of which alpha is then twice.",
+    )
+    exclude: list[str] = Field(default=[], description="Names or globs of tensors that no arm selects.")
+    seeds: list[int] = Field(default=[], description="Seeds that repeat each arm. []: the base's own seed.")
+    num_ranks: Count = Field(default=1, description="Ranks that train an arm.")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import IO
 from pipeline.comparison.experiment import Experiment, Trial
 from pipeline.comparison.trials import read_state
 from pipeline.errors import KappaSpeechError, TrainingError
+from pipeline.parenthood import as_helper
 
 # sysexits.h EX_TEMPFAIL, as `kappaspeech train` has it
 EXIT_RESUMABLE = 75
@@ -115,7 +117,7 @@ class Launcher:
 
 def _command(config_path: Path, *, num_ranks: int) -> list[str]:
     ranks = ["--nproc", str(num_ranks)] if num_ranks > 1 else []
-    return [sys.executable, "-m", "pipeline", "train", str(config_path), *ranks]
+    return [sys.executable, "-m", "pipeline", "train", *ranks, "--", str(config_path)]
 
 
 @contextmanager
@@ -164,7 +166,8 @@ def make_ranking(experiment: Experiment) -> None:
         if path.exists():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pipeline", "scan", experiment.base.model.llm, f"--output={path}"]
-        code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+        command = [sys.executable, "-m", "pipeline", "scan", f"--output={path}", "--", experiment.base.model.llm]
+        # a scan that outlived this process would write beside the next one's
+        code = subprocess.run(command, stdin=subprocess.DEVNULL, env={**os.environ, **as_helper()}, check=False).returncode
     if code != 0:
         raise TrainingError(f"The scan of {experiment.base.model.llm} ended with exit code {code}; it says why above.")

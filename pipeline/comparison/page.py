@@ -7,9 +7,10 @@ from importlib import resources
 from typing import Any
 
 from pipeline.comparison.curves import draw_forgetting, draw_loss, draw_text, draw_wer, text_keys
+from pipeline.comparison.equal_wer import state_price
 from pipeline.comparison.maps import draw_drift, draw_kappas, draw_map
 from pipeline.comparison.runs import Arm
-from pipeline.comparison.summary import Cell, make_table
+from pipeline.comparison.summary import Cell, make_equal_table, make_table
 from pipeline.comparison.theme import arm_variable, inline_svg, style_variables, themed
 from pipeline.evaluation.markup import for_page
 
@@ -30,7 +31,9 @@ def make_page(arms: Sequence[Arm], summary: Mapping[str, Any]) -> str:
         f"<style>{style_variables()}{_asset('page.css')}</style></head><body><main>",
         f"<h1>{for_page(title)}</h1>",
         f"<p class=faint>{for_page(_describe(config, summary))}</p>",
-        "<ul class=lead>" + "".join(f"<li>{for_page(said)}" for said in _say_result(summary)) + "</ul>",
+        "<ul class=lead>"
+        + "".join(f"<li>{for_page(said)}" for said in [*state_price(summary["equal"]), *_say_result(summary)])
+        + "</ul>",
         _note_missing(summary["missing"]),
         _controls(arms),
         _wer_figures(arms),
@@ -39,6 +42,7 @@ def make_page(arms: Sequence[Arm], summary: Mapping[str, Any]) -> str:
         _table(header, rows, sortable=True, arms=arms),
         _languages(arms),
         _forgetting(arms),
+        _equal(summary),
         _tensors(arms),
         _loss(arms),
         _proof(summary["proof"]),
@@ -160,6 +164,22 @@ def _forgetting(arms: Sequence[Arm]) -> str:
         "<h2>What it costs: WER against forgetting</h2><p class=faint>Each small mark is an evaluation, the large one the last; "
         "lower hears better, further left has forgotten less of text that was never trained on.</p>"
         f"<div class=pair>{''.join(figures)}</div>"
+    )
+
+
+def _equal(summary: Mapping[str, Any]) -> str:
+    header, rows = make_equal_table(summary)
+    why_not = summary["equal"]["why_not"]
+    note = f"<p class=faint>{for_page(why_not)}</p>" if why_not else ""
+    if not rows:
+        return note
+    return (
+        "<h2>Forgetting at equal WER</h2><p class=faint>An arm that has learnt less has forgotten less. So each run is read "
+        "where its WER, or its smoothed training loss, first comes down to the same level, by a line between its evaluations. "
+        "Forgotten: how much the mean loss on the texts has grown since before training. Intervals are 95 % of a bootstrap "
+        "over seeds and, for WER, over test utterances; the texts are taken as they are. Few seeds make them too narrow.</p>"
+        + note
+        + _table(header, rows)
     )
 
 

@@ -11,6 +11,7 @@ from pipeline.artefacts import read_json
 from pipeline.errors import InputError
 from pipeline.evaluation.evaluate import read_hypotheses
 from pipeline.evaluation.wer import Hypothesis
+from pipeline.redaction import redact_values
 from pipeline.selection import SelectedTensor, TensorSelection
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.run_log import EVALUATIONS_NAME, STEPS_NAME, is_evaluation, is_step, read_lines
@@ -84,7 +85,7 @@ def read_run(path: Path) -> RunSummary:
 
 def _read_run(path: Path) -> RunSummary:
     folder = RunFolder(path)
-    config, record = folder.read_config().model_dump(mode="json"), folder.read_record()
+    config, record = redact_values(folder.read_config().model_dump(mode="json")), folder.read_record()
     if record["status"] != "finished":
         raise InputError(f"{path} hasn't finished (status {record['status']!r}). Let it train to its end, then compare.")
     evaluations = read_lines(path / EVALUATIONS_NAME, is_record=is_evaluation, strictly=True)

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from pipeline.artefacts import digest_lines
+from pipeline.comparison.equal_wer import compare_at_equal
 from pipeline.comparison.runs import Arm, RunSummary
 from pipeline.comparison.statistics import compare_arms, measure_arm, spread
 
@@ -19,6 +20,7 @@ def summarise(arms: Sequence[Arm], *, missing: Mapping[str, str]) -> dict[str, A
     return {
         "schema_version": SCHEMA_VERSION,
         "arms": [_summarise_arm(arm, arms[0]) for arm in arms],
+        "equal": compare_at_equal(arms),
         "missing": dict(missing),
         "proof": prove_alike(arms),
     }
@@ -132,6 +134,30 @@ def make_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]
     header += [f"KL {language}, nats" for language in texts if arms[0]["text"][language]["kl_nats"]]
     header += ["drift", "target tokens", "minutes"]
     return header, [_row(arm, languages, texts) for arm in arms]
+
+
+def make_equal_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
+    """Forgetting at equal levels as a header and rows, one row a level and an arm."""
+    equal = summary["equal"]
+    levels = [(f"{100 * level['level']:.0f} % WER", level) for level in equal["wer"]]
+    levels += [(f"training loss {level['level']:.2f}", level) for level in equal["loss"]]
+    first = summary["arms"][0]["arm"]
+    header = ["at", "arm", "forgotten, nats a token (95 %)", f"minus {first} (95 %)", "p"]
+    rows = []
+    for number, (name, level) in enumerate(levels):
+        for arm in level["arms"]:
+            low, high = arm["interval"]
+            cells = [Cell(name, number), Cell(arm["arm"], arm["arm"])]
+            cells.append(Cell(f"{arm['mean']:.3f} ({low:.3f} to {high:.3f})", arm["mean"]))
+            gap = arm["difference"]
+            if gap is None:
+                cells += [Cell("–", 0.0), Cell("–", 1.0)]
+            else:
+                low, high = gap["interval"]
+                cells.append(Cell(f"{gap['mean']:+.3f} ({low:+.3f} to {high:+.3f})", gap["mean"]))
+                cells.append(Cell(f"{gap['p_value']:.3f}", gap["p_value"]))
+            rows.append(cells)
+    return header, rows
 
 
 def _row(arm: Mapping[str, Any], languages: Sequence[str], texts: Sequence[str]) -> list[Cell]:

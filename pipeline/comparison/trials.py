@@ -14,6 +14,7 @@ from pipeline.config import LoraConfig, RunConfig
 from pipeline.errors import InputError
 from pipeline.model.llm import load_llm
 from pipeline.model.lora import linear_tensors
+from pipeline.redaction import find_secrets, redact_values
 from pipeline.scan.ranking import KappaRanking
 from pipeline.selection import Order, TensorSelection, select
 from pipeline.training.run_folder import RunFolder
@@ -85,13 +86,17 @@ def prepare(experiment: Experiment) -> None:
     for trial, config, selection in prepared:
         if selection and trial.selection_path:
             selection.write(trial.selection_path)
-        write_text(trial.config_path, yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
+        content = config.model_dump(mode="json")
+        write_text(trial.config_path, yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+        if find_secrets(content):
+            trial.config_path.chmod(0o600)
 
 
 def _check_same_run(trial: Trial, config: RunConfig, selection: TensorSelection | None) -> None:
     if read_state(trial) == "waiting":
         return
-    before, now = RunFolder(trial.run_dir).read_config().model_dump(mode="json"), config.model_dump(mode="json")
+    # a URL that was signed anew is the same URL
+    before, now = (redact_values(c.model_dump(mode="json")) for c in (RunFolder(trial.run_dir).read_config(), config))
     # the tensors are compared by themselves: a folder that has moved keeps its selection under another path
     for content in (before, now):
         content["unfreeze"].pop("selection")

@@ -6,6 +6,7 @@ A folder a language, each with `transcripts.tsv` (file, tab, text), under `train
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from pipeline.artefacts import write_text
 from pipeline.demo.sentences import make_sentences, split_by_sentence, words_of
 from pipeline.demo.voices import SAMPLE_RATE_HZ, VOICES, speak, start
+from pipeline.parenthood import end_with_parent
 from pipeline.processors import count_cores
 from pipeline.speech.layouts import TRANSCRIPTS_NAME, find_recordings
 
@@ -74,7 +76,7 @@ def _speak_all(clips: Sequence[_Clip]) -> None:
     import soundfile  # noqa: F401
 
     start()
-    with multiprocessing.get_context("fork").Pool(count_cores()) as pool:
+    with multiprocessing.get_context("fork").Pool(count_cores(), end_with_parent, (os.getpid(),)) as pool:
         pool.map(_write_clip, clips, chunksize=_CLIPS_PER_TASK)
 
 

@@ -10,7 +10,7 @@ from pipeline.cluster import Cluster
 from pipeline.config import RunConfig, read_deepspeed_config
 from pipeline.diagnosis.finding import Finding
 from pipeline.errors import KappaSpeechError
-from pipeline.model.llm import read_widths
+from pipeline.model.family import read_attentions, read_widths
 from pipeline.model.precision import choose_dtype, is_worth_it, measure_rates, slowest
 from pipeline.training.arithmetic import choose_arithmetic
 from pipeline.training.run_folder import RunFolder
@@ -32,6 +32,7 @@ def check_dtype(config: RunConfig | None, cluster: Cluster) -> list[Finding]:
     deepspeed_config = None
     try:
         read_widths(config.model.llm)
+        read_attentions(config.model.llm).check(config.model.attn_implementation)
         deepspeed_config = read_deepspeed_config(Path(config.deepspeed))
     except KappaSpeechError:
         pass

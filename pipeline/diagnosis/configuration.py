@@ -7,9 +7,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pipeline.config import DatasetConfig, RunConfig, read_deepspeed_config
 from pipeline.diagnosis.finding import Finding
@@ -18,15 +17,19 @@ from pipeline.model.llm import load_tokenizer
 from pipeline.outputs import explain
 from pipeline.planning.planner import Planner
 from pipeline.speech.batches import make_prompt
+from pipeline.speech.overlap import find_overlap
 from pipeline.speech.shards import expand, read_index
 from pipeline.speech.sources import ReadOptions, is_remote, open_source
-from pipeline.speech.stream import make_read_options
+from pipeline.speech.stream import Corpus, make_datasets, make_read_options
 from pipeline.speech.table import MERGED_SUFFIX, read_merged
 from pipeline.training.deepspeed_ops import find_compatible_ops
 from pipeline.training.meta_model import build_meta_model
 from pipeline.training.run_folder import RunFolder
 
 _PROBE_BYTES = 64 << 20
+# Shards of a data set whose indices are read to compare training with test; each is a request where they are remote.
+_MOST_SHARDS = 100
+_MOST_REMOTE_SHARDS = 10
 _RATES_MB = (1000, 500, 200, 100, 50)
 # weights and two moments in float32
 _CHECKPOINT_BYTES = 12
@@ -41,7 +44,7 @@ _CREDENTIALS = {
 
 
 def check_configuration(config: RunConfig, *, world_size: int, environment: Mapping[str, str]) -> list[Finding]:
-    """Everything that `config` names. Nothing is loaded: of models the config and tables of contents, of shards the first."""
+    """Everything that `config` names. No weights are loaded; of shards the first is checked, and some transcripts are read."""
     findings = [check_ranks(config.batch.micro_batches_per_step, world_size)]
     findings += _try("DeepSpeed JSON", lambda: _check_deepspeed(config))
     findings += _try("tokenizer", lambda: _check_tokenizer(config))
@@ -50,6 +53,8 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
     read = make_read_options(config.data.read)
     for item in (*config.data.train, *config.data.test):
         findings += [*_check_credentials(item, environment), *_try("data", lambda item=item: _check_shards(item, read))]  # type: ignore[misc]
+    if config.data.test:
+        findings += _try("data", lambda: _check_overlap(config, read))
     missing = [path for path in config.data.text.values() if not Path(path).is_file()]
     if missing:
         findings.append(Finding("data", "problem", f"data.text: {', '.join(missing)} isn't there", "Give files that are."))
@@ -132,9 +137,25 @@ def _check_shards(item: DatasetConfig, read: ReadOptions) -> list[Finding]:
     return [Finding("data", "ok", found)]
 
 
+def _check_overlap(config: RunConfig, read: ReadOptions) -> list[Finding]:
+    """Whether what is tested on is trained on."""
+
+    def open_some(items: Sequence[DatasetConfig]) -> list[Corpus]:
+        most = {item.shards: _MOST_REMOTE_SHARDS if is_remote(item.shards) else _MOST_SHARDS for item in items}
+        return [Corpus(dataset, read, most_shards=most[dataset.shards]) for dataset in make_datasets(items)]
+
+    train, test = open_some(config.data.train), open_some(config.data.test)
+    overlap = find_overlap(train, test, read)
+    if not overlap.found:
+        looked = f"{overlap.num_looked_at} test sentences and {overlap.num_train_looked_at} of training were looked at"
+        return [Finding("data", "ok", f"no recording or sentence stands in both train and test; {looked}")]
+    remedy = "Keep to the corpus's own splits (pack --split train, --split test), or take them out of data.train."
+    return [Finding("data", "warning", overlap.found, remedy)]
+
+
 def _check_credentials(item: DatasetConfig, environment: Mapping[str, str]) -> list[Finding]:
     """Whether there are any, for shards in a bucket; never which."""
-    scheme = urlsplit(item.shards).scheme
+    scheme = item.shards.partition("://")[0]
     if scheme not in _CREDENTIALS:
         return []
     variables, files = _CREDENTIALS[scheme]

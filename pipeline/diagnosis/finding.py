@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.redaction import redact
 from pipeline.training.hosts import MAX_CLOCK_SKEW_SECONDS
 
 Status = Literal["ok", "warning", "problem"]
@@ -22,6 +23,10 @@ class Finding:
     status: Status
     found: str
     remedy: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "found", redact(self.found))
+        object.__setattr__(self, "remedy", redact(self.remedy))
 
 
 @dataclass(frozen=True)

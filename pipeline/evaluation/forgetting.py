@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.errors import DataError
+from pipeline.speech.text_files import read_lines, read_text
 
 # Longer texts are read in pieces; each piece begins without the context of the one before.
 WINDOW_TOKENS = 1_024
@@ -60,10 +61,10 @@ def read_texts(path: Path) -> list[str]:
     """The texts of a file, one a line, blank lines left out; or of a folder, one a .txt file. Raises `DataError`."""
     try:
         if path.is_dir():
-            texts = [file.read_text(encoding="utf-8").strip() for file in sorted(path.glob("**/*.txt"))]
+            texts = [read_text(file).replace("\r\n", "\n").strip() for file in sorted(path.glob("**/*.txt"))]
         else:
-            texts = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
+            texts = [line.strip() for line in read_lines(path)]
+    except OSError as error:
         raise DataError(f"{path} can't be read as text: {error}") from error
     texts = [text for text in texts if text]
     if not texts:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.evaluation.bootstrap import FloatArray, interval, resampled_rates, two_sided_p_value
-from pipeline.speech.loading import normalise_text
+from pipeline.speech.normalisers import normalise_text, normaliser_of, split_graphemes
 
-# «chosen»: English's own for English and the basic one for the rest, as Whisper is measured
+# «chosen»: by language; «basic»: Whisper's basic one for all, as Whisper is measured outside of English
 Scheme = Literal["chosen", "basic", "none"]
+_PRIVATE_SIGNS = 0xF0000
 SCHEMES: tuple[Scheme, ...] = ("chosen", "basic", "none")
 
 
@@ -54,13 +55,14 @@ def normaliser_name(language: str, scheme: Scheme = "chosen") -> str:
     """What `normalise` puts a language's text through, in the words of every result."""
     if scheme == "none":
         return "none"
-    return "whisper-english" if scheme == "chosen" and language == "en" else "whisper-basic"
+    return normaliser_of(language if scheme == "chosen" else "")
 
 
 def normalise(text: str, language: str, scheme: Scheme = "chosen") -> str:
-    """Whisper's English normaliser for English; its basic one, keeping umlauts and other diacritics, for the rest.
+    """Whisper's English normaliser for English; its basic one, keeping umlauts and other diacritics, where that leaves words
+    whole; for languages whose scripts have marks of their own, and for Turkish, one that does (`speech.normalisers`).
 
-    «basic» takes the basic one for English as well; «none» splits at white space and changes nothing else.
+    «basic» takes the basic one for all; «none» splits at white space and changes nothing else.
     """
     if scheme != "none":
         text = normalise_text(text, language if scheme == "chosen" else "", "whisper")
@@ -73,7 +75,7 @@ def count_words(hypotheses: Sequence[Hypothesis], scheme: Scheme = "chosen") -> 
 
 
 def count_characters(hypotheses: Sequence[Hypothesis], scheme: Scheme = "chosen") -> list[WerCount]:
-    """The character edits of each utterance, after normalisation; spaces count."""
+    """The character edits of each utterance, after normalisation; spaces count, and a letter with its marks is one character."""
     return [_align(*_pair(item, scheme), by="characters") for item in hypotheses]
 
 
@@ -84,12 +86,24 @@ def _pair(item: Hypothesis, scheme: Scheme) -> tuple[str, str]:
 def _align(reference: str, hypothesis: str, *, by: str) -> WerCount:
     import jiwer
 
+    if by == "characters":
+        reference, hypothesis = _one_sign_each(reference, hypothesis)
     if not reference:
         # jiwer refuses an empty reference; all that was written is inserted
         return WerCount(0, 0, len(hypothesis.split() if by == "words" else hypothesis), 0)
     done: Any = (jiwer.process_words if by == "words" else jiwer.process_characters)(reference, hypothesis)
     length = done.hits + done.substitutions + done.deletions
     return WerCount(done.substitutions, done.deletions, done.insertions, length)
+
+
+def _one_sign_each(*texts: str) -> list[str]:
+    """Texts in which every character that takes several code points is one sign that stands in no text."""
+    graphemes = [split_graphemes(text) for text in texts]
+    signs: dict[str, str] = {}
+    for grapheme in (item for text in graphemes for item in text):
+        if len(grapheme) > 1:
+            signs.setdefault(grapheme, chr(_PRIVATE_SIGNS + len(signs)))
+    return ["".join(signs.get(item, item) for item in text) for text in graphemes]
 
 
 def pool(counts: Sequence[WerCount]) -> WerCount:

@@ -89,7 +89,7 @@ def run_attempt(
     watch = FolderWatch(run_dir, timeout_seconds=stall_seconds, look=is_over)
     with _stop_file(run_dir) as ask_to_stop, watch:
         # a session of its own: Ctrl-C would reach launcher and ranks alike, and a launcher takes its ranks with it
-        launcher = subprocess.Popen(command.words, env=environment, start_new_session=True)
+        launcher = subprocess.Popen(command.words, env=environment, cwd=command.folder, start_new_session=True)
         try:
             stall = _wait(launcher, watch=watch, signals=signals, ask_to_stop=ask_to_stop)
         finally:

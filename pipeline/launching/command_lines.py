@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import ConfigError
 
 # Carried by every process of one start, so that what a failed one leaves behind can be told from everybody else's.
 MARK_VARIABLE = "KAPPASPEECH_LAUNCH"
@@ -20,6 +24,13 @@ FORWARDED_VARIABLES = (
     "HF_HUB_OFFLINE",
     "DEEPSPEED_TIMEOUT",
 )
+# Where ranks on other hosts work, when DeepSpeed can't be told (`launch/train.sh` reads it).
+FOLDER_VARIABLE = "KAPPASPEECH_FOLDER"
+# What DeepSpeed's launcher carries to other hosts by itself, between double quotes in which a shell still finds these.
+_CARRIED_PREFIXES = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL", "LD_LIBRARY", "PATH")
+_ALIVE_IN_QUOTES = re.compile(r'[\\"$`%]')
+# What a shell takes as it is, and pdsh too.
+_PLAIN = re.compile(r"[\w@+=:,./-]*")
 
 
 @dataclass(frozen=True)
@@ -28,11 +39,13 @@ class CommandLine:
 
     words: tuple[str, ...]
     variables: Mapping[str, str] = field(default_factory=dict)
+    folder: str | None = None
 
     def __str__(self) -> str:
         """The line to type into a shell."""
         settings = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
-        return " ".join([*settings, shlex.join(self.words)])
+        line = " ".join([*settings, shlex.join(self.words)])
+        return line if self.folder is None else f"(cd {shlex.quote(self.folder)} && {line})"
 
 
 def on_this_host(
@@ -49,18 +62,42 @@ def on_hosts(
     """DeepSpeed's launcher on all hosts of `hostfile` but those `left_out`.
 
     `environment_file` holds what DeepSpeed would read from `.deepspeed_env`. `ssh` holds options that the user's own
-    PDSH_SSH_ARGS_APPEND has. Where one host remains, `--force_multi` keeps the ranks on it and not on this one.
+    PDSH_SSH_ARGS_APPEND has. Where one host remains, `--force_multi` keeps the ranks on it and not on this one. DeepSpeed writes
+    the working folder into a line that a shell reads on each host: from one with a space or `$(…)` in its name it starts in /.
     """
+    folder = None
+    if not is_plain(str(Path.cwd())):
+        folder, script, hostfile = "/", str(Path(script).absolute()), str(Path(hostfile).absolute())
+    script = shlex.quote(script.replace("%", "%%"))
     words = ["deepspeed", "-q", "--hostfile", hostfile, "--master_port", str(port), "--force_multi"]
     if left_out:
         words += ["--exclude", "@".join(left_out)]
     words += [script, *(quote_for_pdsh(word) for word in arguments)]
-    return CommandLine(tuple(words), {"DS_ENV_FILE": environment_file, "PDSH_SSH_ARGS_APPEND": f"{ssh} {SSH_KEEP_ALIVE}".strip()})
+    variables = {"DS_ENV_FILE": environment_file, "PDSH_SSH_ARGS_APPEND": f"{ssh} {SSH_KEEP_ALIVE}".strip()}
+    return CommandLine(tuple(words), variables, folder)
 
 
 def under_slurm(script: str, arguments: Sequence[str], *, options: str) -> CommandLine:
     """sbatch with the user's `options`, as «--nodes=2 --time=8:00:00»."""
-    return CommandLine(("sbatch", *shlex.split(options), script, *arguments))
+    return CommandLine(("sbatch", *split_words(options, what="--slurm"), script, *arguments))
+
+
+def split_words(text: str, *, what: str) -> list[str]:
+    """Words as a shell would divide them. Raises `ConfigError`, which names `what` holds them."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"{what} is {text!r}, which can't be divided into words ({error}): close the quote.") from error
+
+
+def path_word(path: Path | str) -> str:
+    """A path as a word that no program takes for an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
+def is_plain(text: str) -> bool:
+    """Whether a shell takes `text` as it is."""
+    return _PLAIN.fullmatch(text) is not None
 
 
 def quote_for_pdsh(word: str) -> str:
@@ -76,12 +113,36 @@ def quote_for_pdsh(word: str) -> str:
     return word
 
 
+def quote_for_export(value: str) -> str:
+    """A variable's value so that it arrives whole: DeepSpeed puts one that isn't plain into double quotes, escaping nothing."""
+    if re.fullmatch(r"[\w@%+=:,./-]*", value):
+        return value.replace("%", "%%")
+    for character in '\\"$`':
+        value = value.replace(character, "\\" + character)
+    return value.replace("%", "%%")
+
+
+def carried_variables(environment: Mapping[str, str], *, folder: str) -> dict[str, str]:
+    """What ranks on other hosts need: `FORWARDED_VARIABLES`, and whatever DeepSpeed itself carries there but would spoil.
+
+    The working `folder` stands first in PYTHONPATH, where DeepSpeed puts it too.
+    """
+    carried = {name: environment[name] for name in FORWARDED_VARIABLES if name in environment}
+    path = ":".join(filter(None, (folder, environment.get("PYTHONPATH"))))
+    for name, value in {**environment, "PYTHONPATH": path}.items():
+        if name.startswith(_CARRIED_PREFIXES) and _ALIVE_IN_QUOTES.search(value):
+            carried[name] = value
+    if not is_plain(folder):
+        carried |= {"PYTHONPATH": path, FOLDER_VARIABLE: folder}
+    return {name: value for name, value in carried.items() if "\n" not in value}
+
+
 def environment_file_text(own: str, forwarded: Mapping[str, str]) -> str:
     """What DeepSpeed reads as `.deepspeed_env`: the user's `own`, then `forwarded` where `own` doesn't set it.
 
-    DeepSpeed reads one such file; so ours takes the user's in, and leaves it as it is.
+    DeepSpeed reads one such file; so ours takes the user's in, and leaves it as it is. What is forwarded is quoted here.
     """
     lines = [line.strip() for line in own.splitlines() if "=" in line and not line.lstrip().startswith("#")]
     names = {line.partition("=")[0].strip() for line in lines}
-    lines += [f"{name}={value}" for name, value in forwarded.items() if name not in names]
+    lines += [f"{name}={quote_for_export(value)}" for name, value in forwarded.items() if name not in names]
     return "".join(f"{line}\n" for line in lines)

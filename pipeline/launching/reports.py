@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline.artefacts import write_json
 from pipeline.errors import KappaSpeechError, RankFailure
 from pipeline.launching.command_lines import MARK_VARIABLE
+from pipeline.redaction import redact
 
 # A rank that fails because its file system hangs must not hang on saying so.
 _TIMEOUT_SECONDS = 10.0
@@ -47,7 +48,7 @@ def write_report(run_dir: Path, error: BaseException) -> None:
         return
     rank = int(os.environ.get("RANK", "0"))
     known = isinstance(error, KappaSpeechError)
-    cause = str(error) if known else f"{type(error).__name__}: {error}"
+    cause = str(error) if known else redact(f"{type(error).__name__}: {error}")
     code = error.exit_code if isinstance(error, KappaSpeechError) else 1
     is_echo = isinstance(error, RankFailure) or (not known and _BROKEN_EXCHANGE.search(cause) is not None)
     report = RankReport(rank, socket.gethostname(), cause, code, is_echo)

@@ -14,23 +14,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artefacts import write_text
+from pipeline.artefacts import write_private, write_text
 from pipeline.errors import ConfigError, InputError, TrainingError
+from pipeline.escaping import for_terminal
 from pipeline.launching import remote
 from pipeline.launching.attempt import Attempt, Signals, run_attempt
 from pipeline.launching.command_lines import (
     FORWARDED_VARIABLES,
     MARK_VARIABLE,
     CommandLine,
+    carried_variables,
     environment_file_text,
+    is_plain,
     on_hosts,
     on_this_host,
+    path_word,
+    split_words,
     under_slurm,
 )
 from pipeline.launching.file_system import find_problem
 from pipeline.launching.hostfile import read_hostfile
 from pipeline.launching.reports import report_folder
 from pipeline.processors import count_cores
+from pipeline.redaction import HIDDEN, redact
 from pipeline.rendezvous import free_port
 from pipeline.training.lease import free
 
@@ -62,8 +68,12 @@ class Start:
     ssh_hosts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        file = f"# {self.environment_path} holds: {shlex.join(self.environment_text.split())}\n" if self.environment_path else ""
-        return f"{file}{self.command}"
+        if self.environment_path is None:
+            return str(self.command)
+        # a user's own variables may be secrets
+        pairs = [line.partition("=") for line in self.environment_text.splitlines()]
+        shown = [f"{name}={value if name in (*FORWARDED_VARIABLES, MARK_VARIABLE) else HIDDEN}" for name, _, value in pairs]
+        return f"# {self.environment_path} holds: {shlex.join(shown)}\n{self.command}"
 
 
 def find_script(name: str) -> str:
@@ -103,6 +113,11 @@ def plan_start(request: Request, *, ask_hosts: bool) -> Start:
             mark,
             hosts_by_rank=(socket.gethostname(),) * request.num_ranks,
         )
+    if not is_plain(sys.executable):
+        raise ConfigError(
+            f"DeepSpeed starts {sys.executable} on other hosts without quoting it, so that a shell there would take it apart. "
+            "Put the environment at a path of letters, digits and ./-_."
+        )
     hosts = read_hostfile(request.hostfile)
     names = [host.name for host in hosts]
     answers = remote.find_ports(names, ssh_options=_ssh_options()) if ask_hosts else []
@@ -111,19 +126,19 @@ def plan_start(request: Request, *, ask_hosts: bool) -> Start:
         reasons = "; ".join(f"{host}: {problem}" for host, problem in gone.items())
         raise TrainingError(f"No host of {request.hostfile} answers over ssh ({reasons}).")
     for host, problem in gone.items():
-        print(f"{host} is left out: {problem}", file=sys.stderr)
+        print(for_terminal(f"{host} is left out: {problem}"), file=sys.stderr)
     port = next((int(answer.text) for answer in answers if answer.problem is None), 29500)
     environment_path = report_folder(request.run_dir, mark) / "deepspeed_env"
     command = on_hosts(
         script,
         request.arguments,
-        hostfile=str(request.hostfile),
+        hostfile=path_word(request.hostfile),
         left_out=list(gone),
         port=port,
         environment_file=str(environment_path.absolute()),
         ssh=os.environ.get("PDSH_SSH_ARGS_APPEND", ""),
     )
-    forwarded = {name: os.environ[name] for name in FORWARDED_VARIABLES if name in os.environ}
+    forwarded = carried_variables(os.environ, folder=str(Path.cwd()))
     text = environment_file_text(_own_environment_files(), {**forwarded, MARK_VARIABLE: mark})
     used = [host for host in hosts if host.name not in gone]
     by_rank = tuple(host.name for host in used for _ in range(host.slots))
@@ -147,7 +162,7 @@ def _own_environment_files() -> str:
 
 
 def _ssh_options() -> list[str]:
-    return shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", ""))
+    return split_words(os.environ.get("PDSH_SSH_ARGS_APPEND", ""), what="PDSH_SSH_ARGS_APPEND")
 
 
 def supervise(request: Request, *, max_restarts: int = 0, first_delay_seconds: float = FIRST_DELAY_SECONDS) -> Attempt:
@@ -169,7 +184,8 @@ def supervise(request: Request, *, max_restarts: int = 0, first_delay_seconds: f
                 numbered = tuple(f"start {number}: {cause}" for number, cause in enumerate(history, start=1))
                 return Attempt("failed", attempt.exit_code, numbered if max_restarts else attempt.causes)
             delay = first_delay_seconds if _newest_checkpoint(request.run_dir) != reached else delay
-            print(f"failed: {history[-1]}\nrestart {len(history)} of {max_restarts} in {delay:.0f} s", file=sys.stderr)
+            again = f"restart {len(history)} of {max_restarts} in {delay:.0f} s"
+            print(for_terminal(f"failed: {history[-1]}\n{again}"), file=sys.stderr)
             if not _pause(delay, signals):
                 return attempt
             delay = min(2 * delay, LONGEST_DELAY_SECONDS)
@@ -183,14 +199,14 @@ def _start(request: Request, signals: Signals) -> Attempt:
         # before this start touches anything of one that runs
         free(request.run_dir)
         start = plan_start(request, ask_hosts=True)
-        write_text(report_folder(request.run_dir, start.mark) / "command.txt", f"{start}\n")
+        write_text(report_folder(request.run_dir, start.mark) / "command.txt", redact(f"{start}\n"))
         if start.environment_path is not None:
-            write_text(start.environment_path, start.environment_text)
+            write_private(start.environment_path, start.environment_text)
     except (TrainingError, InputError) as error:
         return Attempt("failed", error.exit_code, (str(error),))
     except OSError as error:
         return Attempt("failed", 1, (f"{request.run_dir} can't be written on {socket.gethostname()}: {error}",))
-    print(start, file=sys.stderr)
+    print(for_terminal(str(start)), file=sys.stderr)
 
     def end_remote() -> list[str]:
         answers = remote.end_leftovers(start.ssh_hosts, start.mark, ssh_options=_ssh_options())
@@ -210,7 +226,7 @@ def _start(request: Request, signals: Signals) -> Attempt:
 def submit(arguments: Sequence[str], *, options: str, dry_run: bool) -> int:
     """Hand the run to SLURM, where the job itself resumes and requeues; return sbatch's exit code."""
     command = under_slurm(find_script("slurm/train.sbatch"), arguments, options=options)
-    print(command)
+    print(for_terminal(str(command)))
     if dry_run:
         return 0
     if shutil.which("sbatch") is None:

@@ -15,6 +15,8 @@ from torch.nn import functional
 
 _MAX_TIMESCALE = 10_000.0
 _NUM_ATTENTION_LAYERS = 2
+# as many positions as Whisper's 30 s have at the usual stacking
+_MADE_POSITIONS = 375
 
 
 @dataclass(frozen=True)
@@ -47,21 +49,33 @@ class Adaptor(nn.Module):
         self.layers = nn.ModuleList(_SelfAttention(shape) for _ in range(_NUM_ATTENTION_LAYERS))
         self.to_llm = nn.Linear(shape.width, shape.llm_width)
         self.output_norm = nn.LayerNorm(shape.llm_width)
+        # no buffer: it is in no checkpoint, and nobody broadcasts it
+        self._sinusoids: Tensor | None = None
 
     def forward(self, states_BSE: Tensor, num_states_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Map states (B, S, E), zero past `num_states_B`, to audio embeddings (B, A, H) and their counts (B,)."""
+        """Map states (B, S, E), zero past `num_states_B`, to audio embeddings (B, A, H) and their counts (B,).
+
+        Counts lie where the states' do: on the host, where nobody is to wait for a device to read them.
+        """
         stacked_BAF = stack_states(states_BSE, self.shape.stacking)
         num_audio_B = torch.div(num_states_B + self.shape.stacking - 1, self.shape.stacking, rounding_mode="floor")
         length = stacked_BAF.shape[1]
         key_mask_BA = torch.arange(length, device=num_audio_B.device)[None] < num_audio_B[:, None]
         # A clip without states (a zero-weight stand-in) still needs one key, or its softmax is NaN.
-        key_mask_BA = key_mask_BA | (num_audio_B == 0)[:, None]
+        key_mask_BA = (key_mask_BA | (num_audio_B == 0)[:, None]).to(states_BSE.device, non_blocking=True)
         hidden_BAD = self.norm(self.project(stacked_BAF.to(self.project.weight.dtype)))
-        hidden_BAD = hidden_BAD + sinusoids(length, self.shape.width).to(hidden_BAD)
+        hidden_BAD = hidden_BAD + self._positions(length, hidden_BAD)
         for layer in self.layers:
             hidden_BAD = layer(hidden_BAD, key_mask_BA)
         audio_BAH = self.output_norm(self.to_llm(hidden_BAD)) * self.shape.embedding_std
         return audio_BAH, num_audio_B
+
+    def _positions(self, length: int, like: Tensor) -> Tensor:
+        """Sinusoids (length, D) in the dtype and on the device of `like`, where they stay for the next batch."""
+        kept = self._sinusoids
+        if kept is None or len(kept) < length or (kept.dtype, kept.device) != (like.dtype, like.device):
+            kept = self._sinusoids = sinusoids(max(length, _MADE_POSITIONS), self.shape.width).to(like)
+        return kept[:length]
 
 
 class _SelfAttention(nn.Module):

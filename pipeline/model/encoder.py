@@ -58,16 +58,17 @@ class FrozenWhisperEncoder(nn.Module):
     def forward(self, log_mel_BMT: Tensor, num_frames_B: Tensor) -> tuple[Tensor, Tensor]:
         """Encode log-mels (B, M, T), zero past `num_frames_B`, into states (B, S, E) and their counts (B,), S = ⌈T/2⌉.
 
-        States past a clip's count are zero. `num_frames_B` may lie on the CPU, and should beside a GPU: to learn the lengths
-        from a tensor of its own it would be waited for. `ValueError` where a clip is longer than the encoder's positions (30 s).
+        States past a clip's count are zero. `num_frames_B`, and with it the counts, may lie on the CPU, and should beside a GPU:
+        to learn the lengths from a tensor of its own it would be waited for. `ValueError` where a clip is longer than the
+        encoder's positions (30 s).
         """
         longest = int(num_frames_B.max())
         max_frames = self.dims.max_states * FRAMES_PER_STATE
         if longest > max_frames:
             raise ValueError(f"a clip of {longest} frames exceeds the encoder's {max_frames} (30 s); cut it first")
         uniform = bool((num_frames_B == longest).all())
-        num_frames_B = num_frames_B.to(log_mel_BMT.device)
-        num_states_B = (num_frames_B + 1) // FRAMES_PER_STATE
+        counts_B = (num_frames_B + 1) // FRAMES_PER_STATE
+        num_frames_B, num_states_B = num_frames_B.to(log_mel_BMT.device), counts_B.to(log_mel_BMT.device)
         num_states = (longest + 1) // FRAMES_PER_STATE
         log_mel_BMT = log_mel_BMT[:, :, :longest].to(self.whisper.conv1.weight.dtype)
         if self.pad_to_30s:
@@ -77,7 +78,7 @@ class FrozenWhisperEncoder(nn.Module):
             frame_mask_BT = _mask(num_frames_B, longest)
             key_mask_BS = _mask(num_states_B, num_states)
             states_BSE = self._encode(log_mel_BMT, None if uniform else frame_mask_BT, None if uniform else key_mask_BS)
-        return states_BSE * _mask(num_states_B, states_BSE.shape[1])[:, :, None], num_states_B
+        return states_BSE * _mask(num_states_B, states_BSE.shape[1])[:, :, None], counts_B
 
     def _encode(self, log_mel_BMT: Tensor, frame_mask_BT: Tensor | None, key_mask_BS: Tensor | None) -> Tensor:
         whisper = self.whisper

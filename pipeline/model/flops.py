@@ -135,11 +135,13 @@ def adaptor_cost(adaptor: Adaptor) -> StackCost:
 
 def _decoder_cost(llm: Any) -> StackCost:
     """The LLM's layers, by tokens. Of a stack of experts, a token meets as many as it is routed to."""
-    config = llm.config
+    config = llm.config.get_text_config(decoder=True)
     embedding = llm.get_input_embeddings().weight
     cost = _weights_cost((p for p in _matrices(llm.get_decoder()) if p is not embedding), active_experts=_active_experts(config))
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention_width = config.num_hidden_layers * config.num_attention_heads * head_width
+    # recurrent families have no heads
+    num_heads = getattr(config, "num_attention_heads", None) or 0
+    width = num_heads * (getattr(config, "head_dim", None) or config.hidden_size // max(1, num_heads))
+    attention_width = config.num_hidden_layers * width
     return StackCost(cost.weights, cost.trained_weights, attention_width)
 
 

@@ -74,4 +74,7 @@ def _explain_missing(name: str, parameters: Mapping[str, nn.Parameter]) -> str:
             f"Its checkpoint stores each expert apart, and transformers fuses them on loading ({fused[0]}), so one can't be "
             f"trained without the others. {_SAVE_FUSED}"
         )
-    return "It was made from another model: scan this model's checkpoint and select again."
+    return (
+        "If it was made from another model, scan this model's checkpoint and select again. If it was made from this one, then "
+        f"transformers makes no parameter of {name} when it loads its files: select again with --exclude '{name}'."
+    )

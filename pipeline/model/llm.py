@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipeline.errors import CheckpointError
 from pipeline.model.attention import MATMUL_ATTENTION, register_matmul_attention
-
-_COMMON_WIDTH = 4096
+from pipeline.model.family import FLASH_ATTENTION, LOADING_ERRORS, Attentions, explain, read_config
 
 
 def load_llm(name_or_path: str, *, dtype: torch.dtype | None, attention: str = "auto") -> Any:
     """A transformers causal LM on the CPU, its files mapped and not copied where they are of `dtype` (None: whatever they are).
 
-    `attention` is transformers' `attn_implementation`, this project's own, or auto: sdpa. Raises `CheckpointError`.
+    `attention` is transformers' `attn_implementation`, this project's own, or auto: what its family takes on every machine.
+    Raises `CheckpointError`.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -24,47 +25,67 @@ def load_llm(name_or_path: str, *, dtype: torch.dtype | None, attention: str = "
     # its bar for each of several loads a run would hide this project's own
     logging.disable_progress_bar()
     try:
-        llm = AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=dtype or "auto", attn_implementation=_make_known(attention)
+        read_config(name_or_path)
+        llm, found = AutoModelForCausalLM.from_pretrained(
+            name_or_path, dtype=dtype or "auto", attn_implementation=make_known(attention), output_loading_info=True
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(_explain(name_or_path, error)) from error
-    return llm.eval()
+    except LOADING_ERRORS as error:
+        raise CheckpointError(explain(name_or_path, error)) from error
+    _check_complete(name_or_path, llm, found)
+    return settle(llm).eval()
 
 
-def choose_attention(attention: str, *, dtype: str, bfloat16_is_fast: bool) -> str:
+def _check_complete(name_or_path: str, llm: Any, found: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` where the files lack parameters: transformers draws them at random, with a warning."""
+    parameters = {name for name, _ in llm.named_parameters()}
+    missing = sorted(parameters.intersection(found["missing_keys"]))
+    if missing:
+        unknown = sorted(found["unexpected_keys"])
+        beside = f", and the files' {unknown[0]} is none of the model's" if unknown else ""
+        raise CheckpointError(
+            f"{name_or_path} lacks {len(missing)} of {type(llm).__name__}'s tensors (first: {missing[0]}), which would be drawn "
+            f"at random{beside}. Fetch or save the model again, by the config.json that its files belong to."
+        )
+
+
+def settle(llm: Any) -> Any:
+    """`llm` with nothing but its logits to give: what experts' routers say would be a second output with a graph, which ZeRO-3
+    doesn't bear, and their loss isn't the transcripts'."""
+    for config in (llm.config, llm.config.get_text_config(decoder=True)):
+        if getattr(config, "output_router_logits", False):
+            config.output_router_logits = False
+    return llm
+
+
+def decoder_layers(llm: Any) -> nn.ModuleList:
+    """The LLM's layers, whatever its family calls their list: of all lists, the one that holds the most."""
+    lists = [module for module in llm.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise CheckpointError(f"{type(llm).__name__} has no list of layers. Give another model as model.llm.")
+    return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
+
+
+def choose_attention(attention: str, *, dtype: str, bfloat16_is_fast: bool, takes: Attentions | None = None) -> str:
     """`attention`, with auto resolved: FlashAttention 2 where a GPU, the package and a 16-bit dtype are there; matrix products
-    on processors that are fast in bfloat16, where it is computed in; else sdpa."""
+    on processors that are fast in bfloat16, where it is computed in; else torch's fused one; and eager for a family that
+    computes more than these (`takes`). Raises `ConfigError` for one that the family lacks."""
+    takes = takes or Attentions()
     if attention != "auto":
+        takes.check(attention)
         return attention
     from transformers.utils import is_flash_attn_2_available
 
     if torch.cuda.is_available():
-        return "flash_attention_2" if dtype == "bfloat16" and is_flash_attn_2_available() else "sdpa"
-    return MATMUL_ATTENTION if dtype == "bfloat16" and bfloat16_is_fast else "sdpa"
+        return FLASH_ATTENTION if takes.flash and dtype == "bfloat16" and is_flash_attn_2_available() else takes.default
+    by_products = dtype == "bfloat16" and bfloat16_is_fast and takes.sdpa and takes.registered
+    return MATMUL_ATTENTION if by_products else takes.default
 
 
-def _make_known(attention: str) -> str:
-    """`attention` as transformers will find it; left to the machine, it is what serves everywhere."""
+def make_known(attention: str) -> str | None:
+    """`attention` as transformers will find it; None leaves it to the family."""
     if attention == MATMUL_ATTENTION:
         register_matmul_attention()
-    return "sdpa" if attention == "auto" else attention
-
-
-def read_widths(name_or_path: str) -> tuple[int, int]:
-    """The width of an LLM and the inner width of its MLP, by its config. Raises `CheckpointError`.
-
-    Where the config doesn't name them, as large as a common one's.
-    """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(_explain(name_or_path, error)) from error
-    width = getattr(config, "hidden_size", None)
-    inner_width = getattr(config, "intermediate_size", None)
-    return (width if isinstance(width, int) else _COMMON_WIDTH), (inner_width if isinstance(inner_width, int) else _COMMON_WIDTH)
+    return None if attention == "auto" else attention
 
 
 def load_tokenizer(name_or_path: str) -> Any:
@@ -73,17 +94,8 @@ def load_tokenizer(name_or_path: str) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(_explain(name_or_path, error)) from error
+    except LOADING_ERRORS as error:
+        raise CheckpointError(explain(name_or_path, error)) from error
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"The tokenizer of {name_or_path} has no end-of-sequence token, so no transcript could end.")
     return tokenizer
-
-
-def _explain(name_or_path: str, error: Exception) -> str:
-    if Path(name_or_path).is_dir():
-        return f"{name_or_path} can't be loaded as a causal LM: {error}"
-    return (
-        f"There is no model folder at {name_or_path!r}, and it can't be fetched by that name either: "
-        f"{str(error).splitlines()[0]} Give a folder with config.json and safetensors as model.llm."
-    )

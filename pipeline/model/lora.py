@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -37,6 +37,16 @@ class LoraShape:
         return self.alpha / self.rank
 
 
+def lora_from_record(record: Mapping[str, Any] | None) -> LoraShape | None:
+    """The shape that `lora_to_record` wrote."""
+    return None if record is None else LoraShape(**{**record, "transposed": tuple(record["transposed"])})
+
+
+def lora_to_record(lora: LoraShape | None) -> dict[str, Any] | None:
+    """`run.json`'s «lora»."""
+    return None if lora is None else asdict(lora)
+
+
 def linear_tensors(llm: Any) -> list[str]:
     """Names of the weights of every linear module but the head: what LoRA adapts without a selection."""
     head = llm.get_output_embeddings()
@@ -52,6 +62,11 @@ def add_lora(llm: Any, names: list[str], shape: LoraShape, *, seed: int) -> Lora
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora.layer import ParamWrapper
 
+    if not names:
+        raise SelectionError(
+            f"{type(llm).__name__} has no linear modules of torch's kind for LoRA to adapt. Train a selection's tensors whole: "
+            "unfreeze.mode selection."
+        )
     parameters = dict(llm.named_parameters(remove_duplicate=False))
     fused = [name for name in names if parameters[name].dim() == 3]
     _check_adaptable(llm, [name for name in names if name not in fused])

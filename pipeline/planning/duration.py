@@ -8,6 +8,7 @@ from pipeline.model.flops import ClipLengths, SpeechCost
 from pipeline.planning.batches import LABEL_TOKENS_PER_SECOND, MicroBatchSize
 from pipeline.planning.elementwise import count_elementwise
 from pipeline.planning.memory import ZeroSettings, count_tokens
+from pipeline.planning.offload import count_offloaded
 from pipeline.planning.sizes import SpeechSizes
 
 _FRAMES_PER_SECOND = 100
@@ -22,7 +23,8 @@ class Rates:
     backward, the encoder, and gradients that are summed over ranks have rates of their own where these are known.
     `elementwise_bytes_per_second` and `memory_bytes_per_second` are what activations and the optimizer's large states are read
     and written at; without them, that work is taken to be in the rate of the products. Each collective takes
-    `seconds_per_message` beside its bytes.
+    `seconds_per_message` beside its bytes. `host_link_bytes_per_second` is a GPU's copying to its host or from it, and
+    `host_update_bytes_per_second` the host's memory in an update, of which a rank has its share.
     """
 
     flops_per_second: float
@@ -33,6 +35,8 @@ class Rates:
     memory_bytes_per_second: float | None = None
     reduced_bytes_per_second: float | None = None
     seconds_per_message: float = 0.0
+    host_link_bytes_per_second: float | None = None
+    host_update_bytes_per_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class StepTime:
     elementwise: float
     communication: float
     optimizer: float
+    offload: float
     total: float
 
 
@@ -67,15 +72,16 @@ def predict_step(
     rates: Rates,
     micro_batches_per_rank: int,
     world_size: int,
-    checkpointing: bool,
+    num_recomputed: int,
     overlaps: bool,
     encoded_share: float = 1.0,
 ) -> StepTime:
     """Seconds of a step of `micro_batches_per_rank` micro-batches like `batch`.
 
     All are computed padded, so `batch`'s clips are taken to be of one length. `overlaps`: the device can compute and
-    communicate at once, where the settings have it do so. `encoded_share` of the clips meet the encoder, the others' states being
-    kept from before.
+    communicate at once, where the settings have it do so; what is copied to and from a host is taken to hide behind nothing.
+    `num_recomputed` layers are computed again. `encoded_share` of the clips meet the encoder, the others' states being kept from
+    before.
     """
     labels = round(batch.clip_seconds * LABEL_TOKENS_PER_SECOND) + 1
     clip = ClipLengths(max(1, round(batch.clip_seconds * _FRAMES_PER_SECOND)), labels)
@@ -85,14 +91,15 @@ def predict_step(
     backward_rate = rates.backward_flops_per_second or forward_rate
     encoder_rate = rates.encoder_flops_per_second or forward_rate
     tokens = [cost.num_llm_tokens(clip)]
-    again = cost.llm.forward(tokens) * num_clips / forward_rate if checkpointing else 0.0
+    share = num_recomputed / sizes.llm.num_layers
+    again = share * cost.llm.forward(tokens) * num_clips / forward_rate
     encoder = encoded_share * flops.encoder * num_clips / encoder_rate
     forward, backward = flops.forward * num_clips / forward_rate, flops.backward * num_clips / backward_rate
     elementwise = 0.0
     if rates.elementwise_bytes_per_second is not None:
         counts = count_tokens(batch, sizes, prompt_tokens=cost.num_prompt_tokens)
         once, back = count_elementwise(sizes, counts, itemsize=settings.itemsize)
-        moved = (2 * once if checkpointing else once) + back
+        moved = (1 + share) * once + back
         elementwise = moved * micro_batches_per_rank / rates.elementwise_bytes_per_second
     optimizer = 0.0
     if rates.memory_bytes_per_second is not None:
@@ -104,10 +111,15 @@ def predict_step(
         + traffic.reduced / (rates.reduced_bytes_per_second or rates.bytes_per_second)
         + traffic.num_messages * rates.seconds_per_message
     )
+    offload = 0.0
+    if rates.host_link_bytes_per_second is not None and rates.host_update_bytes_per_second is not None:
+        moved_away = count_offloaded(sizes, settings, world_size=world_size, micro_batches_per_rank=micro_batches_per_rank)
+        offload = (moved_away.to_host + moved_away.from_host) / rates.host_link_bytes_per_second
+        offload += moved_away.updated / rates.host_update_bytes_per_second
     rest = forward + backward + again + elementwise
     busy = max(rest, communication) if overlaps and settings.overlaps_communication else rest + communication
-    total = encoder + busy + optimizer
-    return StepTime(encoder, forward, backward, again, elementwise, communication, optimizer, total)
+    total = encoder + busy + optimizer + offload
+    return StepTime(encoder, forward, backward, again, elementwise, communication, optimizer, offload, total)
 
 
 def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> Traffic:
@@ -115,13 +127,15 @@ def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int
 
     Each micro-batch gathers all weights for its forward and again for its backward, but once where the model is below the limit
     of live parameters, which stay gathered between the two; and reduces the trained gradients. Tensors up to the persistence
-    threshold stay whole from one micro-batch to the next. Yet a step cuts every tensor into its partitions, and gathers these
-    again, frozen ones with the trained (stage3.py: `step`, `_post_step`).
+    threshold stay whole from one micro-batch to the next. Of these a step cuts and gathers again what trains; the frozen ones,
+    and with `keeps_frozen` all that are frozen, are gathered once a run (`keep_frozen_whole`).
     """
     if world_size == 1:
         return Traffic(0, 0, 0)
-    persistent = [size for size in sizes.tensor_sizes if size <= settings.persistence_threshold]
-    others = [size for size in sizes.tensor_sizes if size > settings.persistence_threshold]
+    threshold = settings.persistence_threshold
+    changing = (*sizes.adaptor_tensor_sizes, *sizes.llm.trained_sizes)
+    persistent = [size for size in changing if size <= threshold]
+    others = [size for size in (changing if settings.keeps_frozen else sizes.tensor_sizes) if size > threshold]
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     gathers = (1 if sum(sizes.tensor_sizes) <= settings.max_live else 2) * micro_batches_per_rank
     gathered = settings.itemsize * (sum(persistent) + gathers * sum(others))

@@ -5,6 +5,7 @@ Each operation of PyTorch reads its operands from memory and writes its result; 
 
 from __future__ import annotations
 
+from pipeline.model.label_loss import CHUNK_ELEMENTS
 from pipeline.planning.memory import TokenCounts
 from pipeline.planning.sizes import LlmSizes, SpeechSizes
 
@@ -24,7 +25,9 @@ def count_elementwise(sizes: SpeechSizes, tokens: TokenCounts, *, itemsize: int)
     # cast, log-softmax and choice, of which the backward writes the gradient
     loss = tokens.labels * llm.vocabulary * (itemsize + 4 * _FLOAT32)
     forward = llm.num_layers * layer + tokens.audio * sizes.num_adaptor_layers * adaptor_layer + loss
-    return int(forward), int(_BACKWARD * forward)
+    # of several chunks of logits, each is computed again for its gradient
+    again = loss if tokens.labels * llm.vocabulary > CHUNK_ELEMENTS else 0
+    return int(forward), int(_BACKWARD * forward + again)
 
 
 def _layer_bytes_per_token(llm: LlmSizes, *, itemsize: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.model.label_loss import CHUNK_ELEMENTS
 from pipeline.planning.batches import LABEL_TOKENS_PER_SECOND, MicroBatchSize
 from pipeline.planning.sizes import LlmSizes, SpeechSizes
 
@@ -26,6 +27,7 @@ class ZeroSettings:
     """What of a DeepSpeed JSON decides memory and traffic. Sizes are in elements, as DeepSpeed counts them.
 
     Gradients are added up over micro-batches in `gradient_itemsize` bytes an element, and over ranks in `reduced_itemsize`.
+    With `keeps_frozen` frozen weights of any size stay whole on each rank; `may_keep_frozen` leaves that to the memory.
     """
 
     itemsize: int
@@ -39,6 +41,8 @@ class ZeroSettings:
     overlaps_communication: bool
     gradient_itemsize: int = _FLOAT32
     reduced_itemsize: int = _FLOAT32
+    may_keep_frozen: bool = False
+    keeps_frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def count_state(
     b = settings.itemsize
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     frozen = sizes.llm.num_parameters - sizes.llm.num_trained
-    persistent = sum(size for size in sizes.tensor_sizes if size <= settings.persistence_threshold)
+    small, frozen_whole = count_whole(sizes, settings)
     compute_copy = b * trained // world_size
     optimizer = _OPTIMIZER_BYTES * trained // world_size
     if settings.optimizer_on_host:
@@ -98,11 +102,21 @@ def count_state(
         MemoryPart("fp32 master, Adam", optimizer, settings.optimizer_on_host),
         MemoryPart("moving average", average, settings.optimizer_on_host),
         MemoryPart("gradients", settings.gradient_itemsize * trained // world_size, settings.optimizer_on_host),
-        MemoryPart("small weights kept whole", b * persistent if world_size > 1 else 0),
+        MemoryPart("small weights kept whole", b * small if world_size > 1 else 0),
+        MemoryPart("frozen weights kept whole", b * frozen_whole if world_size > 1 else 0),
         # all of it is allocated on a GPU, and a copy in the ranks' order while it is summed; a CPU has only the pages it uses
         MemoryPart("reduce bucket", reduced * (used if on_cpu else settings.reduce_bucket + used)),
         MemoryPart("encoder", sizes.encoder_itemsize * sizes.num_encoder_parameters),
     ]
+
+
+def count_whole(sizes: SpeechSizes, settings: ZeroSettings) -> tuple[int, int]:
+    """Elements of what stays whole from step to step: tensors up to the threshold, and the frozen ones above it if they do."""
+    threshold = settings.persistence_threshold
+    small = sum(size for size in sizes.tensor_sizes if size <= threshold)
+    large = sum(size for size in sizes.llm.tensor_sizes if size > threshold)
+    trained = sum(size for size in sizes.llm.trained_sizes if size > threshold)
+    return small, large - trained if settings.keeps_frozen else 0
 
 
 def count_live(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int) -> int:
@@ -148,32 +162,34 @@ def kept_bytes_per_token(llm: LlmSizes, *, itemsize: int) -> int:
 
 
 def count_activations(
-    sizes: SpeechSizes, settings: ZeroSettings, tokens: TokenCounts, *, checkpointing: bool
+    sizes: SpeechSizes, settings: ZeroSettings, tokens: TokenCounts, *, num_recomputed: int
 ) -> list[MemoryPart]:
-    """What one micro-batch leaves for its backward, at its widest, with its encoder states."""
+    """What one micro-batch leaves for its backward, at its widest, with its encoder states.
+
+    The first `num_recomputed` layers are computed again.
+    """
     b, llm = settings.itemsize, sizes.llm
     kept_a_layer = kept_bytes_per_token(llm, itemsize=b)
     kept_inputs = b * llm.kept_inputs
     squares = 0 if llm.fused_attention else b * llm.num_heads * tokens.squares
-    if checkpointing:
-        # each layer's input, and one layer computed again
-        kept = llm.num_layers * b * llm.width + kept_a_layer + kept_inputs // llm.num_layers
-    else:
-        kept = llm.num_layers * kept_a_layer + kept_inputs
+    # of the layers that are computed again the input, and all of one of them, once the others' is gone
+    num_whole = max(llm.num_layers - num_recomputed, min(num_recomputed, 1))
+    kept = num_recomputed * b * llm.width + num_whole * kept_a_layer + num_whole * kept_inputs // llm.num_layers
     # gradients of the MLP's three inner states, or of a norm in float32
     transient = max(3 * b * llm.inner_width, 3 * _FLOAT32 * llm.width)
     adaptor_widths = sizes.num_adaptor_layers * 8 * sizes.adaptor_width + 2 * sizes.adaptor_width
     adaptor = b * (adaptor_widths + sizes.stacking * sizes.encoder_width + llm.width)
-    # the logits, their float32 copy, and its softmax or gradient
-    logits = (b + 2 * _FLOAT32) * llm.vocabulary
+    # the logits and, of a chunk at a time, the float32 copy and its softmax or gradient; of several chunks, the whole gradient
+    logits = tokens.labels * llm.vocabulary
+    in_chunks = logits > CHUNK_ELEMENTS
+    logits_bytes = (2 * b if in_chunks else b) * logits + 2 * _FLOAT32 * min(logits, CHUNK_ELEMENTS)
     encoding = sizes.encoder_itemsize * sizes.encoder_width * _ENCODER_TRANSIENT_WIDTHS * tokens.states
     encoded = sizes.encoder_itemsize * sizes.encoder_width * tokens.states
     return [
         MemoryPart("activations", int(tokens.llm * (kept + transient))),
-        # of one layer, where layers are computed again
-        MemoryPart("attention weights", int(squares * (1 if checkpointing else llm.num_layers))),
+        MemoryPart("attention weights", int(squares * num_whole)),
         MemoryPart("adaptor's activations", int(tokens.audio * adaptor)),
-        MemoryPart("logits at labels", int(tokens.labels * logits)),
+        MemoryPart("logits at labels", int(logits_bytes)),
         # while it encodes, the LLM holds no activations
         MemoryPart("encoding", max(0, int(encoding - tokens.llm * (kept + transient)))),
         MemoryPart("encoder states", int(encoded)),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pipeline.config import RunConfig
 from pipeline.model.flops import SpeechCost
+from pipeline.model.recomputation import count_recomputed, most_recomputed
 from pipeline.planning.batches import BatchSizes
 from pipeline.planning.duration import Rates, StepTime, predict_step
 from pipeline.planning.memory import (
@@ -33,13 +34,18 @@ HOST_BASE_BYTES = 545 * (1 << 20)
 # What glibc keeps beyond that, as measured on a 135M model on one and two ranks.
 HOST_FRAGMENTATION = 0.2
 _FIRST_STEPS = 2
+# What is chosen by the plan leaves this much of the memory for what the plan doesn't know.
+_AUTO_SHARE = 0.9
 # elements in zero3_offload_optimizer.json's reduce bucket
 _SMALL_BUCKET = 50_000_000
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a plan takes for granted. `encoded_share` of the clips meet the encoder; the others' states are in the cache."""
+    """What a plan takes for granted. `encoded_share` of the clips meet the encoder; the others' states are in the cache.
+
+    `memory_bytes` of a rank's device are there, where somebody knows.
+    """
 
     world_size: int
     device: Literal["gpu", "cpu"]
@@ -47,12 +53,14 @@ class Assumptions:
     prompt_tokens: int
     batches: BatchSizes
     encoded_share: float = 1.0
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
     """`parts` lie in a rank's memory all the time, `step_parts` at a step's widest point; `evaluation_bytes` and `update_bytes`
-    come in their place in an evaluation and in the optimizer's step. `overhead_bytes` is outside of what torch allocates."""
+    come in their place in an evaluation and in the optimizer's step. `overhead_bytes` is outside of what torch allocates.
+    `num_recomputed` of the LLM's layers are computed again. `keeps_frozen`: frozen weights of any size stay whole."""
 
     assumptions: Assumptions
     parts: tuple[MemoryPart, ...]
@@ -63,6 +71,8 @@ class Plan:
     step_time: StepTime
     audio_seconds_per_step: float
     micro_batches_per_step: int
+    num_recomputed: int
+    keeps_frozen: bool
 
     def fits(self, gpu_memory_gb: float) -> bool:
         """Whether a device of so many GB holds a rank."""
@@ -124,16 +134,58 @@ class Plan:
             "step_seconds": asdict(self.step_time),
             "audio_seconds_per_step": self.audio_seconds_per_step,
             "idle_share": self.idle_share,
+            "num_recomputed_layers": self.num_recomputed,
+            "keeps_frozen": self.keeps_frozen,
         }
 
 
 def make_plan(config: RunConfig, settings: ZeroSettings, sizes: SpeechSizes, cost: SpeechCost, assumptions: Assumptions) -> Plan:
-    """Plan `config` on `assumptions`. `cost` and `sizes` are of the same modules."""
+    """Plan `config` on `assumptions`. `cost` and `sizes` are of the same modules.
+
+    What it leaves to the memory is settled by it: as few layers are computed again as there is room for, and as many as help
+    where nobody knows; and frozen weights stay whole where there is room then.
+    """
+    num_recomputed = _choose_recomputed(config, settings, sizes, cost, assumptions)
+    made = _make_plan(config, settings, sizes, cost, assumptions, num_recomputed=num_recomputed)
+    if settings.may_keep_frozen and assumptions.memory_bytes is not None:
+        whole = replace(settings, keeps_frozen=True)
+        keeping = _make_plan(config, whole, sizes, cost, assumptions, num_recomputed=num_recomputed)
+        if keeping.peak_bytes <= _AUTO_SHARE * assumptions.memory_bytes:
+            return keeping
+    return made
+
+
+def _choose_recomputed(
+    config: RunConfig, settings: ZeroSettings, sizes: SpeechSizes, cost: SpeechCost, assumptions: Assumptions
+) -> int:
+    wanted, num_layers = config.training.activation_checkpointing, sizes.llm.num_layers
+    if wanted != "auto":
+        return count_recomputed(wanted, num_layers=num_layers)
+    most = most_recomputed(num_layers)
+    if assumptions.memory_bytes is None:
+        return most
+
+    def count_peak(num_recomputed: int) -> int:
+        return _make_plan(config, settings, sizes, cost, assumptions, num_recomputed=num_recomputed).peak_bytes
+
+    # an evaluation may need more than any step
+    room = max(_AUTO_SHARE * assumptions.memory_bytes, count_peak(most))
+    return next(number for number in range(most + 1) if count_peak(number) <= room)
+
+
+def _make_plan(
+    config: RunConfig,
+    settings: ZeroSettings,
+    sizes: SpeechSizes,
+    cost: SpeechCost,
+    assumptions: Assumptions,
+    *,
+    num_recomputed: int,
+) -> Plan:
     world_size, batches = assumptions.world_size, assumptions.batches
     per_rank = -(-config.batch.micro_batches_per_step // world_size)
-    checkpointing = config.training.activation_checkpointing
     tokens = count_tokens(batches.largest, sizes, prompt_tokens=assumptions.prompt_tokens)
-    activations = count_activations(sizes, settings, tokens, checkpointing=checkpointing)
+    activations = count_activations(sizes, settings, tokens, num_recomputed=num_recomputed)
     live = MemoryPart("gathered weights", count_live(sizes, settings, world_size=world_size))
     evaluation = 0
     if config.data.test:
@@ -166,12 +218,14 @@ def make_plan(config: RunConfig, settings: ZeroSettings, sizes: SpeechSizes, cos
             rates=assumptions.rates,
             micro_batches_per_rank=per_rank,
             world_size=world_size,
-            checkpointing=checkpointing,
+            num_recomputed=num_recomputed,
             overlaps=assumptions.device == "gpu",
             encoded_share=assumptions.encoded_share,
         ),
         audio_seconds_per_step=batches.mean.padded_seconds * config.batch.micro_batches_per_step,
         micro_batches_per_step=config.batch.micro_batches_per_step,
+        num_recomputed=num_recomputed,
+        keeps_frozen=settings.keeps_frozen,
     )
 
 

@@ -16,6 +16,7 @@ from pipeline.model.encoder import FrozenWhisperEncoder
 from pipeline.model.flops import speech_cost
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.planning.batches import BatchSizes, sizes_by_budget, sizes_by_lengths
+from pipeline.planning.buckets import leaves_frozen_to_memory, settle_buckets
 from pipeline.planning.duration import Rates
 from pipeline.planning.memory import read_settings
 from pipeline.planning.plan import Assumptions, Plan, Remedy, find_remedies, make_plan
@@ -46,8 +47,10 @@ class Planner:
         encoder, model = modules
         # what the JSON leaves to the machine has been chosen where the modules were made
         dtype = next(model.adaptor.parameters()).dtype
-        self._settings = replace(read_settings(read_deepspeed_config(Path(config.deepspeed))), itemsize=dtype.itemsize)
         self.sizes = measure_sizes(encoder, model, num_trained=num_trained)
+        said = read_deepspeed_config(Path(config.deepspeed))
+        settings = read_settings(settle_buckets(said, layer_elements=self.sizes.llm.layer_elements))
+        self._settings = replace(settings, itemsize=dtype.itemsize, may_keep_frozen=leaves_frozen_to_memory(said))
         # the prompt's tokens are an assumption of each plan
         self._cost = speech_cost(encoder, model, num_prompt_tokens=0)
         if num_trained is not None:
@@ -57,10 +60,18 @@ class Planner:
         self.batches = _cut_batches(config, clip_seconds, max_seconds=encoder.dims.max_seconds)
         self._encoded_share = _share_encoded(config, clip_seconds, self.batches)
 
-    def plan(self, world_size: int, *, rates: Rates, prompt_tokens: int, on_gpu: bool = True) -> Plan:
-        """The plan on `world_size` ranks that each compute and receive at these rates."""
+    def plan(
+        self, world_size: int, *, rates: Rates, prompt_tokens: int, on_gpu: bool = True, memory_bytes: int | None = None
+    ) -> Plan:
+        """The plan on `world_size` ranks that each compute and receive at these rates, and have so much memory, where known."""
         assumptions = Assumptions(
-            world_size, "gpu" if on_gpu else "cpu", rates, prompt_tokens, self.batches, encoded_share=self._encoded_share
+            world_size,
+            "gpu" if on_gpu else "cpu",
+            rates,
+            prompt_tokens,
+            self.batches,
+            encoded_share=self._encoded_share,
+            memory_bytes=memory_bytes,
         )
         cost = replace(self._cost, num_prompt_tokens=prompt_tokens)
         return make_plan(self._config, self._settings, self.sizes, cost, assumptions)

@@ -40,7 +40,8 @@ def describe_plan(plan: Plan, *, gpu_memory_gb: float) -> list[str]:
     lines += [
         f"peak {plan.peak_bytes / GB:.1f} GB a rank on {plan.assumptions.world_size} rank(s): {verdict}",
         f"step {time.total:.2f} s: encoder {time.encoder:.2f}, forward {time.forward:.2f}, backward {time.backward:.2f}, "
-        f"computed again {time.recomputation:.2f}, communication {time.communication:.2f}{_describe_measured(time)} "
+        f"computed again {time.recomputation:.2f}{_describe_recomputed(plan)}, "
+        f"communication {time.communication:.2f}{_describe_others(time)} "
         f"(at {rates.flops_per_second / 1e12:.4g} TFLOP/s and {rates.bytes_per_second / GB:.4g} GB/s a rank)",
         f"{plan.audio_seconds_per_step:,.0f} s of audio a step, {plan.audio_seconds_per_step / time.total:,.0f} a second",
     ]
@@ -62,11 +63,15 @@ def describe_table(plans: Sequence[Plan], *, gpu_memory_gb: Sequence[float]) -> 
     return lines + _describe_idle(plans)
 
 
-def _describe_measured(time: StepTime) -> str:
-    """What is known apart where a machine has been measured."""
-    if not time.elementwise and not time.optimizer:
-        return ""
-    return f", between products {time.elementwise:.2f}, optimizer {time.optimizer:.2f}"
+def _describe_recomputed(plan: Plan) -> str:
+    return f" ({plan.num_recomputed} layers)" if plan.num_recomputed else ""
+
+
+def _describe_others(time: StepTime) -> str:
+    """What not every plan has: what is known apart where a machine has been measured, and what goes to a host and back."""
+    measured = f", between products {time.elementwise:.2f}, optimizer {time.optimizer:.2f}"
+    offload = f", to the host, updated there and back {time.offload:.2f}" if time.offload else ""
+    return (measured if time.elementwise or time.optimizer else "") + offload
 
 
 def _describe_idle(plans: Sequence[Plan]) -> list[str]:

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.errors import CheckpointError
+from pipeline.escaping import encodable
+from pipeline.outside import describe, explained
 from pipeline.scan.dtypes import StoredArray
-from pipeline.scan.gguf_file import GgufFile
-from pipeline.scan.run_file import TrainedFile, find_run_parts, is_run
-from pipeline.scan.safetensors_file import SafetensorsFile, StoredTensor
-from pipeline.scan.torch_file import TorchFile
+from pipeline.scan.run_file import RunParts, TrainedFile, find_run_parts, is_run
+from pipeline.scan.safetensors_file import StoredTensor
+from pipeline.scan.weight_files import TensorFile, open_file, open_folder, read_config
+
+__all__ = ["Checkpoint", "TensorFile", "TensorRef", "open_checkpoint", "read_config"]
 
 _SAMPLE_BYTES = 4096
 _NUM_SAMPLES = 4
-
-
-class TensorFile(Protocol):
-    """One file of a checkpoint."""
-
-    path: Path
-    tensors: list[StoredTensor]
-
-    def read(self, name: str, start: int, stop: int) -> StoredArray: ...
-    def read_bytes(self, name: str, offset: int, size: int) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -45,29 +39,18 @@ class TensorRef:
 class Checkpoint:
     """The tensors of a checkpoint, by name. `where` is what the user called it."""
 
-    def __init__(
-        self,
-        where: str,
-        files: Iterable[TensorFile],
-        *,
-        config: dict[str, Any] | None = None,
-        replacing: TensorFile | None = None,
-    ) -> None:
-        """`replacing` holds newer tensors for some of the names in `files`."""
-        self.where = where
-        replaced = {tensor.name for tensor in replacing.tensors} if replacing else set()
+    def __init__(self, where: str, files: Iterable[TensorFile], *, config: dict[str, Any] | None = None) -> None:
+        self.where = encodable(where)
         self._stored: dict[str, tuple[TensorFile, StoredTensor]] = {}
-        sharing: dict[tuple[Path, int, tuple[int, ...]], list[str]] = {}
-        for file in [*files, *([replacing] if replacing else [])]:
+        sharing: dict[tuple[Path, int, tuple[int, ...], str], list[str]] = {}
+        for file in files:
             for tensor in file.tensors:
-                if file is not replacing and tensor.name in replaced:
-                    continue
                 if tensor.name in self._stored:
                     first = self._stored[tensor.name][0].path
                     raise CheckpointError(f"{where} holds {tensor.name} twice: in {first} and in {file.path}.")
                 self._stored[tensor.name] = (file, tensor)
                 # an empty tensor has the offset of whatever follows it
-                key = (file.path, tensor.storage if tensor.num_bytes else -1 - len(self._stored), tensor.shape)
+                key = (file.path, tensor.storage if tensor.num_bytes else -1 - len(self._stored), tensor.shape, tensor.dtype)
                 sharing.setdefault(key, []).append(tensor.name)
         if not self._stored:
             raise CheckpointError(f"{where} holds no tensors.")
@@ -78,7 +61,9 @@ class Checkpoint:
 
     def _tie_head(self, names: dict[str, set[str]], config: dict[str, Any]) -> None:
         """Where the config ties them, the output head is another name of the token embedding, stored or not."""
-        if not config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings", False)):
+        text = config.get("text_config")
+        inner = text.get("tie_word_embeddings", False) if isinstance(text, dict) else False
+        if not config.get("tie_word_embeddings", inner):
             return
         embeddings = [name for name in names if name.endswith("embed_tokens.weight")]
         if len(embeddings) != 1:
@@ -95,9 +80,54 @@ class Checkpoint:
         file, tensor = self._stored[name]
         return TensorRef(name, file.path.name, tensor.shape, tensor.dtype, tuple(sorted(group - {name})))
 
+    def replaced(self, where: str, trained: Mapping[str, StoredTensor], file: TensorFile) -> Checkpoint:
+        """This checkpoint, called `where`, with tensors of `file` in the places of those of the same names, and of all that
+        share their storage. Raises `CheckpointError` where one has no place."""
+        owners = {name: ref for ref in self.tensors for name in (ref.name, *ref.aliases)}
+        for name, tensor in trained.items():
+            if name not in owners or owners[name].shape != tensor.shape:
+                there = owners[name].shape if name in owners else "absent"
+                raise CheckpointError(
+                    f"{file.path} holds {name} {tensor.shape}, which doesn't fit {self.where}, where it is {there}. Put the base "
+                    "model back that it was trained on."
+                )
+        after = object.__new__(Checkpoint)
+        after.where, after._stored, refs = encodable(where), dict(self._stored), {ref.name: ref for ref in self.tensors}
+        for name, tensor in trained.items():
+            ref = owners[name]
+            after._stored |= {alias: (file, tensor) for alias in (ref.name, *ref.aliases) if alias in self._stored}
+            refs[ref.name] = replace(ref, file=file.path.name, dtype=tensor.dtype)
+        after.tensors = tuple(refs[ref.name] for ref in self.tensors)
+        return after
+
+    def also_named(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same tensors, known by these names too: what a model calls what is stored."""
+        known = copy(self)
+        known.tensors = tuple(
+            replace(ref, aliases=tuple(sorted({*ref.aliases, *(names[name] for name in group if name in names)} - {ref.name})))
+            for ref in self.tensors
+            for group in [(ref.name, *ref.aliases)]
+        )
+        return known
+
     def read(self, name: str, start: int, stop: int) -> StoredArray:
         """Elements `start` to `stop` of the flattened tensor, as stored. Raises `OSError`."""
-        return self._stored[name][0].read(name, start, stop)
+        file, tensor = self._stored[name]
+        return file.read(tensor.name, start, stop)
+
+    def read_bytes(self, name: str, offset: int, size: int) -> bytes:
+        """`size` raw bytes of a tensor from `offset` on. Raises `OSError`."""
+        file, tensor = self._stored[name]
+        return file.read_bytes(tensor.name, offset, size)
+
+    @cached_property
+    def dtypes(self) -> dict[str, str]:
+        """The dtype of every stored tensor, by each of its stored names."""
+        return {name: tensor.dtype for name, (_, tensor) in self._stored.items()}
+
+    def num_bytes_of(self, name: str) -> int:
+        """How many bytes a stored tensor has, under any of its stored names."""
+        return self._stored[name][1].num_bytes
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor."""
@@ -120,9 +150,9 @@ class Checkpoint:
         last = max(0, tensor.num_bytes - _SAMPLE_BYTES)
         offsets = sorted({last * step // (_NUM_SAMPLES - 1) for step in range(_NUM_SAMPLES)})
         try:
-            return b"".join(file.read_bytes(name, offset, min(_SAMPLE_BYTES, tensor.num_bytes)) for offset in offsets)
+            return b"".join(file.read_bytes(tensor.name, offset, min(_SAMPLE_BYTES, tensor.num_bytes)) for offset in offsets)
         except OSError as error:
-            raise CheckpointError(f"{file.path}: {name} can't be read: {error.strerror}.") from error
+            raise CheckpointError(f"{file.path}: {name} can't be read: {describe(error)}.") from error
 
     @cached_property
     def digest(self) -> str:
@@ -144,65 +174,41 @@ def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
     """
     where = str(path_or_hub_id)
     path = Path(path_or_hub_id)
-    if path.is_dir() and is_run(path):
+    with explained(f"{where} can't be opened", kind=CheckpointError):
+        is_there, is_folder = path.exists(), path.is_dir()
+        is_own = is_folder and is_run(path)
+    if is_own:
         return _open_run(path)
-    if path.is_dir():
-        return Checkpoint(where, _open_folder(path), config=read_config(path))
-    if path.exists():
-        return Checkpoint(where, [_open_file(path)], config=read_config(path.parent))
+    if is_folder:
+        config = read_config(path)
+        return Checkpoint(where, open_folder(path, config), config=config)
+    if is_there:
+        return Checkpoint(where, open_file(path), config=read_config(path.parent))
     return _open_hub(where)
 
 
-def _open_folder(folder: Path) -> list[TensorFile]:
-    for index_name, single_name, pattern in _FOLDER_KINDS:
-        if (folder / index_name).exists():
-            return [_open_file(path) for path in _read_index(folder / index_name)]
-        paths = [folder / single_name] if (folder / single_name).exists() else sorted(folder.glob(pattern))
-        if paths:
-            return [_open_file(path) for path in paths]
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
-    raise CheckpointError(f"{folder} holds no weights that can be read ({found}). Expected: {_EXPECTED}.")
-
-
-def _read_index(index: Path) -> list[Path]:
-    """The files that an index of several names; all of them must be there."""
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no index of a checkpoint: {error!r}.") from error
-    missing = [name for name in names if not (index.parent / name).exists()]
-    if missing:
-        raise CheckpointError(
-            f"{index} names {len(missing)} file(s) that aren't beside it (first: {missing[0]}). Fetch them again."
-        )
-    return [index.parent / name for name in names]
-
-
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """The config.json of a model's folder; None where it has none. Raises `CheckpointError`."""
-    path = folder / "config.json"
-    if not path.exists():
-        return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read as JSON: {error}.") from error
-    return config if isinstance(config, dict) else None
-
-
-def _open_file(path: Path) -> TensorFile:
-    opener = _OPENERS.get(path.suffix)
-    if opener is None:
-        raise CheckpointError(f"{path} is of a kind that can't be read. Expected: {_EXPECTED}.")
-    return opener(path)
-
-
 def _open_run(folder: Path) -> Checkpoint:
-    base, trained = find_run_parts(folder)
-    path = Path(base)
-    if not path.is_dir():
-        raise CheckpointError(f"{folder} was trained from {base}, which is no folder here: run this where it is, or restore it.")
-    return Checkpoint(str(folder), _open_folder(path), config=read_config(path), replacing=TrainedFile(trained))
+    """What a run's last checkpoint would be exported as: LoRA merged, a moving average where one is kept."""
+    parts: RunParts = find_run_parts(folder)
+    path = Path(parts.base)
+    with explained(f"{folder} was trained from {parts.base}, which can't be opened", kind=CheckpointError):
+        is_folder = path.is_dir()
+        is_own = is_folder and is_run(path)
+    if is_own:
+        raise CheckpointError(f"{folder} was trained from {path}, which is a run itself: export that and name the export.")
+    if not is_folder and not path.is_file() and path.is_absolute():
+        raise CheckpointError(
+            f"{folder} was trained from {parts.base}, which is no folder here: run this where it is, or restore it."
+        )
+    base = open_checkpoint(parts.base)
+    if parts.base_digest is not None and base.digest != parts.base_digest:
+        raise CheckpointError(
+            f"{folder} was trained on checkpoint {parts.base_digest[:12]}…, and {parts.base} is {base.digest[:12]}…: put "
+            "back what it was trained on."
+        )
+    shapes = {alias: ref.shape for ref in base.tensors for alias in (ref.name, *ref.aliases)}
+    file = TrainedFile(parts, base, shapes)
+    return base.replaced(str(folder), {tensor.name: tensor for tensor in file.tensors}, file)
 
 
 def _open_hub(name: str) -> Checkpoint:
@@ -216,25 +222,11 @@ def _open_hub(name: str) -> Checkpoint:
             folder = snapshot_download(name, allow_patterns=list(patterns), local_files_only=True)
         except LocalEntryNotFoundError:
             folder = snapshot_download(name, allow_patterns=list(patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"There is no file or folder {name!r}, and it can't be fetched from the hub by that name either: {first} "
             "Give a folder that holds safetensors."
         ) from error
-    return Checkpoint(name, _open_folder(Path(folder)), config=read_config(Path(folder)))
-
-
-_EXPECTED = "safetensors or pytorch_model.bin (one file, or several with an index), a .pt of openai-whisper, or a .gguf"
-_OPENERS: dict[str, Callable[[Path], TensorFile]] = {
-    ".safetensors": SafetensorsFile,
-    ".bin": TorchFile,
-    ".pt": TorchFile,
-    ".pth": TorchFile,
-    ".gguf": GgufFile,
-}
-# (index, whole, pieces), the surest first
-_FOLDER_KINDS = (
-    ("model.safetensors.index.json", "model.safetensors", "*.safetensors"),
-    ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin"),
-)
+    config = read_config(Path(folder))
+    return Checkpoint(name, open_folder(Path(folder), config), config=config)

@@ -50,6 +50,11 @@ def widen(stored: StoredArray, dtype: str) -> FloatArray:
         wide = stored.astype(np.uint32)
         np.left_shift(wide, 16, out=wide)
         return wide.view(np.float32).astype(np.float64)
+    if dtype == "float8_e8m0fnu":
+        powers = np.ldexp(1.0, np.arange(256) - 127)
+        powers[255] = np.nan
+        scales: FloatArray = powers[stored]
+        return scales
     if dtype in _FLOAT8_VALUES:
         values: FloatArray = _FLOAT8_VALUES[dtype][stored]
         return values

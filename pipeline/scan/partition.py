@@ -28,6 +28,11 @@ def finishing_cost(shape: tuple[int, int]) -> float:
     return short**3 / _CHOLESKY_RATE + _LANCZOS_SECONDS * short**2 + _FIXED_SECONDS
 
 
+def reading_cost(shape: tuple[int, int]) -> float:
+    """Seconds of one core to read a matrix and find that it has been measured."""
+    return _READING_SECONDS * shape[0] * shape[1] + _FIXED_SECONDS
+
+
 def blocking_seconds(shape: tuple[int, int]) -> float:
     """How long one call into LAPACK or BLAS may keep every thread of a slow process waiting."""
     short = min(shape)
@@ -43,9 +48,21 @@ class Task:
     piece: int | None = None
 
 
-def plan(shapes: Sequence[tuple[int, int]], num_pieces: Sequence[int], *, world_size: int) -> list[Task]:
-    """Tasks, the costliest first. A matrix past a quarter of the ideal makespan is cut into its pieces."""
-    costs = [gram_cost(shape) + finishing_cost(shape) for shape in shapes]
+def plan(
+    shapes: Sequence[tuple[int, int]],
+    num_pieces: Sequence[int],
+    *,
+    world_size: int,
+    known_costs: Sequence[float | None] | None = None,
+) -> list[Task]:
+    """Tasks, the costliest first. A matrix past a quarter of the ideal makespan is cut into its pieces.
+
+    `known_costs` are those of matrices that likely need no measuring.
+    """
+    known = known_costs or [None] * len(shapes)
+    costs = [
+        gram_cost(shape) + finishing_cost(shape) if cost is None else cost for shape, cost in zip(shapes, known, strict=True)
+    ]
     limit = _LARGEST_SHARE * sum(costs) / world_size
     tasks = []
     for matrix, (shape, cost) in enumerate(zip(shapes, costs, strict=True)):

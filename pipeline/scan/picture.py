@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 
 from pipeline.artefacts import write_with
 from pipeline.errors import InputError
+from pipeline.escaping import for_picture
 from pipeline.scan.ranking import KappaRanking
 from pipeline.selection import Candidate, module_type
 
-_LAYER = re.compile(r"\.(\d+)\.")
+_LAYER = re.compile(r"\.([0-9]{1,6})\.")
 _EXPERT = re.compile(r"\[\d+\]$")
 _FORMATS = ("png", "svg", "pdf")
+# more rows and lines than this nobody can tell apart
+_MAX_TYPES = 40
 
 
 def write_picture(ranking: KappaRanking, path: Path, *, score: str, selected: Sequence[str] = ()) -> None:
@@ -43,11 +47,16 @@ def _draw(ranking: KappaRanking, *, score: str, selected: set[str]) -> Any:
     mpl.rcParams["svg.hashsalt"] = "kappaspeech"
     candidates = ranking.candidates(score)
     layered = [candidate for candidate in candidates if _LAYER.search(candidate.name)]
-    kinds = sorted({module_type(candidate.name) for candidate in layered})
+    types = Counter(module_type(candidate.name) for candidate in layered)
+    kinds = sorted(kind for kind, _ in types.most_common(_MAX_TYPES))
+    left_out = len(types) - len(kinds)
+    layered = [candidate for candidate in layered if module_type(candidate.name) in kinds]
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     heat, spread, cost = figure.subplots(1, 3, width_ratios=[2, 1, 1])
     if layered:
         _draw_layers(figure, heat, layered, kinds, score=score, selected=selected)
+        if left_out:
+            heat.set_xlabel(f"layer ({left_out} rarer types aren't drawn)")
     if ranking.spectra:
         _draw_spectra(spread, ranking.spectra, kinds)
     else:
@@ -67,7 +76,7 @@ def _draw_layers(
         if candidate.name in selected:
             axes.plot(place[1], place[0], "o", color="white", markersize=4, markeredgecolor="black", markeredgewidth=0.5)
     image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
-    axes.set_yticks(range(len(kinds)), kinds)
+    axes.set_yticks(range(len(kinds)), [for_picture(kind) for kind in kinds])
     step = max(1, len(layers) // 12)
     axes.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
     axes.set_xlabel("layer")
@@ -78,7 +87,7 @@ def _draw_layers(
 def _draw_spread(axes: Any, layered: Sequence[Candidate], kinds: Sequence[str], *, score: str) -> None:
     for kind in kinds:
         scores = sorted(c.score for c in layered if module_type(c.name) == kind and 0 < c.score < math.inf)
-        axes.plot(np.linspace(0, 1, len(scores)), scores, label=kind, linewidth=1.2)
+        axes.plot(np.linspace(0, 1, len(scores)), scores, label=_label(kind), linewidth=1.2)
     axes.set_yscale("log")
     axes.set_xlabel("quantile within its type")
     axes.set_title(score, loc="left", fontsize=10)
@@ -96,7 +105,7 @@ def _draw_spectra(axes: Any, spectra: Mapping[str, NDArray[np.float32]], kinds: 
             if _LAYER.search(name) and module_type(_EXPERT.sub("", name)) == kind and sigmas[0] > 0
         ]
         if curves:
-            axes.plot(places, 10 ** np.median(curves, axis=0), label=kind, linewidth=1.2)
+            axes.plot(places, 10 ** np.median(curves, axis=0), label=_label(kind), linewidth=1.2)
     axes.set_yscale("log")
     axes.set_xlabel("place in the spectrum")
     axes.set_title("σᵢ/σ₁, median of a type", loc="left", fontsize=10)
@@ -111,6 +120,11 @@ def _draw_cost(axes: Any, candidates: Sequence[Candidate], *, num_selected: int)
         axes.axvline(num_selected, color="grey", linewidth=0.8, linestyle="--")
     axes.set_xlabel("tensors, smallest first")
     axes.set_title("parameters, millions", loc="left", fontsize=10)
+
+
+def _label(kind: str) -> str:
+    # matplotlib leaves labels out of a legend that begin with an underscore
+    return for_picture(f" {kind}" if kind.startswith("_") else kind)
 
 
 def _layer(candidate: Candidate) -> int:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from pipeline.artefacts import digest_json, read_json, write_json, write_with
 from pipeline.errors import InputError, SelectionError
+from pipeline.outside import check_regular, explained
 from pipeline.scan.matrices import SkippedTensor
+from pipeline.scan.ranking_file import RankingEntry, RankingFile
 from pipeline.scan.scores import SCORES
 from pipeline.scan.spectrum import SpectrumStats
 from pipeline.selection import Candidate
@@ -69,28 +71,31 @@ class RankedMatrix:
         }
 
     @staticmethod
-    def from_json(entry: Mapping[str, Any]) -> RankedMatrix:
-        """Raises `KeyError`, `TypeError` or `ValueError` where `entry` isn't one."""
-        rows, columns = entry["matrix_shape"]
+    def from_json(entry: Mapping[str, Any], *, is_trusted: bool = False) -> RankedMatrix:
+        """Raises `ValueError` where `entry` isn't one, or says what no matrix has; unchecked where it was just made."""
+        return RankedMatrix._of(RankingEntry.model_construct(**entry) if is_trusted else RankingEntry.model_validate(entry))
+
+    @staticmethod
+    def _of(entry: RankingEntry) -> RankedMatrix:
         stats = SpectrumStats(
-            shape=(int(rows), int(columns)),
-            sigma_max=float(entry["sigma_max"]),
-            sigma_min=float(entry["sigma_min"]),
-            zero_sigmas=int(entry["zero_sigmas"]),
-            log2_volume=float(entry["log2_volume"]),
-            frobenius=float(entry["frobenius"]),
-            error_bound=float(entry["error_bound"]),
-            rung=str(entry["rung"]),
+            shape=(entry.matrix_shape[0], entry.matrix_shape[1]),
+            sigma_max=entry.sigma_max,
+            sigma_min=entry.sigma_min,
+            zero_sigmas=entry.zero_sigmas,
+            log2_volume=entry.log2_volume,
+            frobenius=entry.frobenius,
+            error_bound=entry.error_bound,
+            rung=entry.rung,
         )
         return RankedMatrix(
-            name=str(entry["name"]),
-            parameter=str(entry["parameter"]),
-            shape=tuple(int(size) for size in entry["shape"]),
-            dtype=str(entry["dtype"]),
+            name=entry.name,
+            parameter=entry.parameter,
+            shape=tuple(entry.shape),
+            dtype=entry.dtype,
             stats=stats,
-            expert=None if entry["expert"] is None else int(entry["expert"]),
-            aliases=tuple(map(str, entry["aliases"])),
-            storage_noise=None if entry["storage_noise"] is None else float(entry["storage_noise"]),
+            expert=entry.expert,
+            aliases=tuple(entry.aliases),
+            storage_noise=entry.storage_noise,
         )
 
 
@@ -179,14 +184,16 @@ class KappaRanking:
 
     def with_spectra(self, path: Path) -> KappaRanking:
         """This ranking with the spectra that `write_spectra` kept. Raises `InputError` where they are another checkpoint's."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
-        try:
+        with explained(f"{path} is no file of spectra", "Make it with `kappaspeech scan --spectrum`."):
+            check_regular(path.stat())
             with safe_open(path, framework="np") as file:
                 digest = (file.metadata() or {}).get("checkpoint_digest")
                 spectra = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path} is no file of spectra: {error}. Make it with `kappaspeech scan --spectrum`.") from error
+            for name, sigmas in spectra.items():
+                if sigmas.ndim != 1 or not len(sigmas) or sigmas.dtype != np.float32 or not np.isfinite(sigmas).all():
+                    raise ValueError(f"{name} has no singular values")
         if digest != self.checkpoint_digest:
             raise InputError(f"{path} holds the spectra of another checkpoint than the ranking is of.")
         return replace(self, spectra=spectra)
@@ -195,20 +202,16 @@ class KappaRanking:
     def read(path: Path) -> KappaRanking:
         """Read a `ranking.json`. Raises `InputError` where it isn't one."""
         content = read_json(path, schema_version=SCHEMA_VERSION)
-        try:
-            return KappaRanking(
-                model=str(content["model"]),
-                checkpoint_digest=str(content["checkpoint_digest"]),
-                method=str(content["method"]),
-                rtol=float(content["rtol"]),
-                matrices=tuple(RankedMatrix.from_json(entry) for entry in content["tensors"]),
-                skipped=tuple(
-                    SkippedTensor(str(item["name"]), tuple(int(size) for size in item["shape"]), str(item["reason"]))
-                    for item in content["skipped"]
-                ),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is no ranking: {error!r}. Make it again with `kappaspeech scan`.") from error
+        with explained(f"{path} is no ranking", "Make it again with `kappaspeech scan`."):
+            file = RankingFile.model_validate(content)
+        return KappaRanking(
+            model=file.model,
+            checkpoint_digest=file.checkpoint_digest,
+            method=file.method,
+            rtol=file.rtol,
+            matrices=tuple(RankedMatrix._of(entry) for entry in file.tensors),
+            skipped=tuple(SkippedTensor(item.name, tuple(item.shape), item.reason) for item in file.skipped),
+        )
 
 
 def _mean(values: list[float]) -> float:

@@ -6,6 +6,7 @@ Raw κ mostly tells shapes apart (square matrices have a large one); the others 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 from pipeline.scan.spectrum import SpectrumStats
@@ -41,7 +42,8 @@ def entropy_deficit(stats: SpectrumStats) -> float:
     short, long = sorted(stats.shape)
     deficit = math.log2(stats.frobenius / math.sqrt(short)) - stats.log2_volume / short
     mean_log = math.fsum(float(digamma((long - i) / 2)) / math.log(2) + 1 for i in range(short)) / (2 * short)
-    return 2 ** (deficit - (math.log2(math.sqrt(long)) - mean_log))
+    bits = deficit - (math.log2(math.sqrt(long)) - mean_log)
+    return math.inf if bits >= sys.float_info.max_exp else 2**bits
 
 
 def stable_rank(stats: SpectrumStats) -> float:

@@ -13,6 +13,7 @@ u = 2⁻⁵³ is float64's unit roundoff throughout.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -342,15 +343,27 @@ def _finish(scaled: _Scaled, sigmas: FloatArray, rung: str, *, frobenius: float,
     kappa = float(sigmas[0]) / sigma_min if sigma_min else 0.0
     return SpectrumStats(
         shape=(scaled.short, scaled.long),
-        sigma_max=math.ldexp(float(sigmas[0]), scaled.exponent),
-        sigma_min=math.ldexp(sigma_min, scaled.exponent),
+        sigma_max=_unscale(scaled, float(sigmas[0])),
+        sigma_min=_unscale(scaled, sigma_min),
         zero_sigmas=scaled.short - len(nonzero),
         log2_volume=math.fsum(np.log2(nonzero)) + scaled.exponent * len(nonzero),
-        frobenius=math.ldexp(frobenius, scaled.exponent),
+        frobenius=_unscale(scaled, frobenius),
         error_bound=_backward_error(scaled, kappa),
         rung=rung,
         sigmas=np.ldexp(sigmas, scaled.exponent) if with_sigmas else None,
     )
+
+
+def _unscale(scaled: _Scaled, value: float) -> float:
+    """`value` of the matrix itself. Raises `ScanError` where float64 can't hold it."""
+    try:
+        plain = math.ldexp(value, scaled.exponent)
+    except OverflowError:
+        plain = math.inf
+    # what is below the least normal number has lost digits
+    if math.isinf(plain) or (value > 0 and plain < sys.float_info.min):
+        raise ScanError("its singular values are beyond the range of float64")
+    return plain
 
 
 def _finish_ends(
@@ -359,11 +372,11 @@ def _finish_ends(
     """The statistics of a matrix of full rank, from its two ends."""
     return SpectrumStats(
         shape=(scaled.short, scaled.long),
-        sigma_max=math.ldexp(sigma_max, scaled.exponent),
-        sigma_min=math.ldexp(sigma_min, scaled.exponent),
+        sigma_max=_unscale(scaled, sigma_max),
+        sigma_min=_unscale(scaled, sigma_min),
         zero_sigmas=0,
         log2_volume=factor.log2_volume + scaled.exponent * scaled.short,
-        frobenius=math.ldexp(frobenius, scaled.exponent),
+        frobenius=_unscale(scaled, frobenius),
         error_bound=bound,
         rung=rung,
     )

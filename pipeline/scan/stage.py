@@ -25,9 +25,9 @@ from pipeline.progress import ProgressBar
 from pipeline.scan.algebra import Algebra
 from pipeline.scan.checkpoint import Checkpoint
 from pipeline.scan.dtypes import FLOATS, FloatArray
-from pipeline.scan.journal import Journal
-from pipeline.scan.matrices import MatrixRef, SkippedTensor, StoredMatrix, list_matrices
-from pipeline.scan.partition import Task, assign, blocking_seconds, finishing_cost, plan
+from pipeline.scan.journal import Found, Journal
+from pipeline.scan.matrices import MatrixRef, SkippedTensor, StoredMatrix, digest_matrix, list_matrices
+from pipeline.scan.partition import Task, assign, blocking_seconds, finishing_cost, plan, reading_cost
 from pipeline.scan.ranking import KappaRanking, RankedMatrix
 from pipeline.scan.spectrum import DEFAULT_RTOL, Method, SpectrumStats, choose_algebra, measure, num_pieces, piece_gram
 
@@ -76,10 +76,12 @@ def scan(
     with agreement(cluster):
         book = Journal(journal, checkpoint, **options.journal_key()) if journal else None
         found = book.read() if book else {}
-    found = {key: value for share in cluster.gather(found) for key, value in share.items()}
-    results = {ref.name: found[book.key(ref)] for ref in matrices if book and book.key(ref) in found}
-    remaining = [ref for ref in matrices if ref.name not in results]
-    worker = _Worker(checkpoint, cluster, options, algebra, book, remaining)
+    kept: Found = {}
+    for share in cluster.gather(found):
+        for key, values in share.items():
+            kept.setdefault(key, {}).update(values)
+    results: dict[str, dict[str, Any]] = {}
+    worker = _Worker(checkpoint, cluster, options, algebra, book, matrices, kept)
     total = sum(task.cost for task in worker.tasks)
     with ProgressBar("scanning", total=total, shown=shows_progress and cluster.rank == 0) as bar:
         for share in cluster.gather(worker.run(bar)):
@@ -92,7 +94,7 @@ def scan(
         if "invalid" in value:
             invalid.append(SkippedTensor(ref.name, ref.tensor.shape, value["invalid"]))
         else:
-            ranked.append(RankedMatrix.from_json(value))
+            ranked.append(RankedMatrix.from_json(value, is_trusted=True))
             if with_sigmas:
                 spectra[ref.name] = np.frombuffer(base64.b64decode(value["sigmas"]), dtype="<f4")
     return KappaRanking.of(
@@ -116,11 +118,18 @@ class _Worker:
     algebra: Algebra
     journal: Journal | None
     matrices: list[MatrixRef]
+    kept: Found
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        pieces = [1 if ref.tensor.dtype == "float64" else num_pieces(max(ref.shape)) for ref in self.matrices]
-        self.tasks = plan([ref.shape for ref in self.matrices], pieces, world_size=self.cluster.world_size)
+        kept = [self._kept(ref) for ref in self.matrices]
+        pieces = [
+            1 if ref.tensor.dtype == "float64" or values else num_pieces(max(ref.shape))
+            for ref, values in zip(self.matrices, kept, strict=True)
+        ]
+        shapes = [ref.shape for ref in self.matrices]
+        costs = [reading_cost(shape) if values else None for shape, values in zip(shapes, kept, strict=True)]
+        self.tasks = plan(shapes, pieces, world_size=self.cluster.world_size, known_costs=costs)
 
     def run(self, bar: ProgressBar) -> dict[str, dict[str, Any]]:
         """Measure whole matrices and form pieces, then bring the pieces together."""
@@ -186,8 +195,17 @@ class _Worker:
     def _path(self, task: Task) -> Path:
         return self._spill / f"{task.matrix}-{task.piece}.npy"
 
+    def _kept(self, ref: MatrixRef) -> dict[str, Any]:
+        """What the journal has of a matrix of that name, by the digest of its bytes."""
+        return self.kept.get(self.journal.key(ref), {}) if self.journal and self.kept else {}
+
     def _measure(self, ref: MatrixRef, *, gram: FloatArray | None = None) -> None:
         with self._naming(ref):
+            digest = digest_matrix(self.checkpoint, ref) if self.journal else ""
+            kept = self._kept(ref).get(digest)
+            if kept is not None and ("invalid" in kept or kept["name"] == ref.name):
+                self.results[ref.name] = kept
+                return
             source = StoredMatrix(self.checkpoint, ref, watch=self._watch.check)
             try:
                 stats = measure(
@@ -205,7 +223,7 @@ class _Worker:
                 value = {"invalid": str(error)}
         self.results[ref.name] = value
         if self.journal:
-            self.journal.append(ref, value)
+            self.journal.append(ref, digest, value)
 
     @contextlib.contextmanager
     def _naming(self, ref: MatrixRef) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.artefacts import write_text, write_with
 from pipeline.errors import InputError
+from pipeline.escaping import for_cell
 from pipeline.scan.ranking import KappaRanking
 from pipeline.scan.scores import SCORES
 from pipeline.selection import module_type
@@ -27,12 +28,13 @@ def rows(ranking: KappaRanking) -> list[dict[str, Any]]:
 
 
 def write_csv(ranking: KappaRanking, path: Path) -> None:
-    """Write the rows as CSV; an empty cell is a value that isn't there, `inf` an infinite score."""
+    """Write the rows as CSV; an empty cell is a value that isn't there, `inf` an infinite score. A name that a spreadsheet
+    would take for a formula has an apostrophe before it."""
     table = rows(ranking)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(table[0]) if table else ["rank"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table)
+    writer.writerows({key: for_cell(value) for key, value in row.items()} for row in table)
     write_text(path, text.getvalue())
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from pipeline.local_cluster import Hub
+from pipeline.parenthood import as_helper
 
 _POLL_SECONDS = 0.02
 # Ranks that outlive a dead one find out by themselves and say more than we could; then they have had their time.
@@ -33,7 +34,7 @@ def run_workers(arguments: Sequence[str], *, num_workers: int) -> int:
     command = [sys.executable, "-m", "pipeline", *arguments]
     workers = []
     for rank in range(num_workers):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_workers), **hub.environment(rank)}
+        own = {**as_helper(), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_workers), **hub.environment(rank)}
         workers.append(subprocess.Popen(command, env={**os.environ, **own}, pass_fds=hub.file_descriptors(rank)))
     hub.close_far_ends()
 

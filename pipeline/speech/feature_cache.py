@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.artefacts import digest_json
+from pipeline.speech.cache_folder import CacheFolder
 from pipeline.speech.shards import SampleEntry, ShardStamp
 
 _DIGEST_BYTES = 32
 _SUFFIX = ".states"
-# What a process writes before it looks again at what others have written, as a share of the limit.
-_LOOK_AGAIN = 1 / 64
+_FOLDER_NAME = "kappaspeech-states"
+_PATTERN = rf"[^/]+/[0-9a-f]{{2}}/[0-9a-f]{{64}}\{_SUFFIX}"
+# A full cache is looked at again after so long: somebody may have made room.
+_LOOK_AGAIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -66,18 +68,19 @@ def entry_name(entry: SampleEntry, stamp: ShardStamp, normalization: str) -> str
 
 
 class FeatureCache:
-    """Never grows past its limit by more than processes write at a time: when it is full, nothing more is kept.
+    """Never grows past its limit: when it is full, nothing more is kept.
 
     An epoch comes back to every clip in another order, so to put one clip in another's place would only lose both. What other
-    namespaces left goes first, the oldest before the newer.
+    namespaces left goes first, the oldest before the newer. Raises `DataError` where its folder is a user's.
     """
 
     def __init__(self, options: FeatureCacheOptions) -> None:
-        self._root = Path(options.folder).expanduser()
-        self._folder = self._root / options.namespace
+        self._cache = CacheFolder(options.folder, _FOLDER_NAME, pattern=_PATTERN)
+        self._folder = self._cache.path / options.namespace
         self._limit = options.limit_bytes
-        self._total = self._written = 0
-        self._looked = False
+        self._full_until = 0.0
+        with contextlib.suppress(OSError):
+            self._cache.prepare()
 
     def read(self, name: str) -> CachedClip | None:
         """A clip that was kept; None for one that wasn't, or that is damaged."""
@@ -98,56 +101,30 @@ class FeatureCache:
         """Keep a clip if there is room. What can't be written is done without."""
         from safetensors.torch import save
 
+        if time.monotonic() < self._full_until:
+            return
         transcript = torch.tensor(list(clip.transcript.encode()), dtype=torch.uint8)
         body = save(
             {"states": torch.from_numpy(clip.states_SE), "num_frames": torch.tensor(clip.num_frames), "transcript": transcript}
         )
         with contextlib.suppress(OSError):
-            if self._has_room(_DIGEST_BYTES + len(body)):
-                self._write(self._path(name), hashlib.sha256(body).digest() + body)
+            if self._cache.reserve(_DIGEST_BYTES + len(body), self._limit, self._make_room):
+                self._cache.write(self._path(name), hashlib.sha256(body).digest() + body)
+            else:
+                self._full_until = time.monotonic() + _LOOK_AGAIN_SECONDS
 
     def _path(self, name: str) -> Path:
         return self._folder / name[:2] / f"{name}{_SUFFIX}"
 
-    def _has_room(self, size: int) -> bool:
-        if not self._looked or self._written > self._limit * _LOOK_AGAIN:
-            self._look()
-        if self._total + size > self._limit:
-            self._remove_others(self._total + size - self._limit)
-        if self._total + size > self._limit:
-            return False
-        self._total += size
-        self._written += size
-        return True
-
-    def _look(self) -> None:
-        self._total, self._written, self._looked = 0, 0, True
-        for path in self._root.rglob(f"*{_SUFFIX}"):
-            with contextlib.suppress(OSError):
-                self._total += path.stat().st_size
-
-    def _remove_others(self, size: int) -> None:
-        """Free `size` bytes of other namespaces' entries, where there are as many."""
-        others = []
-        for path in self._root.glob(f"*/*/*{_SUFFIX}"):
+    def _make_room(self, wanted: int) -> int:
+        """Remove other namespaces' entries until all take at most `wanted` bytes, if they can; how many they then take."""
+        entries = self._cache.entries()
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in entries:
+            if total <= wanted:
+                break
             if path.parent.parent != self._folder:
                 with contextlib.suppress(OSError):
-                    others.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-        for _, num_bytes, path in sorted(others):
-            if size <= 0:
-                return
-            with contextlib.suppress(OSError):
-                path.unlink()
-                self._total -= num_bytes
-                size -= num_bytes
-
-    def _write(self, path: Path, content: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
-            raise
+                    path.unlink()
+                    total -= size
+        return total

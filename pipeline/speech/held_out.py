@@ -73,5 +73,5 @@ def read_clips(refs: Sequence[SampleRef], *, max_bytes: int, read: ReadOptions |
         left -= ref.entry.audio_bytes
         if left < 0:
             break
-        clips[ref.entry.key] = reader.source(ref.where).read(ref.entry.audio_offset, ref.entry.audio_bytes)
+        clips[ref.entry.key] = reader.source(ref).read(ref.entry.audio_offset, ref.entry.audio_bytes)
     return clips

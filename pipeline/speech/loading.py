@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
@@ -17,13 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
+from pipeline.parenthood import end_with_parent
+from pipeline.redaction import redact
 from pipeline.speech.augment import Augmentation, change_speed, generator, mask_spectrogram
 from pipeline.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions
+from pipeline.speech.normalisers import TextNormalization, normalise_text
 from pipeline.speech.samples import SAMPLE_RATE_HZ, AudioSample, BadSampleError, decode, log_mel
-from pipeline.speech.shards import HEADER_BYTES, SampleEntry, check_header, parse_transcript
+from pipeline.speech.shards import SampleEntry, check_header, parse_transcript
 from pipeline.speech.sources import ReadOptions, Source, open_source, read_many
+from pipeline.speech.tar_members import HEADER_BYTES
 
-TextNormalization = Literal["none", "whisper"]
 OverLong = Literal["mask", "cut"]
 # Audio and text that lie this near to each other are read at once.
 _LARGEST_GAP_BYTES = 1 << 16
@@ -34,13 +38,15 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class SampleRef:
-    """A sample to load: its shard, where in it, how its text is written, and the counter of its random numbers."""
+    """A sample to load: its shard, where in it, how its text is written, the counter of its random numbers, its name in the
+    feature cache, and a digest of the shard as it was indexed."""
 
     where: str
     entry: SampleEntry
     normalization: TextNormalization = "none"
     counter: tuple[int, ...] = ()
     cache_name: str | None = None
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,24 +78,32 @@ class BadSample:
     shard: str
     detail: str
 
+    @classmethod
+    def of(cls, ref: SampleRef, error: BadSampleError) -> BadSample:
+        """The record of what a sample raised."""
+        return cls(ref.entry.key, error.cause, ref.where, str(error))
+
+    def __post_init__(self) -> None:
+        # these are for people: they go into logs and messages
+        object.__setattr__(self, "shard", redact(self.shard))
+        object.__setattr__(self, "detail", redact(self.detail))
+
 
 class SampleReader:
     """Reads samples of any shards; keeps the last few hundred open."""
 
     def __init__(self, options: ReadOptions) -> None:
-        self._open = lru_cache(maxsize=_MAX_OPEN_SOURCES)(lambda where: open_source(where, options))
+        self._open = lru_cache(maxsize=_MAX_OPEN_SOURCES)(lambda where, version: open_source(where, options, version=version))
 
-    def source(self, where: str) -> Source:
-        """The open shard."""
-        return self._open(where)
+    def source(self, ref: SampleRef) -> Source:
+        """The open shard of a sample."""
+        return self._open(ref.where, ref.version)
 
     def fetch(self, refs: Sequence[SampleRef]) -> list[list[bytes | Exception]]:
         """What `_ranges` names of each sample, as it lies in its shard, or why it can't be had."""
         places = [_ranges(ref.entry) for ref in refs]
         requests = [
-            (self.source(ref.where), begin, end - begin)
-            for ref, ranges in zip(refs, places, strict=True)
-            for begin, end in ranges
+            (self.source(ref), begin, end - begin) for ref, ranges in zip(refs, places, strict=True) for begin, end in ranges
         ]
         contents = iter(read_many(requests))
         return [[next(contents) for _ in ranges] for ranges in places]
@@ -99,10 +113,23 @@ class SampleReader:
         samples: list[AudioSample | BadSampleError] = []
         for ref, parts in zip(refs, self.fetch(refs), strict=True):
             try:
-                samples.append(_parse(ref, _ranges(ref.entry), parts))
+                with sample_errors():
+                    samples.append(_parse(ref, _ranges(ref.entry), parts))
             except BadSampleError as error:
                 samples.append(error)
         return samples
+
+
+@contextlib.contextmanager
+def sample_errors() -> Iterator[None]:
+    """Whatever one sample raises within is a `BadSampleError`, so that it is counted and costs no more than itself; but for a
+    `DataError`, which is of its whole shard."""
+    try:
+        yield
+    except (BadSampleError, DataError):
+        raise
+    except Exception as error:
+        raise BadSampleError("unusable", f"{type(error).__name__}: {error}") from error
 
 
 def _ranges(entry: SampleEntry) -> list[tuple[int, int]]:
@@ -110,7 +137,8 @@ def _ranges(entry: SampleEntry) -> list[tuple[int, int]]:
     audio = entry.audio_offset - HEADER_BYTES, entry.audio_offset + entry.audio_bytes
     text = entry.text_offset - HEADER_BYTES, entry.text_offset + entry.text_bytes
     first, second = sorted((audio, text))
-    return [(first[0], second[1])] if second[0] - first[1] <= _LARGEST_GAP_BYTES else [audio, text]
+    is_near = second[0] - first[1] <= _LARGEST_GAP_BYTES
+    return [(first[0], max(first[1], second[1]))] if is_near else [audio, text]
 
 
 def _parse(ref: SampleRef, ranges: Sequence[tuple[int, int]], parts: Sequence[bytes | Exception]) -> AudioSample:
@@ -129,31 +157,17 @@ def _parse(ref: SampleRef, ranges: Sequence[tuple[int, int]], parts: Sequence[by
                 except ValueError as error:
                     raise BadSampleError("shard", f"{ref.where} isn't as it was indexed at byte {offset}: {error}") from error
                 return part[place : place + size]
-        raise AssertionError
+        raise BadSampleError("shard", f"the index of {ref.where} has audio and text lie in each other at byte {offset}")
 
     waveform = decode(member(entry.audio_offset, entry.audio_bytes), expected_seconds=entry.seconds)
     try:
         text = parse_transcript(member(entry.text_offset, entry.text_bytes), is_json=entry.text_is_json)
-    except (ValueError, StopIteration, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise BadSampleError("text", str(error)) from error
     text = normalise_text(text, entry.language, ref.normalization)
     if not text:
         raise BadSampleError("empty text", entry.key)
     return AudioSample(entry.key, waveform, text, entry.language)
-
-
-def normalise_text(text: str, language: str, normalization: TextNormalization) -> str:
-    """The transcript as it is, or as Whisper's normaliser of its language writes it: English's own, the basic one for others."""
-    if normalization == "none":
-        return text
-    return str(_whisper_normaliser(language == "en")(text)).strip()
-
-
-@lru_cache(maxsize=2)
-def _whisper_normaliser(is_english: bool) -> Any:
-    from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
-
-    return EnglishTextNormalizer() if is_english else BasicTextNormalizer()
 
 
 class Loader:
@@ -167,30 +181,36 @@ class Loader:
     def load(self, refs: Sequence[SampleRef]) -> list[LoadedSample | BadSample]:
         """Each sample, or why it can't be used. Raises `DataError` where a shard can't be had at all."""
         loaded: list[LoadedSample | BadSample] = []
-        # what is too long to use isn't fetched
+        # what can't be used by what its index says isn't fetched
         cached = [self._from_cache(ref) for ref in refs]
-        wanted = [ref for ref, clip in zip(refs, cached, strict=True) if clip is None and not self._is_refused(ref.entry)]
+        wanted = [ref for ref, clip in zip(refs, cached, strict=True) if clip is None and self._cause(ref.entry) is None]
         samples = iter(self._reader.read(wanted))
         for ref, clip in zip(refs, cached, strict=True):
             if clip is not None:
                 loaded.append(LoadedSample(np.empty((self._options.num_mels, 0), np.float32), clip.transcript, clip))
                 continue
-            if self._is_refused(ref.entry):
-                cause, detail = "too long", f"{ref.entry.seconds:.1f} s"
-                loaded.append(BadSample(ref.entry.key, cause, ref.where, detail))
+            cause = self._cause(ref.entry)
+            if cause is not None:
+                loaded.append(BadSample(ref.entry.key, cause, ref.where, f"{ref.entry.seconds:.1f} s"))
                 continue
             sample = next(samples)
-            if isinstance(sample, BadSampleError):
-                loaded.append(BadSample(ref.entry.key, sample.cause, ref.where, str(sample)))
-            else:
-                loaded.append(self._finish(sample, ref))
+            try:
+                if isinstance(sample, BadSampleError):
+                    raise sample
+                with sample_errors():
+                    loaded.append(self._finish(sample, ref))
+            except BadSampleError as error:
+                loaded.append(BadSample.of(ref, error))
         return loaded
 
     def _from_cache(self, ref: SampleRef) -> CachedClip | None:
         return self._cache.read(ref.cache_name) if self._cache and ref.cache_name else None
 
-    def _is_refused(self, entry: SampleEntry) -> bool:
-        return self._options.over_long == "mask" and entry.seconds > self._options.max_seconds
+    def _cause(self, entry: SampleEntry) -> str | None:
+        """Why a sample can't be used, as far as its index says."""
+        if entry.seconds <= 0:
+            return "no length"
+        return "too long" if self._options.over_long == "mask" and entry.seconds > self._options.max_seconds else None
 
     def _finish(self, sample: AudioSample, ref: SampleRef) -> LoadedSample:
         options = self._options
@@ -205,7 +225,9 @@ class Loader:
 _worker_loader: Loader | None = None
 
 
-def _start_worker(options: LoadOptions, read: ReadOptions) -> None:
+def _start_worker(parent: int, options: LoadOptions, read: ReadOptions) -> None:
+    # before torch is loaded, which takes seconds
+    end_with_parent(parent)
     import torch
 
     # a pool's initializer has nowhere else to leave it
@@ -279,7 +301,7 @@ class LoaderPool:
         if self._pool is None:
             # neither torch nor fsspec survives a fork of a process that has used it
             context = multiprocessing.get_context("spawn")
-            arguments = (self._options, self._read)
+            arguments = (os.getpid(), self._options, self._read)
             self._pool = ProcessPoolExecutor(self._num_workers, mp_context=context, initializer=_start_worker, initargs=arguments)
         return self._pool
 

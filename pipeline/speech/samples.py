@@ -14,11 +14,21 @@ from pipeline.errors import DataError
 SAMPLE_RATE_HZ = 16_000
 # Two hops of Whisper's spectrogram: its second convolution halves the frames, so their number is kept even.
 _FRAME_PAIR = 320
-_SHORTEST_SECONDS = 0.1
+SHORTEST_SECONDS = 0.1
 _LONGEST_PIECE_SECONDS = 24.0
 _PAUSE_SECONDS = 0.2
 # An encoder may round a clip's length; half-truncated mp3, wav and opus decode without an error, only shorter.
 _DURATION_TOLERANCE_SECONDS = 0.1
+AUDIO_EXTENSIONS = ("flac", "wav", "mp3", "opus", "ogg")
+# Resampling multiplies: a second at a few hertz would become hours.
+_RATES_HZ = (1_000, 1_000_000)
+# Lossy formats overshoot 1 a little; integers that were written as floats reach thousands.
+_LARGEST_PEAK = 2.0
+_CANCELLED = 0.5
+# Some recorders count their header in.
+_MISSING_BYTES, _MISSING_FRACTION = 4096, 0.01
+_UNKNOWN_SIZE = 0x7FFF0000
+_PIECE_VALUES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -39,30 +49,98 @@ class BadSampleError(Exception):
         self.cause = cause
 
 
-def decode(content: bytes, *, expected_seconds: float | None = None) -> NDArray[np.float32]:
-    """Decode flac, wav, mp3, ogg or opus to mono float32 at 16 kHz.
+def decode(content: bytes, *, expected_seconds: float | None = None, longest_seconds: float | None = None) -> NDArray[np.float32]:
+    """Decode flac, wav, mp3, ogg or opus to mono float32 at 16 kHz; no more of it than is expected or wanted at the longest.
 
-    Raises `BadSampleError` («decode», «truncated», «short», «silent») rather than give a wrong waveform.
+    Channels are averaged, but where they cancel each other out (one is inverted) the loudest is taken. Raises
+    `BadSampleError` («decode», «rate», «truncated», «length», «too long», «short», «silent», «scale») rather than give a
+    wrong waveform.
     """
-    import soundfile
     import soxr
 
-    try:
-        waveform, rate_hz = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, ValueError, TypeError) as error:
-        raise BadSampleError("decode", str(error)) from error
-    mono: NDArray[np.float32] = waveform[:, 0] if waveform.shape[1] == 1 else waveform.mean(axis=1, dtype=np.float32)
-    seconds = len(mono) / rate_hz
-    if expected_seconds is not None and abs(seconds - expected_seconds) > _DURATION_TOLERANCE_SECONDS:
+    limit = longest_seconds if expected_seconds is None else expected_seconds + _DURATION_TOLERANCE_SECONDS
+    waveform, rate_hz = _read_audio(content, limit)
+    seconds = len(waveform) / rate_hz
+    if expected_seconds is not None and seconds < expected_seconds - _DURATION_TOLERANCE_SECONDS:
         raise BadSampleError("truncated", f"{seconds:.2f} s decoded of {expected_seconds:.2f} s")
-    if seconds < _SHORTEST_SECONDS:
+    if limit is not None and seconds > limit:
+        if expected_seconds is not None:
+            raise BadSampleError("length", f"more than {limit:.2f} s decoded of {expected_seconds:.2f} s")
+        raise BadSampleError("too long", f"more than {limit:.1f} s")
+    if seconds < SHORTEST_SECONDS:
         raise BadSampleError("short", f"{seconds:.3f} s")
+    mono = _mix(waveform)
     if not np.isfinite(mono).all():
         raise BadSampleError("decode", "NaN or Inf in the waveform")
     if not mono.any():
         raise BadSampleError("silent", "every sample is zero")
+    if (peak := float(np.abs(mono).max())) > _LARGEST_PEAK:
+        raise BadSampleError("scale", f"samples reach {peak:.6g}, and floats are to lie between -1 and 1: divide them by 32768?")
     if rate_hz != SAMPLE_RATE_HZ:
         mono = np.asarray(soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ), dtype=np.float32)
+    return mono
+
+
+def _read_audio(content: bytes, limit_seconds: float | None) -> tuple[NDArray[np.float32], int]:
+    """Samples (T, channels) and their rate; of more than `limit_seconds` one sample more than that.
+
+    Read piece by piece: what a header says of the length is believed once it was decoded.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            rate_hz = int(file.samplerate)
+            if not _RATES_HZ[0] <= rate_hz <= _RATES_HZ[1]:
+                raise BadSampleError("rate", f"{rate_hz} Hz; wanted is {_RATES_HZ[0]} to {_RATES_HZ[1]}")
+            left = None if limit_seconds is None else int(limit_seconds * rate_hz) + 1
+            pieces = []
+            while left is None or left > 0:
+                wanted = max(1, _PIECE_VALUES // file.channels) if left is None else min(left, _PIECE_VALUES // file.channels)
+                pieces.append(file.read(wanted, dtype="float32", always_2d=True))
+                if len(pieces[-1]) < wanted:
+                    break
+                left = None if left is None else left - wanted
+    except (soundfile.SoundFileError, ValueError, TypeError) as error:
+        raise BadSampleError("decode", explain_undecodable(error)) from error
+    return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)), rate_hz
+
+
+def check_whole(content: bytes) -> None:
+    """Raise `BadSampleError` for a wav of which much is missing: it decodes without an error, only shorter than its transcript.
+
+    A program that writes to a pipe doesn't know the size, and gives 0 or the largest there is.
+    """
+    if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+        return
+    place = 12
+    while place + 8 <= len(content):
+        size = int.from_bytes(content[place + 4 : place + 8], "little")
+        if content[place : place + 4] == b"data":
+            missing = place + 8 + size - len(content)
+            if size < _UNKNOWN_SIZE and missing > max(_MISSING_BYTES, _MISSING_FRACTION * size):
+                raise BadSampleError("truncated", f"{missing} of {size} bytes of the wav are missing")
+            return
+        place += 8 + size + size % 2
+
+
+def explain_undecodable(error: Exception) -> str:
+    """What libsndfile says, without the address of a buffer; and what could be read in place of a format that isn't known."""
+    said = str(getattr(error, "error_string", error)).strip().rstrip(".")
+    known = ", ".join(AUDIO_EXTENSIONS)
+    return f"{said}; what is read is {known}, so convert others with ffmpeg" if "not recognised" in said else said
+
+
+def _mix(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(T, channels) → (T,)."""
+    num_channels = waveform.shape[1]
+    if num_channels == 1:
+        return waveform[:, 0]
+    mono: NDArray[np.float32] = waveform.mean(axis=1, dtype=np.float32)
+    powers = np.square(waveform).mean(axis=0, dtype=np.float64)
+    # channels that have nothing to do with each other leave 1/channels of their power; less is left where some cancel
+    if np.square(mono).mean(dtype=np.float64) < _CANCELLED * powers.mean() / num_channels:
+        return np.ascontiguousarray(waveform[:, int(powers.argmax())])
     return mono
 
 
@@ -76,7 +154,7 @@ def read_recording(path: Any) -> NDArray[np.float32]:
     except OSError as error:
         raise DataError(f"{path} can't be read: {error}") from error
     except BadSampleError as error:
-        raise DataError(f"{path} can't be used as audio ({error}). Wanted is flac, wav, mp3, ogg or opus.") from error
+        raise DataError(f"{path} can't be used as audio ({error}). Wanted is {', '.join(AUDIO_EXTENSIONS)}.") from error
 
 
 def cut_at_pauses(waveform: NDArray[np.float32]) -> list[NDArray[np.float32]]:

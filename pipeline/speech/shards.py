@@ -9,26 +9,31 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
-import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pipeline.artefacts import write_json
 from pipeline.errors import DataError
+from pipeline.speech.languages import normalise_language
+from pipeline.speech.patterns import beside, expand_braces, shard_name
+from pipeline.speech.samples import AUDIO_EXTENSIONS, explain_undecodable
 from pipeline.speech.sources import RangeFile, ReadOptions, Source, is_remote, open_source, read_many
+from pipeline.speech.tar_members import HEADER_BYTES, escape_name, read_members
+from pipeline.speech.text_files import check_unicode, find_text, parse_object
 
 INDEX_SUFFIX = ".index.json"
-HEADER_BYTES = 512
-AUDIO_EXTENSIONS = ("flac", "wav", "mp3", "opus", "ogg")
+# No clip that is trained on is near this.
+LONGEST_SECONDS = 1e6
 _SCHEMA_VERSION = 2
 TEXT_KEYS = ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_text")
 LANGUAGE_KEYS = ("language", "lang", "locale", "source_lang")
-_LANGUAGE_NAMES = {"english": "en", "german": "de", "deutsch": "de", "french": "fr", "spanish": "es", "italian": "it"}
 _BUFFER_BYTES = 1 << 20
+# A sample takes about 100 bytes; lists of as many samples as this holds are merged indices.
+_MAX_INDEX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,8 @@ class ShardIndex:
 
 def expand(pattern: str, options: ReadOptions | None = None) -> list[str]:
     """Shards of a path, URL, glob or brace list, sorted. Raises `DataError` where there is none, or for what can't be read."""
-    from braceexpand import braceexpand
-
     found: list[str] = []
-    for part in braceexpand(pattern):
+    for part in expand_braces(pattern):
         if is_remote(part):
             from pipeline.speech.remote import expand_remote
 
@@ -78,7 +81,7 @@ def expand(pattern: str, options: ReadOptions | None = None) -> list[str]:
         if not matches:
             raise DataError(f"No shard matches {part!r} (working folder {Path.cwd()}). Make some with «kappaspeech pack».")
         found += matches
-    wrong = [where for where in found if not where.split("?")[0].endswith(".tar")]
+    wrong = [where for where in found if not shard_name(where).endswith(".tar")]
     if wrong:
         raise DataError(f"{wrong[0]} isn't named .tar. A compressed tar can't be read at random: unpack it with gunzip first.")
     return found
@@ -94,35 +97,53 @@ def read_index(where: str, options: ReadOptions | None = None) -> ShardIndex:
     try:
         stamp = ShardStamp(int(content["num_bytes"]), str(content["stamp"]), str(content["digest"]))
         names = [field.name for field in fields(SampleEntry)]
-        samples = tuple(SampleEntry(**dict(zip(names, row, strict=True))) for row in content["samples"])
-    except (KeyError, TypeError, ValueError) as error:
+        samples = tuple(_parse_entry(dict(zip(names, row, strict=True)), stamp.num_bytes) for row in content["samples"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"The index of {where} can't be understood ({error!r}). {_again(where)}") from error
     index = ShardIndex(where, stamp, samples)
     check_unchanged(open_source(where, options), stamp, samples)
     return index
 
 
+def _parse_entry(row: dict[str, Any], num_bytes: int) -> SampleEntry:
+    """A row of an index. `ValueError` where it isn't of the right types, or names bytes that the shard doesn't have."""
+    for name, kind in (("key", str), ("language", str), ("seconds", (int, float)), ("text_is_json", bool)):
+        if not isinstance(row[name], kind):
+            raise ValueError(f"{name} is {row[name]!r}")
+    for part in ("audio", "text"):
+        offset, size = row[f"{part}_offset"], row[f"{part}_bytes"]
+        if type(offset) is not int or type(size) is not int or not 0 <= size <= num_bytes - offset or offset < HEADER_BYTES:
+            raise ValueError(f"{part} lies at byte {offset!r} and has {size!r}, in a shard of {num_bytes}")
+    check_unicode(row["key"])
+    return SampleEntry(**{**row, "seconds": known_seconds(float(row["seconds"]))})
+
+
 def _read_beside(where: str, options: ReadOptions) -> dict[str, Any]:
-    source = open_source(where + INDEX_SUFFIX, options)
+    source = open_source(beside(where, INDEX_SUFFIX), options)
     try:
-        content = json.loads(source.read(0, source.num_bytes()))
+        num_bytes = source.num_bytes()
+        if num_bytes > _MAX_INDEX_BYTES:
+            raise DataError(f"it has {num_bytes:,} bytes, and at most {_MAX_INDEX_BYTES:,} are read")
+        content = parse_object(source.read(0, num_bytes))
     except (DataError, EOFError) as error:
-        raise DataError(f"{where} has no index beside it that can be read ({error}). {_again(where)}") from error
+        raise DataError(f"{where} has no index beside it that can be read ({str(error).rstrip('.')}). {_again(where)}") from error
     except ValueError as error:
         raise DataError(f"The index of {where} is no JSON ({error}). {_again(where)}") from error
-    if not isinstance(content, dict) or content.get("schema_version") != _SCHEMA_VERSION:
+    if content.get("schema_version") != _SCHEMA_VERSION:
         raise DataError(f"The index of {where} is of another version than this program's. {_again(where)}")
     return content
 
 
 def _again(where: str) -> str:
-    return f"Make it with «kappaspeech index {where}»."
+    return f"Make it with «kappaspeech index {where}{' --output FILE.index' if is_remote(where) else ''}»."
 
 
 def check_unchanged(source: Source, stamp: ShardStamp, samples: Sequence[SampleEntry]) -> None:
     """Raise `DataError` where the shard isn't what was indexed. One that was only copied or touched passes."""
     num_bytes = source.num_bytes()
-    if num_bytes == stamp.num_bytes and (source.stamp() == stamp.stamp or digest_heads(source, samples) == stamp.digest):
+    # a server that tells no version says nothing by telling none again
+    is_known = stamp.stamp != "" and source.stamp() == stamp.stamp
+    if num_bytes == stamp.num_bytes and (is_known or digest_heads(source, samples) == stamp.digest):
         return
     what = f"has {num_bytes} bytes but had {stamp.num_bytes}" if num_bytes != stamp.num_bytes else "holds other samples than"
     raise DataError(
@@ -174,7 +195,9 @@ def _group_members(where: str, file: Any, num_bytes: int) -> dict[str, dict[str,
     """(offset, size) of each member by sample and extension."""
     groups: dict[str, dict[str, tuple[int, int]]] = {}
     try:
-        for name, offset, size in _members(file):
+        for name, offset, size in read_members(file, num_bytes):
+            if _is_litter(name):
+                continue
             key, extension = split_name(name)
             if offset + size > num_bytes:
                 raise DataError(f"{where} is cut: {name} ends at byte {offset + size}, the file at {num_bytes}.")
@@ -185,16 +208,15 @@ def _group_members(where: str, file: Any, num_bytes: int) -> dict[str, dict[str,
         file.seek(max(0, num_bytes - 2 * HEADER_BYTES))
         if any(file.read(2 * HEADER_BYTES)):
             raise DataError(f"{where} is cut: it doesn't end as a tar file does. Restore it, or make it again.")
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{where} is no tar file, or is cut: {error}") from error
     return groups
 
 
-def _members(file: Any) -> Iterator[tuple[str, int, int]]:
-    with tarfile.open(fileobj=file, mode="r:") as archive:
-        for member in archive:
-            if member.isfile():
-                yield member.name, member.offset_data, member.size
+def _is_litter(name: str) -> bool:
+    """What macOS leaves beside each file: ._NAME with its attributes, and what its folders look like."""
+    last = name.rsplit("/", 1)[-1]
+    return last.startswith("._") or last == ".DS_Store" or name.startswith("__MACOSX/")
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -210,7 +232,7 @@ def check_header(header: bytes, key: str, size: int) -> None:
     except tarfile.TarError as error:
         raise ValueError(f"no tar header stands before it ({error})") from error
     # a name too long for the header stands in a block of its own, before it
-    is_other = split_name(member.name)[0] != key and len(member.name) < 99
+    is_other = split_name(escape_name(member.name))[0] != key and len(member.name) < 99
     if member.size != size or is_other:
         raise ValueError(f"{member.name} of {member.size} bytes stands in its place")
 
@@ -223,13 +245,25 @@ def _describe(where: str, file: Any, key: str, parts: dict[str, tuple[int, int]]
     text = parts.get("txt", parts.get("json"))
     if text is None or ("txt" not in parts and not any(name in details for name in TEXT_KEYS)):
         raise DataError(f"{where}: the sample {key} has no transcript (a .txt, or one of {', '.join(TEXT_KEYS)} in its .json).")
-    language = next((str(details[name]) for name in LANGUAGE_KEYS if details.get(name)), default_language)
+    language = next((details[name] for name in LANGUAGE_KEYS if details.get(name)), default_language)
     if language is None:
         raise DataError(f"{where}: the sample {key} names no language; give one with --language.")
+    seconds = _declared_seconds(details) or _duration(where, key, _read(file, audio))
+    language = normalise_language(language, where=f"{where}: the sample {key}")
+    return SampleEntry(key, seconds, language, *audio, *text, text_is_json="txt" not in parts)
+
+
+def _declared_seconds(details: dict[str, Any]) -> float:
+    """The json's duration, 0 where it has none that can be one."""
     seconds = details.get("duration")
-    if not isinstance(seconds, (int, float)):
-        seconds = _duration(where, key, _read(file, audio))
-    return SampleEntry(key, float(seconds), normalise_language(language), *audio, *text, text_is_json="txt" not in parts)
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    # an integer may be too large for a float
+    return known_seconds(float(seconds)) if is_number and abs(seconds) <= LONGEST_SECONDS else 0.0
+
+
+def known_seconds(seconds: float) -> float:
+    """A clip's length, 0 for what can't be one: nothing, NaN, weeks."""
+    return seconds if 0 < seconds <= LONGEST_SECONDS else 0.0
 
 
 def _read(file: Any, part: tuple[int, int]) -> bytes:
@@ -240,35 +274,25 @@ def _read(file: Any, part: tuple[int, int]) -> bytes:
 
 def _parse_json(where: str, key: str, content: bytes) -> dict[str, Any]:
     try:
-        details = json.loads(content)
+        return parse_object(content)
     except ValueError as error:
         raise DataError(f"{where}: the json of {key} can't be parsed: {error}") from error
-    if not isinstance(details, dict):
-        raise DataError(f"{where}: the json of {key} holds no object.")
-    return details
 
 
 def _duration(where: str, key: str, content: bytes) -> float:
     import soundfile
 
     try:
-        return float(soundfile.info(io.BytesIO(content)).duration)
+        return known_seconds(float(soundfile.info(io.BytesIO(content)).duration))
     except soundfile.SoundFileError as error:
-        raise DataError(f"{where}: the audio of {key} can't be decoded: {error}") from error
-
-
-def normalise_language(name: str) -> str:
-    """`DE`, `de_DE`, `german` → `de`."""
-    short = name.strip().lower()
-    return _LANGUAGE_NAMES.get(short, short.replace("_", "-").split("-")[0])
+        raise DataError(f"{where}: the audio of {key} can't be decoded: {explain_undecodable(error)}") from error
 
 
 def parse_transcript(content: bytes, *, is_json: bool) -> str:
     """The transcript in a txt or json member. `ValueError` where there is none."""
     if not is_json:
-        return content.decode().strip()
-    details = json.loads(content)
-    return str(next(details[name] for name in TEXT_KEYS if name in details)).strip()
+        return content.decode("utf-8-sig").strip()
+    return find_text(parse_object(content), TEXT_KEYS).strip()
 
 
 def count_hours(shards: Sequence[ShardIndex]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,22 +50,47 @@ class Source(Protocol):
 
 
 def is_remote(where: str) -> bool:
-    """Whether `where` is a URL. Raises `DataError` for a scheme that isn't read."""
-    scheme = urlsplit(where).scheme if "://" in where else ("pipe" if where.startswith("pipe:") else "")
+    """Whether `where` is a URL. Raises `DataError` for one that is broken, or of a scheme that isn't read."""
+    return bool(scheme_of(where))
+
+
+def scheme_of(where: str) -> str:
+    """A URL's scheme; "" of a path. Raises `DataError` for a URL that is broken, or of a scheme that isn't read."""
+    if where.startswith("pipe:"):
+        scheme = "pipe"
+    elif "://" not in where:
+        return ""
+    else:
+        try:
+            parts = urlsplit(where)
+            scheme, host = parts.scheme, parts.hostname
+            # a brace list may stand there
+            if "{" not in parts.netloc:
+                _ = parts.port
+        except ValueError as error:
+            raise DataError(f"{where} is no URL that can be read: {error}.") from error
+        if scheme in REMOTE_SCHEMES and not host:
+            raise DataError(
+                f"{where} is no URL that can be read: it names no {'host' if scheme.startswith('http') else 'bucket'}."
+            )
     if scheme and scheme not in REMOTE_SCHEMES:
         raise DataError(f"{where}: shards are read from local paths and from {', '.join(REMOTE_SCHEMES)}; not from {scheme}.")
-    return bool(scheme)
+    return scheme
 
 
-def open_source(where: str, options: ReadOptions) -> Source:
-    """A local file or a URL. Nothing is read yet."""
+def open_source(where: str, options: ReadOptions, *, version: str = "") -> Source:
+    """A local file or a URL. Nothing is read yet.
+
+    `version` tells the content that is meant from another of the same name and size, where a server doesn't; without either,
+    nothing is kept on local disk.
+    """
     if not is_remote(where):
         return LocalSource(where)
     from pipeline.speech.block_cache import CachedSource
     from pipeline.speech.remote import RemoteSource
 
     source = RemoteSource(where, options)
-    return CachedSource(source, options) if options.cache_dir else source
+    return CachedSource(source, options, version=version) if options.cache_dir else source
 
 
 class LocalSource:
@@ -87,15 +113,23 @@ class LocalSource:
 
     def _stat(self) -> os.stat_result:
         try:
-            return os.stat(self.where)
-        except OSError as error:
-            raise DataError(f"{self.where} can't be read: {error.strerror}.") from error
+            found = os.stat(self.where)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.where} can't be read: {getattr(error, 'strerror', None) or error}.") from error
+        # to open a pipe waits for its other end
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{self.where} can't be read: it is no regular file.")
+        return found
 
     def read(self, offset: int, size: int) -> bytes:
         try:
             if self._descriptor is None:
+                self._stat()
                 with self._lock:
                     self._descriptor = self._descriptor or os.open(self.where, os.O_RDONLY)
+            # pread takes memory for all that is asked for
+            if offset < 0 or size < 0 or offset + size > os.fstat(self._descriptor).st_size:
+                raise EOFError(f"{self.where} ends before byte {offset + size}")
             content = os.pread(self._descriptor, size, offset)
         except OSError as error:
             raise DataError(f"{self.where} can't be read: {error.strerror}.") from error

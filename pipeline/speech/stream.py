@@ -27,9 +27,11 @@ from pipeline.speech.loading import (
     LoadOptions,
     OverLong,
     SampleRef,
-    TextNormalization,
     Ticket,
+    sample_errors,
 )
+from pipeline.speech.normalisers import TextNormalization, normaliser_of
+from pipeline.speech.samples import BadSampleError
 from pipeline.speech.schedule import BatchBudget, DatasetLengths, MicroBatchPlan, Schedule
 from pipeline.speech.shards import SampleEntry, check_unchanged, expand, read_index
 from pipeline.speech.sources import ReadOptions, is_remote, open_source
@@ -111,8 +113,16 @@ def make_stream_options(config: DataConfig) -> StreamOptions:
 class Corpus:
     """One data set's samples, in their order."""
 
-    def __init__(self, dataset: SpeechDataset, read: ReadOptions | None = None, *, named: bool = False) -> None:
-        """Read the indices; `named` samples have names in the feature cache.
+    def __init__(
+        self,
+        dataset: SpeechDataset,
+        read: ReadOptions | None = None,
+        *,
+        named: bool = False,
+        most_shards: int | None = None,
+    ) -> None:
+        """Read the indices, of `most_shards` from all over the data set if there are more; `named` samples have names in the
+        feature cache.
 
         Raises `DataError` where shards or indices are missing or don't fit each other.
         """
@@ -124,7 +134,10 @@ class Corpus:
             self._unchecked = set(range(len(self.table.shards)))
             self._check_sizes()
         else:
-            self.table = SampleTable.of([read_index(where, self._read) for where in expand(dataset.shards, self._read)])
+            places = expand(dataset.shards, self._read)
+            if most_shards is not None and len(places) > most_shards:
+                places = [places[i * len(places) // most_shards] for i in range(most_shards)]
+            self.table = SampleTable.of([read_index(where, self._read) for where in places])
             self._unchecked = set()
         self._rows = self._rows_of(dataset.language)
         self.num_samples = len(self.table) if self._rows is None else len(self._rows)
@@ -145,6 +158,11 @@ class Corpus:
             return np.empty(0, dtype=np.uint32)
         return np.flatnonzero(self.table.columns["language"] == self.table.languages.index(language)).astype(np.uint32)
 
+    def column(self, name: str) -> NDArray[Any]:
+        """A column of the table, of the data set's samples alone."""
+        values = self.table.columns[name]
+        return values if self._rows is None else values[self._rows]
+
     def row(self, index: int) -> int:
         """The table's row of the data set's sample number `index`."""
         return index if self._rows is None else int(self._rows[index])
@@ -158,8 +176,9 @@ class Corpus:
             check_unchanged(open_source(where, self._read), stamp, self.table.shard_entries(shard))
             self._unchecked.discard(shard)
         entry, normalization = self.table.entry(row), self.dataset.text_normalization
-        name = entry_name(entry, stamp, normalization) if self._named else None
-        return SampleRef(where, entry, normalization, counter, name)
+        written = normalization if normalization == "none" else f"{normalization}: {normaliser_of(entry.language)}"
+        name = entry_name(entry, stamp, written) if self._named else None
+        return SampleRef(where, entry, normalization, counter, name, stamp.digest)
 
     def entry(self, index: int) -> SampleEntry:
         """One sample, as its index lists it."""
@@ -167,7 +186,7 @@ class Corpus:
 
     def lengths(self, *, longest_factor: float = 1.0) -> DatasetLengths:
         """What the schedule needs of this data set, of which samples may become `longest_factor` times longer."""
-        seconds, ends = self.table.columns["seconds"], self.table.columns["shard_end"]
+        seconds, ends = self.table.seconds, self.table.columns["shard_end"]
         if self._rows is not None:
             seconds, ends = seconds[self._rows], np.searchsorted(self._rows, ends)
         starts = np.unique(np.append(0, ends[ends < len(seconds)])).astype(np.int64)
@@ -195,10 +214,10 @@ class SpeechStream:
         options: StreamOptions | None = None,
         frames_per_position: int = 8,
     ) -> None:
-        """Open the data. A sample longer than `max_seconds` is masked and counted, or cut. Raises `DataError`."""
+        """Open the data, the `corpora`. A sample longer than `max_seconds` is masked and counted, or cut. Raises `DataError`."""
         self._options = options or StreamOptions()
         named = self._options.feature_cache is not None
-        self._corpora = [Corpus(dataset, self._options.read, named=named) for dataset in datasets]
+        self.corpora = [Corpus(dataset, self._options.read, named=named) for dataset in datasets]
         self._tokenizer = tokenizer
         self._num_mels = num_mels
         self._budget = budget
@@ -210,12 +229,12 @@ class SpeechStream:
         self._load_options = LoadOptions(
             num_mels, max_seconds, self._options.over_long, augmentation, self._options.feature_cache
         )
-        lengths = [corpus.lengths(longest_factor=augmentation.longest_factor) for corpus in self._corpora]
+        lengths = [corpus.lengths(longest_factor=augmentation.longest_factor) for corpus in self.corpora]
         self._schedule = Schedule(lengths, budget, seed=seed)
-        self.num_samples = sum(corpus.num_samples for corpus in self._corpora)
+        self.num_samples = sum(corpus.num_samples for corpus in self.corpora)
         self.fingerprint = digest_json(
             {
-                "samples": [corpus.table.fingerprint for corpus in self._corpora],
+                "samples": [corpus.table.fingerprint for corpus in self.corpora],
                 "weights": [dataset.weight for dataset in datasets],
                 "languages": [dataset.language for dataset in datasets],
                 "text": [dataset.text_normalization for dataset in datasets],
@@ -227,7 +246,7 @@ class SpeechStream:
 
     def clip_seconds(self) -> list[NDArray[np.float32]]:
         """The length of every clip, by data set."""
-        return [corpus.lengths().seconds for corpus in self._corpora]
+        return [corpus.lengths().seconds for corpus in self.corpora]
 
     def steps(self, first_step: int, *, hint: tuple[int, int] = (0, 0)) -> Generator[StepData, None, None]:
         """This rank's data from `first_step` on, endlessly; the caller decides when to stop."""
@@ -252,7 +271,7 @@ class SpeechStream:
                 yield self._finish(*begun.popleft(), pool)
 
     def _refs(self, step: int, micro_batch: MicroBatchPlan) -> list[SampleRef]:
-        return [self._corpora[d].ref(i, self._seed, step, d, i) for d, i in micro_batch.tolist()]
+        return [self.corpora[d].ref(i, self._seed, step, d, i) for d, i in micro_batch.tolist()]
 
     def _finish(self, step: int, hint: tuple[int, int], tickets: Sequence[Ticket], pool: LoaderPool) -> StepData:
         bad: list[BadSample] = []
@@ -290,9 +309,14 @@ class SpeechStream:
         if isinstance(item, BadSample):
             bad.append(item)
             return None
+        try:
+            with sample_errors():
+                ids = label_ids(self._tokenizer, item.transcript, seconds=ref.entry.seconds)
+        except BadSampleError as error:
+            bad.append(BadSample.of(ref, error))
+            return None
         wanted = item.cached is None and ref.cache_name is not None
         target = CacheTarget(ref.cache_name or "", item.transcript) if wanted else None
-        ids = label_ids(self._tokenizer, item.transcript)
         return Features(ref.entry.key, ref.entry.language, item.log_mel, ids, item.cached, target)
 
 

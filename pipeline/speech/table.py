@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from pipeline.artefacts import digest_json, write_with
 from pipeline.errors import DataError
-from pipeline.speech.shards import SampleEntry, ShardIndex, ShardStamp
+from pipeline.speech.patterns import shard_name
+from pipeline.speech.shards import LONGEST_SECONDS, SampleEntry, ShardIndex, ShardStamp, known_seconds
 from pipeline.speech.sources import is_remote
 
 MERGED_SUFFIX = ".index"
@@ -27,6 +28,7 @@ _SCHEMA_VERSION = "1"
 _MAX_HEADER_BYTES = 1 << 30
 _COLUMNS: dict[str, np.dtype[Any]] = {
     "seconds": np.dtype("<f4"),
+    # two bytes each where there are more than 256
     "language": np.dtype("<u1"),
     "audio_offset": np.dtype("<i8"),
     "audio_bytes": np.dtype("<i8"),
@@ -37,7 +39,8 @@ _COLUMNS: dict[str, np.dtype[Any]] = {
     "key_bytes": np.dtype("<u1"),
     "shard_end": np.dtype("<i8"),
 }
-_SAFETENSORS_NAMES = {"<f4": "F32", "|u1": "U8", "<i8": "I64"}
+_SAFETENSORS_NAMES = {"<f4": "F32", "|u1": "U8", "<u2": "U16", "<i8": "I64"}
+_WIDE_LANGUAGE = np.dtype("<u2")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,13 @@ class SampleTable:
     def __len__(self) -> int:
         return len(self.columns["seconds"])
 
+    @cached_property
+    def seconds(self) -> NDArray[np.float32]:
+        """The length of every sample, (N,); 0 where none is known."""
+        seconds = self.columns["seconds"]
+        is_known = (seconds > 0) & (seconds <= LONGEST_SECONDS)
+        return seconds if is_known.all() else np.where(is_known, seconds, np.float32(0))
+
     def shard_of(self, row: int) -> int:
         """The number of the shard that holds a sample."""
         return int(np.searchsorted(self.columns["shard_end"], row, side="right"))
@@ -64,7 +74,7 @@ class SampleTable:
         key = columns["key_bytes"][begin : int(columns["key_end"][row])].tobytes().decode()
         return SampleEntry(
             key=key,
-            seconds=float(columns["seconds"][row]),
+            seconds=known_seconds(float(columns["seconds"][row])),
             language=self.languages[int(columns["language"][row])],
             audio_offset=int(columns["audio_offset"][row]),
             audio_bytes=int(columns["audio_bytes"][row]),
@@ -88,7 +98,7 @@ class SampleTable:
         total = hashlib.sha256()
         for name in _COLUMNS:
             total.update(np.ascontiguousarray(self.columns[name]).tobytes())
-        names = [where.rsplit("/", 1)[-1] for where, _ in self.shards]
+        names = [shard_name(where) for where, _ in self.shards]
         return digest_json([names, self.languages, total.hexdigest()])
 
     @staticmethod
@@ -106,7 +116,8 @@ class SampleTable:
         }
         for name in _COLUMNS.keys() - values.keys():
             values[name] = [getattr(sample, name) for sample in samples]
-        columns = {name: np.asarray(values[name], dtype=dtype) for name, dtype in _COLUMNS.items()}
+        types = {**_COLUMNS, "language": _COLUMNS["language"] if len(languages) <= 256 else _WIDE_LANGUAGE}
+        columns = {name: np.asarray(values[name], dtype=dtype) for name, dtype in types.items()}
         return SampleTable(tuple((shard.where, shard.stamp) for shard in shards), languages, columns)
 
 
@@ -142,6 +153,8 @@ def read_merged(path: Path) -> SampleTable:
         columns = {}
         for name, dtype in _COLUMNS.items():
             begin, end = header[name]["data_offsets"]
+            if name == "language" and header[name]["dtype"] == _SAFETENSORS_NAMES[_WIDE_LANGUAGE.str]:
+                dtype = _WIDE_LANGUAGE
             if header[name]["dtype"] != _SAFETENSORS_NAMES[dtype.str] or 8 + length + end > len(mapped):
                 raise ValueError(f"column {name}")
             columns[name] = np.frombuffer(mapped, dtype, (end - begin) // dtype.itemsize, 8 + length + begin)

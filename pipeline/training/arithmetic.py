@@ -13,7 +13,8 @@ from pipeline.artefacts import read_json
 from pipeline.cluster import Cluster, agree
 from pipeline.config import RunConfig, read_precision
 from pipeline.model.encoder import choose_encoder_dtype
-from pipeline.model.llm import choose_attention, read_widths
+from pipeline.model.family import FLASH_ATTENTION, Attentions, read_attentions, read_widths
+from pipeline.model.llm import choose_attention
 from pipeline.model.precision import DTYPES, choose_dtype, is_worth_it, like_model, measure_rates, slowest
 from pipeline.training.checkpoint import list_checkpoints
 from pipeline.training.run_folder import SCHEMA_VERSION, RunFolder
@@ -39,14 +40,16 @@ class Arithmetic:
         *,
         encoder_dtype: str = "auto",
         attention: str = "auto",
+        takes: Attentions | None = None,
         reason: str = "as asked for",
     ) -> Arithmetic:
-        """What goes with a dtype of the LLM, where a core or GPU multiplies at these `rates`; auto is what is fastest."""
+        """What goes with a dtype of the LLM, where a core or GPU multiplies at these `rates`; auto is what is fastest of what the
+        LLM's family `takes`. Raises `ConfigError` for an attention that it doesn't."""
         is_fast = is_worth_it(rates)
         return Arithmetic(
             dtype=dtype,
             encoder_dtype=choose_encoder_dtype(encoder_dtype, llm_dtype=dtype, bfloat16_is_fast=is_fast),
-            attention=choose_attention(attention, dtype=dtype, bfloat16_is_fast=is_fast),
+            attention=choose_attention(attention, dtype=dtype, bfloat16_is_fast=is_fast, takes=takes),
             reason=reason,
             flops_per_second=rates,
         )
@@ -80,7 +83,9 @@ def choose_arithmetic(
     one takes what the slowest rank does fastest.
     """
     # a model that one host lacks must not leave the others waiting
-    rates = slowest(agree(cluster, lambda: measure_rates(device, like_model(*read_widths(config.model.llm), device))))
+    llm = config.model.llm
+    found = agree(cluster, lambda: (read_attentions(llm), measure_rates(device, like_model(*read_widths(llm), device))))
+    takes, rates = found[cluster.rank][0], slowest([rank_rates for _, rank_rates in found])
     recorded = agree(cluster, lambda: _read_recorded(folder) if cluster.rank == 0 else None)[0]
     measured = choose_dtype(rates, device.type)
     dtype, reason = measured.dtype, measured.reason
@@ -98,7 +103,7 @@ def choose_arithmetic(
     encoder: str = config.model.encoder_dtype
     if encoder == "auto" and recorded is not None:
         encoder = recorded["encoder_dtype"]
-    return Arithmetic.of(dtype, rates, encoder_dtype=encoder, attention=attention, reason=reason)
+    return Arithmetic.of(dtype, rates, encoder_dtype=encoder, attention=attention, takes=takes, reason=reason)
 
 
 def _read_recorded(folder: RunFolder) -> dict[str, str] | None:
@@ -129,6 +134,16 @@ class UseArithmetic:
         """What weights that were trained in a dtype are multiplied in here."""
         return DTYPES[trained_in] if self.bfloat16_is_fast else torch.float32
 
-    def attention(self, trained_in: str) -> str:
-        """The LLM's attention here, as transformers knows it."""
-        return choose_attention("auto", dtype=trained_in, bfloat16_is_fast=self.bfloat16_is_fast)
+    def attention(self, trained_in: str, *, kept: str = "auto", takes: Attentions | None = None) -> str:
+        """The LLM's attention here, as transformers knows it: the one that its run has `kept`, where this machine has it.
+
+        With auto, what computes the same the fastest of what the LLM's family `takes`.
+        """
+        if kept == FLASH_ATTENTION and not torch.cuda.is_available():
+            kept = "auto"
+        return choose_attention(kept, dtype=trained_in, bfloat16_is_fast=self.bfloat16_is_fast, takes=takes)
+
+
+def keep_attention(wanted: str, recorded: str | None) -> str:
+    """What later loads of a run's model go by: what its configuration says; of auto, eager where the run computed by it."""
+    return "eager" if wanted == "auto" and recorded == "eager" else wanted

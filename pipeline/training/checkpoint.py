@@ -35,6 +35,8 @@ STATE_FILE, TRAINED_FILE, OPTIMIZER_FILE = "state.json", "trained.safetensors", 
 AVERAGE_FILE = "average.safetensors"
 _NAME = re.compile(r"step-(\d{6,})")
 _BLOCK_BYTES = 1 << 24
+# fingerprints that checkpoints of versions before this one lack
+_NEWER = ("prompt",)
 
 _log = logging.getLogger(__name__)
 Shapes = Mapping[str, tuple[int, ...]]
@@ -240,7 +242,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def check_fingerprints(checkpoint: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> None:
     """Raise `CheckpointError`, by name, where what a checkpoint doesn't hold has changed since it was written."""
-    changed = [name for name in current if saved.get(name) != current[name]]
+    changed = [name for name in current if saved.get(name) != current[name] and (name in saved or name not in _NEWER)]
     if changed:
         details = "; ".join(f"{name} was {str(saved.get(name))[:12]}, is {current[name][:12]}" for name in changed)
         raise CheckpointError(

@@ -26,7 +26,7 @@ class ClipEncoder:
         self._encodes_together = device.type != "cpu"
 
     def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
-        """States (B, S, E), zero past their counts (B,), on the device."""
+        """States (B, S, E) on the device, zero past their counts (B,), which stay on the host."""
         fresh = [row for row, cached in enumerate(batch.states) if cached is None]
         if self._encodes_together and len(fresh) == len(batch.log_mel):
             states_BSE, num_states_B = self._encoder(batch.log_mel.to(self._device), batch.num_frames)
@@ -39,7 +39,7 @@ class ClipEncoder:
                 rows[row] = states_SE[: _count_states(batch, row)]
             self._keep(batch, part, states_FSE)
         present = [states_SE for states_SE in rows if states_SE is not None]
-        num_states_B = torch.tensor([len(states_SE) for states_SE in present]).to(self._device)
+        num_states_B = torch.tensor([len(states_SE) for states_SE in present])
         return torch.nn.utils.rnn.pad_sequence(present, batch_first=True), num_states_B
 
     def _keep(self, batch: SpeechBatch, rows: list[int], states_FSE: Tensor) -> None:

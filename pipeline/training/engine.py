@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from pipeline.cluster import Cluster
 from pipeline.config import OptimizerConfig, settle_gradients
+from pipeline.model.llm import decoder_layers
 from pipeline.model.lora import public_names
 from pipeline.model.speech_llm import SpeechLLM
+from pipeline.planning.buckets import settle_buckets
+from pipeline.planning.sizes import largest_layer
 from pipeline.training.digests import Hasher, share_out
 from pipeline.training.phases import PhaseClock
+from pipeline.training.residency import keep_frozen_whole, persist_frozen
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
 _AVERAGE = "moving_average"
@@ -29,7 +33,7 @@ _MASK_64 = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The tensors of one pass: encoder states (B, S, E), their counts (B,) and labels (B, L)."""
+    """The tensors of one pass: encoder states (B, S, E) on the device; their counts (B,) and labels (B, L), best on the host."""
 
     states_BSE: Tensor
     num_states_B: Tensor
@@ -70,8 +74,9 @@ class TrainingEngine:
         """
         import deepspeed
 
+        buckets = settle_buckets(deepspeed_config, layer_elements=largest_layer(model.llm))
         settings = {
-            **settle_gradients(deepspeed_config, world_size=cluster.world_size),
+            **settle_gradients(buckets, world_size=cluster.world_size),
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": micro_batches_per_rank,
             "gradient_clipping": optimizer.clip_norm,
@@ -82,7 +87,7 @@ class TrainingEngine:
         # A decoder layer is gathered and reduced whole, by one hook and not by one for each tensor. DeepSpeed asks that its input
         # needs a gradient; it does, for the adaptor stands before it. PEFT's wrappers of fused experts depend on it too: they
         # read weights that aren't their own.
-        deepspeed.utils.set_z3_leaf_modules(model.llm, list({type(layer) for layer in model.llm.get_decoder().layers}))
+        deepspeed.utils.set_z3_leaf_modules(model.llm, list({type(layer) for layer in decoder_layers(model.llm)}))
         _partition(model, settings)
         groups: list[dict[str, Any]] = [
             {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate, "name": name}
@@ -99,6 +104,7 @@ class TrainingEngine:
         self._norm_limit = math.inf
         self._peak_rates = {str(group["name"]): float(group["lr"]) for group in groups}
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=settings, dist_init_required=False)
+        keep_frozen_whole(self._engine.optimizer, model)
         self.model = model
         self.device = self._engine.device
         self._cluster = cluster
@@ -132,7 +138,8 @@ class TrainingEngine:
         """
         self._norm_limit = norm_limit
         self._engine.train()
-        loss_sum_nats = 0.0
+        # it stays where it is computed: to read it there would wait for the device after each micro-batch
+        loss_sum_nats = torch.zeros((), dtype=torch.float64, device=self.device)
         coming = iter(batches)
         for seed in seeds:
             # not by zip, which would hold on to one batch while it asks for the next
@@ -140,17 +147,23 @@ class TrainingEngine:
             self._phases.enter("forward_backward")
             torch.manual_seed(seed & _MASK_64)
             loss, nats = self._engine(batch.states_BSE, batch.num_states_B, prefix_ids, suffix_ids, batch.label_ids_BL)
-            loss_sum_nats += float(nats)
+            loss_sum_nats += nats
             self._engine.backward(loss * (self._world_size / max(num_target_tokens, 1)), scale_wrt_gas=False)
             self._phases.enter("optimizer")
             self._engine.step()
             del batch
         assert next(coming, None) is None, "more micro-batches than seeds"
-        grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
+        total_nats, grad_norm = self._read(loss_sum_nats, self._engine.get_global_grad_norm())
         is_applied = math.isfinite(grad_norm) and grad_norm <= norm_limit
         if is_applied:
             self._update_average()
-        return StepResult(loss_sum_nats, grad_norm, is_applied)
+        return StepResult(total_nats, grad_norm, is_applied)
+
+    def _read(self, loss_sum_nats: Tensor, grad_norm: Any) -> tuple[float, float]:
+        """Both as numbers, with one wait for the device; the norm is 0 where DeepSpeed has none."""
+        norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=torch.float64, device=self.device)
+        on_host = torch.stack([loss_sum_nats, norm]).cpu()
+        return float(on_host[0]), float(on_host[1])
 
     def _withhold(self, adamw: Any, _arguments: Any, _named: Any) -> None:
         """Before AdamW moves a partition: take its gradient away where the whole norm, the same on all ranks, is above the limit.
@@ -227,6 +240,10 @@ class TrainingEngine:
             with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 if self._cluster.rank == 0:
                     parameter.data.copy_(value)
+
+    def persist_frozen(self) -> None:
+        """Keep every frozen tensor whole on each rank from the first step on."""
+        persist_frozen(self._engine.optimizer, self.model)
 
     def release_gathered(self) -> None:
         """Give back every tensor that is still gathered whole; who needs it next gathers it again."""

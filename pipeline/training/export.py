@@ -15,12 +15,13 @@ from torch import Tensor
 from pipeline.artefacts import sync_folder, write_json
 from pipeline.errors import CheckpointError, InputError
 from pipeline.model.llm import load_tokenizer
-from pipeline.model.lora import factors_of, is_factor, merge
+from pipeline.model.lora import factors_of, is_factor, lora_to_record, merge
+from pipeline.model.stored_names import model_names
 from pipeline.model.trained import ADAPTOR_PREFIX, LLM_PREFIX
 from pipeline.progress import ProgressBar
 from pipeline.scan.checkpoint import Checkpoint, read_config
 from pipeline.training.merged_files import plan_output, read_base, write_merged
-from pipeline.training.parts import lora_to_record
+from pipeline.training.meta_model import build_meta_llm
 from pipeline.training.tensor_file import TensorFileWriter
 from pipeline.training.trained_run import (
     ADAPTOR_FILE,
@@ -53,6 +54,7 @@ def export(source: Path, output: Path, *, step: Step = None, base: str | None = 
         )
     with safe_open(difference.trained, framework="pt") as trained:
         shapes = {name: tuple(trained.get_slice(name).get_shape()) for name in trained.keys()}  # noqa: SIM118 - no mapping
+        checkpoint = _name_as_model(checkpoint, difference.llm, shapes)
         of_llm = _changed_shapes(checkpoint, shapes)
         planned = plan_output(checkpoint, of_llm, dtype=difference.parts.torch_dtype)
         size = sum(tensor.num_bytes for tensor in planned)
@@ -94,6 +96,16 @@ def export_difference(source: Path, output: Path, *, step: Step = None) -> list[
 
         size = sum(dtypes[name].itemsize * int(torch.Size(shape).numel()) for name, shape in shapes.items())
         return _write_folder(output, write, num_bytes=size)
+
+
+def _name_as_model(base: Checkpoint, llm: str, trained: Shapes) -> Checkpoint:
+    """`base`, its tensors known by the model's names too, where its files have others: training went by the model's."""
+    stored = {alias for ref in base.tensors for alias in (ref.name, *ref.aliases)}
+    changed = {name.removeprefix(LLM_PREFIX) for name in trained if name.startswith(LLM_PREFIX)}
+    factors = {factor for name in stored for factor in factors_of(name)}
+    if changed <= stored | factors:
+        return base
+    return base.also_named(model_names(build_meta_llm(llm), stored))
 
 
 def _changed_shapes(base: Checkpoint, trained: Shapes) -> dict[str, tuple[int, ...]]:

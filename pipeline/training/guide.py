@@ -15,6 +15,10 @@ from pipeline.training.run_log import EVALUATIONS_NAME, STEPS_NAME, is_evaluatio
 GUIDE_FILE = "run.md"
 _FILES = (
     ("config.json", "the resolved configuration; `kappaspeech train` takes it as it takes the YAML"),
+    (
+        "secrets.json",
+        "passwords and signatures of URLs, which config.json hides; for your eyes alone: leave it out of what you share",
+    ),
     ("run.json", "status, digests, versions, commit, and the plan beside what was measured"),
     ("selection.json", "the LLM's tensors that were trained"),
     ("steps.jsonl", "a record a step: loss, rates, gradient norm, times, padding, memory, digest of the samples"),

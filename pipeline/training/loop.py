@@ -204,12 +204,11 @@ class TrainingLoop:
         rates = self._engine.set_rates(
             rate_factor(data.global_step, num_steps=config.training.num_steps, config=config.optimizer)
         )
-        device = self._engine.device
         first = data.global_step * config.batch.micro_batches_per_step + self._cluster.rank
         result = self._engine.step(
             self._encode(data.batches),
-            prefix_ids=self._parts.prompt.prefix_ids.to(device),
-            suffix_ids=self._parts.prompt.suffix_ids.to(device),
+            prefix_ids=self._parts.prompt.prefix_ids,
+            suffix_ids=self._parts.prompt.suffix_ids,
             num_target_tokens=num_tokens,
             seeds=[config.seed + first + i * self._cluster.world_size for i in range(len(data.batches))],
             norm_limit=self._bad_steps.norm_limit,
@@ -248,7 +247,7 @@ class TrainingLoop:
         """Each micro-batch with its encoder states, made when it is asked for: at 1500 s of audio they are 192 MB."""
         for batch in batches:
             self._phases.enter("encoder")
-            yield MicroBatch(*self._encoder.encode(batch), batch.label_ids.to(self._engine.device))
+            yield MicroBatch(*self._encoder.encode(batch), batch.label_ids)
 
     def _skip(self, bad: BadStep) -> None:
         """Record a bad step; raise `TrainingError`, alike on every rank, where the run can't go on."""

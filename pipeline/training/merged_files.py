@@ -20,7 +20,7 @@ from pipeline.training.tensor_file import TensorFileWriter
 INDEX_NAME = "model.safetensors.index.json"
 MAX_FILE_BYTES = 5_000_000_000
 _BLOCK_BYTES = 16 << 20
-_CODES = (torch.float8_e4m3fn, torch.float8_e5m2)
+_CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu)
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def _read_base(base: Checkpoint, tensor: OutputTensor) -> Iterator[bytes | memor
 
 
 def read_base(base: Checkpoint, name: str) -> Tensor:
-    """A whole tensor of the base, in the dtype it is stored in. Raises `CheckpointError`."""
-    shape = next(ref.shape for ref in base.tensors if name in (ref.name, *ref.aliases))
-    stored: torch.dtype = getattr(torch, base.dtype_of(name))
-    blocks = _read_base(base, OutputTensor(name, None, shape, stored))
-    return torch.frombuffer(bytearray(b"".join(blocks)), dtype=stored).reshape(shape)
+    """A whole tensor of the base, by any of its names, in the dtype it is stored in. Raises `CheckpointError`."""
+    ref = next(ref for ref in base.tensors if name in (ref.name, *ref.aliases))
+    stored: torch.dtype = getattr(torch, ref.dtype)
+    blocks = _read_base(base, OutputTensor(ref.name, None, ref.shape, stored))
+    return torch.frombuffer(bytearray(b"".join(blocks)), dtype=stored).reshape(ref.shape)

@@ -10,9 +10,10 @@ import torch
 from pipeline.config import RunConfig, read_deepspeed_config, read_precision
 from pipeline.errors import CheckpointError, InputError
 from pipeline.model.adaptor import Adaptor, AdaptorShape
-from pipeline.model.attention import MATMUL_ATTENTION, register_matmul_attention
 from pipeline.model.encoder import EncoderDims, FrozenWhisperEncoder
-from pipeline.model.speech_llm import SpeechLLM
+from pipeline.model.family import LOADING_ERRORS, check_hears, read_attentions, read_config
+from pipeline.model.llm import make_known, settle
+from pipeline.model.speech_llm import SpeechLLM, embedding_width
 from pipeline.scan.checkpoint import open_checkpoint
 from pipeline.selection import TensorSelection
 from pipeline.training.arithmetic import Arithmetic
@@ -51,9 +52,12 @@ def build_meta_model(
     else:
         dtype = torch.float32 if read_precision(read_deepspeed_config(Path(config.deepspeed))) == "float32" else torch.bfloat16
         encoder_dtype = torch.float32 if config.model.encoder_dtype == "float32" else torch.bfloat16
-        attention = "sdpa"
+        takes, wanted = read_attentions(_folder_of(config.model.llm)), config.model.attn_implementation
+        takes.check(wanted)
+        # where FlashAttention 2 isn't installed, what keeps as much
+        attention = "eager" if wanted == "eager" else takes.default
     encoder = _build_encoder(config, dtype=encoder_dtype)
-    llm = _build_llm(config.model.llm, dtype=dtype, attention=attention)
+    llm = build_meta_llm(config.model.llm, dtype=dtype, attention=attention)
     if read_selection:
         selection = TensorSelection.read(Path(selection_path)) if selection_path else None
         with torch.device("meta"):
@@ -61,7 +65,7 @@ def build_meta_model(
     else:
         llm.requires_grad_(False)
     options = config.model.adaptor
-    width = int(llm.config.hidden_size)
+    width = embedding_width(llm)
     shape = AdaptorShape(
         encoder_width=encoder.dims.width,
         llm_width=width,
@@ -75,19 +79,21 @@ def build_meta_model(
         return encoder, SpeechLLM(Adaptor(shape).to(dtype), llm)
 
 
-def _build_llm(name_or_path: str, *, dtype: torch.dtype, attention: str) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def build_meta_llm(name_or_path: str, *, dtype: torch.dtype = torch.bfloat16, attention: str = "auto") -> Any:
+    """A causal LM's modules without weights. Raises `CheckpointError`, also for a family that can't be trained to hear."""
+    from transformers import AutoModelForCausalLM
 
-    if attention == MATMUL_ATTENTION:
-        register_matmul_attention()
-
-    folder = name_or_path if Path(name_or_path).is_dir() else _find_in_cache(name_or_path)
+    config = read_config(_folder_of(name_or_path))
+    check_hears(config)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    except (OSError, ValueError, KeyError) as error:
+            return settle(AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=make_known(attention)))
+    except LOADING_ERRORS as error:
         raise CheckpointError(f"{name_or_path} has no config.json that a causal LM can be built from: {error}") from error
+
+
+def _folder_of(name_or_path: str) -> str:
+    return name_or_path if Path(name_or_path).is_dir() else _find_in_cache(name_or_path)
 
 
 def _find_in_cache(name: str) -> str:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pipeline.artefacts import digest_json
 from pipeline.config import RunConfig, UnfreezeConfig
 from pipeline.errors import SelectionError
 from pipeline.model.adaptor import AdaptorShape
+from pipeline.model.embedded_words import check_embedded_words
 from pipeline.model.encoder import FrozenWhisperEncoder, load_encoder
+from pipeline.model.family import check_hears, read_config
 from pipeline.model.freezing import check_tensors, check_tensors_are_stored, unfreeze
 from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.model.lora import LoraShape, add_lora, linear_tensors
-from pipeline.model.speech_llm import SpeechLLM, token_embedding_std
+from pipeline.model.recomputation import recompute_layers
+from pipeline.model.speech_llm import SpeechLLM, embedding_width, token_embedding_std
+from pipeline.model.stored_names import model_names, rename_shapes
 from pipeline.model.trained import build_adaptor
 from pipeline.scan.checkpoint import open_checkpoint
 from pipeline.selection import TensorSelection
@@ -57,17 +63,20 @@ def load_parts(config: RunConfig, arithmetic: Arithmetic) -> Parts:
             f"{config.unfreeze.selection} was made from checkpoint {selection.checkpoint_digest[:12]}…; {config.model.llm} is "
             f"{base_digest[:12]}…. Run the scan on this checkpoint and select again."
         )
+    check_hears(read_config(config.model.llm))
     dtype = arithmetic.torch_dtype
     encoder = load_encoder(config.model.encoder, pad_to_30s=config.model.pad_to_30s, dtype=arithmetic.encoder_torch_dtype)
     tokenizer = load_tokenizer(config.model.llm)
     llm = load_llm(config.model.llm, dtype=dtype, attention=arithmetic.attention)
+    check_embedded_words(llm)
     shape = adaptor_shape(config, encoder, llm)
     if config.unfreeze.mode == "all":
         # what is trained under a name that the files don't have couldn't be put back among them
-        check_tensors_are_stored(llm, [alias for ref in checkpoint.tensors for alias in (ref.name, *ref.aliases)])
+        stored = [alias for ref in checkpoint.tensors for alias in (ref.name, *ref.aliases)]
+        check_tensors_are_stored(llm, [*stored, *model_names(llm, stored).values()])
     lora = mark_trained(llm, config.unfreeze, selection, seed=config.seed)
-    if config.training.activation_checkpointing:
-        llm.gradient_checkpointing_enable({"use_reentrant": False})
+    _settle_dtype(llm, dtype)
+    recompute_layers(llm, config.training.activation_checkpointing)
     adaptor = build_adaptor(shape, seed=config.seed).to(dtype)
     model = SpeechLLM(adaptor, llm, alignment_weight=config.training.alignment_weight)
     prompt = make_prompt(tokenizer, config.model.instruction, chat=config.model.chat_template)
@@ -79,7 +88,8 @@ def mark_trained(llm: Any, options: UnfreezeConfig, selection: TensorSelection |
 
     Before DeepSpeed sees the model: it would give optimizer state to whatever isn't frozen by then.
     """
-    shapes = selection.shapes if selection else {}
+    # a scan knows a checkpoint's files alone
+    shapes = rename_shapes(llm, selection.shapes) if selection else {}
     if options.mode == "all":
         llm.requires_grad_(True)
     elif options.lora is not None:
@@ -89,6 +99,13 @@ def mark_trained(llm: Any, options: UnfreezeConfig, selection: TensorSelection |
     else:
         unfreeze(llm, shapes)
     return None
+
+
+def _settle_dtype(llm: Any, dtype: torch.dtype) -> None:
+    """Bring what trains to one dtype, as ZeRO-3 wants it: some families keep a router or norms in float32. Masters are anyway."""
+    for parameter in llm.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
 
 
 def digest_trained(options: UnfreezeConfig, selection: TensorSelection | None) -> str:
@@ -102,7 +119,7 @@ def digest_trained(options: UnfreezeConfig, selection: TensorSelection | None) -
 def adaptor_shape(config: RunConfig, encoder: FrozenWhisperEncoder, llm: Any) -> AdaptorShape:
     """The adaptor's options with what they take from the two models between which it stands."""
     options = config.model.adaptor
-    llm_width = int(llm.config.hidden_size)
+    llm_width = embedding_width(llm)
     return AdaptorShape(
         encoder_width=encoder.dims.width,
         llm_width=llm_width,
@@ -112,13 +129,3 @@ def adaptor_shape(config: RunConfig, encoder: FrozenWhisperEncoder, llm: Any) ->
         dropout=options.dropout,
         embedding_std=token_embedding_std(llm),
     )
-
-
-def lora_from_record(record: dict[str, Any] | None) -> LoraShape | None:
-    """The shape that `lora_to_record` wrote."""
-    return None if record is None else LoraShape(**{**record, "transposed": tuple(record["transposed"])})
-
-
-def lora_to_record(lora: LoraShape | None) -> dict[str, Any] | None:
-    """`run.json`'s «lora»."""
-    return None if lora is None else asdict(lora)

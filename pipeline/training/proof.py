@@ -59,7 +59,7 @@ def write_drift(engine: TrainingEngine, parts: Parts, config: RunConfig, cluster
     base: dict[str, Tensor] = {}
     with agreement(cluster):
         # of the files' own dtype, so that they are mapped and not copied
-        llm = load_llm(config.model.llm, dtype=None)
+        llm = load_llm(config.model.llm, dtype=None, attention=parts.arithmetic.attention)
         base = {name: parameter.detach() for name, parameter in llm.named_parameters()}
     factors: dict[str, Tensor] = {}
     mine: dict[str, Tensor] = {}

@@ -18,25 +18,28 @@ from pipeline.config import RunConfig, read_deepspeed_config
 from pipeline.errors import RankFailure
 from pipeline.evaluation.evaluate import read_test_set
 from pipeline.liveness import Watch, voice
+from pipeline.model.lora import lora_to_record
 from pipeline.model.precision import measure_rate
 from pipeline.outputs import sweep
 from pipeline.processors import count_cores
 from pipeline.rendezvous import find_launch
 from pipeline.speech.feature_cache import FeatureCache, FeatureCacheOptions
+from pipeline.speech.overlap import find_overlap
 from pipeline.speech.schedule import BatchBudget
-from pipeline.speech.stream import SpeechStream, make_datasets, make_stream_options
+from pipeline.speech.stream import Corpus, SpeechStream, make_datasets, make_read_options, make_stream_options
 from pipeline.training.arithmetic import choose_arithmetic
 from pipeline.training.encoding import ClipEncoder
 from pipeline.training.engine import TrainingEngine
 from pipeline.training.hosts import check_alike, software, warn_of_clocks
+from pipeline.training.kept_prompt import digest_prompt_source, settle_prompt
 from pipeline.training.launcher import Launcher
 from pipeline.training.lease import Lease, make_start_id
 from pipeline.training.loop import Outcome, TrainingLoop
-from pipeline.training.parts import Parts, digest_trained, load_parts, lora_to_record
+from pipeline.training.parts import Parts, digest_trained, load_parts
 from pipeline.training.phases import PhaseClock
 from pipeline.training.proof import digest_encoder, digest_frozen, digest_start, prove_frozen, write_drift
 from pipeline.training.run_folder import RunFolder
-from pipeline.training.run_plan import describe_run, plan_run
+from pipeline.training.run_plan import describe_run, plan_run, settle_by_plan
 from pipeline.training.stalls import watch_training
 from pipeline.training.stopping import StopRequest, refuse_old_stop_file
 
@@ -134,7 +137,12 @@ def _train(
         cache_options = feature_cache_options(config, parts, encoder_digests)
         stream = _open_stream(config, parts, cluster, cache_options)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
-    check_alike(cluster, _inputs(parts, encoder_digests, stream), remedy="Copy it from one place to all hosts, or share it.")
+        if cluster.rank == 0 and config.data.test:
+            _warn_of_overlap(config, stream)
+    parts = replace(parts, prompt=settle_prompt(config, parts.tokenizer, cluster=cluster, folder=folder))
+    check_alike(
+        cluster, _inputs(config, parts, encoder_digests, stream), remedy="Copy it from one place to all hosts, or share it."
+    )
     frozen = digest_frozen(parts, cluster)
     initial = digest_start(parts, encoder_digests)
     fingerprints = {
@@ -143,6 +151,7 @@ def _train(
         "frozen tensors": digest_json(frozen),
         "selection": digest_trained(config.unfreeze, parts.selection),
         "adaptor": digest_json(asdict(parts.adaptor_shape)),
+        "prompt": digest_json(parts.prompt.to_json()),
         "moving average": f"decay {config.training.ema_decay}",
     }
     num_adaptor = sum(p.numel() for p in parts.model.adaptor.parameters())
@@ -168,6 +177,9 @@ def _train(
         device=engine.device,
         arithmetic=arithmetic,
     )
+    for settled in settle_by_plan(config, engine, plan):
+        if cluster.rank == 0:
+            print(settled, file=sys.stderr, flush=True)
     loop = TrainingLoop(
         config,
         cluster=cluster,
@@ -198,6 +210,7 @@ def _train(
                     "checkpoint_digest": parts.base_digest,
                     "adaptor": asdict(parts.adaptor_shape),
                     "lora": lora_to_record(parts.lora),
+                    "prompt": parts.prompt.to_json(),
                     "attn_implementation": arithmetic.attention,
                     "encoder_dtype": arithmetic.encoder_dtype,
                     "dtype": arithmetic.dtype,
@@ -221,14 +234,22 @@ def _train(
     return outcome
 
 
-def _inputs(parts: Parts, encoder_digests: Mapping[str, str], stream: SpeechStream) -> dict[str, str]:
+def _inputs(config: RunConfig, parts: Parts, encoder_digests: Mapping[str, str], stream: SpeechStream) -> dict[str, str]:
     return {
         "the base model": parts.base_digest,
         "the encoder": digest_json(encoder_digests),
         "the selection": digest_json(parts.selection.shapes if parts.selection else {}),
-        "the prompt": digest_json([parts.prompt.prefix_ids.tolist(), parts.prompt.suffix_ids.tolist()]),
+        "the tokenizer": digest_prompt_source(config, parts.tokenizer),
         "the training data": stream.fingerprint,
     }
+
+
+def _warn_of_overlap(config: RunConfig, stream: SpeechStream) -> None:
+    """Say where what is tested on is trained on: word error rates then tell what was learned by heart."""
+    read = make_read_options(config.data.read)
+    overlap = find_overlap(stream.corpora, [Corpus(dataset, read) for dataset in make_datasets(config.data.test)], read)
+    if overlap.found:
+        print(f"warning: training and test data share: {overlap.found}", file=sys.stderr, flush=True)
 
 
 def feature_cache_options(config: RunConfig, parts: Parts, encoder_digests: Mapping[str, str]) -> FeatureCacheOptions | None:

@@ -14,9 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipeline.artefacts import digest_json, read_json, write_json, write_text
-from pipeline.config import RunConfig
+from pipeline.artefacts import digest_json, read_json, write_json, write_private, write_text
+from pipeline.config import SECRETS_NAME, RunConfig, read_secrets
 from pipeline.errors import InputError, TrainingError
+from pipeline.redaction import find_secrets, redact_values, restore_secrets
 from pipeline.selection import TensorSelection
 from pipeline.training.guide import GUIDE_FILE, compare_plan, write_guide_text
 
@@ -48,10 +49,12 @@ class RunFolder:
     def begin(self, config: RunConfig, *, selection: TensorSelection | None, rule: str, facts: Mapping[str, Any]) -> None:
         """Write the resolved configuration, the selection and `run.json` with `status` «running»."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "config.json", {"schema_version": SCHEMA_VERSION, **config.model_dump(mode="json")})
+        whole = config.model_dump(mode="json")
+        content = redact_values(whole)
+        _write_secrets(self.path / SECRETS_NAME, find_secrets(whole))
+        write_json(self.path / "config.json", {"schema_version": SCHEMA_VERSION, **content})
         if selection is not None:
             selection.write(self.path / "selection.json")
-        content = config.model_dump(mode="json")
         write_json(
             self.path / "run.json",
             {
@@ -117,7 +120,7 @@ class RunFolder:
         record = read_json(self.path / "run.json", schema_version=SCHEMA_VERSION)
         if not isinstance(record.get("status"), str):
             raise InputError(
-                f"{self.path / 'run.json'} has no status, so it wasn't written by a training. Bring it back from a copy."
+                f"{self.path / 'run.json'} doesn't say how the run stands: its status is {record.get('status')!r:.60}."
             )
         return record
 
@@ -127,7 +130,16 @@ class RunFolder:
             raise InputError(f"{self.path} is no run folder: it has no config.json. Give the run_dir of a training.")
         content = read_json(self.path / "config.json", schema_version=SCHEMA_VERSION)
         content.pop("schema_version")
+        content = restore_secrets(content, read_secrets(self.path))
         return RunConfig.model_validate_json(json.dumps(content))
+
+
+def _write_secrets(path: Path, secrets: Mapping[str, str]) -> None:
+    """Write what config.json hides, readable by its owner alone; without any, no such file stays."""
+    if not secrets:
+        path.unlink(missing_ok=True)
+        return
+    write_private(path, json.dumps(secrets, indent=1) + "\n")
 
 
 def _git_commit() -> str | None:

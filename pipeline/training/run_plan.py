@@ -1,7 +1,12 @@
-"""A run's plan of itself: its modules are described before ZeRO-3 takes them, and planned at rates that are measured then."""
+"""A run's plan of itself: its modules are described before ZeRO-3 takes them, and planned at rates that are measured then.
+
+By it a run settles what its configuration leaves to the memory.
+"""
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,11 +15,15 @@ from pipeline.cluster import Cluster
 from pipeline.config import RunConfig
 from pipeline.errors import InputError
 from pipeline.model.encoder import FrozenWhisperEncoder
+from pipeline.model.llm import decoder_layers
+from pipeline.model.recomputation import recompute_layers
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.planning.machine import find_products, measure_compute, measure_exchange, slowest
+from pipeline.planning.plan import GPU_CONTEXT_BYTES
 from pipeline.planning.planner import Planner
 from pipeline.speech.stream import SpeechStream
 from pipeline.training.arithmetic import Arithmetic
+from pipeline.training.engine import TrainingEngine
 
 
 def describe_run(config: RunConfig, encoder: FrozenWhisperEncoder, model: SpeechLLM, stream: SpeechStream) -> Planner | str:
@@ -43,5 +52,39 @@ def plan_run(
     mine = measure_compute(device, *products)
     mine = measure_exchange(mine, torch.distributed.group.WORLD, device, planner.reduced_dtype)
     rates = slowest(cluster.gather(mine))
-    plan = planner.plan(cluster.world_size, rates=rates, prompt_tokens=prompt_tokens, on_gpu=device.type == "cuda")
+    plan = planner.plan(
+        cluster.world_size,
+        rates=rates,
+        prompt_tokens=prompt_tokens,
+        on_gpu=device.type == "cuda",
+        memory_bytes=_measure_memory(cluster, device),
+    )
     return plan.to_json()
+
+
+def settle_by_plan(config: RunConfig, engine: TrainingEngine, plan: Mapping[str, Any]) -> list[str]:
+    """Do what the plan says of what was left to the memory, and without one what needs least; say what that is."""
+    lines = []
+    if config.training.activation_checkpointing == "auto":
+        llm = engine.model.llm
+        number = recompute_layers(llm, plan.get("num_recomputed_layers", "auto"))
+        lines.append(f"activation_checkpointing auto: {number} of {len(decoder_layers(llm))} layers are computed again")
+    if plan.get("keeps_frozen"):
+        engine.persist_frozen()
+        lines.append("stage3_param_persistence_threshold auto: frozen weights stay whole on each rank")
+    return lines
+
+
+def _measure_memory(cluster: Cluster, device: torch.device) -> int:
+    """What a rank's device has for it, beside what others hold there: the least of all ranks'. A collective."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        # a plan counts the context, which this process has by now
+        mine = min(total, free + torch.cuda.memory_reserved(device) + GPU_CONTEXT_BYTES)
+        return int(min(cluster.gather(mine)))
+    import psutil
+
+    own = psutil.Process().memory_info().rss
+    ranks = cluster.gather((socket.gethostname(), own))
+    here = [bytes_held for host, bytes_held in ranks if host == socket.gethostname()]
+    return int(min(cluster.gather((psutil.virtual_memory().available + sum(here)) // len(here))))

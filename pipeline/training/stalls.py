@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.cluster import Cluster
 from pipeline.errors import RankFailure
-from pipeline.escaping import for_line
+from pipeline.escaping import for_line, for_terminal
 from pipeline.liveness import Post, Watch, voice
 from pipeline.training.phases import PhaseClock
 
@@ -122,11 +122,11 @@ def watch_training(
         if posts[failure.rank].get("cause") is not None:
             return
         if cluster.rank == voice(failure):
-            print(f"where each rank stands:\n{tell_standings(posts)}", file=sys.stderr, flush=True)
+            print(for_terminal(f"where each rank stands:\n{tell_standings(posts)}"), file=sys.stderr, flush=True)
         if cluster.rank in find_behind(posts)[:1]:
             frame = sys._current_frames().get(main_thread)
             stack = "".join(traceback.format_stack(frame)[-_NUM_FRAMES:])
-            print(f"rank {cluster.rank}, which the others wait for, is here:\n{stack}", file=sys.stderr, flush=True)
+            print(for_terminal(f"rank {cluster.rank}, which the others wait for, is here:\n{stack}"), file=sys.stderr, flush=True)
 
     return Watch(
         cluster,

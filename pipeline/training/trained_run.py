@@ -14,17 +14,17 @@ from pipeline.errors import CheckpointError, InputError
 from pipeline.evaluation.transcribe import Transcriber
 from pipeline.model.adaptor import AdaptorShape
 from pipeline.model.encoder import load_encoder
+from pipeline.model.family import read_attentions
 from pipeline.model.llm import load_tokenizer
-from pipeline.model.lora import LoraShape, is_factor
+from pipeline.model.lora import LoraShape, is_factor, lora_from_record
 from pipeline.model.precision import DTYPES, measure_rates
 from pipeline.model.speech_llm import SpeechLLM
 from pipeline.model.trained import ADAPTOR_PREFIX, find_base, load_trained_model
 from pipeline.scan.checkpoint import Checkpoint, open_checkpoint
-from pipeline.speech.batches import make_prompt
+from pipeline.speech.batches import SpeechPrompt, make_prompt
 from pipeline.training import checkpoint as checkpoints
-from pipeline.training.arithmetic import UseArithmetic
+from pipeline.training.arithmetic import UseArithmetic, keep_attention
 from pipeline.training.best import read_best
-from pipeline.training.parts import lora_from_record
 from pipeline.training.run_folder import RunFolder
 
 SPEECH_FILE = "speech.json"
@@ -47,10 +47,22 @@ class SpeechParts:
     dtype: str
     adaptor: AdaptorShape
     encoder_dtype: str
+    attention: str = "auto"
+    prompt: dict[str, list[int]] | None = None
 
     @property
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
+
+    def make_prompt(self, tokenizer: Any) -> SpeechPrompt:
+        """The one that was trained with; what versions made that didn't write theirs down."""
+        if self.prompt is not None:
+            return SpeechPrompt.from_json(self.prompt)
+        return make_prompt(tokenizer, self.instruction, chat=self.chat_template, as_before=True)
+
+    def choose_attention(self, use: UseArithmetic, llm: str) -> str:
+        """What the LLM at `llm` is loaded with here."""
+        return use.attention(self.dtype, kept=self.attention, takes=read_attentions(llm))
 
     def to_json(self) -> dict[str, Any]:
         """For an export, which may be used from another working folder than the run's."""
@@ -59,8 +71,9 @@ class SpeechParts:
     @staticmethod
     def from_json(content: dict[str, Any]) -> SpeechParts:
         plain = {key: content[key] for key in ("encoder", "pad_to_30s", "instruction", "dtype")}
-        # versions before this one had the template alone
-        plain["chat_template"] = content.get("chat_template", True)
+        # versions before this one had the template alone, and left attention to the machine
+        plain |= {"chat_template": content.get("chat_template", True), "attention": content.get("attention", "auto")}
+        plain["prompt"] = content.get("prompt")
         return SpeechParts(**plain, adaptor=AdaptorShape(**content["adaptor"]), encoder_dtype=_read_encoder_dtype(content))
 
 
@@ -102,7 +115,7 @@ class Difference:
             trained,
             dtype=use.dtype(self.parts.dtype),
             lora=self.lora,
-            attention=use.attention(self.parts.dtype),
+            attention=self.parts.choose_attention(use, self.llm),
         )
 
 
@@ -127,6 +140,8 @@ class TrainedRun:
             dtype=str(self.record["dtype"]),
             adaptor=AdaptorShape(**self.record["adaptor"]),
             encoder_dtype=str(self.record["encoder_dtype"]),
+            attention=keep_attention(self.config.model.attn_implementation, self.record.get("attn_implementation")),
+            prompt=self.record.get("prompt"),
         )
 
     @property
@@ -214,7 +229,7 @@ def open_transcriber(
         parts = SpeechParts.from_json(read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION))
         trained = {ADAPTOR_PREFIX + name: tensor for name, tensor in load_file(path / ADAPTOR_FILE).items()}
         llm = str(path)
-        dtype, attention = use.dtype(parts.dtype), use.attention(parts.dtype)
+        dtype, attention = use.dtype(parts.dtype), parts.choose_attention(use, llm)
         model = load_trained_model(llm, parts.adaptor, trained, dtype=dtype, attention=attention)
         model.base_tensors = None  # what this folder has for a base is what was trained
     elif (path / SPEECH_FILE).exists() or (path / "run.json").exists():
@@ -227,7 +242,7 @@ def open_transcriber(
         model.to(device),
         load_encoder(parts.encoder, pad_to_30s=parts.pad_to_30s, dtype=use.dtype(parts.encoder_dtype)).to(device),
         tokenizer,
-        make_prompt(tokenizer, parts.instruction, chat=parts.chat_template),
+        parts.make_prompt(tokenizer),
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -15,10 +14,10 @@ import pytest
 import yaml
 
 from tests.conftest import clean_environment
+from tests.documents import DOCS, REPOSITORY, commands_run_by, strings_of_the_code
 from tests.patience import patience
 
-REPOSITORY = Path(__file__).parents[2]
-TEXT = (REPOSITORY / "docs/clusters.md").read_text(encoding="utf-8")
+TEXT = (DOCS / "clusters.md").read_text(encoding="utf-8")
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -33,36 +32,8 @@ LLAMA_8B = {
 }
 
 
-def blocks() -> list[tuple[str, list[str]]]:
-    """(the comment before it, its commands) of each bash block."""
-    found = re.findall(r"(?:<!-- (.*?) -->\n)?```bash\n(.*?)```", TEXT, re.DOTALL)
-    return [(comment, [line for line in body.splitlines() if line]) for comment, body in found]
-
-
 def own_commands() -> list[str]:
-    return [line for comment, lines in blocks() if comment.endswith(Path(__file__).name) for line in lines]
-
-
-def strings_of_the_code() -> str:
-    """All string literals of the package, the constant parts of f-strings joined where values stand between them."""
-    found = []
-    for path in (REPOSITORY / "pipeline").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.JoinedStr):
-                found.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return "\n".join(found)
-
-
-def test_every_block_of_commands_is_run_or_says_why_not():
-    for comment, lines in blocks():
-        kind, _, what = comment.partition(" ")
-        assert kind in ("run", "not"), f"{lines[0]} stands without a word on who runs it"
-        if kind == "run":
-            assert (REPOSITORY / what.removeprefix("by ")).exists(), what
-        else:
-            assert len(what) > len("run: "), lines[0]
+    return commands_run_by(__file__, DOCS / "clusters.md")
 
 
 def test_every_message_in_the_table_is_the_codes():

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import clean_environment
+from tests.patience import patience
 
 REPOSITORY = Path(__file__).parents[2]
 SECTIONS = ("device", "parity", "training", "scan", "resume")
@@ -25,7 +26,7 @@ def run_gpu(output: Path, *words: str) -> subprocess.CompletedProcess[str]:
         env=clean_environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu"),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=patience(280),
     )
 
 
@@ -38,7 +39,7 @@ def benchmarks(monkeypatch):
 
 @pytest.mark.slow
 def test_every_section_runs_at_the_tiny_shape_on_a_cpu(tmp_path):
-    done = run_gpu(tmp_path, "--shape", "8b", "--minutes", "4.5")
+    done = run_gpu(tmp_path, "--shape", "8b", "--minutes", str(patience(270) / 60))
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     records = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in SECTIONS}
     for name, record in records.items():

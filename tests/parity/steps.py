@@ -14,6 +14,7 @@ from pipeline.config import LoraConfig, OptimizerConfig, UnfreezeConfig
 from pipeline.model.adaptor import AdaptorShape
 from pipeline.model.encoder import FrozenWhisperEncoder, load_encoder
 from pipeline.model.llm import load_llm, load_tokenizer
+from pipeline.model.recomputation import recompute_layers
 from pipeline.model.speech_llm import SpeechLLM, token_embedding_std
 from pipeline.model.trained import build_adaptor
 from pipeline.selection import SelectedTensor, TensorSelection
@@ -49,11 +50,14 @@ class Case:
     mode: str = "selection"
     num_steps: int = NUM_STEPS
     bf16: bool = False
-    checkpointing: bool = False
+    checkpointing: bool | int = False
     ema_decay: float | None = None
     alignment_weight: float = 0.0
     experts: bool = False
     preset: str | None = None
+    # as DeepSpeed does it by itself
+    cuts_frozen: bool = False
+    persists_frozen: bool = False
     # parameters are partitioned in groups of about this size; the tiny model is one group of the engine's own
     partition_bytes: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -90,11 +94,16 @@ CASES: dict[int, dict[str, Case]] = {
         "average": Case(ema_decay=0.6),
         "aligned": Case(alignment_weight=0.5, num_steps=FEW_STEPS),
         "checkpointed": Case(checkpointing=True),
+        "one layer checkpointed": Case(checkpointing=1, num_steps=FEW_STEPS),
         "adaptor": Case(mode="adaptor", num_steps=FEW_STEPS),
         "adaptor checkpointed": Case(mode="adaptor", num_steps=FEW_STEPS, checkpointing=True),
         "experts": Case(experts=True, num_steps=FEW_STEPS),
         "experts by lora": Case(mode="lora", experts=True, num_steps=FEW_STEPS),
         "zero3_cpu": Case(preset="zero3_cpu", num_steps=FEW_STEPS),
+        "zero3_cpu as DeepSpeed cuts": Case(preset="zero3_cpu", num_steps=FEW_STEPS, cuts_frozen=True),
+        "frozen persist": Case(num_steps=FEW_STEPS, persists_frozen=True),
+        # a part of a layer
+        "prefetched little": Case(num_steps=FEW_STEPS, changes={"stage3_prefetch_bucket_size": 1_000}),
         "zero3": Case(preset="zero3", num_steps=FEW_STEPS),
         "zero3_lean": Case(preset="zero3_lean", num_steps=FEW_STEPS),
         "zero3_offload": Case(preset="zero3_offload", num_steps=FEW_STEPS),
@@ -137,8 +146,7 @@ def build_parts(home: Path, case: Case) -> Parts:
         lora=LoraConfig(rank=4, alpha=16.0, dropout=0.0) if case.mode == "lora" else None,
     )
     mark_trained(llm, options, selection, seed=3)
-    if case.checkpointing:
-        llm.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_layers(llm, case.checkpointing)
     model = SpeechLLM(build_adaptor(shape, seed=3).to(case.dtype), llm, alignment_weight=case.alignment_weight)
     return Parts(load_encoder(str(home / "whisper.pt")), tokenizer, make_prompt(tokenizer, "Transcribe."), model)
 

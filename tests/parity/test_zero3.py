@@ -126,6 +126,37 @@ def test_zero3_leaves_every_frozen_tensor_bit_equal(home, zero3):
         assert digest == hashlib.sha256(before[name].detach().numpy().tobytes()).hexdigest(), name
 
 
+def test_frozen_weights_that_persist_are_gathered_once_a_run_and_change_no_bit(home, zero3):
+    """DeepSpeed's own step cuts them and gathers them again."""
+    kept, cut = zero3(2)["zero3_cpu"], zero3(2)["zero3_cpu as DeepSpeed cuts"]
+    trained = sum(tensor.numel() for tensor in kept["trained"].values())
+    frozen = sum(p.numel() for p in build_parts(home, CASES[2]["zero3_cpu"]).model.parameters() if not p.requires_grad)
+    assert (kept["gathered"], cut["gathered"]) == (trained, trained + frozen)
+    assert (kept["losses"], kept["norms"], kept["frozen"]) == (cut["losses"], cut["norms"], cut["frozen"])
+    for key in ("trained", "first_moments"):
+        assert all(torch.equal(tensor, cut[key][name]) for name, tensor in kept[key].items())
+
+
+def test_frozen_weights_above_the_threshold_persist_too_where_they_are_to(zero3):
+    kept, cut = zero3(2)["frozen persist"], zero3(2)["prefetched little"]
+    # two micro-batches, each of which gathers what trains for its forward and backward
+    assert kept["gathered"] == 2 * sum(tensor.numel() for tensor in kept["trained"].values()) < cut["gathered"]
+    assert (kept["losses"], kept["norms"], kept["frozen"]) == (cut["losses"], cut["norms"], cut["frozen"])
+    assert all(torch.equal(tensor, cut["trained"][name]) for name, tensor in kept["trained"].items())
+
+
+def test_no_weight_is_waited_for_but_where_the_json_prefetches_less_than_a_layer(zero3):
+    assert zero3(2)["selection"]["late"] == zero3(2)["checkpointed"]["late"] == {}
+    assert zero3(2)["prefetched little"]["late"]["LlamaDecoderLayer"] > 0
+
+
+def test_a_step_reads_two_numbers_beside_the_lengths_that_lie_on_the_host(zero3):
+    """DeepSpeed asks once whether the norm is finite; the loss and that norm are copied to the host together, at the end."""
+    for case in ("selection", "bf16"):
+        # of each of two micro-batches the longest row, where its labels are, and transformers' look for packed texts
+        assert zero3(2)[case]["reads"] == {"aten::_local_scalar_dense": 2 * 2 + 1 + 2, "aten::nonzero": 2}
+
+
 def test_lora_under_zero3_trains_as_in_plain_pytorch(home, zero3):
     reference = train_plainly(home, CASES[2]["lora"])
     assert_equal_steps(zero3(2)["lora"], reference)
@@ -227,6 +258,14 @@ def test_activation_checkpointing_recomputes_every_layer_and_changes_nothing(zer
     assert computed["norms"] == pytest.approx(reference["norms"], rel=1e-6)
     for name, tensor in computed["trained"].items():
         torch.testing.assert_close(tensor, reference["trained"][name], rtol=0, atol=1e-6)
+
+
+def test_recomputing_a_part_of_the_layers_changes_no_loss(zero3):
+    computed, reference = zero3(2)["one layer checkpointed"], zero3(2)["selection"]
+    # the first of two, with two micro-batches a rank
+    assert computed["layer_passes"] == FEW_STEPS * 2 * (2 + 1)
+    assert computed["losses"] == reference["losses"][:FEW_STEPS]
+    assert computed["norms"] == pytest.approx(reference["norms"][:FEW_STEPS], rel=1e-6)
 
 
 def test_no_preset_is_left_out():

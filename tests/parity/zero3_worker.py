@@ -11,6 +11,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -18,6 +19,7 @@ from pipeline.cluster import TorchCluster, start_training_cluster
 from pipeline.training import engine as engine_module
 from pipeline.training.base_partitions import averaged_weights
 from pipeline.training.engine import MicroBatch, TrainingEngine
+from tests.parity.counting import StepCounter, counting_late_fetches
 from tests.parity.steps import CASES, OPTIMIZER, Case, Parts, build_parts, open_stream
 from tests.patience import patience
 
@@ -38,14 +40,18 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
     stream = open_stream(home, parts.tokenizer, rank=cluster.rank, world_size=cluster.world_size, budget=case.budget)
     if case.partition_bytes is not None:
         engine_module._PARTITION_BYTES = case.partition_bytes
-    engine = TrainingEngine(
-        parts.model,
-        cluster=cluster,
-        deepspeed_config=case.deepspeed_config,
-        optimizer=OPTIMIZER,
-        micro_batches_per_rank=-(-case.budget.micro_batches_per_step // cluster.world_size),
-        ema_decay=case.ema_decay,
-    )
+    keeping = patch.object(engine_module, "keep_frozen_whole", lambda *_: None) if case.cuts_frozen else nullcontext()
+    with keeping:
+        engine = TrainingEngine(
+            parts.model,
+            cluster=cluster,
+            deepspeed_config=case.deepspeed_config,
+            optimizer=OPTIMIZER,
+            micro_batches_per_rank=-(-case.budget.micro_batches_per_step // cluster.world_size),
+            ema_decay=case.ema_decay,
+        )
+    if case.persists_frozen:
+        engine.persist_frozen()
     copied = cluster.gather(copied_kilobytes())
     del mapped
     passes: list[None] = []
@@ -61,13 +67,14 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
         batches = [
             MicroBatch(*parts.encoder(batch.log_mel, batch.num_frames), label_ids_BL=batch.label_ids) for batch in data.batches
         ]
-        result = engine.step(
-            batches,
-            prefix_ids=parts.prompt.prefix_ids,
-            suffix_ids=parts.prompt.suffix_ids,
-            num_target_tokens=num_tokens,
-            seeds=[0] * len(batches),
-        )
+        with StepCounter() as counts, counting_late_fetches(engine) as late:
+            result = engine.step(
+                batches,
+                prefix_ids=parts.prompt.prefix_ids,
+                suffix_ids=parts.prompt.suffix_ids,
+                num_target_tokens=num_tokens,
+                seeds=[0] * len(batches),
+            )
         losses.append(sum(cluster.gather(result.loss_sum_nats)) / num_tokens)
         norms.append(result.grad_norm)
     steps.close()
@@ -81,6 +88,11 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
         "first_moments": {name: tensor for name, state, tensor in engine.gather_optimizer() if state == "exp_avg"},
         "copied_kilobytes": copied,
         "around_average": around_average,
+        # of the last step
+        "gathered": counts.gathered,
+        "collectives": dict(counts.collectives),
+        "reads": dict(counts.reads),
+        "late": dict(late),
     }
     engine.close()
     return computed

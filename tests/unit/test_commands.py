@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from pipeline import __version__
 from pipeline.commands import main
 from tests import tiny
 
@@ -102,3 +103,31 @@ def test_select_names_what_it_chose(home, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "2 tensors" in printed
     assert str(tmp_path / "s.json") in printed
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"kappaspeech {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [[], ["scan"], ["demo"], ["demo", "models"], ["train"]], ids=" ".join)
+def test_help_has_a_short_name(words, capsys):
+    assert main([*words, "-h"]) == 0
+    short = capsys.readouterr().out
+    assert main([*words, "--help"]) == 0
+    assert capsys.readouterr().out == short
+    assert "Usage: " in short
+
+
+def test_help_tells_what_an_option_is_by_default(capsys, monkeypatch):
+    """In square brackets the terminal would take it for a style, and show nothing."""
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["scan", "--help"]) == 0
+    assert "Default: one a core." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_offered(shell, run_command):
+    done = run_command("--show-completion", shell)
+    assert done.returncode == 0, done.stderr
+    assert "complete" in done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,29 @@ def test_every_configuration_that_is_shipped_can_be_read(path):
     assert read_run_config(path).training.num_steps > 0
 
 
+def commented_keys(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if re.match(r"\s+# \w+: ", line)]
+
+
+@pytest.mark.parametrize("line", commented_keys(REPOSITORY / "launch/configs/llama8b.yaml"), ids=lambda line: line.split()[1])
+def test_every_key_that_the_example_offers_in_a_comment_can_be_switched_on(line, tmp_path):
+    text = (REPOSITORY / "launch/configs/llama8b.yaml").read_text(encoding="utf-8")
+    keys = str(yaml.safe_load(text))
+    needed = [line, *(other for other in commented_keys(REPOSITORY / "launch/configs/llama8b.yaml") if "# mode: lora" in other)]
+    for one in needed if "# lora: " in line else [line]:
+        text = text.replace(one, one.replace("# ", "", 1))
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    assert str(yaml.safe_load(text)) != keys
+    assert read_run_config(tmp_path / "c.yaml").arm == "smallest κ"
+
+
+def test_every_line_of_the_examples_says_what_it_is():
+    for path in (REPOSITORY / "launch/configs").glob("*.yaml"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            # a section's name alone, and one more entry of a list, need none
+            assert "#" in line or re.fullmatch(r"\w+:", line) or line.strip().startswith("- "), line
+
+
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "ds_configs").glob("*.json")), ids=lambda path: path.name)
 def test_every_deepspeed_preset_can_be_read(path):
     assert read_deepspeed_config(path)["zero_optimization"]["stage"] == 3
@@ -56,6 +80,12 @@ def test_an_unknown_key_in_a_list_is_found(tmp_path):
     content = {**MINIMAL, "data": {"train": [{"shards": "s", "langauge": "en"}]}}
     with pytest.raises(ConfigError, match="did you mean 'language'"):
         read_run_config(write(tmp_path / "c.yaml", content))
+
+
+def test_norwegian_is_a_language(tmp_path):
+    content = yaml.safe_dump(MINIMAL).replace("shards: s", "language: no\n    shards: s")
+    (tmp_path / "c.yaml").write_text(content)
+    assert read_run_config(tmp_path / "c.yaml").data.train[0].language == "no"
 
 
 @pytest.mark.parametrize("value", ["three", True, 2.5, 0, -1])
@@ -148,6 +178,12 @@ def test_what_trains_follows_from_the_selection_unless_a_mode_is_given(tmp_path,
 def test_a_mode_that_contradicts_its_section_is_refused(tmp_path, section, complaint):
     with pytest.raises(ConfigError, match=complaint):
         read_run_config(write(tmp_path / "c.yaml", {**MINIMAL, "unfreeze": section}))
+
+
+def test_a_deepspeed_json_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"zero_optimization": {"stage": 3}}).encode())
+    assert read_deepspeed_config(path)["zero_optimization"] == {"stage": 3}
 
 
 NUMBERS = {

@@ -106,6 +106,12 @@ def test_srun_meets_on_the_first_host_of_the_step_and_not_where_it_was_typed(env
     assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"]) == ("3", "4", "1")
 
 
+def test_tasks_of_one_host_meet_on_loopback(environment):
+    environment(**STEP, SLURM_STEP_NUM_NODES="1")
+    prepare_rendezvous(find_launch(os.environ))
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+
+
 def test_pmi_ranks_of_a_step_meet_as_slurm_says(environment):
     environment(**STEP, PMI_RANK="3", PMI_SIZE="4")
     prepare_rendezvous(find_launch(os.environ))

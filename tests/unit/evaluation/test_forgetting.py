@@ -117,6 +117,14 @@ def test_a_folder_is_read_as_one_text_a_file(tmp_path):
     assert sorted(read_texts(tmp_path)) == ["Zweiter Text\nauf zwei Zeilen", "first"]
 
 
+def test_a_line_ends_at_a_line_feed_alone_and_no_encoding_is_guessed(tmp_path):
+    (tmp_path / "t.txt").write_bytes("\ufeffone\u2028text\x85still\r\nanother\r\n".encode())
+    assert read_texts(tmp_path / "t.txt") == ["one\u2028text\x85still", "another"]
+    (tmp_path / "t.txt").write_bytes("a\nGrüße\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"t\.txt, line 2: byte 0xfc"):
+        read_texts(tmp_path / "t.txt")
+
+
 def test_text_too_short_to_predict_anything_is_refused(llm, tokenizer):
     with pytest.raises(DataError, match="two tokens"):
         score_texts(llm, tokenizer, ["x"]).to_json()

@@ -16,6 +16,7 @@ from pipeline.evaluation.wer import (
     measure,
     measure_sensitivity,
     normalise,
+    normaliser_name,
     paired_difference,
     pool,
 )
@@ -110,6 +111,28 @@ def test_every_language_names_its_normaliser():
     report = measure([said("a", "a", key="1"), said("a", "a", language="de", key="2"), said("a", "a", language="fr", key="3")])
     names = {language: part["normaliser"] for language, part in report["languages"].items()}
     assert names == {"de": "whisper-basic", "en": "whisper-english", "fr": "whisper-basic"}
+
+
+def test_a_script_with_marks_has_a_normaliser_that_keeps_them_and_upstreams_is_still_to_be_had():
+    items = [said("हिन्दी में", "हिन्दी मे", language="hi"), said("IŞIK", "ışık", language="tr", key="b")]
+    report = measure(items)
+    assert {k: part["normaliser"] for k, part in report["languages"].items()} == {"hi": "marks-kept", "tr": "marks-kept-dotted-i"}
+    assert report["languages"]["hi"]["reference_length"] == 2
+    assert report["languages"]["hi"]["wer"] == 0.5
+    assert report["languages"]["tr"]["wer"] == 0
+    assert normaliser_name("hi", "basic") == "whisper-basic"
+    basic = measure_sensitivity(items)["basic"]["languages"]
+    # three words of «हिन्दी» and two of «में» would be right or wrong each on its own
+    assert basic["hi"] != 0.5
+    assert basic["tr"] == 1.0
+
+
+def test_characters_are_counted_as_readers_count_them():
+    # हि न् दी, a space, में: five; with the mark missing one of them is wrong
+    (count,) = count_characters([said("हिन्दी में", "हिन्दी मे", language="hi")])
+    assert (count.errors, count.reference_length) == (1, 5)
+    (swapped,) = count_characters([said("ẹ́", "ẹ̀", language="yo")])
+    assert (swapped.errors, swapped.reference_length) == (1, 1)
 
 
 def test_a_language_without_a_reference_word_has_no_rate_and_no_part_in_the_mean():

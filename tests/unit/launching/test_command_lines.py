@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.launching.command_lines import CommandLine, environment_file_text, on_hosts, quote_for_pdsh, under_slurm
+from pipeline.launching.command_lines import (
+    FOLDER_VARIABLE,
+    CommandLine,
+    carried_variables,
+    environment_file_text,
+    on_hosts,
+    path_word,
+    quote_for_pdsh,
+    split_words,
+    under_slurm,
+)
 from pipeline.launching.hostfile import Host, read_hostfile
 from tests.patience import patience
 
@@ -44,6 +57,77 @@ def test_hosts_that_are_left_out_are_excluded_and_one_that_remains_is_still_reac
 def test_the_users_environment_file_goes_before_what_is_forwarded():
     text = environment_file_text("# mine\n\nOMP_NUM_THREADS=3\nA=b=c\n", {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"})
     assert text == "OMP_NUM_THREADS=3\nA=b=c\nDS_ACCELERATOR=cpu\n"
+
+
+NASTY = ["a b", "$(touch owned)", "`id`", '"q"', "a\\b", "100% of %h", "it's", "$HOME", "a;b & c", "ü κ", "plain", "*"]
+
+
+def exported(text: str) -> str:
+    """What DeepSpeed makes of an environment file for a shell on another host, and pdsh of that."""
+    lines = []
+    for line in text.splitlines():
+        name, _, value = line.partition("=")
+        value = value.strip()
+        if re.search(r"[^\w@%+=:,./-]", value):
+            value = f'"{value}"'
+        lines.append(f"export {name.strip()}={value}; ")
+    return "".join(lines).replace("%%", "%")
+
+
+@pytest.mark.parametrize("value", NASTY)
+def test_a_variable_reaches_another_host_whole(tmp_path, value):
+    environment = {"HF_HOME": value, "PYTHONSTARTUP": value, "NCCL_DEBUG_FILE": value, "OTHER": value, "PYTHONPATH": value}
+    carried = carried_variables(environment, folder="/work")
+    assert "OTHER" not in carried
+    line = exported(environment_file_text("", carried)) + 'printf "%s|" "$HF_HOME" "$PYTHONPATH"'
+    bare = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=bare, capture_output=True, text=True, check=True, timeout=patience(10)
+    )
+    here, path = done.stdout.split("|")[:2]
+    assert here == value
+    # what is plain there DeepSpeed carries as it is
+    assert path in (f"/work:{value}", "")
+    assert (path == "") == ("PYTHONPATH" not in carried)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a b", "$(touch owned)", "`touch owned`", "it's", "100%", 'a"b'])
+def test_a_working_folder_reaches_another_host_whole(tmp_path, monkeypatch, name):
+    """DeepSpeed writes `export …; cd FOLDER; python … SCRIPT` for a shell on each host."""
+    folder = tmp_path / name
+    (folder / "launch").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    hosts = ["launch/train.sh", ["c.yaml"]]
+    command = on_hosts(*hosts, hostfile="H", left_out=[], port=1, environment_file="/r/env", ssh="")
+    script, *_ = (word for word in command.words if "train.sh" in word)
+    assert command.folder == "/"
+    assert command.words[3] == str(folder / "H")
+    text = environment_file_text("", carried_variables({}, folder=str(folder)))
+    line = f'{exported(text)} cd {command.folder}; printf "%s|" "$PWD" "${FOLDER_VARIABLE}" {script.replace("%%", "%")}'
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True, timeout=patience(10))
+    assert done.stdout.split("|")[:3] == ["/", str(folder), str(folder / "launch/train.sh")]
+    assert sorted(path.name for path in folder.iterdir()) == ["launch"]
+    # and is shown so that it can be typed
+    assert str(command).startswith("(cd / && DS_ENV_FILE=")
+
+
+def test_a_plain_working_folder_is_left_to_deepspeed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = on_hosts("launch/train.sh", ["c.yaml"], hostfile="H", left_out=[], port=1, environment_file="/r/env", ssh="")
+    assert command.folder is None
+    assert carried_variables({"OMP_NUM_THREADS": "2", "PATH": "/bin"}, folder=str(tmp_path)) == {"OMP_NUM_THREADS": "2"}
+
+
+@pytest.mark.parametrize(("path", "word"), [("-x.yaml", "./-x.yaml"), ("./-x.yaml", "./-x.yaml"), ("a/-x", "a/-x"), ("x", "x")])
+def test_a_path_is_never_an_option(path, word):
+    assert path_word(Path(path)) == word
+
+
+def test_words_that_a_shell_could_not_divide_are_refused():
+    with pytest.raises(ConfigError, match=r"--slurm is .*abc.*close the quote"):
+        under_slurm("launch/slurm/train.sbatch", ["c.yaml"], options="--comment='abc")
+    assert split_words("-o 'a b'", what="x") == ["-o", "a b"]
 
 
 def test_slurm_options_are_words_of_their_own():

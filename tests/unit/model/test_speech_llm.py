@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import SelectionError
-from pipeline.model.adaptor import Adaptor, AdaptorShape, stack_states
+from pipeline.model.adaptor import Adaptor, AdaptorShape, sinusoids, stack_states
 from pipeline.model.freezing import unfreeze
 from pipeline.model.llm import load_llm
 from pipeline.model.speech_llm import IGNORED_LABEL, SpeechLLM, token_embedding_std
@@ -46,6 +46,23 @@ def test_the_adaptor_speaks_at_the_scale_of_the_embeddings_and_at_a_quarter_of_t
     assert audio.shape == (2, 11, 32)
     assert counts.tolist() == [11, 2]
     assert float(audio[0].detach().std()) == pytest.approx(SHAPE.embedding_std, rel=0.05)
+
+
+def test_positions_are_made_once_for_clips_of_any_length_and_are_those_of_their_own_length(monkeypatch):
+    from pipeline.model import adaptor as module
+
+    made = []
+    monkeypatch.setattr(module, "sinusoids", lambda *shape: made.append(shape[0]) or sinusoids(*shape))
+    adaptor = build_adaptor(SHAPE, seed=1)
+    short, long = adaptor(*states(41, 8)), adaptor(*states(1600, 8))
+    again = adaptor(*states(41, 8))
+    assert made == [375, 400]
+    assert torch.equal(short[0], again[0])
+    like = torch.zeros(1, dtype=torch.bfloat16)
+    assert torch.equal(adaptor._positions(11, like), sinusoids(11, SHAPE.width).to(like))
+    # neither is learned nor saved
+    assert len(adaptor.state_dict()) == len(list(adaptor.parameters()))
+    assert long[0].shape[1] == 400
 
 
 def test_the_adaptor_is_a_function_of_its_seed():
@@ -205,3 +222,20 @@ def test_a_model_that_does_not_align_computes_the_same_transcript_loss(model, al
     # DeepSpeed's ranks come apart where two outputs have a graph
     assert minimised.requires_grad
     assert not nats.requires_grad
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_pass_reads_nothing_back_from_its_device(home, monkeypatch, weight):
+    """On the meta device nothing can be read: what a GPU would be waited for fails."""
+    llm = load_llm(str(home / "llm"), dtype=torch.bfloat16).to("meta")
+    model = SpeechLLM(build_adaptor(SHAPE, seed=1).to("meta", torch.bfloat16), llm, alignment_weight=weight)
+    # transformers asks once a pass whether positions are those of one text
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda _positions: None)
+    # it has no kernel there; its lengths are what it would wait for
+    given = []
+    monkeypatch.setattr(functional, "ctc_loss", lambda *inputs, **_: given.append(inputs) or inputs[0].sum(dim=(0, 2)))
+    values, counts = states(23, 40, 9)
+    loss, _ = model(values.to("meta"), counts, PREFIX, SUFFIX, labels([20, 21, 22, 1], [30, 1], [40, 41, 42, 43, 44, 1]))
+    loss.backward()
+    assert loss.is_meta
+    assert [[tensor.device.type for tensor in inputs] for inputs in given] == [["meta", "meta", "cpu", "cpu"]] * (weight > 0)

@@ -10,7 +10,8 @@ from pipeline.model.flops import SpeechCost, StackCost
 from pipeline.planning.batches import MicroBatchSize
 from pipeline.planning.duration import Rates, Traffic, count_traffic, count_updated, predict_step
 from pipeline.planning.elementwise import count_elementwise
-from pipeline.planning.memory import count_tokens, read_settings
+from pipeline.planning.memory import count_tokens, count_whole, read_settings
+from pipeline.planning.offload import Offloaded, count_offloaded
 from pipeline.planning.sizes import LlmSizes, SpeechSizes
 
 LLM = LlmSizes(
@@ -23,6 +24,7 @@ LLM = LlmSizes(
     vocabulary=100,
     tensor_sizes=(8, 1_000, 3_000),
     num_trained=1_000,
+    trained_sizes=(1_000,),
     kept_inputs=0,
 )
 SIZES = SpeechSizes(
@@ -49,7 +51,7 @@ def settings(threshold: int, **zero):
 
 
 def predict(rates: Rates, **changes):
-    options = {"micro_batches_per_rank": 2, "world_size": 2, "checkpointing": False, "overlaps": False, **changes}
+    options = {"micro_batches_per_rank": 2, "world_size": 2, "num_recomputed": 0, "overlaps": False, **changes}
     return predict_step(COST, SIZES, settings(0), BATCH, rates=rates, **options)
 
 
@@ -57,14 +59,24 @@ def test_one_rank_receives_nothing():
     assert count_traffic(SIZES, settings(0), world_size=1, micro_batches_per_rank=4) == Traffic(0, 0, 0)
 
 
-def test_tensors_that_are_kept_whole_are_gathered_once_a_step_frozen_ones_too():
+def test_of_tensors_that_are_kept_whole_a_step_gathers_what_trains_alone():
     whole, trained = 5_008, 2_000
     every, kept = (count_traffic(SIZES, settings(threshold), world_size=2, micro_batches_per_rank=4) for threshold in (0, 10_000))
     # weights in bfloat16, gradients in float32
     assert every == Traffic(2 * 4 * whole // 2, 4 * 4 * trained // 2, 4 * 5 + 4)
-    assert kept == Traffic(2 * whole // 2, 4 * 4 * trained // 2, 5 + 4)
+    assert kept == Traffic(2 * trained // 2, 4 * 4 * trained // 2, 3 + 4)
     some = count_traffic(SIZES, settings(8), world_size=2, micro_batches_per_rank=4)
-    assert some.gathered == 2 * (16 + 4 * (whole - 16)) // 2
+    # the adaptor's small tensor trains, the LLM's is frozen
+    assert some.gathered == 2 * (8 + 4 * (whole - 16)) // 2
+
+
+def test_what_stays_whole_is_counted_in_memory_and_no_longer_in_traffic():
+    apart = settings(8)
+    whole = replace(apart, keeps_frozen=True)
+    assert (count_whole(SIZES, apart), count_whole(SIZES, whole)) == ((16, 0), (16, 3_000))
+    some = count_traffic(SIZES, whole, world_size=2, micro_batches_per_rank=4)
+    # the adaptor's small tensor, and for each micro-batch the large ones that train
+    assert some.gathered == 2 * (8 + 4 * (992 + 1_000)) // 2
 
 
 def test_a_model_above_the_limit_of_live_parameters_is_gathered_for_each_pass():
@@ -132,3 +144,33 @@ def test_norms_in_float32_cost_less_where_all_is():
     assert back == 2 * wide
     unfused = replace(SIZES, llm=replace(LLM, fused_attention=False))
     assert count_elementwise(unfused, tokens, itemsize=2)[0] > narrow
+
+
+def test_a_gradient_on_the_host_comes_back_with_each_micro_batch_but_the_first():
+    away = settings(0, offload_optimizer={"device": "cpu"})
+    one, three = (count_offloaded(SIZES, away, world_size=2, micro_batches_per_rank=count) for count in (1, 3))
+    trained = 2_000 // 2
+    # float32 gradients there; the updated bfloat16 weights back
+    assert one == Offloaded(4 * trained, 2 * trained, (7 * 4 + 2) * trained)
+    assert three == Offloaded(3 * 4 * trained, 2 * 4 * trained + 2 * trained, one.updated)
+
+
+def test_weights_on_the_host_come_from_there_for_every_gather():
+    weights = 5_008
+    all_away = settings(0, offload_optimizer={"device": "cpu"}, offload_param={"device": "cpu"})
+    optimizer_away = settings(0, offload_optimizer={"device": "cpu"})
+    more, less = (count_offloaded(SIZES, each, world_size=2, micro_batches_per_rank=4) for each in (all_away, optimizer_away))
+    assert more.from_host - less.from_host == 4 * 2 * weights // 2
+    assert (more.to_host, more.updated) == (less.to_host, less.updated)
+    assert count_offloaded(SIZES, settings(0), world_size=2, micro_batches_per_rank=4) == Offloaded(0, 0, 0)
+
+
+def test_what_goes_to_the_host_lengthens_a_step_of_a_device_that_has_one():
+    away = settings(0, offload_optimizer={"device": "cpu"})
+    with_host = replace(RATES, host_link_bytes_per_second=1e4, host_update_bytes_per_second=1e5)
+    options = {"micro_batches_per_rank": 2, "world_size": 2, "num_recomputed": 0, "overlaps": True}
+    here, there = (predict_step(COST, SIZES, away, BATCH, rates=rates, **options) for rates in (RATES, with_host))
+    # two gradients out, one and the weights back, at 1e4; the update at 1e5
+    assert there.offload == pytest.approx((2 * 4_000 + 4_000 + 2_000) / 1e4 + 30_000 / 1e5)
+    assert there.total == pytest.approx(here.total + there.offload)
+    assert here.offload == 0

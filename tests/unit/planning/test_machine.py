@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import torch
 
 from pipeline.planning.duration import Rates
@@ -14,18 +15,25 @@ LLM = ModelProduct(64, 128, 256, torch.float32)
 
 
 def test_what_is_measured_is_what_a_product_takes():
-    rates = measure_compute(CPU, LLM, LLM)
+    # a mean over a twentieth of a second is far off where another program has the core; not several times running
+    for _ in range(8):
+        rates = measure_compute(CPU, LLM, LLM)
+        plain = time_plain_product()
+        if all(plain / 20 < rate < plain * 20 for rate in (rates.flops_per_second, rates.backward_flops_per_second)):
+            break
+    else:
+        pytest.fail(f"plain products give {plain:.3g} operations a second, measured were {rates}")
+    assert rates.encoder_flops_per_second > 0
+    assert 1e7 < rates.memory_bytes_per_second < 1e13
+    assert 1e7 < rates.elementwise_bytes_per_second < 1e13
+
+
+def time_plain_product() -> float:
     left, right = torch.randn(64, 128), torch.randn(128, 256)
     began = time.perf_counter()
     for _ in range(200):
         left @ right
-    plain = 200 * 2 * 64 * 128 * 256 / (time.perf_counter() - began)
-    # others may use the machine meanwhile
-    assert plain / 20 < rates.flops_per_second < plain * 20
-    assert rates.encoder_flops_per_second > 0
-    assert plain / 20 < rates.backward_flops_per_second < plain * 20
-    assert 1e7 < rates.memory_bytes_per_second < 1e13
-    assert 1e7 < rates.elementwise_bytes_per_second < 1e13
+    return 200 * 2 * 64 * 128 * 256 / (time.perf_counter() - began)
 
 
 def test_ranks_of_one_machine_exchange_while_they_compute():

@@ -131,6 +131,54 @@ def test_checkpointing_trades_memory_for_computation(config):
     assert again.step_time.recomputation > plain.step_time.recomputation == 0
 
 
+def test_a_plan_gathers_as_far_ahead_as_the_engine(config, tmp_path):
+    from pipeline.planning.sizes import largest_layer
+
+    (tmp_path / "zero3.json").write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    modules = build_meta_model(config)
+    planner = Planner(config.model_copy(update={"deepspeed": str(tmp_path / "zero3.json")}), modules=modules)
+    # queries, keys, values and outputs; the MLP; two norms
+    assert largest_layer(modules[1].llm) == 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
+    assert planner._settings.prefetch == 2 * largest_layer(modules[1].llm)
+
+
+def test_as_few_layers_are_computed_again_as_memory_asks_for(config):
+    def plan(wanted, memory_bytes=None):
+        training = config.training.model_copy(update={"activation_checkpointing": wanted})
+        (made,) = plans(config.model_copy(update={"training": training}), 2, memory_bytes=memory_bytes)
+        return made
+
+    none, one, both = (plan(number) for number in (0, 1, 2))
+    assert both == plan(True)
+    assert none.peak_bytes > one.peak_bytes
+    # all of the last layer is there when the backward begins, be it kept or computed again
+    assert both.peak_bytes >= one.peak_bytes
+    assert (none.step_time.recomputation, one.step_time.recomputation) == (0, both.step_time.recomputation / 2)
+    # a tenth is left for what a plan doesn't know
+    for made in (none, one):
+        assert plan("auto", int(made.peak_bytes / 0.9) + 2).num_recomputed == made.num_recomputed
+    assert plan("auto").num_recomputed == plan("auto", 1).num_recomputed == 1
+
+
+def test_frozen_weights_stay_whole_where_the_json_leaves_it_to_the_memory_and_they_fit(config, tmp_path):
+    def plan(threshold, memory_bytes=None):
+        zero = {"stage": 3, "stage3_param_persistence_threshold": threshold}
+        (tmp_path / "zero3.json").write_text(json.dumps({"zero_optimization": zero}))
+        chosen = config.model_copy(update={"deepspeed": str(tmp_path / "zero3.json")})
+        (made,) = plans(chosen, 2, memory_bytes=memory_bytes)
+        return made
+
+    apart, whole = plan(100_000, 10**12), plan("auto", 10**12)
+    assert (apart.keeps_frozen, whole.keeps_frozen) == (False, True)
+    assert not plan("auto").keeps_frozen
+    assert not plan("auto", int(whole.peak_bytes / 0.9) - 2).keeps_frozen
+    # below DeepSpeed's threshold they do so anyway
+    assert whole.state_bytes == apart.state_bytes
+    nothing, frozen = plan(0, 10**12), next(part for part in whole.parts if part.name == "frozen weights kept whole")
+    assert nothing.state_bytes < apart.state_bytes
+    assert frozen.num_bytes == 0
+
+
 def test_a_moving_average_takes_four_bytes_a_trained_parameter(config):
     averaged = config.model_copy(update={"training": config.training.model_copy(update={"ema_decay": 0.99})})
     (plain,), (more,) = plans(config, 2), plans(averaged, 2)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError, ScanError
 from pipeline.scan.lanczos import largest_eigenpair
-from pipeline.scan.spectrum import PIECE_VECTORS, ArrayMatrix, measure, num_pieces, piece_gram, spectrum_stats
+from pipeline.scan.scores import SCORES
+from pipeline.scan.spectrum import PIECE_VECTORS, ArrayMatrix, SpectrumStats, measure, num_pieces, piece_gram, spectrum_stats
 
 SHAPES = st.tuples(st.integers(2, 24), st.integers(2, 24))
 SEEDS = st.integers(0, 2**32 - 1)
@@ -241,3 +242,14 @@ def test_lanczos_error_covers_what_is_missing(size, seed, spread):
     matrix = (vectors * values) @ vectors.T
     pair = largest_eigenpair(lambda x: matrix @ x, size, rtol=1e-8, max_steps=200)
     assert abs(pair.value / values[-1] - 1) <= pair.error + 1e-12
+
+
+@pytest.mark.parametrize("values", [np.full((2, 3), 1.7e308), np.diag([1e-300, 1e-310])])
+def test_spectra_beyond_float64_are_no_numbers_and_no_crash(values):
+    with pytest.raises(ScanError, match="beyond the range"):
+        spectrum_stats(values)
+
+
+def test_every_score_of_an_extreme_spectrum_is_a_number_or_infinite():
+    stats = SpectrumStats((2, 2), 1.0, 1e-300, 0, -5000.0, 1.0, 0.0, "svd")
+    assert all(score(stats) > 0 for score in SCORES.values())

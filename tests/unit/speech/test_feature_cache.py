@@ -27,7 +27,7 @@ def clip(*, dtype: torch.dtype = torch.float32, states: int = 7) -> CachedClip:
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(folder.rglob("*.states"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 from pipeline.commands import main
 from pipeline.errors import DataError
@@ -16,19 +14,7 @@ from pipeline.speech.held_out import read_test_batches
 from pipeline.speech.layouts import find_recordings
 from pipeline.speech.packing import pack
 from pipeline.speech.stream import SpeechDataset
-
-
-def clip(seconds: float, kind: str = "FLAC", rate: int = 16_000, seed: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    subtype = {"FLAC": "PCM_16", "OGG": "OPUS", "MP3": "MPEG_LAYER_III"}[kind]
-    noise = np.random.default_rng(seed).normal(0, 0.1, int(rate * seconds))
-    soundfile.write(buffer, noise, rate, format=kind, subtype=subtype)
-    return buffer.getvalue()
-
-
-def save(path: Path, content: bytes | str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+from tests.speech_files import clip, save
 
 
 def librispeech(root: Path) -> dict[str, tuple[str, str]]:

@@ -16,7 +16,8 @@ import torch
 from pipeline.errors import DataError
 from pipeline.model.llm import load_tokenizer
 from pipeline.speech.augment import Augmentation, change_speed, generator, mask_spectrogram
-from pipeline.speech.loading import LoaderPool, LoadOptions, SampleRef, normalise_text
+from pipeline.speech.loading import LoaderPool, LoadOptions, SampleRef
+from pipeline.speech.normalisers import normalise_text
 from pipeline.speech.samples import log_mel
 from pipeline.speech.schedule import BatchBudget
 from pipeline.speech.sources import ReadOptions

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from pipeline.errors import DataError
-from pipeline.speech.samples import BadSampleError, cut_at_pauses, decode, log_mel, read_recording
+from pipeline.speech.samples import BadSampleError, check_whole, cut_at_pauses, decode, log_mel, read_recording
 
 
 def encode(waveform: np.ndarray, *, rate_hz: int = 16_000, container: str = "FLAC") -> bytes:
@@ -52,6 +52,57 @@ def test_a_cut_flac_is_never_taken_for_a_whole_one():
     whole = encode(np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32))
     with pytest.raises(BadSampleError):
         decode(whole[: len(whole) // 2], expected_seconds=2.0)
+
+
+@pytest.mark.parametrize("other", [-1.0, -0.8, -0.5])
+def test_channels_that_cancel_each_other_out_are_not_averaged(other):
+    stereo = np.stack([tone(1.0), other * tone(1.0)], axis=1)
+    np.testing.assert_allclose(decode(encode(stereo, container="WAV")), tone(1.0), atol=1e-4)
+
+
+@pytest.mark.parametrize("other", [1.0, 0.5, 0.0, None])
+def test_channels_that_do_not_are_averaged(other):
+    second = np.random.default_rng(0).normal(0, 0.15, 16_000).astype(np.float32) if other is None else other * tone(1.0)
+    stereo = np.stack([tone(1.0), second], axis=1)
+    np.testing.assert_allclose(decode(encode(stereo, container="WAV")), stereo.mean(axis=1), atol=1e-4)
+
+
+@pytest.mark.parametrize("rate_hz", [1, 10, 2_000_000_000])
+def test_a_rate_that_nobody_records_at_is_refused(rate_hz):
+    with pytest.raises(BadSampleError, match="rate: "):
+        decode(encode(tone(1.0), rate_hz=rate_hz, container="WAV"))
+
+
+def test_no_more_is_decoded_than_is_wanted():
+    with pytest.raises(BadSampleError, match="length: more than"):
+        decode(encode(tone(3.0)), expected_seconds=1.0)
+    with pytest.raises(BadSampleError, match="too long: more than"):
+        decode(encode(tone(3.0)), longest_seconds=2.0)
+    assert len(decode(encode(tone(2.0)), longest_seconds=2.0)) == 32_000
+
+
+def test_a_long_recording_of_many_channels_is_read_whole():
+    waves = np.random.default_rng(0).normal(0, 0.1, (16_000 * 40, 3)).astype(np.float32)
+    content = encode(waves, container="WAV")
+    np.testing.assert_array_equal(decode(content), soundfile.read(io.BytesIO(content), dtype="float32")[0].mean(axis=1))
+
+
+def test_what_libsndfile_says_holds_no_address():
+    with pytest.raises(BadSampleError) as caught:
+        decode(b"this is no audio")
+    assert "0x" not in str(caught.value)
+    assert "flac, wav, mp3, opus, ogg" in str(caught.value)
+
+
+def test_a_wav_that_was_cut_is_told_from_one_that_came_through_a_pipe():
+    whole = encode(tone(2.0), container="WAV")
+    at = whole.index(b"data") + 4
+    check_whole(whole)
+    for size in (0, 0xFFFFFFFF, 0x7FFFF000):
+        check_whole(whole[:at] + size.to_bytes(4, "little") + whole[at + 4 :])
+    check_whole(b"OggS")
+    with pytest.raises(BadSampleError, match="truncated: "):
+        check_whole(whole[: len(whole) // 2])
 
 
 def test_a_missing_recording_is_named(tmp_path):

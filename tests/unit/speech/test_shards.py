@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +15,11 @@ from pipeline.speech.packing import pack
 from pipeline.speech.shards import expand, index_shard, normalise_language, read_index, write_index
 from pipeline.speech.stream import SpeechDataset
 from tests import tiny
+from tests.speech_files import clip, details, make_tar
 
 
 def audio(seconds: float = 0.5) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.random.default_rng(0).normal(0, 0.1, int(16_000 * seconds)), 16_000, format="FLAC")
-    return buffer.getvalue()
-
-
-def make_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def details(**content) -> bytes:
-    return json.dumps(content).encode()
+    return clip(seconds)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import torch
 from pipeline.cluster import SingleProcess
 from pipeline.config import read_run_config
 from pipeline.errors import ConfigError
+from pipeline.model.family import Attentions
 from pipeline.training import arithmetic
-from pipeline.training.arithmetic import UseArithmetic, choose_arithmetic
+from pipeline.training.arithmetic import UseArithmetic, choose_arithmetic, keep_attention
 from pipeline.training.run_folder import RunFolder
 from tests import tiny
 
@@ -75,6 +76,22 @@ def test_a_trained_model_is_used_in_no_emulated_dtype():
     assert [slow.dtype(name) for name in ("bfloat16", "float32")] == [torch.float32, torch.float32]
     assert fast.attention("bfloat16") == "kappaspeech_matmul"
     assert slow.attention("bfloat16") == fast.attention("float32") == "sdpa"
+
+
+def test_a_trained_model_is_used_with_the_attention_that_its_run_kept():
+    fast, takes = UseArithmetic.of(NATIVE), Attentions("Gemma", sdpa=False)
+    assert fast.attention("bfloat16", kept="eager") == "eager"
+    assert fast.attention("bfloat16", kept="sdpa") == "sdpa"
+    assert fast.attention("bfloat16", takes=takes) == "eager"
+    # trained on a GPU, used without one
+    assert fast.attention("float32", kept="flash_attention_2") == "sdpa"
+    assert [keep_attention("auto", recorded) for recorded in ("eager", "sdpa", None)] == ["eager", "auto", "auto"]
+    assert keep_attention("sdpa", "sdpa") == "sdpa"
+
+
+def test_the_machine_chooses_among_what_the_family_computes_by(choose, monkeypatch):
+    monkeypatch.setattr(arithmetic, "read_attentions", lambda _: Attentions("Gemma", sdpa=False))
+    assert choose(NATIVE, AUTO).attention == choose(EMULATING, AUTO).attention == "eager"
 
 
 @pytest.mark.parametrize("precision", [{"bf16": {"enabled": "yes"}}, {"bf16": True}, {"fp16": {"enabled": True}}])

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config import OptimizerConfig
-from pipeline.errors import CheckpointError, TrainingError
+from pipeline.commands import main
+from pipeline.config import OptimizerConfig, RunConfig, read_run_config
+from pipeline.errors import CheckpointError, InputError, TrainingError
 from pipeline.speech.loading import BadSample
 from pipeline.training.checkpoint import check_fingerprints, list_checkpoints
 from pipeline.training.engine import average_decay
@@ -150,3 +151,39 @@ def test_a_stop_file_and_a_budget_are_wishes_too(tmp_path):
 def test_a_moving_average_soon_forgets_where_it_began():
     decays = [average_decay(update, decay=0.999) for update in (1, 10, 100, 10_000)]
     assert decays == pytest.approx([2 / 11, 11 / 20, 101 / 110, 0.999])
+
+
+def test_a_run_folder_shows_no_secret_of_a_url_and_can_still_be_read(tmp_path):
+    secret = "hunter2"
+    urls = [f"https://me:{secret}@host/train-{{00..99}}.tar", f"https://host/test.tar?X-Amz-Signature={secret}"]
+    data = {"train": [{"shards": urls[0]}], "test": [{"shards": urls[1]}]}
+    models = {"llm": "l", "encoder": "e"}
+    config = RunConfig.model_validate({"run_dir": str(tmp_path), "model": models, "data": data, "training": {"num_steps": 1}})
+    facts = {"world_size": 1, "num_trained_parameters": 1}
+    folder = RunFolder(tmp_path)
+    folder.begin(config, selection=None, rule="none", facts=facts)
+    kept = tmp_path / "secrets.json"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and secret in path.read_text()] == [kept.name]
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert folder.read_config() == config
+    assert read_run_config(tmp_path / "config.json") == config
+    # what tells one run from another neither holds a secret nor changes with a signature
+    digest = folder.read_record()["config_digest"]
+    signed = json.loads(json.dumps(config.model_dump(mode="json")).replace("Signature=hunter2", "Signature=other"))
+    folder.begin(RunConfig.model_validate_json(json.dumps(signed)), selection=None, rule="none", facts=facts)
+    assert folder.read_record()["config_digest"] == digest
+    kept.unlink()
+    assert secret not in folder.read_config().data.train[0].shards
+
+
+@pytest.mark.parametrize("content", ['{"schema_version": 1}', '{"schema_version": 1, "status": null}'])
+def test_a_record_without_a_status_is_refused_in_a_sentence(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InputError, match=r"run\.json doesn't say how the run stands"):
+        RunFolder(tmp_path).read_record()
+
+
+def test_a_status_is_printed_so_that_a_terminal_does_not_obey_it(tmp_path, capsys):
+    (tmp_path / "run.json").write_text('{"schema_version": 1, "status": "\\u001b[2J\\ud800"}')
+    assert main(["status", str(tmp_path)]) == 1
+    assert capsys.readouterr().out == "\\x1b[2J\\ud800\n"

@@ -1,0 +1,87 @@
+"""Where the ranks' common store listens: not on every interface, as torch's does, for it asks nobody who he is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+from datetime import timedelta
+from typing import Any
+
+_LOOPBACK_INTERFACE = "lo"
+_BACKLOG = 2048
+
+
+def narrowest_address(master: str, resolved: set[str], *, is_one_host: bool) -> str | None:
+    """The one address at which all ranks find the host `master`, which its own host resolves to `resolved`; None for unknown.
+
+    A host that knows itself by loopback alone (127.0.1.1 of Debian) is known to others by another address, and one that is told
+    «localhost» may be the first of several (Kubeflow), unless all ranks are known to be on it.
+    """
+    if is_one_host and master == "localhost":
+        return "127.0.0.1"
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(master))
+    return next(iter(resolved)) if len(resolved) == 1 and not any(map(_is_loopback, resolved)) else None
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def _resolve(name: str) -> set[str]:
+    try:
+        return {str(found[4][0]) for found in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return set()
+
+
+def listen_narrowly(master: str, port: int, *, is_one_host: bool = False) -> socket.socket | None:
+    """A socket that listens at the master address's own interface; None where that isn't known or isn't this host's (a service's
+    address, NAT): then torch's listens on all. Raises `RuntimeError` where the port is taken."""
+    address = narrowest_address(master, _resolve(master), is_one_host=is_one_host)
+    if address is None:
+        return None
+    listening = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((address, port))
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            raise RuntimeError(f"EADDRINUSE: {error}") from error
+        return None
+    return listening
+
+
+def open_store(rank: int, *, timeout: timedelta) -> Any:
+    """On rank 0 the server of the store, to be kept: what torch or DeepSpeed then start for `env://` finds it by its port.
+
+    None on other ranks, under torchrun, whose agent has the store, and where only torch's own will do. Raises `RuntimeError`.
+    """
+    master, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_one_host = os.environ["WORLD_SIZE"] in ("1", os.environ.get("LOCAL_WORLD_SIZE"))
+    address = narrowest_address(master, _resolve(master), is_one_host=is_one_host)
+    if address is not None and _is_loopback(address) and _LOOPBACK_INTERFACE in [name for _, name in socket.if_nameindex()]:
+        # gloo's sockets ask nobody either
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK_INTERFACE)
+    if rank != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    listening = listen_narrowly(master, port, is_one_host=is_one_host)
+    if listening is None:
+        return None
+    import torch.distributed as dist
+
+    return dist.TCPStore(
+        master,
+        port,
+        None,
+        is_master=True,
+        timeout=timeout,
+        wait_for_workers=False,
+        multi_tenant=True,
+        master_listen_fd=listening.detach(),
+    )

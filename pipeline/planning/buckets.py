@@ -1,0 +1,31 @@
+"""What of a DeepSpeed JSON follows from the model's shape and the memory where the JSON doesn't say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# A layer in use and two that are on their way, at least; and DeepSpeed 0.19's own limit.
+_LIVE_LAYERS = 3
+_LIVE_ELEMENTS = 1_000_000_000
+_PREFETCHED_LAYERS = 2
+_AUTO = "auto"
+
+
+def settle_buckets(deepspeed_config: Mapping[str, Any], *, layer_elements: int) -> dict[str, Any]:
+    """A DeepSpeed JSON whose sizes, where it is silent or says «auto», suit a model whose largest layer has so many elements.
+
+    A layer is gathered whole, so that DeepSpeed's own prefetch of 5e7 elements leaves a part of every large one to be waited
+    for: with two layers ahead, and room for them beside the one in use, nothing is. Other sizes that are «auto», a word that
+    DeepSpeed itself doesn't know, become DeepSpeed's defaults.
+    """
+    settled = dict(deepspeed_config)
+    zero = {key: value for key, value in settled.get("zero_optimization", {}).items() if value != _AUTO}
+    zero.setdefault("stage3_prefetch_bucket_size", _PREFETCHED_LAYERS * layer_elements)
+    zero.setdefault("stage3_max_live_parameters", max(_LIVE_ELEMENTS, _LIVE_LAYERS * layer_elements))
+    return {**settled, "zero_optimization": zero}
+
+
+def leaves_frozen_to_memory(deepspeed_config: Mapping[str, Any]) -> bool:
+    """Whether a DeepSpeed JSON lets frozen weights of any size stay whole on each rank where they fit: by «auto» as threshold."""
+    return bool(deepspeed_config.get("zero_optimization", {}).get("stage3_param_persistence_threshold") == _AUTO)

@@ -1,0 +1,96 @@
+"""YAML from outside: parsed into plain values, or refused in a sentence; no text makes it take long or much memory.
+
+YAML 1.1 takes 1e-4 for a word, `no` for false also where it is a key, and what looks like a date for one. Here the first is a
+number, a key is text, and a date is text.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import yaml
+from yaml.constructor import ConstructorError
+from yaml.nodes import MappingNode, Node, ScalarNode
+
+_MAX_LETTERS = 16 << 20
+# values that a text stands for with every alias written out; each has its own place in memory, or in what is made of it
+_MAX_VALUES = 200_000
+_MAX_DEPTH = 100
+_TEXT_TAG = "tag:yaml.org,2002:str"
+_TIME_TAG = "tag:yaml.org,2002:timestamp"
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader whose faults are all YAML errors that name the value."""
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except yaml.YAMLError:
+            raise
+        # int, float, base64 and dates raise their own errors
+        except Exception as error:
+            shown = str(node.value)[:60]
+            raise ConstructorError(None, None, f"{shown!r} is no {node.tag.rpartition(':')[2]}", node.start_mark) from error
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIME_TAG]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML document. Raises `yaml.YAMLError` whatever is wrong with it."""
+    if len(text) > _MAX_LETTERS:
+        raise yaml.YAMLError(f"it has {len(text):,} letters, and at most {_MAX_LETTERS:,} are read")
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        if _count_values(root, {}, depth=0) > _MAX_VALUES:
+            raise yaml.YAMLError(f"it stands for more than {_MAX_VALUES:,} values, by aliases of aliases")
+        return _check_numbers(loader.construct_document(root))
+    except RecursionError:
+        raise yaml.YAMLError(f"it is nested more than {_MAX_DEPTH} deep") from None
+    finally:
+        loader.dispose()
+
+
+def _count_values(node: Node, known: dict[int, int | None], *, depth: int) -> int:
+    """How many values a node stands for, its aliases written out; keys become text on the way."""
+    if isinstance(node, ScalarNode):
+        return 1
+    if depth > _MAX_DEPTH:
+        raise yaml.YAMLError(f"it is nested more than {_MAX_DEPTH} deep")
+    if id(node) in known:
+        count = known[id(node)]
+        if count is None:
+            raise yaml.YAMLError(f"it holds itself{node.start_mark}")
+        return count
+    known[id(node)] = None
+    if isinstance(node, MappingNode):
+        for key, _ in node.value:
+            if isinstance(key, ScalarNode) and key.style is None and key.tag.rpartition(":")[2] in ("bool", "null"):
+                key.tag = _TEXT_TAG
+    inner = [child for pair in node.value for child in pair] if isinstance(node, MappingNode) else node.value
+    total = 1 + sum(_count_values(child, known, depth=depth + 1) for child in inner)
+    known[id(node)] = total
+    return total
+
+
+def _check_numbers(value: Any) -> Any:
+    """`value`, where every whole number in it can be written down again: Python writes those of over 4,300 digits no more."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, int) and abs(item) >> 1024:
+            raise yaml.YAMLError(f"a whole number in it has about {int(math.log10(2) * item.bit_length()):,} digits")
+        waiting += item.values() if isinstance(item, dict) else item if isinstance(item, list) else []
+    return value

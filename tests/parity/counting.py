@@ -1,0 +1,57 @@
+"""What a step asks of the other ranks and of its device, counted where PyTorch dispatches it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.training.engine import TrainingEngine
+
+# a number, or a length that the data decide, is read back: a device is waited for
+_READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2", "aten::masked_select")
+
+
+class StepCounter(TorchDispatchMode):
+    """`gathered`: elements that all-gathers bring; `collectives` and `reads` by the names of their operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gathered = 0
+        self.collectives: Counter[str] = Counter()
+        self.reads: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if name.startswith("c10d::"):
+            self.collectives[name] += 1
+            if name == "c10d::_allgather_base_":
+                self.gathered += args[0].numel()
+        elif name in _READS:
+            self.reads[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counting_late_fetches(engine: TrainingEngine) -> Iterator[Counter[str]]:
+    """Elements that a module found partitioned when its turn came, by the module's class."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    coordinator = engine._engine.optimizer.parameter_offload.get_param_coordinator()
+    late: Counter[str] = Counter()
+    fetch = coordinator._fetch_sub_module_impl
+
+    def count(module: Any, forward: bool, is_leaf: bool) -> None:
+        for parameter in module.parameters(recurse=is_leaf):
+            if parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE:
+                late[type(module).__name__] += parameter.ds_numel
+        fetch(module, forward, is_leaf)
+
+    coordinator._fetch_sub_module_impl = count
+    try:
+        yield late
+    finally:
+        del coordinator._fetch_sub_module_impl

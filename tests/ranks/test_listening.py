@@ -1,0 +1,70 @@
+"""Ranks of one host can't be reached from another, and what a stranger writes into their store is no rank's word."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import clean_environment, free_port
+
+SCRIPT = """
+import json, os, pathlib, re, sys
+from pipeline.cluster import start_cluster, start_training_cluster
+cluster = start_training_cluster(timeout_seconds=60) if sys.argv[1] == "train" else start_cluster(timeout_seconds=60)
+inodes = set()
+for link in pathlib.Path("/proc/self/fd").iterdir():
+    try:
+        inodes |= set(re.findall(r"socket:\\[(\\d+)\\]", os.readlink(link)))
+    except OSError:
+        pass
+places = set()
+for table in ("tcp", "tcp6"):
+    for line in pathlib.Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+        words = line.split()
+        if words[3] == "0A" and words[9] in inodes:
+            places.add(words[1].split(":")[0])
+print("listens at", sorted(places), flush=True)
+cluster.post("word of " + str(cluster.rank))
+cluster.barrier()
+if cluster.rank == 1:
+    from datetime import timedelta
+    import torch.distributed as dist
+    stranger = dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=20))
+    stranger.set("kappaspeech/post/0", json.dumps({"cause": ["\\x1b[2Jgive up", 1]}))
+    own = stranger.get("kappaspeech/post/1").decode() if stranger.check(["kappaspeech/post/1"]) else ""
+    stranger.set("kappaspeech/post/0", own)
+    stranger.set("kappaspeech/post/1", "x" * 70)
+cluster.barrier()
+print("posts", cluster.read_posts(), flush=True)
+cluster.barrier()
+cluster.post("later word of " + str(cluster.rank))
+cluster.barrier()
+print("posts", cluster.read_posts(), flush=True)
+cluster.close()
+"""
+# 127.0.0.1 as /proc/net/tcp has it
+LOOPBACK = "0100007F"
+
+
+@pytest.mark.parametrize("kind", ["train", "scan"])
+def test_ranks_of_one_host_listen_on_loopback_and_believe_no_stranger(kind):
+    port = str(free_port())
+    more = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, kind],
+            env=clean_environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", **more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    told = [rank.communicate(timeout=180) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], [errors[-2000:] for _, errors in told]
+    for output, _ in told:
+        assert f"listens at ['{LOOPBACK}']" in output
+        assert "posts ['word of 0', 'word of 1']" in output
+        assert "posts ['later word of 0', 'later word of 1']" in output

@@ -1,0 +1,68 @@
+"""Arms at equal WER, from run folders as training leaves them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.comparison.equal_wer import compare_at_equal, state_price
+from pipeline.comparison.runs import Arm, read_run
+from tests.made_runs import make_run
+
+
+def make_arm(folder, name, *, forgetting, error_rate=0.02):
+    runs = [
+        make_run(folder / f"{name}{seed}", name, seed=seed, error_rate=error_rate, forgetting=forgetting, num_clips=30)
+        for seed in (1, 2, 3)
+    ]
+    return Arm(name, tuple(map(read_run, runs)))
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return [make_arm(folder, "spares", forgetting=0.2), make_arm(folder, "forgets", forgetting=2.0)]
+
+
+def test_the_arm_that_forgets_more_pays_more_at_every_level(arms):
+    found = compare_at_equal(arms)
+    assert [level["level"] for level in found["wer"]] == [0.8, 0.5, 0.3, 0.2, 0.1, 0.05]
+    assert found["why_not"] is None
+    for level in (*found["wer"], *found["loss"]):
+        spares, forgets = level["arms"]
+        assert spares["difference"] is None
+        assert forgets["difference"]["mean"] == pytest.approx(forgets["mean"] - spares["mean"])
+        assert forgets["difference"]["interval"][0] > 0
+    prices = [level["arms"][1]["mean"] for level in found["wer"]]
+    assert prices == sorted(prices)
+
+
+def test_the_sentence_turns_its_interval_with_its_word(arms):
+    more, less = (state_price(compare_at_equal(order)) for order in (arms, arms[::-1]))
+    assert more[0].startswith("At 5 % WER, forgets has forgotten ")
+    assert " more than spares (95 %: " in more[0]
+    assert more[0].replace("forgets has", "spares has").replace("more than spares", "less than forgets") == less[0]
+    assert "chance" not in more[0]
+
+
+def test_equal_arms_cannot_be_told_apart(tmp_path):
+    arms = [make_arm(tmp_path, name, forgetting=0.5) for name in ("one", "other")]
+    assert state_price(compare_at_equal(arms))[0].endswith("it could be chance.")
+
+
+def test_levels_that_one_arm_never_reaches_are_left_out_and_said(arms, tmp_path):
+    deaf = make_arm(tmp_path, "deaf", forgetting=0.1, error_rate=1.0)
+    found = compare_at_equal([arms[0], deaf])
+    assert found["wer"] == []
+    assert "was reached by all runs" in found["why_not"]
+    assert state_price(found) == []
+
+
+def test_hypotheses_that_are_gone_are_said(tmp_path):
+    arm = make_arm(tmp_path, "one", forgetting=0.5)
+    (arm.runs[0].path / "hypotheses" / "step-000010.jsonl").unlink()
+    found = compare_at_equal([arm, arm])
+    assert found["wer"] == []
+    assert "step-000010.jsonl" in found["why_not"]
+    json.dumps(found)

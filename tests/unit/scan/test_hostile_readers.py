@@ -1,0 +1,310 @@
+"""Whatever bytes lie where a checkpoint, a ranking or a selection should: a result or a sentence, soon and in little memory.
+
+KAPPASPEECH_FUZZ_EXAMPLES asks for more examples of each reader than the few hundred of every day, other ones each time.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+import struct
+import time
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import KappaSpeechError
+from pipeline.scan.checkpoint import open_checkpoint
+from pipeline.scan.journal import Journal
+from pipeline.scan.ranking import KappaRanking
+from pipeline.scan.scores import SCORES
+from pipeline.scan.stage import scan
+from pipeline.scan.table import rows
+from pipeline.selection import TensorSelection, select
+from tests.patience import patience
+
+EXAMPLES = int(os.environ.get("KAPPASPEECH_FUZZ_EXAMPLES", "0"))
+MOST_SECONDS, MOST_BYTES = 2.0, 500 << 20
+
+numbers = st.one_of(
+    st.integers(-3, 40),
+    st.sampled_from([2**31, 2**32, 2**40, 2**62, 2**63, 2**64, 10**30, -(2**63)]),
+    st.floats(allow_nan=True, allow_infinity=True),
+)
+texts = st.one_of(
+    st.text(st.characters(exclude_categories=()), max_size=6),
+    st.sampled_from(
+        ["", ".", "..", "../x", "/etc/passwd", "a.weight", "F32", "BF16", "I8", "F8_E4M3", "\ud800", "\x00", "x" * 5000]
+    ),
+)
+junk = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, texts),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
+    max_leaves=6,
+)
+edits = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4)
+cuts = st.one_of(st.none(), st.floats(0, 1))
+
+
+def fuzzed(test: Callable[..., None]) -> Callable[..., None]:
+    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+    often = settings(
+        max_examples=EXAMPLES or 250, derandomize=not EXAMPLES, deadline=None, database=None, suppress_health_check=checks
+    )
+    return often(test)
+
+
+@pytest.fixture(autouse=True)
+def without_network(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def memory(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def try_out(act: Callable[[], object]) -> None:
+    """Let `act` return or say what is wrong, within the bounds."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    before, began = memory("VmRSS"), time.process_time()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            act()
+    except KappaSpeechError as error:
+        problem = str(error)
+    else:
+        problem = "-"
+    assert (0 < len(problem) < 20_000, "Error(" in problem[:20]) == (True, False), problem
+    assert time.process_time() - began < patience(MOST_SECONDS)
+    assert memory("VmHWM") - before < MOST_BYTES
+
+
+def scan_it(path: Path) -> None:
+    checkpoint = open_checkpoint(path)
+    json.dumps([checkpoint.where, *(ref.name for ref in checkpoint.tensors)], ensure_ascii=False).encode()
+    scan(checkpoint)
+
+
+def damage(content: bytes, changes: list[tuple[float, int]], cut: float | None) -> bytes:
+    damaged = bytearray(content)
+    for place, value in changes:
+        damaged[int(place * (len(damaged) - 1))] = value
+    return bytes(damaged if cut is None else damaged[: int(cut * len(damaged))])
+
+
+sizes = st.lists(st.one_of(st.integers(0, 9), numbers), max_size=4)
+DTYPES = ["F32", "F16", "BF16", "F64", "I8", "U8", "F8_E4M3", "F8_E8M0", "I32", "F4"]
+NAMES = ["weight", "weight_scale", "weight_zero_point", "SCB", "weight_format", "qweight", "scales", "experts.w"]
+entries = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "dtype": st.one_of(
+                st.sampled_from(["F32", "F16", "BF16", "F64", "I8", "U8", "F8_E4M3", "F8_E8M0", "I32", "F4"]), junk
+            ),
+            "shape": st.one_of(sizes, st.sampled_from([[2, 3], [4, 4], [2, 2, 2], [6]]), junk),
+            "data_offsets": st.one_of(st.sampled_from([[0, 24], [0, 6], [24, 40], [0, 48], [0, 0]]), sizes, junk),
+        }
+    ),
+    junk,
+)
+tensor_names = st.one_of(st.sampled_from([f"a.{name}" for name in NAMES]), texts)
+
+
+@fuzzed
+@given(
+    st.dictionaries(tensor_names, entries, max_size=4),
+    st.binary(max_size=64),
+    st.one_of(st.none(), st.none(), st.integers(0, 2**64 - 1)),
+)
+def test_safetensors_with_any_header(tmp_path, header, data, length):
+    text = json.dumps(header).encode()
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+    try_out(lambda: scan_it(path))
+
+
+@fuzzed
+@given(
+    st.sampled_from(["model.safetensors.index.json", "config.json", "adapter_config.json"]),
+    st.one_of(junk, st.binary(max_size=40)),
+)
+def test_a_folder_with_any_index_and_config(tmp_path, name, content):
+    folder = tmp_path / "folder"
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    header = json.dumps({"a.weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode()
+    (folder / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(range(24)))
+    if not isinstance(content, bytes):
+        content = json.dumps({"weight_map": content, "text_config": content, "transformers_weights": content}).encode()
+    (folder / name).write_bytes(content)
+    try_out(lambda: scan_it(folder))
+
+
+@pytest.fixture(scope="module")
+def gguf_bytes(tmp_path_factory) -> bytes:
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
+    rng = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_array("tokens", ["a", "b"])
+    writer.add_array("scores", [1.0, 2.0])
+    writer.add_tensor("blk.0.attn_q.weight", rng.normal(size=(4, 32)).astype("f4"))
+    packed = gguf.quantize(rng.normal(size=(4, 32)).astype("f4"), gguf.GGMLQuantizationType.Q8_0)
+    writer.add_tensor("blk.0.ffn.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
+
+
+@fuzzed
+@given(
+    edits, cuts, st.lists(st.tuples(st.integers(0, 60), st.sampled_from([2**31, 2**40, 2**62, 2**63, 2**64 - 1, 0])), max_size=1)
+)
+def test_gguf_with_any_bytes_changed(tmp_path, gguf_bytes, changes, cut, lies):
+    content = bytearray(damage(gguf_bytes, [(place * 0.6, value) for place, value in changes], cut))
+    for place, value in lies:
+        content[place * 4 : place * 4 + 8] = struct.pack("<Q", value)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    try_out(lambda: scan_it(path))
+
+
+@pytest.fixture(scope="module")
+def torch_bytes() -> bytes:
+    file = io.BytesIO()
+    torch.save({"a.weight": torch.randn(4, 6), "b": {"c": torch.arange(3)}, "d.weight": torch.ones(1).expand(3, 5)}, file)
+    return file.getvalue()
+
+
+@fuzzed
+@given(edits, cuts, st.booleans())
+def test_torch_files_with_any_bytes_changed(tmp_path, torch_bytes, changes, cut, is_pickle_alone):
+    path = tmp_path / "m.pt"
+    if is_pickle_alone:
+        with zipfile.ZipFile(io.BytesIO(torch_bytes)) as good, zipfile.ZipFile(path, "w") as bad:
+            for item in good.infolist():
+                content = good.read(item)
+                bad.writestr(item.filename, damage(content, changes, cut) if item.filename.endswith("data.pkl") else content)
+    else:
+        path.write_bytes(damage(torch_bytes, changes, cut))
+    try_out(lambda: scan_it(path))
+
+
+def places(content: object, path: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+    items = (
+        list(content.items() if isinstance(content, dict) else enumerate(content)) if isinstance(content, (dict, list)) else []
+    )
+    return [path, *(place for key, value in items for place in places(value, (*path, key)))]
+
+
+def with_changes(content: object, changes: list[tuple[float, object]]) -> object:
+    changed = copy.deepcopy(content)
+    for where, value in changes:
+        found = places(changed)
+        path = found[int(where * (len(found) - 1))]
+        if not path:
+            return value
+        place = changed
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+    return changed
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A small ranking and a selection of it."""
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("made")
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"model.layers.{n}.up_proj.weight": torch.randn(6, 4, generator=generator) for n in range(2)}
+    save_file(
+        {**tensors, "mlp.experts.w": torch.randn(2, 3, 3, generator=generator), "norm": torch.ones(3)}, folder / "m.safetensors"
+    )
+    ranking = scan(open_checkpoint(folder / "m.safetensors"), journal=folder / "journal")
+    ranking.write(folder / "ranking.json")
+    select(ranking, count=2).write(folder / "selection.json")
+    return folder
+
+
+json_changes = st.lists(st.tuples(st.floats(0, 1), junk), min_size=1, max_size=2)
+
+
+@fuzzed
+@given(json_changes)
+def test_rankings_with_any_value_changed(tmp_path, made, changes):
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(with_changes(json.loads((made / "ranking.json").read_text()), changes)))
+
+    def use() -> None:
+        ranking = KappaRanking.read(path)
+        rows(ranking)
+        for score in SCORES:
+            select(ranking, count=1, score=score)
+        ranking.write(path)
+        assert len(ranking.digest) == 64
+
+    try_out(use)
+
+
+@fuzzed
+@given(json_changes)
+def test_selections_with_any_value_changed(tmp_path, made, changes):
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps(with_changes(json.loads((made / "selection.json").read_text()), changes)))
+    try_out(lambda: TensorSelection.read(path).write(path))
+
+
+@fuzzed
+@given(st.binary(max_size=60))
+def test_rankings_of_any_bytes(tmp_path, content):
+    (tmp_path / "r.json").write_bytes(content)
+    try_out(lambda: KappaRanking.read(tmp_path / "r.json"))
+
+
+@fuzzed
+@given(json_changes)
+def test_journals_with_any_value_changed(tmp_path, made, changes):
+    (kept,) = (made / "journal").glob("*.jsonl")
+    first = next(json.loads(line) for line in kept.read_text().splitlines() if line)
+    (tmp_path / "a.jsonl").write_text(json.dumps(with_changes(first, changes)) + "\n")
+    checkpoint = open_checkpoint(made / "m.safetensors")
+
+    def use() -> None:
+        journal = Journal(tmp_path, checkpoint, rtol=1e-6)
+        journal.read()
+        journal.close()
+
+    try_out(use)
+
+
+@fuzzed
+@given(json_changes, st.sampled_from(["config.json", "run.json"]))
+def test_run_folders_with_any_value_changed(tmp_path, made, changes, name):
+    folder = tmp_path / "run"
+    (folder / "checkpoints" / "step-000001").mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints" / "step-000001" / "trained.safetensors").write_bytes((made / "m.safetensors").read_bytes())
+    lora = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "transposed": []}
+    contents = {
+        "config.json": {"model": {"llm": str(made / "m.safetensors")}},
+        "run.json": {"dtype": "bfloat16", "checkpoint_digest": None, "lora": lora},
+    }
+    contents[name] = with_changes(contents[name], changes)
+    for key, value in contents.items():
+        (folder / key).write_text(json.dumps(value))
+    try_out(lambda: scan_it(folder))

@@ -1,0 +1,100 @@
+"""Names as they go out: to a terminal, a table, a picture, a spreadsheet, a file."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.commands import main
+from pipeline.escaping import encodable, for_cell, for_line, for_picture, for_table, for_terminal
+
+NAMES = {
+    "escape": "layers.0.\x1b]0;PWNED\x07\x1b[2Jq.weight",
+    "line feed": "layers.0.a.weight\nb.weight",
+    "carriage return": "layers.0.a\rb.weight",
+    "line separator": "layers.0.a\u2028b.weight",
+    "markup": "layers.0.w[/red].weight",
+    "link": "layers.0.[link=file:///etc/passwd]w[/link].weight",
+    "bidirectional": "layers.0.\u202eevil.weight",
+    "mathtext": "layers.0.$\\frac$.weight",
+    "dollars": "layers.0.$x$y$.weight",
+    "digits": "layers." + "9" * 5000 + ".q_proj.weight",
+    "Arabic digit": "layers.\u0663.q.weight",
+    "superscript": "layers.\u00b2.q.weight",
+    "formula": "=cmd|' /C calc'!A0.weight",
+    "html": "layers.0.</script><script>alert(1)</script>.weight",
+    "underscore": "layers.0._q.weight",
+    "long": "layers.0." + "x" * 20_000 + ".weight",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_nothing_that_a_terminal_obeys_leaves(name):
+    shown = for_line(name)
+    assert not any(letter in shown for letter in "\x1b\x07\r\n\u202e\u2028")
+    assert len(shown) <= 202
+    assert for_table(name).plain == shown
+    assert not for_picture(name).replace(r"\$", "").count("$")
+
+
+def test_plain_names_and_sentences_stay_as_they_are():
+    for text in ("model.layers.0.self_attn.q_proj.weight", "κ ≤ 3 «über» 音声\nnext\tcell"):
+        assert for_terminal(text) == text
+    assert for_cell("model.layers.0.weight") == "model.layers.0.weight"
+    assert (for_cell(-1.5), for_cell(None)) == (-1.5, None)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_a_cell_is_never_a_formula(text):
+    assert for_cell(text)[0] not in "=+-@\t\r"
+
+
+def test_bytes_that_are_no_text_become_escapes():
+    assert encodable("h\udcffi") == "h\\xffi"
+    assert encodable("höi") == "höi"
+    assert encodable("h\udcc3\udcb6i") == "höi"  # a locale that took UTF-8 for bytes
+
+
+def make_checkpoint(folder: Path, name: str) -> Path:
+    folder.mkdir()
+    entries = {
+        key: {"dtype": "F32", "shape": [4, 6], "data_offsets": [start, start + 96]}
+        for key, start in ((name, 0), ("model.layers.0.q.weight", 96))
+    }
+    header = json.dumps(entries).encode()
+    values = np.random.default_rng(0).normal(size=48).astype("<f4").tobytes()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + values)
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_checkpoint_with_such_a_name_is_scanned_shown_and_selected_from(tmp_path, capsys, name):
+    ranking = tmp_path / "ranking.json"
+    folder = make_checkpoint(tmp_path / "model", name)
+    assert main(["scan", str(folder), "--workers", "1", "--no-journal", "--output", str(ranking)]) == 0
+    paths = {kind: tmp_path / f"r.{kind}" for kind in ("csv", "svg")}
+    assert main(["show", str(ranking), "--csv", str(paths["csv"]), "--picture", str(paths["svg"])]) == 0
+    select = ["select", str(ranking), "--count", "2", "--output", str(tmp_path / "s.json")]
+    assert main([*select, "--export", "peft", "--export", "axolotl", "--export", "kappatune"]) == 0
+    out = capsys.readouterr().out
+    assert not any(letter in out for letter in "\x1b\x07\r\u202e\u2028")
+    assert len(paths["csv"].read_text().splitlines()) == 3
+    assert "<script>alert" not in paths["svg"].read_text()
+    code = main([*select, "--export", "names"])
+    assert code == (0 if name.splitlines() == [name] else 2)
+
+
+def test_a_name_that_no_file_could_hold_is_refused(tmp_path, capsys):
+    folder = make_checkpoint(tmp_path / "model", "layers.0.\ud800.weight")
+    assert main(["scan", str(folder), "--workers", "1", "--no-journal", "--output", str(tmp_path / "r.json")]) == 2
+    assert "header" in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_is_no_text_is_scanned(tmp_path):
+    folder = make_checkpoint(tmp_path / "m\udcffodel", "layers.0.weight")
+    assert main(["scan", str(folder), "--workers", "1", "--no-journal", "--output", str(tmp_path / "r.json")]) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["model"].endswith("m\\xffodel")

@@ -1,0 +1,71 @@
+"""At which address the ranks' store listens."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from pipeline.listening import listen_narrowly, narrowest_address
+from pipeline.liveness import fit
+from pipeline.mpi_cluster import MAX_POST_BYTES
+
+
+@pytest.mark.parametrize(
+    ("master", "resolved", "address"),
+    [
+        ("127.0.0.1", {"127.0.0.1"}, "127.0.0.1"),
+        ("localhost", {"::1", "127.0.0.1"}, None),
+        ("localhost", {"127.0.0.1"}, None),
+        ("10.1.2.3", {"10.1.2.3"}, "10.1.2.3"),
+        ("::1", {"::1"}, "::1"),
+        ("gpu07", {"10.1.2.3"}, "10.1.2.3"),
+        # other hosts know it by another address, or by one of several
+        ("gpu07", {"127.0.1.1"}, None),
+        ("gpu07", {"10.1.2.3", "192.168.0.3"}, None),
+        ("unknown", set(), None),
+    ],
+)
+def test_the_narrowest_address_at_which_all_find_the_master(master, resolved, address):
+    assert narrowest_address(master, resolved, is_one_host=False) == address
+
+
+def test_localhost_is_loopback_where_all_ranks_are_on_it():
+    assert narrowest_address("localhost", {"::1"}, is_one_host=True) == "127.0.0.1"
+
+
+def test_a_socket_listens_at_that_address_alone():
+    listening = listen_narrowly("127.0.0.1", 0)
+    assert listening is not None
+    with listening:
+        assert listening.getsockname()[0] == "127.0.0.1"
+        with pytest.raises(RuntimeError, match="EADDRINUSE"):
+            listen_narrowly("127.0.0.1", listening.getsockname()[1])
+
+
+def test_an_address_that_is_not_this_hosts_is_left_to_torch():
+    # TEST-NET-1, RFC 5737
+    assert listen_narrowly("192.0.2.1", 0) is None
+    with socket.socket() as probe:
+        assert probe.fileno() > 0
+
+
+@pytest.mark.parametrize("letter", ["x", "ü", "κ", "語", "\U0001f600", "\ud800", "\x1b", '"'])
+def test_a_post_of_any_letters_fits_and_keeps_its_ends(letter):
+    post = {
+        "beat": 3,
+        "doing": letter * 200,
+        "cause": (f"first {letter * 280} last", 2),
+        "over": False,
+        "place": ["h", "n", 4, 5],
+    }
+    text = fit(post)
+    assert len(text.encode()) <= MAX_POST_BYTES
+    assert '"beat": 3' in text
+    assert '"place": ["h", "n", 4, 5]' in text
+    assert "first" in text
+    assert "last" in text
+
+
+def test_a_post_of_a_usual_length_is_not_changed():
+    assert fit({"doing": "model.layers.0.größe"}) == '{"doing": "model.layers.0.größe"}'

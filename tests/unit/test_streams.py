@@ -1,0 +1,65 @@
+"""Commands that print where nothing can be printed, or not every letter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.patience import patience
+
+PLAIN = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def run(words: list[str], *, stdout, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *words],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env={**os.environ, **variables},
+        cwd=Path(__file__).parents[2],
+        timeout=patience(60),
+    )
+
+
+@pytest.fixture(params=["show", "select"])
+def words(request, home, tmp_path) -> list[str]:
+    more = [] if request.param == "show" else ["--count", "2", "--output", str(tmp_path / "s.json")]
+    return [request.param, str(home / "ranking.json"), *more]
+
+
+def test_a_terminal_without_unicode_gets_escapes(words):
+    done = run(words, stdout=subprocess.PIPE, **PLAIN)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii()
+
+
+def test_a_full_disk_is_a_sentence(words):
+    with open("/dev/full", "w") as full:
+        done = run(words, stdout=full)
+    assert done.returncode == 2
+    assert done.stderr == "error: Standard output can't be written: No space left on device.\n"
+
+
+def test_a_reader_that_has_gone_is_no_traceback(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone:
+        done = run(words, stdout=gone)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_closed_standard_output_costs_nothing_but_the_text(words):
+    shell = ["sh", "-c", f'exec "{sys.executable}" -m pipeline "$@" >&-', "sh", *words]
+    done = subprocess.run(
+        shell,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=patience(60),
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr

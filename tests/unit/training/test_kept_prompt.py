@@ -1,0 +1,69 @@
+"""A run's prompt is made once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from pipeline.cluster import SingleProcess
+from pipeline.config import read_run_config
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.training.checkpoint import check_fingerprints
+from pipeline.training.kept_prompt import settle_prompt
+from pipeline.training.run_folder import RunFolder
+from tests import tiny
+
+# as the day changes
+DAY = "{{% for m in messages %}}On {day}: {{{{ m.content }}}}{{% endfor %}}"
+
+
+@pytest.fixture
+def settle(home, tmp_path):
+    """The prompt of a run on a day, whose folder is `tmp_path`/run."""
+
+    def run(day: str, **changes):
+        tokenizer = AutoTokenizer.from_pretrained(home / "llm")
+        tokenizer.chat_template = DAY.format(day=day)
+        config = read_run_config(tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", **changes))
+        return config, settle_prompt(config, tokenizer, cluster=SingleProcess(), folder=RunFolder(tmp_path / "run")).to_json()
+
+    return run
+
+
+def leave_a_run(folder, config, prompt):
+    (folder / "checkpoints/step-000002").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"schema_version": 1, **config.model_dump(mode="json")}))
+    record = {"schema_version": 1} if prompt is None else {"schema_version": 1, "prompt": prompt}
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def test_a_run_goes_on_with_the_prompt_of_the_day_that_it_began(settle, tmp_path):
+    config, monday = settle("Monday")
+    _, tuesday = settle("Tuesday")
+    assert monday != tuesday
+    leave_a_run(tmp_path / "run", config, monday)
+    assert settle("Tuesday")[1] == monday
+
+
+@pytest.mark.parametrize(("key", "value"), [("instruction", "Write: {audio}"), ("chat_template", False)])
+def test_a_run_does_not_go_on_with_another_instruction(settle, tmp_path, key, value):
+    leave_a_run(tmp_path / "run", *settle("Monday"))
+    with pytest.raises(ConfigError, match=f"model.{key} is"):
+        settle("Monday", **{f"model__{key}": value})
+
+
+def test_a_run_that_wrote_no_prompt_down_goes_on_with_the_one_it_had(settle, tmp_path):
+    config, prompt = settle("Monday")
+    leave_a_run(tmp_path / "run", config, None)
+    assert settle("Monday")[1] == prompt
+
+
+def test_a_checkpoint_is_of_its_prompt(tmp_path):
+    with pytest.raises(CheckpointError, match="another prompt"):
+        check_fingerprints(tmp_path, {"prompt": "a"}, {"prompt": "b"})
+    # of a version that knew none
+    check_fingerprints(tmp_path, {}, {"prompt": "b"})
+    with pytest.raises(CheckpointError, match="another encoder"):
+        check_fingerprints(tmp_path, {}, {"encoder": "b"})

@@ -27,6 +27,7 @@ from pipeline.commands.train import train
 from pipeline.commands.transcribe import transcribe
 from pipeline.errors import KappaSpeechError, RankFailure
 from pipeline.escaping import for_terminal
+from pipeline.outputs import explain
 from pipeline.parenthood import heed_parent
 
 app = typer.Typer(
@@ -74,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except typer.Exit as leave:
         return leave.exit_code
+    except OSError as error:
+        # whatever a disk, a path or a pipe refuses
+        sentence, code = explain(error)
+        print(for_terminal(f"error: {sentence}"), file=sys.stderr)
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

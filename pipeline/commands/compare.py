@@ -32,6 +32,7 @@ def compare(
     Finished trials are kept, and interrupted ones continue. Runs that differ in more than the arm are refused.
     """
     from pipeline.errors import InputError
+    from pipeline.outputs import sweep, try_folder
 
     is_experiment = len(what) == 1 and what[0].suffix in (".yaml", ".yml")
     if not is_experiment:
@@ -39,6 +40,7 @@ def compare(
             raise InputError("--list, --arm, --report-only and --jobs belong to an experiment: give its one YAML file.")
         from pipeline.comparison.runs import read_run
 
+        try_folder(output or Path("comparison"))
         _report([read_run(path) for path in what], output or Path("comparison"))
         return 0
     if list_ + (arm is not None) + report_only > 1:
@@ -49,6 +51,9 @@ def compare(
     if list_:
         _print_trials(experiment)
         return 0
+    for folder in {experiment.output, output or experiment.output}:
+        try_folder(folder)
+        sweep(folder)
     from pipeline.comparison.launcher import make_ranking
     from pipeline.comparison.trials import prepare
 
@@ -67,9 +72,10 @@ def compare(
 
 def _train(experiment: Experiment, *, arm: int | None, jobs: int) -> tuple[list[Failure], bool]:
     from pipeline.comparison.launcher import Launcher
+    from pipeline.escaping import for_terminal
 
     trials = experiment.trials if arm is None else (experiment.trials[arm],)
-    with Launcher(experiment, say=lambda text: print(text, flush=True)) as launcher:
+    with Launcher(experiment, say=lambda text: print(for_terminal(text), flush=True)) as launcher:
         return launcher.train(trials, num_side_by_side=jobs), launcher.stopped_by is not None
 
 
@@ -84,15 +90,17 @@ def _exit_code(failures: Sequence[Failure]) -> int:
 
 def _print_trials(experiment: Experiment) -> None:
     from pipeline.comparison.trials import read_state
+    from pipeline.escaping import for_line
 
     for trial in experiment.trials:
-        print(f"{trial.number}\t{trial.arm.name}\tseed {trial.seed}\t{read_state(trial)}\t{trial.run_dir}")
+        print(f"{trial.number}\t{for_line(trial.arm.name)}\tseed {trial.seed}\t{for_line(read_state(trial))}\t{trial.run_dir}")
 
 
 def _report_trials(experiment: Experiment, failures: Sequence[Failure], output: Path) -> int:
     from pipeline.comparison.runs import read_run
     from pipeline.comparison.trials import read_state
     from pipeline.errors import InputError
+    from pipeline.escaping import for_terminal
 
     told = {failure.trial.number: failure.cause for failure in failures}
     finished = [trial for trial in experiment.trials if read_state(trial) == "finished"]
@@ -105,7 +113,7 @@ def _report_trials(experiment: Experiment, failures: Sequence[Failure], output: 
         raise InputError(f"No trial of this experiment has finished, so there is nothing to report on: {'; '.join(missing)}.")
     _report([read_run(trial.run_dir) for trial in finished], output, missing=missing)
     for name, cause in missing.items():
-        print(f"missing: {name}: {cause}")
+        print(for_terminal(f"missing: {name}: {cause}"))
     if not missing:
         return 0
     return _exit_code(failures) if len(failures) == len(missing) else 1
@@ -119,17 +127,23 @@ def _report(runs: Sequence[RunSummary], output: Path, *, missing: dict[str, str]
     from pipeline.comparison.report import write_report
     from pipeline.comparison.runs import group_runs
     from pipeline.comparison.summary import make_table
-    from pipeline.escaping import for_table
+    from pipeline.escaping import for_table, for_terminal
 
     summary, paths = write_report(group_runs(runs), output, missing=missing or {})
     header, rows = make_table(summary)
     # what a terminal has room for; the page has all of it
     shown = [header.index(name) for name in header if name in ("arm", "LLM parameters trained", "p") or "(95 %)" in name]
+<<<<<<< HEAD
     table = Table(*(Column(for_table(header[column])) for column in shown))
+=======
+    table = Table()
+    for column in shown:
+        table.add_column(for_table(header[column]))
+>>>>>>> part-runs-merged
     for row in rows:
         table.add_row(*(for_table(row[column].text) for column in shown))
     Console().print(table)
     for sentence in state_price(summary["equal"]):
-        print(sentence)
+        print(for_terminal(sentence))
     for path in paths:
-        print(path)
+        print(for_terminal(str(path)))

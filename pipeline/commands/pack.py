@@ -37,11 +37,14 @@ def pack(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that encode. Default: cores.")] = None,
 ) -> None:
     """Pack recordings and transcripts into indexed WebDataset shards of 16 kHz FLAC. Finished shards are kept."""
+    from pipeline.outputs import sweep, try_folder
     from pipeline.progress import ProgressBar
     from pipeline.speech.layouts import find_recordings
     from pipeline.speech.packing import REPORT_NAME
     from pipeline.speech.packing import pack as run_pack
 
+    try_folder(output)
+    sweep(output)
     recordings = find_recordings(source, layout=layout, language=language, split=split, keeps_faults=skip_bad)
     with ProgressBar("pack", total=len(recordings), shown=True) as bar:
         report = run_pack(
@@ -71,10 +74,13 @@ def index(
     ] = None,
 ) -> None:
     """Index tar shards that others made, beside each shard or into one file. With one file, valid indices are taken over."""
+    from pipeline.outputs import try_output
     from pipeline.progress import ProgressBar
     from pipeline.speech.shards import expand, index_shard, write_index
     from pipeline.speech.table import SampleTable, write_merged
 
+    if output is not None:
+        try_output(output)
     places = [where for pattern in shards for where in expand(pattern)]
     made = []
     with ProgressBar("index", total=len(places), shown=True) as bar:

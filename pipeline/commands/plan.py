@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.numbers import finite
+
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.planning.plan import Plan
@@ -28,16 +30,22 @@ def plan(
     world_size: Annotated[
         str | None, typer.Option(help="Numbers of ranks, one GPU each: 8, or 1,2,4,8. Default: 8, or 1 with --here.")
     ] = None,
-    gpu_memory: Annotated[float | None, typer.Option(min=1, help="A GPU's memory in GB. Default: 80.")] = None,
+    gpu_memory: Annotated[float | None, typer.Option(callback=finite, min=1, help="A GPU's memory in GB. Default: 80.")] = None,
     trained_parameters: Annotated[
-        float | None, typer.Option(min=0, help="Number of the LLM's parameters that train, if there is no selection yet: 3e9.")
+        float | None,
+        typer.Option(
+            callback=finite, min=0, help="Number of the LLM's parameters that train, if there is no selection yet: 3e9."
+        ),
     ] = None,
     tflops: Annotated[
-        float | None, typer.Option(min=0.001, help="What a GPU computes, in 10¹² operations a second. Default: 400.")
+        float | None,
+        typer.Option(callback=finite, min=0.001, help="What a GPU computes, in 10¹² operations a second. Default: 400."),
     ] = None,
     bandwidth_gbs: Annotated[
         float | None,
-        typer.Option(min=0.001, help="What a rank receives, in GB a second. Default: 200 in a host of 8, else 40."),
+        typer.Option(
+            callback=finite, min=0.001, help="What a rank receives, in GB a second. Default: 200 in a host of 8, else 40."
+        ),
     ] = None,
     here: Annotated[bool, typer.Option("--here", help="Plan for this machine's processors, whose speed is measured.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the plans as JSON.")] = None,
@@ -46,7 +54,10 @@ def plan(
     from pipeline.artefacts import write_json
     from pipeline.commands.train import read_settings
     from pipeline.errors import InputError
+    from pipeline.outputs import try_output
 
+    if output is not None:
+        try_output(output)
     settings = read_settings(config, None, set_ or [])
     counts = _parse_counts(world_size or ("1" if here else "8"))
     if here and (gpu_memory, tflops, bandwidth_gbs) != (None, None, None):

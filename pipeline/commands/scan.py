@@ -61,9 +61,14 @@ def scan(
     pin_threads(os.environ, threads)
     # torch prints a C++ stack where a store's other end is gone; the watch says the same in one line
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from pipeline.outputs import try_output
     from pipeline.scan.checkpoint import open_checkpoint
     from pipeline.scan.journal import default_folder
 
+    if find_launch(os.environ).rank == 0:
+        for path in (output, spectrum):
+            if path is not None:
+                try_output(path)
     checkpoint = open_checkpoint(model)
     if find_launch(os.environ).world_size == 1 and backend is Backend.torch:
         from pipeline.processors import count_cores

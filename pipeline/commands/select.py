@@ -48,6 +48,7 @@ def select(
     from pipeline.errors import InputError
     from pipeline.escaping import for_terminal
     from pipeline.exports import write_export
+    from pipeline.outputs import try_output
     from pipeline.scan.ranking import KappaRanking
     from pipeline.selection import TensorSelection
     from pipeline.selection import select as choose
@@ -55,6 +56,7 @@ def select(
 
     if largest and random:
         raise InputError("--largest and --random exclude each other.")
+    try_output(output)
     order: Literal["smallest", "largest", "random"] = "largest" if largest else "random" if random else "smallest"
     chosen = choose(
         KappaRanking.read(ranking),

@@ -23,11 +23,15 @@ def show(
     from rich.table import Table
 
     from pipeline.escaping import for_table, for_terminal
+    from pipeline.outputs import try_output
     from pipeline.scan import table as tables
     from pipeline.scan.picture import write_picture
     from pipeline.scan.ranking import KappaRanking
     from pipeline.selection import TensorSelection
 
+    outputs = [path for path in (csv, parquet, picture) if path is not None]
+    for path in outputs:
+        try_output(path)
     content = KappaRanking.read(ranking)
     if spectra is not None:
         content = content.with_spectra(spectra)
@@ -50,6 +54,5 @@ def show(
         tables.write_parquet(content, parquet)
     if picture is not None:
         write_picture(content, picture, score=score, selected=selected)
-    for path in (csv, parquet, picture):
-        if path is not None:
-            print(for_terminal(str(path)))
+    for path in outputs:
+        print(for_terminal(str(path)))

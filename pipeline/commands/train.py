@@ -61,13 +61,16 @@ def train(
 def _train_here(settings: Any) -> int:
     # torch would tell of every lost connection with a C++ stack; who is gone, and why, is told in words
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from pipeline.escaping import for_terminal
     from pipeline.launching.reports import write_report
     from pipeline.training.guide import GUIDE_FILE, describe_outcome
 
     if "RANK" not in os.environ:
+        from pipeline.outputs import try_folder
         from pipeline.training.lease import free
 
-        # before torch and DeepSpeed are loaded: a second start is told at once
+        # before torch and DeepSpeed are loaded: a second start is told at once, and so is a disk that takes nothing
+        try_folder(Path(settings.run_dir))
         free(Path(settings.run_dir))
     from pipeline.training.run import train as run_training
 
@@ -78,9 +81,9 @@ def _train_here(settings: Any) -> int:
         raise
     if os.environ.get("RANK", "0") == "0":
         stopped = f", stopped by {outcome.reason}; the same command goes on from there" if outcome.reason else ""
-        print(f"{outcome.status} at step {outcome.step}{stopped}")
+        print(for_terminal(f"{outcome.status} at step {outcome.step}{stopped}"))
         for line in describe_outcome(Path(outcome.run_dir))[1:]:
-            print(line)
+            print(for_terminal(line))
         print(f"{outcome.run_dir} (what is in it: {Path(outcome.run_dir) / GUIDE_FILE})")
     return 0
 

@@ -36,9 +36,12 @@ def transcribe(
 ) -> int:
     """Transcribe recordings; long ones are cut at their quietest points. One that can't be read is named and left out."""
     from pipeline.errors import DataError, InputError
+    from pipeline.outputs import try_folder, try_output
 
     if format_ is Format.srt and len(recordings) > 1 and output is None:
         raise InputError("Subtitles of several recordings need a folder to go to: give --output DIR.")
+    if output is not None:
+        (try_folder if format_ is Format.srt and len(recordings) > 1 else try_output)(output)
     readable, pieces, errors = [], [], []
     for path in dict.fromkeys(recordings):
         try:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pipeline.comparison.runs import Arm, RunSummary
 from pipeline.comparison.theme import PAPER, Style, label_ends, label_points
+from pipeline.escaping import for_picture
 
 Clock = Literal["steps", "minutes"]
 Record = Mapping[str, Any]
@@ -25,7 +26,7 @@ def draw_wer(axes: Any, arms: Sequence[Arm], *, clock: Clock, language: str | No
 
     values = _draw_evaluations(axes, arms, rate, clock=clock)
     axes.set_ylim(0, min(_CEILING_PERCENT, 1.05 * max((v for v in values if not math.isnan(v)), default=1.0)))
-    axes.set_title("Mean WER on test speech, %" if language is None else f"WER on {language} test speech, %")
+    axes.set_title("Mean WER on test speech, %" if language is None else f"WER on {for_picture(language)} test speech, %")
     label_ends(axes, [(style, *_end(arm, rate, clock)) for style, arm in _styled(arms)])
 
 
@@ -38,7 +39,7 @@ def draw_text(axes: Any, arms: Sequence[Arm], *, language: str, key: str, title:
     _draw_evaluations(axes, arms, value, clock="steps")
     if key == "perplexity":
         _log_plain(axes.yaxis, axes.set_yscale)
-    axes.set_title(title)
+    axes.set_title(for_picture(title))
     label_ends(axes, [(style, *_end(arm, value, "steps")) for style, arm in _styled(arms)])
 
 
@@ -82,7 +83,7 @@ def draw_forgetting(axes: Any, arms: Sequence[Arm], *, language: str, key: str, 
     axes.set_ylim(0, min(_CEILING_PERCENT, 1.05 * ceiling) or 1.0)
     if key == "perplexity":
         _log_plain(axes.xaxis, axes.set_xscale)
-    axes.set_xlabel(title)
+    axes.set_xlabel(for_picture(title))
     axes.set_title("Mean WER, %")
     label_points(axes, ends)
 

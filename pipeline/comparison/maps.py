@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.comparison.runs import Arm, RunSummary
 from pipeline.comparison.theme import FAINT, GRID, INK, Style
+from pipeline.escaping import for_picture
 from pipeline.selection import module_type
 
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -49,17 +50,17 @@ def _draw_grid(axes: Any, style: Style, arm: Arm, kinds: Sequence[str], layers: 
                 axes.add_patch(mark)
     axes.set_xlim(-0.6, len(layers) - 0.4)
     axes.set_ylim(len(kinds) - 0.4, -0.6)
-    axes.set_yticks(range(len(kinds)), kinds, fontsize=9)
+    axes.set_yticks(range(len(kinds)), list(map(for_picture, kinds)), fontsize=9)
     step = max(1, len(layers) // _NUM_TICKS)
     axes.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
     axes.grid(visible=False)
     axes.tick_params(length=0)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
-    more = f" + {', '.join(sorted(outside))}" if outside else ""
+    more = f" + {', '.join(map(for_picture, sorted(outside)))}" if outside else ""
     number = fmean(len(run.trained_names) for run in arm.runs)
     # the tensors outside the layers have no place in the grid: they are named
-    axes.set_title(f"{arm.name}: {number:.0f} tensors{more}", color=style.colour)
+    axes.set_title(f"{style.label}: {number:.0f} tensors{more}", color=style.colour)
 
 
 def draw_drift(axes: Any, arms: Sequence[Arm]) -> None:
@@ -90,7 +91,7 @@ def _draw_matrices(axes: Any, arms: Sequence[Arm], value: Callable[[RunSummary, 
                     before[name] = kappa
         if found:
             xs, ys = zip(*((before[name], fmean(values)) for name, values in sorted(found.items())), strict=True)
-            (dots,) = axes.plot(xs, ys, style.marker, color=style.colour, alpha=0.75, markeredgewidth=0, label=arm.name)
+            (dots,) = axes.plot(xs, ys, style.marker, color=style.colour, alpha=0.75, markeredgewidth=0, label=style.label)
             style.mark(dots)
     if not axes.get_lines():
         axes.text(0.5, 0.5, "no matrix of the LLM was trained", transform=axes.transAxes, ha="center", color=FAINT)

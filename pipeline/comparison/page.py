@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -13,6 +12,7 @@ from pipeline.comparison.maps import draw_drift, draw_kappas, draw_map
 from pipeline.comparison.runs import Arm
 from pipeline.comparison.summary import Cell, make_equal_table, make_table
 from pipeline.comparison.theme import arm_variable, inline_svg, style_variables, themed
+from pipeline.evaluation.markup import for_page
 
 _NUM_EXAMPLES = 4
 _NUM_DIGEST_DIGITS = 16
@@ -27,12 +27,12 @@ def make_page(arms: Sequence[Arm], summary: Mapping[str, Any]) -> str:
         "<!doctype html><html lang=en><head><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width,initial-scale=1'>",
         # an icon of its own, empty: a browser would ask the server for one
-        f"<title>{html.escape(title)}</title><link rel=icon href='data:,'>",
+        f"<title>{for_page(title)}</title><link rel=icon href='data:,'>",
         f"<style>{style_variables()}{_asset('page.css')}</style></head><body><main>",
-        f"<h1>{html.escape(title)}</h1>",
-        f"<p class=faint>{html.escape(_describe(config, summary))}</p>",
+        f"<h1>{for_page(title)}</h1>",
+        f"<p class=faint>{for_page(_describe(config, summary))}</p>",
         "<ul class=lead>"
-        + "".join(f"<li>{html.escape(said)}" for said in [*state_price(summary["equal"]), *_say_result(summary)])
+        + "".join(f"<li>{for_page(said)}" for said in [*state_price(summary["equal"]), *_say_result(summary)])
         + "</ul>",
         _note_missing(summary["missing"]),
         _controls(arms),
@@ -87,14 +87,14 @@ def _say_result(summary: Mapping[str, Any]) -> list[str]:
 def _note_missing(missing: Mapping[str, str]) -> str:
     if not missing:
         return ""
-    items = "".join(f"<li>{html.escape(name)}: {html.escape(cause)}" for name, cause in missing.items())
+    items = "".join(f"<li>{for_page(name)}: {for_page(cause)}" for name, cause in missing.items())
     return f"<div class=note><strong>Not all of the experiment is here.</strong><ul>{items}</ul></div>"
 
 
 def _controls(arms: Sequence[Arm]) -> str:
     buttons = "".join(
         f"<button data-arm={number} aria-pressed=true><span class=swatch style='background:{arm_variable(number)}'></span>"
-        f"{html.escape(arm.name)}</button>"
+        f"{for_page(arm.name)}</button>"
         for number, arm in enumerate(arms)
     )
     return f"<div class=controls>{buttons}</div>"
@@ -107,8 +107,8 @@ def _figure(draw: Callable[[Any], None], *, name: str, label: str, size: tuple[f
     with themed(name):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
-        svg = inline_svg(figure, label=html.escape(label, quote=True))
-    return f"<figure {attributes}>{svg}<figcaption>{html.escape(label)}</figcaption></figure>"
+        svg = inline_svg(figure, label=for_page(label))
+    return f"<figure {attributes}>{svg}<figcaption>{for_page(label)}</figcaption></figure>"
 
 
 def _plot(draw: Callable[..., None], *arguments: Any, **options: Any) -> Callable[[Any], None]:
@@ -170,7 +170,7 @@ def _forgetting(arms: Sequence[Arm]) -> str:
 def _equal(summary: Mapping[str, Any]) -> str:
     header, rows = make_equal_table(summary)
     why_not = summary["equal"]["why_not"]
-    note = f"<p class=faint>{html.escape(why_not)}</p>" if why_not else ""
+    note = f"<p class=faint>{for_page(why_not)}</p>" if why_not else ""
     if not rows:
         return note
     return (
@@ -244,23 +244,21 @@ def _examples(arms: Sequence[Arm]) -> str:
         chosen = [item for language in languages for item in [w for w in wrong if w.language == language][:_NUM_EXAMPLES]]
         rows = [[Cell(text, text) for text in (item.language, item.reference, item.hypothesis)] for item in chosen]
         caption = f"{arm.name}: {len(wrong)} of {len(hypotheses)} utterances differ from their reference, letter by letter"
-        parts.append(
-            f"<details><summary>{html.escape(caption)}</summary>{_table(['language', 'said', 'written'], rows)}</details>"
-        )
+        parts.append(f"<details><summary>{for_page(caption)}</summary>{_table(['language', 'said', 'written'], rows)}</details>")
     return "".join(parts)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Cell]], *, sortable: bool = False, arms: Sequence[Arm] = ()) -> str:
     """With `arms`, one of them a row, the first cell carries its colour."""
-    head = "".join(f"<th scope=col>{html.escape(cell)}</th>" for cell in header)
+    head = "".join(f"<th scope=col>{for_page(cell)}</th>" for cell in header)
     body = []
     for number, row in enumerate(rows):
         swatch = f"<span class=swatch style='background:{arm_variable(number)}'></span>" if arms else ""
         cells = []
         for column, cell in enumerate(row):
             wide = " class=wide" if len(cell.text) > 48 else ""
-            value = html.escape(str(cell.value), quote=True)
-            cells.append(f'<td{wide} data-value="{value}">{swatch if column == 0 else ""}{html.escape(cell.text)}</td>')
+            value = for_page(str(cell.value))
+            cells.append(f'<td{wide} data-value="{value}">{swatch if column == 0 else ""}{for_page(cell.text)}</td>')
         body.append("<tr>" + "".join(cells) + "</tr>")
     kind = " class=sortable" if sortable else ""
     return f"<div class=scroll><table{kind}><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"

@@ -14,7 +14,7 @@ from pipeline.evaluation.wer import Hypothesis
 from pipeline.redaction import redact_values
 from pipeline.selection import SelectedTensor, TensorSelection
 from pipeline.training.run_folder import RunFolder
-from pipeline.training.run_log import read_lines
+from pipeline.training.run_log import EVALUATIONS_NAME, STEPS_NAME, is_evaluation, is_step, read_lines
 
 # What arms may differ in: their name and place, and which tensors they unfreeze.
 _ARM_KEYS = ("run_dir", "arm", "unfreeze")
@@ -75,14 +75,33 @@ class Arm:
 
 
 def read_run(path: Path) -> RunSummary:
-    """Read a finished run's folder. Raises `InputError` for one that isn't or hasn't been evaluated."""
+    """Read a finished run's folder. Raises `InputError` for one that isn't, hasn't been evaluated, or is damaged."""
+    try:
+        return _read_run(path)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{path} isn't what a finished training leaves: {told}. Bring its files back from a copy.") from error
+
+
+def _read_run(path: Path) -> RunSummary:
     folder = RunFolder(path)
     config, record = redact_values(folder.read_config().model_dump(mode="json")), folder.read_record()
     if record["status"] != "finished":
         raise InputError(f"{path} hasn't finished (status {record['status']!r}). Let it train to its end, then compare.")
-    evaluations = sorted(read_lines(path / "evaluations.jsonl"), key=lambda item: int(item["step"]))
+    evaluations = read_lines(path / EVALUATIONS_NAME, is_record=is_evaluation, strictly=True)
+    evaluations.sort(key=lambda item: int(item["step"]))
     if not evaluations:
         raise InputError(f"{path} holds no evaluation. Name test shards in data.test and train again.")
+    reached, last = record.get("step", evaluations[-1]["step"]), evaluations[-1]["step"]
+    if last != reached:
+        raise InputError(
+            f"{path} finished at step {reached}, and its last evaluation is of step {last}: {EVALUATIONS_NAME} isn't whole. "
+            "Train again, which evaluates what is missing."
+        )
+    if evaluations[-1]["wer"]["mean_wer"] is None:
+        raise InputError(
+            f"{path} has no WER: none of its test sentences has a word. Name test shards that have, and train again."
+        )
     selection = path / "selection.json"
     tensors = TensorSelection.read(selection).tensors if selection.exists() else ()
     moved = read_json(path / "drift.json", schema_version=1)
@@ -100,7 +119,7 @@ def read_run(path: Path) -> RunSummary:
         int(config["seed"]),
         config,
         record,
-        read_lines(path / "steps.jsonl"),
+        read_lines(path / STEPS_NAME, is_record=is_step, strictly=True),
         evaluations,
         read_hypotheses(folder.hypotheses / f"step-{evaluations[-1]['step']:06d}.jsonl"),
         drift,
@@ -146,7 +165,9 @@ def group_runs(runs: Sequence[RunSummary]) -> list[Arm]:
 def find_differences(first: RunSummary, second: RunSummary) -> list[str]:
     """What differs between two runs beside arm and seed, by name."""
     facts = [key for key in _SHARED_FACTS if first.record.get(key) != second.record.get(key)]
-    return [*config_differences(first.config, second.config), *facts]
+    steps = first.last["step"], second.last["step"]
+    reached = [f"the step of the last evaluation, {steps[0]} and {steps[1]}"] if steps[0] != steps[1] else []
+    return [*config_differences(first.config, second.config), *facts, *reached]
 
 
 def find_differences_of_seed(first: RunSummary, second: RunSummary) -> list[str]:

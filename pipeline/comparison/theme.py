@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artefacts import write_with
+from pipeline.escaping import for_picture
 
 # After Okabe & Ito 2008, darkened to stand on white; the second of each pair stands on black.
 PALETTE = (
@@ -43,6 +44,12 @@ class Style:
 
     number: int
     name: str
+
+    @property
+    def label(self) -> str:
+        """The name as a drawing writes it: matplotlib reads dollars as mathematics, and leaves «_…» out of legends."""
+        text = for_picture(self.name)
+        return f" {text}" if text.startswith("_") else text
 
     @property
     def colour(self) -> str:
@@ -99,7 +106,7 @@ def label_ends(axes: Any, ends: Sequence[tuple[Style, float, float]]) -> None:
     heights = spread_out([_share(y, axes.get_ylim(), axes.get_yscale()) for _, _, y in ordered], gap=_LABEL_GAP)
     for (style, x, y), height in zip(ordered, heights, strict=True):
         label = axes.annotate(
-            style.name,
+            style.label,
             xy=(x, min(max(y, low), high)),
             xytext=(1.03, height),
             textcoords="axes fraction",
@@ -127,7 +134,7 @@ def label_points(axes: Any, points: Sequence[tuple[Style, float, float]]) -> Non
         heights = spread_out([_share(y, axes.get_ylim(), axes.get_yscale()) for *_, y in ordered], gap=_LABEL_GAP)
         for (share, style, *_), height in zip(ordered, heights, strict=True):
             at = (share + 0.025, height)
-            style.mark(axes.annotate(style.name, at, xycoords="axes fraction", color=style.colour, va="center"))
+            style.mark(axes.annotate(style.label, at, xycoords="axes fraction", color=style.colour, va="center"))
 
 
 def _share(value: float, limits: tuple[float, float], scale: str) -> float:

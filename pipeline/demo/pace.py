@@ -40,8 +40,9 @@ def read_step_seconds(run_dir: Path) -> list[float]:
     """The seconds of each step of a run. Raises `InputError` where it has none."""
     path = run_dir / "steps.jsonl"
     try:
-        seconds = [float(json.loads(line)["seconds"]) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, KeyError) as error:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        seconds = [float(json.loads(line)["seconds"]) for line in lines if line.strip()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} doesn't say how long steps took ({error!r}); train the probe again.") from error
     if not seconds:
         raise InputError(f"{path} has no steps; train the probe again.")

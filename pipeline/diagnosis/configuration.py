@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ from pipeline.config import DatasetConfig, RunConfig, read_deepspeed_config
 from pipeline.diagnosis.finding import Finding
 from pipeline.errors import KappaSpeechError
 from pipeline.model.llm import load_tokenizer
+from pipeline.outputs import explain
 from pipeline.planning.planner import Planner
 from pipeline.speech.batches import make_prompt
 from pipeline.speech.overlap import find_overlap
@@ -56,7 +58,8 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
     missing = [path for path in config.data.text.values() if not Path(path).is_file()]
     if missing:
         findings.append(Finding("data", "problem", f"data.text: {', '.join(missing)} isn't there", "Give files that are."))
-    findings += check_disk(Path(config.run_dir), needed_bytes=_needed_bytes(config, planners[0] if planners else None))
+    needed_bytes = _needed_bytes(config, planners[0] if planners else None)
+    findings += _try("disk", lambda: check_disk(Path(config.run_dir), needed_bytes=needed_bytes))
     return findings
 
 
@@ -67,6 +70,8 @@ def _try(area: str, check: Callable[[], list[Finding]]) -> list[Finding]:
     except KappaSpeechError as error:
         # these messages end in their remedies
         return [Finding(area, "problem", str(error))]
+    except OSError as error:
+        return [Finding(area, "problem", explain(error)[0])]
 
 
 def check_ranks(micro_batches: int, world_size: int) -> Finding:
@@ -189,7 +194,9 @@ def check_disk(run_dir: Path, *, needed_bytes: int) -> list[Finding]:
         remedy = "Give a run_dir that you may write to."
         return [space, Finding("disk", "problem", f"{folder} can't be written: {error.strerror}", remedy)]
     finally:
-        probe.unlink(missing_ok=True)
+        # of a read-only file system even what isn't there can't be removed
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
     # a round number, so that hosts which are alike say the same
     known = next((step for step in _RATES_MB if rate >= step * 1e6), 0)
     if known:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.artefacts import write_text
 from pipeline.cluster import Cluster, agreement
 from pipeline.config import DatasetConfig, EvaluationConfig, ReadConfig, RunConfig
 from pipeline.errors import ConfigError, DataError
@@ -21,6 +19,7 @@ from pipeline.evaluation.forgetting import TextScore, count_bytes, cut_windows, 
 from pipeline.evaluation.page import MAX_CLIP_BYTES, MAX_CLIPS, make_page, worst_first
 from pipeline.evaluation.transcribe import Transcriber
 from pipeline.evaluation.wer import Hypothesis, compare_hypotheses, measure
+from pipeline.json_lines import parse_lines, write_lines
 from pipeline.progress import ProgressBar
 from pipeline.speech.held_out import list_test_samples, read_clips, read_test_batches
 from pipeline.speech.samples import SAMPLE_RATE_HZ, AudioSample
@@ -78,11 +77,12 @@ def evaluate(
     step: int,
     train_seconds: float,
     wants_to_stop: Callable[[], bool] = lambda: False,
+    keep: Callable[[Sequence[Hypothesis]], None] = lambda _hypotheses: None,
 ) -> dict[str, Any] | None:
     """Transcribe and score the test set on all ranks: the record of `evaluations.jsonl`, on every rank. A collective.
 
     None on every rank, and nothing written, where `wants_to_stop` has cut one of them short between two batches. Hypotheses are
-    written to `hypotheses_path` as JSON lines, by rank 0, in the order of their keys.
+    written to `hypotheses_path` as JSON lines, by rank 0, in the order of their keys; `keep` gets them on every rank.
     """
     began = time.monotonic()
     work = sum(map(len, test_set.batches)) + sum(len(lines) for lines in test_set.texts.values())
@@ -95,12 +95,12 @@ def evaluate(
     assert mine is not None
     assert scores is not None
     hypotheses = sorted((item for share in cluster.gather(mine) for item in share), key=lambda item: item.key)
+    keep(hypotheses)
     shares = cluster.gather((seconds, scores))
     with agreement(cluster):
         if cluster.rank == 0 and hypotheses_path is not None:
             hypotheses_path.parent.mkdir(parents=True, exist_ok=True)
-            content = (json.dumps(item.to_json(), ensure_ascii=False) + "\n" for item in hypotheses)
-            write_text(hypotheses_path, "".join(content))
+            write_lines(hypotheses_path, [item.to_json() for item in hypotheses])
     return {
         "schema_version": SCHEMA_VERSION,
         "step": step,
@@ -200,11 +200,20 @@ def _fill_up(batches: Sequence[Sequence[AudioSample]], count: int) -> Iterator[S
 
 
 def read_hypotheses(path: Path) -> list[Hypothesis]:
-    """Read a hypotheses file. Raises `DataError`."""
+    """Read a hypotheses file. Raises `DataError` where a line isn't whole, or isn't a hypothesis."""
     try:
-        return [Hypothesis(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, TypeError) as error:
+        records, bad = parse_lines(path.read_bytes(), is_record=_is_hypothesis)
+    except OSError as error:
         raise DataError(f"{path} can't be read as hypotheses: {error}") from error
+    if bad:
+        raise DataError(f"{path} can't be read as hypotheses: line {bad[0].number}: {bad[0].cause}. Evaluate again to write it.")
+    return [Hypothesis(**record) for record in records]
+
+
+def _is_hypothesis(record: Mapping[str, Any]) -> bool:
+    texts = ("key", "language", "reference", "hypothesis")
+    kinds: dict[str, type | tuple[type, ...]] = {**dict.fromkeys(texts, str), "seconds": (int, float), "ending": str}
+    return record.keys() >= set(texts) and all(name in kinds and isinstance(value, kinds[name]) for name, value in record.items())
 
 
 def compare_with(first: Sequence[Hypothesis], second: Sequence[Hypothesis]) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.evaluation.markup import for_page
 from pipeline.evaluation.wer import Hypothesis, WerCount, count_words, measure, normalise, normaliser_name
 
 # A page that a browser opens at once: so many utterances, those with the most errors, and of these so many clips and bytes.
@@ -33,11 +33,11 @@ def make_page(title: str, hypotheses: Sequence[Hypothesis], clips: Mapping[str, 
     shown = (
         f"{len(rows)} of {len(ranked)} utterances, most errors first" if len(rows) < len(ranked) else f"{len(rows)} utterances"
     )
-    languages = "".join(f"<option>{html.escape(language)}" for language in report["languages"])
+    languages = "".join(f"<option>{for_page(language)}" for language in report["languages"])
     return "\n".join(
         [
-            f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>",
-            f"<h1>{html.escape(title)}</h1>",
+            f"<!doctype html><html lang=en><meta charset=utf-8><title>{for_page(title)}</title><style>{_STYLE}</style>",
+            f"<h1>{for_page(title)}</h1>",
             *(_summary(language, part) for language, part in report["languages"].items()),
             "<p><s class=sub>said</s> <b class=sub>written</b> a word in another's place · <s class=del>said</s> left out · "
             f"<b class=ins>written</b> put in. {shown}; {len(clips)} clips to play, of at most {MAX_CLIPS} and "
@@ -53,13 +53,13 @@ def make_page(title: str, hypotheses: Sequence[Hypothesis], clips: Mapping[str, 
 
 def _summary(language: str, report: Mapping[str, Any]) -> str:
     if report["wer"] is None:
-        return f"<p>{html.escape(language)}: no reference word</p>"
+        return f"<p>{for_page(language)}: no reference word</p>"
     low, high = report["interval"]
     return (
-        f"<p>{html.escape(language)}: WER <b>{report['wer']:.2%}</b> (95 % of resamples {low:.2%} to {high:.2%}), CER "
+        f"<p>{for_page(language)}: WER <b>{report['wer']:.2%}</b> (95 % of resamples {low:.2%} to {high:.2%}), CER "
         f"{report['cer']:.2%}; {report['num_utterances']} utterances, {report['reference_length']} words, "
         f"{report['substitutions']} substitutions, {report['deletions']} deletions, {report['insertions']} insertions; "
-        f"normaliser {report['normaliser']}</p>"
+        f"normaliser {for_page(report['normaliser'])}</p>"
     )
 
 
@@ -73,13 +73,13 @@ def _row(item: Hypothesis, count: WerCount, clip: bytes | None) -> str:
         "ending": (item.ending, "" if item.ending == "end" else item.ending),
         "key": (item.key, item.key),
     }
-    values = "".join(f'<td data-{key}="{html.escape(str(v))}">{html.escape(text)}' for key, (v, text) in cells.items())
+    values = "".join(f'<td data-{key}="{for_page(str(v))}">{for_page(text)}' for key, (v, text) in cells.items())
     audio = ""
     if clip is not None:
         kind = _MAGIC.get(clip[:4], "audio/mpeg")
         audio = f'<audio controls preload=none src="data:{kind};base64,{base64.b64encode(clip).decode()}"></audio>'
-    own = f"<small>{html.escape(item.reference)}<br>{html.escape(item.hypothesis)}</small>"
-    return f"<tr>{values}<td title={normaliser_name(item.language)}>{align(item)}{own}{audio}"
+    own = f"<small>{for_page(item.reference)}<br>{for_page(item.hypothesis)}</small>"
+    return f'<tr>{values}<td title="{for_page(normaliser_name(item.language))}">{align(item)}{own}{audio}'
 
 
 def align(item: Hypothesis) -> str:
@@ -101,12 +101,12 @@ def align(item: Hypothesis) -> str:
         elif chunk.type == "insert":
             parts.append(_mark("b", "ins", new))
         else:
-            parts.append(html.escape(" ".join(old)))
+            parts.append(for_page(" ".join(old)))
     return " ".join(parts)
 
 
 def _mark(tag: str, kind: str, words: Sequence[str]) -> str:
-    return f"<{tag} class={kind}>{html.escape(' '.join(words))}</{tag}>" if words else ""
+    return f"<{tag} class={kind}>{for_page(' '.join(words))}</{tag}>" if words else ""
 
 
 _COLUMNS = {

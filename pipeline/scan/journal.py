@@ -8,7 +8,9 @@ size. Reading them for that takes a hundredth of the time that measuring takes. 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -18,13 +20,14 @@ from typing import Any
 
 from pipeline.artefacts import digest_json
 from pipeline.errors import InputError
-from pipeline.outside import describe, open_regular, parse_json
+from pipeline.outside import open_regular, parse_json
 from pipeline.scan.checkpoint import Checkpoint
 from pipeline.scan.matrices import MatrixRef
 from pipeline.scan.ranking import RankedMatrix
 
 # Raise it when a change of method changes numbers: older lines then no longer count.
 _METHOD_VERSION = 3
+_log = logging.getLogger(__name__)
 # values of measured matrices, by key, by the digest of the bytes that were measured
 Found = dict[str, dict[str, Any]]
 
@@ -36,6 +39,7 @@ class Journal:
         self._folder = folder
         self._checkpoint = checkpoint
         self._options = options
+        self._is_full = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{socket.gethostname()}-{os.getpid()}.jsonl"
@@ -67,20 +71,23 @@ class Journal:
 
     def append(self, ref: MatrixRef, digest: str, value: Mapping[str, Any]) -> None:
         """Keep what `ref` measured, of bytes with that digest. One write, so that a kill leaves a whole line or a torn one."""
+        if self._is_full:
+            return
         line = json.dumps({"key": self.key(ref), "bytes": digest, "value": value}, allow_nan=False).encode()
         try:
             os.write(self._descriptor, b"\n" + line + b"\n")
         except OSError as error:
-            raise InputError(
-                f"The scan's journal {self._path} can't be written: {describe(error)}. Make room, give another (--journal), "
-                "or none (--no-journal)."
-            ) from error
+            self._is_full = True
+            _log.warning(
+                "%s takes no more (%s): the scan goes on, and what it measures from here on isn't kept.", self._path, error
+            )
 
     def close(self) -> None:
         """Close this process's file, and remove it where nothing was measured."""
-        os.close(self._descriptor)
-        if self._path.stat().st_size == 0:
-            self._path.unlink()
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+            if self._path.stat().st_size == 0:
+                self._path.unlink()
 
 
 def _check(value: Mapping[str, Any]) -> None:

@@ -2,13 +2,12 @@
 
 A checkpoint is a folder that appears by one rename, so a kill at any instant leaves the last good one. Tensors are kept
 whole, not as partitions: any number of ranks can resume from them. One that its disk has damaged is known by its files'
-sizes and checksums. Retention and choice are here; `best.json` beside the checkpoints names the one of lowest WER.
+sizes and checksums. Retention and choice are here; `best.py` knows the one of lowest WER.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import re
 import shutil
 import socket
@@ -26,11 +25,13 @@ from torch import Tensor
 from pipeline.artefacts import read_json, sync_folder, write_json
 from pipeline.cluster import Cluster, agreement
 from pipeline.errors import CheckpointError, InputError, TrainingError
+from pipeline.outputs import sweep
+from pipeline.training.best import read_best, repair_best
 from pipeline.training.engine import ADAM_STATES, TrainingEngine
 from pipeline.training.tensor_file import TensorFileWriter
 
 SCHEMA_VERSION = 1
-STATE_FILE, TRAINED_FILE, OPTIMIZER_FILE, BEST_FILE = "state.json", "trained.safetensors", "optimizer.safetensors", "best.json"
+STATE_FILE, TRAINED_FILE, OPTIMIZER_FILE = "state.json", "trained.safetensors", "optimizer.safetensors"
 AVERAGE_FILE = "average.safetensors"
 _NAME = re.compile(r"step-(\d{6,})")
 _BLOCK_BYTES = 1 << 24
@@ -161,24 +162,6 @@ def _prune(folder: Path, *, keep: int) -> None:
             shutil.rmtree(old.rename(folder / f".{old.name}.tmp"))
 
 
-def mark_best(folder: Path, *, step: int, mean_wer: float) -> None:
-    """Say that the checkpoint of `step` has the lowest WER yet, so that it is kept."""
-    write_json(folder / BEST_FILE, {"schema_version": SCHEMA_VERSION, "step": step, "mean_wer": mean_wer})
-
-
-def read_best(folder: Path) -> Path | None:
-    """The checkpoint that is marked as the best; None where none is, or it is gone."""
-    if not (folder / BEST_FILE).exists():
-        return None
-    path = folder / f"step-{read_json(folder / BEST_FILE, schema_version=SCHEMA_VERSION)['step']:06d}"
-    return path if path.is_dir() else None
-
-
-def best_wer(folder: Path) -> float:
-    """The WER of the best checkpoint, infinite where there is none."""
-    return float(read_json(folder / BEST_FILE, schema_version=SCHEMA_VERSION)["mean_wer"]) if read_best(folder) else math.inf
-
-
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     if not folder.is_dir():
@@ -187,18 +170,21 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def prepare_resume(folder: Path) -> Path | None:
+def prepare_resume(folder: Path, *, find_fault: Callable[[Mapping[str, Any]], str | None] = lambda _: None) -> Path | None:
     """Clear away what killed saves left, and choose the newest whole checkpoint; None where there has never been one.
 
+    `find_fault` says what a checkpoint's state lacks.
     A checkpoint that its disk has damaged is set aside under the name damaged-step-…, with a warning, and the one before is
     used: the steps between are trained again, on the same samples. Raises `CheckpointError` where none is whole, for a run that
     silently began again would be worse. For one rank alone.
     """
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover)
+    sweep(folder)
+    repair_best(folder)
     damaged: list[tuple[Path, str]] = []
     for checkpoint in reversed(list_checkpoints(folder)):
-        damage = find_damage(checkpoint)
+        damage = find_damage(checkpoint, find_fault=find_fault)
         if damage is None:
             for broken, cause in damaged:
                 aside = broken.with_name(f"damaged-{broken.name}")
@@ -216,10 +202,15 @@ def prepare_resume(folder: Path) -> Path | None:
     return None
 
 
-def find_damage(checkpoint: Path) -> str | None:
+def find_damage(checkpoint: Path, *, find_fault: Callable[[Mapping[str, Any]], str | None] = lambda _: None) -> str | None:
     """What keeps a checkpoint from being used, None where it is whole: a file that is missing, cut, or has other bytes."""
     try:
-        for name, expected in read_state(checkpoint).get("files", {}).items():
+        state = read_state(checkpoint)
+        if (fault := find_fault(state)) is not None:
+            return fault
+        if state["step"] != int(checkpoint.name.removeprefix("step-")):
+            return f"state.json is of step {state['step']}"
+        for name, expected in state["files"].items():
             path = checkpoint / name
             if path.stat().st_size != expected["num_bytes"]:
                 return f"{name} has {path.stat().st_size} bytes, of {expected['num_bytes']}"
@@ -229,6 +220,8 @@ def find_damage(checkpoint: Path) -> str | None:
                 return f"{name} isn't what was written"
     except (InputError, OSError, SafetensorError) as error:
         return str(error)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return "state.json doesn't say what was written"
     return None
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artefacts import read_json
+from pipeline.escaping import for_line
 from pipeline.planning.plan import compare_with_run
 from pipeline.training.checkpoint import list_checkpoints
-from pipeline.training.run_log import read_lines
+from pipeline.training.run_log import EVALUATIONS_NAME, STEPS_NAME, is_evaluation, is_step, read_lines
 
 GUIDE_FILE = "run.md"
 _FILES = (
@@ -36,11 +37,10 @@ def describe_outcome(run_dir: Path) -> list[str]:
     record = read_json(run_dir / "run.json", schema_version=1)
     reason = f" ({record['reason']})" if record.get("reason") else ""
     lines = [f"{record['status']}{reason}: {_progress(run_dir, record)}"]
-    evaluations = read_lines(run_dir / "evaluations.jsonl")
+    evaluations = read_lines(run_dir / EVALUATIONS_NAME, is_record=is_evaluation)
     if evaluations:
-        first, last = evaluations[0], evaluations[-1]
-        before = f"{first['wer']['mean_wer']:.2%} at step {first['step']}, " if len(evaluations) > 1 else ""
-        lines.append(f"mean WER {before}{last['wer']['mean_wer']:.2%} at step {last['step']}")
+        rates = [f"{_rate(item['wer']['mean_wer'])} at step {item['step']}" for item in evaluations]
+        lines.append(f"mean WER {', '.join(dict.fromkeys((rates[0], rates[-1])))}")
     compared = record.get("plan_comparison")
     if compared:
         memory, seconds = compared["peak_memory_bytes"], compared["step_seconds"]
@@ -54,8 +54,13 @@ def describe_outcome(run_dir: Path) -> list[str]:
     return lines
 
 
+def _rate(mean_wer: float | None) -> str:
+    """No language had a reference word where there is none."""
+    return "unknown" if mean_wer is None else f"{mean_wer:.2%}"
+
+
 def _progress(run_dir: Path, record: Mapping[str, Any]) -> str:
-    steps = read_lines(run_dir / "steps.jsonl")
+    steps = read_lines(run_dir / STEPS_NAME, is_record=is_step)
     config = read_json(run_dir / "config.json", schema_version=1)
     done = steps[-1]["step"] + 1 if steps else 0
     loss = f", loss {steps[-1]['loss_nats']:.3f} nats a token" if steps else ""
@@ -77,7 +82,7 @@ def write_guide_text(run_dir: Path) -> str:
             f"- use it: `kappaspeech transcribe {run_dir} RECORDING…`",
             f"- against another run: `kappaspeech compare {run_dir} OTHER --output comparison`",
         ]
-    title = f"# {record['arm']}: {record['selection_rule']}"
+    title = f"# {for_line(record['arm'])}: {for_line(record['selection_rule'])}"
     return "\n".join([title, "", *(f"{line}  " for line in describe_outcome(run_dir)), "", *there, "", *commands, ""])
 
 
@@ -86,4 +91,5 @@ def compare_plan(run_dir: Path) -> dict[str, Any] | None:
     plan = read_json(run_dir / "run.json", schema_version=1).get("plan")
     if not plan or "error" in plan:
         return None
-    return compare_with_run(plan, read_lines(run_dir / "steps.jsonl"))
+    steps = read_lines(run_dir / STEPS_NAME, is_record=lambda record: is_step(record) and "peak_memory_bytes" in record)
+    return compare_with_run(plan, steps)

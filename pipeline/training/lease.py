@@ -99,7 +99,7 @@ class Lease:
 
     def __init__(self, folder: Path, start_id: str) -> None:
         self.start_id = start_id
-        self._folder = folder
+        self.folder = folder
         self._path = folder / LEASE_FILE
         self._made_folder = False
         self._renewed_seconds = 0.0
@@ -109,15 +109,15 @@ class Lease:
 
     def acquire(self) -> None:
         """Hold the folder from now on, or raise `InputError`, within seconds where the holder lives."""
-        self._made_folder = not self._folder.exists()
+        self._made_folder = not self.folder.exists()
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            free(self._folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free(self.folder)
             while not self._write():
-                free(self._folder)
+                free(self.folder)
         except OSError as error:
             raise InputError(
-                f"{self._folder} can't be written on {socket.gethostname()}: {error}. Give a run_dir that can."
+                f"{self.folder} can't be written on {socket.gethostname()}: {error}. Give a run_dir that can."
             ) from error
         self._is_held = True
         threading.Thread(target=self._keep, daemon=True).start()
@@ -133,7 +133,7 @@ class Lease:
             if found is not None and found[0].id == self.start_id:
                 self._path.unlink()
             if self._made_folder:
-                self._folder.rmdir()
+                self.folder.rmdir()
 
     def check(self) -> None:
         """Raise `TrainingError` where another start has the folder: this process was held up so long that it seemed dead."""
@@ -143,7 +143,7 @@ class Lease:
             self._renew()
         if self._lost_to is not None:
             raise TrainingError(
-                f"{self._folder} was taken over by {self._lost_to} while this process was held up for more than "
+                f"{self.folder} was taken over by {self._lost_to} while this process was held up for more than "
                 f"{EXPIRY_SECONDS:.0f} s. Nothing more is written; the other one goes on from the last checkpoint."
             )
 

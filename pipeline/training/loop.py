@@ -21,6 +21,7 @@ from pipeline.speech.stream import SpeechStream, StepData
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.bad_steps import BadStep, BadSteps
 from pipeline.training.base_partitions import BasePartitions, averaged_weights
+from pipeline.training.best import best_wer, mark_best
 from pipeline.training.encoding import ClipEncoder
 from pipeline.training.engine import MicroBatch, TrainingEngine
 from pipeline.training.forecast import Forecast
@@ -29,6 +30,7 @@ from pipeline.training.measuring import make_transcriber
 from pipeline.training.phases import PhaseClock
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.run_log import RunLog, StepRecord
+from pipeline.training.saved_state import find_fault
 from pipeline.training.schedule import rate_factor
 from pipeline.training.speed import count_work
 from pipeline.training.stopping import StopRequest
@@ -179,7 +181,10 @@ class TrainingLoop:
         """The step to go on with: that of the last checkpoint, restored; else 0."""
         last, state = None, {}
         with agreement(self._cluster):
-            if self._cluster.rank == 0 and (last := checkpoints.prepare_resume(self._folder.checkpoints)) is not None:
+            if (
+                self._cluster.rank == 0
+                and (last := checkpoints.prepare_resume(self._folder.checkpoints, find_fault=find_fault)) is not None
+            ):
                 state = checkpoints.read_state(last)
                 checkpoints.check_fingerprints(last, state["fingerprints"], self._fingerprints)
         name, state = self._cluster.broadcast((last and last.name, state))
@@ -317,13 +322,13 @@ class TrainingLoop:
 
     def _keep_if_best(self, step: int, mean_wer: float | None) -> None:
         """Save and mark a checkpoint that is better than all before. A collective."""
-        best = self._cluster.broadcast(checkpoints.best_wer(self._folder.checkpoints) if self._cluster.rank == 0 else None)
+        best = self._cluster.broadcast(best_wer(self._folder.checkpoints) if self._cluster.rank == 0 else None)
         if step == 0 or not self._config.training.keep_best or mean_wer is None or mean_wer >= best:
             return
         self._save(step)
         with agreement(self._cluster):
             if self._cluster.rank == 0:
-                checkpoints.mark_best(self._folder.checkpoints, step=step, mean_wer=mean_wer)
+                mark_best(self._folder.checkpoints, step=step, mean_wer=mean_wer)
 
     def _evaluate(self, step: int, test_set: TestSet) -> dict[str, Any] | None:
         """Measure the model as it now is; None where a wish to stop cut it short."""

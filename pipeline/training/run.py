@@ -20,6 +20,7 @@ from pipeline.evaluation.evaluate import read_test_set
 from pipeline.liveness import Watch, voice
 from pipeline.model.lora import lora_to_record
 from pipeline.model.precision import measure_rate
+from pipeline.outputs import sweep
 from pipeline.processors import count_cores
 from pipeline.rendezvous import find_launch
 from pipeline.speech.feature_cache import FeatureCache, FeatureCacheOptions
@@ -56,6 +57,8 @@ def train(config: RunConfig, *, on_fatal: Callable[[RankFailure], None] = lambda
     with agreement(cluster):
         if cluster.rank == 0:
             lease.acquire()
+            sweep(lease.folder)
+            sweep(RunFolder(lease.folder).hypotheses)
     try:
         outcome = _train_watched(config, cluster, lease, on_fatal=on_fatal)
     finally:

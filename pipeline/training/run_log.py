@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from pipeline.json_lines import Record, dump_line, keep_lines, read_lines
 from pipeline.speech.loading import BadSample
 
+__all__ = ["EVALUATIONS_NAME", "STEPS_NAME", "RunLog", "StepRecord", "is_evaluation", "is_step", "read_lines"]
+
+STEPS_NAME, EVALUATIONS_NAME = "steps.jsonl", "evaluations.jsonl"
 BAD_SAMPLES_NAME = "bad_samples.jsonl"
 SKIPPED_STEPS_NAME = "skipped_steps.jsonl"
 _CURVES = (
@@ -73,21 +76,20 @@ class RunLog:
         self._check = check
         run_dir.mkdir(parents=True, exist_ok=True)
         # steps before the resume point happened; an evaluation *at* it belongs to the checkpoint
-        _keep_lines(run_dir / "steps.jsonl", lambda record: record["step"] < resume_step)
-        _keep_lines(run_dir / BAD_SAMPLES_NAME, lambda record: record["step"] < resume_step)
-        _keep_lines(run_dir / SKIPPED_STEPS_NAME, lambda record: record["step"] < resume_step)
-        _keep_lines(run_dir / "evaluations.jsonl", lambda record: record["step"] <= resume_step)
-        self._steps = (run_dir / "steps.jsonl").open("a", encoding="utf-8")
+        for name, is_record in ((STEPS_NAME, is_step), (BAD_SAMPLES_NAME, is_of_step), (SKIPPED_STEPS_NAME, is_of_step)):
+            keep_lines(run_dir / name, lambda record: record["step"] < resume_step, is_record=is_record)
+        keep_lines(run_dir / EVALUATIONS_NAME, lambda record: record["step"] <= resume_step, is_record=is_evaluation)
+        self._steps = _open_to_append(run_dir / STEPS_NAME)
         self._curves = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step)
 
     def evaluated_steps(self) -> set[int]:
         """Steps of which there is an evaluation."""
-        return {int(record["step"]) for record in read_lines(self._run_dir / "evaluations.jsonl")}
+        return {int(record["step"]) for record in read_lines(self._run_dir / EVALUATIONS_NAME, is_record=is_evaluation)}
 
     def add_step(self, record: StepRecord) -> None:
         """Append a step; it survives a kill of this process, though not of the machine."""
         self._check()
-        self._steps.write(json.dumps(asdict(record), allow_nan=False) + "\n")
+        self._steps.write(dump_line(asdict(record)))
         self._steps.flush()
         for name in _CURVES:
             self._curves.add_scalar(f"train/{name}", getattr(record, name), record.step)
@@ -99,23 +101,23 @@ class RunLog:
         if not samples:
             return
         self._check()
-        with (self._run_dir / BAD_SAMPLES_NAME).open("a", encoding="utf-8") as file:
+        with _open_to_append(self._run_dir / BAD_SAMPLES_NAME) as file:
             for sample in samples:
-                file.write(json.dumps({"step": step, **asdict(sample)}, ensure_ascii=False) + "\n")
+                file.write(dump_line({"step": step, **asdict(sample)}))
 
     def add_skipped_step(self, record: dict[str, Any]) -> None:
         """Name the samples of a step that moved no weight; it has no other record."""
         self._check()
-        with (self._run_dir / SKIPPED_STEPS_NAME).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        with _open_to_append(self._run_dir / SKIPPED_STEPS_NAME) as file:
+            file.write(dump_line(record))
 
     def add_evaluation(self, record: dict[str, Any]) -> None:
         """Append an evaluation, durably; one of the same step takes the old one's place."""
         self._check()
-        path = self._run_dir / "evaluations.jsonl"
-        _keep_lines(path, lambda other: other["step"] != record["step"])
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        path = self._run_dir / EVALUATIONS_NAME
+        keep_lines(path, lambda other: other["step"] != record["step"], is_record=is_evaluation)
+        with _open_to_append(path) as file:
+            file.write(dump_line(record))
             file.flush()
             os.fsync(file.fileno())
         if record["wer"]["mean_wer"] is not None:
@@ -129,23 +131,24 @@ class RunLog:
         self._curves.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSONL file; none where it doesn't exist. A torn last line, left by a kill, is not a record."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+def _open_to_append(path: Path) -> TextIO:
+    # half of a surrogate pair is no text; its escape is what JSON has for it
+    return path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
-def _keep_lines(path: Path, wanted: Any) -> None:
-    from pipeline.artefacts import write_text
+def is_of_step(record: Record) -> bool:
+    """Whether a record says of which step it is."""
+    return type(record.get("step")) is int
 
-    records = read_lines(path)
-    kept = [record for record in records if wanted(record)]
-    if path.exists() and (len(kept) != len(records) or not path.read_text(encoding="utf-8").endswith("\n")):
-        write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+
+def is_step(record: Record) -> bool:
+    """Whether a record is of a step, with what is told of any."""
+    return is_of_step(record) and all(isinstance(record.get(name), float | int) for name in ("loss_nats", "seconds"))
+
+
+def is_evaluation(record: Record) -> bool:
+    """Whether a record is of an evaluation."""
+    rates = record.get("wer")
+    if not is_of_step(record) or not isinstance(rates, dict) or not isinstance(record.get("text"), dict):
+        return False
+    return "mean_wer" in rates and isinstance(rates["mean_wer"], float | int | None)

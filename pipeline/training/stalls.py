@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.cluster import Cluster
 from pipeline.errors import RankFailure
-from pipeline.escaping import for_terminal
+from pipeline.escaping import for_line, for_terminal
 from pipeline.liveness import Post, Watch, voice
 from pipeline.training.phases import PhaseClock
 
@@ -79,7 +79,7 @@ def tell_standings(posts: Sequence[Post]) -> str:
             lines.append(f"  rank {rank}: has said nothing yet")
             continue
         host = post["place"][0] if post.get("place") else "?"
-        keys = f", samples {', '.join(post['keys'])}" if post["keys"] else ""
+        keys = f", samples {', '.join(map(for_line, post['keys']))}" if post["keys"] else ""
         role = (
             ""
             if not behind

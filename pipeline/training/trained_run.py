@@ -24,6 +24,7 @@ from pipeline.scan.checkpoint import Checkpoint, open_checkpoint
 from pipeline.speech.batches import SpeechPrompt, make_prompt
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.arithmetic import UseArithmetic, keep_attention
+from pipeline.training.best import read_best
 from pipeline.training.run_folder import RunFolder
 
 SPEECH_FILE = "speech.json"
@@ -177,7 +178,7 @@ def open_run(path: Path, *, step: Step = None) -> TrainedRun:
         raise CheckpointError(f"{path} has no checkpoint yet. Let its training reach one.")
     states = {int(checkpoint.name.removeprefix("step-")): checkpoint for checkpoint in found}
     if step == "best":
-        best = checkpoints.read_best(folder.checkpoints)
+        best = read_best(folder.checkpoints)
         if best is None:
             raise CheckpointError(f"{path} has no checkpoint marked as best. A training with data.test and keep_best marks one.")
         step = int(best.name.removeprefix("step-"))

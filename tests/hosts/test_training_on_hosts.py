@@ -190,3 +190,30 @@ def test_a_taken_port_is_named(hosts, home, tmp_path):
     )
     output = hosts[0].run("env", "DS_ACCELERATOR=cpu", "bash", "-c", script, timeout=patience(60))
     assert "rank 0 on h1 can't listen on port 29555" in output
+
+
+def test_another_host_is_refused_while_one_trains_and_goes_on_once_that_has_crashed(hosts, home, tmp_path):
+    folder = tmp_path / "run"
+    configs = [
+        tiny.write_config(tmp_path / f"{name}.yaml", home, folder, **{"data__test": [], **ENDLESS}) for name in ("a", "b", "c")
+    ]
+    started = [Launch(hosts[0], folder, [str(configs[0]), "--nproc", "1"])]
+    try:
+        wait_for_steps(started[0], 2)
+        started.append(Launch(hosts[1], folder, [str(configs[1]), "--nproc", "1"]))
+        code, output = started[1].wait(timeout=patience(60))
+        assert code == 2, output
+        assert "has been trained in for" in output
+        assert " on h1. Two starts would" in output
+        assert started[0].process.poll() is None
+        hosts[0].crash()
+        reached = len((folder / "steps.jsonl").read_text().split("\n"))
+        started.append(Launch(hosts[1], folder, [str(configs[2]), "--nproc", "1"]))
+        wait_for_steps(started[2], reached + 2)
+        (folder / "STOP").touch()
+        code, output = started[2].wait(timeout=patience(60))
+        assert code == 0, output
+        assert "for a sign of its life" in output
+    finally:
+        for run in started:
+            run.end()

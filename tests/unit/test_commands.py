@@ -66,6 +66,11 @@ def test_status_is_told_by_run_folder_or_configuration(home, tmp_path, capsys, s
     assert capsys.readouterr().out == f"{word}\n"
 
 
+@pytest.mark.parametrize("option", ["--trained-parameters", "--gpu-memory", "--tflops", "--bandwidth-gbs"])
+def test_an_option_that_is_infinite_is_refused(complain, option):
+    assert "inf is no finite number" in complain("plan", "none.yaml", option, "inf")
+
+
 def test_an_unknown_yaml_key_is_refused_with_the_nearest(complain, tmp_path):
     (tmp_path / "c.yaml").write_text(
         "run_dir: r\nmodel: {llm: l, encodr: e}\ndata: {train: [{shards: s}]}\ntraining: {num_steps: 1}\n"

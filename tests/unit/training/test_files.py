@@ -17,11 +17,13 @@ from pipeline.errors import CheckpointError, InputError, TrainingError
 from pipeline.speech.loading import BadSample
 from pipeline.training.checkpoint import check_fingerprints, list_checkpoints
 from pipeline.training.engine import average_decay
+from pipeline.training.guide import describe_outcome
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.run_log import RunLog, StepRecord, read_lines
 from pipeline.training.schedule import rate_factor
 from pipeline.training.stopping import StopRequest
 from pipeline.training.tensor_file import TensorFileWriter
+from tests.made_runs import make_run
 
 
 def record(step: int) -> StepRecord:
@@ -72,6 +74,30 @@ def test_a_log_goes_on_from_its_checkpoint_without_what_came_after(tmp_path):
     log.close()
     assert [line["step"] for line in read_lines(tmp_path / "steps.jsonl")] == [0, 1, 2, 3]
     assert [line["key"] for line in read_lines(tmp_path / "bad_samples.jsonl")] == ["key-0", "key-1", "key-2"]
+
+
+def test_a_damaged_log_does_not_cost_a_run(tmp_path, caplog):
+    log = RunLog(tmp_path, resume_step=0)
+    for step in range(3):
+        log.add_step(record(step))
+        log.add_evaluation({"step": step, "wer": {"mean_wer": 0.5}, "text": {}})
+    log.close()
+    for name in ("steps.jsonl", "evaluations.jsonl", "bad_samples.jsonl", "skipped_steps.jsonl"):
+        with (tmp_path / name).open("ab") as file:
+            file.write(b'\xff\n{"foreign": 1}\n')
+    log = RunLog(tmp_path, resume_step=3)
+    assert log.evaluated_steps() == {0, 1, 2}
+    log.close()
+    assert len(caplog.records) == 4
+    assert "2 line(s) that can't be read" in caplog.text
+    assert (tmp_path / "steps.jsonl.damaged").read_bytes() == b'\xff\n{"foreign": 1}\n'
+
+
+def test_a_runs_guide_tells_of_a_wer_that_is_not_known(tmp_path):
+    run = make_run(tmp_path / "run", "a", seed=1, error_rate=0.2, num_clips=2)
+    lines = [json.dumps({"step": step, "wer": {"mean_wer": None}, "text": {}}) for step in (0, 60)]
+    (run / "evaluations.jsonl").write_text("\n".join(lines) + "\n")
+    assert "mean WER unknown at step 0, unknown at step 60" in describe_outcome(run)
 
 
 def test_an_evaluation_takes_the_place_of_one_of_the_same_step(tmp_path):

@@ -15,16 +15,15 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import CheckpointError, ConfigError, InputError
+from pipeline.training.best import best_wer, mark_best, read_best
 from pipeline.training.checkpoint import (
     _prune,
-    best_wer,
     find_damage,
     find_result,
-    mark_best,
     prepare_resume,
-    read_best,
     read_trained,
 )
+from pipeline.training.saved_state import find_fault
 from pipeline.training.stopping import StopRequest, refuse_old_stop_file
 from pipeline.training.trained_run import parse_step
 
@@ -91,6 +90,63 @@ def test_a_damaged_checkpoint_is_set_aside_with_a_warning_and_the_one_before_is_
     assert "step-000004 is damaged (" in message
     assert file in message or "header" in message
     assert "going on from step-000002" in message
+
+
+STATE = {
+    "fingerprints": {"data": "0"},
+    "hint": [3, 4],
+    "bad_steps": {"norms": [1.0, 2], "num_in_a_row": 0, "num_skipped": 0},
+    "train_seconds": 7.5,
+    "num_seen": 12,
+    "hours_seen": {"en": 0.5},
+    "bad_samples": [{"key": "a", "cause": "b", "shard": "c", "detail": "d"}],
+}
+
+
+def update_state(checkpoint: Path, **changes: object) -> None:
+    state = {**json.loads((checkpoint / "state.json").read_text()), **STATE, **changes}
+    (checkpoint / "state.json").write_text(
+        json.dumps({key: value for key, value in state.items() if value is not ...}, default=str)
+    )
+
+
+@pytest.mark.parametrize("field", [*STATE, "step", "files"])
+@pytest.mark.parametrize("value", [..., None, "x", [1]])
+def test_a_state_without_a_field_is_damage(tmp_path, field, value):
+    for step in (2, 4):
+        update_state(make(tmp_path, step))
+    assert find_damage(tmp_path / "step-000004", find_fault=find_fault) is None
+    update_state(tmp_path / "step-000004", **{field: value})
+    assert "state.json" in (find_damage(tmp_path / "step-000004", find_fault=find_fault) or "")
+    assert prepare_resume(tmp_path, find_fault=find_fault) == tmp_path / "step-000002"
+    assert names(tmp_path) == ["damaged-step-000004", "step-000002"]
+
+
+def test_a_state_of_another_step_is_damage(tmp_path):
+    make(tmp_path, 2).rename(tmp_path / "step-000003")
+    assert find_damage(tmp_path / "step-000003") == "state.json is of step 2"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"schema_version": 1, "st', b"\xff", b'{"schema_version": 1}', b'{"schema_version": 1, "step": "4"}']
+)
+def test_a_damaged_best_is_found_again_from_the_evaluations(tmp_path, caplog, content):
+    folder = tmp_path / "checkpoints"
+    for step in (2, 4, 6):
+        make(folder, step)
+    rates = {0: 0.1, 2: 0.5, 4: 0.25, 6: 0.75, 8: 0.2}
+    lines = [{"step": step, "wer": {"mean_wer": rate}, "text": {}} for step, rate in rates.items()]
+    lines.append({"step": 6, "wer": {"mean_wer": None}, "text": {}})
+    (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "best.json").write_bytes(content)
+    # readers go by the evaluations too, and write nothing
+    assert (read_best(folder), best_wer(folder)) == (folder / "step-000004", 0.25)
+    assert (folder / "best.json").read_bytes() == content
+    with caplog.at_level(logging.WARNING):
+        assert prepare_resume(folder) == folder / "step-000006"
+    assert json.loads((folder / "best.json").read_text()) == {"schema_version": 1, "step": 4, "mean_wer": 0.25}
+    assert (folder / "damaged-best.json").read_bytes() == content
+    assert "the best checkpoint is step 4, by the evaluations" in caplog.text
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused_by_name_and_left_as_it_is(tmp_path):

@@ -1,0 +1,109 @@
+"""Runs as comparison reads them: what is damaged or torn is refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.commands import main
+from pipeline.comparison.runs import find_differences, read_run
+from pipeline.errors import InputError
+from pipeline.evaluation.evaluate import read_hypotheses
+from pipeline.evaluation.wer import Hypothesis
+from pipeline.json_lines import write_lines
+from tests.made_runs import make_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "run", "a", seed=1, error_rate=0.2, num_clips=2)
+
+
+def drop_last(path):
+    path.write_bytes(path.read_bytes().rstrip(b"\n").rpartition(b"\n")[0] + b"\n")
+
+
+def tear_last(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def spoil_first(path):
+    path.write_bytes(b"\xff" + path.read_bytes())
+
+
+@pytest.mark.parametrize("name", ["evaluations.jsonl", "steps.jsonl"])
+@pytest.mark.parametrize("damage", [tear_last, spoil_first])
+def test_a_damaged_log_is_not_compared(run, name, damage):
+    damage(run / name)
+    with pytest.raises(InputError, match=rf"{name}, line \d+ can't be read"):
+        read_run(run)
+
+
+def test_a_run_whose_last_evaluation_is_missing_is_not_compared(run):
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "step": 60}))
+    assert read_run(run).last["step"] == 60
+    drop_last(run / "evaluations.jsonl")
+    with pytest.raises(InputError, match="finished at step 60, and its last evaluation is of step 50"):
+        read_run(run)
+
+
+def test_evaluations_of_different_steps_are_not_set_side_by_side(run, tmp_path):
+    other = make_run(tmp_path / "other", "b", seed=1, error_rate=0.2, num_clips=2)
+    drop_last(other / "evaluations.jsonl")
+    assert find_differences(read_run(run), read_run(other)) == ["the step of the last evaluation, 60 and 50"]
+
+
+@pytest.mark.parametrize("content", ['{"schema_version": 1, "status": "finished"}', '{"schema_version": 1}'])
+def test_a_run_folder_without_its_fields_is_refused_by_name(run, content):
+    (run / "run.json").write_text(content)
+    with pytest.raises(InputError, match=r"isn't what a finished training leaves: it lacks 'arm'|doesn't say how the run stands"):
+        read_run(run)
+
+
+def test_a_run_without_a_wer_is_not_compared(run):
+    lines = [json.dumps({"step": 60, "wer": {"mean_wer": None}, "text": {}})]
+    (run / "evaluations.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match="has no WER"):
+        read_run(run)
+
+
+HOSTILE = "[/red]$\\frac{$ <script>alert(1)</script>\"' \x1b[31m\u202e _"
+
+
+def test_an_arms_name_is_text_in_tables_pages_and_pictures(tmp_path, capsys):
+    runs = [
+        make_run(
+            tmp_path / str(number), name, seed=1, error_rate=0.2, num_clips=2, selected=["model.layers.0.mlp.up_proj.weight"]
+        )
+        for number, name in enumerate((HOSTILE, f"_{HOSTILE}"))
+    ]
+    assert main(["compare", *map(str, runs), "--output", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report/report.html").read_text()
+    printed = capsys.readouterr().out
+    assert "[/red]" in printed
+    for text in (page, printed, (runs[0] / "run.md").read_text()):
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+    assert "<script>alert" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 4
+    # the picture's legend has both
+    assert page.count("[/red]$\\frac{$") >= 2
+
+
+def test_hypotheses_may_hold_any_line_break(tmp_path):
+    items = [Hypothesis("k\u2028", "en", "a\u0085b", "c\u2029d\x0ce", 1.0, "end")]
+    write_lines(tmp_path / "h.jsonl", [item.to_json() for item in items])
+    assert read_hypotheses(tmp_path / "h.jsonl") == items
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"key": "a"}', '{"key": 1, "language": "en", "reference": "", "hypothesis": ""}', "[]", "\x00", '{"key": "a'],
+    ids=repr,
+)
+def test_what_is_no_hypothesis_is_named_by_its_line(tmp_path, line):
+    (tmp_path / "h.jsonl").write_text('{"key": "a", "language": "en", "reference": "", "hypothesis": ""}\n' + line)
+    with pytest.raises(InputError, match=r"h.jsonl can't be read as hypotheses: line 2: "):
+        read_hypotheses(tmp_path / "h.jsonl")

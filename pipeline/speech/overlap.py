@@ -63,7 +63,8 @@ def find_overlap(train: Sequence[Corpus], test: Sequence[Corpus], read: ReadOpti
     open_shard: _Opener = lru_cache(maxsize=_MOST_OPEN)(lambda where: open_source(where, read or ReadOptions()))
     recordings = _find_recordings(train, test, open_shard)
     said = list(_read_words(test, open_shard))
-    wanted, trained, num_train = set(said), set(), 0
+    wanted, num_train = set(said), 0
+    trained: set[str] = set()
     for words in _read_words(train, open_shard):
         num_train += 1
         if words in wanted:

@@ -26,7 +26,7 @@ def safe_output() -> Iterator[None]:
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
     if before is not None:
-        sys.stdout = _Told(before)  # type: ignore[assignment]
+        sys.stdout = _Told(before)
     try:
         yield
         if sys.stdout is not None:

@@ -172,4 +172,5 @@ def _to_dtype(values: StoredArray, stored: str, dtype: str) -> StoredArray:
     import torch
 
     rounded = _to_torch(values, stored).to(getattr(torch, dtype))
-    return rounded.view(torch.uint8).numpy().view(FLOATS[dtype].array)
+    raw: StoredArray = rounded.view(torch.uint8).numpy()
+    return raw.view(FLOATS[dtype].array)

@@ -121,7 +121,7 @@ def _report_trials(experiment: Experiment, failures: Sequence[Failure], output: 
 
 def _report(runs: Sequence[RunSummary], output: Path, *, missing: dict[str, str] | None = None) -> None:
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.table import Table
 
     from pipeline.comparison.equal_wer import state_price
     from pipeline.comparison.report import write_report
@@ -133,13 +133,9 @@ def _report(runs: Sequence[RunSummary], output: Path, *, missing: dict[str, str]
     header, rows = make_table(summary)
     # what a terminal has room for; the page has all of it
     shown = [header.index(name) for name in header if name in ("arm", "LLM parameters trained", "p") or "(95 %)" in name]
-<<<<<<< HEAD
-    table = Table(*(Column(for_table(header[column])) for column in shown))
-=======
     table = Table()
     for column in shown:
         table.add_column(for_table(header[column]))
->>>>>>> part-runs-merged
     for row in rows:
         table.add_row(*(for_table(row[column].text) for column in shown))
     Console().print(table)

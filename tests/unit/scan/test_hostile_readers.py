@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from pipeline.errors import KappaSpeechError
 from pipeline.scan.checkpoint import open_checkpoint
@@ -185,6 +185,8 @@ def test_gguf_with_any_bytes_changed(tmp_path, gguf_bytes, changes, cut, lies):
 
 @pytest.fixture(scope="module")
 def torch_bytes() -> bytes:
+    import torch
+
     file = io.BytesIO()
     torch.save({"a.weight": torch.randn(4, 6), "b": {"c": torch.arange(3)}, "d.weight": torch.ones(1).expand(3, 5)}, file)
     return file.getvalue()
@@ -228,14 +230,11 @@ def with_changes(content: object, changes: list[tuple[float, object]]) -> object
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A small ranking and a selection of it."""
-    from safetensors.torch import save_file
-
     folder = tmp_path_factory.mktemp("made")
-    generator = torch.Generator().manual_seed(0)
-    tensors = {f"model.layers.{n}.up_proj.weight": torch.randn(6, 4, generator=generator) for n in range(2)}
-    save_file(
-        {**tensors, "mlp.experts.w": torch.randn(2, 3, 3, generator=generator), "norm": torch.ones(3)}, folder / "m.safetensors"
-    )
+    rng = np.random.default_rng(0)
+    tensors = {f"model.layers.{n}.up_proj.weight": rng.normal(size=(6, 4)).astype("f4") for n in range(2)}
+    experts = rng.normal(size=(2, 3, 3)).astype("f4")
+    save_file({**tensors, "mlp.experts.w": experts, "norm": np.ones(3, "f4")}, folder / "m.safetensors")
     ranking = scan(open_checkpoint(folder / "m.safetensors"), journal=folder / "journal")
     ranking.write(folder / "ranking.json")
     select(ranking, count=2).write(folder / "selection.json")

@@ -75,7 +75,7 @@ def open_store(rank: int, *, timeout: timedelta) -> Any:
         return None
     import torch.distributed as dist
 
-    return dist.TCPStore(
+    return dist.TCPStore(  # type: ignore[attr-defined]
         master,
         port,
         None,

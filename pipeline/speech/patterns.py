@@ -21,14 +21,14 @@ _MOST_LETTERS = 52
 
 def expand_braces(pattern: str) -> Iterator[str]:
     """What a brace list stands for, one by one; they are counted first. Raises `DataError`."""
-    from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
+    from braceexpand import braceexpand
 
     try:
         count = _count(pattern, depth=0)
         if count > MAX_SHARDS or count * len(pattern) > _MAX_LETTERS:
             raise DataError(f"{_shown(pattern)} stands for {count:,} shards; at most {MAX_SHARDS:,} are read as one data set.")
         return iter(braceexpand(pattern))
-    except (UnbalancedBracesError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{_shown(pattern)} is no brace list ({error}). Write shard-{{000000..000041}}.tar or {{a,b}}.tar."
         ) from error

@@ -451,7 +451,8 @@ def _settle_sections(content: dict[str, Any], names: tuple[str, ...], path: Path
         if content.get(name) is None:
             content.pop(name, None)
         elif not isinstance(content[name], dict):
-            raise ConfigError(f"{path} has {name} {content[name]!r}; it is a section: give an object, or leave it out.")
+            example = 'give {"enabled": "auto"}' if name == "bf16" else "give an object"
+            raise ConfigError(f"{path} has {name} {content[name]!r}; it is a section: {example}, or leave it out.")
 
 
 def _refuse_constant(name: str) -> float:

@@ -126,7 +126,7 @@ def measure_exchange(compute: Rates, group: Any, device: torch.device, dtype: to
 def _longest(group: Any, device: torch.device, seconds: float) -> float:
     """The slowest rank's `seconds`, on every rank. A collective."""
     agreed = torch.tensor([seconds], device=device)
-    options = torch.distributed.AllreduceOptions()  # type: ignore[attr-defined]
+    options: Any = torch.distributed.AllreduceOptions()
     options.reduceOp = torch.distributed.ReduceOp.MAX
     group.allreduce([agreed], options).wait()
     return float(agreed)

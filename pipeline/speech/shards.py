@@ -256,7 +256,7 @@ def _describe(where: str, file: Any, key: str, parts: dict[str, tuple[int, int]]
 def _declared_seconds(details: dict[str, Any]) -> float:
     """The json's duration, 0 where it has none that can be one."""
     seconds = details.get("duration")
-    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         return 0.0
     # an integer may be too large for a float
     return known_seconds(float(seconds)) if abs(seconds) <= LONGEST_SECONDS else 0.0

@@ -184,6 +184,9 @@ def test_a_record_without_a_status_is_refused_in_a_sentence(tmp_path, content):
 
 
 def test_a_status_is_printed_so_that_a_terminal_does_not_obey_it(tmp_path, capsys):
-    (tmp_path / "run.json").write_text('{"schema_version": 1, "status": "\\u001b[2J\\ud800"}')
+    (tmp_path / "run.json").write_text('{"schema_version": 1, "status": "\\u001b[2J\\u202e"}')
     assert main(["status", str(tmp_path)]) == 1
-    assert capsys.readouterr().out == "\\x1b[2J\\ud800\n"
+    assert capsys.readouterr().out == "\\x1b[2J\\u202e\n"
+    # half of a surrogate pair is no text
+    (tmp_path / "run.json").write_text('{"schema_version": 1, "status": "\\ud800"}')
+    assert main(["status", str(tmp_path)]) == 2

@@ -35,7 +35,7 @@ def settle(home, tmp_path):
 def leave_a_run(folder, config, prompt):
     (folder / "checkpoints/step-000002").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"schema_version": 1, **config.model_dump(mode="json")}))
-    record = {"schema_version": 1} if prompt is None else {"schema_version": 1, "prompt": prompt}
+    record = {"schema_version": 1, "status": "stopped", **({} if prompt is None else {"prompt": prompt})}
     (folder / "run.json").write_text(json.dumps(record))
 
 

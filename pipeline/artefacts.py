@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _HASH_BLOCK_BYTES = 1 << 20
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,8 +56,12 @@ def _fill(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. JSON has no infinity: `ValueError` on one."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `value` as indented JSON, atomically. JSON has no infinity: `ValueError` on one.
+
+    Half of a surrogate pair, as a path of bytes that are no text has it, becomes the text of its escape: `read_json` refuses it.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, _SURROGATE.sub(lambda half: rf"\\u{ord(half[0]):04x}", text))
 
 
 def read_json(path: Path, *, schema_version: int) -> dict[str, Any]:

@@ -39,6 +39,7 @@ DEFAULT_TIMEOUT_SECONDS = 600.0
 # Of what each rank gathers: its size, and at least so much room for it.
 _HEADER_BYTES = 8
 _MIN_ROOM = 4096
+_MOST_KEPT_ROOM = 1 << 16
 MAX_POST_BYTES = 2000
 _SECRET_BYTES = 32
 _SIGNATURE_LETTERS = 64
@@ -168,7 +169,9 @@ class TorchCluster:
             self._dist.all_gather_into_tensor(everything, mine, group=self._group)
             sent = [bytes(part.numpy()) for part in everything.chunk(self.world_size)]
             sizes = [int.from_bytes(part[:_HEADER_BYTES], "little") for part in sent]
-            self._room = max(_MIN_ROOM, 1 << (max(sizes) - 1).bit_length())
+            needed = max(_MIN_ROOM, 1 << (max(sizes) - 1).bit_length())
+            # small values and larger ones take turns: room for these is kept, up to a limit
+            self._room = max(needed, min(self._room, _MOST_KEPT_ROOM))
             if max(sizes) <= room:
                 return [pickle.loads(part[_HEADER_BYTES:]) for part in sent]
 

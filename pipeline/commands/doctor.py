@@ -43,8 +43,9 @@ def doctor(
             findings = examine(settings, world_size=world_size or cluster.world_size, launched=cluster.world_size > 1)
     findings += check_dtype(settings, cluster)
     combined = combine(report_rank(cluster, findings))
-    if cluster.rank == 0:
-        _print(combined)
+    with agreement(cluster):
+        if cluster.rank == 0:
+            _print(combined)
     cluster.close()
     return 1 if any(finding.status == "problem" for finding in combined) else 0
 

@@ -49,7 +49,7 @@ def scan(
     Finished tensors are kept in a journal: a scan that was killed continues where it stopped.
     """
     from pipeline.blas import pin_threads
-    from pipeline.cluster import start_cluster
+    from pipeline.cluster import agreement, start_cluster
     from pipeline.errors import InputError
     from pipeline.escaping import for_terminal
     from pipeline.rendezvous import find_launch
@@ -95,12 +95,13 @@ def scan(
         journal=None if no_journal else journal or default_folder(checkpoint),
         shows_progress=True,
     )
-    if cluster.rank == 0:
-        ranking.write(output)
-        if spectrum is not None:
-            ranking.write_spectra(spectrum)
-            print(for_terminal(str(spectrum)))
-        listed = f"{len(ranking.matrices)} matrices ranked, {len(ranking.skipped)} tensors listed without"
-        print(f"{listed}: {for_terminal(str(output))}")
+    with agreement(cluster):
+        if cluster.rank == 0:
+            ranking.write(output)
+            if spectrum is not None:
+                ranking.write_spectra(spectrum)
+                print(for_terminal(str(spectrum)))
+            listed = f"{len(ranking.matrices)} matrices ranked, {len(ranking.skipped)} tensors listed without"
+            print(f"{listed}: {for_terminal(str(output))}")
     cluster.close()
     return 0

@@ -99,8 +99,13 @@ def _count(values: Sequence[float]) -> str:
 
 def _wer_path(run: RunSummary) -> Path:
     counts: dict[str, list[list[tuple[int, int]]]] = {}
+    said: list[tuple[str, str, str]] | None = None
     for record in run.evaluations:
-        hypotheses = read_hypotheses(run.path / "hypotheses" / f"step-{record['step']:06d}.jsonl")
+        path = run.path / "hypotheses" / f"step-{record['step']:06d}.jsonl"
+        hypotheses = read_hypotheses(path)
+        utterances = sorted((item.key, item.language, item.reference) for item in hypotheses)
+        if utterances != (said := said or utterances):
+            raise DataError(f"{path} is of other utterances than the evaluations before it, so its WER isn't one of theirs.")
         for language in sorted({item.language for item in hypotheses}):
             of_language = sorted((item for item in hypotheses if item.language == language), key=lambda item: item.key)
             counted = [(count.errors, count.reference_length) for count in count_words(of_language)]

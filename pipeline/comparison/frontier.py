@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from pipeline.evaluation.bootstrap import FloatArray, interval, two_sided_p_value
 
 NUM_RESAMPLES = 2_000
+# How often each utterance is drawn, for as many resamples as this allows to be held: 64 MiB, twice.
+_HELD_DRAWS = 1 << 23
 # A level counts only if nearly all resamples reach it: where many don't, those that do are no fair sample.
 _MIN_REACHED = 0.95
 
@@ -59,10 +61,18 @@ def wer_path(languages: Mapping[str, LanguageErrors], forgetting_T: FloatArray) 
     for number, (_, counted) in enumerate(sorted(languages.items())):
         rng = np.random.default_rng((0, number))
         num_utterances = len(counted.lengths_N)
-        drawn_RN = rng.multinomial(num_utterances, np.full(num_utterances, 1 / num_utterances), size=NUM_RESAMPLES)
-        weights_RN = np.concatenate([np.ones((1, num_utterances)), drawn_RN])
-        rates.append((weights_RN @ counted.errors_TN.T) / np.maximum(weights_RN @ counted.lengths_N, 1)[:, None])
+        shares_N = np.full(num_utterances, 1 / num_utterances)
+        blocks = [_pooled_rates(counted, np.ones((1, num_utterances)))]
+        at_once = max(1, _HELD_DRAWS // num_utterances)
+        for start in range(0, NUM_RESAMPLES, at_once):
+            drawn_RN = rng.multinomial(num_utterances, shares_N, size=min(at_once, NUM_RESAMPLES - start))
+            blocks.append(_pooled_rates(counted, drawn_RN.astype(np.float64)))
+        rates.append(np.concatenate(blocks))
     return Path(np.mean(rates, axis=0), forgetting_T)
+
+
+def _pooled_rates(counted: LanguageErrors, weights_RN: FloatArray) -> FloatArray:
+    return np.asarray((weights_RN @ counted.errors_TN.T) / np.maximum(weights_RN @ counted.lengths_N, 1)[:, None])
 
 
 def fixed_path(values_T: FloatArray, forgetting_T: FloatArray) -> Path:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
-from pipeline.artefacts import write_text
+from pipeline.artefacts import write_private, write_text
 from pipeline.comparison.experiment import LORA, Experiment, Trial
 from pipeline.comparison.runs import config_differences
 from pipeline.config import LoraConfig, RunConfig
@@ -87,9 +87,8 @@ def prepare(experiment: Experiment) -> None:
         if selection and trial.selection_path:
             selection.write(trial.selection_path)
         content = config.model_dump(mode="json")
-        write_text(trial.config_path, yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
-        if find_secrets(content):
-            trial.config_path.chmod(0o600)
+        write = write_private if find_secrets(content) else write_text
+        write(trial.config_path, yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
 
 
 def _check_same_run(trial: Trial, config: RunConfig, selection: TensorSelection | None) -> None:

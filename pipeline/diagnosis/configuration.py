@@ -55,7 +55,7 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
         findings += [*_check_credentials(item, environment), *_try("data", lambda item=item: _check_shards(item, read))]  # type: ignore[misc]
     if config.data.test:
         findings += _try("data", lambda: _check_overlap(config, read))
-    missing = [path for path in config.data.text.values() if not Path(path).is_file()]
+    missing = [path for path in config.data.text.values() if not Path(path).exists()]
     if missing:
         findings.append(Finding("data", "problem", f"data.text: {', '.join(missing)} isn't there", "Give files that are."))
     needed_bytes = _needed_bytes(config, planners[0] if planners else None)

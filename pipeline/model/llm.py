@@ -62,7 +62,12 @@ def decoder_layers(llm: Any) -> nn.ModuleList:
     lists = [module for module in llm.get_decoder().modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise CheckpointError(f"{type(llm).__name__} has no list of layers. Give another model as model.llm.")
-    return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
+    return max(lists, key=lambda layers: sum(_numel(parameter) for parameter in layers.parameters()))
+
+
+def _numel(parameter: Any) -> int:
+    """The whole tensor's, also where ZeRO-3 has partitioned it."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def choose_attention(attention: str, *, dtype: str, bfloat16_is_fast: bool, takes: Attentions | None = None) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 # A layer in use and two that are on their way, at least; and DeepSpeed 0.19's own limit.
-_LIVE_LAYERS = 3
 _LIVE_ELEMENTS = 1_000_000_000
 _PREFETCHED_LAYERS = 2
+# More is not on its way at once: a layer of many experts may have tens of gigabytes.
+_MOST_PREFETCHED_ELEMENTS = 2_000_000_000
 _AUTO = "auto"
 
 
@@ -21,8 +22,9 @@ def settle_buckets(deepspeed_config: Mapping[str, Any], *, layer_elements: int) 
     """
     settled = dict(deepspeed_config)
     zero = {key: value for key, value in settled.get("zero_optimization", {}).items() if value != _AUTO}
-    zero.setdefault("stage3_prefetch_bucket_size", _PREFETCHED_LAYERS * layer_elements)
-    zero.setdefault("stage3_max_live_parameters", max(_LIVE_ELEMENTS, _LIVE_LAYERS * layer_elements))
+    prefetched = min(_PREFETCHED_LAYERS * layer_elements, _MOST_PREFETCHED_ELEMENTS)
+    zero.setdefault("stage3_prefetch_bucket_size", prefetched)
+    zero.setdefault("stage3_max_live_parameters", max(_LIVE_ELEMENTS, layer_elements + prefetched))
     return {**settled, "zero_optimization": zero}
 
 

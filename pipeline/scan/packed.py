@@ -41,7 +41,6 @@ _LORA = re.compile(r"(^|\.)lora_(embedding_)?(A|B|magnitude_vector)(\.|$)")
 _BIAS = re.compile(r"(^|[._])bias$")
 # of the tensor W: W + suffix; of X.weight: X + suffix
 _SCALE_SUFFIXES = ("_scale_inv", "_scale")
-_MODULE_SCALES = (".SCB", ".scale")
 _ZERO_POINT_SUFFIX = "_zero_point"
 _FORMAT_SUFFIX = ".weight_format"
 SCALE_DTYPES = {*FLOATS, "float8_e8m0fnu"}

@@ -57,15 +57,18 @@ class Overlap:
         return "; ".join(parts)
 
 
-def find_overlap(train: Sequence[Corpus], test: Sequence[Corpus], read: ReadOptions | None = None) -> Overlap:
+def find_overlap(
+    train: Sequence[Corpus], test: Sequence[Corpus], read: ReadOptions | None = None, *, most_texts: int | None = None
+) -> Overlap:
     """Compare audio by the indices, and byte by byte where those agree, and transcripts by their words, of a part spread evenly
-    over larger data. What can't be read is nobody's overlap."""
+    over larger data, of `most_texts` at most. A text that can't be read is nobody's overlap. Raises `DataError` for shards that
+    have changed."""
     open_shard: _Opener = lru_cache(maxsize=_MOST_OPEN)(lambda where: open_source(where, read or ReadOptions()))
     recordings = _find_recordings(train, test, open_shard)
-    said = list(_read_words(test, open_shard))
+    said = list(_read_words(test, open_shard, most_texts))
     wanted, num_train = set(said), 0
     trained: set[str] = set()
-    for words in _read_words(train, open_shard):
+    for words in _read_words(train, open_shard, most_texts):
         num_train += 1
         if words in wanted:
             trained.add(words)
@@ -81,10 +84,11 @@ def find_overlap(train: Sequence[Corpus], test: Sequence[Corpus], read: ReadOpti
     )
 
 
-def _read_words(corpora: Sequence[Corpus], open_shard: _Opener) -> Iterator[str]:
+def _read_words(corpora: Sequence[Corpus], open_shard: _Opener, most_texts: int | None) -> Iterator[str]:
     """What is said in samples that are spread evenly over `corpora`, without case and punctuation."""
     for corpus in corpora:
         most = _MOST_REMOTE_TEXTS if is_remote(corpus.table.shards[0][0]) else _MOST_TEXTS
+        most = most if most_texts is None else min(most, most_texts)
         count = min(corpus.num_samples, max(1, most // len(corpora)))
         indices = [place * corpus.num_samples // count for place in range(count)]
         for start in range(0, count, _READ_TOGETHER):

@@ -174,6 +174,9 @@ def _pack_shard(
     rejected.update(bad)
     good = [(r, e) for r, e in zip(part, encoded, strict=True) if e.cause is None]
     if not good:
+        # what an earlier call made of them would be trained on; but files that are away may come back
+        if any(recording.path.exists() for recording in part):
+            remove_shard(path)
         return None
 
     def write(temporary: Path) -> None:

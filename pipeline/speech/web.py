@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _IDENTITY = {"Accept-Encoding": "identity"}
+_COMPRESSIONS = {"gzip", "x-gzip", "compress", "deflate", "br", "zstd"}
 _RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)", re.IGNORECASE)
 # RFC 3986: reserved and unreserved characters, and percent signs before two digits
 _WRITTEN_OUT = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
@@ -99,7 +100,9 @@ async def fetch(system: Any, url: str, begin: int, end: int) -> tuple[bytes, Des
             raise ReadProblemError(f"{size}, and bytes {begin} to {end} are wanted (416)", is_permanent=True)
         if answer.status not in (_OK, _PARTIAL):
             raise _refusal(answer.status, answer.reason)
-        if answer.headers.get("Content-Encoding", "identity") not in ("identity", ""):
+        # object stores may keep a word of how a file once came to them (aws-chunked), and send it plain
+        codings = {coding.strip().lower() for coding in answer.headers.get("Content-Encoding", "").split(",")}
+        if codings & _COMPRESSIONS:
             raise ReadProblemError("the server sends it compressed, so it can't be read by ranges", is_permanent=True)
         if answer.status == _OK and begin:
             raise _no_ranges()

@@ -28,6 +28,7 @@ RENEWAL_SECONDS = 3.0
 # also the longest that a start waits for a lease that a dead host left
 EXPIRY_SECONDS = 30.0
 _POLL_SECONDS = 0.2
+_JOIN_SECONDS = 2.0
 # what `kappaspeech train` gives all ranks of one start, where it started them
 _MARK_VARIABLE = "KAPPASPEECH_LAUNCH"
 _UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60))
@@ -106,6 +107,7 @@ class Lease:
         self._lost_to: Holder | None = None
         self._is_held = False
         self._closed = threading.Event()
+        self._keeper: threading.Thread | None = None
 
     def acquire(self) -> None:
         """Hold the folder from now on, or raise `InputError`, within seconds where the holder lives."""
@@ -120,7 +122,8 @@ class Lease:
                 f"{self.folder} can't be written on {socket.gethostname()}: {error}. Give a run_dir that can."
             ) from error
         self._is_held = True
-        threading.Thread(target=self._keep, daemon=True).start()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
 
     def release(self) -> None:
         """Let others have it; a folder that was made for this start, and in which nothing was written, goes too."""
@@ -128,6 +131,9 @@ class Lease:
         if not self._is_held:
             return
         self._is_held = False
+        if self._keeper is not None:
+            # it may be about to touch the file, or to make it again; a file system that hangs holds nobody up
+            self._keeper.join(_JOIN_SECONDS)
         with contextlib.suppress(OSError):
             found = _read(self._path)
             if found is not None and found[0].id == self.start_id:
@@ -166,6 +172,8 @@ class Lease:
 
     def _renew(self) -> None:
         found = _read(self._path)
+        if self._closed.is_set():
+            return
         if found is None:
             self._write()
         elif found[0].id != self.start_id:

@@ -15,13 +15,14 @@ from pipeline.allocator import keep_freed_memory
 from pipeline.artefacts import digest_json
 from pipeline.cluster import Cluster, agreement, start_training_cluster
 from pipeline.config import RunConfig, read_deepspeed_config
-from pipeline.errors import RankFailure
+from pipeline.errors import DataError, RankFailure
 from pipeline.evaluation.evaluate import read_test_set
 from pipeline.liveness import Watch, voice
 from pipeline.model.lora import lora_to_record
 from pipeline.model.precision import measure_rate
 from pipeline.outputs import sweep
 from pipeline.processors import count_cores
+from pipeline.redaction import redact
 from pipeline.rendezvous import find_launch
 from pipeline.speech.feature_cache import FeatureCache, FeatureCacheOptions
 from pipeline.speech.overlap import find_overlap
@@ -44,6 +45,8 @@ from pipeline.training.stalls import watch_training
 from pipeline.training.stopping import StopRequest, refuse_old_stop_file
 
 _LAST_WORDS_SECONDS = 5.0
+# at a start all ranks wait for this; `doctor` compares more
+_MOST_COMPARED_TEXTS = 2_000
 
 
 def train(config: RunConfig, *, on_fatal: Callable[[RankFailure], None] = lambda _failure: None) -> Outcome:
@@ -99,7 +102,7 @@ def _train_watched(config: RunConfig, cluster: Cluster, lease: Lease, *, on_fata
             return _train(config, cluster, phases=phases, folder=folder, stop=stop, watch=watch, lease=lease)
     except Exception as error:
         if cluster.rank == (voice(error) if isinstance(error, RankFailure) else 0):
-            folder.fail(str(error))
+            folder.fail(redact(str(error)))
         raise
 
 
@@ -137,7 +140,8 @@ def _train(
         cache_options = feature_cache_options(config, parts, encoder_digests)
         stream = _open_stream(config, parts, cluster, cache_options)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
-        if cluster.rank == 0 and config.data.test:
+        # the first start says it
+        if cluster.rank == 0 and config.data.test and not (folder.path / "run.json").exists():
             _warn_of_overlap(config, stream)
     parts = replace(parts, prompt=settle_prompt(config, parts.tokenizer, cluster=cluster, folder=folder))
     check_alike(
@@ -247,7 +251,12 @@ def _inputs(config: RunConfig, parts: Parts, encoder_digests: Mapping[str, str],
 def _warn_of_overlap(config: RunConfig, stream: SpeechStream) -> None:
     """Say where what is tested on is trained on: word error rates then tell what was learned by heart."""
     read = make_read_options(config.data.read)
-    overlap = find_overlap(stream.corpora, [Corpus(dataset, read) for dataset in make_datasets(config.data.test)], read)
+    test = [Corpus(dataset, read) for dataset in make_datasets(config.data.test)]
+    try:
+        overlap = find_overlap(stream.corpora, test, read, most_texts=_MOST_COMPARED_TEXTS)
+    except DataError as error:
+        print(f"warning: training and test data can't be compared: {error}", file=sys.stderr, flush=True)
+        return
     if overlap.found:
         print(f"warning: training and test data share: {overlap.found}", file=sys.stderr, flush=True)
 

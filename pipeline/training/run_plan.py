@@ -67,7 +67,9 @@ def settle_by_plan(config: RunConfig, engine: TrainingEngine, plan: Mapping[str,
     lines = []
     if config.training.activation_checkpointing == "auto":
         llm = engine.model.llm
-        number = recompute_layers(llm, plan.get("num_recomputed_layers", "auto"))
+        # a plan doesn't ask whether a family can
+        wanted = plan.get("num_recomputed_layers", "auto") if llm.supports_gradient_checkpointing else 0
+        number = recompute_layers(llm, wanted)
         lines.append(f"activation_checkpointing auto: {number} of {len(decoder_layers(llm))} layers are computed again")
     if plan.get("keeps_frozen"):
         engine.persist_frozen()

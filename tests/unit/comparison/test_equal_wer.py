@@ -59,6 +59,15 @@ def test_levels_that_one_arm_never_reaches_are_left_out_and_said(arms, tmp_path)
     assert state_price(found) == []
 
 
+def test_a_test_set_that_changed_on_the_way_is_said(tmp_path):
+    arm = make_arm(tmp_path, "one", forgetting=0.5)
+    path = arm.runs[0].path / "hypotheses" / "step-000010.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    found = compare_at_equal([arm, arm])
+    assert found["wer"] == []
+    assert "step-000010.jsonl is of other utterances" in found["why_not"]
+
+
 def test_hypotheses_that_are_gone_are_said(tmp_path):
     arm = make_arm(tmp_path, "one", forgetting=0.5)
     (arm.runs[0].path / "hypotheses" / "step-000010.jsonl").unlink()

@@ -16,3 +16,10 @@ def test_two_layers_are_gathered_ahead_unless_the_json_says_otherwise():
         }
     said = {"zero_optimization": {"stage3_prefetch_bucket_size": 7, "stage3_max_live_parameters": 8, "sub_group_size": 9}}
     assert settle_buckets(said, layer_elements=856_000_000) == said
+
+
+def test_a_layer_of_many_experts_does_not_fill_the_memory_with_two_more():
+    """DeepSeek-V3's layers have some 11 billion elements, of 2 bytes each."""
+    zero = settle_buckets({"zero_optimization": {"stage": 3}}, layer_elements=11_300_000_000)["zero_optimization"]
+    assert zero["stage3_prefetch_bucket_size"] == 2_000_000_000
+    assert zero["stage3_max_live_parameters"] == 13_300_000_000

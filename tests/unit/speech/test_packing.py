@@ -230,3 +230,13 @@ def test_a_moved_corpus_is_still_known(corpora, tmp_path):
     shutil.move(corpora[0], tmp_path / "moved")
     assert run(tmp_path / "moved", tmp_path / "shards") == 0
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("*.tar")} == before
+
+
+def test_a_shard_of_which_nothing_is_left_is_gone(corpora, tmp_path):
+    """Else what an earlier call had packed would be trained on, though this one left it out."""
+    output = tmp_path / "out"
+    assert run(corpora[0], output) == 0
+    assert list(output.glob("*.tar"))
+    run(corpora[0], output, "--max-seconds", "0.2", "--skip-bad")
+    assert not list(output.glob("*.tar"))
+    assert not list(output.glob("*.index.json"))

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.speech.held_out import read_test_batches
-from pipeline.speech.shards import index_shard, write_index
+from pipeline.speech.shards import check_header, index_shard, write_index
 from pipeline.speech.stream import SpeechDataset
 from pipeline.speech.table import SampleTable, read_merged, write_merged
 from pipeline.speech.tar_members import read_members
@@ -147,3 +147,19 @@ def test_a_length_that_cannot_be_is_measured(tmp_path, value):
     content = json.dumps({"text": "x", "language": "en", "duration": value}).encode()
     (sample,) = index_shard(str(make_tar(tmp_path / "x.tar", [("a.flac", clip(1.0)), ("a.json", content)]))).samples
     assert sample.seconds == 1.0
+
+
+@pytest.mark.parametrize("key", ["de/äpfel", "हिन्दी", "plain"])
+def test_a_name_that_is_not_ascii_is_known_by_its_header_again(tmp_path, key):
+    """webdataset writes tarfile's own format, whose headers have question marks where letters aren't ASCII."""
+    from webdataset import TarWriter
+
+    with TarWriter(str(tmp_path / "x.tar")) as writer:
+        writer.write({"__key__": key, "txt": b"said"})
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        (member,) = tar.getmembers()
+    content = (tmp_path / "x.tar").read_bytes()
+    header = content[member.offset_data - 512 : member.offset_data]
+    check_header(header, key, 4)
+    with pytest.raises(ValueError, match="stands in its place"):
+        check_header(header, key + "x", 4)

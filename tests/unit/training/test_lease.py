@@ -75,6 +75,10 @@ def test_a_killed_starts_lease_is_taken_over_at_once_on_its_host(tmp_path):
 def test_a_stopped_process_still_holds_its_folder(tmp_path):
     with holder(tmp_path) as first:
         os.kill(first.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + patience(10)
+        while ") T " not in Path(f"/proc/{first.pid}/stat").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         with pytest.raises(InputError, match=r"which is stopped \(SIGSTOP\)"):
             free(tmp_path)
 

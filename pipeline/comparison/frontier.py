@@ -13,11 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.bootstrap import FloatArray, interval, two_sided_p_value
+from pipeline.evaluation.bootstrap import NUM_RESAMPLES, FloatArray, interval, resampled_rates, two_sided_p_value
 
-NUM_RESAMPLES = 2_000
-# How often each utterance is drawn, for as many resamples as this allows to be held: 64 MiB, twice.
-_HELD_DRAWS = 1 << 23
 # A level counts only if nearly all resamples reach it: where many don't, those that do are no fair sample.
 _MIN_REACHED = 0.95
 
@@ -59,20 +56,10 @@ def wer_path(languages: Mapping[str, LanguageErrors], forgetting_T: FloatArray) 
     """The path of the languages' mean WER, its utterances resampled. Paths of equal utterances draw the same ones."""
     rates = []
     for number, (_, counted) in enumerate(sorted(languages.items())):
-        rng = np.random.default_rng((0, number))
-        num_utterances = len(counted.lengths_N)
-        shares_N = np.full(num_utterances, 1 / num_utterances)
-        blocks = [_pooled_rates(counted, np.ones((1, num_utterances)))]
-        at_once = max(1, _HELD_DRAWS // num_utterances)
-        for start in range(0, NUM_RESAMPLES, at_once):
-            drawn_RN = rng.multinomial(num_utterances, shares_N, size=min(at_once, NUM_RESAMPLES - start))
-            blocks.append(_pooled_rates(counted, drawn_RN.astype(np.float64)))
-        rates.append(np.concatenate(blocks))
+        observed_T = counted.errors_TN.sum(axis=1) / max(counted.lengths_N.sum(), 1)
+        resampled_RT = resampled_rates(counted.errors_TN, counted.lengths_N, seed=(0, number))
+        rates.append(np.concatenate([observed_T[None], resampled_RT]))
     return Path(np.mean(rates, axis=0), forgetting_T)
-
-
-def _pooled_rates(counted: LanguageErrors, weights_RN: FloatArray) -> FloatArray:
-    return np.asarray((weights_RN @ counted.errors_TN.T) / np.maximum(weights_RN @ counted.lengths_N, 1)[:, None])
 
 
 def fixed_path(values_T: FloatArray, forgetting_T: FloatArray) -> Path:

@@ -17,17 +17,20 @@ _HELD_DRAWS = 1 << 23
 
 
 def resampled_rates(errors_N: FloatArray, lengths_N: FloatArray, *, seed: tuple[int, ...]) -> FloatArray:
-    """Pooled rates Σ errors / Σ lengths of `NUM_RESAMPLES` resamples (R,); equal seeds and N draw the same utterances."""
-    num_utterances = len(errors_N)
+    """Pooled rates Σ errors / Σ lengths of `NUM_RESAMPLES` resamples (R,); equal seeds and N draw the same utterances.
+
+    Errors of T systems (T, N) on these utterances give (R, T), each resample's utterances the same for all.
+    """
+    num_utterances = errors_N.shape[-1]
     if num_utterances == 0:
-        return np.zeros(NUM_RESAMPLES)
+        return np.zeros((NUM_RESAMPLES, *errors_N.shape[:-1]))
     rng = np.random.default_rng(seed)
     shares_N = np.full(num_utterances, 1 / num_utterances)
     at_once = max(1, _HELD_DRAWS // num_utterances)
     rates = []
     for start in range(0, NUM_RESAMPLES, at_once):
         drawn_RN = rng.multinomial(num_utterances, shares_N, size=min(at_once, NUM_RESAMPLES - start))
-        rates.append((drawn_RN @ errors_N) / np.maximum(drawn_RN @ lengths_N, 1))
+        rates.append((errors_N @ drawn_RN.T / np.maximum(drawn_RN @ lengths_N, 1)).T)
     return np.concatenate(rates)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from pipeline.comparison.frontier import (
-    NUM_RESAMPLES,
     LanguageErrors,
     Path,
     common_levels,
@@ -17,6 +16,7 @@ from pipeline.comparison.frontier import (
     price_gap,
     wer_path,
 )
+from pipeline.evaluation.bootstrap import NUM_RESAMPLES
 
 NUM_WORDS = 10
 

@@ -42,6 +42,7 @@ EXTRAS = {
     "test": [
         "pytest>=8,<10",
         "pytest-timeout>=2.3,<3",  # a collective that hangs must fail
+        "pytest-xdist>=3.6,<4",  # all cores at the tests
         "hypothesis>=6.100,<7",  # properties before examples
         "ruff>=0.14,<1",
         "mypy>=1.18,<3",
@@ -80,9 +81,14 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     python_requires=">=3.10,<3.14",
-    packages=find_packages(include=["pipeline", "pipeline.*"]),
-    package_data={"pipeline": ["py.typed"], "pipeline.demo": ["text/*.txt"], "pipeline.comparison": ["page.css", "page.js"]},
+    package_dir={"": "pipeline"},
+    packages=find_packages("pipeline"),
+    package_data={
+        "kappaspeech": ["py.typed"],
+        "kappaspeech.demo": ["text/*.txt"],
+        "kappaspeech.comparison": ["page.css", "page.js"],
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["kappaspeech=pipeline.commands:main"]},
+    entry_points={"console_scripts": ["kappaspeech=kappaspeech.commands:main"]},
 )

@@ -27,21 +27,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kappaspeech.config import DatasetConfig
+from kappaspeech.evaluation.decoding import Decoded
+from kappaspeech.evaluation.transcribe import Transcriber
+from kappaspeech.model.adaptor import AdaptorShape
+from kappaspeech.model.encoder import load_encoder
+from kappaspeech.model.llm import load_tokenizer
+from kappaspeech.model.speech_llm import token_embedding_std
+from kappaspeech.model.trained import load_trained_model
+from kappaspeech.speech.batches import make_prompt
+from kappaspeech.speech.held_out import read_test_batches
+from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
+from kappaspeech.speech.stream import make_datasets
+from kappaspeech.training.trained_run import open_transcriber
 from machine import processor
-
-from pipeline.config import DatasetConfig
-from pipeline.evaluation.decoding import Decoded
-from pipeline.evaluation.transcribe import Transcriber
-from pipeline.model.adaptor import AdaptorShape
-from pipeline.model.encoder import load_encoder
-from pipeline.model.llm import load_tokenizer
-from pipeline.model.speech_llm import token_embedding_std
-from pipeline.model.trained import load_trained_model
-from pipeline.speech.batches import make_prompt
-from pipeline.speech.held_out import read_test_batches
-from pipeline.speech.samples import SAMPLE_RATE_HZ, AudioSample
-from pipeline.speech.stream import make_datasets
-from pipeline.training.trained_run import open_transcriber
 
 
 def make_untrained(llm: str, whisper: str, dtype: torch.dtype) -> Transcriber:

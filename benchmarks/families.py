@@ -74,7 +74,7 @@ def make_page(record: dict[str, Any]) -> str:
 
 
 def _describe(name: str) -> dict[str, str]:
-    from pipeline.model.family import attentions_of, find_class
+    from kappaspeech.model.family import attentions_of, find_class
 
     takes = attentions_of(find_class(families.make_config(name)))
     return {"class": takes.family, "attention": takes.default}

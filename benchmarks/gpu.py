@@ -32,9 +32,8 @@ from typing import Any
 
 import torch
 from gpu_sections.cases import REPOSITORY, Case, Context, Differs, Report, fast_scratch
+from kappaspeech.artefacts import write_json, write_text
 from machine import processor
-
-from pipeline.artefacts import write_json, write_text
 
 # section: its module, its share of the time, and the bytes that its scratch takes at most
 SECTIONS = {
@@ -219,7 +218,7 @@ def end_all(process: subprocess.Popen[bytes]) -> None:
 
 def environment(options: Options) -> dict[str, str]:
     """This process's, with the repository on the path, where it needn't be installed, and no network but this host."""
-    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(REPOSITORY / "pipeline"), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     for name, value in (("NCCL_SOCKET_IFNAME", "lo"), ("GLOO_SOCKET_IFNAME", "lo")):
         variables.setdefault(name, value)

@@ -69,9 +69,8 @@ class Peak:
 def make_llama(folder: Path) -> int:
     """Write the model tensor by tensor; return its number of parameters."""
     import torch
+    from kappaspeech.training.tensor_file import TensorFileWriter
     from transformers import AutoModelForCausalLM, LlamaConfig
-
-    from pipeline.training.tensor_file import TensorFileWriter
 
     config = LlamaConfig(**SHAPE, dtype="bfloat16", architectures=["LlamaForCausalLM"])
     with torch.device("meta"):
@@ -90,16 +89,15 @@ def run_rank(folder: Path) -> None:
     """The way of a training; rank 0 prints every rank's peaks as one line of JSON."""
     peak = Peak()
     import torch
-
-    from pipeline.cluster import start_training_cluster
-    from pipeline.config import OptimizerConfig
-    from pipeline.model.adaptor import AdaptorShape
-    from pipeline.model.freezing import unfreeze
-    from pipeline.model.llm import load_llm
-    from pipeline.model.speech_llm import SpeechLLM, token_embedding_std
-    from pipeline.model.trained import build_adaptor
-    from pipeline.training.engine import MicroBatch, TrainingEngine
-    from pipeline.training.proof import digest_frozen
+    from kappaspeech.cluster import start_training_cluster
+    from kappaspeech.config import OptimizerConfig
+    from kappaspeech.model.adaptor import AdaptorShape
+    from kappaspeech.model.freezing import unfreeze
+    from kappaspeech.model.llm import load_llm
+    from kappaspeech.model.speech_llm import SpeechLLM, token_embedding_std
+    from kappaspeech.model.trained import build_adaptor
+    from kappaspeech.training.engine import MicroBatch, TrainingEngine
+    from kappaspeech.training.proof import digest_frozen
 
     torch.set_num_threads(1)
     cluster = start_training_cluster(timeout_seconds=1200)
@@ -180,7 +178,7 @@ def main() -> None:
         return
     from importlib.metadata import version
 
-    from pipeline.artefacts import write_json
+    from kappaspeech.artefacts import write_json
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "llama"

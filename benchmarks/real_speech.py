@@ -19,9 +19,8 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+from kappaspeech.speech.layouts import find_recordings
 from machine import processor
-
-from pipeline.speech.layouts import find_recordings
 
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENT = REPOSITORY / "benchmarks/experiments/real_speech.yaml"
@@ -67,12 +66,12 @@ def check_division(speech: Path) -> None:
 
 
 def run(work: Path, *words: str) -> None:
-    subprocess.run([sys.executable, "-m", "pipeline", *words], cwd=work, env=environment(), check=True)
+    subprocess.run([sys.executable, "-m", "kappaspeech", *words], cwd=work, env=environment(), check=True)
 
 
 def environment() -> dict[str, str]:
     """One thread a process: two arms side by side fill two cores better than two threads fill one arm's."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY / "pipeline"), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
 def main() -> None:
@@ -85,7 +84,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     prepare(arguments.work, arguments.recordings)
     began = time.monotonic()
-    command = [sys.executable, "-m", "pipeline", "compare", str(EXPERIMENT), "--jobs", str(arguments.jobs)]
+    command = [sys.executable, "-m", "kappaspeech", "compare", str(EXPERIMENT), "--jobs", str(arguments.jobs)]
     done = subprocess.run(command, cwd=arguments.work, env=environment(), check=False)
     if done.returncode:
         raise SystemExit(done.returncode)

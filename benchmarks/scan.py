@@ -25,9 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kappaspeech.blas import pin_threads
 from machine import processor
-
-from pipeline.blas import pin_threads
 
 LAYER_SHAPES = {
     "self_attn.q_proj": (4096, 4096),
@@ -42,9 +41,9 @@ NUM_SHARED_LAYERS = 4
 
 
 def scan_ours(folder: Path) -> dict[str, float]:
-    from pipeline.cluster import SingleProcess
-    from pipeline.scan.checkpoint import open_checkpoint
-    from pipeline.scan.stage import scan
+    from kappaspeech.cluster import SingleProcess
+    from kappaspeech.scan.checkpoint import open_checkpoint
+    from kappaspeech.scan.stage import scan
 
     ranking = scan(open_checkpoint(str(folder)), cluster=SingleProcess())
     return {matrix.parameter: matrix.stats.kappa for matrix in ranking.matrices}
@@ -154,7 +153,7 @@ def import_of(method: str) -> None:
     torch.set_num_threads(1)
     torch.linalg.svdvals(torch.randn(8, 8))
     if method == "kappaspeech":
-        from pipeline.scan.spectrum import spectrum_stats
+        from kappaspeech.scan.spectrum import spectrum_stats
 
         spectrum_stats(torch.randn(8, 8).numpy())
     elif method == "peft":
@@ -230,7 +229,7 @@ def compare_ranks(folder: Path, repeats: int) -> dict[str, Any]:
 
         def scan_all(*workers: int) -> float:
             began = time.monotonic()
-            command = [sys.executable, "-m", "pipeline", "scan", str(folder), "--no-journal"]
+            command = [sys.executable, "-m", "kappaspeech", "scan", str(folder), "--no-journal"]
             started = [
                 subprocess.Popen(
                     [*command, f"--workers={count}", f"--output={scratch}/{count}-{number}.json"],

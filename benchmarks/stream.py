@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from kappaspeech.blas import pin_threads
 from machine import processor
-
-from pipeline.blas import pin_threads
 
 NUM_MELS = 80
 LEVELS = ("bytes", "waveform", "features")
@@ -40,10 +39,10 @@ MAX_SAMPLES, MAX_SECONDS, MICRO_BATCHES = 16, 120.0, 16
 
 def read_ours(urls: str, level: str, *, epochs: int, cache: str | None) -> Iterator[float]:
     """Audio-seconds of each sample, in training's order."""
-    from pipeline.speech.loading import BadSample, Loader, LoadOptions, SampleReader
-    from pipeline.speech.schedule import BatchBudget, Schedule
-    from pipeline.speech.sources import ReadOptions
-    from pipeline.speech.stream import Corpus, SpeechDataset
+    from kappaspeech.speech.loading import BadSample, Loader, LoadOptions, SampleReader
+    from kappaspeech.speech.schedule import BatchBudget, Schedule
+    from kappaspeech.speech.sources import ReadOptions
+    from kappaspeech.speech.stream import Corpus, SpeechDataset
 
     options = ReadOptions(cache_dir=cache)
     corpus = Corpus(SpeechDataset(urls), options)
@@ -73,8 +72,7 @@ def read_webdataset(urls: str, level: str, *, decode_by: str, epochs: int) -> It
     import soundfile
     import webdataset
     from braceexpand import braceexpand
-
-    from pipeline.speech.samples import log_mel
+    from kappaspeech.speech.samples import log_mel
 
     dataset = webdataset.WebDataset(list(braceexpand(urls)), shardshuffle=100, empty_check=False).shuffle(1000)
     for _ in range(epochs):
@@ -108,8 +106,7 @@ def measure_here(request: dict[str, Any]) -> dict[str, Any]:
     import torch
     import webdataset  # noqa: F401
     import whisper.audio  # noqa: F401
-
-    from pipeline.speech.samples import log_mel
+    from kappaspeech.speech.samples import log_mel
 
     torch.set_num_threads(1)
     log_mel(np.zeros(16_000, dtype=np.float32) + 0.1, NUM_MELS)
@@ -151,7 +148,7 @@ def resident_megabytes() -> float:
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "pipeline")}
     pin_threads(environment, 1)
     command = [sys.executable, __file__, "--one", json.dumps(request)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -206,8 +203,8 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def planning(local: str) -> dict[str, Any]:
     """Padding and balance of the schedule on these shards and on a long-tailed corpus; 10 million samples planned."""
-    from pipeline.speech.schedule import BatchBudget, DatasetLengths, Schedule
-    from pipeline.speech.stream import Corpus, SpeechDataset
+    from kappaspeech.speech.schedule import BatchBudget, DatasetLengths, Schedule
+    from kappaspeech.speech.stream import Corpus, SpeechDataset
 
     rng = np.random.default_rng(0)
     # as read speech corpora are: a broad hump to 16 s, and a tail of short utterances
@@ -258,7 +255,7 @@ def plan_ten_million() -> dict[str, float]:
     program = """
 import json, time
 import numpy as np
-from pipeline.speech.schedule import BatchBudget, DatasetLengths, Schedule
+from kappaspeech.speech.schedule import BatchBudget, DatasetLengths, Schedule
 def peak_kilobytes():
     # of this program alone: ru_maxrss counts what was there before it started
     return int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
@@ -271,7 +268,7 @@ next(schedule.steps(900_000, hint=(1_000, 899_983)))
 print(json.dumps({"seconds_to_start": time.perf_counter() - began,
                   "megabytes": (peak_kilobytes() - before) / 1024}))
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "pipeline")}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
     result: dict[str, float] = json.loads(done.stdout)
     return result
@@ -290,7 +287,8 @@ def main() -> None:
     import shutil
     from importlib.metadata import version
 
-    from pipeline.speech.shards import expand, read_index
+    from kappaspeech.speech.shards import expand, read_index
+
     from tests.web import FaultyServer
 
     shards = expand(arguments.shards)

@@ -31,22 +31,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kappaspeech.cluster import start_training_cluster
+from kappaspeech.config import ModelConfig, OptimizerConfig, RunConfig
+from kappaspeech.model.precision import measure_rates
+from kappaspeech.speech.layouts import Recording, find_recordings
+from kappaspeech.speech.packing import pack
+from kappaspeech.speech.samples import SAMPLE_RATE_HZ, read_recording
+from kappaspeech.speech.schedule import BatchBudget
+from kappaspeech.speech.stream import SpeechDataset, SpeechStream
+from kappaspeech.training.arithmetic import Arithmetic
+from kappaspeech.training.encoding import ClipEncoder
+from kappaspeech.training.engine import MicroBatch, TrainingEngine
+from kappaspeech.training.parts import Parts, load_parts
 from machine import processor
 from train_peers import Step, run_padded, run_trainer
 from train_shapes import SHAPES, train_shape
-
-from pipeline.cluster import start_training_cluster
-from pipeline.config import ModelConfig, OptimizerConfig, RunConfig
-from pipeline.model.precision import measure_rates
-from pipeline.speech.layouts import Recording, find_recordings
-from pipeline.speech.packing import pack
-from pipeline.speech.samples import SAMPLE_RATE_HZ, read_recording
-from pipeline.speech.schedule import BatchBudget
-from pipeline.speech.stream import SpeechDataset, SpeechStream
-from pipeline.training.arithmetic import Arithmetic
-from pipeline.training.encoding import ClipEncoder
-from pipeline.training.engine import MicroBatch, TrainingEngine
-from pipeline.training.parts import Parts, load_parts
 
 MICRO_BATCH, ACCUMULATE = 4, 2
 STEP_SIZE = MICRO_BATCH * ACCUMULATE

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 import whisper
+from kappaspeech.config import OptimizerConfig
+from kappaspeech.speech.batches import IGNORED_LABEL, SpeechPrompt, label_ids
+from kappaspeech.speech.layouts import Recording
+from kappaspeech.speech.samples import log_mel, read_recording
+from kappaspeech.training.parts import Parts
 from torch import Tensor, nn
-
-from pipeline.config import OptimizerConfig
-from pipeline.speech.batches import IGNORED_LABEL, SpeechPrompt, label_ids
-from pipeline.speech.layouts import Recording
-from pipeline.speech.samples import log_mel, read_recording
-from pipeline.training.parts import Parts
 
 
 @dataclass(frozen=True)

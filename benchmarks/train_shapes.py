@@ -10,24 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kappaspeech.cluster import TorchCluster, start_training_cluster
+from kappaspeech.config import OptimizerConfig, read_deepspeed_config
+from kappaspeech.model.adaptor import AdaptorShape
+from kappaspeech.model.attention import MATMUL_ATTENTION, register_matmul_attention
+from kappaspeech.model.encoder import EncoderDims, FrozenWhisperEncoder
+from kappaspeech.model.flops import ClipLengths, SpeechCost, speech_cost
+from kappaspeech.model.freezing import unfreeze
+from kappaspeech.model.precision import measure_rate, measure_rates
+from kappaspeech.model.speech_llm import SpeechLLM, token_embedding_std
+from kappaspeech.model.trained import build_adaptor
+from kappaspeech.speech.batches import Features, SpeechBatch, collate
+from kappaspeech.training.arithmetic import Arithmetic
+from kappaspeech.training.engine import MicroBatch, TrainingEngine
+from kappaspeech.training.phases import Phase, PhaseClock
+from kappaspeech.training.speed import count_work
+from kappaspeech.training.tally import peak_memory_bytes
 from torch import nn
-
-from pipeline.cluster import TorchCluster, start_training_cluster
-from pipeline.config import OptimizerConfig, read_deepspeed_config
-from pipeline.model.adaptor import AdaptorShape
-from pipeline.model.attention import MATMUL_ATTENTION, register_matmul_attention
-from pipeline.model.encoder import EncoderDims, FrozenWhisperEncoder
-from pipeline.model.flops import ClipLengths, SpeechCost, speech_cost
-from pipeline.model.freezing import unfreeze
-from pipeline.model.precision import measure_rate, measure_rates
-from pipeline.model.speech_llm import SpeechLLM, token_embedding_std
-from pipeline.model.trained import build_adaptor
-from pipeline.speech.batches import Features, SpeechBatch, collate
-from pipeline.training.arithmetic import Arithmetic
-from pipeline.training.engine import MicroBatch, TrainingEngine
-from pipeline.training.phases import Phase, PhaseClock
-from pipeline.training.speed import count_work
-from pipeline.training.tally import peak_memory_bytes
 
 NUM_STEPS, NUM_WARM_STEPS = 6, 2
 NUM_PROMPT_TOKENS, NUM_LABELS = 20, 60

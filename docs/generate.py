@@ -10,13 +10,12 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import typer
+from kappaspeech.artefacts import write_text
+from kappaspeech.commands import app
+from kappaspeech.comparison.experiment import ExperimentConfig
+from kappaspeech.config import RunConfig
+from kappaspeech.reference import list_sections
 from pydantic import BaseModel
-
-from pipeline.artefacts import write_text
-from pipeline.commands import app
-from pipeline.comparison.experiment import ExperimentConfig
-from pipeline.config import RunConfig
-from pipeline.reference import list_sections
 
 _MADE = "<!-- made by python docs/generate.py -->"
 _CONFIGURATION = f"""{_MADE}

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from pipeline.comparison.theme import PALETTE, themed
-from pipeline.scan.ranking import KappaRanking
-from pipeline.selection import module_type, select
+from kappaspeech.comparison.theme import PALETTE, themed
+from kappaspeech.scan.ranking import KappaRanking
+from kappaspeech.selection import module_type, select
 
 REPOSITORY = Path(__file__).parents[1]
 NUM_TENSORS = 100

@@ -17,18 +17,19 @@ fi
 # shellcheck source=launch/environment.sh
 . "$repository/launch/environment.sh"
 PYTHON=$(find_installed_python)
-export PYTHON PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHON PYTHONPATH="$repository/pipeline${PYTHONPATH:+:$PYTHONPATH}"
 exec "$PYTHON" -u "${BASH_SOURCE[0]}" "$@"
 """
 import os
 import sys
 
 repository = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-if os.path.isdir(os.path.join(repository, "pipeline")):
-    sys.path.insert(0, repository)
+source = os.path.join(repository, "pipeline")
+if os.path.isdir(source):
+    sys.path.insert(0, source)
     # for the processes that this one starts
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [repository, os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
 
-from pipeline.commands import main
+from kappaspeech.commands import main
 
 sys.exit(main(["scan", *sys.argv[1:]]))

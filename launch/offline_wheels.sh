@@ -39,7 +39,7 @@ install() {
   target=$(cd "$target" && pwd)
   "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --no-cache-dir --upgrade \
     --target "$target" "$folder"/*.whl
-  echo "export PYTHONPATH=$target:$repository"
+  echo "export PYTHONPATH=$target:$repository/pipeline"
 }
 
 case ${1:-} in

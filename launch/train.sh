@@ -17,7 +17,7 @@ fi
 # shellcheck source=launch/environment.sh
 . "$repository/launch/environment.sh"
 PYTHON=$(find_installed_python)
-export PYTHON PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHON PYTHONPATH="$repository/pipeline${PYTHONPATH:+:$PYTHONPATH}"
 # what the launchers set; SLURM_STEP_NUM_TASKS exists in an srun step alone, not in a batch script
 if [ -n "${RANK:-}${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}${TASKS_ARE_RANKS:-}" ] || [ "${SLURM_STEP_NUM_TASKS:-1}" -gt 1 ]; then
   # it asks for a checkpoint; Python would die of it before it has set its handler
@@ -45,12 +45,13 @@ import os
 import sys
 
 repository = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-if os.path.isdir(os.path.join(repository, "pipeline")):
-    sys.path.insert(0, repository)
+source = os.path.join(repository, "pipeline")
+if os.path.isdir(source):
+    sys.path.insert(0, source)
     # for the processes that this one starts
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [repository, os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
 
-from pipeline.commands import main
+from kappaspeech.commands import main
 
 # a folder whose name DeepSpeed can't take to other hosts
 if os.environ.get("KAPPASPEECH_FOLDER"):

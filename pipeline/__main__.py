@@ -1,7 +1,7 @@
-"""`python -m pipeline` is `kappaspeech`, for launchers that start modules."""
+"""`python pipeline` in a clone is `kappaspeech`, where nothing is installed."""
 
 import sys
 
-from pipeline.commands import main
+from kappaspeech.commands import main
 
 sys.exit(main())

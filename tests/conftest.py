@@ -34,17 +34,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _pack(source: Path, output: Path) -> None:
-    from pipeline.speech.layouts import find_recordings
-    from pipeline.speech.packing import pack
+    from kappaspeech.speech.layouts import find_recordings
+    from kappaspeech.speech.packing import pack
 
     pack(find_recordings(source), output, shard_size=5, num_processes=1)
 
 
 def _select(folder: Path) -> None:
-    from pipeline.cluster import SingleProcess
-    from pipeline.scan.checkpoint import open_checkpoint
-    from pipeline.scan.stage import scan
-    from pipeline.selection import select
+    from kappaspeech.cluster import SingleProcess
+    from kappaspeech.scan.checkpoint import open_checkpoint
+    from kappaspeech.scan.stage import scan
+    from kappaspeech.selection import select
 
     ranking = scan(open_checkpoint(str(folder / "llm")), cluster=SingleProcess())
     ranking.write(folder / "ranking.json")
@@ -56,7 +56,7 @@ def run_command() -> Callable[..., Completed]:
     """Run `kappaspeech` as a user does; `ranks` > 1 starts it that many times, as torchrun would."""
 
     def run(*words: object, ranks: int = 1, timeout: float = patience(120), cwd: Path | None = None) -> Completed:
-        command = [sys.executable, "-m", "pipeline", *map(str, words)]
+        command = [sys.executable, "-m", "kappaspeech", *map(str, words)]
         if ranks > 1:
             torchrun = [
                 sys.executable,
@@ -100,7 +100,11 @@ def two_ranks(train):
 def clean_environment(**variables: str) -> dict[str, str]:
     """This environment without a launcher's traces."""
     kept = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
-    return {**kept, "PYTHONPATH": str(Path(__file__).parents[1]), **variables}
+    return {
+        **kept,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "pipeline"), str(Path(__file__).parents[1])]),
+        **variables,
+    }
 
 
 def free_port() -> int:

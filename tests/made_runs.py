@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artefacts import digest_json, write_json
-from pipeline.config import RunConfig
-from pipeline.evaluation.wer import Hypothesis, measure
-from pipeline.selection import SelectedTensor, TensorSelection
-from pipeline.training.run_folder import Movement, RunFolder
+from kappaspeech.artefacts import digest_json, write_json
+from kappaspeech.config import RunConfig
+from kappaspeech.evaluation.wer import Hypothesis, measure
+from kappaspeech.selection import SelectedTensor, TensorSelection
+from kappaspeech.training.run_folder import Movement, RunFolder
+
 from tests.tiny import WORDS
 
 KINDS = {

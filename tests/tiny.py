@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-
-from pipeline.training.arithmetic import Arithmetic
+from kappaspeech.training.arithmetic import Arithmetic
 
 WORDS = {
     "en": ("turn", "the", "red", "lamp", "on", "open", "door", "green", "kitchen", "garden"),

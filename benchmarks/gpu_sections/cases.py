@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from pipeline.artefacts import write_json
+from kappaspeech.artefacts import write_json
 
 REPOSITORY = Path(__file__).parents[2]
 PRESETS = REPOSITORY / "ds_configs"
@@ -93,7 +92,7 @@ def run_command(context: Context, *words: object, cwd: Path | None = None) -> tu
 
 
 def command_line(*words: object) -> list[str]:
-    return [sys.executable, "-m", "pipeline", *map(str, words)]
+    return [sys.executable, "-m", "kappaspeech", *map(str, words)]
 
 
 def median_seconds(context: Context, work: Callable[[], object], *, budget_seconds: float = 0.5, tries: int = 50) -> float:

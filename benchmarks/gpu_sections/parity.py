@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kappaspeech.cluster import SingleProcess, TorchCluster, start_training_cluster
+from kappaspeech.model.lora import public_names
+from kappaspeech.scan.checkpoint import open_checkpoint
+from kappaspeech.scan.stage import scan
+from kappaspeech.selection import select
+from kappaspeech.speech.layouts import find_recordings
+from kappaspeech.speech.packing import pack
+from kappaspeech.training.engine import MicroBatch, TrainingEngine
 from torch import Tensor
 
 from gpu_sections.cases import PRESETS, Case, Context, Differs, Report
-from pipeline.cluster import SingleProcess, TorchCluster, start_training_cluster
-from pipeline.model.lora import public_names
-from pipeline.scan.checkpoint import open_checkpoint
-from pipeline.scan.stage import scan
-from pipeline.selection import select
-from pipeline.speech.layouts import find_recordings
-from pipeline.speech.packing import pack
-from pipeline.training.engine import MicroBatch, TrainingEngine
 from tests import tiny
 from tests.parity import steps
 

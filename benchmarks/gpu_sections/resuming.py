@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from kappaspeech.cluster import start_training_cluster
+from kappaspeech.config import DatasetConfig
+from kappaspeech.evaluation.transcribe import Transcriber
+from kappaspeech.model.llm import load_tokenizer
+from kappaspeech.scan.checkpoint import open_checkpoint
+from kappaspeech.selection import SelectedTensor, TensorSelection
+from kappaspeech.speech.held_out import read_test_batches
+from kappaspeech.speech.layouts import find_recordings
+from kappaspeech.speech.packing import pack
+from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
+from kappaspeech.speech.stream import make_datasets
+from kappaspeech.training import checkpoint as checkpoints
+from kappaspeech.training.trained_run import open_transcriber
 from train_shapes import SHAPES, TINY_SETUP, Setup, Shape, ShapeTraining, choose_tensors
 
 from gpu_sections.cases import PRESETS, Case, Context, Differs, Report, command_line
 from gpu_sections.checkpoints import write_llama, write_whisper
-from pipeline.cluster import start_training_cluster
-from pipeline.config import DatasetConfig
-from pipeline.evaluation.transcribe import Transcriber
-from pipeline.model.llm import load_tokenizer
-from pipeline.scan.checkpoint import open_checkpoint
-from pipeline.selection import SelectedTensor, TensorSelection
-from pipeline.speech.held_out import read_test_batches
-from pipeline.speech.layouts import find_recordings
-from pipeline.speech.packing import pack
-from pipeline.speech.samples import SAMPLE_RATE_HZ, AudioSample
-from pipeline.speech.stream import make_datasets
-from pipeline.training import checkpoint as checkpoints
-from pipeline.training.trained_run import open_transcriber
 from tests import tiny
 
 # A GPU's sums come in another order each time, and bfloat16 rounds them to three digits.

@@ -21,14 +21,14 @@ else
   PYTHON=$(find_installed_python) || exit 2
 fi
 # each task is a rank, also where there is one alone
-export TASKS_ARE_RANKS=yes PYTHON PYTHONPATH="$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}"
+export TASKS_ARE_RANKS=yes PYTHON PYTHONPATH="$REPOSITORY/pipeline${PYTHONPATH:+:$PYTHONPATH}"
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
   # srun takes it from there since SLURM 22.05
   export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}
 fi
 
 kappaspeech() {
-  ${inside[@]+"${inside[@]}"} "$PYTHON" -m pipeline "$@"
+  ${inside[@]+"${inside[@]}"} "$PYTHON" -m kappaspeech "$@"
 }
 
 # A rank that is still loading doesn't hear it, so it is said again until the step has ended.

@@ -74,7 +74,7 @@ def test_on_two_ranks_the_cause_is_told_once_and_both_end(home, run_command, tmp
 def test_too_many_bad_samples_stop_the_run_with_the_worst_shard_named(home, run_command, tmp_path):
     train = shutil.copytree(home / "shards/train", tmp_path / "train")
     shard = sorted(train.glob("*.tar"))[0]
-    from pipeline.speech.shards import read_index
+    from kappaspeech.speech.shards import read_index
 
     with shard.open("r+b") as file:
         for sample in read_index(str(shard)).samples:

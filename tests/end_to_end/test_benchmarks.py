@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_step_times_are_measured_and_recorded_by_dtype_and_ranks(home, tmp_path)
     options = ["--work", str(work), "--kinds", "native", "--layouts", "1x1", "2x1", "--output", str(output)]
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "benchmarks/step_time.py"), *options, *words],
-        env=clean_environment(PYTHONPATH=str(REPOSITORY)),
+        env=clean_environment(PYTHONPATH=os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "pipeline")])),
         capture_output=True,
         text=True,
         timeout=patience(240),

@@ -6,8 +6,7 @@ import json
 import shutil
 
 import pytest
-
-from pipeline.commands import main
+from kappaspeech.commands import main
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
+from kappaspeech.commands import main
 
-from pipeline.commands import main
 from tests.conftest import clean_environment
 from tests.documents import DOCS, PAGES, REPOSITORY, blocks, commands_run_by
 from tests.patience import patience
@@ -40,8 +40,8 @@ TESTED = [page for page in PAGES if commands_run_by(__file__, page)]
 @pytest.fixture(scope="module")
 def trained(train, home, tmp_path_factory) -> dict[str, Path]:
     """Two runs that differ in the tensors that they trained."""
-    from pipeline.scan.ranking import KappaRanking
-    from pipeline.selection import select
+    from kappaspeech.scan.ranking import KappaRanking
+    from kappaspeech.selection import select
 
     inverse = tmp_path_factory.mktemp("selections") / "inverse.json"
     select(KappaRanking.read(home / "ranking.json"), order="largest", count=4).write(inverse)
@@ -127,11 +127,14 @@ def test_the_commands_of_a_page_run_as_written(page, home, workplace, request, m
             (workplace / name).write_text("\n".join(block.lines).replace("count: 100", "count: 4"), encoding="utf-8")
     scripts = str(Path(sys.executable).parent)
     environment = clean_environment(
-        PATH=os.pathsep.join([scripts, os.environ["PATH"]]), OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", PYTHONPATH=str(REPOSITORY)
+        PATH=os.pathsep.join([scripts, os.environ["PATH"]]),
+        OMP_NUM_THREADS="1",
+        DS_ACCELERATOR="cpu",
+        PYTHONPATH=str(REPOSITORY / "pipeline"),
     )
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "pipeline"))
     for command in commands_run_by(__file__, page):
         if command == FETCHES:
             continue

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 import torch
-
-from pipeline.commands import main
+from kappaspeech.commands import main
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kappaspeech.commands import main
 
-from pipeline.commands import main
 from tests import tiny
 from tests.conftest import clean_environment
 from tests.patience import patience
@@ -115,7 +115,7 @@ def test_a_failed_arm_is_named_and_the_others_are_kept(experiment, home, tmp_pat
 @pytest.mark.slow
 def test_an_interrupted_arm_goes_on_and_is_trained_by_one_process_alone(home, tmp_path, run_command, capsys):
     path = write_experiment(tmp_path, home, arms=ARMS[:1], run={"training__num_steps": 30})
-    command = [sys.executable, "-m", "pipeline", "compare", str(path), "--arm", "0"]
+    command = [sys.executable, "-m", "kappaspeech", "compare", str(path), "--arm", "0"]
     first = subprocess.Popen(command, env=clean_environment(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, text=True)
     steps = tmp_path / "out/runs/smallest-kappa-seed17/steps.jsonl"
     try:

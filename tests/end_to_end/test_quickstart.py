@@ -103,7 +103,7 @@ def make_stand_in(venv: Path, *, step_seconds: float) -> None:
         venv / "bin/kappaspeech",
         f"""
         case "$1 $2" in
-          "demo steps") PYTHONPATH="{REPOSITORY}" exec "{sys.executable}" -m pipeline "$@" ;;
+          "demo steps") PYTHONPATH="{REPOSITORY}/pipeline" exec "{sys.executable}" -m kappaspeech "$@" ;;
           "demo speech") mkdir -p speech/test/en; printf 'a.flac\\tword\\n' > speech/test/en/transcripts.tsv ;;
         esac
         """,

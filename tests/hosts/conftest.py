@@ -54,7 +54,7 @@ class Launch:
         self._output = Path(words[0]).with_suffix(".out")
         with self._output.open("w") as file:
             self.process = subprocess.Popen(
-                host.command(sys.executable, "-m", "pipeline", "train", *words),
+                host.command(sys.executable, "-m", "kappaspeech", "train", *words),
                 env=clean_environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", **variables),
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -80,8 +80,8 @@ def test_a_cut_network_ends_the_ranks_on_both_sides(hosts, launch):
 
 
 def test_another_copy_of_code_and_data_on_a_host_is_told_at_the_start(hosts, launch, home, tmp_path):
-    package = Path(__file__).parents[2] / "pipeline"
-    other = tmp_path / "pipeline"
+    package = Path(__file__).parents[2] / "pipeline/kappaspeech"
+    other = tmp_path / "kappaspeech"
     shutil.copytree(package, other)
     with (other / "errors.py").open("a") as file:
         file.write("# changed\n")
@@ -105,8 +105,8 @@ def test_another_copy_of_code_and_data_on_a_host_is_told_at_the_start(hosts, lau
 
 
 def pack_anew(recordings: Path, shards: Path) -> None:
-    from pipeline.speech.layouts import find_recordings
-    from pipeline.speech.packing import pack
+    from kappaspeech.speech.layouts import find_recordings
+    from kappaspeech.speech.packing import pack
 
     pack(find_recordings(recordings), shards, shard_size=5, num_processes=1)
 

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kappaspeech.config import LoraConfig, OptimizerConfig, UnfreezeConfig
+from kappaspeech.model.adaptor import AdaptorShape
+from kappaspeech.model.encoder import FrozenWhisperEncoder, load_encoder
+from kappaspeech.model.llm import load_llm, load_tokenizer
+from kappaspeech.model.recomputation import recompute_layers
+from kappaspeech.model.speech_llm import SpeechLLM, token_embedding_std
+from kappaspeech.model.trained import build_adaptor
+from kappaspeech.selection import SelectedTensor, TensorSelection
+from kappaspeech.speech.batches import SpeechPrompt, make_prompt
+from kappaspeech.speech.schedule import BatchBudget
+from kappaspeech.speech.stream import SpeechDataset, SpeechStream
+from kappaspeech.training.parts import mark_trained
 
-from pipeline.config import LoraConfig, OptimizerConfig, UnfreezeConfig
-from pipeline.model.adaptor import AdaptorShape
-from pipeline.model.encoder import FrozenWhisperEncoder, load_encoder
-from pipeline.model.llm import load_llm, load_tokenizer
-from pipeline.model.recomputation import recompute_layers
-from pipeline.model.speech_llm import SpeechLLM, token_embedding_std
-from pipeline.model.trained import build_adaptor
-from pipeline.selection import SelectedTensor, TensorSelection
-from pipeline.speech.batches import SpeechPrompt, make_prompt
-from pipeline.speech.schedule import BatchBudget
-from pipeline.speech.stream import SpeechDataset, SpeechStream
-from pipeline.training.parts import mark_trained
 from tests import tiny
 
 NUM_STEPS = 20

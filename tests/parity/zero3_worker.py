@@ -14,11 +14,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from kappaspeech.cluster import TorchCluster, start_training_cluster
+from kappaspeech.training import engine as engine_module
+from kappaspeech.training.base_partitions import averaged_weights
+from kappaspeech.training.engine import MicroBatch, TrainingEngine
 
-from pipeline.cluster import TorchCluster, start_training_cluster
-from pipeline.training import engine as engine_module
-from pipeline.training.base_partitions import averaged_weights
-from pipeline.training.engine import MicroBatch, TrainingEngine
 from tests.parity.counting import StepCounter, counting_late_fetches
 from tests.parity.steps import CASES, OPTIMIZER, Case, Parts, build_parts, open_stream
 from tests.patience import patience

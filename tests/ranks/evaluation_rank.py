@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kappaspeech.cluster import Cluster, start_training_cluster
+from kappaspeech.config import DatasetConfig, EvaluationConfig, OptimizerConfig, ReadConfig
+from kappaspeech.evaluation.evaluate import evaluate, open_test_set, read_hypotheses
+from kappaspeech.evaluation.transcribe import Transcriber
+from kappaspeech.model.trained import find_base, load_trained_model
+from kappaspeech.training.base_partitions import BasePartitions
+from kappaspeech.training.engine import MicroBatch, TrainingEngine
 
-from pipeline.cluster import Cluster, start_training_cluster
-from pipeline.config import DatasetConfig, EvaluationConfig, OptimizerConfig, ReadConfig
-from pipeline.evaluation.evaluate import evaluate, open_test_set, read_hypotheses
-from pipeline.evaluation.transcribe import Transcriber
-from pipeline.model.trained import find_base, load_trained_model
-from pipeline.training.base_partitions import BasePartitions
-from pipeline.training.engine import MicroBatch, TrainingEngine
 from tests.parity.steps import BUDGET, Case, build_parts, open_stream
 from tests.patience import patience
 

@@ -24,7 +24,7 @@ from tests.patience import patience
 
 PRELOADED = (
     "deepspeed.runtime.zero.muon.muon_optimizer",
-    "pipeline.training.run",
+    "kappaspeech.training.run",
     "soundfile",
     "soxr",
     "torch.utils.tensorboard",
@@ -130,7 +130,8 @@ def start(rank: int, port: int, request: dict[str, Any]) -> int:
         for stream in (1, 2):
             os.dup2(descriptor, stream)
         os.close(0)
-        from pipeline.commands import main
+        from kappaspeech.commands import main
+
         from tests.ranks import sabotage
 
         if request["sabotage"]:

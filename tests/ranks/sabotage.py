@@ -8,15 +8,14 @@ import signal
 import time
 from typing import Any
 
+from kappaspeech.evaluation.transcribe import Transcriber
+from kappaspeech.model.speech_llm import SpeechLLM
+from kappaspeech.speech.stream import StepData
+from kappaspeech.training.engine import TrainingEngine
+from kappaspeech.training.loop import TrainingLoop
+from kappaspeech.training.run_log import RunLog, StepRecord
+from kappaspeech.training.tensor_file import TensorFileWriter
 from torch import Tensor
-
-from pipeline.evaluation.transcribe import Transcriber
-from pipeline.model.speech_llm import SpeechLLM
-from pipeline.speech.stream import StepData
-from pipeline.training.engine import TrainingEngine
-from pipeline.training.loop import TrainingLoop
-from pipeline.training.run_log import RunLog, StepRecord
-from pipeline.training.tensor_file import TensorFileWriter
 
 
 def at_step(rank: str, step: str, what: str) -> None:

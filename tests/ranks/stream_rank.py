@@ -8,9 +8,9 @@ import json
 import sys
 from dataclasses import replace
 
-from pipeline.model.llm import load_tokenizer
-from pipeline.speech.schedule import BatchBudget
-from pipeline.speech.stream import SpeechDataset, SpeechStream
+from kappaspeech.model.llm import load_tokenizer
+from kappaspeech.speech.schedule import BatchBudget
+from kappaspeech.speech.stream import SpeechDataset, SpeechStream
 
 
 def main() -> None:

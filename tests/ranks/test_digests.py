@@ -11,13 +11,13 @@ from tests.conftest import clean_environment
 SCRIPT = """
 import sys
 from pathlib import Path
-import pipeline.training.proof as proof
+import kappaspeech.training.proof as proof
 
 calls, digest_encoder = [], proof.digest_encoder
 proof.digest_encoder = lambda parts: (calls.append(None), digest_encoder(parts))[1]
 
-from pipeline.config import read_run_config
-from pipeline.training.run import train
+from kappaspeech.config import read_run_config
+from kappaspeech.training.run import train
 
 train(read_run_config(Path(sys.argv[1])))
 print("calls", len(calls))

@@ -7,9 +7,8 @@ import shutil
 
 import pytest
 import torch
+from kappaspeech.commands import main
 from safetensors.torch import load_file
-
-from pipeline.commands import main
 
 
 @pytest.fixture(scope="module")

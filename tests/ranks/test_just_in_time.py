@@ -11,8 +11,8 @@ from tests.conftest import clean_environment
 SCRIPT = """
 import sys, weakref
 from pathlib import Path
-from pipeline.model.speech_llm import SpeechLLM
-from pipeline.training.encoding import ClipEncoder
+from kappaspeech.model.speech_llm import SpeechLLM
+from kappaspeech.training.encoding import ClipEncoder
 
 told, made = [], []
 encode, forward = ClipEncoder.encode, SpeechLLM.forward
@@ -29,8 +29,8 @@ def tell_forward(self, *arguments):
 
 ClipEncoder.encode, SpeechLLM.forward = tell_encode, tell_forward
 
-from pipeline.config import read_run_config
-from pipeline.training.run import train
+from kappaspeech.config import read_run_config
+from kappaspeech.training.run import train
 
 train(read_run_config(Path(sys.argv[1])))
 print(*told)

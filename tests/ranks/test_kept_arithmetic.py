@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from kappaspeech.commands import main
+from kappaspeech.training.arithmetic import UseArithmetic
+from kappaspeech.training.trained_run import open_transcriber
 
-from pipeline.commands import main
-from pipeline.training.arithmetic import UseArithmetic
-from pipeline.training.trained_run import open_transcriber
 from tests import tiny
 from tests.conftest import clean_environment, free_port
 from tests.patience import patience
@@ -28,7 +28,7 @@ def train(config: Path, *, ranks: int, **variables: str) -> str:
     """Train, and return what it said."""
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
     done = subprocess.run(
-        [*launcher, "-m", "pipeline", "train", str(config)],
+        [*launcher, "-m", "kappaspeech", "train", str(config)],
         env=clean_environment(OMP_NUM_THREADS="1", **variables),
         capture_output=True,
         text=True,

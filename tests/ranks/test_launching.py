@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from kappaspeech.launching import leftovers
 
-from pipeline.launching import leftovers
 from tests import tiny
 from tests.conftest import clean_environment
 from tests.patience import patience
@@ -26,7 +26,7 @@ def config(home, tmp_path):
 
 def start(*words: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "train", *map(str, words)],
+        [sys.executable, "-m", "kappaspeech", "train", *map(str, words)],
         env=clean_environment(OMP_NUM_THREADS="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

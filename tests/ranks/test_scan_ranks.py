@@ -50,7 +50,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "pipeline", "scan", *map(str, words)]
+    return [sys.executable, "-m", "kappaspeech", "scan", *map(str, words)]
 
 
 def run(*words: object, cache: Path, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -146,7 +146,7 @@ def test_mpirun_gives_the_ranking_of_one_process(small_model, tmp_path, backend)
 
 def test_torchrun_starts_ranks_too(small_model, tmp_path):
     words = [small_model, "--no-journal", "--output", tmp_path / "ranking.json"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "pipeline", "scan"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "kappaspeech", "scan"]
     done = subprocess.run(
         [*torchrun, *map(str, words)], env=environment(), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
     )

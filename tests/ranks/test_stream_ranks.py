@@ -49,8 +49,8 @@ class Ranks:
 @pytest.fixture(scope="module")
 def shards(home, tmp_path_factory) -> str:
     """Shards of one sample beside larger ones."""
-    from pipeline.speech.layouts import find_recordings
-    from pipeline.speech.packing import pack
+    from kappaspeech.speech.layouts import find_recordings
+    from kappaspeech.speech.packing import pack
 
     folder = tmp_path_factory.mktemp("uneven")
     recordings = find_recordings(home / "speech/train")

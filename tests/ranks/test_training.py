@@ -58,7 +58,7 @@ def test_exactly_the_selection_and_the_adaptor_are_trained(home, two_ranks):
 
 
 def test_every_frozen_tensor_is_bit_equal_after_training(home, two_ranks):
-    from pipeline.training.digests import digest_tensor
+    from kappaspeech.training.digests import digest_tensor
 
     proof = json.loads((two_ranks / "frozen.json").read_text())
     selected = {entry["name"] for entry in json.loads((home / "selection.json").read_text())["tensors"]}
@@ -122,7 +122,7 @@ def test_sigterm_saves_a_checkpoint_that_the_same_command_continues(home, one_ra
     config = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", training__num_steps=4000, data__test=[])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     process = subprocess.Popen(
-        [*launcher, "-m", "pipeline", "train", str(config)],
+        [*launcher, "-m", "kappaspeech", "train", str(config)],
         env=clean_environment(OMP_NUM_THREADS="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

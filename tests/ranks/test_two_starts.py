@@ -36,7 +36,7 @@ def test_a_failed_second_start_leaves_a_running_one_alone(home, run_command, tmp
     run = tmp_path / "run"
     config = tiny.write_config(tmp_path / "run.yaml", home, run, data__test=[], training__num_steps=1000)
     first = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "train", str(config), "--nproc", "1"],
+        [sys.executable, "-m", "kappaspeech", "train", str(config), "--nproc", "1"],
         env=clean_environment(OMP_NUM_THREADS="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

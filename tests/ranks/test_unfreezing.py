@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from kappaspeech.commands import main
+from kappaspeech.scan.spectrum import spectrum_stats
+from kappaspeech.speech.samples import AudioSample, read_recording
+from kappaspeech.training.trained_run import open_transcriber
 from safetensors.torch import load_file
-
-from pipeline.commands import main
-from pipeline.scan.spectrum import spectrum_stats
-from pipeline.speech.samples import AudioSample, read_recording
-from pipeline.training.trained_run import open_transcriber
 
 pytestmark = pytest.mark.slow
 

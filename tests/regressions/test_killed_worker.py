@@ -11,7 +11,8 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 
-from pipeline.speech import loading
+from kappaspeech.speech import loading
+
 from tests.conftest import clean_environment
 from tests.patience import patience
 

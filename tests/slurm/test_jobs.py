@@ -134,9 +134,11 @@ def test_the_trials_of_an_experiment_are_an_array_with_a_report_after_it(slurm, 
 def test_tasks_whose_mpi_sees_one_process_are_refused(slurm, home, tmp_path):
     """Without --mpi=pmix each task would scan the whole model, and all would write the same file."""
     pytest.importorskip("mpi4py")
-    words = [sys.executable, "-m", "pipeline", "scan", home / "llm", "--no-journal", "--backend=mpi", "--output", "r.json"]
+    words = [sys.executable, "-m", "kappaspeech", "scan", home / "llm", "--no-journal", "--backend=mpi", "--output", "r.json"]
     script = tmp_path / "mpi.sbatch"
-    script.write_text(f"#!/bin/bash\nexport PYTHONPATH={shlex.quote(str(REPOSITORY))}\nsrun {shlex.join(map(str, words))}\n")
+    script.write_text(
+        f"#!/bin/bash\nexport PYTHONPATH={shlex.quote(str(REPOSITORY / 'pipeline'))}\nsrun {shlex.join(map(str, words))}\n"
+    )
     ended = slurm.wait(slurm.submit("--nodes=2", script, cwd=tmp_path), seconds=60)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
     assert "started 2 processes (slurm), but MPI sees 1. Under srun give --mpi=pmix" in slurm.output(ended)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.patience import patience
 
-PACKAGE = Path(__file__).parents[2] / "pipeline"
+PACKAGE = Path(__file__).parents[2] / "pipeline/kappaspeech"
 # what each room may import of this project, itself and the ground floor aside
 GROUND = {
     "errors",
@@ -118,7 +118,7 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_follow_the_arrows(path):
-    ours = {name.split(".")[1] for name in imported(path) if name.startswith("pipeline.")}
+    ours = {name.split(".")[1] for name in imported(path) if name.startswith("kappaspeech.")}
     allowed = ARROWS[room(path)] | GROUND | {room(path)}
     assert ours <= allowed, f"{path.name} may not import {sorted(ours - allowed)}"
 
@@ -136,7 +136,7 @@ def test_no_room_is_without_a_rule():
 def test_blas_is_pinned_before_it_is_loaded():
     """A library that was loaded before wouldn't see it, and would run on all cores."""
     code = (
-        "import os, sys; from pipeline.commands import main; before = []; import pipeline.blas as blas; "
+        "import os, sys; from kappaspeech.commands import main; before = []; import kappaspeech.blas as blas; "
         "real = blas.pin_threads; blas.pin_threads = lambda *a: (before.append('numpy' in sys.modules), real(*a)); "
         "main(['scan', 'nowhere.safetensors', '--workers', '1']); assert before == [False], before"
     )
@@ -146,7 +146,7 @@ def test_blas_is_pinned_before_it_is_loaded():
 
 def test_help_answers_at_once_and_loads_nothing_heavy():
     code = (
-        "import sys; from pipeline.commands import main; main(['--help']); "
+        "import sys; from kappaspeech.commands import main; main(['--help']); "
         "heavy = {'torch', 'numpy', 'deepspeed', 'transformers', 'whisper', 'scipy', 'pydantic'} & set(sys.modules); "
         "assert not heavy, heavy"
     )

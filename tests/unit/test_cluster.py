@@ -3,9 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
-from pipeline.cluster import SingleProcess, agree
-from pipeline.errors import DataError, RankFailure
+from kappaspeech.cluster import SingleProcess, agree
+from kappaspeech.errors import DataError, RankFailure
 
 
 class BesideAnother(SingleProcess):

@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from kappaspeech import __version__
+from kappaspeech.commands import main
 
-from pipeline import __version__
-from pipeline.commands import main
 from tests import tiny
 from tests.conftest import clean_environment
 
@@ -132,7 +132,7 @@ def test_help_tells_what_an_option_is_by_default(capsys, monkeypatch):
 
 def test_completion_is_offered():
     # it asks which shell has started it; a test may have none above it
-    command = f"{shlex.quote(sys.executable)} -m pipeline --show-completion; exit $?"
+    command = f"{shlex.quote(sys.executable)} -m kappaspeech --show-completion; exit $?"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=clean_environment())
     assert done.returncode == 0, done.stderr
     assert "complete" in done.stdout

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from pipeline.config import YAML_OWNED_KEYS, read_deepspeed_config, read_run_config, settle_gradients
-from pipeline.errors import ConfigError
+from kappaspeech.config import YAML_OWNED_KEYS, read_deepspeed_config, read_run_config, settle_gradients
+from kappaspeech.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
 MINIMAL = {

@@ -138,6 +138,6 @@ def test_the_metadata_name_licence_and_author():
 
 
 def test_the_code_has_the_version_of_the_metadata():
-    from pipeline import __version__
+    from kappaspeech import __version__
 
     assert f'version="{__version__}"' in Path(REPOSITORY / "setup.py").read_text(encoding="utf-8")

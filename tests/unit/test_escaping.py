@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from pipeline.commands import main
-from pipeline.escaping import encodable, for_cell, for_line, for_picture, for_table, for_terminal
+from kappaspeech.commands import main
+from kappaspeech.escaping import encodable, for_cell, for_line, for_picture, for_table, for_terminal
 
 NAMES = {
     "escape": "layers.0.\x1b]0;PWNED\x07\x1b[2Jq.weight",

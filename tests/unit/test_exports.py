@@ -9,11 +9,10 @@ import re
 import pytest
 import torch
 import yaml
-
-from pipeline.commands import main
-from pipeline.exports import EXPORTS, axolotl, kappatune, names, peft
-from pipeline.model.llm import load_llm
-from pipeline.selection import SelectedTensor, TensorSelection
+from kappaspeech.commands import main
+from kappaspeech.exports import EXPORTS, axolotl, kappatune, names, peft
+from kappaspeech.model.llm import load_llm
+from kappaspeech.selection import SelectedTensor, TensorSelection
 
 SELECTION = TensorSelection(
     rule="by hand",

@@ -6,9 +6,8 @@ import json
 import logging
 
 import pytest
-
-from pipeline.errors import InputError
-from pipeline.json_lines import keep_lines, parse_lines, read_lines, write_lines
+from kappaspeech.errors import InputError
+from kappaspeech.json_lines import keep_lines, parse_lines, read_lines, write_lines
 
 # at each of these Python's splitlines ends a line
 BREAKS = "\u0085\u2028\u2029\x0b\x0c\x1c\x1d\x1e"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import socket
 
 import pytest
-
-from pipeline.listening import listen_narrowly, narrowest_address
-from pipeline.liveness import fit
-from pipeline.mpi_cluster import MAX_POST_BYTES
+from kappaspeech.listening import listen_narrowly, narrowest_address
+from kappaspeech.liveness import fit
+from kappaspeech.mpi_cluster import MAX_POST_BYTES
 
 
 @pytest.mark.parametrize(

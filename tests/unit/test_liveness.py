@@ -7,11 +7,10 @@ import threading
 import time
 
 import pytest
-
-from pipeline import liveness
-from pipeline.cluster import SingleProcess
-from pipeline.errors import RankFailure
-from pipeline.liveness import Watch
+from kappaspeech import liveness
+from kappaspeech.cluster import SingleProcess
+from kappaspeech.errors import RankFailure
+from kappaspeech.liveness import Watch
 
 
 class OneOfTwo(SingleProcess):

@@ -76,6 +76,6 @@ def test_gathered_wheels_are_installed_without_an_index(offline_wheels, tmp_path
         timeout=60,
     )
     assert installed.returncode == 0, installed.stderr
-    assert installed.stdout == f"export PYTHONPATH={target}:{LAUNCH.parent}\n"
+    assert installed.stdout == f"export PYTHONPATH={target}:{LAUNCH.parent}/pipeline\n"
     assert (target / "webdataset/__init__.py").exists()
     assert (target / "braceexpand").exists()

@@ -12,9 +12,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from kappaspeech.artefacts import read_json, write_json, write_text
+from kappaspeech.outputs import explain, sweep, try_folder, try_output, write_with
 
-from pipeline.artefacts import read_json, write_json, write_text
-from pipeline.outputs import explain, sweep, try_folder, try_output, write_with
 from tests.patience import patience
 
 
@@ -115,7 +115,7 @@ def test_a_name_of_the_longest_length_can_be_written(tmp_path):
 
 def test_what_a_killed_write_left_is_swept_and_what_is_being_written_is_not(tmp_path):
     script = (
-        "import sys, time; from pathlib import Path; from pipeline.outputs import write_with\n"
+        "import sys, time; from pathlib import Path; from kappaspeech.outputs import write_with\n"
         "def write(path): path.write_text('half'); print(flush=True); time.sleep(100)\n"
         "write_with(Path(sys.argv[1]), write)"
     )

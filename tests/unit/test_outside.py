@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+from kappaspeech.artefacts import read_json
+from kappaspeech.errors import CheckpointError, InputError
+from kappaspeech.outside import describe, explained, open_regular, parse_json, read_json_file, read_regular
 from pydantic import BaseModel
-
-from pipeline.artefacts import read_json
-from pipeline.errors import CheckpointError, InputError
-from pipeline.outside import describe, explained, open_regular, parse_json, read_json_file, read_regular
 
 
 @pytest.mark.parametrize(

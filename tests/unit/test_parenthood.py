@@ -46,7 +46,7 @@ def wait_until(is_so, *, seconds: float = 60.0) -> None:
 
 
 def start(words: list[str], **more) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "pipeline")])}
     return subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **more)
 
 
@@ -58,7 +58,7 @@ def test_the_workers_of_a_killed_pack_end(tmp_path, number):
         rows.append({"audio_filepath": f"{index}.wav", "text": "word", "lang": "en"})
     manifest = tmp_path / "m.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    process = start([sys.executable, "-m", "pipeline", "pack", str(manifest), str(tmp_path / "out"), "--workers", "2"])
+    process = start([sys.executable, "-m", "kappaspeech", "pack", str(manifest), str(tmp_path / "out"), "--workers", "2"])
     try:
         wait_until(lambda: len(children_of(process.pid)) >= 2 or process.poll() is not None)
         assert process.poll() is None, "it was over too soon to be killed"
@@ -75,7 +75,7 @@ def test_an_idle_and_a_busy_worker_end_with_their_parent(kind):
     program = f"""
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from pipeline.parenthood import end_with_parent
+from kappaspeech.parenthood import end_with_parent
 if __name__ == "__main__":
     context = multiprocessing.get_context("{kind}")
     pool = ProcessPoolExecutor(2, mp_context=context, initializer=end_with_parent, initargs=(os.getpid(),))
@@ -83,7 +83,7 @@ if __name__ == "__main__":
     print(*[pool.submit(os.getpid).result(), *pool._processes], flush=True)
     os.kill(os.getpid(), 9)
 """
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "pipeline")])}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     workers = [int(word) for word in done.stdout.split()]
     assert len(workers) >= 3
@@ -91,23 +91,23 @@ if __name__ == "__main__":
 
 
 def test_a_program_that_is_a_helper_ends_with_the_one_that_started_it():
-    helper = "import pipeline.parenthood as p, time; p.heed_parent(); print('up', flush=True); time.sleep(600)"
+    helper = "import kappaspeech.parenthood as p, time; p.heed_parent(); print('up', flush=True); time.sleep(600)"
     program = f"""
 import os, subprocess, sys
-from pipeline.parenthood import as_helper
+from kappaspeech.parenthood import as_helper
 child = subprocess.Popen([sys.executable, "-c", {helper!r}], env={{**os.environ, **as_helper()}}, stdout=subprocess.PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "pipeline")])}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     pid = int(done.stdout)
     wait_until(lambda: not is_alive(pid), seconds=20)
 
 
 def test_a_program_that_is_nobodys_helper_stays(monkeypatch):
-    from pipeline import parenthood
+    from kappaspeech import parenthood
 
     monkeypatch.delenv(parenthood.PARENT_VARIABLE, raising=False)
     parenthood.heed_parent()

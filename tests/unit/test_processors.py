@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from kappaspeech.processors import count_cores
 
-from pipeline.processors import count_cores
 from tests.patience import patience
 
 
@@ -29,6 +29,6 @@ def test_without_a_control_group_the_affinity_counts(tmp_path):
 
 
 def test_glibc_can_be_asked_to_keep_memory():
-    code = "from pipeline.allocator import keep_freed_memory; print(keep_freed_memory())"
+    code = "from kappaspeech.allocator import keep_freed_memory; print(keep_freed_memory())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience(60), check=True)
     assert done.stdout.strip() == str((os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"))

@@ -8,11 +8,12 @@ import re
 import subprocess
 import sys
 
-from pipeline.progress import ProgressBar
+from kappaspeech.progress import ProgressBar
+
 from tests.patience import patience
 
 CODE = """
-from pipeline.progress import ProgressBar
+from kappaspeech.progress import ProgressBar
 import time
 with ProgressBar("train", total=40, done=10, shown=True) as bar:
     for _ in range(30):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pickle
 
 import pytest
-
-from pipeline.diagnosis.finding import Finding
-from pipeline.errors import ConfigError, DataError, RankFailure
-from pipeline.escaping import for_terminal
-from pipeline.redaction import find_secrets, redact, redact_values, restore_secrets
-from pipeline.speech.loading import BadSample
+from kappaspeech.diagnosis.finding import Finding
+from kappaspeech.errors import ConfigError, DataError, RankFailure
+from kappaspeech.escaping import for_terminal
+from kappaspeech.redaction import find_secrets, redact, redact_values, restore_secrets
+from kappaspeech.speech.loading import BadSample
 
 SECRET = "hunter2"
 URLS = [

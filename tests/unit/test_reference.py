@@ -7,11 +7,10 @@ from typing import Annotated, Literal
 
 import pytest
 import yaml
+from kappaspeech.commands import main
+from kappaspeech.config import RunConfig
+from kappaspeech.reference import Key, list_sections
 from pydantic import BaseModel, Field
-
-from pipeline.commands import main
-from pipeline.config import RunConfig
-from pipeline.reference import Key, list_sections
 
 SECTIONS = list_sections(RunConfig)
 KEYS = [(section.path, key) for section in SECTIONS for key in section.keys]

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pipeline.errors import InputError, SelectionError
-from pipeline.selection import Candidate, TensorSelection, module_type, otsu_threshold, select
+from kappaspeech.errors import InputError, SelectionError
+from kappaspeech.selection import Candidate, TensorSelection, module_type, otsu_threshold, select
 
 
 @dataclass

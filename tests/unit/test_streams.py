@@ -16,7 +16,7 @@ PLAIN = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "
 
 def run(words: list[str], *, stdout, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", *words],
+        [sys.executable, "-m", "kappaspeech", *words],
         stdout=stdout,
         stderr=subprocess.PIPE,
         encoding="utf-8",
@@ -54,7 +54,7 @@ def test_a_reader_that_has_gone_is_no_traceback(words):
 
 
 def test_a_closed_standard_output_costs_nothing_but_the_text(words):
-    shell = ["sh", "-c", f'exec "{sys.executable}" -m pipeline "$@" >&-', "sh", *words]
+    shell = ["sh", "-c", f'exec "{sys.executable}" -m kappaspeech "$@" >&-', "sh", *words]
     done = subprocess.run(
         shell,
         stderr=subprocess.PIPE,

@@ -7,12 +7,12 @@ import time
 
 import pytest
 import yaml
+from kappaspeech.commands import main
+from kappaspeech.commands.train import read_settings
+from kappaspeech.config import read_run_config
+from kappaspeech.errors import ConfigError
+from kappaspeech.yaml_text import parse_yaml
 
-from pipeline.commands import main
-from pipeline.commands.train import read_settings
-from pipeline.config import read_run_config
-from pipeline.errors import ConfigError
-from pipeline.yaml_text import parse_yaml
 from tests.unit.test_config import MINIMAL, write
 
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "\n".join(

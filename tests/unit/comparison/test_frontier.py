@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from pipeline.comparison.frontier import (
+from kappaspeech.comparison.frontier import (
     LanguageErrors,
     Path,
     common_levels,
@@ -16,7 +15,7 @@ from pipeline.comparison.frontier import (
     price_gap,
     wer_path,
 )
-from pipeline.evaluation.bootstrap import NUM_RESAMPLES
+from kappaspeech.evaluation.bootstrap import NUM_RESAMPLES
 
 NUM_WORDS = 10
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kappaspeech.comparison.experiment import read_experiment, slug
+from kappaspeech.comparison.trials import make_selection, make_trial_config, prepare, read_state
+from kappaspeech.model.llm import load_llm
+from kappaspeech.scan.ranking import KappaRanking
+from kappaspeech.training.parts import mark_trained
 
-from pipeline.comparison.experiment import read_experiment, slug
-from pipeline.comparison.trials import make_selection, make_trial_config, prepare, read_state
-from pipeline.model.llm import load_llm
-from pipeline.scan.ranking import KappaRanking
-from pipeline.training.parts import mark_trained
 from tests import tiny
 
 REPOSITORY = Path(__file__).parents[3]

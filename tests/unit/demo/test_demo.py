@@ -7,13 +7,13 @@ import sys
 import time
 
 import pytest
+from kappaspeech.demo.sentences import make_sentences, split_by_sentence, words_of
+from kappaspeech.demo.speech import generate_speech, split_recordings
+from kappaspeech.demo.texts import write_texts
+from kappaspeech.demo.voices import VOICES, Voice, speak
+from kappaspeech.errors import DataError, InputError
+from kappaspeech.speech.layouts import find_recordings
 
-from pipeline.demo.sentences import make_sentences, split_by_sentence, words_of
-from pipeline.demo.speech import generate_speech, split_recordings
-from pipeline.demo.texts import write_texts
-from pipeline.demo.voices import VOICES, Voice, speak
-from pipeline.errors import DataError, InputError
-from pipeline.speech.layouts import find_recordings
 from tests import tiny
 from tests.patience import patience
 
@@ -47,7 +47,7 @@ def test_generated_speech_is_the_same_each_time_and_differs_by_voice(tmp_path):
     # another process, in another second: espeak-ng would seed its noise with the time
     time.sleep(1.1)
     code = (
-        "import sys; from pathlib import Path; from pipeline.demo.speech import generate_speech\n"
+        "import sys; from pathlib import Path; from kappaspeech.demo.speech import generate_speech\n"
         "generate_speech(Path(sys.argv[1]), num_train=40, num_test=2, seed=3)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "other")], check=True, timeout=patience(120))

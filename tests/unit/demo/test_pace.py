@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-
-from pipeline.demo.pace import Pace, choose_num_steps, describe_choice, read_step_seconds
-from pipeline.errors import InputError
+from kappaspeech.demo.pace import Pace, choose_num_steps, describe_choice, read_step_seconds
+from kappaspeech.errors import InputError
 
 
 def choose(minutes: float, *, step_seconds: float = 1.0, start_seconds: float = 20.0, recipe_num_steps: int = 560) -> int:

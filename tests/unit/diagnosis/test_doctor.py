@@ -9,17 +9,17 @@ import socket
 from pathlib import Path
 
 import pytest
+from kappaspeech.cluster import SingleProcess
+from kappaspeech.commands import main
+from kappaspeech.config import read_run_config
+from kappaspeech.diagnosis.arithmetic import check_dtype
+from kappaspeech.diagnosis.configuration import check_configuration, check_disk, check_ranks
+from kappaspeech.diagnosis.finding import Finding, RankReport, combine
+from kappaspeech.diagnosis.host import check_build_folder, check_open_files, check_port, check_shared_memory, find_build_folder
+from kappaspeech.diagnosis.packages import compare_versions
+from kappaspeech.model.precision import choose_dtype
 from packaging.requirements import Requirement
 
-from pipeline.cluster import SingleProcess
-from pipeline.commands import main
-from pipeline.config import read_run_config
-from pipeline.diagnosis.arithmetic import check_dtype
-from pipeline.diagnosis.configuration import check_configuration, check_disk, check_ranks
-from pipeline.diagnosis.finding import Finding, RankReport, combine
-from pipeline.diagnosis.host import check_build_folder, check_open_files, check_port, check_shared_memory, find_build_folder
-from pipeline.diagnosis.packages import compare_versions
-from pipeline.model.precision import choose_dtype
 from tests import tiny
 
 
@@ -58,7 +58,7 @@ def test_what_is_missing_is_a_problem_that_names_it(home, tmp_path, area, change
 
 
 def test_offload_needs_no_compiler_but_deepspeeds_leave_to_use_torchs_optimizer(home, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.diagnosis.configuration.find_compatible_ops", dict)
+    monkeypatch.setattr("kappaspeech.diagnosis.configuration.find_compatible_ops", dict)
     preset = Path(__file__).parents[3] / "ds_configs/zero3_offload_optimizer.json"
     assert statuses(examine(home, tmp_path, deepspeed=str(preset)), "DeepSpeed JSON") == ["ok", "ok"]
     content = json.loads(preset.read_text())
@@ -171,7 +171,7 @@ def test_the_dtype_is_told_with_its_reason_and_the_slower_one_warned_of(home, tm
     auto.write_text(json.dumps({"bf16": {"enabled": "auto"}, "zero_optimization": {"stage": 3}}))
 
     def find(rates, asked):
-        for module in ("pipeline.diagnosis.arithmetic", "pipeline.training.arithmetic"):
+        for module in ("kappaspeech.diagnosis.arithmetic", "kappaspeech.training.arithmetic"):
             monkeypatch.setattr(f"{module}.measure_rates", lambda *_: rates)
         (finding,) = check_dtype(asked, SingleProcess())
         return finding

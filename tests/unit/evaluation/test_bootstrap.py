@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from pipeline.evaluation import bootstrap
-from pipeline.evaluation.bootstrap import interval, resampled_rates, two_sided_p_value
+from kappaspeech.evaluation import bootstrap
+from kappaspeech.evaluation.bootstrap import interval, resampled_rates, two_sided_p_value
 
 NUM_SIMULATIONS = 600
 NUM_UTTERANCES = 100

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from pipeline.evaluation.markup import for_page
-from pipeline.evaluation.page import make_page
-from pipeline.evaluation.wer import Hypothesis
+from kappaspeech.evaluation.markup import for_page
+from kappaspeech.evaluation.page import make_page
+from kappaspeech.evaluation.wer import Hypothesis
 
 
 def test_a_pages_text_has_no_markup_and_nothing_that_reorders_it():

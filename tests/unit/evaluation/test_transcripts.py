@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pipeline.evaluation.transcripts import Segment, Transcript, to_json, to_srt, to_text
+from kappaspeech.evaluation.transcripts import Segment, Transcript, to_json, to_srt, to_text
 
 LONG = Transcript(
     "a.flac", (Segment(0.0, 3723.0015, "turn it on"), Segment(3723.0015, 3725.0, ""), Segment(3725.0, 3730.5, "off"))

@@ -6,8 +6,7 @@ import json
 
 import jiwer
 import pytest
-
-from pipeline.evaluation.wer import (
+from kappaspeech.evaluation.wer import (
     Hypothesis,
     WerCount,
     compare_hypotheses,

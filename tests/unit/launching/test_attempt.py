@@ -12,14 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
-
-from pipeline.errors import RankFailure, TrainingError
-from pipeline.launching import attempt as attempts
-from pipeline.launching import leftovers, reports, supervisor
-from pipeline.launching.attempt import Signals, judge, run_attempt
-from pipeline.launching.command_lines import CommandLine
-from pipeline.launching.reports import RankReport
-from pipeline.training.lease import Lease, make_start_id
+from kappaspeech.errors import RankFailure, TrainingError
+from kappaspeech.launching import attempt as attempts
+from kappaspeech.launching import leftovers, reports, supervisor
+from kappaspeech.launching.attempt import Signals, judge, run_attempt
+from kappaspeech.launching.command_lines import CommandLine
+from kappaspeech.launching.reports import RankReport
+from kappaspeech.training.lease import Lease, make_start_id
 
 
 def start(run_dir: Path, script: str, *, mark: str = "m"):

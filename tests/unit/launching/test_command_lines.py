@@ -9,9 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from pipeline.errors import ConfigError
-from pipeline.launching.command_lines import (
+from kappaspeech.errors import ConfigError
+from kappaspeech.launching.command_lines import (
     FOLDER_VARIABLE,
     CommandLine,
     carried_variables,
@@ -22,7 +21,8 @@ from pipeline.launching.command_lines import (
     split_words,
     under_slurm,
 )
-from pipeline.launching.hostfile import Host, read_hostfile
+from kappaspeech.launching.hostfile import Host, read_hostfile
+
 from tests.patience import patience
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
-from pipeline.launching import file_system
-from pipeline.launching.file_system import FolderWatch, find_problem
+from kappaspeech.launching import file_system
+from kappaspeech.launching.file_system import FolderWatch, find_problem
 
 
 def test_a_folder_that_takes_files_has_no_problem_and_is_left_empty(tmp_path):

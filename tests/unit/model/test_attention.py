@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kappaspeech.errors import CheckpointError, ConfigError
+from kappaspeech.model.attention import MATMUL_ATTENTION, matmul_attention, register_matmul_attention
+from kappaspeech.model.family import attentions_of, find_class
+from kappaspeech.model.llm import choose_attention, load_llm
 from torch import nn
 from transformers import AutoConfig
-
-from pipeline.errors import CheckpointError, ConfigError
-from pipeline.model.attention import MATMUL_ATTENTION, matmul_attention, register_matmul_attention
-from pipeline.model.family import attentions_of, find_class
-from pipeline.model.llm import choose_attention, load_llm
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import whisper
-
-from pipeline.errors import CheckpointError
-from pipeline.model.encoder import choose_encoder_dtype, load_encoder
+from kappaspeech.errors import CheckpointError
+from kappaspeech.model.encoder import choose_encoder_dtype, load_encoder
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from kappaspeech.errors import CheckpointError
+from kappaspeech.model.adaptor import AdaptorShape
+from kappaspeech.model.embedded_words import check_embedded_words
+from kappaspeech.model.family import attentions_of, check_hears, find_class
+from kappaspeech.model.llm import decoder_layers
+from kappaspeech.model.speech_llm import IGNORED_LABEL, SpeechLLM, embedding_width, token_embedding_std
+from kappaspeech.model.trained import build_adaptor
 
-from pipeline.errors import CheckpointError
-from pipeline.model.adaptor import AdaptorShape
-from pipeline.model.embedded_words import check_embedded_words
-from pipeline.model.family import attentions_of, check_hears, find_class
-from pipeline.model.llm import decoder_layers
-from pipeline.model.speech_llm import IGNORED_LABEL, SpeechLLM, embedding_width, token_embedding_std
-from pipeline.model.trained import build_adaptor
 from tests.families import FAMILIES, VOCABULARY, make_config, make_llm
 
 # what each is refused for, by name, before anything is loaded

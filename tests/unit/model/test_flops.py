@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kappaspeech.model.adaptor import AdaptorShape
+from kappaspeech.model.encoder import load_encoder
+from kappaspeech.model.flops import ClipLengths, StackCost, speech_cost
+from kappaspeech.model.freezing import unfreeze
+from kappaspeech.model.llm import load_llm
+from kappaspeech.model.speech_llm import SpeechLLM
+from kappaspeech.model.trained import build_adaptor
+from kappaspeech.selection import TensorSelection
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.model.adaptor import AdaptorShape
-from pipeline.model.encoder import load_encoder
-from pipeline.model.flops import ClipLengths, StackCost, speech_cost
-from pipeline.model.freezing import unfreeze
-from pipeline.model.llm import load_llm
-from pipeline.model.speech_llm import SpeechLLM
-from pipeline.model.trained import build_adaptor
-from pipeline.selection import TensorSelection
 from tests import tiny
 
 PREFIX, SUFFIX = torch.tensor([5, 6, 7]), torch.tensor([8, 9])
@@ -79,9 +79,8 @@ def test_padding_to_30_s_costs_30_s_of_every_clip(home, encoder, model):
 
 
 def test_a_token_of_a_mixture_meets_its_experts_alone():
+    from kappaspeech.model.flops import _decoder_cost
     from transformers import MixtralConfig, MixtralForCausalLM
-
-    from pipeline.model.flops import _decoder_cost
 
     config = MixtralConfig(
         vocab_size=11,

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from kappaspeech.model.label_loss import label_nats
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from pipeline.model.label_loss import label_nats
 
 NUM_LABELS, VOCABULARY = 23, 40
 

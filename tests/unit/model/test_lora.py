@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kappaspeech.errors import SelectionError
+from kappaspeech.model.freezing import check_tensors_are_stored, unfreeze
+from kappaspeech.model.llm import load_llm
+from kappaspeech.model.lora import LoraShape, add_lora, is_factor, linear_tensors, merge, public_names
 from transformers import GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-from pipeline.errors import SelectionError
-from pipeline.model.freezing import check_tensors_are_stored, unfreeze
-from pipeline.model.llm import load_llm
-from pipeline.model.lora import LoraShape, add_lora, is_factor, linear_tensors, merge, public_names
 
 SHAPE = LoraShape(rank=2, alpha=6.0, dropout=0.0)
 IDS = torch.arange(12)[None]
@@ -136,10 +135,10 @@ def test_one_of_fused_experts_is_refused_with_the_remedy():
 
 
 def test_experts_that_are_fused_on_loading_are_refused_with_the_remedy_and_the_remedy_works(tmp_path):
-    from pipeline.cluster import SingleProcess
-    from pipeline.scan.checkpoint import open_checkpoint
-    from pipeline.scan.stage import scan
-    from pipeline.selection import select
+    from kappaspeech.cluster import SingleProcess
+    from kappaspeech.scan.checkpoint import open_checkpoint
+    from kappaspeech.scan.stage import scan
+    from kappaspeech.selection import select
 
     refusals = {}
     for name, options in (("apart", {}), ("fused", {"save_original_format": False})):

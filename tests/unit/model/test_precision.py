@@ -4,8 +4,7 @@ import random
 
 import pytest
 import torch
-
-from pipeline.model.precision import (
+from kappaspeech.model.precision import (
     LARGE_PRODUCTS,
     Product,
     choose_dtype,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from pipeline.errors import ConfigError
-from pipeline.model.recomputation import count_recomputed, recompute_layers
+from kappaspeech.errors import ConfigError
+from kappaspeech.model.recomputation import count_recomputed, recompute_layers
 
 NUM_LAYERS = 3
 

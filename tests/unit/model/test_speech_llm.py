@@ -7,14 +7,13 @@ import math
 
 import pytest
 import torch
+from kappaspeech.errors import SelectionError
+from kappaspeech.model.adaptor import Adaptor, AdaptorShape, sinusoids, stack_states
+from kappaspeech.model.freezing import unfreeze
+from kappaspeech.model.llm import load_llm
+from kappaspeech.model.speech_llm import IGNORED_LABEL, SpeechLLM, token_embedding_std
+from kappaspeech.model.trained import build_adaptor
 from torch.nn import functional
-
-from pipeline.errors import SelectionError
-from pipeline.model.adaptor import Adaptor, AdaptorShape, sinusoids, stack_states
-from pipeline.model.freezing import unfreeze
-from pipeline.model.llm import load_llm
-from pipeline.model.speech_llm import IGNORED_LABEL, SpeechLLM, token_embedding_std
-from pipeline.model.trained import build_adaptor
 
 SHAPE = AdaptorShape(encoder_width=16, llm_width=32, width=24, num_heads=4, stacking=4, dropout=0.0, embedding_std=0.02)
 PREFIX, SUFFIX = torch.tensor([5, 6, 7]), torch.tensor([8, 9])
@@ -49,7 +48,7 @@ def test_the_adaptor_speaks_at_the_scale_of_the_embeddings_and_at_a_quarter_of_t
 
 
 def test_positions_are_made_once_for_clips_of_any_length_and_are_those_of_their_own_length(monkeypatch):
-    from pipeline.model import adaptor as module
+    from kappaspeech.model import adaptor as module
 
     made = []
     monkeypatch.setattr(module, "sinusoids", lambda *shape: made.append(shape[0]) or sinusoids(*shape))

@@ -7,17 +7,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from kappaspeech.errors import CheckpointError
+from kappaspeech.model.freezing import unfreeze
+from kappaspeech.model.llm import load_llm
+from kappaspeech.model.stored_names import model_names, rename_shapes
+from kappaspeech.scan.checkpoint import open_checkpoint
+from kappaspeech.training.export import export
+from kappaspeech.training.merged_files import read_base
+from kappaspeech.training.meta_model import build_meta_llm
+from kappaspeech.training.trained_run import SPEECH_FILE, TRAINED_FILE
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import CheckpointError
-from pipeline.model.freezing import unfreeze
-from pipeline.model.llm import load_llm
-from pipeline.model.stored_names import model_names, rename_shapes
-from pipeline.scan.checkpoint import open_checkpoint
-from pipeline.training.export import export
-from pipeline.training.merged_files import read_base
-from pipeline.training.meta_model import build_meta_llm
-from pipeline.training.trained_run import SPEECH_FILE, TRAINED_FILE
 from tests.families import make_llm
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

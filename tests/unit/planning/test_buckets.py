@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.planning.buckets import settle_buckets
+from kappaspeech.planning.buckets import settle_buckets
 
 
 def test_two_layers_are_gathered_ahead_unless_the_json_says_otherwise():

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-
-from pipeline.model.flops import SpeechCost, StackCost
-from pipeline.planning.batches import MicroBatchSize
-from pipeline.planning.duration import Rates, Traffic, count_traffic, count_updated, predict_step
-from pipeline.planning.elementwise import count_elementwise
-from pipeline.planning.memory import count_tokens, count_whole, read_settings
-from pipeline.planning.offload import Offloaded, count_offloaded
-from pipeline.planning.sizes import LlmSizes, SpeechSizes
+from kappaspeech.model.flops import SpeechCost, StackCost
+from kappaspeech.planning.batches import MicroBatchSize
+from kappaspeech.planning.duration import Rates, Traffic, count_traffic, count_updated, predict_step
+from kappaspeech.planning.elementwise import count_elementwise
+from kappaspeech.planning.memory import count_tokens, count_whole, read_settings
+from kappaspeech.planning.offload import Offloaded, count_offloaded
+from kappaspeech.planning.sizes import LlmSizes, SpeechSizes
 
 LLM = LlmSizes(
     width=8,

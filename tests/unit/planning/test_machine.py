@@ -6,10 +6,9 @@ import time
 
 import pytest
 import torch
-
-from pipeline.planning import machine
-from pipeline.planning.duration import Rates
-from pipeline.planning.machine import ModelProduct, measure_compute, measure_here, slowest
+from kappaspeech.planning import machine
+from kappaspeech.planning.duration import Rates
+from kappaspeech.planning.machine import ModelProduct, measure_compute, measure_here, slowest
 
 CPU = torch.device("cpu")
 LLM = ModelProduct(64, 128, 256, torch.float32)

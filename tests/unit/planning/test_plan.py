@@ -9,18 +9,18 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from kappaspeech.commands import main
+from kappaspeech.config import read_run_config
+from kappaspeech.planning.batches import sizes_by_budget, sizes_by_lengths
+from kappaspeech.planning.duration import Rates
+from kappaspeech.planning.memory import count_state, kept_bytes_per_token, read_settings
+from kappaspeech.planning.plan import compare_with_run
+from kappaspeech.planning.planner import Planner
+from kappaspeech.planning.sizes import LlmSizes, count_kept_inputs
+from kappaspeech.speech.schedule import BatchBudget
+from kappaspeech.training.meta_model import build_meta_model
 from torch.autograd.graph import saved_tensors_hooks
 
-from pipeline.commands import main
-from pipeline.config import read_run_config
-from pipeline.planning.batches import sizes_by_budget, sizes_by_lengths
-from pipeline.planning.duration import Rates
-from pipeline.planning.memory import count_state, kept_bytes_per_token, read_settings
-from pipeline.planning.plan import compare_with_run
-from pipeline.planning.planner import Planner
-from pipeline.planning.sizes import LlmSizes, count_kept_inputs
-from pipeline.speech.schedule import BatchBudget
-from pipeline.training.meta_model import build_meta_model
 from tests import tiny
 
 REPOSITORY = Path(__file__).parents[3]
@@ -68,7 +68,7 @@ def test_a_layer_keeps_what_torch_keeps(trained, dtype):
 
 
 def test_attention_by_products_keeps_its_weights():
-    from pipeline.model.attention import register_matmul_attention
+    from kappaspeech.model.attention import register_matmul_attention
 
     measured, fused = (
         kept_by_torch(3, None, torch.bfloat16, attention) - kept_by_torch(2, None, torch.bfloat16, attention)
@@ -81,7 +81,7 @@ def test_attention_by_products_keeps_its_weights():
 
 
 def test_the_meta_model_has_the_parameters_of_the_real_one(home, config):
-    from pipeline.model.llm import load_llm
+    from kappaspeech.model.llm import load_llm
 
     encoder, model = build_meta_model(config)
     real = load_llm(str(home / "llm"), dtype=torch.bfloat16)
@@ -94,7 +94,7 @@ def test_the_meta_model_has_the_parameters_of_the_real_one(home, config):
 
 @pytest.mark.parametrize("unfreeze", [{"mode": "all"}, {"mode": "lora"}, {"mode": "adaptor"}])
 def test_what_trains_on_the_meta_device_is_what_trains(home, tmp_path, unfreeze):
-    from pipeline.training.parts import load_parts
+    from kappaspeech.training.parts import load_parts
 
     config = read_run_config(tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", unfreeze=unfreeze))
     _, model = build_meta_model(config)
@@ -132,7 +132,7 @@ def test_checkpointing_trades_memory_for_computation(config):
 
 
 def test_a_plan_gathers_as_far_ahead_as_the_engine(config, tmp_path):
-    from pipeline.planning.sizes import largest_layer
+    from kappaspeech.planning.sizes import largest_layer
 
     (tmp_path / "zero3.json").write_text(json.dumps({"zero_optimization": {"stage": 3}}))
     modules = build_meta_model(config)

@@ -9,14 +9,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from kappaspeech.errors import CheckpointError
+from kappaspeech.scan.checkpoint import open_checkpoint
+from kappaspeech.scan.dtypes import widen
+from kappaspeech.scan.matrices import MatrixRef, StoredMatrix, list_matrices
+from kappaspeech.scan.stage import scan
+from kappaspeech.scan.torch_algebra import TorchAlgebra
 from safetensors.torch import save_file
-
-from pipeline.errors import CheckpointError
-from pipeline.scan.checkpoint import open_checkpoint
-from pipeline.scan.dtypes import widen
-from pipeline.scan.matrices import MatrixRef, StoredMatrix, list_matrices
-from pipeline.scan.stage import scan
-from pipeline.scan.torch_algebra import TorchAlgebra
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -280,7 +279,7 @@ def test_a_matrix_too_large_to_hold_is_read_in_blocks_to_the_same_values(tmp_pat
     weight = torch.randn(shape).to(dtype)
     checkpoint = open_checkpoint(save_folder(tmp_path, {"w.weight": weight}))
     held = StoredMatrix(checkpoint, MatrixRef("w.weight", checkpoint.tensors[0], shape))
-    monkeypatch.setattr("pipeline.scan.matrices._MAX_HELD_BYTES", 0)
+    monkeypatch.setattr("kappaspeech.scan.matrices._MAX_HELD_BYTES", 0)
     streamed = StoredMatrix(checkpoint, MatrixRef("w.weight", checkpoint.tensors[0], shape))
     for start, stop in ((0, 13), (13, 40)):
         np.testing.assert_array_equal(streamed.block(start, stop), held.block(start, stop))

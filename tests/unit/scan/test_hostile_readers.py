@@ -20,16 +20,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kappaspeech.errors import KappaSpeechError
+from kappaspeech.scan.checkpoint import open_checkpoint
+from kappaspeech.scan.journal import Journal
+from kappaspeech.scan.ranking import KappaRanking
+from kappaspeech.scan.scores import SCORES
+from kappaspeech.scan.stage import scan
+from kappaspeech.scan.table import rows
+from kappaspeech.selection import TensorSelection, select
 from safetensors.numpy import save_file
 
-from pipeline.errors import KappaSpeechError
-from pipeline.scan.checkpoint import open_checkpoint
-from pipeline.scan.journal import Journal
-from pipeline.scan.ranking import KappaRanking
-from pipeline.scan.scores import SCORES
-from pipeline.scan.stage import scan
-from pipeline.scan.table import rows
-from pipeline.selection import TensorSelection, select
 from tests.patience import patience
 
 EXAMPLES = int(os.environ.get("KAPPASPEECH_FUZZ_EXAMPLES", "0"))

@@ -7,11 +7,10 @@ import os
 
 import pytest
 import torch
+from kappaspeech.scan import stage
+from kappaspeech.scan.checkpoint import open_checkpoint
+from kappaspeech.scan.stage import scan
 from safetensors.torch import save_file
-
-from pipeline.scan import stage
-from pipeline.scan.checkpoint import open_checkpoint
-from pipeline.scan.stage import scan
 
 
 def save(path, smallest: float) -> None:

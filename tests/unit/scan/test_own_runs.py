@@ -8,13 +8,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from kappaspeech.errors import CheckpointError
+from kappaspeech.model.lora import LoraShape, factors_of, merge
+from kappaspeech.scan.checkpoint import open_checkpoint
+from kappaspeech.scan.dtypes import widen
+from kappaspeech.scan.matrices import list_matrices
 from safetensors.torch import save_file
-
-from pipeline.errors import CheckpointError
-from pipeline.model.lora import LoraShape, factors_of, merge
-from pipeline.scan.checkpoint import open_checkpoint
-from pipeline.scan.dtypes import widen
-from pipeline.scan.matrices import list_matrices
 
 PLAIN, FUSED, OTHER = (
     "model.layers.0.mlp.up_proj.weight",

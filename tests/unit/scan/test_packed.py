@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from kappaspeech.scan.checkpoint import open_checkpoint
+from kappaspeech.scan.matrices import StoredMatrix, list_matrices
 from safetensors.torch import save_file
-
-from pipeline.scan.checkpoint import open_checkpoint
-from pipeline.scan.matrices import StoredMatrix, list_matrices
 
 P = "model.layers.0.self_attn.q_proj"
 E = "model.layers.0.mlp.experts"

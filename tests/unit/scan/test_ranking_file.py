@@ -6,10 +6,9 @@ import copy
 import json
 
 import pytest
-
-from pipeline.errors import InputError
-from pipeline.scan.ranking import KappaRanking
-from pipeline.selection import TensorSelection
+from kappaspeech.errors import InputError
+from kappaspeech.scan.ranking import KappaRanking
+from kappaspeech.selection import TensorSelection
 
 GONE = object()
 VALUES = [GONE, None, "x", -1, [], {}, 10**30, "\ud800"]

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-from pipeline.commands import main
-from pipeline.scan.ranking import KappaRanking
-from pipeline.scan.scores import SCORES
-from pipeline.scan.table import rows
+from kappaspeech.commands import main
+from kappaspeech.scan.ranking import KappaRanking
+from kappaspeech.scan.scores import SCORES
+from kappaspeech.scan.table import rows
 
 
 @pytest.fixture(scope="module")

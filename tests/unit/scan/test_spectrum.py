@@ -9,11 +9,10 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
-from pipeline.errors import InputError, ScanError
-from pipeline.scan.lanczos import largest_eigenpair
-from pipeline.scan.scores import SCORES
-from pipeline.scan.spectrum import PIECE_VECTORS, ArrayMatrix, SpectrumStats, measure, num_pieces, piece_gram, spectrum_stats
+from kappaspeech.errors import InputError, ScanError
+from kappaspeech.scan.lanczos import largest_eigenpair
+from kappaspeech.scan.scores import SCORES
+from kappaspeech.scan.spectrum import PIECE_VECTORS, ArrayMatrix, SpectrumStats, measure, num_pieces, piece_gram, spectrum_stats
 
 SHAPES = st.tuples(st.integers(2, 24), st.integers(2, 24))
 SEEDS = st.integers(0, 2**32 - 1)

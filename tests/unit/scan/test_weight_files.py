@@ -10,13 +10,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from kappaspeech.errors import CheckpointError
+from kappaspeech.model.config_limits import check_size
+from kappaspeech.scan.checkpoint import open_checkpoint
+from kappaspeech.scan.matrices import list_matrices
+from kappaspeech.scan.weight_files import read_config
 from safetensors.torch import save_file
-
-from pipeline.errors import CheckpointError
-from pipeline.model.config_limits import check_size
-from pipeline.scan.checkpoint import open_checkpoint
-from pipeline.scan.matrices import list_matrices
-from pipeline.scan.weight_files import read_config
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from kappaspeech.errors import DataError
+from kappaspeech.model.llm import load_tokenizer
+from kappaspeech.speech.batches import IGNORED_LABEL, label_ids
+from kappaspeech.speech.samples import BadSampleError, decode
+from kappaspeech.speech.schedule import BatchBudget
+from kappaspeech.speech.shards import INDEX_SUFFIX, index_shard, parse_transcript, read_index, write_index
+from kappaspeech.speech.stream import SpeechDataset, SpeechStream
+from kappaspeech.speech.table import SampleTable, write_merged
 
-from pipeline.errors import DataError
-from pipeline.model.llm import load_tokenizer
-from pipeline.speech.batches import IGNORED_LABEL, label_ids
-from pipeline.speech.samples import BadSampleError, decode
-from pipeline.speech.schedule import BatchBudget
-from pipeline.speech.shards import INDEX_SUFFIX, index_shard, parse_transcript, read_index, write_index
-from pipeline.speech.stream import SpeechDataset, SpeechStream
-from pipeline.speech.table import SampleTable, write_merged
 from tests.patience import patience
 from tests.speech_files import clip, details, make_tar
 
@@ -171,7 +171,7 @@ def test_whatever_a_tokenizer_raises_is_the_samples_own_fault(shard, tokenizer, 
             raise OverflowError("no such token")
         return label_ids(tokenizer, transcript, **options)
 
-    monkeypatch.setattr("pipeline.speech.stream.label_ids", refuse)
+    monkeypatch.setattr("kappaspeech.speech.stream.label_ids", refuse)
     assert causes(shard, tokenizer) == {"bad": "unusable"}
 
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from pipeline.errors import DataError
-from pipeline.speech import block_cache
-from pipeline.speech.block_cache import CachedSource
-from pipeline.speech.cache_folder import MARKER_NAME, CacheFolder
-from pipeline.speech.feature_cache import FeatureCache, FeatureCacheOptions
-from pipeline.speech.sources import ReadOptions
+from kappaspeech.errors import DataError
+from kappaspeech.speech import block_cache
+from kappaspeech.speech.block_cache import CachedSource
+from kappaspeech.speech.cache_folder import MARKER_NAME, CacheFolder
+from kappaspeech.speech.feature_cache import FeatureCache, FeatureCacheOptions
+from kappaspeech.speech.sources import ReadOptions
 
 BLOCK = 1000
 CONTENT = bytes(range(256)) * 64

@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from pipeline.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions, entry_name, from_bits, to_bits
-from pipeline.speech.loading import LoadedSample, Loader, LoadOptions, SampleRef
-from pipeline.speech.shards import SampleEntry, ShardStamp
-from pipeline.speech.sources import ReadOptions
+from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions, entry_name, from_bits, to_bits
+from kappaspeech.speech.loading import LoadedSample, Loader, LoadOptions, SampleRef
+from kappaspeech.speech.shards import SampleEntry, ShardStamp
+from kappaspeech.speech.sources import ReadOptions
 
 ENTRY = SampleEntry("k", 1.0, "en", 512, 100, 1536, 10, False)
 STAMP = ShardStamp(4096, "0", "a" * 64)

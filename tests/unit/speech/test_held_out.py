@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pipeline.speech.held_out import choose_subset
+from kappaspeech.speech.held_out import choose_subset
 
 SAMPLES = [*(("en", f"en/{i}") for i in range(90)), *(("de", f"de/{i}") for i in range(20)), ("fr", "fr/0")]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kappaspeech.commands import main
+from kappaspeech.errors import DataError
+from kappaspeech.speech.held_out import read_test_batches
+from kappaspeech.speech.layouts import find_recordings
+from kappaspeech.speech.packing import pack
+from kappaspeech.speech.stream import SpeechDataset
 
-from pipeline.commands import main
-from pipeline.errors import DataError
-from pipeline.speech.held_out import read_test_batches
-from pipeline.speech.layouts import find_recordings
-from pipeline.speech.packing import pack
-from pipeline.speech.stream import SpeechDataset
 from tests.speech_files import clip, save
 
 

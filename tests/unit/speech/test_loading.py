@@ -12,16 +12,15 @@ import numpy as np
 import psutil
 import pytest
 import torch
-
-from pipeline.errors import DataError
-from pipeline.model.llm import load_tokenizer
-from pipeline.speech.augment import Augmentation, change_speed, generator, mask_spectrogram
-from pipeline.speech.loading import LoaderPool, LoadOptions, SampleRef
-from pipeline.speech.normalisers import normalise_text
-from pipeline.speech.samples import log_mel
-from pipeline.speech.schedule import BatchBudget
-from pipeline.speech.sources import ReadOptions
-from pipeline.speech.stream import Corpus, SpeechDataset, SpeechStream, StreamOptions
+from kappaspeech.errors import DataError
+from kappaspeech.model.llm import load_tokenizer
+from kappaspeech.speech.augment import Augmentation, change_speed, generator, mask_spectrogram
+from kappaspeech.speech.loading import LoaderPool, LoadOptions, SampleRef
+from kappaspeech.speech.normalisers import normalise_text
+from kappaspeech.speech.samples import log_mel
+from kappaspeech.speech.schedule import BatchBudget
+from kappaspeech.speech.sources import ReadOptions
+from kappaspeech.speech.stream import Corpus, SpeechDataset, SpeechStream, StreamOptions
 
 OPTIONS = LoadOptions(num_mels=80, max_seconds=20.0)
 
@@ -86,7 +85,7 @@ def test_workers_load_what_this_process_loads_also_when_one_is_killed(home):
 
 @pytest.mark.slow
 def test_workers_that_keep_dying_are_an_error(refs, monkeypatch):
-    monkeypatch.setattr("pipeline.speech.loading._MAX_RESTARTS", 0)
+    monkeypatch.setattr("kappaspeech.speech.loading._MAX_RESTARTS", 0)
     others = workers()
     pool = LoaderPool(OPTIONS, ReadOptions(), num_workers=1)
     pool.take(pool.submit(refs[:1]))

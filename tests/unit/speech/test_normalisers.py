@@ -5,8 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-
-from pipeline.speech.normalisers import normalise_text, normaliser_of, split_graphemes
+from kappaspeech.speech.normalisers import normalise_text, normaliser_of, split_graphemes
 
 WHOLE = [
     ("hi", "हिन्दी में बोलो!", "हिन्दी में बोलो"),

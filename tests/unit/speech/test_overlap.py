@@ -7,10 +7,10 @@ import io
 import numpy as np
 import pytest
 import soundfile
+from kappaspeech.speech.overlap import find_overlap
+from kappaspeech.speech.shards import index_shard, write_index
+from kappaspeech.speech.stream import Corpus, SpeechDataset
 
-from pipeline.speech.overlap import find_overlap
-from pipeline.speech.shards import index_shard, write_index
-from pipeline.speech.stream import Corpus, SpeechDataset
 from tests.speech_files import details, make_tar
 
 
@@ -50,11 +50,12 @@ def test_apart_they_share_nothing(corpus):
 
 
 def test_doctor_and_train_say_so(home, tmp_path, capsys):
-    from pipeline.config import read_run_config
-    from pipeline.diagnosis.configuration import check_configuration
-    from pipeline.speech.schedule import BatchBudget
-    from pipeline.speech.stream import SpeechStream, make_datasets
-    from pipeline.training.run import _warn_of_overlap
+    from kappaspeech.config import read_run_config
+    from kappaspeech.diagnosis.configuration import check_configuration
+    from kappaspeech.speech.schedule import BatchBudget
+    from kappaspeech.speech.stream import SpeechStream, make_datasets
+    from kappaspeech.training.run import _warn_of_overlap
+
     from tests import tiny
 
     shards = str(home / "shards/train/en-*.tar")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from kappaspeech.errors import CheckpointError, InputError
+from kappaspeech.speech.batches import SpeechPrompt, make_prompt
 from tokenizers import processors
 from transformers import AutoTokenizer
-
-from pipeline.errors import CheckpointError, InputError
-from pipeline.speech.batches import SpeechPrompt, make_prompt
 
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[a]"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + PLAIN

@@ -10,15 +10,15 @@ import threading
 from pathlib import Path
 
 import pytest
+from kappaspeech.errors import DataError
+from kappaspeech.speech import shards
+from kappaspeech.speech.remote import explain
+from kappaspeech.speech.shards import SampleEntry, ShardIndex, ShardStamp, expand, index_shard, read_index
+from kappaspeech.speech.sources import ReadOptions, open_source
+from kappaspeech.speech.stream import Corpus, SpeechDataset
+from kappaspeech.speech.table import SampleTable, write_merged
+from kappaspeech.speech.web import ReadProblemError
 
-from pipeline.errors import DataError
-from pipeline.speech import shards
-from pipeline.speech.remote import explain
-from pipeline.speech.shards import SampleEntry, ShardIndex, ShardStamp, expand, index_shard, read_index
-from pipeline.speech.sources import ReadOptions, open_source
-from pipeline.speech.stream import Corpus, SpeechDataset
-from pipeline.speech.table import SampleTable, write_merged
-from pipeline.speech.web import ReadProblemError
 from tests.unit.speech.test_sources import read_all
 from tests.web import FaultyServer, within
 
@@ -29,7 +29,7 @@ CONTENT = bytes(range(256)) * 400
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.speech.remote._FIRST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("kappaspeech.speech.remote._FIRST_PAUSE_SECONDS", 0.02)
     (tmp_path / "www").mkdir()
     (tmp_path / "www/x.tar").write_bytes(CONTENT)
     with FaultyServer(tmp_path / "www") as running:
@@ -175,7 +175,7 @@ def test_blocks_of_a_server_without_versions_are_kept_by_what_the_index_says(ser
 
 
 def test_signed_urls_are_read_like_any_others(home, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.speech.remote._FIRST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("kappaspeech.speech.remote._FIRST_PAUSE_SECONDS", 0.02)
     folder = Path(shutil.copytree(home / "shards/train", tmp_path / "shards"))
     names = sorted(path.name for path in folder.glob("*.tar"))[:2]
     local = read_all(f"{folder}/{{{','.join(names)}}}", QUICK)

@@ -7,9 +7,8 @@ import io
 import numpy as np
 import pytest
 import soundfile
-
-from pipeline.errors import DataError
-from pipeline.speech.samples import BadSampleError, check_whole, cut_at_pauses, decode, log_mel, read_recording
+from kappaspeech.errors import DataError
+from kappaspeech.speech.samples import BadSampleError, check_whole, cut_at_pauses, decode, log_mel, read_recording
 
 
 def encode(waveform: np.ndarray, *, rate_hz: int = 16_000, container: str = "FLAC") -> bytes:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pipeline.speech.schedule import BLOCK_SIZE, BatchBudget, DatasetLengths, Schedule, block_starts, cut_by_budget
+from kappaspeech.speech.schedule import BLOCK_SIZE, BatchBudget, DatasetLengths, Schedule, block_starts, cut_by_budget
 
 
 def lengths(count: int, *, weight: float = 1.0, shard_size: int = 100, seed: int = 0) -> DatasetLengths:
@@ -91,7 +90,7 @@ def test_ten_million_samples_are_planned_at_once_in_little_memory():
     program = """
 import time
 import numpy as np
-from pipeline.speech.schedule import BatchBudget, DatasetLengths, Schedule
+from kappaspeech.speech.schedule import BatchBudget, DatasetLengths, Schedule
 def peak_kilobytes():
     # of this program alone: ru_maxrss counts what was there before it started
     return int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])

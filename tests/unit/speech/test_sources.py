@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kappaspeech.errors import DataError
+from kappaspeech.speech.held_out import read_test_batches
+from kappaspeech.speech.loading import Loader, LoadOptions, SampleReader
+from kappaspeech.speech.shards import expand, index_shard, read_index, write_index
+from kappaspeech.speech.sources import ReadOptions, is_remote, open_source, read_many
+from kappaspeech.speech.stream import Corpus, SpeechDataset
+from kappaspeech.speech.table import SampleTable, read_merged, write_merged
 
-from pipeline.errors import DataError
-from pipeline.speech.held_out import read_test_batches
-from pipeline.speech.loading import Loader, LoadOptions, SampleReader
-from pipeline.speech.shards import expand, index_shard, read_index, write_index
-from pipeline.speech.sources import ReadOptions, is_remote, open_source, read_many
-from pipeline.speech.stream import Corpus, SpeechDataset
-from pipeline.speech.table import SampleTable, read_merged, write_merged
 from tests.web import FaultyServer, within
 
 pytest.importorskip("aiohttp", reason="aiohttp isn't installed")
@@ -29,7 +29,7 @@ def folder(home, tmp_path) -> Path:
 
 @pytest.fixture
 def server(folder, monkeypatch):
-    monkeypatch.setattr("pipeline.speech.remote._FIRST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("kappaspeech.speech.remote._FIRST_PAUSE_SECONDS", 0.02)
     with FaultyServer(folder) as running:
         yield running
 
@@ -169,7 +169,7 @@ def test_a_merged_index_is_the_table_of_its_shards_and_moves_with_them(folder, t
 
 
 def test_the_cache_serves_what_was_read_is_bounded_and_survives_damage(server, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.speech.block_cache._BLOCK_BYTES", 10_000)
+    monkeypatch.setattr("kappaspeech.speech.block_cache._BLOCK_BYTES", 10_000)
     shard = max(folder.glob("*.tar"), key=lambda path: path.stat().st_size)
     content = shard.read_bytes()
     cache = tmp_path / "cache"
@@ -213,7 +213,7 @@ def test_an_s3_api_gives_what_the_disk_gives(folder, monkeypatch):
     pytest.importorskip("s3fs", reason="s3fs isn't installed")
     server_module = pytest.importorskip("moto.server", reason="moto isn't installed")
     boto3 = pytest.importorskip("boto3", reason="boto3 isn't installed")
-    monkeypatch.setattr("pipeline.speech.remote._systems", {})
+    monkeypatch.setattr("kappaspeech.speech.remote._systems", {})
     running = server_module.ThreadedMotoServer(port=0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()
@@ -247,8 +247,8 @@ def test_only_known_schemes_are_read_and_a_missing_library_is_named(monkeypatch)
     def missing(*_: object) -> None:
         raise ImportError("No module named 'gcsfs'")
 
-    monkeypatch.setattr("pipeline.speech.remote._systems", {})
-    monkeypatch.setattr("pipeline.speech.remote._make_file_system", missing)
+    monkeypatch.setattr("kappaspeech.speech.remote._systems", {})
+    monkeypatch.setattr("kappaspeech.speech.remote._make_file_system", missing)
     with pytest.raises(DataError, match=r"kappaspeech\[gs\]"):
         open_source("gs://bucket/x.tar", QUICK).num_bytes()
 

@@ -7,12 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
-
-from pipeline.errors import DataError
-from pipeline.model.llm import load_tokenizer
-from pipeline.speech.batches import IGNORED_LABEL, collate, empty_batch, label_ids, make_prompt
-from pipeline.speech.schedule import BatchBudget
-from pipeline.speech.stream import SpeechDataset, SpeechStream
+from kappaspeech.errors import DataError
+from kappaspeech.model.llm import load_tokenizer
+from kappaspeech.speech.batches import IGNORED_LABEL, collate, empty_batch, label_ids, make_prompt
+from kappaspeech.speech.schedule import BatchBudget
+from kappaspeech.speech.stream import SpeechDataset, SpeechStream
 
 # A shard whose samples' heads have changed isn't opened at all.
 KEPT_BYTES = 512
@@ -76,7 +75,7 @@ def test_damaged_samples_are_masked_and_named_and_their_neighbours_untouched(hom
     damaged = shutil.copytree(home / "shards/train", tmp_path / "damaged")
     shard = sorted(damaged.glob("en-*.tar"))[0]
     clean = {data.global_step: data for data in take(open_stream(home / "shards/train", tokenizer), 2)}
-    from pipeline.speech.shards import read_index
+    from kappaspeech.speech.shards import read_index
 
     victim = read_index(str(shard)).samples[1]
     with shard.open("r+b") as file:
@@ -132,7 +131,7 @@ def test_eos_is_a_target_and_padding_is_not(tokenizer):
     ids = label_ids(tokenizer, "turn the lamp")
     assert ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(ids[:-1]) == "turn the lamp"
-    from pipeline.speech.batches import Features
+    from kappaspeech.speech.batches import Features
 
     mel = np.zeros((80, 4), dtype=np.float32)
     batch = collate([Features("a", "en", mel, ids), Features("b", "en", mel, ids[-2:]), None], num_mels=80, keys=("a", "b", "c"))

@@ -6,9 +6,8 @@ import hashlib
 import threading
 
 import torch
-
-from pipeline.training import digests
-from pipeline.training.digests import Hasher, share_out
+from kappaspeech.training import digests
+from kappaspeech.training.digests import Hasher, share_out
 
 
 def sha256(tensor: torch.Tensor) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
-from pipeline.model.encoder import load_encoder
-from pipeline.speech.batches import CacheTarget, Features, collate
-from pipeline.speech.feature_cache import CachedClip, from_bits, to_bits
-from pipeline.training.encoding import ClipEncoder
+from kappaspeech.model.encoder import load_encoder
+from kappaspeech.speech.batches import CacheTarget, Features, collate
+from kappaspeech.speech.feature_cache import CachedClip, from_bits, to_bits
+from kappaspeech.training.encoding import ClipEncoder
 
 FRAMES = (120, 301, 200, 77)
 CACHED = 1

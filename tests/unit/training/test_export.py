@@ -6,11 +6,10 @@ import json
 
 import pytest
 import torch
+from kappaspeech.errors import CheckpointError
+from kappaspeech.scan.checkpoint import open_checkpoint
+from kappaspeech.training.merged_files import INDEX_NAME, plan_output, write_merged
 from safetensors.torch import load_file, save_file
-
-from pipeline.errors import CheckpointError
-from pipeline.scan.checkpoint import open_checkpoint
-from pipeline.training.merged_files import INDEX_NAME, plan_output, write_merged
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

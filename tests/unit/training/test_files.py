@@ -9,20 +9,20 @@ import signal
 
 import pytest
 import torch
+from kappaspeech.commands import main
+from kappaspeech.config import OptimizerConfig, RunConfig, read_run_config
+from kappaspeech.errors import CheckpointError, InputError, TrainingError
+from kappaspeech.speech.loading import BadSample
+from kappaspeech.training.checkpoint import check_fingerprints, list_checkpoints
+from kappaspeech.training.engine import average_decay
+from kappaspeech.training.guide import describe_outcome
+from kappaspeech.training.run_folder import RunFolder
+from kappaspeech.training.run_log import RunLog, StepRecord, read_lines
+from kappaspeech.training.schedule import rate_factor
+from kappaspeech.training.stopping import StopRequest
+from kappaspeech.training.tensor_file import TensorFileWriter
 from safetensors.torch import load_file
 
-from pipeline.commands import main
-from pipeline.config import OptimizerConfig, RunConfig, read_run_config
-from pipeline.errors import CheckpointError, InputError, TrainingError
-from pipeline.speech.loading import BadSample
-from pipeline.training.checkpoint import check_fingerprints, list_checkpoints
-from pipeline.training.engine import average_decay
-from pipeline.training.guide import describe_outcome
-from pipeline.training.run_folder import RunFolder
-from pipeline.training.run_log import RunLog, StepRecord, read_lines
-from pipeline.training.schedule import rate_factor
-from pipeline.training.stopping import StopRequest
-from pipeline.training.tensor_file import TensorFileWriter
 from tests.made_runs import make_run
 
 

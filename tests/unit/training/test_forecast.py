@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import time
 
-from pipeline.config import TrainingConfig
-from pipeline.training.forecast import Forecast, describe
+from kappaspeech.config import TrainingConfig
+from kappaspeech.training.forecast import Forecast, describe
 
 
 def test_it_is_told_once_after_ten_steps_without_those_that_warm_up():

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from kappaspeech.cluster import SingleProcess
+from kappaspeech.config import read_run_config
+from kappaspeech.errors import CheckpointError, ConfigError
+from kappaspeech.training.checkpoint import check_fingerprints
+from kappaspeech.training.kept_prompt import settle_prompt
+from kappaspeech.training.run_folder import RunFolder
 from transformers import AutoTokenizer
 
-from pipeline.cluster import SingleProcess
-from pipeline.config import read_run_config
-from pipeline.errors import CheckpointError, ConfigError
-from pipeline.training.checkpoint import check_fingerprints
-from pipeline.training.kept_prompt import settle_prompt
-from pipeline.training.run_folder import RunFolder
 from tests import tiny
 
 # as the day changes

@@ -13,17 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from kappaspeech.errors import InputError, TrainingError
+from kappaspeech.training import lease as leases
+from kappaspeech.training.lease import LEASE_FILE, Lease, free, launch_of, make_start_id
 
-from pipeline.errors import InputError, TrainingError
-from pipeline.training import lease as leases
-from pipeline.training.lease import LEASE_FILE, Lease, free, launch_of, make_start_id
 from tests.patience import patience
 
 HOLD = """
 import socket, sys, time
 name = sys.argv[2]
 if name: socket.gethostname = lambda: name
-from pipeline.training import lease
+from kappaspeech.training import lease
 lease.RENEWAL_SECONDS = 0.1
 held = lease.Lease(lease.Path(sys.argv[1]), lease.make_start_id())
 held.acquire()

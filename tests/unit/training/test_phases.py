@@ -3,8 +3,7 @@ from __future__ import annotations
 import time
 
 import pytest
-
-from pipeline.training.phases import PhaseClock
+from kappaspeech.training.phases import PhaseClock
 
 
 def test_phases_share_out_the_whole_time():

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
-
-from pipeline.model.flops import ClipLengths, SpeechCost, StackCost
-from pipeline.speech.batches import Features, collate
-from pipeline.speech.feature_cache import CachedClip
-from pipeline.training.speed import count_work
+from kappaspeech.model.flops import ClipLengths, SpeechCost, StackCost
+from kappaspeech.speech.batches import Features, collate
+from kappaspeech.speech.feature_cache import CachedClip
+from kappaspeech.training.speed import count_work
 
 COST = SpeechCost(StackCost(10), StackCost(5, 5), StackCost(7), StackCost(3), stacking=4, num_prompt_tokens=2)
 

@@ -9,10 +9,11 @@ import sys
 import time
 from typing import Any
 
-from pipeline.liveness import own_place, process_state
-from pipeline.training.launcher import Launcher
-from pipeline.training.phases import PhaseClock
-from pipeline.training.stalls import StallJudge, find_behind, tell_standings
+from kappaspeech.liveness import own_place, process_state
+from kappaspeech.training.launcher import Launcher
+from kappaspeech.training.phases import PhaseClock
+from kappaspeech.training.stalls import StallJudge, find_behind, tell_standings
+
 from tests.patience import patience
 
 
@@ -83,7 +84,7 @@ def test_a_process_of_this_host_is_known_to_run_to_be_stopped_and_to_be_gone():
         process.stdout.readline()
         own = own_place()
         assert own is not None
-        from pipeline.liveness import _read_stat
+        from kappaspeech.liveness import _read_stat
 
         place = [own[0], own[1], process.pid, _read_stat(process.pid)[1]]
         assert process_state(place) == "running"
@@ -103,7 +104,7 @@ def test_a_process_of_this_host_is_known_to_run_to_be_stopped_and_to_be_gone():
 
 def test_a_launcher_that_ends_is_missed():
     script = (
-        "import os, subprocess, sys, time; from pipeline.training.launcher import Launcher; own = Launcher(); "
+        "import os, subprocess, sys, time; from kappaspeech.training.launcher import Launcher; own = Launcher(); "
         "print(own.is_gone(), flush=True); sys.stdin.readline(); print(own.is_gone(), flush=True)"
     )
     starter = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {script!r}]).wait()"

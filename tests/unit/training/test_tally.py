@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-
-from pipeline.errors import DataError
-from pipeline.speech.loading import BadSample
-from pipeline.speech.stream import StepData
-from pipeline.training.speed import StepWork
-from pipeline.training.tally import RankShare, Tally
+from kappaspeech.errors import DataError
+from kappaspeech.speech.loading import BadSample
+from kappaspeech.speech.stream import StepData
+from kappaspeech.training.speed import StepWork
+from kappaspeech.training.tally import RankShare, Tally
 
 
 def share(step: int, *, seconds: float = 36.0, bad: tuple[BadSample, ...] = (), keys: tuple[str, ...] = ("a", "b")) -> RankShare:

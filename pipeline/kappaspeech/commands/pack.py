@@ -1,0 +1,118 @@
+"""`kappaspeech pack` and `kappaspeech index`: shards of speech, made or taken over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kappaspeech.speech.shards import ShardIndex
+
+
+def pack(
+    source: Annotated[Path, typer.Argument(help="A corpus: a folder, or a manifest of JSON lines.")],
+    output: Annotated[Path, typer.Argument(help="Where the shards go.")],
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="transcripts, librispeech, commonvoice, mls, voxpopuli, manifest or dataset. Default: told from what is there."
+        ),
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="The language, where the corpus doesn't name it.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, dev, test or another of the corpus's splits. Default: what isn't held out."),
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="Put before the shards' names, so that several corpora can lie in one folder.")
+    ] = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Samples a shard.")] = 1000,
+    seed: Annotated[int, typer.Option(help="The seed of the shuffle.")] = 0,
+    max_seconds: Annotated[float | None, typer.Option(min=0.1, help="Longer recordings can't be used.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out recordings that can't be used, and name them.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that encode. Default: cores.")] = None,
+) -> None:
+    """Pack recordings and transcripts into indexed WebDataset shards of 16 kHz FLAC. Finished shards are kept."""
+    from kappaspeech.outputs import sweep, try_folder
+    from kappaspeech.progress import ProgressBar
+    from kappaspeech.speech.layouts import find_recordings
+    from kappaspeech.speech.packing import REPORT_NAME
+    from kappaspeech.speech.packing import pack as run_pack
+
+    try_folder(output)
+    sweep(output)
+    recordings = find_recordings(source, layout=layout, language=language, split=split, keeps_faults=skip_bad)
+    with ProgressBar("pack", total=len(recordings), shown=True) as bar:
+        report = run_pack(
+            recordings,
+            output,
+            shard_size=shard_size,
+            seed=seed,
+            skip_bad=skip_bad,
+            max_seconds=max_seconds,
+            num_processes=workers,
+            prefix=prefix,
+            advance=bar.advance,
+        )
+    _print_shards(report.shards)
+    for path, cause in report.rejected.items():
+        print(f"left out {path}: {cause}")
+    for stale in report.removed:
+        print(f"removed {stale}: this corpus was cut otherwise before")
+    print(output / REPORT_NAME)
+
+
+def index(
+    shards: Annotated[list[str], typer.Argument(help="Paths, URLs, globs or brace lists of tar shards.")],
+    language: Annotated[str | None, typer.Option(help="Language of samples that name none.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write one merged index (.index) instead: for URLs, and for very many shards.")
+    ] = None,
+) -> None:
+    """Index tar shards that others made, beside each shard or into one file. With one file, valid indices are taken over."""
+    from kappaspeech.outputs import try_output
+    from kappaspeech.progress import ProgressBar
+    from kappaspeech.speech.shards import expand, index_shard, write_index
+    from kappaspeech.speech.table import SampleTable, write_merged
+
+    if output is not None:
+        try_output(output)
+    places = [where for pattern in shards for where in expand(pattern)]
+    made = []
+    with ProgressBar("index", total=len(places), shown=True) as bar:
+        for where in places:
+            shard = (_find_index(where) if output else None) or index_shard(where, default_language=language)
+            if output is None:
+                write_index(shard)
+            made.append(shard)
+            bar.advance(1)
+    if output is not None:
+        write_merged(SampleTable.of(made), output)
+    _print_shards(made)
+    if output is not None:
+        print(output)
+
+
+def _find_index(where: str) -> ShardIndex | None:
+    """The index that stands beside a shard already, if it is right."""
+    from kappaspeech.errors import DataError
+    from kappaspeech.speech.shards import read_index
+
+    try:
+        return read_index(where)
+    except DataError:
+        return None
+
+
+def _print_shards(shards: Sequence[ShardIndex]) -> None:
+    from kappaspeech.escaping import for_terminal
+    from kappaspeech.speech.shards import count_hours
+
+    for shard in shards:
+        print(for_terminal(f"{shard.where}  {len(shard.samples)} samples"))
+    hours = ", ".join(f"{language} {hours:.3f} h" for language, hours in sorted(count_hours(shards).items()))
+    print(f"{sum(len(shard.samples) for shard in shards)} samples in {len(shards)} shards: {hours}")

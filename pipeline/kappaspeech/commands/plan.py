@@ -1,0 +1,201 @@
+"""`kappaspeech plan`: what a training will need of each rank, before anything is loaded or rented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kappaspeech.commands.numbers import finite
+
+if TYPE_CHECKING:
+    from kappaspeech.config import RunConfig
+    from kappaspeech.planning.plan import Plan
+    from kappaspeech.planning.planner import Planner
+
+# an H100's bfloat16 as trainings of this kind reach it, NVLink inside a host, and a 400 Gb/s adaptor a GPU between hosts;
+# PCIe 4 to the host, and a host's memory under AdamW, which its GPUs share: assumed, nothing of it is measured yet
+_TFLOPS = 400.0
+_LINK_GBS, _HOST_MEMORY_GBS = 25.0, 150.0
+_NEAR_GBS, _FAR_GBS = 200.0, 40.0
+_GPU_MEMORY_GB = 80.0
+_HOST_GPUS = 8
+_PROMPT_TOKENS = 40
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="The run's YAML.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value, as for train. May be repeated.")] = None,
+    world_size: Annotated[
+        str | None, typer.Option(help="Numbers of ranks, one GPU each: 8, or 1,2,4,8. Default: 8, or 1 with --here.")
+    ] = None,
+    gpu_memory: Annotated[float | None, typer.Option(callback=finite, min=1, help="A GPU's memory in GB. Default: 80.")] = None,
+    trained_parameters: Annotated[
+        float | None,
+        typer.Option(
+            callback=finite, min=0, help="Number of the LLM's parameters that train, if there is no selection yet: 3e9."
+        ),
+    ] = None,
+    tflops: Annotated[
+        float | None,
+        typer.Option(callback=finite, min=0.001, help="What a GPU computes, in 10¹² operations a second. Default: 400."),
+    ] = None,
+    bandwidth_gbs: Annotated[
+        float | None,
+        typer.Option(
+            callback=finite, min=0.001, help="What a rank receives, in GB a second. Default: 200 in a host of 8, else 40."
+        ),
+    ] = None,
+    here: Annotated[bool, typer.Option("--here", help="Plan for this machine's processors, whose speed is measured.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the plans as JSON.")] = None,
+) -> int:
+    """Predict memory and step time of a training on N GPUs, without reading a weight. Exit 1 if it fits on none of them."""
+    from kappaspeech.artefacts import write_json
+    from kappaspeech.commands.train import read_settings
+    from kappaspeech.errors import InputError
+    from kappaspeech.outputs import try_output
+
+    if output is not None:
+        try_output(output)
+    settings = read_settings(config, None, set_ or [])
+    counts = _parse_counts(world_size or ("1" if here else "8"))
+    if here and (gpu_memory, tflops, bandwidth_gbs) != (None, None, None):
+        raise InputError(
+            "--here measures this machine; --gpu-memory, --tflops and --bandwidth-gbs describe another. Give either."
+        )
+    import torch
+
+    from kappaspeech.planning.report import describe_model, describe_plan, describe_remedies, describe_table
+
+    num_trained = None if trained_parameters is None else round(trained_parameters)
+    memory = [round(_host_gb() / count, 1) if here else gpu_memory or _GPU_MEMORY_GB for count in counts]
+    ranks = list(zip(counts, [int(gb * 1e9) for gb in memory], strict=True))
+    if here:
+        planner, plans = _plan_here(settings, ranks, num_trained)
+    else:
+        planner, plans = _plan_gpus(settings, ranks, num_trained, tflops=tflops or _TFLOPS, bandwidth_gbs=bandwidth_gbs)
+    fits = [made.fits(room) for made, room in zip(plans, memory, strict=True)]
+    for line in describe_model(planner.sizes, planner.batches):
+        print(line)
+    if len(plans) == 1:
+        lines = describe_plan(plans[0], gpu_memory_gb=memory[0])
+        if not fits[0]:
+            lines += describe_remedies(planner.find_remedies(plans[0].assumptions), gpu_memory_gb=memory[0])
+    else:
+        lines = describe_table(plans, gpu_memory_gb=memory)
+    print("\n".join(lines))
+    if not here and tflops is None and gpu_memory is None and not torch.cuda.is_available():
+        print(f"This is for GPUs of {_GPU_MEMORY_GB:g} GB, and this machine has none. For its processors: --here.")
+    if output is not None:
+        content = [{**made.to_json(), "fits": fit} for made, fit in zip(plans, fits, strict=True)]
+        write_json(output, {"schema_version": 1, "gpu_memory_gb": memory[0], "plans": content})
+        print(output)
+    return 0 if any(fits) else 1
+
+
+def _plan_gpus(
+    settings: RunConfig, ranks: list[tuple[int, int]], num_trained: int | None, *, tflops: float, bandwidth_gbs: float | None
+) -> tuple[Planner, list[Plan]]:
+    """`ranks`: numbers of them, each with the bytes that one has."""
+    from kappaspeech.planning.duration import Rates
+    from kappaspeech.planning.planner import Planner
+    from kappaspeech.training.meta_model import build_meta_model
+
+    modules = build_meta_model(settings, read_selection=num_trained is None)
+    planner = Planner(settings, modules=modules, num_trained=num_trained)
+    plans = []
+    for count, room in ranks:
+        bandwidth = bandwidth_gbs or (_NEAR_GBS if count <= _HOST_GPUS else _FAR_GBS)
+        rates = Rates(
+            tflops * 1e12,
+            bandwidth * 1e9,
+            host_link_bytes_per_second=_LINK_GBS * 1e9,
+            host_update_bytes_per_second=_HOST_MEMORY_GBS * 1e9 / min(count, _HOST_GPUS),
+        )
+        plans.append(planner.plan(count, rates=rates, prompt_tokens=_PROMPT_TOKENS, memory_bytes=room))
+    return planner, plans
+
+
+def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: int | None) -> tuple[Planner, list[Plan]]:
+    """Measured on this machine, in the dtype that a run would choose here."""
+    import torch
+
+    from kappaspeech.allocator import keep_freed_memory
+    from kappaspeech.cluster import SingleProcess
+    from kappaspeech.config import read_deepspeed_config
+    from kappaspeech.errors import InputError
+    from kappaspeech.planning.machine import find_products, measure_here
+    from kappaspeech.planning.planner import Planner
+    from kappaspeech.processors import count_cores
+    from kappaspeech.training.arithmetic import choose_arithmetic
+    from kappaspeech.training.meta_model import build_meta_model
+    from kappaspeech.training.run_folder import RunFolder
+
+    if torch.cuda.is_available():
+        raise InputError("--here is for machines without GPUs; of this one's, give --tflops and --gpu-memory.")
+    cores = count_cores()
+    most = max(count for count, _ in ranks)
+    if most > cores:
+        raise InputError(f"{most} ranks on the {cores} core(s) of this machine would wait for each other. Give fewer.")
+    keep_freed_memory()
+    cpu = torch.device("cpu")
+    arithmetic = choose_arithmetic(
+        settings,
+        read_deepspeed_config(Path(settings.deepspeed)),
+        cluster=SingleProcess(),
+        device=cpu,
+        folder=RunFolder(Path(settings.run_dir)),
+    )
+    print(f"on this machine's {cores} core(s), in {arithmetic.line}")
+    modules = build_meta_model(settings, read_selection=num_trained is None, arithmetic=arithmetic)
+    planner = Planner(settings, modules=modules, num_trained=num_trained)
+    prompt_tokens = _count_prompt(settings)
+    products = find_products(
+        planner.sizes,
+        planner.batches,
+        prompt_tokens=prompt_tokens,
+        dtype=arithmetic.torch_dtype,
+        encoder_dtype=arithmetic.encoder_torch_dtype,
+        device_type=cpu.type,
+    )
+    plans = []
+    for count, room in ranks:
+        num_threads = settings.training.num_threads or max(1, cores // count)
+        rates = measure_here(
+            count, num_threads=num_threads, llm=products[0], encoder=products[1], reduced_dtype=planner.reduced_dtype
+        )
+        plans.append(planner.plan(count, rates=rates, prompt_tokens=prompt_tokens, on_gpu=False, memory_bytes=room))
+    return planner, plans
+
+
+def _count_prompt(settings: RunConfig) -> int:
+    """The prompt's tokens, or about how many there are where there is no tokenizer."""
+    from kappaspeech.errors import CheckpointError
+    from kappaspeech.model.llm import load_tokenizer
+    from kappaspeech.speech.batches import make_prompt
+
+    try:
+        tokenizer = load_tokenizer(settings.model.llm)
+    except CheckpointError:
+        return _PROMPT_TOKENS
+    prompt = make_prompt(tokenizer, settings.model.instruction, chat=settings.model.chat_template)
+    return int(prompt.prefix_ids.numel() + prompt.suffix_ids.numel())
+
+
+def _host_gb() -> float:
+    import psutil
+
+    return float(psutil.virtual_memory().total) / 1e9
+
+
+def _parse_counts(text: str) -> list[int]:
+    from kappaspeech.errors import InputError
+
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise InputError(f"--world-size is {text!r}; give numbers of ranks, as in 8 or 1,2,4,8.")
+    return counts

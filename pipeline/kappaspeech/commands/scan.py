@@ -1,0 +1,107 @@
+"""`kappaspeech scan`: rank a checkpoint's tensors by condition number."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Method(str, Enum):
+    """How κ is computed."""
+
+    auto = "auto"
+    svd = "svd"
+
+
+class Backend(str, Enum):
+    """How ranks reach each other."""
+
+    torch = "torch"
+    mpi = "mpi"
+
+
+def scan(
+    model: Annotated[str, typer.Argument(help="A folder or file of weights, or a hub id.")],
+    output: Annotated[Path, typer.Option(help="Where the ranking goes (JSON).")] = Path("ranking.json"),
+    rtol: Annotated[float, typer.Option(help="Relative tolerance of κ.")] = 1e-6,
+    method: Annotated[Method, typer.Option(help="auto: fast, with a bound; svd: plain singular values.")] = Method.auto,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of processes, if no launcher starts them. Default: one a core.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of each process. More processes are faster than more threads.")] = 1,
+    backend: Annotated[Backend, typer.Option(help="torch, or mpi under mpirun.")] = Backend.torch,
+    device: Annotated[
+        str | None, typer.Option(help="Device to compute on by torch, such as cuda. Default: the CPU, by BLAS.")
+    ] = None,
+    spectrum: Annotated[Path | None, typer.Option(help="Also write all singular values there (safetensors).")] = None,
+    static: Annotated[bool, typer.Option("--static", help="Assign tensors to processes beforehand, not from a queue.")] = False,
+    journal: Annotated[Path | None, typer.Option(help="Folder of finished tensors. Default: the user's cache.")] = None,
+    no_journal: Annotated[
+        bool, typer.Option("--no-journal", help="Neither keep nor use tensors that were measured before.")
+    ] = False,
+) -> int:
+    """Rank a model's tensors by condition number κ = σ_max/σ_min, on all cores or as ranks of any launcher.
+
+    Finished tensors are kept in a journal: a scan that was killed continues where it stopped.
+    """
+    from kappaspeech.blas import pin_threads
+    from kappaspeech.cluster import agreement, start_cluster
+    from kappaspeech.errors import InputError
+    from kappaspeech.escaping import for_terminal
+    from kappaspeech.rendezvous import find_launch
+
+    if not 0 < rtol < 1:
+        raise InputError(f"--rtol is {rtol}; give a relative tolerance between 0 and 1, as 1e-6.")
+    if threads < 1 or (workers is not None and workers < 1):
+        raise InputError("--threads and --workers are at least 1.")
+    pin_threads(os.environ, threads)
+    # torch prints a C++ stack where a store's other end is gone; the watch says the same in one line
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from kappaspeech.outputs import try_output
+    from kappaspeech.scan.checkpoint import open_checkpoint
+    from kappaspeech.scan.journal import default_folder
+
+    if find_launch(os.environ).rank == 0:
+        for path in (output, spectrum):
+            if path is not None:
+                try_output(path)
+    checkpoint = open_checkpoint(model)
+    if find_launch(os.environ).world_size == 1 and backend is Backend.torch:
+        from kappaspeech.processors import count_cores
+        from kappaspeech.scan.workers import count_devices, run_workers
+
+        num_workers = workers or (count_devices(device) if device else max(1, count_cores() // threads))
+        if num_workers > 1:
+            again = ["scan", f"--output={output}", f"--rtol={rtol}", f"--method={method.value}", f"--threads={threads}"]
+            again += [f"--device={device}"] * bool(device) + [f"--spectrum={spectrum}"] * bool(spectrum)
+            again += ["--static"] * static + ["--no-journal"] * no_journal + ([f"--journal={journal}"] if journal else [])
+            # a model's name may begin with a dash
+            return run_workers([*again, "--", model], num_workers=num_workers)
+    from kappaspeech.scan.stage import scan as run_scan
+
+    cluster = start_cluster(backend=backend.value)
+    ranking = run_scan(
+        checkpoint,
+        cluster=cluster,
+        rtol=rtol,
+        method=method.value,
+        is_static=static,
+        with_sigmas=spectrum is not None,
+        device=device,
+        journal=None if no_journal else journal or default_folder(checkpoint),
+        shows_progress=True,
+    )
+    with agreement(cluster):
+        if cluster.rank == 0:
+            ranking.write(output)
+            if spectrum is not None:
+                ranking.write_spectra(spectrum)
+                print(for_terminal(str(spectrum)))
+            listed = f"{len(ranking.matrices)} matrices ranked, {len(ranking.skipped)} tensors listed without"
+            print(f"{listed}: {for_terminal(str(output))}")
+    cluster.close()
+    return 0

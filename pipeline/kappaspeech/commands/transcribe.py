@@ -1,0 +1,119 @@
+"""`kappaspeech transcribe`: recordings to text, with a run or an export."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from kappaspeech.evaluation.transcripts import Transcript
+    from kappaspeech.speech.samples import AudioSample
+
+
+class Format(str, Enum):
+    """How transcripts are written."""
+
+    text = "text"
+    json = "json"
+    srt = "srt"
+
+
+def transcribe(
+    model: Annotated[Path, typer.Argument(help="A run's folder, or what `kappaspeech export` wrote.")],
+    recordings: Annotated[list[Path], typer.Argument(help="Audio files (flac, wav, mp3, ogg, opus) of any length.")],
+    format_: Annotated[Format, typer.Option("--format", help="text: file, tab, text. json and srt: with times.")] = Format.text,
+    output: Annotated[
+        Path | None, typer.Option(help="Write to this file; srt of several recordings: to this folder. Default: print.")
+    ] = None,
+    step: Annotated[str | None, typer.Option(help="Of a run: the checkpoint's step, or best. Default: the last.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, if it has moved since the training.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pieces decoded together.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest text of a piece.")] = 200,
+) -> int:
+    """Transcribe recordings; long ones are cut at their quietest points. One that can't be read is named and left out."""
+    from kappaspeech.errors import DataError, InputError
+    from kappaspeech.outputs import try_folder, try_output
+
+    if format_ is Format.srt and len(recordings) > 1 and output is None:
+        raise InputError("Subtitles of several recordings need a folder to go to: give --output DIR.")
+    if output is not None:
+        (try_folder if format_ is Format.srt and len(recordings) > 1 else try_output)(output)
+    readable, pieces, errors = [], [], []
+    for path in dict.fromkeys(recordings):
+        try:
+            pieces += _read_pieces(path)
+            readable.append(path)
+        except DataError as error:
+            errors.append(error)
+    if not readable:
+        raise errors[0]
+    from kappaspeech.training.trained_run import choose_device, open_transcriber, parse_step
+
+    transcriber = open_transcriber(
+        model,
+        step=parse_step(step),
+        device=choose_device(0),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        base=base,
+    )
+    texts = transcriber.transcribe(pieces)
+    folder = output if format_ is Format.srt and len(recordings) > 1 else None
+    _write(_join(readable, pieces, texts), format_, folder=folder, file=output)
+    for failure in errors:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def _read_pieces(path: Path) -> list[AudioSample]:
+    from kappaspeech.speech.samples import AudioSample, cut_at_pauses, read_recording
+
+    pieces = cut_at_pauses(read_recording(path))
+    return [AudioSample(f"{path}#{number:06d}", piece, "", "") for number, piece in enumerate(pieces)]
+
+
+def _join(paths: list[Path], pieces: list[AudioSample], texts: list[str]) -> list[Transcript]:
+    """Each recording's texts with the times of their pieces."""
+    from kappaspeech.evaluation.transcripts import Segment, Transcript
+    from kappaspeech.speech.samples import SAMPLE_RATE_HZ
+
+    segments: dict[str, list[Segment]] = {str(path): [] for path in paths}
+    num_samples = dict.fromkeys(segments, 0)
+    for piece, text in zip(pieces, texts, strict=True):
+        recording = piece.key.rpartition("#")[0]
+        start = num_samples[recording]
+        num_samples[recording] = end = start + len(piece.waveform)
+        segments[recording].append(Segment(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ, text))
+    return [Transcript(recording, tuple(found)) for recording, found in segments.items()]
+
+
+def _write(transcripts: list[Transcript], format_: Format, *, folder: Path | None, file: Path | None) -> None:
+    """Subtitles, one a recording, into `folder` if there is one; else all into `file`, or printed."""
+    from kappaspeech.artefacts import write_text
+    from kappaspeech.evaluation.transcripts import to_json, to_srt, to_text
+
+    if folder is not None:
+        for name, transcript in _subtitle_names(transcripts).items():
+            write_text(folder / name, to_srt(transcript))
+            print(folder / name)
+        return
+    content = {Format.text: to_text, Format.json: to_json}.get(format_, lambda found: to_srt(found[0]))(transcripts)
+    if file is None:
+        print(content, end="")
+    else:
+        write_text(file, content)
+        print(file)
+
+
+def _subtitle_names(transcripts: list[Transcript]) -> dict[str, Transcript]:
+    """File names for subtitles; recordings of one name in several folders are told apart by a number."""
+    names: dict[str, Transcript] = {}
+    for transcript in transcripts:
+        stem = Path(transcript.recording).stem
+        candidates = (f"{stem}{suffix}.srt" for suffix in ("", *(f"-{number}" for number in range(2, len(transcripts) + 2))))
+        names[next(name for name in candidates if name not in names)] = transcript
+    return names

@@ -1,0 +1,131 @@
+"""Arms at equal WER and at equal training loss: what each had forgotten of text when it had learnt as much as the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from kappaspeech.comparison.curves import smooth
+from kappaspeech.comparison.frontier import LanguageErrors, Path, common_levels, fixed_path, price, price_gap, wer_path
+from kappaspeech.comparison.runs import Arm, RunSummary
+from kappaspeech.errors import DataError
+from kappaspeech.evaluation.bootstrap import FloatArray
+from kappaspeech.evaluation.evaluate import read_hypotheses
+from kappaspeech.evaluation.wer import count_words
+
+WER_LEVELS = (0.8, 0.5, 0.3, 0.2, 0.1, 0.05)
+
+
+def compare_at_equal(arms: Sequence[Arm]) -> dict[str, Any]:
+    """Forgetting at equal levels as JSON: `wer` and `loss` hold a list of levels, each with every arm's estimate.
+
+    Forgetting is the growth of the mean loss on the texts since before training, in nats a token. An arm's `difference` is its
+    forgetting minus the first's, over the seeds that both have. `why_not` says why a list is empty.
+    """
+    if not all(record["text"] for arm in arms for run in arm.runs for record in run.evaluations):
+        return _nothing("No text was scored, so forgetting isn't known. Name texts in data.text.")
+    try:
+        by_wer = [_Paths(arm, [_wer_path(run) for run in arm.runs]) for arm in arms]
+    except DataError as error:
+        return _nothing(str(error))
+    by_loss = [_Paths(arm, [_loss_path(run) for run in arm.runs]) for arm in arms]
+    levels = common_levels([paths.all for paths in by_wer], WER_LEVELS)
+    found: dict[str, Any] = {"wer": [_describe(by_wer, level) for level in levels], "loss": [], "why_not": None}
+    lowest = max(float(path.rates_RT[0].min()) for paths in by_loss for path in paths.all)
+    if common_levels([paths.all for paths in by_loss], [lowest]):
+        found["loss"] = [_describe(by_loss, lowest)]
+    if not levels:
+        tried = ", ".join(f"{100 * level:.0f}" for level in WER_LEVELS)
+        found["why_not"] = f"No level of WER ({tried} %) was reached by all runs."
+    return found
+
+
+def state_price(summary: Mapping[str, Any]) -> list[str]:
+    """The finding at the lowest WER that all arms reached, a sentence for each arm after the first."""
+    if not summary["wer"]:
+        return []
+    lowest = summary["wer"][-1]
+    first, *others = lowest["arms"]
+    said = []
+    for arm in others:
+        gap = arm["difference"]
+        if gap is None:
+            continue
+        word = "more" if gap["mean"] > 0 else "less"
+        # the interval is turned with the word, so that its signs agree with it
+        low, high = sorted(math.copysign(1, gap["mean"]) * bound for bound in gap["interval"])
+        unsure = "" if low > 0 else ": it could be chance"
+        said.append(
+            f"At {100 * lowest['level']:.0f} % WER, {arm['arm']} has forgotten {abs(gap['mean']):.2f} nats a token {word} than "
+            f"{first['arm']} (95 %: {low:.2f} to {high:.2f}; {_count(gap['by_seed'])}){unsure}."
+        )
+    return said
+
+
+class _Paths:
+    """An arm's paths, and those that it shares with another arm by their seeds."""
+
+    def __init__(self, arm: Arm, paths: Sequence[Path]) -> None:
+        self.name, self.all = arm.name, paths
+        self._by_seed = dict(zip(arm.seeds, paths, strict=True))
+
+    def shared_with(self, other: _Paths) -> tuple[list[Path], list[Path]]:
+        seeds = [seed for seed in self._by_seed if seed in other._by_seed]
+        return [self._by_seed[seed] for seed in seeds], [other._by_seed[seed] for seed in seeds]
+
+
+def _describe(arms: Sequence[_Paths], level: float) -> dict[str, Any]:
+    described = []
+    for arm in arms:
+        estimate = price(arm.all, level)
+        assert estimate is not None
+        gap = None if arm is arms[0] else price_gap(*arms[0].shared_with(arm), level)
+        described.append({"arm": arm.name, **asdict(estimate), "difference": asdict(gap) if gap else None})
+    return {"level": level, "arms": described}
+
+
+def _nothing(why: str) -> dict[str, Any]:
+    return {"wer": [], "loss": [], "why_not": why}
+
+
+def _count(values: Sequence[float]) -> str:
+    return f"{len(values)} seed" + "s" * (len(values) > 1)
+
+
+def _wer_path(run: RunSummary) -> Path:
+    counts: dict[str, list[list[tuple[int, int]]]] = {}
+    said: list[tuple[str, str, str]] | None = None
+    for record in run.evaluations:
+        path = run.path / "hypotheses" / f"step-{record['step']:06d}.jsonl"
+        hypotheses = read_hypotheses(path)
+        utterances = sorted((item.key, item.language, item.reference) for item in hypotheses)
+        if utterances != (said := said or utterances):
+            raise DataError(f"{path} is of other utterances than the evaluations before it, so its WER isn't one of theirs.")
+        for language in sorted({item.language for item in hypotheses}):
+            of_language = sorted((item for item in hypotheses if item.language == language), key=lambda item: item.key)
+            counted = [(count.errors, count.reference_length) for count in count_words(of_language)]
+            counts.setdefault(language, []).append(counted)
+    languages = {}
+    for language, by_evaluation in counts.items():
+        table_TN2 = np.array(by_evaluation, dtype=np.float64)
+        # a language without a reference word has no rate, here as in measure_arm
+        if table_TN2[0, :, 1].any():
+            languages[language] = LanguageErrors(table_TN2[:, :, 0], table_TN2[0, :, 1])
+    return wer_path(languages, _forgetting(run))
+
+
+def _loss_path(run: RunSummary) -> Path:
+    smoothed = smooth([step["loss_nats"] for step in run.steps])
+    # the record of step 60 comes after sixty steps, and that of step 0 before the first
+    values = [smoothed[min(max(record["step"] - 1, 0), len(smoothed) - 1)] for record in run.evaluations]
+    return fixed_path(np.array(values), _forgetting(run))
+
+
+def _forgetting(run: RunSummary) -> FloatArray:
+    losses = [fmean(math.log(score["perplexity"]) for score in record["text"].values()) for record in run.evaluations]
+    return np.array(losses) - losses[0]

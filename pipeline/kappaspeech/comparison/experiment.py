@@ -1,0 +1,155 @@
+"""An experiment: one run, trained several times with another part of the LLM unfrozen each time, and nothing else changed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kappaspeech.config import Count, LoraConfig, RunConfig, read_run_config, read_yaml
+from kappaspeech.errors import ConfigError
+
+Select = Literal["smallest", "largest", "random", "adaptor", "lora", "kappa-lora", "all"]
+# those that take tensors from the ranking, and those that put LoRA on them
+RANKED: tuple[Select, ...] = ("smallest", "largest", "random", "kappa-lora")
+LORA: tuple[Select, ...] = ("lora", "kappa-lora")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ArmConfig(_Section):
+    """One arm: which tensors of the LLM train, and what it is called in the report."""
+
+    name: Annotated[str, Field(min_length=1)] = Field(
+        description="The arm's name in the report, and in the names of its folders."
+    )
+    select: Select = Field(
+        description="smallest, largest: tensors by κ. random: tensors at random. lora: LoRA on every linear module. kappa-lora: "
+        "LoRA on the modules of smallest κ. adaptor: nothing of the LLM. all: the whole LLM."
+    )
+    seed: int | None = Field(
+        default=None, description="Of random alone: what fixes its tensors. null: each training seed draws anew."
+    )
+    lora: LoraConfig | None = Field(default=None, description="LoRA's settings, of lora and kappa-lora alone.")
+
+
+class ExperimentConfig(_Section):
+    """Several trainings of one run, which differ in what they unfreeze. Paths count from the working folder."""
+
+    base: str = Field(
+        description="The run's YAML that every arm repeats, looked for beside this file. Its `run_dir`, `arm`, `seed` and "
+        "`unfreeze` are set by the experiment."
+    )
+    output: str = Field(description="Folder of everything that the experiment writes.")
+    arms: Annotated[list[ArmConfig], Field(min_length=1)] = Field(description="The arms. Differences are against the first.")
+    ranking: str | None = Field(default=None, description="The scan's result. null: it is made in `output` if an arm needs it.")
+    count: Count | None = Field(default=None, description="Number of tensors of an arm that selects by the ranking.")
+    equal: Literal["count", "parameters"] = Field(
+        default="count",
+        description="count: each arm has `count` tensors. parameters: each arm comes as near as it can to the parameters of the "
+        "`count` tensors of smallest κ, in tensors or in LoRA's rank, of which alpha is then twice.",
+    )
+    exclude: list[str] = Field(default=[], description="Names or globs of tensors that no arm selects.")
+    seeds: list[int] = Field(default=[], description="Seeds that repeat each arm. []: the base's own seed.")
+    num_ranks: Count = Field(default=1, description="Ranks that train an arm.")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One arm with one training seed: a run. `number` counts from 0 through all arms of the first seed, then the next."""
+
+    number: int
+    arm: ArmConfig
+    seed: int
+    name: str
+    folder: Path
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "runs" / self.name
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / "configs" / f"{self.name}.yaml"
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "logs" / f"{self.name}.log"
+
+    @property
+    def selection_path(self) -> Path | None:
+        """Where this trial's selection lies; None where it selects nothing."""
+        return self.folder / "selections" / f"{self.name}.json" if self.arm.select in RANKED else None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment's file, the run it repeats, and every trial in the order of their numbers."""
+
+    config: ExperimentConfig
+    base: RunConfig
+    trials: tuple[Trial, ...]
+
+    @property
+    def output(self) -> Path:
+        return Path(self.config.output)
+
+    @property
+    def needs_ranking(self) -> bool:
+        return any(needs_ranking(arm, self.config) for arm in self.config.arms)
+
+    @property
+    def ranking_path(self) -> Path:
+        return Path(self.config.ranking) if self.config.ranking else self.output / "ranking.json"
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Read an experiment's YAML and the run it is based on. Raises `ConfigError` with what is wrong in either."""
+    config = read_yaml(path, ExperimentConfig)
+    base = read_run_config(path.parent / config.base)
+    problems = _problems(config, base)
+    if problems:
+        raise ConfigError(f"{path} has {len(problems)} problem(s):\n" + "\n".join(f"  - {problem}" for problem in problems))
+    seeds = config.seeds or [base.seed]
+    pairs = [(seed, arm) for seed in seeds for arm in config.arms]
+    folder = Path(config.output)
+    trials = (Trial(i, arm, seed, f"{slug(arm.name)}-seed{seed}", folder) for i, (seed, arm) in enumerate(pairs))
+    return Experiment(config, base, tuple(trials))
+
+
+def _problems(config: ExperimentConfig, base: RunConfig) -> list[str]:
+    problems = []
+    slugs = [slug(arm.name) for arm in config.arms]
+    for index, arm in enumerate(config.arms):
+        if not slugs[index]:
+            problems.append(f"arms.{index}.name: {arm.name!r} has no letter or digit to name a folder by.")
+        elif slugs[index] in slugs[:index]:
+            problems.append(f"arms.{index}.name: {arm.name!r} would share the folder {slugs[index]!r} with another arm.")
+        if arm.seed is not None and arm.select != "random":
+            problems.append(f"arms.{index}.seed: only a random selection has one; training seeds are `seeds`.")
+        if arm.lora is not None and arm.select not in LORA:
+            problems.append(f"arms.{index}.lora: only the arms {' and '.join(LORA)} have it.")
+        if arm.lora is not None and config.equal == "parameters" and arm.lora.model_fields_set & {"rank", "alpha"}:
+            problems.append(f"arms.{index}.lora: rank and alpha follow from equal: parameters. Remove them.")
+    if config.count is None and any(needs_ranking(arm, config) for arm in config.arms):
+        problems.append("count: missing; it says how many tensors an arm selects.")
+    if len(set(config.seeds)) != len(config.seeds):
+        problems.append(f"seeds: {config.seeds} names one twice.")
+    if not base.data.test:
+        problems.append(f"base: {config.base} tests on nothing (data.test), so there would be nothing to compare.")
+    return problems
+
+
+def needs_ranking(arm: ArmConfig, config: ExperimentConfig) -> bool:
+    """Whether what an arm trains follows from the ranking: its tensors, or how many parameters they have."""
+    return arm.select in RANKED or (arm.select in LORA and config.equal == "parameters")
+
+
+def slug(name: str) -> str:
+    """An arm's name as a folder's: «smallest κ» is smallest-kappa."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("κ", "kappa")).strip("-")

@@ -1,0 +1,135 @@
+"""Forgetting at an equal level of what was learnt: paths interpolated, and their uncertainty over seeds and utterances.
+
+A path is what a run had learnt (WER, or training loss) and what it had forgotten, at each of its evaluations.
+
+N utterances · R resamples, the observed one first · S seeds · T evaluations
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kappaspeech.evaluation.bootstrap import NUM_RESAMPLES, FloatArray, interval, resampled_rates, two_sided_p_value
+
+# A level counts only if nearly all resamples reach it: where many don't, those that do are no fair sample.
+_MIN_REACHED = 0.95
+
+
+@dataclass(frozen=True)
+class LanguageErrors:
+    """Word errors (T, N) of one language's utterances at each evaluation, and their reference words (N,)."""
+
+    errors_TN: FloatArray
+    lengths_N: FloatArray
+
+
+@dataclass(frozen=True)
+class Path:
+    """One run's evaluations in the order of training: what falls as it learns (R, T), and its forgetting (T,), nats a token."""
+
+    rates_RT: FloatArray
+    forgetting_T: FloatArray
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its 95 % interval over seeds and utterances. `reached` is the share of resamples that have one."""
+
+    mean: float
+    interval: tuple[float, float]
+    by_seed: tuple[float, ...]
+    reached: float
+
+
+@dataclass(frozen=True)
+class Gap(Estimate):
+    """A difference, with its two-sided p of the same resamples."""
+
+    p_value: float
+
+
+def wer_path(languages: Mapping[str, LanguageErrors], forgetting_T: FloatArray) -> Path:
+    """The path of the languages' mean WER, its utterances resampled. Paths of equal utterances draw the same ones."""
+    rates = []
+    for number, (_, counted) in enumerate(sorted(languages.items())):
+        observed_T = counted.errors_TN.sum(axis=1) / max(counted.lengths_N.sum(), 1)
+        resampled_RT = resampled_rates(counted.errors_TN, counted.lengths_N, seed=(0, number))
+        rates.append(np.concatenate([observed_T[None], resampled_RT]))
+    return Path(np.mean(rates, axis=0), forgetting_T)
+
+
+def fixed_path(values_T: FloatArray, forgetting_T: FloatArray) -> Path:
+    """The path of what no sample of utterances is behind, as the training loss: only seeds are resampled."""
+    return Path(np.tile(values_T, (NUM_RESAMPLES + 1, 1)), forgetting_T)
+
+
+def cross(path: Path, level: float) -> FloatArray:
+    """Forgetting (R,) at which the path first comes down to `level`, linear between evaluations; NaN if it never does.
+
+    A path that starts at `level` or below has its first forgetting.
+    """
+    rates_RT, forgetting_T = path.rates_RT, path.forgetting_T
+    below_RT = rates_RT <= level
+    reached_R = below_RT.any(axis=1)
+    after_R = below_RT.argmax(axis=1)
+    before_R = np.maximum(after_R - 1, 0)
+    rows = np.arange(len(rates_RT))
+    high_R, low_R = rates_RT[rows, before_R], rates_RT[rows, after_R]
+    # where the first evaluation is below already, both ends are that evaluation
+    fall_R = high_R - low_R
+    share_R = np.divide(high_R - level, fall_R, out=np.ones_like(fall_R), where=fall_R > 0)
+    found_R = forgetting_T[before_R] + share_R * (forgetting_T[after_R] - forgetting_T[before_R])
+    return np.where(reached_R, found_R, np.nan)
+
+
+def draw_seeds(num_seeds: int) -> NDArray[np.int64]:
+    """Which of the seeds each resample takes, with replacement (R, S); the observed resample takes each once."""
+    drawn_RS = np.random.default_rng(1).integers(0, num_seeds, size=(NUM_RESAMPLES, num_seeds))
+    return np.concatenate([np.arange(num_seeds)[None], drawn_RS])
+
+
+def price(paths: Sequence[Path], level: float) -> Estimate | None:
+    """What an arm has forgotten when its runs first reach `level`; None if one never does, or many resamples don't."""
+    return _estimate(_cross_all(paths, level))
+
+
+def price_gap(first: Sequence[Path], second: Sequence[Path], level: float) -> Gap | None:
+    """`second`'s price minus `first`'s at WER `level`, runs paired by their place: seed by seed, the same utterances drawn."""
+    values_RS = _cross_all(second, level) - _cross_all(first, level)
+    estimate = _estimate(values_RS)
+    if estimate is None:
+        return None
+    gaps_R = _mean_of_drawn(values_RS)[1:]
+    p_value = two_sided_p_value(gaps_R[~np.isnan(gaps_R)])
+    return Gap(estimate.mean, estimate.interval, estimate.by_seed, estimate.reached, p_value)
+
+
+def common_levels(arms: Sequence[Sequence[Path]], levels: Sequence[float]) -> list[float]:
+    """Those of `levels` that every run of every arm reaches, in its own order and in nearly all resamples."""
+    return [level for level in levels if all(price(paths, level) is not None for paths in arms)]
+
+
+def _cross_all(paths: Sequence[Path], level: float) -> FloatArray:
+    return np.stack([cross(path, level) for path in paths], axis=1)
+
+
+def _mean_of_drawn(values_RS: FloatArray) -> FloatArray:
+    """Each resample's mean over the seeds that it drew (R,); NaN if one of them has no value."""
+    drawn_RS = draw_seeds(values_RS.shape[1])
+    return np.asarray(np.take_along_axis(values_RS, drawn_RS, axis=1).mean(axis=1))
+
+
+def _estimate(values_RS: FloatArray) -> Estimate | None:
+    observed, *_ = values_RS
+    if np.isnan(observed).any():
+        return None
+    means_R = _mean_of_drawn(values_RS)[1:]
+    known_R = ~np.isnan(means_R)
+    reached = float(known_R.mean())
+    if reached < _MIN_REACHED:
+        return None
+    return Estimate(float(observed.mean()), interval(means_R[known_R]), tuple(map(float, observed)), reached)

@@ -1,0 +1,212 @@
+"""Run folders as comparison reads them, arms of several seeds, and the refusal to compare what differs in more than the arm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kappaspeech.artefacts import read_json
+from kappaspeech.errors import InputError
+from kappaspeech.evaluation.evaluate import read_hypotheses
+from kappaspeech.evaluation.wer import Hypothesis
+from kappaspeech.redaction import redact_values
+from kappaspeech.selection import SelectedTensor, TensorSelection
+from kappaspeech.training.run_folder import RunFolder
+from kappaspeech.training.run_log import EVALUATIONS_NAME, STEPS_NAME, is_evaluation, is_step, read_lines
+
+# What arms may differ in: their name and place, and which tensors they unfreeze.
+_ARM_KEYS = ("run_dir", "arm", "unfreeze")
+_LLM_PREFIX = "llm."
+# Of run.json: what must be alike in all runs, whatever their seed, beside the configuration.
+_SHARED_FACTS = ("checkpoint_digest", "adaptor", "dtype", "deepspeed_config", "versions")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run left: its configuration, `run.json`, step and evaluation records, last hypotheses, drift and selection."""
+
+    path: Path
+    arm: str
+    seed: int
+    config: dict[str, Any]
+    record: dict[str, Any]
+    steps: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    hypotheses: list[Hypothesis]
+    drift: dict[str, float]
+    # κ before and after of each matrix that trained, where both are finite
+    kappas: dict[str, tuple[float, float]]
+    tensors: tuple[SelectedTensor, ...]
+    # every parameter of the LLM, frozen or trained
+    llm_names: tuple[str, ...]
+
+    @property
+    def trained_names(self) -> tuple[str, ...]:
+        """The LLM's tensors that trained, or that LoRA adapted."""
+        return tuple(tensor.name for tensor in self.tensors) or tuple(sorted(self.drift))
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """The evaluation before training where there is one, else the earliest."""
+        return self.evaluations[0]
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.evaluations[-1]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The runs of one arm, by their seeds, ascending."""
+
+    name: str
+    runs: tuple[RunSummary, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.runs)
+
+    def shared_with(self, other: Arm) -> list[tuple[RunSummary, RunSummary]]:
+        """Pairs of this arm's and the other's runs of the same seed."""
+        theirs = {run.seed: run for run in other.runs}
+        return [(run, theirs[run.seed]) for run in self.runs if run.seed in theirs]
+
+
+def read_run(path: Path) -> RunSummary:
+    """Read a finished run's folder. Raises `InputError` for one that isn't, hasn't been evaluated, or is damaged."""
+    try:
+        return _read_run(path)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{path} isn't what a finished training leaves: {told}. Bring its files back from a copy.") from error
+
+
+def _read_run(path: Path) -> RunSummary:
+    folder = RunFolder(path)
+    config, record = redact_values(folder.read_config().model_dump(mode="json")), folder.read_record()
+    if record["status"] != "finished":
+        raise InputError(f"{path} hasn't finished (status {record['status']!r}). Let it train to its end, then compare.")
+    evaluations = read_lines(path / EVALUATIONS_NAME, is_record=is_evaluation, strictly=True)
+    evaluations.sort(key=lambda item: int(item["step"]))
+    if not evaluations:
+        raise InputError(f"{path} holds no evaluation. Name test shards in data.test and train again.")
+    reached, last = record.get("step", evaluations[-1]["step"]), evaluations[-1]["step"]
+    if last != reached:
+        raise InputError(
+            f"{path} finished at step {reached}, and its last evaluation is of step {last}: {EVALUATIONS_NAME} isn't whole. "
+            "Train again, which evaluates what is missing."
+        )
+    if evaluations[-1]["wer"]["mean_wer"] is None:
+        raise InputError(
+            f"{path} has no WER: none of its test sentences has a word. Name test shards that have, and train again."
+        )
+    selection = path / "selection.json"
+    tensors = TensorSelection.read(selection).tensors if selection.exists() else ()
+    moved = read_json(path / "drift.json", schema_version=1)
+    drift = moved["relative_frobenius"]
+    kappas = {
+        name: (before, moved["kappa_after"][name])
+        for name, before in moved["kappa_before"].items()
+        if before is not None and moved["kappa_after"][name] is not None
+    }
+    frozen = read_json(path / "frozen.json", schema_version=1)["before"]
+    llm_names = {name.removeprefix(_LLM_PREFIX) for name in frozen if name.startswith(_LLM_PREFIX)}
+    return RunSummary(
+        path,
+        str(record["arm"]),
+        int(config["seed"]),
+        config,
+        record,
+        read_lines(path / STEPS_NAME, is_record=is_step, strictly=True),
+        evaluations,
+        read_hypotheses(folder.hypotheses / f"step-{evaluations[-1]['step']:06d}.jsonl"),
+        drift,
+        kappas,
+        tensors,
+        tuple(sorted({*llm_names, *drift, *(tensor.name for tensor in tensors)})),
+    )
+
+
+def group_runs(runs: Sequence[RunSummary]) -> list[Arm]:
+    """Arms in the order in which their first runs come. Raises `InputError` where the runs don't compare.
+
+    All must have the same configuration, base model and software; those of one seed the same data, of whose fingerprint the seed
+    is a part, the same initial weights and the same samples in the same order; and each arm a seed in common with the first.
+    """
+    by_name: dict[str, list[RunSummary]] = {}
+    for run in runs:
+        by_name.setdefault(run.arm, []).append(run)
+    arms = [Arm(name, tuple(sorted(group, key=lambda run: run.seed))) for name, group in by_name.items()]
+    for arm in arms:
+        for run, after in zip(arm.runs, arm.runs[1:], strict=False):
+            if run.seed == after.seed:
+                raise InputError(
+                    f"{run.path} and {after.path} are both called {arm.name!r} and have seed {run.seed}. Set `arm` in each "
+                    "run's YAML, or another seed."
+                )
+    for run in runs[1:]:
+        _refuse(run, runs[0], find_differences(runs[0], run))
+    for arm in arms[1:]:
+        pairs = arm.shared_with(arms[0])
+        if not pairs:
+            raise InputError(
+                f"{arm.name!r} (seed {_list(arm.seeds)}) and {arms[0].name!r} (seed {_list(arms[0].seeds)}) have no seed in "
+                "common, so they saw other samples. Train them with the same seeds."
+            )
+    by_seed: dict[int, RunSummary] = {}
+    for run in runs:
+        first = by_seed.setdefault(run.seed, run)
+        _refuse(run, first, find_differences_of_seed(first, run))
+    return arms
+
+
+def find_differences(first: RunSummary, second: RunSummary) -> list[str]:
+    """What differs between two runs beside arm and seed, by name."""
+    facts = [key for key in _SHARED_FACTS if first.record.get(key) != second.record.get(key)]
+    steps = first.last["step"], second.last["step"]
+    reached = [f"the step of the last evaluation, {steps[0]} and {steps[1]}"] if steps[0] != steps[1] else []
+    return [*config_differences(first.config, second.config), *facts, *reached]
+
+
+def find_differences_of_seed(first: RunSummary, second: RunSummary) -> list[str]:
+    """What differs between two runs of one seed in where they start and in what they see, by name."""
+    facts = ("data_fingerprint", "initial_weights_digest")
+    differing = [key for key in facts if first.record.get(key) != second.record.get(key)]
+    step = next((a["step"] for a, b in zip(first.steps, second.steps, strict=False) if _samples(a) != _samples(b)), None)
+    if step is not None:
+        differing.append(f"the samples of step {step}")
+    if len(first.steps) != len(second.steps):
+        differing.append(f"the number of steps recorded, {len(first.steps)} and {len(second.steps)}")
+    return differing
+
+
+def _samples(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return record["step"], record["keys_digest"], record["num_target_tokens"]
+
+
+def _refuse(run: RunSummary, first: RunSummary, differing: Sequence[str]) -> None:
+    if differing:
+        raise InputError(
+            f"{run.path} and {first.path} differ in more than the arm ({', '.join(differing)}), so their difference "
+            "would say nothing about it. Train them alike."
+        )
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def config_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Dotted keys at which two runs' configurations differ, those of the arm and the seed aside."""
+    ours, theirs = ({k: v for k, v in config.items() if k not in (*_ARM_KEYS, "seed")} for config in (first, second))
+    return _differences(ours, theirs)
+
+
+def _differences(first: Any, second: Any, prefix: str = "") -> list[str]:
+    """Dotted keys at which two JSON values differ."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = sorted({*first, *second})
+        return [key for k in keys for key in _differences(first.get(k), second.get(k), f"{prefix}.{k}" if prefix else k)]
+    return [] if first == second else [prefix]

@@ -1,0 +1,213 @@
+"""How the report's drawings look: colours that the colour-blind can tell apart, labels at the lines, light and dark."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from kappaspeech.artefacts import write_with
+from kappaspeech.escaping import for_picture
+
+# After Okabe & Ito 2008, darkened to stand on white; the second of each pair stands on black.
+PALETTE = (
+    ("#0072b2", "#5cb8f0"),
+    ("#d55e00", "#ff8f4a"),
+    ("#008f68", "#35c99f"),
+    ("#a8478a", "#e58fc6"),
+    ("#8a6d00", "#e0bd3c"),
+    ("#5a5a5a", "#b8b8b8"),
+    ("#3b6fd6", "#9db8ff"),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+INK, FAINT, GRID, PAPER = "#1c1d1f", "#5f656b", "#dfe2e5", "#fdfdfc"
+_DARK = {"ink": "#eceef0", "faint": "#a3abb3", "grid": "#33383d", "paper": "#16181a"}
+# The page's variables for the colours of a drawing, so that one drawing serves on light and on dark.
+_VARIABLES: Mapping[str, str] = {
+    **{light: f"arm-{number}" for number, (light, _) in enumerate(PALETTE)},
+    **{INK: "ink", FAINT: "faint", GRID: "grid", PAPER: "paper"},
+}
+# The least distance between two labels, as a share of a drawing's height.
+_LABEL_GAP = 0.075
+# The room that a name takes, as a share of a drawing's width.
+_NAME_WIDTH = 0.22
+
+
+@dataclass(frozen=True)
+class Style:
+    """What one arm is drawn with."""
+
+    number: int
+    name: str
+
+    @property
+    def label(self) -> str:
+        """The name as a drawing writes it: matplotlib reads dollars as mathematics, and leaves «_…» out of legends."""
+        text = for_picture(self.name)
+        return f" {text}" if text.startswith("_") else text
+
+    @property
+    def colour(self) -> str:
+        return PALETTE[self.number % len(PALETTE)][0]
+
+    @property
+    def marker(self) -> str:
+        return MARKERS[self.number % len(MARKERS)]
+
+    def mark(self, *artists: Any) -> None:
+        """Tell the page whose `artists` are, so that it can hide and show them."""
+        for artist in artists:
+            artist.set_gid(f"arm-{self.number}-{id(artist)}")
+
+
+@contextmanager
+def themed(name: str) -> Iterator[None]:
+    """matplotlib in this report's style, without a screen; `name` keeps the ids of several SVGs on a page apart."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(
+        {
+            "svg.hashsalt": f"kappaspeech-{name}",
+            "svg.fonttype": "none",
+            "font.size": 10.5,
+            "axes.titlesize": 11.5,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.edgecolor": FAINT,
+            "axes.labelcolor": FAINT,
+            "axes.titlecolor": INK,
+            "axes.facecolor": PAPER,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": GRID,
+            "figure.facecolor": PAPER,
+            "savefig.facecolor": PAPER,
+            "xtick.color": FAINT,
+            "ytick.color": FAINT,
+            "text.color": INK,
+            "lines.linewidth": 2.0,
+            "lines.markersize": 4.5,
+        }
+    ):
+        yield
+
+
+def label_ends(axes: Any, ends: Sequence[tuple[Style, float, float]]) -> None:
+    """Name each line at its right end (x, y in data), pushed apart where ends are near each other."""
+    low, high = axes.get_ylim()
+    ordered = sorted(ends, key=lambda end: end[2])
+    heights = spread_out([_share(y, axes.get_ylim(), axes.get_yscale()) for _, _, y in ordered], gap=_LABEL_GAP)
+    for (style, x, y), height in zip(ordered, heights, strict=True):
+        label = axes.annotate(
+            style.label,
+            xy=(x, min(max(y, low), high)),
+            xytext=(1.03, height),
+            textcoords="axes fraction",
+            color=style.colour,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": style.colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3},
+        )
+        style.mark(label, label.arrow_patch)
+
+
+def label_points(axes: Any, points: Sequence[tuple[Style, float, float]]) -> None:
+    """Name points (x, y in data) at their right, pushed apart where names would lie on each other."""
+    low, high = axes.get_xlim()
+    # room at the right for the name of the last point
+    axes.set_xlim(low, high * (high / low) ** _NAME_WIDTH if axes.get_xscale() == "log" else high + _NAME_WIDTH * (high - low))
+    columns: list[list[tuple[float, Style, float, float]]] = []
+    for style, x, y in sorted(points, key=lambda point: point[1]):
+        share = _share(x, axes.get_xlim(), axes.get_xscale())
+        if not columns or share - columns[-1][0][0] > _NAME_WIDTH:
+            columns.append([])
+        columns[-1].append((share, style, x, y))
+    for column in columns:
+        ordered = sorted(column, key=lambda item: item[3])
+        heights = spread_out([_share(y, axes.get_ylim(), axes.get_yscale()) for *_, y in ordered], gap=_LABEL_GAP)
+        for (share, style, *_), height in zip(ordered, heights, strict=True):
+            at = (share + 0.025, height)
+            style.mark(axes.annotate(style.label, at, xycoords="axes fraction", color=style.colour, va="center"))
+
+
+def _share(value: float, limits: tuple[float, float], scale: str) -> float:
+    """Where a value lies between an axis's limits, from 0 to 1."""
+    low, high = limits
+    share = math.log(value / low) / math.log(high / low) if scale == "log" else (value - low) / (high - low)
+    return min(max(share, 0.0), 1.0)
+
+
+def spread_out(heights: Sequence[float], *, gap: float) -> list[float]:
+    """Ascending `heights` moved to be at least `gap` apart and between 0 and 1 where they fit.
+
+    Those that lie too near each other become a group about their own middle; groups that meet become one.
+    """
+    groups: list[list[float]] = []
+    for height in heights:
+        groups.append([height])
+        while len(groups) > 1 and _places(groups[-2], gap)[-1] + gap > _places(groups[-1], gap)[0]:
+            last = groups.pop()
+            groups[-1] += last
+    return [place for group in groups for place in _places(group, gap)]
+
+
+def _places(group: Sequence[float], gap: float) -> list[float]:
+    span = gap * (len(group) - 1)
+    lowest = max(min(sum(group) / len(group) - span / 2, 1.0 - span), 0.0)
+    return [lowest + gap * index for index in range(len(group))]
+
+
+def write_figure(figure: Any, path: Path) -> None:
+    """Write PNG or SVG by the name of `path`; without date, so that the same runs give the same bytes."""
+    kind = path.suffix.removeprefix(".")
+    if kind == "svg":
+        text = _plain_ids(_render(figure))
+        write_with(path, lambda temporary: _fill(temporary, text))
+    else:
+        write_with(path, lambda temporary: figure.savefig(temporary, format=kind, dpi=160, metadata={"Software": None}))
+
+
+def _fill(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _render(figure: Any) -> str:
+    text = StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return text.getvalue()
+
+
+def _plain_ids(svg: str) -> str:
+    return re.sub(r' id="arm-(\d+)-\d+"', r' class="arm arm-\1"', svg)
+
+
+def inline_svg(figure: Any, *, label: str) -> str:
+    """The figure for a page: it refers to nothing outside, its colours are the page's variables, artists have arms' classes."""
+    svg = _plain_ids(_render(figure))
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', f'<svg viewBox="\\1" role="img" aria-label="{label}">', svg, count=1)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return svg
+
+
+def style_variables() -> str:
+    """The drawings' colours as a page's CSS, for light and for dark."""
+    dark = {**_DARK, **{f"arm-{number}": colour for number, (_, colour) in enumerate(PALETTE)}}
+    light_rules = "".join(f"--{variable}:{colour};" for colour, variable in _VARIABLES.items())
+    dark_rules = "".join(f"--{variable}:{colour};" for variable, colour in dark.items())
+    return f":root{{{light_rules}}}@media (prefers-color-scheme:dark){{:root{{{dark_rules}}}}}"
+
+
+def arm_variable(number: int) -> str:
+    """The page's variable for an arm's colour."""
+    return f"var(--arm-{number % len(PALETTE)})"

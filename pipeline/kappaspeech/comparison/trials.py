@@ -1,0 +1,119 @@
+"""What a trial needs before it trains, its selection and its run's YAML, and how far it has come."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import yaml
+
+from kappaspeech.artefacts import write_private, write_text
+from kappaspeech.comparison.experiment import LORA, Experiment, Trial
+from kappaspeech.comparison.runs import config_differences
+from kappaspeech.config import LoraConfig, RunConfig
+from kappaspeech.errors import InputError
+from kappaspeech.model.llm import load_llm
+from kappaspeech.model.lora import linear_tensors
+from kappaspeech.redaction import find_secrets, redact_values
+from kappaspeech.scan.ranking import KappaRanking
+from kappaspeech.selection import Order, TensorSelection, select
+from kappaspeech.training.run_folder import RunFolder
+
+State = Literal["waiting", "running", "resumable", "failed", "finished"]
+
+
+def make_trial_config(experiment: Experiment, trial: Trial, ranking: KappaRanking | None) -> RunConfig:
+    """The base run with this trial's place, name, seed and what it unfreezes."""
+    content = experiment.base.model_dump()
+    options = _unfreeze(experiment, trial, ranking)
+    content |= {"run_dir": str(trial.run_dir), "arm": trial.arm.name, "seed": trial.seed, "unfreeze": options}
+    return RunConfig.model_validate(content)
+
+
+def _unfreeze(experiment: Experiment, trial: Trial, ranking: KappaRanking | None) -> dict[str, Any]:
+    selection = str(trial.selection_path) if trial.selection_path else None
+    if trial.arm.select in LORA:
+        return {"mode": "lora", "selection": selection, "lora": _make_lora(experiment, trial, ranking).model_dump()}
+    mode = trial.arm.select if trial.arm.select in ("adaptor", "all") else "selection"
+    return {"mode": mode, "selection": selection}
+
+
+def _make_lora(experiment: Experiment, trial: Trial, ranking: KappaRanking | None) -> LoraConfig:
+    """The arm's LoRA, of the rank that comes nearest to the budget where parameters are to be equal."""
+    given = trial.arm.lora or LoraConfig()
+    if experiment.config.equal == "count":
+        return given
+    assert ranking is not None
+    if trial.selection_path:
+        shapes = list(make_selection(experiment, trial, ranking).shapes.values())
+    else:
+        llm = load_llm(experiment.base.model.llm, dtype=None)
+        shapes = [tuple(llm.get_parameter(name).shape) for name in linear_tensors(llm)]
+    # a pair of factors has rank · (m + n) parameters, and as many for each of fused experts
+    of_rank_one = sum(math.prod(shape[:-2]) * (shape[-2] + shape[-1]) for shape in shapes)
+    rank = max(1, round(_budget(experiment, ranking).num_parameters / of_rank_one))
+    return given.model_copy(update={"rank": rank, "alpha": 2.0 * rank})
+
+
+def make_selection(experiment: Experiment, trial: Trial, ranking: KappaRanking) -> TensorSelection:
+    """The tensors that `trial` trains or adapts. Raises `SelectionError` where the ranking has too few."""
+    config = experiment.config
+    orders: dict[str, Order] = {"largest": "largest", "random": "random"}
+    order = orders.get(trial.arm.select, "smallest")
+    seed = trial.seed if trial.arm.seed is None else trial.arm.seed
+    if config.equal == "count" or order == "smallest":
+        return select(ranking, order=order, seed=seed, count=config.count, exclude=config.exclude)
+    return select(ranking, order=order, seed=seed, match=_budget(experiment, ranking), exclude=config.exclude)
+
+
+def _budget(experiment: Experiment, ranking: KappaRanking) -> TensorSelection:
+    """Whose parameters all arms are to have: the `count` tensors of smallest κ."""
+    return select(ranking, count=experiment.config.count, exclude=experiment.config.exclude)
+
+
+def prepare(experiment: Experiment) -> None:
+    """Write every trial's selection and run's YAML; the same bytes each time.
+
+    Raises `InputError` where a run folder holds a run of another configuration or selection, before anything is written.
+    """
+    ranking = KappaRanking.read(experiment.ranking_path) if experiment.needs_ranking else None
+    prepared = []
+    for trial in experiment.trials:
+        config = make_trial_config(experiment, trial, ranking)
+        selection = make_selection(experiment, trial, ranking) if ranking and trial.selection_path else None
+        _check_same_run(trial, config, selection)
+        prepared.append((trial, config, selection))
+    for trial, config, selection in prepared:
+        if selection and trial.selection_path:
+            selection.write(trial.selection_path)
+        content = config.model_dump(mode="json")
+        write = write_private if find_secrets(content) else write_text
+        write(trial.config_path, yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+
+
+def _check_same_run(trial: Trial, config: RunConfig, selection: TensorSelection | None) -> None:
+    if read_state(trial) == "waiting":
+        return
+    # a URL that was signed anew is the same URL
+    before, now = (redact_values(c.model_dump(mode="json")) for c in (RunFolder(trial.run_dir).read_config(), config))
+    # the tensors are compared by themselves: a folder that has moved keeps its selection under another path
+    for content in (before, now):
+        content["unfreeze"].pop("selection")
+    differing = config_differences(before, now) + [key for key in ("seed", "unfreeze") if before[key] != now[key]]
+    kept = trial.run_dir / "selection.json"
+    had = TensorSelection.read(kept).shapes if kept.exists() else {}
+    if had != (selection.shapes if selection else {}):
+        differing.append("the selected tensors")
+    if differing:
+        raise InputError(
+            f"{trial.run_dir} holds a run of another experiment: {', '.join(differing)} differ. Give this experiment another "
+            "`output`, or move the old one away."
+        )
+
+
+def read_state(trial: Trial) -> State:
+    """How far a trial has come, by its run folder: «running» also where it was killed."""
+    if not (trial.run_dir / "run.json").exists():
+        return "waiting"
+    state: State = RunFolder(trial.run_dir).read_record()["status"]
+    return state

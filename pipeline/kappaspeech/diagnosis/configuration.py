@@ -1,0 +1,218 @@
+"""A run's configuration against what is there: models, data, disk, ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from kappaspeech.config import DatasetConfig, RunConfig, read_deepspeed_config
+from kappaspeech.diagnosis.finding import Finding
+from kappaspeech.errors import KappaSpeechError
+from kappaspeech.model.llm import load_tokenizer
+from kappaspeech.outputs import explain
+from kappaspeech.planning.planner import Planner
+from kappaspeech.speech.batches import make_prompt
+from kappaspeech.speech.overlap import find_overlap
+from kappaspeech.speech.shards import expand, read_index
+from kappaspeech.speech.sources import ReadOptions, is_remote, open_source
+from kappaspeech.speech.stream import Corpus, make_datasets, make_read_options
+from kappaspeech.speech.table import MERGED_SUFFIX, read_merged
+from kappaspeech.training.deepspeed_ops import find_compatible_ops
+from kappaspeech.training.meta_model import build_meta_model
+from kappaspeech.training.run_folder import RunFolder
+
+_PROBE_BYTES = 64 << 20
+# Shards of a data set whose indices are read to compare training with test; each is a request where they are remote.
+_MOST_SHARDS = 100
+_MOST_REMOTE_SHARDS = 10
+_RATES_MB = (1000, 500, 200, 100, 50)
+# weights and two moments in float32
+_CHECKPOINT_BYTES = 12
+# where each scheme's credentials are looked for: (variables, files under the home folder)
+_CREDENTIALS = {
+    "s3": (
+        ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+        (".aws/credentials", ".aws/config"),
+    ),
+    "gs": (("GOOGLE_APPLICATION_CREDENTIALS",), (".config/gcloud/application_default_credentials.json",)),
+}
+
+
+def check_configuration(config: RunConfig, *, world_size: int, environment: Mapping[str, str]) -> list[Finding]:
+    """Everything that `config` names. No weights are loaded; of shards the first is checked, and some transcripts are read."""
+    findings = [check_ranks(config.batch.micro_batches_per_step, world_size)]
+    findings += _try("DeepSpeed JSON", lambda: _check_deepspeed(config))
+    findings += _try("tokenizer", lambda: _check_tokenizer(config))
+    planners: list[Planner] = []
+    findings += _try("models", lambda: _check_models(config, planners))
+    read = make_read_options(config.data.read)
+    for item in (*config.data.train, *config.data.test):
+        findings += [*_check_credentials(item, environment), *_try("data", lambda item=item: _check_shards(item, read))]  # type: ignore[misc]
+    if config.data.test:
+        findings += _try("data", lambda: _check_overlap(config, read))
+    missing = [path for path in config.data.text.values() if not Path(path).exists()]
+    if missing:
+        findings.append(Finding("data", "problem", f"data.text: {', '.join(missing)} isn't there", "Give files that are."))
+    needed_bytes = _needed_bytes(config, planners[0] if planners else None)
+    findings += _try("disk", lambda: check_disk(Path(config.run_dir), needed_bytes=needed_bytes))
+    return findings
+
+
+def _try(area: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+    """A check whose error for users is its finding."""
+    try:
+        return check()
+    except KappaSpeechError as error:
+        # these messages end in their remedies
+        return [Finding(area, "problem", str(error))]
+    except OSError as error:
+        return [Finding(area, "problem", explain(error)[0])]
+
+
+def check_ranks(micro_batches: int, world_size: int) -> Finding:
+    """Whether ranks have equally much to compute."""
+    rounds = math.ceil(micro_batches / world_size)
+    idle = rounds * world_size - micro_batches
+    found = f"{micro_batches} micro-batches a step on {world_size} rank(s): {rounds} a rank"
+    if not idle:
+        return Finding("ranks", "ok", found)
+    better = rounds * world_size
+    remedy = f"Set batch.micro_batches_per_step to {better}, or use a number of ranks that divides {micro_batches}."
+    return Finding("ranks", "warning", f"{found}, and {idle} of {better} passes are empty", remedy)
+
+
+def _check_deepspeed(config: RunConfig) -> list[Finding]:
+    content = read_deepspeed_config(Path(config.deepspeed))
+    zero = content["zero_optimization"]
+    findings = [Finding("DeepSpeed JSON", "ok", f"{config.deepspeed}: ZeRO-3")]
+    offload = zero.get("offload_optimizer", {}).get("device", "none")
+    if offload == "none":
+        return findings
+    # the engine's optimizer is torch's own AdamW, for which nothing is compiled
+    if content.get("zero_force_ds_cpu_optimizer", True):
+        found = "DeepSpeed refuses torch's AdamW beside offload_optimizer"
+        remedy = f'Set "zero_force_ds_cpu_optimizer": false in {config.deepspeed}.'
+        return [*findings, Finding("DeepSpeed JSON", "problem", found, remedy)]
+    on_disk = "nvme" in (offload, zero.get("offload_param", {}).get("device"))
+    if on_disk and not find_compatible_ops().get("async_io"):
+        remedy = "Install what «ds_report» names (a compiler, ninja, libaio-dev), or take a preset without offload to disks."
+        return [*findings, Finding("DeepSpeed JSON", "problem", "offload to NVMe needs the op async_io", remedy)]
+    return [*findings, Finding("DeepSpeed JSON", "ok", f"offload to {offload}")]
+
+
+def _check_tokenizer(config: RunConfig) -> list[Finding]:
+    tokenizer = load_tokenizer(config.model.llm)
+    prompt = make_prompt(tokenizer, config.model.instruction, chat=config.model.chat_template)
+    count = prompt.prefix_ids.numel() + prompt.suffix_ids.numel()
+    if not config.model.chat_template:
+        return [Finding("tokenizer", "ok", f"plain text, {count} tokens around the audio")]
+    if getattr(tokenizer, "chat_template", None):
+        return [Finding("tokenizer", "ok", f"chat template, {count} tokens around the audio")]
+    remedy = "Right for a base model; for a chat model put its chat_template.jinja beside the tokenizer."
+    return [Finding("tokenizer", "warning", f"no chat template: the prompt is plain text of {count} tokens", remedy)]
+
+
+def _check_models(config: RunConfig, planners: list[Planner]) -> list[Finding]:
+    planners.append(Planner(config, modules=build_meta_model(config)))
+    sizes = planners[0].sizes
+    trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    found = f"LLM of {sizes.llm.num_parameters / 1e6:,.0f} M parameters, encoder of {sizes.num_encoder_parameters / 1e6:,.0f} M; "
+    return [Finding("models", "ok", f"{found}{trained / 1e6:,.1f} M train, and the selection fits the model")]
+
+
+def _check_shards(item: DatasetConfig, read: ReadOptions) -> list[Finding]:
+    if item.shards.endswith(MERGED_SUFFIX) and not is_remote(item.shards):
+        shards = [where for where, _ in read_merged(Path(item.shards).expanduser()).shards]
+        open_source(shards[0], read).num_bytes()
+        return [Finding("data", "ok", f"{item.shards}: {len(shards)} shard(s); the first is there")]
+    shards = expand(item.shards, read)
+    index = read_index(shards[0], read)
+    hours = sum(sample.seconds for sample in index.samples) / 3600
+    found = f"{item.shards}: {len(shards)} shard(s); the first has {len(index.samples)} clips, {hours:.2f} h, as it was indexed"
+    return [Finding("data", "ok", found)]
+
+
+def _check_overlap(config: RunConfig, read: ReadOptions) -> list[Finding]:
+    """Whether what is tested on is trained on."""
+
+    def open_some(items: Sequence[DatasetConfig]) -> list[Corpus]:
+        most = {item.shards: _MOST_REMOTE_SHARDS if is_remote(item.shards) else _MOST_SHARDS for item in items}
+        return [Corpus(dataset, read, most_shards=most[dataset.shards]) for dataset in make_datasets(items)]
+
+    train, test = open_some(config.data.train), open_some(config.data.test)
+    overlap = find_overlap(train, test, read)
+    if not overlap.found:
+        looked = f"{overlap.num_looked_at} test sentences and {overlap.num_train_looked_at} of training were looked at"
+        return [Finding("data", "ok", f"no recording or sentence stands in both train and test; {looked}")]
+    remedy = "Keep to the corpus's own splits (pack --split train, --split test), or take them out of data.train."
+    return [Finding("data", "warning", overlap.found, remedy)]
+
+
+def _check_credentials(item: DatasetConfig, environment: Mapping[str, str]) -> list[Finding]:
+    """Whether there are any, for shards in a bucket; never which."""
+    scheme = item.shards.partition("://")[0]
+    if scheme not in _CREDENTIALS:
+        return []
+    variables, files = _CREDENTIALS[scheme]
+    home = Path(environment.get("HOME", "/"))
+    places = [name for name in variables if environment.get(name)] + [f"~/{name}" for name in files if (home / name).exists()]
+    if places:
+        return [Finding("credentials", "ok", f"for {scheme}://: {places[0]} is there")]
+    remedy = f"Set {variables[0]}, or run where an instance role gives them; a public bucket needs none."
+    return [Finding("credentials", "warning", f"none for {scheme}:// in the usual places", remedy)]
+
+
+def _needed_bytes(config: RunConfig, planner: Planner | None) -> int:
+    """What checkpoints take: those that are kept, and the one being written."""
+    if planner is None:
+        return 0
+    trained = planner.sizes.llm.num_trained + planner.sizes.num_adaptor_parameters
+    return _CHECKPOINT_BYTES * trained * (config.training.keep_checkpoints + config.training.keep_best + 1)
+
+
+def check_disk(run_dir: Path, *, needed_bytes: int) -> list[Finding]:
+    """Free space where the run's folder will be, and how fast it is written; the nearest folder that is there is tried."""
+    folder = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 1e9:.0f} GB free in {folder}, checkpoints take {needed_bytes / 1e9:.1f}"
+    remedy = "Make room, lower training.keep_checkpoints, or put run_dir elsewhere."
+    space = Finding("disk", "ok", found) if free > needed_bytes else Finding("disk", "problem", found, remedy)
+    probe = folder / f".kappaspeech-doctor-{os.getpid()}"
+    try:
+        began = time.monotonic()
+        with probe.open("wb") as file:
+            file.write(bytes(min(_PROBE_BYTES, free // 2)))
+            file.flush()
+            os.fsync(file.fileno())
+        rate = min(_PROBE_BYTES, free // 2) / (time.monotonic() - began)
+    except OSError as error:
+        remedy = "Give a run_dir that you may write to."
+        return [space, Finding("disk", "problem", f"{folder} can't be written: {error.strerror}", remedy)]
+    finally:
+        # of a read-only file system even what isn't there can't be removed
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    # a round number, so that hosts which are alike say the same
+    known = next((step for step in _RATES_MB if rate >= step * 1e6), 0)
+    if known:
+        return [space, Finding("disk", "ok", f"{folder} is written at more than {known} MB/s")]
+    speed = f"{folder} is written at {rate / 1e6:,.0f} MB/s"
+    return [space, Finding("disk", "warning", speed, "Checkpoints will take long: save less often, or put run_dir elsewhere.")]
+
+
+def resumes(config: RunConfig) -> list[Finding]:
+    """Whether the run's folder already holds a run, which training would go on with."""
+    folder = RunFolder(Path(config.run_dir))
+    if not (folder.path / "run.json").exists():
+        return []
+    return _try("run folder", lambda: [_describe_run(folder)])
+
+
+def _describe_run(folder: RunFolder) -> Finding:
+    record = folder.read_record()
+    return Finding("run folder", "ok", f"{folder.path} holds a run that is {record['status']}: training goes on with it")

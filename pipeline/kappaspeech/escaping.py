@@ -1,0 +1,62 @@
+"""Names from files are data: a function for each way out makes them harmless there, and still tells what they were."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from kappaspeech.redaction import redact
+
+_MAX_NAME, _MAX_LABEL = 200, 50
+# what a terminal obeys, what reorders or breaks a line, and halves of surrogate pairs
+_UNSHOWABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+_FORMULA = re.compile(r"[=+\-@\t\r]")
+
+
+def for_terminal(text: str) -> str:
+    """`text` without the secrets of URLs, and with what a terminal would obey or can't encode as backslash escapes.
+
+    Line feeds and tabs stay.
+    """
+    return _UNSHOWABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), redact(text))
+
+
+def for_line(name: str) -> str:
+    """A name within a line or a table's cell: as `for_terminal`, on one line, its middle left out where it is very long."""
+    text = for_terminal(name).replace("\n", "\\n").replace("\t", "\\t")
+    return _clip(text, _MAX_NAME)
+
+
+def for_table(value: Any) -> Any:
+    """A cell of a rich table, whose square brackets aren't markup."""
+    from rich.text import Text
+
+    return Text(for_line(str(value)))
+
+
+def for_picture(name: str) -> str:
+    """A label of matplotlib's, whose dollars aren't mathematics."""
+    return _clip(for_line(name), _MAX_LABEL).replace("$", r"\$")
+
+
+def for_cell(value: Any) -> Any:
+    """A cell of a spreadsheet: text that would be taken for a formula has an apostrophe before it."""
+    if not isinstance(value, str):
+        return value
+    text = for_terminal(value).replace("\n", "\\n").replace("\t", "\\t")
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def encodable(name: str) -> str:
+    """A name as UTF-8 can hold it. A path may hold bytes that are no text: they become backslash escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") if _has_bytes(name) else name
+
+
+def _clip(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 :]}"
+
+
+def _has_bytes(name: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in name)

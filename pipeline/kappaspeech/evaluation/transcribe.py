@@ -1,0 +1,133 @@
+"""Batched decoding of speech by a trained model, greedy or by beams; whole on this rank, or in step under ZeRO-3.
+
+B batch · T frames · N longest left-padded prompt · H LLM width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kappaspeech.errors import DataError
+from kappaspeech.evaluation.decoding import Decoded, cut_at_end, stop_at_loops
+from kappaspeech.evaluation.forgetting import BaseWeights
+from kappaspeech.model.encoder import FrozenWhisperEncoder
+from kappaspeech.model.speech_llm import SpeechLLM
+from kappaspeech.speech.batches import SpeechPrompt
+from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, log_mel
+
+
+@dataclass(frozen=True)
+class Transcriber:
+    """All that turns waveforms into text.
+
+    With `in_step` the model is partitioned, so that each pass is a collective: every rank must decode as many batches as every
+    other, and a rank whose batch has ended goes on until all have (DeepSpeed#8262). `base_weights` lets the LLM compute what its
+    base does.
+    """
+
+    model: SpeechLLM
+    encoder: FrozenWhisperEncoder
+    tokenizer: Any
+    prompt: SpeechPrompt
+    batch_size: int
+    max_new_tokens: int
+    num_beams: int = 1
+    in_step: bool = False
+    base_weights: BaseWeights | None = None
+
+    def transcribe(self, samples: Sequence[AudioSample]) -> list[str]:
+        """The text of each sample, in the order given; decoded longest first, in batches of like length."""
+        order = sorted(range(len(samples)), key=lambda i: (-len(samples[i].waveform), samples[i].key))
+        texts = [""] * len(samples)
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            for index, decoded in zip(chosen, self.decode([samples[i] for i in chosen]), strict=True):
+                texts[index] = decoded.text
+        return texts
+
+    def check(self, samples: Sequence[AudioSample]) -> None:
+        """Raise `DataError` for a sample longer than the encoder takes."""
+        longest = self.encoder.dims.max_seconds
+        for sample in samples:
+            seconds = len(sample.waveform) / SAMPLE_RATE_HZ
+            if seconds > longest:
+                raise DataError(
+                    f"{sample.key} is {seconds:.1f} s long; the encoder takes {longest:g} s. Cut it, or leave it out."
+                )
+
+    @torch.no_grad()
+    def decode(self, samples: Sequence[AudioSample]) -> list[Decoded]:
+        """The texts of one batch. Raises `DataError` for a sample longer than the encoder takes."""
+        self.check(samples)
+        self.model.eval()
+        embeds_BNH, mask_BN = self._embed(samples)
+        with _contiguous_input(self.model.llm.get_output_embeddings()):
+            ids_BL = self.model.llm.generate(
+                inputs_embeds=embeds_BNH,
+                attention_mask=mask_BN,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                num_beams=self.num_beams,
+                stopping_criteria=[stop_at_loops],
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.eos_token_id,
+                synced_gpus=self.in_step,
+                # a checkpoint may bring defaults of its own, made for chat
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                length_penalty=1.0,
+            )
+        rows = [cut_at_end(row, self.tokenizer.eos_token_id) for row in ids_BL.tolist()]
+        texts = self.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)
+        return [Decoded(text.strip(), ending) for text, (_, ending) in zip(texts, rows, strict=True)]
+
+    def _embed(self, samples: Sequence[AudioSample]) -> tuple[Tensor, Tensor]:
+        """Prompts with their audio, left-padded, and the mask of what is real."""
+        device = self.prompt_device
+        mels = [torch.as_tensor(log_mel(sample.waveform, self.encoder.dims.num_mels)) for sample in samples]
+        num_frames_B = torch.tensor([mel.shape[1] for mel in mels])
+        log_mel_BMT = torch.zeros(len(mels), self.encoder.dims.num_mels, int(num_frames_B.max()))
+        for row, mel in enumerate(mels):
+            log_mel_BMT[row, :, : mel.shape[1]] = mel
+        states_BSE, num_states_B = self.encoder(log_mel_BMT.to(device), num_frames_B)
+        audio_BAH, num_audio_B = self.model.adaptor(states_BSE, num_states_B)
+        no_labels_B0 = torch.empty(len(samples), 0, dtype=torch.long, device=device)
+        prefix_P, suffix_Q = (ids.to(device) for ids in (self.prompt.prefix_ids, self.prompt.suffix_ids))
+        spliced = self.model.splice(audio_BAH, num_audio_B, prefix_P, suffix_Q, no_labels_B0)
+        return _pad_left(spliced.embeds_BNH, spliced.lengths_B)
+
+    @property
+    def prompt_device(self) -> torch.device:
+        return self.model.adaptor.project.weight.device
+
+
+@contextmanager
+def _contiguous_input(head: nn.Module) -> Iterator[None]:
+    """Let the head see the last position's states as one block.
+
+    From a slice of them torch 2.13's matmul makes a batched product, for which a CPU copies the head once for each row: seconds
+    and gigabytes. No issue is known of it.
+    """
+    hook = head.register_forward_pre_hook(lambda _head, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _pad_left(embeds_BNH: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Move each row's padding from the right to the left, where generation needs it; return the mask of what is real."""
+    length = embeds_BNH.shape[1]
+    source_BN = torch.arange(length, device=embeds_BNH.device)[None] - (length - lengths_B)[:, None]
+    mask_BN = source_BN >= 0
+    index_BNH = source_BN.clamp(min=0)[:, :, None].expand(-1, -1, embeds_BNH.shape[2])
+    return embeds_BNH.gather(1, index_BNH) * mask_BN[:, :, None], mask_BN.long()

@@ -1,0 +1,80 @@
+"""Which parameters train: the adaptor, and of the LLM exactly the tensors that a selection names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+from torch import nn
+
+from kappaspeech.errors import SelectionError
+
+_NUM_NAMED = 3
+_ONE_EXPERT = re.compile(r"(.*)\[\d+\]")
+_SAVE_FUSED = (
+    "Save the model with save_pretrained(FOLDER, save_original_format=False), give FOLDER as model.llm, and scan and select "
+    "there: fused experts are one candidate."
+)
+_EXPERT_APART = re.compile(r"(.*\.experts)\.\d+\..*")
+
+
+def unfreeze(llm: nn.Module, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Set `requires_grad` on the parameters of `llm` that `shapes` names and on no other; return their names, sorted.
+
+    By exact name and shape. A name may be any of a tied parameter's names. Raises `SelectionError` for a name that the model
+    lacks or a shape that differs. Shapes are those of the whole tensor, also where ZeRO-3 has partitioned it. Fused experts
+    are one tensor and train together.
+    """
+    check_tensors(llm, shapes)
+    parameters = dict(llm.named_parameters(remove_duplicate=False))
+    llm.requires_grad_(False)
+    for name in shapes:
+        parameters[name].requires_grad_(True)
+    return [name for name, parameter in llm.named_parameters() if parameter.requires_grad]
+
+
+def check_tensors(llm: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise `SelectionError` unless `llm` has each named tensor in its shape."""
+    parameters = dict(llm.named_parameters(remove_duplicate=False))
+    missing = sorted(set(shapes) - set(parameters))
+    if missing:
+        raise SelectionError(
+            f"The selection names {len(missing)} tensor(s) that this model lacks (first: {', '.join(missing[:_NUM_NAMED])}). "
+            + _explain_missing(missing[0], parameters)
+        )
+    for name, shape in sorted(shapes.items()):
+        actual = tuple(getattr(parameters[name], "ds_shape", parameters[name].shape))
+        if actual != tuple(shape):
+            raise SelectionError(
+                f"{name} has shape {actual} in this model but {tuple(shape)} in the selection. "
+                "It was made from another model: scan this model's checkpoint and select again."
+            )
+
+
+def check_tensors_are_stored(llm: nn.Module, stored: Collection[str]) -> None:
+    """Raise `SelectionError` where `llm` has a parameter under a name that its checkpoint hasn't: fused when it was loaded."""
+    names = set(stored)
+    absent = [name for name, _ in llm.named_parameters() if name not in names]
+    if absent:
+        raise SelectionError(
+            f"{len(absent)} tensor(s) of this model aren't in its checkpoint under their names (first: {absent[0]}): "
+            f"transformers makes them of others on loading. {_SAVE_FUSED}"
+        )
+
+
+def _explain_missing(name: str, parameters: Mapping[str, nn.Parameter]) -> str:
+    """Why a model hasn't got a tensor, and what to do."""
+    one = _ONE_EXPERT.fullmatch(name)
+    if one and one[1] in parameters:
+        return f"The experts of {one[1]} are one tensor and train together: name it without the number."
+    apart = _EXPERT_APART.fullmatch(name)
+    fused = [other for other in parameters if apart and other.startswith(f"{apart[1]}.") and parameters[other].dim() == 3]
+    if fused:
+        return (
+            f"Its checkpoint stores each expert apart, and transformers fuses them on loading ({fused[0]}), so one can't be "
+            f"trained without the others. {_SAVE_FUSED}"
+        )
+    return (
+        "If it was made from another model, scan this model's checkpoint and select again. If it was made from this one, then "
+        f"transformers makes no parameter of {name} when it loads its files: select again with --exclude '{name}'."
+    )

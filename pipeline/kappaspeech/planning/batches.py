@@ -1,0 +1,60 @@
+"""How large micro-batches are: by the budget alone, or as the budget cuts the clips that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kappaspeech.speech.schedule import BatchBudget, cut_by_budget
+
+# Speech has about 2.5 words a second, and a word of English or German 1.5 tokens of a large vocabulary.
+LABEL_TOKENS_PER_SECOND = 4.0
+_MAX_CLIPS = 200_000
+
+
+@dataclass(frozen=True)
+class MicroBatchSize:
+    """Clips of one length each: `num_samples` rows that are padded to `clip_seconds`."""
+
+    num_samples: float
+    clip_seconds: float
+
+    @property
+    def padded_seconds(self) -> float:
+        return self.num_samples * self.clip_seconds
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """The largest micro-batch, which memory must hold, and the mean one, which time goes by. `source` says how they are known."""
+
+    largest: MicroBatchSize
+    mean: MicroBatchSize
+    source: str
+
+
+def sizes_by_budget(budget: BatchBudget) -> BatchSizes:
+    """The most that the budget allows: as many clips as it takes, which together fill it."""
+    full = MicroBatchSize(budget.max_samples, budget.max_seconds / budget.max_samples)
+    return BatchSizes(full, full, "the batch budget, filled")
+
+
+def sizes_by_lengths(seconds: Sequence[NDArray[np.float32]], budget: BatchBudget, *, max_seconds: float) -> BatchSizes:
+    """What the budget makes of clips of these lengths, in order of length as the schedule's buckets are.
+
+    Clips longer than `max_seconds` don't enter. A large corpus is judged by an even part of it.
+    """
+    lengths = np.sort(np.concatenate(list(seconds)).astype(np.float64))
+    lengths = lengths[lengths <= max_seconds]
+    if not len(lengths):
+        return sizes_by_budget(budget)
+    lengths = lengths[:: -(-len(lengths) // _MAX_CLIPS)]
+    runs = cut_by_budget(lengths, budget)
+    batches = [MicroBatchSize(end - start, float(lengths[end - 1])) for start, end in runs]
+    largest = max(batches, key=lambda batch: batch.padded_seconds)
+    num_samples = len(lengths) / len(batches)
+    mean = MicroBatchSize(num_samples, sum(batch.padded_seconds for batch in batches) / len(batches) / num_samples)
+    return BatchSizes(largest, mean, f"the lengths of {len(lengths):,} clips")

@@ -1,0 +1,164 @@
+"""Time of an optimizer step: products, what lies between them, ZeRO-3's traffic, the update. Pure arithmetic at given rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kappaspeech.model.flops import ClipLengths, SpeechCost
+from kappaspeech.planning.batches import LABEL_TOKENS_PER_SECOND, MicroBatchSize
+from kappaspeech.planning.elementwise import count_elementwise
+from kappaspeech.planning.memory import ZeroSettings, count_tokens
+from kappaspeech.planning.offload import count_offloaded
+from kappaspeech.planning.sizes import SpeechSizes
+
+_FRAMES_PER_SECOND = 100
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a rank does in a second when it does nothing else.
+
+    It computes `flops_per_second` in products of the forward, and receives `bytes_per_second` of weights from the others. The
+    backward, the encoder, and gradients that are summed over ranks have rates of their own where these are known.
+    `elementwise_bytes_per_second` and `memory_bytes_per_second` are what activations and the optimizer's large states are read
+    and written at; without them, that work is taken to be in the rate of the products. Each collective takes
+    `seconds_per_message` beside its bytes. `host_link_bytes_per_second` is a GPU's copying to its host or from it, and
+    `host_update_bytes_per_second` the host's memory in an update, of which a rank has its share.
+    """
+
+    flops_per_second: float
+    bytes_per_second: float
+    backward_flops_per_second: float | None = None
+    encoder_flops_per_second: float | None = None
+    elementwise_bytes_per_second: float | None = None
+    memory_bytes_per_second: float | None = None
+    reduced_bytes_per_second: float | None = None
+    seconds_per_message: float = 0.0
+    host_link_bytes_per_second: float | None = None
+    host_update_bytes_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step by what they go to. `total` has communication hidden behind computation where it overlaps."""
+
+    encoder: float
+    forward: float
+    backward: float
+    recomputation: float
+    elementwise: float
+    communication: float
+    optimizer: float
+    offload: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that a rank receives in a step: `gathered` weights, and `reduced` gradients; and how many collectives bring them."""
+
+    gathered: int
+    reduced: int
+    num_messages: int
+
+
+def predict_step(
+    cost: SpeechCost,
+    sizes: SpeechSizes,
+    settings: ZeroSettings,
+    batch: MicroBatchSize,
+    *,
+    rates: Rates,
+    micro_batches_per_rank: int,
+    world_size: int,
+    num_recomputed: int,
+    overlaps: bool,
+    encoded_share: float = 1.0,
+) -> StepTime:
+    """Seconds of a step of `micro_batches_per_rank` micro-batches like `batch`.
+
+    All are computed padded, so `batch`'s clips are taken to be of one length. `overlaps`: the device can compute and
+    communicate at once, where the settings have it do so; what is copied to and from a host is taken to hide behind nothing.
+    `num_recomputed` layers are computed again. `encoded_share` of the clips meet the encoder, the others' states being kept from
+    before.
+    """
+    labels = round(batch.clip_seconds * LABEL_TOKENS_PER_SECOND) + 1
+    clip = ClipLengths(max(1, round(batch.clip_seconds * _FRAMES_PER_SECOND)), labels)
+    flops = cost.step([clip])
+    num_clips = batch.num_samples * micro_batches_per_rank
+    forward_rate = rates.flops_per_second
+    backward_rate = rates.backward_flops_per_second or forward_rate
+    encoder_rate = rates.encoder_flops_per_second or forward_rate
+    tokens = [cost.num_llm_tokens(clip)]
+    share = num_recomputed / sizes.llm.num_layers
+    again = share * cost.llm.forward(tokens) * num_clips / forward_rate
+    encoder = encoded_share * flops.encoder * num_clips / encoder_rate
+    forward, backward = flops.forward * num_clips / forward_rate, flops.backward * num_clips / backward_rate
+    elementwise = 0.0
+    if rates.elementwise_bytes_per_second is not None:
+        counts = count_tokens(batch, sizes, prompt_tokens=cost.num_prompt_tokens)
+        once, back = count_elementwise(sizes, counts, itemsize=settings.itemsize)
+        moved = (1 + share) * once + back
+        elementwise = moved * micro_batches_per_rank / rates.elementwise_bytes_per_second
+    optimizer = 0.0
+    if rates.memory_bytes_per_second is not None:
+        updated = count_updated(sizes, settings, world_size=world_size, micro_batches_per_rank=micro_batches_per_rank)
+        optimizer = updated / rates.memory_bytes_per_second
+    traffic = count_traffic(sizes, settings, world_size=world_size, micro_batches_per_rank=micro_batches_per_rank)
+    communication = (
+        traffic.gathered / rates.bytes_per_second
+        + traffic.reduced / (rates.reduced_bytes_per_second or rates.bytes_per_second)
+        + traffic.num_messages * rates.seconds_per_message
+    )
+    offload = 0.0
+    if rates.host_link_bytes_per_second is not None and rates.host_update_bytes_per_second is not None:
+        moved_away = count_offloaded(sizes, settings, world_size=world_size, micro_batches_per_rank=micro_batches_per_rank)
+        offload = (moved_away.to_host + moved_away.from_host) / rates.host_link_bytes_per_second
+        offload += moved_away.updated / rates.host_update_bytes_per_second
+    rest = forward + backward + again + elementwise
+    busy = max(rest, communication) if overlaps and settings.overlaps_communication else rest + communication
+    total = encoder + busy + optimizer + offload
+    return StepTime(encoder, forward, backward, again, elementwise, communication, optimizer, offload, total)
+
+
+def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> Traffic:
+    """What a rank receives in a step of so many micro-batches, under DeepSpeed 0.19.
+
+    Each micro-batch gathers all weights for its forward and again for its backward, but once where the model is below the limit
+    of live parameters, which stay gathered between the two; and reduces the trained gradients. Tensors up to the persistence
+    threshold stay whole from one micro-batch to the next. Of these a step cuts and gathers again what trains; the frozen ones,
+    and with `keeps_frozen` all that are frozen, are gathered once a run (`keep_frozen_whole`).
+    """
+    if world_size == 1:
+        return Traffic(0, 0, 0)
+    threshold = settings.persistence_threshold
+    changing = (*sizes.adaptor_tensor_sizes, *sizes.llm.trained_sizes)
+    persistent = [size for size in changing if size <= threshold]
+    others = [size for size in (changing if settings.keeps_frozen else sizes.tensor_sizes) if size > threshold]
+    trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    gathers = (1 if sum(sizes.tensor_sizes) <= settings.max_live else 2) * micro_batches_per_rank
+    gathered = settings.itemsize * (sum(persistent) + gathers * sum(others))
+    reduced = settings.reduced_itemsize * trained * micro_batches_per_rank
+    # each tensor is gathered by a collective of its own, and gradients are reduced a bucket at a time
+    num_buckets = -(-trained // settings.reduce_bucket) if settings.reduce_bucket else 1
+    num_messages = len(persistent) + gathers * len(others) + micro_batches_per_rank * num_buckets
+    return Traffic(gathered * (world_size - 1) // world_size, reduced * (world_size - 1) // world_size, num_messages)
+
+
+def count_updated(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> int:
+    """Bytes that a rank reads and writes to collect its gradients and to update its partitions.
+
+    Each micro-batch's gradients are copied into a bucket, put in order and divided there, whole, and copied and added to the
+    rank's partition. Alone, a rank's own collective copies them twice more (profiled on gloo). In the update their norm is taken,
+    and they are clipped, in float32; AdamW reads weights, gradient and two moments and writes all but the gradient; and the
+    weights are cast back.
+    """
+    trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    computed, added = settings.itemsize, settings.gradient_itemsize
+    reduced = settings.reduced_itemsize if world_size > 1 else computed
+    exchanged = 0 if world_size > 1 else 4 * reduced
+    collected = trained * (computed + 5 * reduced + exchanged) + trained * (reduced + 3 * added) // world_size
+    cast = added + _FLOAT32 if added != _FLOAT32 else 0
+    update = trained * (cast + added + 2 * _FLOAT32 + 7 * _FLOAT32 + (_FLOAT32 + computed)) // world_size
+    return collected * micro_batches_per_rank + update

@@ -1,0 +1,211 @@
+"""Memory of a rank under ZeRO-3, by part. Pure arithmetic; each term says whose bytes it counts.
+
+H width · I inner width · Q query width · K key width · V vocabulary · W ranks · b bytes of the compute dtype
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kappaspeech.model.label_loss import CHUNK_ELEMENTS
+from kappaspeech.planning.batches import LABEL_TOKENS_PER_SECOND, MicroBatchSize
+from kappaspeech.planning.sizes import LlmSizes, SpeechSizes
+
+_FLOAT32 = 4
+# by DeepSpeed's names
+_ITEMSIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
+# weights and Adam's two moments
+_OPTIMIZER_BYTES = 3 * _FLOAT32
+# Whisper's widest point a state: its input, the norm's output, and the MLP's inner states before and after GELU
+_ENCODER_TRANSIENT_WIDTHS = 10
+
+
+@dataclass(frozen=True)
+class ZeroSettings:
+    """What of a DeepSpeed JSON decides memory and traffic. Sizes are in elements, as DeepSpeed counts them.
+
+    Gradients are added up over micro-batches in `gradient_itemsize` bytes an element, and over ranks in `reduced_itemsize`.
+    With `keeps_frozen` frozen weights of any size stay whole on each rank; `may_keep_frozen` leaves that to the memory.
+    """
+
+    itemsize: int
+    max_live: int
+    prefetch: int
+    reduce_bucket: int
+    sub_group: int
+    persistence_threshold: int
+    optimizer_on_host: bool
+    parameters_on_host: bool
+    overlaps_communication: bool
+    gradient_itemsize: int = _FLOAT32
+    reduced_itemsize: int = _FLOAT32
+    may_keep_frozen: bool = False
+    keeps_frozen: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """`num_bytes` of a rank. `on_host` where they aren't the accelerator's."""
+
+    name: str
+    num_bytes: int
+    on_host: bool = False
+
+
+def read_settings(deepspeed_config: Mapping[str, Any]) -> ZeroSettings:
+    """The settings of a DeepSpeed JSON, with DeepSpeed 0.19's defaults where it is silent, and `settle_gradients`'s."""
+    zero = deepspeed_config.get("zero_optimization", {})
+    on_host = {key: zero.get(key, {}).get("device", "none") != "none" for key in ("offload_optimizer", "offload_param")}
+    return ZeroSettings(
+        itemsize=2 if deepspeed_config.get("bf16", {}).get("enabled") else _FLOAT32,
+        max_live=_number(zero, "stage3_max_live_parameters", 1_000_000_000),
+        prefetch=_number(zero, "stage3_prefetch_bucket_size", 50_000_000),
+        reduce_bucket=_number(zero, "reduce_bucket_size", 500_000_000) if zero.get("contiguous_gradients", True) else 0,
+        sub_group=_number(zero, "sub_group_size", 1_000_000_000),
+        persistence_threshold=_number(zero, "stage3_param_persistence_threshold", 100_000),
+        optimizer_on_host=on_host["offload_optimizer"],
+        parameters_on_host=on_host["offload_param"],
+        overlaps_communication=bool(zero.get("overlap_comm", True)),
+        gradient_itemsize=_ITEMSIZES.get(str(deepspeed_config.get("data_types", {}).get("grad_accum_dtype")), _FLOAT32),
+        reduced_itemsize=_ITEMSIZES.get(str(deepspeed_config.get("communication_data_type")), _FLOAT32),
+    )
+
+
+def _number(zero: Mapping[str, Any], key: str, default: int) -> int:
+    value = zero.get(key, default)
+    # «auto» is for transformers' Trainer to fill in
+    return int(float(value)) if isinstance(value, (int, float)) else default
+
+
+def count_state(
+    sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, on_cpu: bool = False, keeps_average: bool = False
+) -> list[MemoryPart]:
+    """What a rank holds all the time: its partitions, DeepSpeed's bucket, and the encoder."""
+    b = settings.itemsize
+    trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    frozen = sizes.llm.num_parameters - sizes.llm.num_trained
+    small, frozen_whole = count_whole(sizes, settings)
+    compute_copy = b * trained // world_size
+    optimizer = _OPTIMIZER_BYTES * trained // world_size
+    if settings.optimizer_on_host:
+        # DeepSpeed keeps a float32 copy of the gradients there beside those that are added up
+        optimizer += _FLOAT32 * trained // world_size
+    average = _FLOAT32 * trained // world_size if keeps_average else 0
+    # alone, a rank has nothing to sum: its bucket stays in the compute dtype
+    reduced = settings.reduced_itemsize if world_size > 1 else b
+    used = min(settings.reduce_bucket, trained)
+    return [
+        MemoryPart("frozen weights", b * frozen // world_size, settings.parameters_on_host),
+        MemoryPart("trained weights", compute_copy, settings.parameters_on_host),
+        MemoryPart("fp32 master, Adam", optimizer, settings.optimizer_on_host),
+        MemoryPart("moving average", average, settings.optimizer_on_host),
+        MemoryPart("gradients", settings.gradient_itemsize * trained // world_size, settings.optimizer_on_host),
+        MemoryPart("small weights kept whole", b * small if world_size > 1 else 0),
+        MemoryPart("frozen weights kept whole", b * frozen_whole if world_size > 1 else 0),
+        # all of it is allocated on a GPU, and a copy in the ranks' order while it is summed; a CPU has only the pages it uses
+        MemoryPart("reduce bucket", reduced * (used if on_cpu else settings.reduce_bucket + used)),
+        MemoryPart("encoder", sizes.encoder_itemsize * sizes.num_encoder_parameters),
+    ]
+
+
+def count_whole(sizes: SpeechSizes, settings: ZeroSettings) -> tuple[int, int]:
+    """Elements of what stays whole from step to step: tensors up to the threshold, and the frozen ones above it if they do."""
+    threshold = settings.persistence_threshold
+    small = sum(size for size in sizes.tensor_sizes if size <= threshold)
+    large = sum(size for size in sizes.llm.tensor_sizes if size > threshold)
+    trained = sum(size for size in sizes.llm.trained_sizes if size > threshold)
+    return small, large - trained if settings.keeps_frozen else 0
+
+
+def count_live(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int) -> int:
+    """Bytes of gathered weights: up to DeepSpeed's limit, or the largest tensor; alone, a rank reads its partitions in place."""
+    if world_size == 1 and not settings.parameters_on_host:
+        return 0
+    whole = sizes.llm.num_parameters + sizes.num_adaptor_parameters
+    return settings.itemsize * min(whole, max(settings.max_live, max(sizes.llm.tensor_sizes)) + settings.prefetch)
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Positions of a micro-batch as the models see it, padding included; `squares` is the sum of its rows' lengths squared."""
+
+    states: float
+    audio: float
+    llm: float
+    labels: float
+    squares: float
+
+
+def count_tokens(batch: MicroBatchSize, sizes: SpeechSizes, *, prompt_tokens: int) -> TokenCounts:
+    """Positions of a micro-batch whose clips are all as long as its longest."""
+    audio_tokens = batch.padded_seconds / sizes.seconds_per_audio_token
+    states = batch.num_samples * sizes.max_states if sizes.pad_to_30s else audio_tokens * sizes.stacking
+    labels = batch.padded_seconds * LABEL_TOKENS_PER_SECOND + batch.num_samples
+    tokens = audio_tokens + labels + batch.num_samples * prompt_tokens
+    return TokenCounts(states, audio_tokens, tokens, labels, tokens**2 / batch.num_samples)
+
+
+def kept_bytes_per_token(llm: LlmSizes, *, itemsize: int) -> int:
+    """Bytes that a token leaves in one Llama layer for its backward, squares of attention aside.
+
+    Both norms' float32 inputs and scales; attention's query, key, value and, if fused, output and log-sum; the MLP's gate before
+    and after SiLU, and its other factor. Frozen linear layers keep nothing of their input. A test holds this against torch's
+    saved-tensor hooks.
+    """
+    norms = 2 * (_FLOAT32 * llm.width + _FLOAT32)
+    attention = itemsize * (llm.query_width + 2 * llm.key_width)
+    if llm.fused_attention:
+        attention += itemsize * llm.query_width + _FLOAT32 * llm.num_heads
+    return norms + attention + itemsize * 3 * llm.inner_width
+
+
+def count_activations(
+    sizes: SpeechSizes, settings: ZeroSettings, tokens: TokenCounts, *, num_recomputed: int
+) -> list[MemoryPart]:
+    """What one micro-batch leaves for its backward, at its widest, with its encoder states.
+
+    The first `num_recomputed` layers are computed again.
+    """
+    b, llm = settings.itemsize, sizes.llm
+    kept_a_layer = kept_bytes_per_token(llm, itemsize=b)
+    kept_inputs = b * llm.kept_inputs
+    squares = 0 if llm.fused_attention else b * llm.num_heads * tokens.squares
+    # of the layers that are computed again the input, and all of one of them, once the others' is gone
+    num_whole = max(llm.num_layers - num_recomputed, min(num_recomputed, 1))
+    kept = num_recomputed * b * llm.width + num_whole * kept_a_layer + num_whole * kept_inputs // llm.num_layers
+    # gradients of the MLP's three inner states, or of a norm in float32
+    transient = max(3 * b * llm.inner_width, 3 * _FLOAT32 * llm.width)
+    adaptor_widths = sizes.num_adaptor_layers * 8 * sizes.adaptor_width + 2 * sizes.adaptor_width
+    adaptor = b * (adaptor_widths + sizes.stacking * sizes.encoder_width + llm.width)
+    # the logits and, of a chunk at a time, the float32 copy and its softmax or gradient; of several chunks, the whole gradient
+    logits = tokens.labels * llm.vocabulary
+    in_chunks = logits > CHUNK_ELEMENTS
+    logits_bytes = (2 * b if in_chunks else b) * logits + 2 * _FLOAT32 * min(logits, CHUNK_ELEMENTS)
+    encoding = sizes.encoder_itemsize * sizes.encoder_width * _ENCODER_TRANSIENT_WIDTHS * tokens.states
+    encoded = sizes.encoder_itemsize * sizes.encoder_width * tokens.states
+    return [
+        MemoryPart("activations", int(tokens.llm * (kept + transient))),
+        MemoryPart("attention weights", int(squares * num_whole)),
+        MemoryPart("adaptor's activations", int(tokens.audio * adaptor)),
+        MemoryPart("logits at labels", int(logits_bytes)),
+        # while it encodes, the LLM holds no activations
+        MemoryPart("encoding", max(0, int(encoding - tokens.llm * (kept + transient)))),
+        MemoryPart("encoder states", int(encoded)),
+    ]
+
+
+def count_update(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int) -> int:
+    """Bytes of the gradients' float32 copy while the optimizer steps, one sub-group of parameters after the other."""
+    if settings.optimizer_on_host:
+        return 0
+    trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    return _FLOAT32 * min(trained // world_size, settings.sub_group)
+
+
+def count_evaluation(sizes: SpeechSizes, settings: ZeroSettings, *, num_clips: int, clip_seconds: float, new_tokens: int) -> int:
+    """Bytes of a whole replica that decodes a batch: weights, and keys and values of all layers."""
+    weights = settings.itemsize * (sizes.llm.num_parameters + sizes.num_adaptor_parameters)
+    positions = num_clips * (clip_seconds / sizes.seconds_per_audio_token + new_tokens)
+    return weights + int(positions * settings.itemsize * 2 * sizes.llm.key_width * sizes.llm.num_layers)

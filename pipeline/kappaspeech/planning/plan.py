@@ -1,0 +1,302 @@
+"""The plan of a run: memory of a rank by part and phase, time a step, whether it fits, and what would make it fit."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from kappaspeech.config import RunConfig
+from kappaspeech.model.flops import SpeechCost
+from kappaspeech.model.recomputation import count_recomputed, most_recomputed
+from kappaspeech.planning.batches import BatchSizes
+from kappaspeech.planning.duration import Rates, StepTime, predict_step
+from kappaspeech.planning.memory import (
+    MemoryPart,
+    ZeroSettings,
+    count_activations,
+    count_evaluation,
+    count_live,
+    count_state,
+    count_tokens,
+    count_update,
+)
+from kappaspeech.planning.sizes import SpeechSizes
+
+SCHEMA_VERSION = 1
+GB = 1_000_000_000
+# Not measured here, for want of a GPU: CUDA's context, NCCL's channels and cuBLAS's workspace; and what the allocator loses.
+GPU_CONTEXT_BYTES = 2 * GB
+GPU_FRAGMENTATION = 0.06
+# The resident set of a rank that has imported everything and loaded no model yet (torch 2.13, on a CPU).
+HOST_BASE_BYTES = 545 * (1 << 20)
+# What glibc keeps beyond that, as measured on a 135M model on one and two ranks.
+HOST_FRAGMENTATION = 0.2
+_FIRST_STEPS = 2
+# What is chosen by the plan leaves this much of the memory for what the plan doesn't know.
+_AUTO_SHARE = 0.9
+# elements in zero3_offload_optimizer.json's reduce bucket
+_SMALL_BUCKET = 50_000_000
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What a plan takes for granted. `encoded_share` of the clips meet the encoder; the others' states are in the cache.
+
+    `memory_bytes` of a rank's device are there, where somebody knows.
+    """
+
+    world_size: int
+    device: Literal["gpu", "cpu"]
+    rates: Rates
+    prompt_tokens: int
+    batches: BatchSizes
+    encoded_share: float = 1.0
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`parts` lie in a rank's memory all the time, `step_parts` at a step's widest point; `evaluation_bytes` and `update_bytes`
+    come in their place in an evaluation and in the optimizer's step. `overhead_bytes` is outside of what torch allocates.
+    `num_recomputed` of the LLM's layers are computed again. `keeps_frozen`: frozen weights of any size stay whole."""
+
+    assumptions: Assumptions
+    parts: tuple[MemoryPart, ...]
+    step_parts: tuple[MemoryPart, ...]
+    evaluation_bytes: int
+    decodes_by: Literal["replica", "zero3", "auto"]
+    update_bytes: int
+    step_time: StepTime
+    audio_seconds_per_step: float
+    micro_batches_per_step: int
+    num_recomputed: int
+    keeps_frozen: bool
+
+    def fits(self, gpu_memory_gb: float) -> bool:
+        """Whether a device of so many GB holds a rank."""
+        return self.peak_bytes <= gpu_memory_gb * GB
+
+    @property
+    def idle_share(self) -> float:
+        """The share of all ranks' passes that have no micro-batch."""
+        rounds = -(-self.micro_batches_per_step // self.assumptions.world_size)
+        return 1 - self.micro_batches_per_step / (rounds * self.assumptions.world_size)
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(part.num_bytes for part in self.parts if self._counts(part))
+
+    @property
+    def step_bytes(self) -> int:
+        """Allocated at a step's widest point."""
+        return self.state_bytes + max(sum(part.num_bytes for part in self.step_parts if self._counts(part)), self.update_bytes)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """The most that is allocated at any time. On a GPU, «auto» takes no replica where there is no room for one."""
+        replica = self.decodes_by == "replica" or (self.decodes_by == "auto" and self.assumptions.device == "cpu")
+        return max(self.step_bytes, self.state_bytes + self.evaluation_bytes if replica else 0)
+
+    @property
+    def overhead_bytes(self) -> int:
+        if self.assumptions.device == "cpu":
+            return HOST_BASE_BYTES + int(HOST_FRAGMENTATION * self.allocated_bytes)
+        return GPU_CONTEXT_BYTES + int(GPU_FRAGMENTATION * self.allocated_bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        """What a rank needs of its device's memory."""
+        return self.allocated_bytes + self.overhead_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """What of a rank's state lies in the host's memory beside its GPU."""
+        return sum(part.num_bytes for part in self.parts if not self._counts(part))
+
+    def _counts(self, part: MemoryPart) -> bool:
+        return self.assumptions.device == "cpu" or not part.on_host
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "assumptions": asdict(self.assumptions),
+            "parts": [asdict(part) for part in (*self.parts, *self.step_parts)],
+            "state_bytes": self.state_bytes,
+            "step_bytes": self.step_bytes,
+            "evaluation_bytes": self.evaluation_bytes,
+            "decodes_by": self.decodes_by,
+            "allocated_bytes": self.allocated_bytes,
+            "overhead_bytes": self.overhead_bytes,
+            "peak_bytes": self.peak_bytes,
+            "host_bytes": self.host_bytes,
+            "step_seconds": asdict(self.step_time),
+            "audio_seconds_per_step": self.audio_seconds_per_step,
+            "idle_share": self.idle_share,
+            "num_recomputed_layers": self.num_recomputed,
+            "keeps_frozen": self.keeps_frozen,
+        }
+
+
+def make_plan(config: RunConfig, settings: ZeroSettings, sizes: SpeechSizes, cost: SpeechCost, assumptions: Assumptions) -> Plan:
+    """Plan `config` on `assumptions`. `cost` and `sizes` are of the same modules.
+
+    What it leaves to the memory is settled by it: as few layers are computed again as there is room for, and as many as help
+    where nobody knows; and frozen weights stay whole where there is room then.
+    """
+    num_recomputed = _choose_recomputed(config, settings, sizes, cost, assumptions)
+    made = _make_plan(config, settings, sizes, cost, assumptions, num_recomputed=num_recomputed)
+    if settings.may_keep_frozen and assumptions.memory_bytes is not None:
+        whole = replace(settings, keeps_frozen=True)
+        keeping = _make_plan(config, whole, sizes, cost, assumptions, num_recomputed=num_recomputed)
+        if keeping.peak_bytes <= _AUTO_SHARE * assumptions.memory_bytes:
+            return keeping
+    return made
+
+
+def _choose_recomputed(
+    config: RunConfig, settings: ZeroSettings, sizes: SpeechSizes, cost: SpeechCost, assumptions: Assumptions
+) -> int:
+    wanted, num_layers = config.training.activation_checkpointing, sizes.llm.num_layers
+    if wanted != "auto":
+        return count_recomputed(wanted, num_layers=num_layers)
+    most = most_recomputed(num_layers)
+    if assumptions.memory_bytes is None:
+        return most
+
+    def count_peak(num_recomputed: int) -> int:
+        return _make_plan(config, settings, sizes, cost, assumptions, num_recomputed=num_recomputed).peak_bytes
+
+    # an evaluation may need more than any step
+    room = max(_AUTO_SHARE * assumptions.memory_bytes, count_peak(most))
+    return next(number for number in range(most + 1) if count_peak(number) <= room)
+
+
+def _make_plan(
+    config: RunConfig,
+    settings: ZeroSettings,
+    sizes: SpeechSizes,
+    cost: SpeechCost,
+    assumptions: Assumptions,
+    *,
+    num_recomputed: int,
+) -> Plan:
+    world_size, batches = assumptions.world_size, assumptions.batches
+    per_rank = -(-config.batch.micro_batches_per_step // world_size)
+    tokens = count_tokens(batches.largest, sizes, prompt_tokens=assumptions.prompt_tokens)
+    activations = count_activations(sizes, settings, tokens, num_recomputed=num_recomputed)
+    live = MemoryPart("gathered weights", count_live(sizes, settings, world_size=world_size))
+    evaluation = 0
+    if config.data.test:
+        evaluation = count_evaluation(
+            sizes,
+            settings,
+            num_clips=config.evaluation.batch_size,
+            clip_seconds=batches.largest.clip_seconds,
+            new_tokens=config.evaluation.max_new_tokens + assumptions.prompt_tokens,
+        )
+    state = count_state(
+        sizes,
+        settings,
+        world_size=world_size,
+        on_cpu=assumptions.device == "cpu",
+        keeps_average=config.training.ema_decay is not None,
+    )
+    return Plan(
+        assumptions=assumptions,
+        parts=tuple(state),
+        step_parts=(live, *activations),
+        evaluation_bytes=evaluation,
+        decodes_by=config.evaluation.decode,
+        update_bytes=count_update(sizes, settings, world_size=world_size),
+        step_time=predict_step(
+            cost,
+            sizes,
+            settings,
+            batches.mean,
+            rates=assumptions.rates,
+            micro_batches_per_rank=per_rank,
+            world_size=world_size,
+            num_recomputed=num_recomputed,
+            overlaps=assumptions.device == "gpu",
+            encoded_share=assumptions.encoded_share,
+        ),
+        audio_seconds_per_step=batches.mean.padded_seconds * config.batch.micro_batches_per_step,
+        micro_batches_per_step=config.batch.micro_batches_per_step,
+        num_recomputed=num_recomputed,
+        keeps_frozen=settings.keeps_frozen,
+    )
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change of the configuration, and what a rank would need with it."""
+
+    change: str
+    peak_bytes: int
+    host_bytes: int
+
+
+def find_remedies(
+    config: RunConfig, settings: ZeroSettings, sizes: SpeechSizes, cost: SpeechCost, assumptions: Assumptions
+) -> list[Remedy]:
+    """Changes that make a rank need less, one at a time, then all that cost little together; the largest saving first."""
+
+    def plan(**changes: Any) -> Plan:
+        made = {"config": config, "settings": settings, "assumptions": assumptions, **changes}
+        return make_plan(made["config"], made["settings"], sizes, cost, made["assumptions"])
+
+    before = plan()
+    checkpointed = config.model_copy(update={"training": config.training.model_copy(update={"activation_checkpointing": True})})
+    smaller = replace(assumptions, batches=_halve(assumptions.batches))
+    together = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"decode": "zero3"})})
+    lean = replace(settings, reduce_bucket=settings.reduce_bucket // 10, max_live=settings.max_live // 4)
+    # what ds_configs/ has of these
+    optimizer_away = replace(settings, optimizer_on_host=True, reduce_bucket=min(settings.reduce_bucket, _SMALL_BUCKET))
+    all_away = replace(settings, optimizer_on_host=True, parameters_on_host=True)
+    tried: list[tuple[str, Callable[[], Plan]]] = [
+        ("training.activation_checkpointing: true", lambda: plan(config=checkpointed)),
+        ("half of batch.max_seconds and batch.max_samples, twice the micro_batches_per_step", lambda: plan(assumptions=smaller)),
+        ("DeepSpeed JSON: a tenth of reduce_bucket_size, a quarter of stage3_max_live_parameters", lambda: plan(settings=lean)),
+        ("evaluation.decode: zero3", lambda: plan(config=together)),
+        ("deepspeed: ds_configs/zero3_offload_optimizer.json", lambda: plan(settings=optimizer_away)),
+        ("deepspeed: ds_configs/zero3_offload.json, slower", lambda: plan(settings=all_away)),
+        (
+            f"{2 * assumptions.world_size} ranks in place of {assumptions.world_size}",
+            lambda: plan(assumptions=replace(assumptions, world_size=2 * assumptions.world_size)),
+        ),
+        (
+            "checkpointing, half the batch, smaller buckets, evaluation.decode zero3: all of these",
+            lambda: plan(
+                config=checkpointed.model_copy(update={"evaluation": together.evaluation}), assumptions=smaller, settings=lean
+            ),
+        ),
+    ]
+    remedies = [Remedy(change, made.peak_bytes, made.host_bytes) for change, make in tried for made in [make()]]
+    return sorted((item for item in remedies if item.peak_bytes < before.peak_bytes), key=lambda item: item.peak_bytes)
+
+
+def _halve(batches: BatchSizes) -> BatchSizes:
+    def half(size: Any) -> Any:
+        return replace(size, num_samples=size.num_samples / 2)
+
+    return replace(batches, largest=half(batches.largest), mean=half(batches.mean))
+
+
+def compare_with_run(plan: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """A plan's JSON beside a run's step records: the peak, and the median step without the first two, which warm up.
+
+    None for a run of so few steps that nothing can be said.
+    """
+    settled = [float(step["seconds"]) for step in steps[_FIRST_STEPS:]]
+    if not settled:
+        return None
+    # a GPU's records say what torch has allocated, a CPU's what the process holds
+    key = "peak_bytes" if plan["assumptions"]["device"] == "cpu" else "allocated_bytes"
+    peak, seconds = max(int(step["peak_memory_bytes"]) for step in steps), statistics.median(settled)
+    predicted_seconds = float(plan["step_seconds"]["total"])
+    return {
+        "peak_memory_bytes": {"predicted": plan[key], "measured": peak, "ratio": plan[key] / peak},
+        "step_seconds": {"predicted": predicted_seconds, "measured": seconds, "ratio": predicted_seconds / seconds},
+    }

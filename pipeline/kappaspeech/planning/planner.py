@@ -1,0 +1,114 @@
+"""Plans of one configuration on several numbers of ranks; models are described once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kappaspeech.config import RunConfig, read_deepspeed_config
+from kappaspeech.errors import DataError
+from kappaspeech.model.encoder import FrozenWhisperEncoder
+from kappaspeech.model.flops import speech_cost
+from kappaspeech.model.speech_llm import SpeechLLM
+from kappaspeech.planning.batches import BatchSizes, sizes_by_budget, sizes_by_lengths
+from kappaspeech.planning.buckets import leaves_frozen_to_memory, settle_buckets
+from kappaspeech.planning.duration import Rates
+from kappaspeech.planning.memory import read_settings
+from kappaspeech.planning.plan import Assumptions, Plan, Remedy, find_remedies, make_plan
+from kappaspeech.planning.sizes import measure_sizes
+from kappaspeech.speech.schedule import BatchBudget
+from kappaspeech.speech.sources import is_remote
+from kappaspeech.speech.stream import Corpus, make_datasets, make_read_options
+from kappaspeech.speech.table import MERGED_SUFFIX
+
+
+class Planner:
+    """A configuration with the shapes of its models and the lengths of its clips."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        modules: tuple[FrozenWhisperEncoder, SpeechLLM],
+        clip_seconds: Sequence[NDArray[np.float32]] | None = None,
+        num_trained: int | None = None,
+    ) -> None:
+        """`modules` may lie on the meta device, and are asked before ZeRO-3 takes them. Without `clip_seconds` the clips' lengths
+        are read from the indices, where these can be read.
+
+        `num_trained` stands for a selection that isn't there yet. Raises `InputError` where a part can't be described.
+        """
+        self._config = config
+        encoder, model = modules
+        # what the JSON leaves to the machine has been chosen where the modules were made
+        dtype = next(model.adaptor.parameters()).dtype
+        self.sizes = measure_sizes(encoder, model, num_trained=num_trained)
+        said = read_deepspeed_config(Path(config.deepspeed))
+        settings = read_settings(settle_buckets(said, layer_elements=self.sizes.llm.layer_elements))
+        self._settings = replace(settings, itemsize=dtype.itemsize, may_keep_frozen=leaves_frozen_to_memory(said))
+        # the prompt's tokens are an assumption of each plan
+        self._cost = speech_cost(encoder, model, num_prompt_tokens=0)
+        if num_trained is not None:
+            self._cost = replace(self._cost, llm=replace(self._cost.llm, trained_weights=num_trained))
+        if clip_seconds is None:
+            clip_seconds = _read_clip_seconds(config)
+        self.batches = _cut_batches(config, clip_seconds, max_seconds=encoder.dims.max_seconds)
+        self._encoded_share = _share_encoded(config, clip_seconds, self.batches)
+
+    def plan(
+        self, world_size: int, *, rates: Rates, prompt_tokens: int, on_gpu: bool = True, memory_bytes: int | None = None
+    ) -> Plan:
+        """The plan on `world_size` ranks that each compute and receive at these rates, and have so much memory, where known."""
+        assumptions = Assumptions(
+            world_size,
+            "gpu" if on_gpu else "cpu",
+            rates,
+            prompt_tokens,
+            self.batches,
+            encoded_share=self._encoded_share,
+            memory_bytes=memory_bytes,
+        )
+        cost = replace(self._cost, num_prompt_tokens=prompt_tokens)
+        return make_plan(self._config, self._settings, self.sizes, cost, assumptions)
+
+    @property
+    def reduced_dtype(self) -> torch.dtype:
+        """What gradients are added up over the ranks in."""
+        return torch.float32 if self._settings.reduced_itemsize == torch.float32.itemsize else torch.bfloat16
+
+    def find_remedies(self, assumptions: Assumptions) -> list[Remedy]:
+        """What would need less than the plan of these `assumptions`."""
+        cost = replace(self._cost, num_prompt_tokens=assumptions.prompt_tokens)
+        return find_remedies(self._config, self._settings, self.sizes, cost, assumptions)
+
+
+def _cut_batches(config: RunConfig, clip_seconds: Sequence[NDArray[np.float32]] | None, *, max_seconds: float) -> BatchSizes:
+    batch = config.batch
+    budget = BatchBudget(batch.max_samples, batch.max_seconds, batch.micro_batches_per_step)
+    if clip_seconds is None:
+        return sizes_by_budget(budget)
+    return sizes_by_lengths(clip_seconds, budget, max_seconds=min(batch.max_seconds, max_seconds))
+
+
+def _share_encoded(config: RunConfig, clip_seconds: Sequence[NDArray[np.float32]] | None, batches: BatchSizes) -> float:
+    """The share of a run's clips that meet the encoder: with a cache of its states, those of the first epoch."""
+    if config.data.feature_cache_dir is None or clip_seconds is None:
+        return 1.0
+    num_trained = config.training.num_steps * config.batch.micro_batches_per_step * batches.mean.num_samples
+    return min(1.0, sum(len(seconds) for seconds in clip_seconds) / num_trained)
+
+
+def _read_clip_seconds(config: RunConfig) -> list[NDArray[np.float32]] | None:
+    """The clips' lengths by data set; None where an index lies behind a URL or can't be read."""
+    datasets = make_datasets(config.data.train)
+    if any(is_remote(item.shards) and not item.shards.endswith(MERGED_SUFFIX) for item in datasets):
+        return None
+    try:
+        return [Corpus(item, make_read_options(config.data.read)).lengths().seconds for item in datasets]
+    except DataError:
+        return None

@@ -1,0 +1,167 @@
+"""A speech LLM as the few numbers that its memory depends on, from modules that may lie on torch's meta device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kappaspeech.model.encoder import SECONDS_PER_STATE, FrozenWhisperEncoder
+from kappaspeech.model.llm import decoder_layers
+from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
+
+_FUSED = ("sdpa", "flash_attention_2")
+# what families call the inner width of an MLP
+_INNER_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_ff")
+# PEFT's factor A reads what its module reads; factor B reads a rank's few elements
+_WRAPPED = re.compile(r"\.base_layer|\.lora_A\.\w+")
+_LAYER = re.compile(r"\.(?:layers|layer|h|blocks)\.(\d+)\.(.+)\.weight$")
+# modules that read one and the same input: it is kept once, for all of them that train
+_SHARED_INPUTS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "mlp", "up_proj": "mlp"}
+
+
+@dataclass(frozen=True)
+class LlmSizes:
+    """A causal LM of Llama's kind. `tensor_sizes` are all parameters' numbers of elements, frozen and trained; `trained_sizes`
+    those of what trains.
+
+    `query_width` and `key_width` are summed over heads; `inner_width` is the MLP's, over the experts that a token meets.
+    `kept_inputs` counts elements that a token leaves behind for the gradients of trained weights, over all layers.
+    Attention that isn't fused keeps its weights, a square of positions a head. `layer_elements` are the largest layer's.
+    """
+
+    width: int
+    inner_width: int
+    query_width: int
+    key_width: int
+    num_heads: int
+    num_layers: int
+    vocabulary: int
+    tensor_sizes: tuple[int, ...]
+    num_trained: int
+    kept_inputs: int
+    fused_attention: bool = True
+    layer_elements: int = 0
+    trained_sizes: tuple[int, ...] = ()
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(self.tensor_sizes)
+
+
+@dataclass(frozen=True)
+class SpeechSizes:
+    """The LLM with the adaptor before it and the encoder beside it. `adaptor_tensor_sizes` are numbers of elements; all train."""
+
+    llm: LlmSizes
+    adaptor_tensor_sizes: tuple[int, ...]
+    adaptor_width: int
+    num_adaptor_layers: int
+    stacking: int
+    encoder_width: int
+    num_mels: int
+    num_encoder_parameters: int
+    encoder_itemsize: int
+    max_states: int
+    pad_to_30s: bool
+
+    @property
+    def num_adaptor_parameters(self) -> int:
+        return sum(self.adaptor_tensor_sizes)
+
+    @property
+    def tensor_sizes(self) -> tuple[int, ...]:
+        """Of all that ZeRO-3 partitions."""
+        return self.adaptor_tensor_sizes + self.llm.tensor_sizes
+
+    @property
+    def seconds_per_audio_token(self) -> float:
+        return SECONDS_PER_STATE * self.stacking
+
+
+def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_trained: int | None = None) -> SpeechSizes:
+    """The sizes of these modules, by their shapes and `requires_grad`, before ZeRO-3 partitions them.
+
+    `num_trained` is for an LLM of which it isn't known yet which tensors train: so many parameters, of all kinds alike.
+    """
+    parameters = list(model.llm.named_parameters())
+    trained = [(name, p) for name, p in parameters if p.requires_grad]
+    shape = model.adaptor.shape
+    config = model.llm.config.get_text_config(decoder=True)
+    width = int(getattr(config, "hidden_size", None) or embedding_width(model.llm))
+    # recurrent families have no heads
+    num_heads = int(getattr(config, "num_attention_heads", None) or 0)
+    head_width = int(getattr(config, "head_dim", None) or width // max(1, num_heads))
+    num_keys = int(getattr(config, "num_key_value_heads", None) or num_heads)
+    inner_width = _inner_width(config, width)
+    kept_inputs = count_kept_inputs((name for name, _ in trained), width=width, inner_width=inner_width)
+    trained_sizes = tuple(p.numel() for _, p in trained)
+    if num_trained is not None:
+        trained_sizes = _spread([p.numel() for _, p in parameters], num_trained)
+        all_inputs = count_kept_inputs((name for name, _ in parameters), width=width, inner_width=inner_width)
+        kept_inputs = round(all_inputs * min(1.0, num_trained / sum(p.numel() for _, p in parameters)))
+    llm = LlmSizes(
+        width=width,
+        inner_width=inner_width,
+        query_width=num_heads * head_width,
+        key_width=num_keys * head_width,
+        num_heads=num_heads,
+        num_layers=len(decoder_layers(model.llm)),
+        vocabulary=model.llm.get_output_embeddings().weight.shape[0],
+        tensor_sizes=tuple(p.numel() for _, p in parameters),
+        num_trained=sum(p.numel() for _, p in trained) if num_trained is None else num_trained,
+        kept_inputs=kept_inputs,
+        fused_attention=num_heads == 0 or config._attn_implementation in _FUSED,
+        layer_elements=largest_layer(model.llm),
+        trained_sizes=trained_sizes,
+    )
+    return SpeechSizes(
+        llm=llm,
+        adaptor_tensor_sizes=tuple(p.numel() for p in model.adaptor.parameters()),
+        adaptor_width=shape.width,
+        num_adaptor_layers=len(model.adaptor.layers),
+        stacking=shape.stacking,
+        encoder_width=encoder.dims.width,
+        num_mels=encoder.dims.num_mels,
+        num_encoder_parameters=sum(p.numel() for p in encoder.parameters()),
+        encoder_itemsize=next(encoder.parameters()).element_size(),
+        max_states=encoder.dims.max_states,
+        pad_to_30s=encoder.pad_to_30s,
+    )
+
+
+def largest_layer(llm: Any) -> int:
+    """Elements of the largest of a causal LM's decoder layers, before ZeRO-3 partitions them."""
+    return max(sum(parameter.numel() for parameter in layer.parameters()) for layer in decoder_layers(llm))
+
+
+def _spread(tensor_sizes: Sequence[int], num_trained: int) -> tuple[int, ...]:
+    """An even part of a model's tensors, of about so many elements."""
+    share = num_trained / sum(tensor_sizes)
+    return tuple(size for index, size in enumerate(tensor_sizes) if int((index + 1) * share) > int(index * share))
+
+
+def _inner_width(config: Any, width: int) -> int:
+    named = (getattr(config, name, None) for name in _INNER_WIDTHS)
+    # what Transformer's authors took, and families that name none
+    of_config = next((size for size in named if isinstance(size, int)), 4 * width)
+    experts = getattr(config, "num_experts_per_tok", None)
+    if not experts:
+        return of_config
+    return int(experts) * int(getattr(config, "moe_intermediate_size", None) or of_config)
+
+
+def count_kept_inputs(names: Iterable[str], *, width: int, inner_width: int) -> int:
+    """Elements a token that are kept because the weights of these names train.
+
+    An output projection reads what attention keeps anyway.
+    """
+    kept: dict[tuple[str, str], int] = {}
+    for name in names:
+        match = _LAYER.search(_WRAPPED.sub("", f".{name}"))
+        if match is None or match[2].endswith("o_proj") or "lora_B" in name:
+            continue
+        module = match[2].rsplit(".", 1)[-1]
+        kept[match[1], _SHARED_INPUTS.get(module, match[2])] = inner_width if module == "down_proj" else width
+    return sum(kept.values())

@@ -1,0 +1,192 @@
+"""What the scan's methods need done to a matrix, done by BLAS and LAPACK on the CPU. `torch_algebra` does it on a device.
+
+Dimension letters: m the short side, b the vectors of the long side that are read at a time. Vectors are numpy arrays on the
+host; what is m² or m·b large is whatever the algebra keeps it in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+from scipy.linalg import blas, lapack
+
+from kappaspeech.scan.dtypes import FloatArray, StoredArray
+
+_QR_BLOCK = 32
+
+
+class Matrix(Protocol):
+    """A matrix whose short side is `short` and long side `long`, read along the long side."""
+
+    short: int
+    long: int
+    is_float64: bool
+
+    def block(self, start: int, stop: int) -> FloatArray:
+        """Vectors `start` to `stop` of the long side: (short, stop − start), float64, in C or Fortran order."""
+
+    def stored_block(self, start: int, stop: int) -> tuple[StoredArray, str]:
+        """The same as `block`, in the narrowest dtype that holds it exactly: the numbers' bits, and the name of their dtype."""
+
+
+class Factor(Protocol):
+    """A product F = L₁·…·L_k of lower triangles whose singular values are a matrix's."""
+
+    size: int
+    log2_volume: float
+
+    def square(self, x: FloatArray) -> FloatArray:
+        """F·Fᵀ·x"""
+
+    def solve(self, x: FloatArray, *, transposed: bool = False) -> FloatArray:
+        """F⁻¹·x, or F⁻ᵀ·x."""
+
+
+class Algebra(Protocol):
+    """Arrays marked Any are the algebra's own: `Gram` (m, m) of which the lower triangle counts, `block` (m, b)."""
+
+    # numbers in a block
+    block_numbers: int
+
+    def block(self, matrix: Matrix, start: int, stop: int, *, exponent: int) -> Any:
+        """A block of `matrix`·2^−exponent in float64."""
+
+    def peak(self, block: Any) -> float:
+        """The largest magnitude; NaN or infinite where there is one."""
+
+    def zeros(self, size: int) -> Any:
+        """An empty Gram."""
+
+    def add_square(self, block: Any, gram: Any) -> None:
+        """G += B·Bᵀ"""
+
+    def to_host(self, gram: Any) -> FloatArray:
+        """A Gram as ranks send it to each other."""
+
+    def from_host(self, gram: FloatArray) -> Any:
+        """A Gram as ranks send it to each other, taken in; it may be overwritten."""
+
+    def diagonal(self, square: Any) -> FloatArray:
+        """The diagonal of a Gram or triangle."""
+
+    def cholesky(self, gram: Any) -> Any | None:
+        """L of G = L·Lᵀ, in the place of G; None where G isn't positive definite."""
+
+    def factor(self, triangles: list[Any]) -> Factor:
+        """The product of triangles."""
+
+    def solve_block(self, triangle: Any, block: Any) -> Any:
+        """L⁻¹·B, perhaps in the place of B."""
+
+    def weigh(self, block: Any, vector: FloatArray) -> FloatArray:
+        """Bᵀ·v"""
+
+    def weigh_twice(self, block: Any, vector: FloatArray) -> FloatArray:
+        """B·Bᵀ·v"""
+
+    def triangularise(self, blocks: Iterable[Any], size: int) -> Any:
+        """R of Wᵀ = Q·R, from the blocks of W; Householder's, so backward stable."""
+
+    def svdvals(self, triangle: Any) -> FloatArray:
+        """All singular values of a triangle, descending, backward stable."""
+
+    def svdvals_by_square(self, triangle: Any) -> FloatArray:
+        """The same to 2⁻⁵³·κ² of each, by the eigenvalues of LᵀL: several times faster. Overwrites L."""
+
+    def multiply(self, left: Any, right: Any) -> Any:
+        """L₁·L₂ of two lower triangles."""
+
+
+class HostFactor:
+    """`Factor` by BLAS's triangular products and solves."""
+
+    def __init__(self, triangles: list[FloatArray]) -> None:
+        self.triangles = triangles
+        self.size = len(triangles[0])
+        self.log2_volume = math.fsum(math.fsum(np.log2(np.diagonal(triangle))) for triangle in triangles)
+
+    def square(self, x: FloatArray) -> FloatArray:
+        for triangle in self.triangles:
+            x = blas.dtrmv(triangle, x, lower=1, trans=1)
+        for triangle in reversed(self.triangles):
+            x = blas.dtrmv(triangle, x, lower=1, overwrite_x=1)
+        return x
+
+    def solve(self, x: FloatArray, *, transposed: bool = False) -> FloatArray:
+        for triangle in reversed(self.triangles) if transposed else self.triangles:
+            x = blas.dtrsv(triangle, x, lower=1, trans=int(transposed))
+        return x
+
+
+class HostAlgebra:
+    """`Algebra` by scipy's BLAS and LAPACK. Squares are in Fortran order, so that nothing is copied."""
+
+    block_numbers = 1 << 22
+
+    def block(self, matrix: Matrix, start: int, stop: int, *, exponent: int) -> FloatArray:
+        block = matrix.block(start, stop)
+        return np.ldexp(block, -exponent) if exponent else block
+
+    def peak(self, block: FloatArray) -> float:
+        return float(np.abs(block).max())
+
+    def zeros(self, size: int) -> FloatArray:
+        return np.zeros((size, size), order="F")
+
+    def add_square(self, block: FloatArray, gram: FloatArray) -> None:
+        # dsyrk does half the flops of a product; the transposed view spares the copy that a C-ordered argument would cost
+        if block.flags.f_contiguous:
+            blas.dsyrk(1.0, block, beta=1.0, c=gram, trans=0, lower=1, overwrite_c=1)
+        else:
+            blas.dsyrk(1.0, block.T, beta=1.0, c=gram, trans=1, lower=1, overwrite_c=1)
+
+    def to_host(self, gram: FloatArray) -> FloatArray:
+        return gram
+
+    def from_host(self, gram: FloatArray) -> FloatArray:
+        return gram
+
+    def diagonal(self, square: FloatArray) -> FloatArray:
+        return np.diagonal(square).copy()
+
+    def cholesky(self, gram: FloatArray) -> FloatArray | None:
+        triangle, failed_at = lapack.dpotrf(gram, lower=1, clean=0, overwrite_a=1)
+        return None if failed_at else triangle
+
+    def factor(self, triangles: list[FloatArray]) -> HostFactor:
+        return HostFactor(triangles)
+
+    def solve_block(self, triangle: FloatArray, block: FloatArray) -> FloatArray:
+        solved: FloatArray = blas.dtrsm(1.0, triangle, block, lower=1, overwrite_b=block.flags.f_contiguous)
+        return solved
+
+    def weigh(self, block: FloatArray, vector: FloatArray) -> FloatArray:
+        return block.T @ vector
+
+    def weigh_twice(self, block: FloatArray, vector: FloatArray) -> FloatArray:
+        return block @ (block.T @ vector)
+
+    def triangularise(self, blocks: Iterable[FloatArray], size: int) -> FloatArray:
+        upper = np.zeros((size, size), order="F")
+        for block in blocks:
+            tall = np.asfortranarray(block.T)
+            upper, _, _, info = lapack.dtpqrt(0, min(_QR_BLOCK, size), upper, tall, overwrite_a=1, overwrite_b=1)
+            assert info == 0
+        return np.triu(upper)
+
+    def svdvals(self, triangle: FloatArray) -> FloatArray:
+        # numpy's lets other threads run meanwhile, scipy's doesn't: the ranks' heartbeat would stop
+        return np.asarray(np.linalg.svd(triangle, compute_uv=False), dtype=np.float64)
+
+    def svdvals_by_square(self, triangle: FloatArray) -> FloatArray:
+        square, info = lapack.dlauum(triangle, lower=1, overwrite_c=1)
+        assert info == 0
+        # eigvalsh reads the lower triangle alone
+        return np.sqrt(np.maximum(np.linalg.eigvalsh(square, UPLO="L"), 0))[::-1]
+
+    def multiply(self, left: FloatArray, right: FloatArray) -> FloatArray:
+        product: FloatArray = blas.dtrmm(1.0, left, np.asfortranarray(np.tril(right)), lower=1, overwrite_b=1)
+        return product

@@ -1,0 +1,232 @@
+"""Any checkpoint's tensors: listed from headers alone, read one range at a time, known by a digest. Nothing is instantiated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kappaspeech.errors import CheckpointError
+from kappaspeech.escaping import encodable
+from kappaspeech.outside import describe, explained
+from kappaspeech.scan.dtypes import StoredArray
+from kappaspeech.scan.run_file import RunParts, TrainedFile, find_run_parts, is_run
+from kappaspeech.scan.safetensors_file import StoredTensor
+from kappaspeech.scan.weight_files import TensorFile, open_file, open_folder, read_config
+
+__all__ = ["Checkpoint", "TensorFile", "TensorRef", "open_checkpoint", "read_config"]
+
+_SAMPLE_BYTES = 4096
+_NUM_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A tensor of a checkpoint. `file` is its file's name, `aliases` other names of the same storage."""
+
+    name: str
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+    aliases: tuple[str, ...] = ()
+
+
+class Checkpoint:
+    """The tensors of a checkpoint, by name. `where` is what the user called it."""
+
+    def __init__(self, where: str, files: Iterable[TensorFile], *, config: dict[str, Any] | None = None) -> None:
+        self.where = encodable(where)
+        self._stored: dict[str, tuple[TensorFile, StoredTensor]] = {}
+        sharing: dict[tuple[Path, int, tuple[int, ...], str], list[str]] = {}
+        for file in files:
+            for tensor in file.tensors:
+                if tensor.name in self._stored:
+                    first = self._stored[tensor.name][0].path
+                    raise CheckpointError(f"{where} holds {tensor.name} twice: in {first} and in {file.path}.")
+                self._stored[tensor.name] = (file, tensor)
+                # an empty tensor has the offset of whatever follows it
+                key = (file.path, tensor.storage if tensor.num_bytes else -1 - len(self._stored), tensor.shape, tensor.dtype)
+                sharing.setdefault(key, []).append(tensor.name)
+        if not self._stored:
+            raise CheckpointError(f"{where} holds no tensors.")
+        # a model lists a tied parameter under the name that it stored first
+        names = {group[0]: set(group) for group in sharing.values()}
+        self._tie_head(names, config or {})
+        self.tensors = tuple(self._make_ref(name, names[name]) for name in sorted(names))
+
+    def _tie_head(self, names: dict[str, set[str]], config: dict[str, Any]) -> None:
+        """Where the config ties them, the output head is another name of the token embedding, stored or not."""
+        text = config.get("text_config")
+        inner = text.get("tie_word_embeddings", False) if isinstance(text, dict) else False
+        if not config.get("tie_word_embeddings", inner):
+            return
+        embeddings = [name for name in names if name.endswith("embed_tokens.weight")]
+        if len(embeddings) != 1:
+            return
+        embedding, head = embeddings[0], "lm_head.weight"
+        # transformers drops a stored head that is the same as the embedding, and keeps one that differs
+        if head in names and (self.shape_of(head) != self.shape_of(embedding) or self._sample(head) != self._sample(embedding)):
+            return
+        names.pop(head, None)
+        # the embedding's own name stays first: a model's named_parameters yields it first
+        names[embedding].add(head)
+
+    def _make_ref(self, name: str, group: set[str]) -> TensorRef:
+        file, tensor = self._stored[name]
+        return TensorRef(name, file.path.name, tensor.shape, tensor.dtype, tuple(sorted(group - {name})))
+
+    def replaced(self, where: str, trained: Mapping[str, StoredTensor], file: TensorFile) -> Checkpoint:
+        """This checkpoint, called `where`, with tensors of `file` in the places of those of the same names, and of all that
+        share their storage. Raises `CheckpointError` where one has no place."""
+        owners = {name: ref for ref in self.tensors for name in (ref.name, *ref.aliases)}
+        for name, tensor in trained.items():
+            if name not in owners or owners[name].shape != tensor.shape:
+                there = owners[name].shape if name in owners else "absent"
+                raise CheckpointError(
+                    f"{file.path} holds {name} {tensor.shape}, which doesn't fit {self.where}, where it is {there}. Put the base "
+                    "model back that it was trained on."
+                )
+        after = object.__new__(Checkpoint)
+        after.where, after._stored, refs = encodable(where), dict(self._stored), {ref.name: ref for ref in self.tensors}
+        for name, tensor in trained.items():
+            ref = owners[name]
+            after._stored |= {alias: (file, tensor) for alias in (ref.name, *ref.aliases) if alias in self._stored}
+            refs[ref.name] = replace(ref, file=file.path.name, dtype=tensor.dtype)
+        after.tensors = tuple(refs[ref.name] for ref in self.tensors)
+        return after
+
+    def also_named(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same tensors, known by these names too: what a model calls what is stored."""
+        known = copy(self)
+        known.tensors = tuple(
+            replace(ref, aliases=tuple(sorted({*ref.aliases, *(names[name] for name in group if name in names)} - {ref.name})))
+            for ref in self.tensors
+            for group in [(ref.name, *ref.aliases)]
+        )
+        return known
+
+    def read(self, name: str, start: int, stop: int) -> StoredArray:
+        """Elements `start` to `stop` of the flattened tensor, as stored. Raises `OSError`."""
+        file, tensor = self._stored[name]
+        return file.read(tensor.name, start, stop)
+
+    def read_bytes(self, name: str, offset: int, size: int) -> bytes:
+        """`size` raw bytes of a tensor from `offset` on. Raises `OSError`."""
+        file, tensor = self._stored[name]
+        return file.read_bytes(tensor.name, offset, size)
+
+    @cached_property
+    def dtypes(self) -> dict[str, str]:
+        """The dtype of every stored tensor, by each of its stored names."""
+        return {name: tensor.dtype for name, (_, tensor) in self._stored.items()}
+
+    def num_bytes_of(self, name: str) -> int:
+        """How many bytes a stored tensor has, under any of its stored names."""
+        return self._stored[name][1].num_bytes
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._stored[name][0].path
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a stored tensor, under any of its stored names."""
+        return self._stored[name][1].shape
+
+    def dtype_of(self, name: str) -> str:
+        """The dtype of a stored tensor, under any of its stored names."""
+        return self._stored[name][1].dtype
+
+    def _sample(self, name: str) -> bytes:
+        """Some blocks of a tensor's bytes, spread evenly from its first to its last. Raises `CheckpointError`."""
+        file, tensor = self._stored[name]
+        last = max(0, tensor.num_bytes - _SAMPLE_BYTES)
+        offsets = sorted({last * step // (_NUM_SAMPLES - 1) for step in range(_NUM_SAMPLES)})
+        try:
+            return b"".join(file.read_bytes(tensor.name, offset, min(_SAMPLE_BYTES, tensor.num_bytes)) for offset in offsets)
+        except OSError as error:
+            raise CheckpointError(f"{file.path}: {name} can't be read: {describe(error)}.") from error
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over each stored tensor's name, shape, dtype and sampled bytes, as 64 hex digits.
+
+        The same however the tensors are cut into files; another one after any training that moves all weights.
+        """
+        total = hashlib.sha256()
+        for name, (_, tensor) in sorted(self._stored.items()):
+            total.update(json.dumps([name, tensor.shape, tensor.dtype]).encode())
+            total.update(self._sample(name))
+        return total.hexdigest()
+
+
+def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
+    """Open a folder or file of weights, a run of ours, or a hub id. Raises `CheckpointError` naming what is wrong.
+
+    Kinds: safetensors and pytorch_model.bin (one file, or an index of several), openai-whisper's .pt, GGUF.
+    """
+    where = str(path_or_hub_id)
+    path = Path(path_or_hub_id)
+    with explained(f"{where} can't be opened", kind=CheckpointError):
+        is_there, is_folder = path.exists(), path.is_dir()
+        is_own = is_folder and is_run(path)
+    if is_own:
+        return _open_run(path)
+    if is_folder:
+        config = read_config(path)
+        return Checkpoint(where, open_folder(path, config), config=config)
+    if is_there:
+        return Checkpoint(where, open_file(path), config=read_config(path.parent))
+    return _open_hub(where)
+
+
+def _open_run(folder: Path) -> Checkpoint:
+    """What a run's last checkpoint would be exported as: LoRA merged, a moving average where one is kept."""
+    parts: RunParts = find_run_parts(folder)
+    path = Path(parts.base)
+    with explained(f"{folder} was trained from {parts.base}, which can't be opened", kind=CheckpointError):
+        is_folder = path.is_dir()
+        is_own = is_folder and is_run(path)
+    if is_own:
+        raise CheckpointError(f"{folder} was trained from {path}, which is a run itself: export that and name the export.")
+    if not is_folder and not path.is_file() and path.is_absolute():
+        raise CheckpointError(
+            f"{folder} was trained from {parts.base}, which is no folder here: run this where it is, or restore it."
+        )
+    base = open_checkpoint(parts.base)
+    if parts.base_digest is not None and base.digest != parts.base_digest:
+        raise CheckpointError(
+            f"{folder} was trained on checkpoint {parts.base_digest[:12]}…, and {parts.base} is {base.digest[:12]}…: put "
+            "back what it was trained on."
+        )
+    shapes = {alias: ref.shape for ref in base.tensors for alias in (ref.name, *ref.aliases)}
+    file = TrainedFile(parts, base, shapes)
+    return base.replaced(str(folder), {tensor.name: tensor for tensor in file.tensors}, file)
+
+
+def _open_hub(name: str) -> Checkpoint:
+    """A model of the Hugging Face hub, from the local cache first, else fetched into it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns: Sequence[str] = ("*.safetensors", "*.safetensors.index.json", "config.json")
+    try:
+        try:
+            folder = snapshot_download(name, allow_patterns=list(patterns), local_files_only=True)
+        except LocalEntryNotFoundError:
+            folder = snapshot_download(name, allow_patterns=list(patterns))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"There is no file or folder {name!r}, and it can't be fetched from the hub by that name either: {first} "
+            "Give a folder that holds safetensors."
+        ) from error
+    config = read_config(Path(folder))
+    return Checkpoint(name, open_folder(Path(folder), config), config=config)

@@ -1,0 +1,113 @@
+"""What has been measured, kept as it is measured, so that a killed scan continues and a second one has less to do.
+
+A folder of JSON lines, one file a process: appending needs no lock, also on a network file system. A line's key says what was
+measured and how, and it holds a digest of the bytes that were: it counts where the file still has them, whatever its date and
+size. Reading them for that takes a hundredth of the time that measuring takes. A line torn by a kill counts for nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kappaspeech.artefacts import digest_json
+from kappaspeech.errors import InputError
+from kappaspeech.outside import open_regular, parse_json
+from kappaspeech.scan.checkpoint import Checkpoint
+from kappaspeech.scan.matrices import MatrixRef
+from kappaspeech.scan.ranking import RankedMatrix
+
+# Raise it when a change of method changes numbers: older lines then no longer count.
+_METHOD_VERSION = 3
+_log = logging.getLogger(__name__)
+# values of measured matrices, by key, by the digest of the bytes that were measured
+Found = dict[str, dict[str, Any]]
+
+
+class Journal:
+    """Measured matrices of a checkpoint in `folder`, by key. Raises `InputError` where the folder can't be written."""
+
+    def __init__(self, folder: Path, checkpoint: Checkpoint, **options: Any) -> None:
+        self._folder = folder
+        self._checkpoint = checkpoint
+        self._options = options
+        self._is_full = False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{socket.gethostname()}-{os.getpid()}.jsonl"
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise InputError(
+                f"The scan's journal can't be written into {folder}: {error.strerror}. Give another folder (--journal), or none "
+                "(--no-journal) to do without continuing."
+            ) from error
+        self._path = path
+
+    def key(self, ref: MatrixRef) -> str:
+        """What is measured, and how: name, shape, dtype, scales, options. Which bytes that was, a line says itself."""
+        described = [ref.name, ref.tensor.shape, ref.shape, ref.tensor.dtype, ref.tensor.aliases, ref.scale and asdict(ref.scale)]
+        return digest_json([_METHOD_VERSION, described, self._options])
+
+    def read(self) -> Found:
+        """Every whole line of every process, by key and digest of the bytes."""
+        found: Found = {}
+        for path in sorted(self._folder.glob("*.jsonl")):
+            for line in _read_lines(path):
+                try:
+                    entry = parse_json(line, is_finite=True)
+                    _check(entry["value"])
+                    found.setdefault(str(entry["key"]), {})[str(entry["bytes"])] = entry["value"]
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    continue  # torn by a kill, or what no matrix has: it is measured again
+        return found
+
+    def append(self, ref: MatrixRef, digest: str, value: Mapping[str, Any]) -> None:
+        """Keep what `ref` measured, of bytes with that digest. One write, so that a kill leaves a whole line or a torn one."""
+        if self._is_full:
+            return
+        line = json.dumps({"key": self.key(ref), "bytes": digest, "value": value}, allow_nan=False).encode()
+        try:
+            os.write(self._descriptor, b"\n" + line + b"\n")
+        except OSError as error:
+            self._is_full = True
+            _log.warning(
+                "%s takes no more (%s): the scan goes on, and what it measures from here on isn't kept.", self._path, error
+            )
+
+    def close(self) -> None:
+        """Close this process's file, and remove it where nothing was measured."""
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+            if self._path.stat().st_size == 0:
+                self._path.unlink()
+
+
+def _check(value: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where `value` is nothing that a scan could have measured."""
+    if value.keys() == {"invalid"}:
+        return
+    matrix = RankedMatrix.from_json({name: item for name, item in value.items() if name != "sigmas"})
+    if "sigmas" in value and len(base64.b64decode(value["sigmas"], validate=True)) != 4 * min(matrix.stats.shape):
+        raise ValueError("it hasn't as many singular values as the matrix")
+
+
+def _read_lines(path: Path) -> Iterator[bytes]:
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            yield from file
+    except OSError:
+        return  # what it would have said is measured again
+
+
+def default_folder(checkpoint: Checkpoint) -> Path:
+    """Where scans of `checkpoint` find each other: the user's cache, by the checkpoint's digest."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "kappaspeech" / "scans" / checkpoint.digest[:16]

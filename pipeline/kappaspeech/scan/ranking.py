@@ -1,0 +1,218 @@
+"""The scan's result: every matrix's spectrum in order of κ, and why the other tensors aren't in it. JSON in and out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kappaspeech.artefacts import digest_json, read_json, write_json, write_with
+from kappaspeech.errors import InputError, SelectionError
+from kappaspeech.outside import check_regular, explained
+from kappaspeech.scan.matrices import SkippedTensor
+from kappaspeech.scan.ranking_file import RankingEntry, RankingFile
+from kappaspeech.scan.scores import SCORES
+from kappaspeech.scan.spectrum import SpectrumStats
+from kappaspeech.selection import Candidate
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RankedMatrix:
+    """A measured matrix. `name` is its parameter's, with [expert] for one of many; `shape` is the parameter's.
+
+    `storage_noise` is how far, relative to it, rounding to the stored dtype moves σ_min as a rule (one standard deviation of
+    uᵀEv); at 1 and above κ says more of the rounding than of the weights. None where the rounding isn't known.
+    """
+
+    name: str
+    parameter: str
+    shape: tuple[int, ...]
+    dtype: str
+    stats: SpectrumStats
+    expert: int | None = None
+    aliases: tuple[str, ...] = ()
+    storage_noise: float | None = None
+
+    @property
+    def is_below_storage_noise(self) -> bool:
+        return self.storage_noise is not None and self.storage_noise >= 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As ranking.json holds it. JSON has no infinity: κ is null beside `zero_sigmas` > 0."""
+        stats = self.stats
+        return {
+            "name": self.name,
+            "parameter": self.parameter,
+            "expert": self.expert,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "aliases": list(self.aliases),
+            "kappa": stats.kappa if math.isfinite(stats.kappa) else None,
+            "sigma_max": stats.sigma_max,
+            "sigma_min": stats.sigma_min,
+            "zero_sigmas": stats.zero_sigmas,
+            "log2_volume": stats.log2_volume,
+            "entropy_bits": stats.output_entropy_bits(),
+            "frobenius": stats.frobenius,
+            "stable_rank": stats.stable_rank,
+            "matrix_shape": list(stats.shape),
+            "error_bound": stats.error_bound,
+            "rung": stats.rung,
+            "storage_noise": self.storage_noise,
+            "is_below_storage_noise": self.is_below_storage_noise,
+        }
+
+    @staticmethod
+    def from_json(entry: Mapping[str, Any], *, is_trusted: bool = False) -> RankedMatrix:
+        """Raises `ValueError` where `entry` isn't one, or says what no matrix has; unchecked where it was just made."""
+        return RankedMatrix._of(RankingEntry.model_construct(**entry) if is_trusted else RankingEntry.model_validate(entry))
+
+    @staticmethod
+    def _of(entry: RankingEntry) -> RankedMatrix:
+        stats = SpectrumStats(
+            shape=(entry.matrix_shape[0], entry.matrix_shape[1]),
+            sigma_max=entry.sigma_max,
+            sigma_min=entry.sigma_min,
+            zero_sigmas=entry.zero_sigmas,
+            log2_volume=entry.log2_volume,
+            frobenius=entry.frobenius,
+            error_bound=entry.error_bound,
+            rung=entry.rung,
+        )
+        return RankedMatrix(
+            name=entry.name,
+            parameter=entry.parameter,
+            shape=tuple(entry.shape),
+            dtype=entry.dtype,
+            stats=stats,
+            expert=entry.expert,
+            aliases=tuple(entry.aliases),
+            storage_noise=entry.storage_noise,
+        )
+
+
+@dataclass(frozen=True)
+class KappaRanking:
+    """All matrices of a checkpoint by (κ, name), and the tensors that aren't ranked."""
+
+    model: str
+    checkpoint_digest: str
+    method: str
+    rtol: float
+    matrices: tuple[RankedMatrix, ...]
+    skipped: tuple[SkippedTensor, ...]
+    # every singular value by matrix, descending, float32, (m,); empty where they weren't asked for. Not in ranking.json.
+    spectra: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, compare=False, repr=False)
+
+    @staticmethod
+    def of(
+        model: str,
+        checkpoint_digest: str,
+        *,
+        method: str,
+        rtol: float,
+        matrices: Iterable[RankedMatrix],
+        skipped: Iterable[SkippedTensor],
+        spectra: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> KappaRanking:
+        """A ranking in its order, whatever the order of what it is made from."""
+        ordered = tuple(sorted(matrices, key=lambda matrix: (matrix.stats.kappa, matrix.name)))
+        return KappaRanking(
+            model, checkpoint_digest, method, rtol, ordered, tuple(sorted(skipped, key=lambda tensor: tensor.name)), spectra or {}
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything but what the model was called."""
+        return digest_json({key: value for key, value in self._to_json().items() if key != "model"})
+
+    def candidates(self, score: str) -> list[Candidate]:
+        """One candidate a parameter. Fused experts train together: theirs is the mean over the experts, as PEFT takes it.
+
+        Raises `SelectionError` for a score that isn't one.
+        """
+        if score not in SCORES:
+            raise SelectionError(f"There is no score {score!r}. There are: {', '.join(SCORES)}.")
+        grouped: dict[str, list[RankedMatrix]] = {}
+        for matrix in self.matrices:
+            grouped.setdefault(matrix.parameter, []).append(matrix)
+        skipped = {tensor.name for tensor in self.skipped}
+        return [
+            Candidate(
+                name,
+                group[0].shape,
+                _mean([SCORES[score](matrix.stats) for matrix in group]),
+                _mean([matrix.stats.kappa for matrix in group]),
+                group[0].aliases,
+            )
+            for name, group in grouped.items()
+            # a parameter of which one expert holds NaN has no score
+            if name not in skipped and not any(tensor.startswith(f"{name}[") for tensor in skipped)
+        ]
+
+    def _to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "model": self.model,
+            "checkpoint_digest": self.checkpoint_digest,
+            "method": self.method,
+            "rtol": self.rtol,
+            "tensors": [matrix.to_json() for matrix in self.matrices],
+            "skipped": [{"name": item.name, "shape": list(item.shape), "reason": item.reason} for item in self.skipped],
+        }
+
+    def write(self, path: Path) -> None:
+        """Write `ranking.json`, atomically."""
+        write_json(path, self._to_json())
+
+    def write_spectra(self, path: Path) -> None:
+        """Write `spectra` as one safetensors file, atomically; its metadata is the checkpoint's digest."""
+        from safetensors.numpy import save_file
+
+        spectra = {name: np.ascontiguousarray(sigmas) for name, sigmas in self.spectra.items()}
+        # one entry: several would come in another order each time
+        metadata = {"checkpoint_digest": self.checkpoint_digest}
+        write_with(path, lambda temporary: save_file(spectra, temporary, metadata=metadata))
+
+    def with_spectra(self, path: Path) -> KappaRanking:
+        """This ranking with the spectra that `write_spectra` kept. Raises `InputError` where they are another checkpoint's."""
+        from safetensors import safe_open
+
+        with explained(f"{path} is no file of spectra", "Make it with `kappaspeech scan --spectrum`."):
+            check_regular(path.stat())
+            with safe_open(path, framework="np") as file:
+                digest = (file.metadata() or {}).get("checkpoint_digest")
+                spectra = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            for name, sigmas in spectra.items():
+                if sigmas.ndim != 1 or not len(sigmas) or sigmas.dtype != np.float32 or not np.isfinite(sigmas).all():
+                    raise ValueError(f"{name} has no singular values")
+        if digest != self.checkpoint_digest:
+            raise InputError(f"{path} holds the spectra of another checkpoint than the ranking is of.")
+        return replace(self, spectra=spectra)
+
+    @staticmethod
+    def read(path: Path) -> KappaRanking:
+        """Read a `ranking.json`. Raises `InputError` where it isn't one."""
+        content = read_json(path, schema_version=SCHEMA_VERSION)
+        with explained(f"{path} is no ranking", "Make it again with `kappaspeech scan`."):
+            file = RankingFile.model_validate(content)
+        return KappaRanking(
+            model=file.model,
+            checkpoint_digest=file.checkpoint_digest,
+            method=file.method,
+            rtol=file.rtol,
+            matrices=tuple(RankedMatrix._of(entry) for entry in file.tensors),
+            skipped=tuple(SkippedTensor(item.name, tuple(item.shape), item.reason) for item in file.skipped),
+        )
+
+
+def _mean(values: list[float]) -> float:
+    return values[0] if len(values) == 1 else math.fsum(values) / len(values)

@@ -1,0 +1,176 @@
+"""A training run of ours as a checkpoint: the base model, with what the run trained in its place, as its export would hold it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from kappaspeech.errors import CheckpointError
+from kappaspeech.outside import explained, read_json_file
+from kappaspeech.scan.dtypes import FLOATS, StoredArray
+from kappaspeech.scan.safetensors_file import SafetensorsFile, StoredTensor
+
+_LLM_PREFIX = "llm."
+_STEP = re.compile(r"step-\d{6,18}")
+_MAX_RECORD_BYTES = 16 << 20
+# LoRA is merged so many rows at a time, cut at the same places for whoever reads, so that all read the same bits
+_BLOCK_ROWS = 512
+
+
+class Base(Protocol):
+    """What is asked of the base's checkpoint."""
+
+    def read(self, name: str, start: int, stop: int) -> StoredArray: ...
+    def dtype_of(self, name: str) -> str: ...
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """A run's base model, the file of what it is worth, and how that becomes the LLM's tensors. None: the run doesn't say."""
+
+    base: str
+    base_digest: str | None
+    trained: Path
+    dtype: str | None
+    lora: Any
+
+
+class TrainedFile:
+    """The LLM's tensors that a run changed, under the names that they have in the LLM, in the dtype that it computed in.
+
+    `shapes` are the base's, by every name. Raises `CheckpointError` for a factor of LoRA's that belongs to none.
+    """
+
+    def __init__(self, parts: RunParts, base: Base, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        from kappaspeech.model.lora import factors_of, is_factor
+
+        self.path = parts.trained
+        self._parts, self._base, self._shapes = parts, base, shapes
+        self._file = SafetensorsFile(parts.trained)
+        llm = [tensor for tensor in self._file.tensors if tensor.name.startswith(_LLM_PREFIX)]
+        self._stored = {tensor.name.removeprefix(_LLM_PREFIX): tensor for tensor in llm}
+        whole = [name for name in self._stored if not is_factor(name)]
+        self._factors = {name: factors_of(name) for name in shapes if factors_of(name)[0] in self._stored}
+        known = {factor for pair in self._factors.values() for factor in pair}
+        homeless = [name for name in self._stored if is_factor(name) and name not in known]
+        if homeless or (self._factors and parts.lora is None) or not known <= set(self._stored):
+            name = min(homeless or known)
+            raise CheckpointError(
+                f"{self.path} holds LoRA's factor {name}, which doesn't say how it changes the base model. Put back the run's "
+                "own run.json and its base."
+            )
+        self.tensors = [self._list(name, self._stored[name].shape) for name in whole]
+        self.tensors += [self._list(name, shapes[name]) for name in self._factors]
+        self._block: tuple[str, int, StoredArray] | None = None
+
+    def _list(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        dtype = self._parts.dtype or (self._stored[name].dtype if name in self._stored else self._base.dtype_of(name))
+        storage = len(self._shapes) + 1 if name not in self._stored else self._stored[name].storage
+        return StoredTensor(name, shape, dtype, math.prod(shape) * FLOATS[dtype].num_bytes, storage)
+
+    def read(self, name: str, start: int, stop: int) -> StoredArray:
+        """Elements `start` to `stop` of the flattened tensor after training, rounded once. Raises `OSError`."""
+        if name not in self._factors:
+            values = self._file.read(_LLM_PREFIX + name, start, stop)
+            return _to_dtype(values, self._stored[name].dtype, self._dtype(name))
+        shape = self._shapes[name]
+        # blocks of whole rows, or of whole experts
+        unit = math.prod(shape[1:]) * (1 if len(shape) == 3 else _BLOCK_ROWS)
+        parts = []
+        for number in range(start // unit, -(-stop // unit)):
+            block, begin = self._merged(name, number), number * unit
+            parts.append(block[max(0, start - begin) : stop - begin])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def read_bytes(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes of the tensor that `read` gives, from `offset` on."""
+        width = FLOATS[self._dtype(name)].num_bytes
+        first, last = offset // width, -(-(offset + size) // width)
+        return self.read(name, first, last).tobytes()[offset - first * width :][:size]
+
+    def _dtype(self, name: str) -> str:
+        return self._parts.dtype or (self._stored[name].dtype if name in self._stored else self._base.dtype_of(name))
+
+    def _merged(self, name: str, number: int) -> StoredArray:
+        """Block `number` of base + scaling·B·A, flat."""
+        if self._block is not None and self._block[:2] == (name, number):
+            return self._block[2]
+        from kappaspeech.model.lora import merge
+
+        shape = self._shapes[name]
+        rows = (
+            slice(number, number + 1)
+            if len(shape) == 3
+            else slice(number * _BLOCK_ROWS, min((number + 1) * _BLOCK_ROWS, shape[0]))
+        )
+        row = math.prod(shape[1:])
+        stored = self._base.read(name, rows.start * row, rows.stop * row)
+        base = _to_torch(stored, self._base.dtype_of(name)).reshape(-1, *shape[1:])
+        first, second = (self._read_factor(factor) for factor in self._factors[name])
+        if len(shape) == 3:
+            # the rows of an expert's A lie together; in B the expert is the fastest index
+            rank = first.shape[0] // shape[0]
+            first = first[number * rank : (number + 1) * rank]
+            second = second.reshape(second.shape[0], rank, shape[0])[:, :, number]
+        else:
+            second = second[rows]
+        pair = dict(zip(self._factors[name], (first, second), strict=True))
+        merged = merge(name, base, pair, self._parts.lora).reshape(-1)
+        flat = _to_dtype(merged.float().numpy(), "float32", self._dtype(name))
+        self._block = (name, number, flat)
+        return flat
+
+    def _read_factor(self, factor: str) -> Any:
+        tensor = self._stored[factor]
+        flat = self._file.read(_LLM_PREFIX + factor, 0, math.prod(tensor.shape))
+        return _to_torch(flat, tensor.dtype).reshape(tensor.shape)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is the folder of a training run."""
+    return (folder / "run.json").exists() and (folder / "config.json").exists()
+
+
+def find_run_parts(folder: Path) -> RunParts:
+    """What a run's last checkpoint is made of. Raises `CheckpointError`."""
+    from kappaspeech.model.lora import lora_from_record
+
+    with explained(f"{folder / 'config.json'} doesn't name the run's model", kind=CheckpointError):
+        base = read_json_file(folder / "config.json", most_bytes=_MAX_RECORD_BYTES)["model"]["llm"]
+        if not isinstance(base, str):
+            raise ValueError(f"model.llm is {base!r}")
+    with explained(f"{folder / 'run.json'} doesn't say what the run did", kind=CheckpointError):
+        record = read_json_file(folder / "run.json", most_bytes=_MAX_RECORD_BYTES)
+        lora = lora_from_record(record.get("lora"))
+        dtype, digest = record.get("dtype"), record.get("checkpoint_digest")
+        if not (dtype is None or dtype in FLOATS) or not (digest is None or isinstance(digest, str)):
+            raise ValueError(f"dtype is {dtype!r} and checkpoint_digest {digest!r}")
+    steps = sorted(path for path in (folder / "checkpoints").glob("step-*") if _STEP.fullmatch(path.name))
+    if not steps:
+        raise CheckpointError(f"{folder} is a run without a checkpoint yet. Scan its base model {base} instead.")
+    latest = max(steps, key=lambda path: int(path.name.removeprefix("step-")))
+    average = latest / "average.safetensors"
+    return RunParts(base, digest, average if average.exists() else latest / "trained.safetensors", dtype, lora)
+
+
+def _to_torch(values: StoredArray, dtype: str) -> Any:
+    import torch
+
+    return torch.frombuffer(bytearray(values.tobytes()), dtype=getattr(torch, dtype))
+
+
+def _to_dtype(values: StoredArray, stored: str, dtype: str) -> StoredArray:
+    """`values`, which are of the format `stored`, rounded to another one."""
+    if stored == dtype:
+        return values
+    import torch
+
+    rounded = _to_torch(values, stored).to(getattr(torch, dtype))
+    array: StoredArray = rounded.view(torch.uint8).numpy().view(FLOATS[dtype].array)
+    return array

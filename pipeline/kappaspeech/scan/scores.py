@@ -1,0 +1,60 @@
+"""What tensors can be ordered by. For each score small means well conditioned, and none depends on the matrix's scale.
+
+Raw κ mostly tells shapes apart (square matrices have a large one); the others take the shape out.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+
+from kappaspeech.scan.spectrum import SpectrumStats
+
+
+def kappa(stats: SpectrumStats) -> float:
+    """κ = σ₁/σₘ, `inf` where rank deficient: the paper's score."""
+    return stats.kappa
+
+
+def kappa_nonzero(stats: SpectrumStats) -> float:
+    """σ₁ over the smallest singular value that isn't zero: finite for a rank-deficient tensor."""
+    return stats.kappa_nonzero
+
+
+def kappa_over_gaussian(stats: SpectrumStats) -> float:
+    """κ over what a Gaussian matrix of this shape has: κ₀ = (√n + √m)/(√n − √(m−1)) (Marchenko–Pastur; Edelman 1988)."""
+    short, long = sorted(stats.shape)
+    gaussian = (math.sqrt(long) + math.sqrt(short)) / (math.sqrt(long) - math.sqrt(short - 1))
+    return stats.kappa / gaussian
+
+
+def entropy_deficit(stats: SpectrumStats) -> float:
+    """2 to the bits a dimension loses to unequal singular values, over a Gaussian's: 2^(D − D₀).
+
+    D = log₂(‖W‖_F/√m) − (1/m)·Σ log₂ σᵢ is 0 iff κ = 1 (arXiv:2506.16289, Theorem 1); D₀ is a Gaussian matrix's mean of it.
+    `inf` where rank deficient. As a power of two it is positive, like the other scores.
+    """
+    if stats.zero_sigmas:
+        return math.inf
+    from scipy.special import digamma  # half of what a scan would import, and most never ask for this score
+
+    short, long = sorted(stats.shape)
+    deficit = math.log2(stats.frobenius / math.sqrt(short)) - stats.log2_volume / short
+    mean_log = math.fsum(float(digamma((long - i) / 2)) / math.log(2) + 1 for i in range(short)) / (2 * short)
+    bits = deficit - (math.log2(math.sqrt(long)) - mean_log)
+    return math.inf if bits >= sys.float_info.max_exp else 2**bits
+
+
+def stable_rank(stats: SpectrumStats) -> float:
+    """m over the stable rank ‖W‖²_F/σ₁²: 1 where all singular values are equal, m for a matrix of rank one."""
+    return min(stats.shape) / stats.stable_rank if stats.stable_rank > 0 else math.inf
+
+
+SCORES: dict[str, Callable[[SpectrumStats], float]] = {
+    "kappa": kappa,
+    "kappa-nonzero": kappa_nonzero,
+    "kappa-over-gaussian": kappa_over_gaussian,
+    "entropy-deficit": entropy_deficit,
+    "stable-rank": stable_rank,
+}

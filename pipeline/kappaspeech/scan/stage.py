@@ -1,0 +1,280 @@
+"""Stage 1: list a checkpoint's matrices, share them among the ranks, measure each, gather one ranking.
+
+The numbers don't depend on the number of ranks: a large matrix's Gram is always the sum of the same pieces in the same
+order, whether one rank forms them all or several bring theirs together.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kappaspeech.cluster import Cluster, SingleProcess, agreement
+from kappaspeech.errors import ScanError
+from kappaspeech.liveness import Watch
+from kappaspeech.progress import ProgressBar
+from kappaspeech.scan.algebra import Algebra
+from kappaspeech.scan.checkpoint import Checkpoint
+from kappaspeech.scan.dtypes import FLOATS, FloatArray
+from kappaspeech.scan.journal import Found, Journal
+from kappaspeech.scan.matrices import MatrixRef, SkippedTensor, StoredMatrix, digest_matrix, list_matrices
+from kappaspeech.scan.partition import Task, assign, blocking_seconds, finishing_cost, plan, reading_cost
+from kappaspeech.scan.ranking import KappaRanking, RankedMatrix
+from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, SpectrumStats, choose_algebra, measure, num_pieces, piece_gram
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How matrices are measured. Every field but `is_static` may change a number's last bits."""
+
+    rtol: float = DEFAULT_RTOL
+    method: Method = "auto"
+    is_static: bool = False
+    with_sigmas: bool = False
+    device: str | None = None
+
+    def journal_key(self) -> dict[str, Any]:
+        """What a journal's lines must agree in to be taken over: numbers of another thread count differ in their last bits."""
+        host = [os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "OPENBLAS_CORETYPE")]
+        computed = [self.device.partition(":")[0]] if self.device else host
+        return {"rtol": self.rtol, "method": self.method, "computed": computed, "with_sigmas": self.with_sigmas}
+
+
+def scan(
+    checkpoint: Checkpoint,
+    *,
+    cluster: Cluster | None = None,
+    rtol: float = DEFAULT_RTOL,
+    method: Method = "auto",
+    is_static: bool = False,
+    with_sigmas: bool = False,
+    device: str | None = None,
+    journal: Path | None = None,
+    shows_progress: bool = False,
+) -> KappaRanking:
+    """Measure every matrix of `checkpoint`, κ to `rtol`, and rank them. A collective: every rank gets the same ranking.
+
+    Matrices are taken from a common queue, the costliest first, or assigned beforehand where `is_static`. `journal` is a
+    folder in which measured matrices are kept and found again. `with_sigmas` keeps every singular value (`spectra`). `device`
+    is torch's name of one to compute on; `cuda` means a rank's own. A matrix with NaN or infinity is listed as skipped. Raises
+    `ScanError` naming the tensor that can't be read, `RankFailure` on the other ranks, `InputError` for an absent device.
+    """
+    cluster = cluster or SingleProcess()
+    options = ScanOptions(rtol, method, is_static, with_sigmas, own_device(device, cluster.local_rank) if device else None)
+    with agreement(cluster):
+        algebra = choose_algebra(options.device)
+    matrices, skipped = list_matrices(checkpoint)
+    with agreement(cluster):
+        book = Journal(journal, checkpoint, **options.journal_key()) if journal else None
+        found = book.read() if book else {}
+    kept: Found = {}
+    for share in cluster.gather(found):
+        for key, values in share.items():
+            kept.setdefault(key, {}).update(values)
+    results: dict[str, dict[str, Any]] = {}
+    worker = _Worker(checkpoint, cluster, options, algebra, book, matrices, kept)
+    total = sum(task.cost for task in worker.tasks)
+    with ProgressBar("scanning", total=total, shown=shows_progress and cluster.rank == 0) as bar:
+        for share in cluster.gather(worker.run(bar)):
+            results.update(share)
+    if book:
+        book.close()
+    ranked, invalid, spectra = [], [], {}
+    for ref in matrices:
+        value = results[ref.name]
+        if "invalid" in value:
+            invalid.append(SkippedTensor(ref.name, ref.tensor.shape, value["invalid"]))
+        else:
+            ranked.append(RankedMatrix.from_json(value, is_trusted=True))
+            if with_sigmas:
+                spectra[ref.name] = np.frombuffer(base64.b64decode(value["sigmas"]), dtype="<f4")
+    return KappaRanking.of(
+        checkpoint.where,
+        checkpoint.digest,
+        method=method,
+        rtol=rtol,
+        matrices=ranked,
+        skipped=[*skipped, *invalid],
+        spectra=spectra,
+    )
+
+
+@dataclass
+class _Worker:
+    """One rank's share of the work, and what it measured: a matrix's JSON by name."""
+
+    checkpoint: Checkpoint
+    cluster: Cluster
+    options: ScanOptions
+    algebra: Algebra
+    journal: Journal | None
+    matrices: list[MatrixRef]
+    kept: Found
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kept = [self._kept(ref) for ref in self.matrices]
+        pieces = [
+            1 if ref.tensor.dtype == "float64" or values else num_pieces(max(ref.shape))
+            for ref, values in zip(self.matrices, kept, strict=True)
+        ]
+        shapes = [ref.shape for ref in self.matrices]
+        costs = [reading_cost(shape) if values else None for shape, values in zip(shapes, kept, strict=True)]
+        self.tasks = plan(shapes, pieces, world_size=self.cluster.world_size, known_costs=costs)
+
+    def run(self, bar: ProgressBar) -> dict[str, dict[str, Any]]:
+        """Measure whole matrices and form pieces, then bring the pieces together."""
+        self._bar, self._shown = bar, 0.0
+        with Watch(self.cluster, on_progress=self._show) as watch, tempfile.TemporaryDirectory(prefix="kappaspeech-") as spill:
+            self._watch, self._spill = watch, Path(spill)
+            mine: list[Task] = []
+            for task in self._take_tasks():
+                watch.check()
+                ref = self.matrices[task.matrix]
+                watch.begin(ref.name, patience_seconds=blocking_seconds(ref.shape))
+                if task.piece is None:
+                    self._measure(ref)
+                else:
+                    with self._naming(ref):
+                        source = StoredMatrix(self.checkpoint, ref, watch=watch.check)
+                        gram = piece_gram(source, task.piece, algebra=self.algebra)
+                        np.save(self._path(task), gram)
+                    mine.append(task)
+                self._advance(task.cost)
+            watch.begin("")
+            if any(task.piece is not None for task in self.tasks):
+                self._join_pieces(mine)
+            # the gather that follows waits for the slowest: it must be watched too
+            self.cluster.barrier()
+        return self.results
+
+    def _take_tasks(self) -> Iterator[Task]:
+        if self.options.is_static:
+            shares = assign([task.cost for task in self.tasks], self.cluster.world_size)
+            yield from (self.tasks[index] for index in shares[self.cluster.rank])
+            return
+        while (ticket := self.cluster.take_ticket("scan")) < len(self.tasks):
+            yield self.tasks[ticket]
+
+    def _join_pieces(self, mine: list[Task]) -> None:
+        """Carry each cut matrix's Grams to one rank, which adds them in order and finishes. As many matrices at once as ranks."""
+        holders = {(task.matrix, task.piece): rank for rank, tasks in enumerate(self.cluster.gather(mine)) for task in tasks}
+        cut = sorted({matrix for matrix, _ in holders})
+        shares = assign([finishing_cost(self.matrices[matrix].shape) for matrix in cut], self.cluster.world_size)
+        for turn in range(max(map(len, shares))):
+            gram: FloatArray | None = None
+            for owner, share in enumerate(shares):
+                if turn < len(share):
+                    received = self._receive(cut[share[turn]], owner, holders)
+                    gram = received if self.cluster.rank == owner else gram
+            if gram is not None:
+                ref = self.matrices[cut[shares[self.cluster.rank][turn]]]
+                self._watch.begin(ref.name, patience_seconds=blocking_seconds(ref.shape))
+                self._measure(ref, gram=gram)
+
+    def _receive(self, matrix: int, owner: int, holders: dict[tuple[int, int | None], int]) -> FloatArray | None:
+        total: FloatArray | None = None
+        for piece in range(num_pieces(max(self.matrices[matrix].shape))):
+            self._watch.check()
+            holder = holders[matrix, piece]
+            gram = np.load(self._path(Task(matrix, 0.0, piece))) if self.cluster.rank == holder else None
+            gram = self.cluster.move(gram, source=holder, target=owner)
+            if gram is not None:
+                total = gram if total is None else np.add(total, gram, out=total)
+        return total
+
+    def _path(self, task: Task) -> Path:
+        return self._spill / f"{task.matrix}-{task.piece}.npy"
+
+    def _kept(self, ref: MatrixRef) -> dict[str, Any]:
+        """What the journal has of a matrix of that name, by the digest of its bytes."""
+        return self.kept.get(self.journal.key(ref), {}) if self.journal and self.kept else {}
+
+    def _measure(self, ref: MatrixRef, *, gram: FloatArray | None = None) -> None:
+        with self._naming(ref):
+            digest = digest_matrix(self.checkpoint, ref) if self.journal else ""
+            kept = self._kept(ref).get(digest)
+            if kept is not None and ("invalid" in kept or kept["name"] == ref.name):
+                self.results[ref.name] = kept
+                return
+            source = StoredMatrix(self.checkpoint, ref, watch=self._watch.check)
+            try:
+                stats = measure(
+                    source,
+                    rtol=self.options.rtol,
+                    method=self.options.method,
+                    gram=gram,
+                    with_sigmas=self.options.with_sigmas,
+                    algebra=self.algebra,
+                )
+                value = describe(ref, stats).to_json()
+                if stats.sigmas is not None:
+                    value["sigmas"] = base64.b64encode(stats.sigmas.astype("<f4").tobytes()).decode()
+            except ScanError as error:
+                value = {"invalid": str(error)}
+        self.results[ref.name] = value
+        if self.journal:
+            self.journal.append(ref, digest, value)
+
+    @contextlib.contextmanager
+    def _naming(self, ref: MatrixRef) -> Iterator[None]:
+        """Let a read that fails say which tensor of which file it was."""
+        try:
+            yield
+        except (OSError, MemoryError) as error:
+            file = self.checkpoint.file_of(ref.tensor.name)
+            raise ScanError(f"{ref.name} in {file} couldn't be measured: {error or type(error).__name__}.") from error
+
+    def _advance(self, cost: float) -> None:
+        self._watch.advance(cost)
+        if self.cluster.world_size == 1:
+            self._bar.advance(cost)
+
+    def _show(self, done: float) -> None:
+        self._bar.advance(done - self._shown)
+        self._shown = done
+
+
+def own_device(device: str, local_rank: int) -> str:
+    """`cuda` as the rank's own GPU, in turns where ranks outnumber them; any other name as it is."""
+    import torch
+
+    if device != "cuda" or not torch.cuda.is_available():
+        return device
+    return f"cuda:{local_rank % torch.cuda.device_count()}"
+
+
+def describe(ref: MatrixRef, stats: SpectrumStats) -> RankedMatrix:
+    """A measured matrix with what its checkpoint says of it."""
+    suffix = "" if ref.expert is None else f"[{ref.expert}]"
+    return RankedMatrix(
+        name=ref.name,
+        parameter=ref.tensor.name,
+        shape=ref.tensor.shape,
+        dtype=ref.tensor.dtype,
+        stats=replace(stats, shape=ref.shape),
+        expert=ref.expert,
+        aliases=tuple(alias + suffix for alias in ref.tensor.aliases),
+        storage_noise=storage_noise(stats, ref.tensor.dtype),
+    )
+
+
+def storage_noise(stats: SpectrumStats, dtype: str) -> float | None:
+    """About one standard deviation of what rounding to `dtype` does to σ_min, relative to it.
+
+    A stored number is off by a relative error of standard deviation u/√6 or so (uniform within half a unit in the last
+    place); to first order σ_min moves by uᵀEv, whose deviation is one entry's.
+    """
+    if dtype not in FLOATS or stats.sigma_min == 0:
+        return None
+    entry = stats.frobenius / math.sqrt(math.prod(stats.shape))
+    return FLOATS[dtype].unit_roundoff / math.sqrt(6) * entry / stats.sigma_min

@@ -1,0 +1,162 @@
+"""Blocks of remote files kept on local disk, bounded, shared by all processes of a host.
+
+A block carries checksums of its pages, so that a part of it is checked without reading the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import struct
+import threading
+import zlib
+from pathlib import Path
+
+from kappaspeech.speech.cache_folder import CacheFolder
+from kappaspeech.speech.sources import ReadOptions, Source
+
+_BLOCK_BYTES = 4 << 20
+_PAGE_BYTES = 64 << 10
+_CHECKSUM_BYTES = 4
+_FOLDER_NAME = "kappaspeech-blocks"
+_PATTERN = r"[0-9a-f]{32}/\d{8,}\.block"
+# A cache that is full is emptied to this share of its limit, so that the next blocks need no look at all the others.
+_KEPT_SHARE = 15 / 16
+
+
+class CachedSource:
+    """A remote file of which read blocks are kept on local disk, least recently used ones removed. Processes share it."""
+
+    def __init__(self, source: Source, options: ReadOptions, *, version: str = "") -> None:
+        """`version` stands for the source's stamp where that has none. Without both, nothing of it is kept."""
+        assert options.cache_dir is not None
+        self._version = version
+        self.where = source.where
+        self._source = source
+        self._options = options
+        self._cache = CacheFolder(options.cache_dir, _FOLDER_NAME, pattern=_PATTERN)
+        self._folder: Path | None = None
+        self._size = 0
+        self._fetching: dict[int, threading.Lock] = {}
+
+    def num_bytes(self) -> int:
+        return self._source.num_bytes()
+
+    def stamp(self) -> str:
+        return self._source.stamp()
+
+    def read(self, offset: int, size: int) -> bytes:
+        self._check_end(offset + size)
+        if not self._version:
+            return self._source.read(offset, size)
+        parts = []
+        for number, begin, end in _split(offset, size):
+            # of several threads that want a block, one fetches it
+            with self._fetching.setdefault(number, threading.Lock()):
+                part = self._near_part(number, begin, end)
+                parts.append(self._fetch(number)[begin:end] if part is None else part)
+        return b"".join(parts)
+
+    def read_near(self, offset: int, size: int) -> bytes | None:
+        self._check_end(offset + size)
+        if not self._version:
+            return None
+        parts: list[bytes] = []
+        for number, begin, end in _split(offset, size):
+            part = self._near_part(number, begin, end)
+            if part is None:
+                return None
+            parts.append(part)
+        return b"".join(parts)
+
+    def _check_end(self, end: int) -> None:
+        if self._folder is None:
+            self._size = self._source.num_bytes()
+            with contextlib.suppress(OSError):
+                self._cache.prepare()
+            self._version = self._source.stamp() or self._version
+            name = hashlib.sha256(f"{self.where}\0{self._size}\0{self._version}".encode()).hexdigest()[:32]
+            self._folder = self._cache.path / name
+        if end > self._size:
+            raise EOFError(f"{self.where} ends before byte {end}")
+
+    def _path(self, number: int) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{number:08d}.block"
+
+    def _block_size(self, number: int) -> int:
+        return min(_BLOCK_BYTES, self._size - number * _BLOCK_BYTES)
+
+    def _near_part(self, number: int, begin: int, end: int) -> bytes | None:
+        """Bytes `begin` to `end` of a kept block; None where it isn't kept, was cut short by a full disk, or is damaged."""
+        try:
+            descriptor = os.open(self._path(number), os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            size = self._block_size(number)
+            if os.fstat(descriptor).st_size != _header_bytes(size) + size:
+                return None
+            os.utime(descriptor)
+            return _read_checked(descriptor, size, begin, end)
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+
+    def _fetch(self, number: int) -> bytes:
+        content = self._source.read(number * _BLOCK_BYTES, self._block_size(number))
+        # what can't be kept (a full disk) is used all the same
+        with contextlib.suppress(OSError):
+            self._keep(self._path(number), content)
+        return content
+
+    def _keep(self, path: Path, content: bytes) -> None:
+        self._cache.prepare()
+        block = _checksums(content) + content
+        if self._cache.reserve(len(block), self._options.cache_bytes, self._make_room):
+            self._cache.write(path, block)
+
+    def _make_room(self, wanted: int) -> int:
+        """Remove the least recently used blocks until all take at most `wanted` bytes and a little less; what they then take."""
+        entries = self._cache.entries()
+        total = sum(size for _, size, _ in entries)
+        if total <= wanted:
+            return total
+        for _, size, path in entries:
+            if total <= min(wanted, self._options.cache_bytes * _KEPT_SHARE):
+                break
+            with contextlib.suppress(OSError):
+                path.unlink()
+                total -= size
+        return total
+
+
+def _header_bytes(size: int) -> int:
+    return -(-size // _PAGE_BYTES) * _CHECKSUM_BYTES
+
+
+def _checksums(content: bytes) -> bytes:
+    """CRC-32 of each page, one after the other."""
+    pages = [content[begin : begin + _PAGE_BYTES] for begin in range(0, len(content), _PAGE_BYTES)]
+    return struct.pack(f"<{len(pages)}I", *(zlib.crc32(page) for page in pages))
+
+
+def _read_checked(descriptor: int, size: int, begin: int, end: int) -> bytes | None:
+    """Bytes `begin` to `end` of a block of `size` bytes; None where a page that they touch isn't as it was written."""
+    first, last = begin // _PAGE_BYTES, -(-end // _PAGE_BYTES)
+    start = first * _PAGE_BYTES
+    content = os.pread(descriptor, min(last * _PAGE_BYTES, size) - start, _header_bytes(size) + start)
+    if _checksums(content) != os.pread(descriptor, (last - first) * _CHECKSUM_BYTES, first * _CHECKSUM_BYTES):
+        return None
+    return content[begin - start : end - start]
+
+
+def _split(offset: int, size: int) -> list[tuple[int, int, int]]:
+    """The blocks that a range touches: (number, first byte in it, end in it)."""
+    parts, end = [], offset + size
+    for number in range(offset // _BLOCK_BYTES, (end - 1) // _BLOCK_BYTES + 1):
+        start = number * _BLOCK_BYTES
+        parts.append((number, max(offset - start, 0), min(end - start, _BLOCK_BYTES)))
+    return parts

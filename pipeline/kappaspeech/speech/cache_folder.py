@@ -1,0 +1,105 @@
+"""A cache's own folder within one that the user names, which may hold anything: nothing but the cache's files is ever removed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from kappaspeech.errors import DataError
+
+# bford.info/cachedir: programs that make backups leave such folders out
+MARKER_NAME = "CACHEDIR.TAG"
+MARKER_TEXT = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of kappaspeech, which removes files from it. It can be deleted.\n"
+)
+_TOTAL_NAME = "total"
+_TEMPORARY_SUFFIX = ".tmp"
+# What a killed process left half-written.
+_STALE_SECONDS = 600.0
+
+
+class CacheFolder:
+    """`parent`/`name`, marked as a cache when it is made. All processes of a host share it, and count together what it holds.
+
+    `pattern` is what its entries' paths match, counted from the folder; no other file is counted or removed.
+    """
+
+    def __init__(self, parent: str | Path, name: str, *, pattern: str) -> None:
+        self.path = Path(parent).expanduser() / name
+        self._pattern = re.compile(pattern)
+
+    def prepare(self) -> None:
+        """Make the folder. Raises `DataError` where one of that name holds a user's files, `OSError` where none can be made."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        marker = self.path / MARKER_NAME
+        if marker.exists():
+            return
+        # made and marked by one process while another looks: it is empty until it is marked
+        if any(entry.name != MARKER_NAME for entry in self.path.iterdir()) and not marker.exists():
+            raise DataError(
+                f"{self.path} would be a cache, from which files are removed, but it holds files and no {MARKER_NAME}. "
+                "Name another cache folder, or move them."
+            )
+        marker.write_text(MARKER_TEXT, encoding="utf-8")
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write an entry, whole or not at all. Raises `OSError`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=_TEMPORARY_SUFFIX)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            os.replace(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+            raise
+
+    def entries(self) -> list[tuple[int, int, Path]]:
+        """(modification time in ns, bytes, path) of every entry, the oldest first."""
+        found = []
+        for path in self.path.glob("*/**/*"):
+            with contextlib.suppress(OSError):
+                status = path.lstat()
+                if self._pattern.fullmatch(path.relative_to(self.path).as_posix()):
+                    found.append((status.st_mtime_ns, status.st_size, path))
+                elif path.name.startswith(".") and path.suffix == _TEMPORARY_SUFFIX:
+                    self._sweep(path, status)
+        return sorted(found)
+
+    @staticmethod
+    def _sweep(path: Path, status: os.stat_result) -> None:
+        if time.time() - status.st_mtime > _STALE_SECONDS:
+            path.unlink()
+
+    def reserve(self, size: int, limit: int, make_room: Callable[[int], int]) -> bool:
+        """Count `size` more bytes in, unless the cache would hold more than `limit`; say whether there is room.
+
+        `make_room(wanted)` removes what may go until entries take at most `wanted` bytes, and returns how many they take. It is
+        called only when the count is over the limit, so that an entry costs no look at all the others.
+        """
+        with self._counted() as descriptor:
+            content = os.pread(descriptor, 8, 0)
+            total = struct.unpack("<q", content)[0] if len(content) == 8 else limit
+            if total < 0 or total + size > limit:
+                total = make_room(limit - size)
+            has_room: bool = total + size <= limit
+            os.pwrite(descriptor, struct.pack("<q", total + size if has_room else total), 0)
+            return has_room
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[int]:
+        descriptor = os.open(self.path / _TOTAL_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            # a file system without locks: the count may be a little off, until the next look sets it right
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield descriptor
+        finally:
+            os.close(descriptor)

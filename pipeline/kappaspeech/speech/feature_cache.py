@@ -1,0 +1,130 @@
+"""Encoder states of clips kept on local disk, so that later epochs need neither the audio nor the encoder.
+
+Processes share a folder. An entry appears by one rename, carries its digest, and is found by what made it alone: the encoder
+(`namespace`) and the sample as its shard's index knows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kappaspeech.artefacts import digest_json
+from kappaspeech.speech.cache_folder import CacheFolder
+from kappaspeech.speech.shards import SampleEntry, ShardStamp
+
+_DIGEST_BYTES = 32
+_SUFFIX = ".states"
+_FOLDER_NAME = "kappaspeech-states"
+_PATTERN = rf"[^/]+/[0-9a-f]{{2}}/[0-9a-f]{{64}}\{_SUFFIX}"
+# A full cache is looked at again after so long: somebody may have made room.
+_LOOK_AGAIN_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class FeatureCacheOptions:
+    """`namespace` is a digest of the encoder and of all that becomes of audio before it."""
+
+    folder: str
+    namespace: str
+    limit_bytes: int
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """A clip's states (S, E), float32 or bfloat16's bits as int16, so that processes can hand them on; the number of log-mel
+    frames they were made of; and its transcript."""
+
+    states_SE: NDArray[np.float32] | NDArray[np.int16]
+    num_frames: int
+    transcript: str
+
+
+def to_bits(states_SE: Tensor) -> NDArray[np.float32] | NDArray[np.int16]:
+    """States as `CachedClip` holds them."""
+    states_SE = states_SE.detach().cpu().contiguous()
+    bits: NDArray[Any] = (states_SE.view(torch.int16) if states_SE.dtype == torch.bfloat16 else states_SE).numpy()
+    return bits
+
+
+def from_bits(states_SE: NDArray[Any]) -> Tensor:
+    """What `to_bits` took."""
+    tensor = torch.from_numpy(states_SE)
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
+
+
+def entry_name(entry: SampleEntry, stamp: ShardStamp, normalization: str) -> str:
+    """What a sample is called in the cache: other audio, text or shard gives another name."""
+    return digest_json([asdict(entry), asdict(stamp), normalization])
+
+
+class FeatureCache:
+    """Never grows past its limit: when it is full, nothing more is kept.
+
+    An epoch comes back to every clip in another order, so to put one clip in another's place would only lose both. What other
+    namespaces left goes first, the oldest before the newer. Raises `DataError` where its folder is a user's.
+    """
+
+    def __init__(self, options: FeatureCacheOptions) -> None:
+        self._cache = CacheFolder(options.folder, _FOLDER_NAME, pattern=_PATTERN)
+        self._folder = self._cache.path / options.namespace
+        self._limit = options.limit_bytes
+        self._full_until = 0.0
+        with contextlib.suppress(OSError):
+            self._cache.prepare()
+
+    def read(self, name: str) -> CachedClip | None:
+        """A clip that was kept; None for one that wasn't, or that is damaged."""
+        try:
+            content = self._path(name).read_bytes()
+        except OSError:
+            return None
+        body = content[_DIGEST_BYTES:]
+        if hashlib.sha256(body).digest() != content[:_DIGEST_BYTES]:
+            return None
+        from safetensors.torch import load
+
+        tensors = load(body)
+        transcript = bytes(tensors["transcript"].tolist()).decode()
+        return CachedClip(tensors["states"].numpy(), int(tensors["num_frames"]), transcript)
+
+    def keep(self, name: str, clip: CachedClip) -> None:
+        """Keep a clip if there is room. What can't be written is done without."""
+        from safetensors.torch import save
+
+        if time.monotonic() < self._full_until:
+            return
+        transcript = torch.tensor(list(clip.transcript.encode()), dtype=torch.uint8)
+        body = save(
+            {"states": torch.from_numpy(clip.states_SE), "num_frames": torch.tensor(clip.num_frames), "transcript": transcript}
+        )
+        with contextlib.suppress(OSError):
+            if self._cache.reserve(_DIGEST_BYTES + len(body), self._limit, self._make_room):
+                self._cache.write(self._path(name), hashlib.sha256(body).digest() + body)
+            else:
+                self._full_until = time.monotonic() + _LOOK_AGAIN_SECONDS
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name[:2] / f"{name}{_SUFFIX}"
+
+    def _make_room(self, wanted: int) -> int:
+        """Remove other namespaces' entries until all take at most `wanted` bytes, if they can; how many they then take."""
+        entries = self._cache.entries()
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in entries:
+            if total <= wanted:
+                break
+            if path.parent.parent != self._folder:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    total -= size
+        return total

@@ -1,0 +1,77 @@
+"""Speech that is tested on: whole data sets, or a fixed part of them, in batches that don't depend on the ranks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from kappaspeech.errors import DataError
+from kappaspeech.speech.loading import SampleReader, SampleRef
+from kappaspeech.speech.samples import AudioSample, BadSampleError
+from kappaspeech.speech.sources import ReadOptions
+from kappaspeech.speech.stream import Corpus, SpeechDataset
+
+
+def read_test_batches(
+    datasets: Sequence[SpeechDataset],
+    *,
+    batch_size: int,
+    max_samples: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    read: ReadOptions | None = None,
+) -> list[list[AudioSample]]:
+    """Whole data sets in batches of like length, longest first; of all batches, those that `rank` of `world_size` takes.
+
+    What a batch holds doesn't depend on the ranks, so that rounding, and with it every transcript, doesn't either.
+    `max_samples` takes `choose_subset`. Raises `DataError` on a sample that can't be used: a test set with holes would be
+    another test set.
+    """
+    refs = list_test_samples(datasets, max_samples=max_samples, read=read)
+    refs.sort(key=lambda ref: (-ref.entry.seconds, ref.entry.key))
+    batches = [refs[start : start + batch_size] for start in range(0, len(refs), batch_size)]
+    reader = SampleReader(read or ReadOptions())
+    return [[_usable(ref, sample) for ref, sample in zip(b, reader.read(b), strict=True)] for b in batches[rank::world_size]]
+
+
+def list_test_samples(
+    datasets: Sequence[SpeechDataset], *, max_samples: int | None = None, read: ReadOptions | None = None
+) -> list[SampleRef]:
+    """Where each sample of data sets lies, or each of their fixed part, in the order of the data sets."""
+    corpora = [Corpus(dataset, read) for dataset in datasets]
+    refs = [corpus.ref(index) for corpus in corpora for index in range(corpus.num_samples)]
+    if max_samples is not None and max_samples < len(refs):
+        refs = [refs[i] for i in choose_subset([(ref.entry.language, ref.entry.key) for ref in refs], max_samples)]
+    return refs
+
+
+def choose_subset(samples: Sequence[tuple[str, str]], count: int) -> list[int]:
+    """Indices of `count` of the (language, key) `samples`, ascending: as many of each language as it has, up to equal shares.
+
+    Samples are drawn by the hash of their keys: the same ones for every seed, run and order of shards, and a larger part
+    holds every smaller one.
+    """
+    by_language: dict[str, list[int]] = {}
+    for index in sorted(range(len(samples)), key=lambda i: (hashlib.sha256(samples[i][1].encode()).digest(), i)):
+        by_language.setdefault(samples[index][0], []).append(index)
+    rounds = sorted((place, language, index) for language, drawn in by_language.items() for place, index in enumerate(drawn))
+    return sorted(index for *_, index in rounds[:count])
+
+
+def _usable(ref: SampleRef, sample: AudioSample | BadSampleError) -> AudioSample:
+    if isinstance(sample, BadSampleError):
+        raise DataError(f"{ref.where}: the test sample {ref.entry.key} can't be used ({sample}). Repack the shard.")
+    return sample
+
+
+def read_clips(refs: Sequence[SampleRef], *, max_bytes: int, read: ReadOptions | None = None) -> dict[str, bytes]:
+    """Encoded audio by key, as it lies in the shards, of as many of `refs` in their order as `max_bytes` allow."""
+    reader = SampleReader(read or ReadOptions())
+    clips: dict[str, bytes] = {}
+    left = max_bytes
+    for ref in refs:
+        left -= ref.entry.audio_bytes
+        if left < 0:
+            break
+        clips[ref.entry.key] = reader.source(ref).read(ref.entry.audio_offset, ref.entry.audio_bytes)
+    return clips

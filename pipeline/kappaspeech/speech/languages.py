@@ -1,0 +1,48 @@
+"""Names of languages, from wherever they come: one short code each, which is also safe in a file's name."""
+
+from __future__ import annotations
+
+import re
+
+from kappaspeech.errors import DataError
+
+# English names, as corpora and Whisper write them, and the few own names that are met.
+_NAMES = """
+afrikaans=af albanian=sq amharic=am arabic=ar armenian=hy assamese=as azerbaijani=az bashkir=ba basque=eu belarusian=be
+bengali=bn bosnian=bs breton=br bulgarian=bg burmese=my cantonese=yue castilian=es catalan=ca chinese=zh croatian=hr czech=cs
+danish=da deutsch=de dutch=nl english=en esperanto=eo estonian=et faroese=fo filipino=tl finnish=fi flemish=nl francais=fr
+français=fr french=fr galician=gl georgian=ka german=de greek=el gujarati=gu haitian=ht hausa=ha hawaiian=haw hebrew=he hindi=hi
+hungarian=hu icelandic=is igbo=ig indonesian=id irish=ga italian=it italiano=it japanese=ja javanese=jv kannada=kn kazakh=kk
+khmer=km kinyarwanda=rw korean=ko kurdish=ku kyrgyz=ky lao=lo latin=la latvian=lv letzeburgesch=lb lingala=ln lithuanian=lt
+luxembourgish=lb macedonian=mk malagasy=mg malay=ms malayalam=ml maltese=mt mandarin=zh maori=mi marathi=mr moldavian=ro
+moldovan=ro mongolian=mn myanmar=my nederlands=nl nepali=ne norwegian=no nynorsk=nn occitan=oc oriya=or panjabi=pa pashto=ps
+persian=fa polish=pl polski=pl portuguese=pt português=pt punjabi=pa pushto=ps romanian=ro russian=ru sanskrit=sa serbian=sr
+shona=sn sindhi=sd sinhala=si sinhalese=si slovak=sk slovenian=sl somali=so spanish=es español=es sundanese=su swahili=sw
+swedish=sv tagalog=tl tajik=tg tamil=ta tatar=tt telugu=te thai=th tibetan=bo turkish=tr turkmen=tk uighur=ug ukrainian=uk
+urdu=ur uyghur=ug uzbek=uz valencian=ca vietnamese=vi welsh=cy wolof=wo xhosa=xh yiddish=yi yoruba=yo zulu=zu
+"""
+_CODES = dict(pair.split("=") for pair in _NAMES.split())
+# A code, or a name of one's own for a set that is told apart like a language: a word that no file system takes for a path.
+_WORD = re.compile(r"[^\W_]{1,32}")
+_TAGS = re.compile(r"[\w.@-]*")
+_PRIVATE = re.compile(r"x-[a-z0-9]{1,32}")
+_SHOWN_LETTERS = 40
+
+
+def normalise_language(name: object, *, where: str = "") -> str:
+    """`DE`, `de_DE`, `german` → `de`; `x-klingon`, and a word that is no known name, stay.
+
+    Raises `DataError`, which begins with `where`, for what can't be one: languages become parts of file names.
+    """
+    short = name.strip().lower().replace("_", "-") if isinstance(name, str) else ""
+    if short in _CODES or _PRIVATE.fullmatch(short):
+        return _CODES.get(short, short)
+    word, _, tags = short.partition("-")
+    if _WORD.fullmatch(word) and _TAGS.fullmatch(tags):
+        return _CODES.get(word, word)
+    shown = repr(name)
+    shown = shown if len(shown) <= _SHOWN_LETTERS else f"{shown[:_SHOWN_LETTERS]}…"
+    raise DataError(
+        f"{where + ': ' if where else ''}{shown} is no language. Wanted is a code (en, de, yue) or an English name; for what "
+        "has neither, one word of letters and digits."
+    )

@@ -1,0 +1,82 @@
+"""Manifests of JSON lines, as NVIDIA NeMo reads them and others write them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kappaspeech.errors import DataError
+from kappaspeech.speech.languages import normalise_language
+from kappaspeech.speech.recordings import Recording, Request, make_key
+from kappaspeech.speech.shards import LANGUAGE_KEYS, LONGEST_SECONDS, TEXT_KEYS
+from kappaspeech.speech.text_files import find_text, parse_object, read_lines
+
+_AUDIO_KEYS = ("audio_filepath", "audio", "path", "wav")
+_SHOWN_LETTERS = 80
+
+
+def is_manifest(source: Path) -> bool:
+    return source.is_file() and source.suffix in (".json", ".jsonl", ".manifest")
+
+
+def read_manifest(source: Path, request: Request) -> Iterator[Recording]:
+    """A line {audio_filepath, text, duration, offset, lang} each; paths count from the manifest (NVIDIA NeMo).
+
+    With an offset, null or 0 included, `duration` is how much is packed; without one it is how long the file must be.
+    """
+    if request.split is not None:
+        raise DataError(f"{source} is a manifest, which has no splits: make one of {request.split!r} and leave out --split.")
+    for number, line in enumerate(read_lines(source), start=1):
+        if not line.strip():
+            continue
+        where = f"{source}, line {number}"
+        try:
+            entry = parse_object(line)
+            audio = next(entry[name] for name in _AUDIO_KEYS if entry.get(name))
+            if not isinstance(audio, str) or not any(name in entry for name in TEXT_KEYS):
+                raise ValueError("no path or no text")
+        except (ValueError, StopIteration) as error:
+            found = repr(line[:_SHOWN_LETTERS])
+            raise DataError(f"{where}: wanted is audio_filepath and text; found {found}.{_tell_array(line)}") from error
+        named = next((entry[name] for name in LANGUAGE_KEYS if entry.get(name)), None)
+        if request.language is None and named is None:
+            raise DataError(f"{where} names no language; give one with --language.")
+        language = request.language or normalise_language(named, where=where)
+        begin, seconds = _number(entry, "offset", where), _number(entry, "duration", where)
+        is_segment = "offset" in entry
+        recording = Recording(
+            make_key(language, f"{number:08d}-{Path(audio).stem}"),
+            source.parent / audio,
+            "",
+            language,
+            begin,
+            (seconds or None) if is_segment else None,
+            listed_seconds=None if is_segment else seconds or None,
+        )
+        try:
+            text = find_text(entry, TEXT_KEYS)
+        except ValueError as error:
+            yield request.judge(recording, ("text", str(error)), f"{where}: the text can't be used: {error}.")
+        else:
+            yield replace(recording, transcript=text.strip())
+
+
+def _tell_array(line: str) -> str:
+    return " One JSON object a line is read, not one array of all." if line.lstrip().startswith("[") else ""
+
+
+def _number(entry: dict[str, Any], name: str, where: str) -> float:
+    """Seconds that an entry gives, 0 for none. Raises `DataError` for what can't be a time."""
+    value = entry.get(name)
+    if value is None or value == "":
+        return 0.0
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not 0 <= seconds <= LONGEST_SECONDS:
+        raise DataError(f"{where}: {name} is {str(value)[:_SHOWN_LETTERS]}, and wanted are seconds.")
+    return seconds

@@ -1,0 +1,148 @@
+"""What stands in both training and test data: the same recordings, and the same sentences."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kappaspeech.errors import DataError
+from kappaspeech.speech.loading import SampleRef
+from kappaspeech.speech.shards import parse_transcript
+from kappaspeech.speech.sources import ReadOptions, Source, is_remote, open_source, read_many
+from kappaspeech.speech.stream import Corpus
+
+# Transcripts that are read of either side, and of shards that aren't on this machine; each is one small read.
+_MOST_TEXTS = 20_000
+_MOST_REMOTE_TEXTS = 500
+_READ_TOGETHER = 256
+_LONGEST_TEXT_BYTES = 1 << 16
+# Clips of one size and length that are compared byte by byte.
+_MOST_COMPARED = 256
+_MOST_OPEN = 512
+_NUM_NAMED = 3
+_Opener = Callable[[str], Source]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """`num_sentences` of `num_looked_at` test samples say what one of `num_train_looked_at` training samples says (`sentences`
+    are the first of them), and `num_recordings` of all `num_test` are the same audio (`recordings` names the first)."""
+
+    num_test: int
+    num_looked_at: int
+    num_train_looked_at: int
+    num_sentences: int
+    num_recordings: int
+    sentences: tuple[str, ...]
+    recordings: tuple[str, ...]
+
+    @property
+    def found(self) -> str:
+        """What was found, in words; "" for nothing."""
+        parts = []
+        if self.num_recordings:
+            named = ", ".join(self.recordings)
+            parts.append(f"{self.num_recordings} of {self.num_test} test recordings are trained on (first: {named})")
+        if self.num_sentences:
+            named = ", ".join(f"«{text}»" for text in self.sentences)
+            looked = f"{self.num_looked_at} test sentences stand among {self.num_train_looked_at} of training"
+            parts.append(f"{self.num_sentences} of {looked} (first: {named})")
+        return "; ".join(parts)
+
+
+def find_overlap(
+    train: Sequence[Corpus], test: Sequence[Corpus], read: ReadOptions | None = None, *, most_texts: int | None = None
+) -> Overlap:
+    """Compare audio by the indices, and byte by byte where those agree, and transcripts by their words, of a part spread evenly
+    over larger data, of `most_texts` at most. A text that can't be read is nobody's overlap. Raises `DataError` for shards that
+    have changed."""
+    open_shard: _Opener = lru_cache(maxsize=_MOST_OPEN)(lambda where: open_source(where, read or ReadOptions()))
+    recordings = _find_recordings(train, test, open_shard)
+    said = list(_read_words(test, open_shard, most_texts))
+    wanted, num_train = set(said), 0
+    trained: set[str] = set()
+    for words in _read_words(train, open_shard, most_texts):
+        num_train += 1
+        if words in wanted:
+            trained.add(words)
+    shared = [words for words in said if words in trained]
+    return Overlap(
+        num_test=sum(corpus.num_samples for corpus in test),
+        num_looked_at=len(said),
+        num_train_looked_at=num_train,
+        num_sentences=len(shared),
+        num_recordings=len(recordings),
+        sentences=tuple(dict.fromkeys(shared))[:_NUM_NAMED],
+        recordings=tuple(recordings[:_NUM_NAMED]),
+    )
+
+
+def _read_words(corpora: Sequence[Corpus], open_shard: _Opener, most_texts: int | None) -> Iterator[str]:
+    """What is said in samples that are spread evenly over `corpora`, without case and punctuation."""
+    for corpus in corpora:
+        most = _MOST_REMOTE_TEXTS if is_remote(corpus.table.shards[0][0]) else _MOST_TEXTS
+        most = most if most_texts is None else min(most, most_texts)
+        count = min(corpus.num_samples, max(1, most // len(corpora)))
+        indices = [place * corpus.num_samples // count for place in range(count)]
+        for start in range(0, count, _READ_TOGETHER):
+            refs = [corpus.ref(index) for index in indices[start : start + _READ_TOGETHER]]
+            refs = [ref for ref in refs if ref.entry.text_bytes <= _LONGEST_TEXT_BYTES]
+            contents = read_many([(open_shard(ref.where), ref.entry.text_offset, ref.entry.text_bytes) for ref in refs])
+            for ref, content in zip(refs, contents, strict=True):
+                if words := _words(ref, content):
+                    yield words
+
+
+def _words(ref: SampleRef, content: bytes | Exception) -> str:
+    if isinstance(content, Exception):
+        return ""
+    try:
+        text = parse_transcript(content, is_json=ref.entry.text_is_json)
+    except ValueError:
+        return ""
+    letters = (c if unicodedata.category(c)[0] in "LMN" else " " for c in unicodedata.normalize("NFKC", text.casefold()))
+    return " ".join("".join(letters).split())
+
+
+def _find_recordings(train: Sequence[Corpus], test: Sequence[Corpus], open_shard: _Opener) -> list[str]:
+    """Keys of test samples whose audio stands in the training data, byte for byte."""
+    heads = np.unique(np.concatenate([_heads(corpus) for corpus in test]))
+    candidates: dict[int, SampleRef] = {}
+    for corpus in train:
+        known = _heads(corpus)
+        for index in np.flatnonzero(np.isin(known, heads))[:_MOST_COMPARED].tolist():
+            candidates.setdefault(int(known[index]), corpus.ref(index))
+    found: list[str] = []
+    num_compared = 0
+    for corpus in test:
+        known = _heads(corpus)
+        for index in np.flatnonzero(np.isin(known, np.array(list(candidates), dtype=np.int64))).tolist():
+            num_compared += 1
+            if num_compared > _MOST_COMPARED:
+                return found
+            refs = (corpus.ref(index), candidates[int(known[index])])
+            digests = {_digest(ref, open_shard) for ref in refs}
+            if len(digests) == 1 and None not in digests:
+                found.append(refs[0].entry.key)
+    return found
+
+
+def _heads(corpus: Corpus) -> NDArray[np.int64]:
+    """(N,): size and length of each clip in one number. Other audio is hardly ever alike in both."""
+    seconds: NDArray[Any] = np.ascontiguousarray(corpus.column("seconds"))
+    heads: NDArray[np.int64] = (corpus.column("audio_bytes") << 32) ^ seconds.view(np.uint32).astype(np.int64)
+    return heads
+
+
+def _digest(ref: SampleRef, open_shard: _Opener) -> str | None:
+    try:
+        return hashlib.sha256(open_shard(ref.where).read(ref.entry.audio_offset, ref.entry.audio_bytes)).hexdigest()
+    except (DataError, EOFError):
+        return None

@@ -1,0 +1,252 @@
+"""Recordings and transcripts into indexed WebDataset shards of 16 kHz mono FLAC."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kappaspeech.artefacts import write_json, write_with
+from kappaspeech.errors import DataError
+from kappaspeech.parenthood import end_with_parent
+from kappaspeech.processors import count_cores
+from kappaspeech.speech.languages import normalise_language
+from kappaspeech.speech.recordings import Recording
+from kappaspeech.speech.samples import SAMPLE_RATE_HZ, SHORTEST_SECONDS, BadSampleError, check_whole, decode
+from kappaspeech.speech.shard_claims import (
+    corpus_of,
+    find_stale,
+    is_finished,
+    read_claim,
+    read_finished,
+    refuse_others,
+    remove_shard,
+    source_digest,
+    write_claim,
+)
+from kappaspeech.speech.shards import ShardIndex, index_shard, read_index, write_index
+from kappaspeech.speech.tar_members import escape_name
+
+REPORT_NAME = "report.json"
+_NUM_NAMED = 5
+_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+# The end of a segment may be rounded.
+_SLACK_SECONDS = 0.1
+# The length of a file is given to the second, or guessed from an mp3's bytes.
+_LISTED_SLACK_SECONDS = 0.5
+_LISTED_SLACK = 0.01
+_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What was packed, what was left out and why (path → cause), and what an earlier call had cut otherwise and is gone."""
+
+    shards: tuple[ShardIndex, ...]
+    rejected: dict[str, str]
+    removed: tuple[Path, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As report.json holds it: hours and quantiles of the length by language, and what was left out."""
+        lengths: dict[str, list[float]] = {}
+        for shard in self.shards:
+            for sample in shard.samples:
+                lengths.setdefault(sample.language, []).append(sample.seconds)
+        languages = {
+            language: {
+                "samples": len(seconds),
+                "hours": sum(seconds) / 3600,
+                "seconds_quantiles": {str(q): float(np.quantile(seconds, q)) for q in _QUANTILES},
+            }
+            for language, seconds in sorted(lengths.items())
+        }
+        shards = [Path(shard.where).name for shard in self.shards]
+        return {"schema_version": 1, "languages": languages, "shards": shards, "rejected": self.rejected}
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    key: str
+    flac: bytes
+    seconds: float
+    cause: str | None
+
+
+def pack(
+    recordings: Sequence[Recording],
+    output: Path,
+    *,
+    shard_size: int,
+    seed: int = 0,
+    skip_bad: bool = False,
+    max_seconds: float | None = None,
+    num_processes: int | None = None,
+    prefix: str | None = None,
+    advance: Callable[[int], None] = lambda _done: None,
+) -> PackReport:
+    """Write `recordings` as `output`/LANGUAGE-NNNNNN.tar of `shard_size` samples, shuffled once under `seed`, with indices.
+
+    With a `prefix`, which also begins keys, shards of several corpora lie in one folder. Shards that an earlier, interrupted call
+    finished are kept, and those of the same corpus that no longer belong to it are removed. Raises `DataError` before anything
+    is written where another corpus's shards would be replaced; and, naming recordings that can't be decoded, unless `skip_bad`
+    leaves them out; complete shards stay either way. One longer than `max_seconds` counts as such. What was packed into
+    `output` and left out, by this call and others, is also written to `output`/report.json.
+    """
+    if prefix is not None:
+        recordings = [replace(recording, key=f"{prefix}/{recording.key}") for recording in recordings]
+    planned = _plan(recordings, output, shard_size=shard_size, seed=seed, prefix=prefix)
+    corpus = corpus_of(recordings)
+    finished = {path for path, part in planned if is_finished(path, part, max_seconds)}
+    refuse_others([path for path, _ in planned], recordings, finished)
+    output.mkdir(parents=True, exist_ok=True)
+    rejected: dict[str, str] = {}
+    shards = []
+    with ProcessPoolExecutor(num_processes or count_cores(), initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
+        for path, part in planned:
+            if path in finished:
+                shards.append(read_index(str(path)))
+                rejected.update(read_claim(path)["rejected"])
+            else:
+                shard = _pack_shard(path, part, pool, rejected, max_seconds, skip_bad)
+                shards += [shard] if shard is not None else []
+            advance(len(part))
+    stale = find_stale([path for path, _ in planned], corpus)
+    for path in stale:
+        remove_shard(path)
+    present = read_finished(output)
+    left_out = {name: cause for _, causes in present for name, cause in causes.items()}
+    whole = PackReport(tuple(shard for shard, _ in present), {**left_out, **rejected})
+    write_json(output / REPORT_NAME, whole.to_json())
+    return PackReport(tuple(shards), rejected, tuple(stale))
+
+
+def _plan(
+    recordings: Sequence[Recording], output: Path, *, shard_size: int, seed: int, prefix: str | None
+) -> list[tuple[Path, list[Recording]]]:
+    """Each shard's path and what goes into it."""
+    if prefix is not None and not _PREFIX.fullmatch(prefix):
+        raise DataError(f"{prefix!r} can't begin file names. Wanted for a prefix are letters, digits, _ and -.")
+    planned = []
+    for language in sorted({recording.language for recording in recordings}):
+        name = "-".join(filter(None, (prefix, normalise_language(language))))
+        chosen = [recording for recording in recordings if recording.language == language]
+        random.Random(seed).shuffle(chosen)
+        for number, start in enumerate(range(0, len(chosen), shard_size)):
+            planned.append((output / f"{name}-{number:06d}.tar", chosen[start : start + shard_size]))
+    return planned
+
+
+def _pack_shard(
+    path: Path,
+    part: Sequence[Recording],
+    pool: ProcessPoolExecutor,
+    rejected: dict[str, str],
+    max_seconds: float | None,
+    skip_bad: bool,
+) -> ShardIndex | None:
+    from webdataset import TarWriter
+
+    try:
+        encoded = list(pool.map(partial(_encode, max_seconds=max_seconds), part, chunksize=8))
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"A process that encodes {path.name} died, most likely for lack of memory. Give fewer --workers, or --max-seconds."
+        ) from error
+    bad = {escape_name(r.name): escape_name(e.cause) for r, e in zip(part, encoded, strict=True) if e.cause is not None}
+    if bad and not skip_bad:
+        listing = "\n".join(f"  - {name}: {cause}" for name, cause in list(bad.items())[:_NUM_NAMED])
+        raise DataError(
+            f"{len(bad)} recording(s) of {path.name} can't be used:\n{listing}\nRemove them from the "
+            "corpus's list, or leave them out with --skip-bad."
+        )
+    rejected.update(bad)
+    good = [(r, e) for r, e in zip(part, encoded, strict=True) if e.cause is None]
+    if not good:
+        # what an earlier call made of them would be trained on; but files that are away may come back
+        if any(recording.path.exists() for recording in part):
+            remove_shard(path)
+        return None
+
+    def write(temporary: Path) -> None:
+        with TarWriter(str(temporary), mtime=0.0) as writer:
+            for recording, item in good:
+                details = {"text": recording.transcript, "language": recording.language, "duration": item.seconds}
+                content = json.dumps(details, ensure_ascii=False).encode()
+                writer.write({"__key__": recording.key, "flac": item.flac, "json": content})
+
+    corpus = corpus_of(part)
+    write_claim(path, corpus)
+    write_with(path, write)
+    index = index_shard(str(path))
+    write_index(index)
+    # last: it says that shard and index are whole, and from what they were made
+    write_claim(path, corpus, digest=source_digest(part, max_seconds), rejected=bad)
+    return index
+
+
+def _encode(recording: Recording, *, max_seconds: float | None) -> _Encoded:
+    """Decode, resample and write as FLAC, in a worker process."""
+    import soundfile
+
+    try:
+        waveform = _cut(recording, max_seconds)
+    except Exception as error:  # noqa: BLE001 - whatever a decoder raises is told with the recording's name
+        cause = str(error) if isinstance(error, (BadSampleError, OSError)) else f"{type(error).__name__}: {error}"
+        return _Encoded(recording.key, b"", 0.0, cause)
+    buffer = io.BytesIO()
+    # 16 bits hold no overshoot of a lossy format
+    soundfile.write(buffer, waveform / max(1.0, float(np.abs(waveform).max())), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    return _Encoded(recording.key, buffer.getvalue(), len(waveform) / SAMPLE_RATE_HZ, None)
+
+
+def _cut(recording: Recording, max_seconds: float | None) -> NDArray[np.float32]:
+    """The samples that are packed of a recording. Raises `BadSampleError`, `OSError`, and whatever a decoder does."""
+    if recording.fault is not None:
+        raise BadSampleError(*recording.fault)
+    if not recording.transcript:
+        raise BadSampleError("empty text", recording.key)
+    content = recording.read()
+    check_whole(content)
+    if recording.seconds is None and not recording.begin_seconds:
+        return _decode_whole(content, recording.listed_seconds, max_seconds)
+    waveform = decode(content)
+    begin = int(recording.begin_seconds * SAMPLE_RATE_HZ)
+    end = len(waveform) if recording.seconds is None else begin + round(recording.seconds * SAMPLE_RATE_HZ)
+    if begin >= len(waveform) or end - len(waveform) > _SLACK_SECONDS * SAMPLE_RATE_HZ:
+        raise BadSampleError("truncated", f"{len(waveform) / SAMPLE_RATE_HZ:.2f} s, and {end / SAMPLE_RATE_HZ:.2f} s are wanted")
+    if end - begin < SHORTEST_SECONDS * SAMPLE_RATE_HZ:
+        raise BadSampleError("short", f"{(end - begin) / SAMPLE_RATE_HZ:.3f} s")
+    waveform = waveform[begin:end]
+    if max_seconds is not None and len(waveform) > max_seconds * SAMPLE_RATE_HZ:
+        raise BadSampleError("too long", f"{len(waveform) / SAMPLE_RATE_HZ:.1f} s")
+    return waveform
+
+
+def _decode_whole(content: bytes, listed: float | None, max_seconds: float | None) -> NDArray[np.float32]:
+    """All of a file, which may not be longer than is wanted, and must be as long as its list says."""
+    if listed is None:
+        return decode(content, longest_seconds=max_seconds)
+    slack = max(_LISTED_SLACK_SECONDS, _LISTED_SLACK * listed)
+    says = f"the list says {listed:.2f} s (of a part of a file it would also give the offset)"
+    is_nearer = max_seconds is None or listed + slack < max_seconds
+    try:
+        waveform = decode(content, longest_seconds=listed + slack if is_nearer else max_seconds)
+    except BadSampleError as error:
+        if error.cause == "too long" and is_nearer:
+            raise BadSampleError("length", f"more than {listed + slack:.2f} s, and {says}") from error
+        raise
+    if len(waveform) / SAMPLE_RATE_HZ < listed - slack:
+        raise BadSampleError("truncated", f"{len(waveform) / SAMPLE_RATE_HZ:.2f} s, and {says}")
+    return waveform

@@ -1,0 +1,219 @@
+"""Files behind a URL, through fsspec: ranged requests that are tried again where that may help, and never wait for ever.
+
+Credentials come from where fsspec's file systems look for them (environment, profiles, instance roles); none is named here.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from kappaspeech.errors import DataError
+from kappaspeech.redaction import HIDDEN, is_redacted
+from kappaspeech.speech.patterns import has_glob
+from kappaspeech.speech.sources import ReadOptions, scheme_of
+from kappaspeech.speech.web import Description, ReadProblemError, describe, fetch
+
+T = TypeVar("T")
+
+_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gs"}
+# A range may take its stall limit and, beyond that, as long as this rate needs.
+_LEAST_BYTES_PER_SECOND = 50_000
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 20.0
+_PERMANENT_STATUS = range(400, 500)
+_BUSY_STATUS = (408, 425, 429)
+# A server that sends less at a time than was asked for is asked for the rest, but not for ever.
+_FEWEST_PARTS = 64
+_SMALLEST_PART_BYTES = 64 << 10
+
+_systems: dict[tuple[str, float], Any] = {}
+_lock = threading.Lock()
+
+
+def expand_remote(pattern: str, options: ReadOptions) -> list[str]:
+    """The URLs that a pattern without braces stands for: itself, or what s3 and gs list for a glob. Raises `DataError`."""
+    scheme = scheme_of(pattern)
+    if not has_glob(pattern):
+        return [pattern]
+    if scheme in ("http", "https"):
+        raise DataError(f"{pattern}: web servers don't list their files. Write a brace list, as shard-{{000000..000041}}.tar.")
+
+    async def list_files(system: Any) -> list[str]:
+        return list(await system._glob(pattern))
+
+    return [f"{scheme}://{path}" for path in sorted(_persist(pattern, list_files, options, what="listed"))]
+
+
+class RemoteSource:
+    """A URL, read by ranged requests; what may pass is tried again, what can't is said at once."""
+
+    def __init__(self, where: str, options: ReadOptions) -> None:
+        if is_redacted(where):
+            raise DataError(
+                f"{where} is without its password or signature: {HIDDEN} stands there, as in what a run leaves for others. "
+                "Give the URL whole, or put the run folder's secrets.json back."
+            )
+        self.where = where
+        self._options = options
+        self._is_web = scheme_of(where) in ("http", "https")
+        self._described: Description | None = None
+        # what the first answer said: another version's bytes are never put beside it
+        self._seen: Description | None = None
+
+    def num_bytes(self) -> int:
+        size = self._describe().num_bytes
+        if size is None:
+            raise DataError(f"{self.where}: the server doesn't say how large it is, so it can't be read by ranges.")
+        return size
+
+    def stamp(self) -> str:
+        return self._describe().stamp
+
+    def _describe(self) -> Description:
+        if self._described is None:
+            self._described = _persist(self.where, self._ask, self._options)
+            self._check_version(self._described)
+        return self._described
+
+    async def _ask(self, system: Any) -> Description:
+        if self._is_web:
+            return await describe(system, self.where)
+        info = await system._info(self.where)
+        stamp = next((info[name] for name in ("ETag", "etag", "md5Hash", "LastModified") if info.get(name)), "")
+        return Description(info.get("size"), str(stamp).strip('"'), "")
+
+    def read(self, offset: int, size: int) -> bytes:
+        content = b""
+        most_parts = _FEWEST_PARTS + size // _SMALLEST_PART_BYTES
+        num_parts = 0
+        while len(content) < size:
+            if num_parts == most_parts:
+                told = f"the server sent {len(content)} of {size} bytes in {num_parts} answers"
+                raise DataError(f"{self.where}: {told}; it is given up.")
+            content += self._read_part(offset + len(content), offset + size)
+            num_parts += 1
+        return content
+
+    def _read_part(self, begin: int, end: int) -> bytes:
+        """A server may send less than was asked for: the rest is asked for next."""
+
+        async def get(system: Any) -> tuple[bytes, Description | None]:
+            if self._is_web:
+                return await fetch(system, self.where, begin, end)
+            return await system._cat_file(self.where, start=begin, end=end), None
+
+        part, description = _persist(self.where, get, self._options, num_bytes=end - begin)
+        if description is not None:
+            self._check_version(description)
+        if not part:
+            raise EOFError(f"{self.where} ends before byte {end}")
+        if len(part) > end - begin:
+            raise DataError(f"{self.where}: the server ignores Range requests, so single samples can't be read from it.")
+        return part
+
+    def _check_version(self, now: Description) -> None:
+        if self._seen is None:
+            self._seen = now
+        elif now.is_other_than(self._seen):
+            raise DataError(
+                f"{self.where} was replaced while it was read: it had {self._seen.num_bytes} bytes and version "
+                f"«{self._seen.stamp}», and has {now.num_bytes} and «{now.stamp}». Put it back, or index it again."
+            )
+        elif self._seen.num_bytes is None:
+            self._seen = now
+
+    def read_near(self, offset: int, size: int) -> bytes | None:  # noqa: ARG002 - nothing of it is on this machine
+        return None
+
+
+def _persist(
+    where: str, ask: Callable[[Any], Coroutine[Any, Any, T]], options: ReadOptions, *, what: str = "read", num_bytes: int = 0
+) -> T:
+    """What `ask` gets of the URL's file system, tried again where that may help. Raises `DataError`, which names the cause."""
+    system = _file_system(scheme_of(where), options.stall_seconds)
+    from fsspec.asyn import sync
+
+    limit = options.stall_seconds + num_bytes / _LEAST_BYTES_PER_SECOND
+    pause = _FIRST_PAUSE_SECONDS
+    for attempt in range(1, options.attempts + 1):
+        try:
+            found: T = sync(system.loop, ask, system, timeout=limit)
+            return found
+        # each file system raises its own library's errors
+        except Exception as error:
+            cause, is_permanent = explain(error)
+            if is_permanent:
+                raise DataError(f"{where} can't be {what}: {cause}.") from error
+            if attempt == options.attempts:
+                raise DataError(f"{where} can't be {what} after {attempt} attempts: {cause}.") from error
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+    raise AssertionError
+
+
+def _file_system(scheme: str, stall_seconds: float) -> Any:
+    """fsspec's file system for a scheme, one a process. Raises `DataError` where its library isn't installed."""
+    key = (scheme, stall_seconds)
+    with _lock:
+        if key not in _systems:
+            try:
+                _systems[key] = _make_file_system(scheme, stall_seconds)
+            except ImportError as error:
+                raise DataError(
+                    f"Reading {scheme}:// needs a library that isn't installed ({error}): "
+                    f"pip install 'kappaspeech[{_EXTRAS[scheme]}]'."
+                ) from error
+        return _systems[key]
+
+
+def _make_file_system(scheme: str, stall_seconds: float) -> Any:
+    import fsspec
+
+    # fsspec's own memory of file systems would keep one that once found no credentials
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    if scheme in ("http", "https"):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_seconds, sock_read=stall_seconds)
+        options["client_kwargs"] = {"timeout": timeout}
+    elif scheme == "s3":
+        limits = {"connect_timeout": stall_seconds, "read_timeout": stall_seconds, "retries": {"max_attempts": 1}}
+        options["config_kwargs"] = limits
+    return fsspec.filesystem(scheme, **options)
+
+
+def explain(error: Exception) -> tuple[str, bool]:
+    """What a library's error says, in part of a sentence, and whether it would only be said again."""
+    if isinstance(error, ReadProblemError):
+        return str(error), error.is_permanent
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "TooManyRedirects" in names:
+        return "the server redirects in a circle, or too often", True
+    if "ClientConnectorCertificateError" in names or _is_certificate(error):
+        return f"its TLS certificate isn't accepted ({_first_line(error)})", True
+    if "InvalidURL" in names or isinstance(error, (ValueError, TypeError)):
+        return f"that is no URL that can be asked for ({_first_line(error)})", True
+    if "ClientConnectorDNSError" in names:
+        return f"its host's name is unknown here ({_first_line(error)})", False
+    if isinstance(error, TimeoutError) or "FSTimeoutError" in names:
+        return "no answer came in time", False
+    status = getattr(error, "status", None)
+    if isinstance(status, int):
+        return _first_line(error), status in _PERMANENT_STATUS and status not in _BUSY_STATUS
+    return _first_line(error), isinstance(error, (FileNotFoundError, PermissionError)) or "NoCredentialsError" in names
+
+
+def _is_certificate(error: BaseException | None) -> bool:
+    import ssl
+
+    return isinstance(error, ssl.SSLCertVerificationError) or isinstance(
+        getattr(error, "certificate_error", None), ssl.SSLCertVerificationError
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, in a line; never more, as a library's message may quote a request's headers."""
+    return (str(error).strip().splitlines() or [""])[0][:200].rstrip(".") or type(error).__name__

@@ -1,0 +1,184 @@
+"""Bytes → waveform → log-mel, one sample at a time."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kappaspeech.errors import DataError
+
+SAMPLE_RATE_HZ = 16_000
+# Two hops of Whisper's spectrogram: its second convolution halves the frames, so their number is kept even.
+_FRAME_PAIR = 320
+SHORTEST_SECONDS = 0.1
+_LONGEST_PIECE_SECONDS = 24.0
+_PAUSE_SECONDS = 0.2
+# An encoder may round a clip's length; half-truncated mp3, wav and opus decode without an error, only shorter.
+_DURATION_TOLERANCE_SECONDS = 0.1
+AUDIO_EXTENSIONS = ("flac", "wav", "mp3", "opus", "ogg")
+# Resampling multiplies: a second at a few hertz would become hours.
+_RATES_HZ = (1_000, 1_000_000)
+# Lossy formats overshoot 1 a little; integers that were written as floats reach thousands.
+_LARGEST_PEAK = 2.0
+_CANCELLED = 0.5
+# Some recorders count their header in.
+_MISSING_BYTES, _MISSING_FRACTION = 4096, 0.01
+_UNKNOWN_SIZE = 0x7FFF0000
+_PIECE_VALUES = 1 << 20
+
+
+@dataclass(frozen=True)
+class AudioSample:
+    """An utterance: `waveform` float32 [num_samples], mono, 16 kHz."""
+
+    key: str
+    waveform: NDArray[np.float32]
+    transcript: str
+    language: str
+
+
+class BadSampleError(Exception):
+    """A sample that can't be used. `cause` is one of a few words, so that causes can be counted."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+
+
+def decode(content: bytes, *, expected_seconds: float | None = None, longest_seconds: float | None = None) -> NDArray[np.float32]:
+    """Decode flac, wav, mp3, ogg or opus to mono float32 at 16 kHz; no more of it than is expected or wanted at the longest.
+
+    Channels are averaged, but where they cancel each other out (one is inverted) the loudest is taken. Raises
+    `BadSampleError` («decode», «rate», «truncated», «length», «too long», «short», «silent», «scale») rather than give a
+    wrong waveform.
+    """
+    import soxr
+
+    limit = longest_seconds if expected_seconds is None else expected_seconds + _DURATION_TOLERANCE_SECONDS
+    waveform, rate_hz = _read_audio(content, limit)
+    seconds = len(waveform) / rate_hz
+    if expected_seconds is not None and seconds < expected_seconds - _DURATION_TOLERANCE_SECONDS:
+        raise BadSampleError("truncated", f"{seconds:.2f} s decoded of {expected_seconds:.2f} s")
+    if limit is not None and seconds > limit:
+        if expected_seconds is not None:
+            raise BadSampleError("length", f"more than {limit:.2f} s decoded of {expected_seconds:.2f} s")
+        raise BadSampleError("too long", f"more than {limit:.1f} s")
+    if seconds < SHORTEST_SECONDS:
+        raise BadSampleError("short", f"{seconds:.3f} s")
+    mono = _mix(waveform)
+    if not np.isfinite(mono).all():
+        raise BadSampleError("decode", "NaN or Inf in the waveform")
+    if not mono.any():
+        raise BadSampleError("silent", "every sample is zero")
+    if (peak := float(np.abs(mono).max())) > _LARGEST_PEAK:
+        raise BadSampleError("scale", f"samples reach {peak:.6g}, and floats are to lie between -1 and 1: divide them by 32768?")
+    if rate_hz != SAMPLE_RATE_HZ:
+        mono = np.asarray(soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ), dtype=np.float32)
+    return mono
+
+
+def _read_audio(content: bytes, limit_seconds: float | None) -> tuple[NDArray[np.float32], int]:
+    """Samples (T, channels) and their rate; of more than `limit_seconds` one sample more than that.
+
+    Read piece by piece: what a header says of the length is believed once it was decoded.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            rate_hz = int(file.samplerate)
+            if not _RATES_HZ[0] <= rate_hz <= _RATES_HZ[1]:
+                raise BadSampleError("rate", f"{rate_hz} Hz; wanted is {_RATES_HZ[0]} to {_RATES_HZ[1]}")
+            left = None if limit_seconds is None else int(limit_seconds * rate_hz) + 1
+            pieces = []
+            while left is None or left > 0:
+                wanted = max(1, _PIECE_VALUES // file.channels) if left is None else min(left, _PIECE_VALUES // file.channels)
+                pieces.append(file.read(wanted, dtype="float32", always_2d=True))
+                if len(pieces[-1]) < wanted:
+                    break
+                left = None if left is None else left - wanted
+    except (soundfile.SoundFileError, ValueError, TypeError) as error:
+        raise BadSampleError("decode", explain_undecodable(error)) from error
+    return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)), rate_hz
+
+
+def check_whole(content: bytes) -> None:
+    """Raise `BadSampleError` for a wav of which much is missing: it decodes without an error, only shorter than its transcript.
+
+    A program that writes to a pipe doesn't know the size, and gives 0 or the largest there is.
+    """
+    if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+        return
+    place = 12
+    while place + 8 <= len(content):
+        size = int.from_bytes(content[place + 4 : place + 8], "little")
+        if content[place : place + 4] == b"data":
+            missing = place + 8 + size - len(content)
+            if size < _UNKNOWN_SIZE and missing > max(_MISSING_BYTES, _MISSING_FRACTION * size):
+                raise BadSampleError("truncated", f"{missing} of {size} bytes of the wav are missing")
+            return
+        place += 8 + size + size % 2
+
+
+def explain_undecodable(error: Exception) -> str:
+    """What libsndfile says, without the address of a buffer; and what could be read in place of a format that isn't known."""
+    said = str(getattr(error, "error_string", error)).strip().rstrip(".")
+    known = ", ".join(AUDIO_EXTENSIONS)
+    return f"{said}; what is read is {known}, so convert others with ffmpeg" if "not recognised" in said else said
+
+
+def _mix(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(T, channels) → (T,)."""
+    num_channels = waveform.shape[1]
+    if num_channels == 1:
+        return waveform[:, 0]
+    mono: NDArray[np.float32] = waveform.mean(axis=1, dtype=np.float32)
+    powers = np.square(waveform).mean(axis=0, dtype=np.float64)
+    # channels that have nothing to do with each other leave 1/channels of their power; less is left where some cancel
+    if np.square(mono).mean(dtype=np.float64) < _CANCELLED * powers.mean() / num_channels:
+        return np.ascontiguousarray(waveform[:, int(powers.argmax())])
+    return mono
+
+
+def read_recording(path: Any) -> NDArray[np.float32]:
+    """Decode a recording of any length. Raises `DataError` naming the file and what is wrong with it."""
+    try:
+        with open(path, "rb") as file:
+            return decode(file.read())
+    except FileNotFoundError:
+        raise DataError(f"There is no recording at {path}.") from None
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error}") from error
+    except BadSampleError as error:
+        raise DataError(f"{path} can't be used as audio ({error}). Wanted is {', '.join(AUDIO_EXTENSIONS)}.") from error
+
+
+def cut_at_pauses(waveform: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Pieces of at most `_LONGEST_PIECE_SECONDS`, cut where the last third of each is quietest; together the whole waveform."""
+    longest, hop = int(_LONGEST_PIECE_SECONDS * SAMPLE_RATE_HZ), int(_PAUSE_SECONDS * SAMPLE_RATE_HZ)
+    pieces = []
+    while len(waveform) > longest:
+        power = np.square(waveform[:longest].reshape(-1, hop)).mean(axis=1)
+        first = len(power) * 2 // 3
+        cut = (first + int(power[first:].argmin())) * hop + hop // 2
+        pieces.append(waveform[:cut])
+        waveform = waveform[cut:]
+    return [*pieces, waveform]
+
+
+def log_mel(waveform: NDArray[np.float32], num_mels: int) -> NDArray[np.float32]:
+    """Whisper's log-mel spectrogram of one clip, (num_mels, frames), without padding to 30 s.
+
+    Always of a single clip: Whisper clamps relative to the loudest cell of its whole input, so features of a batch would
+    depend on its neighbours. The waveform is filled with silence to a whole number of frame pairs.
+    """
+    import torch
+    from whisper.audio import log_mel_spectrogram
+
+    filled = np.pad(waveform, (0, -len(waveform) % _FRAME_PAIR))
+    features: NDArray[np.float32] = log_mel_spectrogram(torch.from_numpy(filled), num_mels).numpy()
+    return features

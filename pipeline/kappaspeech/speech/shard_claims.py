@@ -1,0 +1,110 @@
+"""Whose shards lie in a folder: beside each stands of which corpus and of which recordings it was made."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kappaspeech.artefacts import digest_json, write_json
+from kappaspeech.errors import DataError
+from kappaspeech.speech.recordings import Recording, is_regular
+from kappaspeech.speech.shards import INDEX_SUFFIX, ShardIndex, read_index
+from kappaspeech.speech.text_files import parse_object
+
+SOURCE_SUFFIX = ".source.json"
+
+
+def corpus_of(recordings: Iterable[Recording]) -> str:
+    """What recordings are of, as a claim names it."""
+    return " + ".join(sorted({recording.corpus for recording in recordings}))
+
+
+def refuse_others(paths: Sequence[Path], recordings: Sequence[Recording], finished: Iterable[Path]) -> None:
+    """Raise `DataError` where one of `paths` is there and is neither `finished` nor of the same corpus."""
+    done, corpus = set(finished), corpus_of(recordings)
+    keys = {recording.key for recording in recordings}
+    others = [path for path in paths if path.exists() and path not in done and not _is_of(path, corpus, keys)]
+    if others:
+        theirs = read_claim(others[0]).get("corpus")
+        raise DataError(
+            f"{len(others)} shard(s) of another corpus stand where those of {corpus} would go: {others[0]} is of "
+            f"{theirs or 'an unknown one'}. Pack into another folder, put a name before the new ones with --prefix NAME, or "
+            f"remove the old ones with their {INDEX_SUFFIX} and {SOURCE_SUFFIX}."
+        )
+
+
+def _is_of(path: Path, corpus: str, keys: set[str]) -> bool:
+    claim = read_claim(path)
+    if "corpus" in claim or "digest" not in claim:
+        return claim.get("corpus") == corpus
+    # the claims of earlier versions name no corpus
+    with contextlib.suppress(DataError):
+        return all(sample.key in keys for sample in read_index(str(path)).samples)
+    return False
+
+
+def find_stale(planned: Sequence[Path], corpus: str) -> list[Path]:
+    """Shards of the same corpus, prefix and languages as those that are `planned`, and none of them: cut otherwise before."""
+    stems = {_stem(path) for path in planned}
+    others = {other for path in planned[:1] for other in path.parent.glob("*.tar")} - set(planned)
+    return sorted(other for other in others if _stem(other) in stems and corpus and read_claim(other).get("corpus") == corpus)
+
+
+def _stem(path: Path) -> str:
+    return re.sub(r"-\d{6,}\.tar$", "", path.name)
+
+
+def remove_shard(path: Path) -> None:
+    """A shard with what stands beside it."""
+    for suffix in ("", INDEX_SUFFIX, SOURCE_SUFFIX):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def read_claim(path: Path) -> dict[str, Any]:
+    """What stands beside a shard; nothing where that can't be read."""
+    try:
+        return parse_object(path.with_name(path.name + SOURCE_SUFFIX).read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
+def write_claim(path: Path, corpus: str, *, digest: str | None = None, rejected: dict[str, str] | None = None) -> None:
+    """Claim a shard that is about to be made, or with its `digest` say that shard and index are whole."""
+    write_json(path.with_name(path.name + SOURCE_SUFFIX), {"corpus": corpus, "digest": digest, "rejected": rejected or {}})
+
+
+def source_digest(part: Sequence[Recording], max_seconds: float | None) -> str:
+    """What a shard is made of: transcripts, and size and time of files."""
+    files = [r.path.stat() if is_regular(r.path) or r.row is not None else None for r in part]
+    sources = [
+        [
+            *(r.key, r.transcript, r.begin_seconds, r.seconds, r.row),
+            *((f.st_size, int(f.st_mtime)) if f else ()),
+            *filter(None, (r.listed_seconds, r.fault)),
+        ]
+        for r, f in zip(part, files, strict=True)
+    ]
+    return digest_json([sources, max_seconds])
+
+
+def is_finished(path: Path, part: Sequence[Recording], max_seconds: float | None) -> bool:
+    """Whether an earlier call made a shard of the same recordings."""
+    if not (path.exists() and path.with_name(path.name + INDEX_SUFFIX).exists()):
+        return False
+    claim = read_claim(path)
+    is_whole = claim.get("digest") is not None and isinstance(claim.get("rejected"), dict)
+    return is_whole and claim["digest"] == source_digest(part, max_seconds)
+
+
+def read_finished(folder: Path) -> list[tuple[ShardIndex, dict[str, str]]]:
+    """Every shard in a folder that was packed whole and still is, with what was left out of it."""
+    found = []
+    for path in sorted(folder.glob("*.tar")):
+        claim = read_claim(path)
+        if claim.get("digest") and isinstance(claim.get("rejected"), dict):
+            with contextlib.suppress(DataError):
+                found.append((read_index(str(path)), claim["rejected"]))
+    return found

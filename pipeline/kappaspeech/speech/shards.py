@@ -1,0 +1,307 @@
+"""Indexed tar shards: what lies where, so that any sample is one ranged read away.
+
+Conventions accepted: audio `flac wav mp3 opus ogg`; text in `txt`, else in a json's `text`, `transcript`, `transcription`,
+`sentence`, `normalized_text` or `raw_text`; language in a json's `language`, `lang`, `locale` or `source_lang`.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from kappaspeech.artefacts import write_json
+from kappaspeech.errors import DataError
+from kappaspeech.speech.languages import normalise_language
+from kappaspeech.speech.patterns import beside, expand_braces, shard_name
+from kappaspeech.speech.samples import AUDIO_EXTENSIONS, explain_undecodable
+from kappaspeech.speech.sources import RangeFile, ReadOptions, Source, is_remote, open_source, read_many
+from kappaspeech.speech.tar_members import HEADER_BYTES, escape_name, read_members
+from kappaspeech.speech.text_files import check_unicode, find_text, parse_object
+
+INDEX_SUFFIX = ".index.json"
+# No clip that is trained on is near this.
+LONGEST_SECONDS = 1e6
+_SCHEMA_VERSION = 2
+TEXT_KEYS = ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_text")
+LANGUAGE_KEYS = ("language", "lang", "locale", "source_lang")
+_BUFFER_BYTES = 1 << 20
+# A sample takes about 200 bytes; lists of as many samples as this holds are merged indices.
+_MAX_INDEX_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class SampleEntry:
+    """Where a sample's members lie in its shard, in bytes, and what the schedule must know of it."""
+
+    key: str
+    seconds: float
+    language: str
+    audio_offset: int
+    audio_bytes: int
+    text_offset: int
+    text_bytes: int
+    text_is_json: bool
+
+
+@dataclass(frozen=True)
+class ShardStamp:
+    """What a shard was when it was indexed: its size, its modification time or ETag, and a digest of its samples' heads."""
+
+    num_bytes: int
+    stamp: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """One shard: its path or URL, what it was when it was indexed, and its samples in the order of the tar."""
+
+    where: str
+    stamp: ShardStamp
+    samples: tuple[SampleEntry, ...]
+
+
+def expand(pattern: str, options: ReadOptions | None = None) -> list[str]:
+    """Shards of a path, URL, glob or brace list, sorted. Raises `DataError` where there is none, or for what can't be read."""
+    found: list[str] = []
+    for part in expand_braces(pattern):
+        if is_remote(part):
+            from kappaspeech.speech.remote import expand_remote
+
+            matches = expand_remote(part, options or ReadOptions())
+        else:
+            matches = sorted(glob.glob(os.path.expanduser(part)))
+        if not matches:
+            raise DataError(f"No shard matches {part!r} (working folder {Path.cwd()}). Make some with «kappaspeech pack».")
+        found += matches
+    wrong = [where for where in found if not shard_name(where).endswith(".tar")]
+    if wrong:
+        raise DataError(f"{wrong[0]} isn't named .tar. A compressed tar can't be read at random: unpack it with gunzip first.")
+    return found
+
+
+# ---- an index beside its shard ----------------------------------------------------------------------------------------
+
+
+def read_index(where: str, options: ReadOptions | None = None) -> ShardIndex:
+    """The index beside a shard, checked against the shard. Raises `DataError` where it is missing or the shard has changed."""
+    options = options or ReadOptions()
+    content = _read_beside(where, options)
+    try:
+        stamp = ShardStamp(int(content["num_bytes"]), str(content["stamp"]), str(content["digest"]))
+        names = [field.name for field in fields(SampleEntry)]
+        samples = tuple(_parse_entry(dict(zip(names, row, strict=True)), stamp.num_bytes) for row in content["samples"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"The index of {where} can't be understood ({error!r}). {_again(where)}") from error
+    index = ShardIndex(where, stamp, samples)
+    check_unchanged(open_source(where, options), stamp, samples)
+    return index
+
+
+def _parse_entry(row: dict[str, Any], num_bytes: int) -> SampleEntry:
+    """A row of an index. `ValueError` where it isn't of the right types, or names bytes that the shard doesn't have."""
+    for name, kind in (("key", str), ("language", str), ("seconds", (int, float)), ("text_is_json", bool)):
+        if not isinstance(row[name], kind):
+            raise ValueError(f"{name} is {row[name]!r}")
+    for part in ("audio", "text"):
+        offset, size = row[f"{part}_offset"], row[f"{part}_bytes"]
+        if type(offset) is not int or type(size) is not int or not 0 <= size <= num_bytes - offset or offset < HEADER_BYTES:
+            raise ValueError(f"{part} lies at byte {offset!r} and has {size!r}, in a shard of {num_bytes}")
+    check_unicode(row["key"])
+    return SampleEntry(**{**row, "seconds": known_seconds(float(row["seconds"]))})
+
+
+def _read_beside(where: str, options: ReadOptions) -> dict[str, Any]:
+    source = open_source(beside(where, INDEX_SUFFIX), options)
+    try:
+        num_bytes = source.num_bytes()
+        if num_bytes > _MAX_INDEX_BYTES:
+            raise DataError(f"it has {num_bytes:,} bytes, and at most {_MAX_INDEX_BYTES:,} are read")
+        content = parse_object(source.read(0, num_bytes))
+    except (DataError, EOFError) as error:
+        raise DataError(f"{where} has no index beside it that can be read ({str(error).rstrip('.')}). {_again(where)}") from error
+    except ValueError as error:
+        raise DataError(f"The index of {where} is no JSON ({error}). {_again(where)}") from error
+    if content.get("schema_version") != _SCHEMA_VERSION:
+        raise DataError(f"The index of {where} is of another version than this program's. {_again(where)}")
+    return content
+
+
+def _again(where: str) -> str:
+    return f"Make it with «kappaspeech index {where}{' --output FILE.index' if is_remote(where) else ''}»."
+
+
+def check_unchanged(source: Source, stamp: ShardStamp, samples: Sequence[SampleEntry]) -> None:
+    """Raise `DataError` where the shard isn't what was indexed. One that was only copied or touched passes."""
+    num_bytes = source.num_bytes()
+    # a server that tells no version says nothing by telling none again
+    is_known = stamp.stamp != "" and source.stamp() == stamp.stamp
+    if num_bytes == stamp.num_bytes and (is_known or digest_heads(source, samples) == stamp.digest):
+        return
+    what = f"has {num_bytes} bytes but had {stamp.num_bytes}" if num_bytes != stamp.num_bytes else "holds other samples than"
+    raise DataError(
+        f"{source.where} {what} when it was indexed: it is cut or was replaced. Restore it, or index it again with "
+        f"«kappaspeech index {source.where}»."
+    )
+
+
+def digest_heads(source: Source, samples: Sequence[SampleEntry]) -> str:
+    """SHA-256 over each sample's tar header and the first bytes of its audio."""
+    total = hashlib.sha256()
+    requests = [(source, s.audio_offset - HEADER_BYTES, HEADER_BYTES + min(HEADER_BYTES, s.audio_bytes)) for s in samples]
+    for content in read_many(requests):
+        total.update(content if isinstance(content, bytes) else repr(content).encode())
+    return total.hexdigest()
+
+
+def write_index(index: ShardIndex) -> Path:
+    """Write an index beside its shard. Raises `DataError` for a remote one: that is what a merged index is for."""
+    if is_remote(index.where):
+        raise DataError(f"Beside {index.where} nothing can be written. Index it into a local file: --output FILE.index.")
+    beside = Path(index.where + INDEX_SUFFIX)
+    names = [field.name for field in fields(SampleEntry)]
+    rows = [[getattr(sample, name) for name in names] for sample in index.samples]
+    stamp = {"num_bytes": index.stamp.num_bytes, "stamp": index.stamp.stamp, "digest": index.stamp.digest}
+    write_json(beside, {"schema_version": _SCHEMA_VERSION, **stamp, "samples": rows})
+    return beside
+
+
+# ---- reading a tar ------------------------------------------------------------------------------------------------------
+
+
+def index_shard(where: str, *, default_language: str | None = None, options: ReadOptions | None = None) -> ShardIndex:
+    """Index a shard by its tar headers; durations come from the json, else from the audio's header.
+
+    Raises `DataError` for what is no tar, is cut, repeats a key, or lacks a sample's audio, text or language.
+    """
+    source = open_source(where, options or ReadOptions())
+    num_bytes = source.num_bytes()
+    with io.BufferedReader(RangeFile(source), _BUFFER_BYTES) as file:
+        groups = _group_members(where, file, num_bytes)
+        samples = tuple(_describe(where, file, key, parts, default_language) for key, parts in groups.items())
+    if not samples:
+        raise DataError(f"{where} holds no sample.")
+    return ShardIndex(where, ShardStamp(num_bytes, source.stamp(), digest_heads(source, samples)), samples)
+
+
+def _group_members(where: str, file: Any, num_bytes: int) -> dict[str, dict[str, tuple[int, int]]]:
+    """(offset, size) of each member by sample and extension."""
+    groups: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        for name, offset, size in read_members(file, num_bytes):
+            if _is_litter(name):
+                continue
+            key, extension = split_name(name)
+            if offset + size > num_bytes:
+                raise DataError(f"{where} is cut: {name} ends at byte {offset + size}, the file at {num_bytes}.")
+            if extension in groups.setdefault(key, {}):
+                raise DataError(f"{where} holds {name} twice, so its samples can't be told apart.")
+            groups[key][extension] = (offset, size)
+        # tar ends with two blocks of zeros; without them it may have been cut between two members, which nothing else shows
+        file.seek(max(0, num_bytes - 2 * HEADER_BYTES))
+        if any(file.read(2 * HEADER_BYTES)):
+            raise DataError(f"{where} is cut: it doesn't end as a tar file does. Restore it, or make it again.")
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{where} is no tar file, or is cut: {error}") from error
+    return groups
+
+
+def _is_litter(name: str) -> bool:
+    """What macOS leaves beside each file: ._NAME with its attributes, and what its folders look like."""
+    last = name.rsplit("/", 1)[-1]
+    return last.startswith("._") or last == ".DS_Store" or name.startswith("__MACOSX/")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A member's key and extension, split at the last dot: `spk.1.utt.wav` is the sample `spk.1.utt`."""
+    key, _, extension = name.rpartition(".")
+    return key.removeprefix("./"), extension.lower()
+
+
+def check_header(header: bytes, key: str, size: int) -> None:
+    """Raise `ValueError` where a tar header isn't that of a member of sample `key` of so many bytes."""
+    try:
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.TarError as error:
+        raise ValueError(f"no tar header stands before it ({error})") from error
+    # a name too long for the header stands in a block of its own, before it
+    # and so does one that isn't ASCII, whose header has question marks (tarfile's own format, PAX)
+    in_header = split_name(escape_name(member.name))[0]
+    is_other = in_header not in (key, key.encode("ascii", "replace").decode()) and len(member.name) < 99
+    if member.size != size or is_other:
+        raise ValueError(f"{member.name} of {member.size} bytes stands in its place")
+
+
+def _describe(where: str, file: Any, key: str, parts: dict[str, tuple[int, int]], default_language: str | None) -> SampleEntry:
+    audio = next((parts[extension] for extension in AUDIO_EXTENSIONS if extension in parts), None)
+    if audio is None:
+        raise DataError(f"{where}: the sample {key} has no audio ({', '.join(AUDIO_EXTENSIONS)}); it has {', '.join(parts)}.")
+    details = _parse_json(where, key, _read(file, parts["json"])) if "json" in parts else {}
+    text = parts.get("txt", parts.get("json"))
+    if text is None or ("txt" not in parts and not any(name in details for name in TEXT_KEYS)):
+        raise DataError(f"{where}: the sample {key} has no transcript (a .txt, or one of {', '.join(TEXT_KEYS)} in its .json).")
+    language = next((details[name] for name in LANGUAGE_KEYS if details.get(name)), default_language)
+    if language is None:
+        raise DataError(f"{where}: the sample {key} names no language; give one with --language.")
+    seconds = _declared_seconds(details) or _duration(where, key, _read(file, audio))
+    language = normalise_language(language, where=f"{where}: the sample {key}")
+    return SampleEntry(key, seconds, language, *audio, *text, text_is_json="txt" not in parts)
+
+
+def _declared_seconds(details: dict[str, Any]) -> float:
+    """The json's duration, 0 where it has none that can be one."""
+    seconds = details.get("duration")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        return 0.0
+    # an integer may be too large for a float
+    return known_seconds(float(seconds)) if abs(seconds) <= LONGEST_SECONDS else 0.0
+
+
+def known_seconds(seconds: float) -> float:
+    """A clip's length, 0 for what can't be one: nothing, NaN, weeks."""
+    return seconds if 0 < seconds <= LONGEST_SECONDS else 0.0
+
+
+def _read(file: Any, part: tuple[int, int]) -> bytes:
+    file.seek(part[0])
+    content: bytes = file.read(part[1])
+    return content
+
+
+def _parse_json(where: str, key: str, content: bytes) -> dict[str, Any]:
+    try:
+        return parse_object(content)
+    except ValueError as error:
+        raise DataError(f"{where}: the json of {key} can't be parsed: {error}") from error
+
+
+def _duration(where: str, key: str, content: bytes) -> float:
+    import soundfile
+
+    try:
+        return known_seconds(float(soundfile.info(io.BytesIO(content)).duration))
+    except soundfile.SoundFileError as error:
+        raise DataError(f"{where}: the audio of {key} can't be decoded: {explain_undecodable(error)}") from error
+
+
+def parse_transcript(content: bytes, *, is_json: bool) -> str:
+    """The transcript in a txt or json member. `ValueError` where there is none."""
+    if not is_json:
+        return content.decode("utf-8-sig").strip()
+    return find_text(parse_object(content), TEXT_KEYS).strip()
+
+
+def count_hours(shards: Sequence[ShardIndex]) -> dict[str, float]:
+    """Hours of audio by language."""
+    hours: dict[str, float] = {}
+    for shard in shards:
+        for sample in shard.samples:
+            hours[sample.language] = hours.get(sample.language, 0.0) + sample.seconds / 3600
+    return hours

@@ -1,0 +1,196 @@
+"""Where shards lie, read by ranges: local files here, remote ones in `remote`, a local copy of their blocks in `block_cache`.
+
+Nothing that is read can run code: there is no `pipe:` and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from kappaspeech.errors import DataError
+
+REMOTE_SCHEMES = ("http", "https", "s3", "gs")
+_PARALLEL_READS = 16
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How remote shards are read. A range is tried `attempts` times; `cache_dir` keeps at most `cache_bytes` of blocks."""
+
+    attempts: int = 6
+    stall_seconds: float = 30.0
+    cache_dir: str | None = None
+    cache_bytes: int = 20 << 30
+
+
+class Source(Protocol):
+    """One file, read by ranges. Safe to use from several threads."""
+
+    where: str
+
+    def num_bytes(self) -> int:
+        """Its size now. Raises `DataError` where it isn't there."""
+
+    def stamp(self) -> str:
+        """What changes when it is replaced: a modification time or an ETag; "" where nothing says."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly that range. Raises `DataError` where it can't be had, `EOFError` where the file ends before."""
+
+    def read_near(self, offset: int, size: int) -> bytes | None:
+        """The same where it lies on this machine's disk, else None, at once."""
+
+
+def is_remote(where: str) -> bool:
+    """Whether `where` is a URL. Raises `DataError` for one that is broken, or of a scheme that isn't read."""
+    return bool(scheme_of(where))
+
+
+def scheme_of(where: str) -> str:
+    """A URL's scheme; "" of a path. Raises `DataError` for a URL that is broken, or of a scheme that isn't read."""
+    if where.startswith("pipe:"):
+        scheme = "pipe"
+    elif "://" not in where:
+        return ""
+    else:
+        try:
+            parts = urlsplit(where)
+            scheme, host = parts.scheme, parts.hostname
+            # a brace list may stand there
+            if "{" not in parts.netloc:
+                _ = parts.port
+        except ValueError as error:
+            raise DataError(f"{where} is no URL that can be read: {error}.") from error
+        if scheme in REMOTE_SCHEMES and not host:
+            raise DataError(
+                f"{where} is no URL that can be read: it names no {'host' if scheme.startswith('http') else 'bucket'}."
+            )
+    if scheme and scheme not in REMOTE_SCHEMES:
+        raise DataError(f"{where}: shards are read from local paths and from {', '.join(REMOTE_SCHEMES)}; not from {scheme}.")
+    return scheme
+
+
+def open_source(where: str, options: ReadOptions, *, version: str = "") -> Source:
+    """A local file or a URL. Nothing is read yet.
+
+    `version` tells the content that is meant from another of the same name and size, where a server doesn't; without either,
+    nothing is kept on local disk.
+    """
+    if not is_remote(where):
+        return LocalSource(where)
+    from kappaspeech.speech.block_cache import CachedSource
+    from kappaspeech.speech.remote import RemoteSource
+
+    source = RemoteSource(where, options)
+    return CachedSource(source, options, version=version) if options.cache_dir else source
+
+
+class LocalSource:
+    """A file of this machine or a mounted file system."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self._descriptor: int | None = None
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            os.close(self._descriptor)  # type: ignore[arg-type]
+
+    def num_bytes(self) -> int:
+        return self._stat().st_size
+
+    def stamp(self) -> str:
+        return str(self._stat().st_mtime_ns)
+
+    def _stat(self) -> os.stat_result:
+        try:
+            found = os.stat(self.where)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.where} can't be read: {getattr(error, 'strerror', None) or error}.") from error
+        # to open a pipe waits for its other end
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{self.where} can't be read: it is no regular file.")
+        return found
+
+    def read(self, offset: int, size: int) -> bytes:
+        try:
+            if self._descriptor is None:
+                self._stat()
+                with self._lock:
+                    self._descriptor = self._descriptor or os.open(self.where, os.O_RDONLY)
+            # pread takes memory for all that is asked for
+            if offset < 0 or size < 0 or offset + size > os.fstat(self._descriptor).st_size:
+                raise EOFError(f"{self.where} ends before byte {offset + size}")
+            content = os.pread(self._descriptor, size, offset)
+        except OSError as error:
+            raise DataError(f"{self.where} can't be read: {error.strerror}.") from error
+        if len(content) < size:
+            raise EOFError(f"{self.where} ends before byte {offset + size}")
+        return content
+
+    def read_near(self, offset: int, size: int) -> bytes | None:
+        return self.read(offset, size)
+
+
+def read_many(requests: Sequence[tuple[Source, int, int]]) -> list[bytes | Exception]:
+    """Each (source, offset, size), far ones side by side; in place of one that fails, its error."""
+    results: list[bytes | Exception | None] = [_attempt(source.read_near, offset, size) for source, offset, size in requests]
+    far = [index for index, result in enumerate(results) if result is None]
+    if far:
+        waiting = [_readers().submit(_attempt, requests[i][0].read, *requests[i][1:]) for i in far]
+        for index, future in zip(far, waiting, strict=True):
+            results[index] = future.result()
+    return [result for result in results if result is not None]
+
+
+def _attempt(read: Callable[[int, int], bytes | None], offset: int, size: int) -> bytes | Exception | None:
+    try:
+        return read(offset, size)
+    except (DataError, EOFError) as error:
+        return error
+
+
+class RangeFile(io.RawIOBase):
+    """A source as a seekable file."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._size, self._place = source, source.num_bytes(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._size - self._place))
+        buffer[:size] = self._source.read(self._place, size) if size else b""
+        self._place += size
+        return size
+
+
+_pool: list[ThreadPoolExecutor] = []
+_lock = threading.Lock()
+
+
+def _readers() -> ThreadPoolExecutor:
+    with _lock:
+        if not _pool:
+            _pool.append(ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="shard-reads"))
+        return _pool[0]

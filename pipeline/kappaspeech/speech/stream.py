@@ -1,0 +1,362 @@
+"""Shards as one resumable stream of batches for a rank."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kappaspeech.artefacts import digest_json
+from kappaspeech.config import DataConfig, DatasetConfig, ReadConfig
+from kappaspeech.errors import DataError
+from kappaspeech.speech.augment import Augmentation
+from kappaspeech.speech.batches import CacheTarget, Features, SpeechBatch, collate, empty_batch, label_ids
+from kappaspeech.speech.feature_cache import FeatureCacheOptions, entry_name
+from kappaspeech.speech.loading import (
+    BadSample,
+    LoadedSample,
+    LoaderPool,
+    LoadOptions,
+    OverLong,
+    SampleRef,
+    Ticket,
+    sample_errors,
+)
+from kappaspeech.speech.normalisers import TextNormalization, normaliser_of
+from kappaspeech.speech.samples import BadSampleError
+from kappaspeech.speech.schedule import BatchBudget, DatasetLengths, MicroBatchPlan, Schedule
+from kappaspeech.speech.shards import SampleEntry, check_unchanged, expand, read_index
+from kappaspeech.speech.sources import ReadOptions, is_remote, open_source
+from kappaspeech.speech.table import MERGED_SUFFIX, SampleTable, read_merged
+
+
+@dataclass(frozen=True)
+class SpeechDataset:
+    """Shards (path, URL, glob, brace list, or a merged index), with their share of the mixture. `language` keeps samples of
+    that one alone; `text_normalization` says how transcripts are written."""
+
+    shards: str
+    language: str | None = None
+    weight: float = 1.0
+    text_normalization: TextNormalization = "none"
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How a stream reads and what it makes of samples; of these only `over_long` and `augmentation` change what is trained on."""
+
+    read: ReadOptions = field(default_factory=ReadOptions)
+    over_long: OverLong = "mask"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    num_workers: int = 0
+    prefetch_steps: int = 2
+    feature_cache: FeatureCacheOptions | None = None
+
+
+@dataclass(frozen=True)
+class StepData:
+    """A rank's share of one step: ⌈G/W⌉ micro-batches, zero-weight ones included, and what they cost.
+
+    `padding` is the share of padding among the micro-batches' frames, which the encoder sees, and `llm_padding` among audio
+    positions and labels, which the LLM sees. `seconds_by_language` is audio that wasn't masked. `hint` makes resuming at this
+    step cheap.
+    """
+
+    global_step: int
+    batches: tuple[SpeechBatch, ...]
+    bad_samples: tuple[BadSample, ...]
+    seconds_by_language: dict[str, float]
+    wait_seconds: float
+    padding: float
+    llm_padding: float
+    hint: tuple[int, int]
+
+    @property
+    def audio_seconds(self) -> float:
+        return sum(self.seconds_by_language.values())
+
+    @property
+    def keys(self) -> list[str]:
+        return [key for batch in self.batches for key in batch.keys]
+
+
+def make_datasets(items: Sequence[DatasetConfig]) -> list[SpeechDataset]:
+    """What a configuration trains or tests on."""
+    return [SpeechDataset(item.shards, item.language, item.weight, item.text_normalization) for item in items]
+
+
+def make_read_options(config: ReadConfig) -> ReadOptions:
+    """How a configuration reads remote shards."""
+    return ReadOptions(config.attempts, config.stall_seconds, config.cache_dir, int(config.cache_gb * 2**30))
+
+
+def make_stream_options(config: DataConfig) -> StreamOptions:
+    """How a configuration streams its training data."""
+    augmentation = config.augmentation.model_dump()
+    return StreamOptions(
+        read=make_read_options(config.read),
+        over_long=config.over_long,
+        augmentation=Augmentation(**{**augmentation, "speed_factors": tuple(augmentation["speed_factors"])}),
+        num_workers=config.num_workers,
+        prefetch_steps=config.prefetch_steps,
+    )
+
+
+class Corpus:
+    """One data set's samples, in their order."""
+
+    def __init__(
+        self,
+        dataset: SpeechDataset,
+        read: ReadOptions | None = None,
+        *,
+        named: bool = False,
+        most_shards: int | None = None,
+    ) -> None:
+        """Read the indices, of `most_shards` from all over the data set if there are more; `named` samples have names in the
+        feature cache.
+
+        Raises `DataError` where shards or indices are missing or don't fit each other.
+        """
+        self.dataset = dataset
+        self._named = named
+        self._read = read or ReadOptions()
+        if dataset.shards.endswith(MERGED_SUFFIX) and not is_remote(dataset.shards):
+            self.table = read_merged(Path(dataset.shards).expanduser())
+            self._unchecked = set(range(len(self.table.shards)))
+            self._check_sizes()
+        else:
+            places = expand(dataset.shards, self._read)
+            if most_shards is not None and len(places) > most_shards:
+                places = [places[i * len(places) // most_shards] for i in range(most_shards)]
+            self.table = SampleTable.of([read_index(where, self._read) for where in places])
+            self._unchecked = set()
+        self._rows = self._rows_of(dataset.language)
+        self.num_samples = len(self.table) if self._rows is None else len(self._rows)
+        if not self.num_samples:
+            raise DataError(f"{dataset.shards} holds no sample in language {dataset.language!r}.")
+
+    def _check_sizes(self) -> None:
+        """A local shard that is gone or cut is told at the start; the rest of what may have changed, when it is first read."""
+        for where, stamp in self.table.shards:
+            if not is_remote(where) and open_source(where, self._read).num_bytes() != stamp.num_bytes:
+                check_unchanged(open_source(where, self._read), stamp, [])
+
+    def _rows_of(self, language: str | None) -> NDArray[np.uint32] | None:
+        """Rows of the table that are in the data set; None for all."""
+        if language is None or self.table.languages == (language,):
+            return None
+        if language not in self.table.languages:
+            return np.empty(0, dtype=np.uint32)
+        return np.flatnonzero(self.table.columns["language"] == self.table.languages.index(language)).astype(np.uint32)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A column of the table, of the data set's samples alone."""
+        values = self.table.columns[name]
+        return values if self._rows is None else values[self._rows]
+
+    def row(self, index: int) -> int:
+        """The table's row of the data set's sample number `index`."""
+        return index if self._rows is None else int(self._rows[index])
+
+    def ref(self, index: int, *counter: int) -> SampleRef:
+        """What to load for a sample. Raises `DataError` where its shard has changed since it was indexed."""
+        row = self.row(index)
+        shard = self.table.shard_of(row)
+        where, stamp = self.table.shards[shard]
+        if shard in self._unchecked:
+            check_unchanged(open_source(where, self._read), stamp, self.table.shard_entries(shard))
+            self._unchecked.discard(shard)
+        entry, normalization = self.table.entry(row), self.dataset.text_normalization
+        written = normalization if normalization == "none" else f"{normalization}: {normaliser_of(entry.language)}"
+        name = entry_name(entry, stamp, written) if self._named else None
+        return SampleRef(where, entry, normalization, counter, name, stamp.digest)
+
+    def entry(self, index: int) -> SampleEntry:
+        """One sample, as its index lists it."""
+        return self.table.entry(self.row(index))
+
+    def lengths(self, *, longest_factor: float = 1.0) -> DatasetLengths:
+        """What the schedule needs of this data set, of which samples may become `longest_factor` times longer."""
+        seconds, ends = self.table.seconds, self.table.columns["shard_end"]
+        if self._rows is not None:
+            seconds, ends = seconds[self._rows], np.searchsorted(self._rows, ends)
+        starts = np.unique(np.append(0, ends[ends < len(seconds)])).astype(np.int64)
+        seconds = seconds if longest_factor == 1 else seconds * np.float32(longest_factor)
+        return DatasetLengths(seconds, starts, self.dataset.weight)
+
+
+class SpeechStream:
+    """Every step's batches for one rank, prepared ahead.
+
+    What a step holds depends on the data, the seed and the step alone; `rank` and `world_size` only choose this rank's share.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[SpeechDataset],
+        *,
+        tokenizer: Any,
+        num_mels: int,
+        budget: BatchBudget,
+        max_seconds: float,
+        seed: int,
+        rank: int,
+        world_size: int,
+        options: StreamOptions | None = None,
+        frames_per_position: int = 8,
+    ) -> None:
+        """Open the data, the `corpora`. A sample longer than `max_seconds` is masked and counted, or cut. Raises `DataError`."""
+        self._options = options or StreamOptions()
+        named = self._options.feature_cache is not None
+        self.corpora = [Corpus(dataset, self._options.read, named=named) for dataset in datasets]
+        self._tokenizer = tokenizer
+        self._num_mels = num_mels
+        self._budget = budget
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._frames_per_position = frames_per_position
+        augmentation = self._options.augmentation
+        self._load_options = LoadOptions(
+            num_mels, max_seconds, self._options.over_long, augmentation, self._options.feature_cache
+        )
+        lengths = [corpus.lengths(longest_factor=augmentation.longest_factor) for corpus in self.corpora]
+        self._schedule = Schedule(lengths, budget, seed=seed)
+        self.num_samples = sum(corpus.num_samples for corpus in self.corpora)
+        self.fingerprint = digest_json(
+            {
+                "samples": [corpus.table.fingerprint for corpus in self.corpora],
+                "weights": [dataset.weight for dataset in datasets],
+                "languages": [dataset.language for dataset in datasets],
+                "text": [dataset.text_normalization for dataset in datasets],
+                "budget": [budget.max_samples, budget.max_seconds, budget.micro_batches_per_step],
+                "load": [max_seconds, self._options.over_long, asdict(augmentation)],
+                "seed": seed,
+            }
+        )
+
+    def clip_seconds(self) -> list[NDArray[np.float32]]:
+        """The length of every clip, by data set."""
+        return [corpus.lengths().seconds for corpus in self.corpora]
+
+    def steps(self, first_step: int, *, hint: tuple[int, int] = (0, 0)) -> Generator[StepData, None, None]:
+        """This rank's data from `first_step` on, endlessly; the caller decides when to stop."""
+        pool = LoaderPool(self._load_options, self._options.read, num_workers=self._options.num_workers)
+        prepared = self._prepare_all(first_step, hint, pool)
+        try:
+            with _Prefetcher(lambda: next(prepared), depth=self._options.prefetch_steps) as ready:
+                while True:
+                    began = time.monotonic()
+                    data = ready.take()
+                    yield replace(data, wait_seconds=time.monotonic() - began)
+        finally:
+            pool.close()
+
+    def _prepare_all(self, first_step: int, hint: tuple[int, int], pool: LoaderPool) -> Generator[StepData, None, None]:
+        """Steps in order, the work of some ahead already begun."""
+        begun: deque[tuple[int, tuple[int, int], list[Ticket]]] = deque()
+        for step, (step_hint, plan) in enumerate(self._schedule.steps(first_step, hint=hint), start=first_step):
+            share = plan[self._rank :: self._world_size]
+            begun.append((step, step_hint, [pool.submit(self._refs(step, micro_batch)) for micro_batch in share]))
+            if len(begun) > (self._options.prefetch_steps if self._options.num_workers else 0):
+                yield self._finish(*begun.popleft(), pool)
+
+    def _refs(self, step: int, micro_batch: MicroBatchPlan) -> list[SampleRef]:
+        return [self.corpora[d].ref(i, self._seed, step, d, i) for d, i in micro_batch.tolist()]
+
+    def _finish(self, step: int, hint: tuple[int, int], tickets: Sequence[Ticket], pool: LoaderPool) -> StepData:
+        bad: list[BadSample] = []
+        seconds: dict[str, float] = {}
+        batches = []
+        positions = padded_positions = 0
+        for ticket in tickets:
+            features = [self._to_features(ref, item, bad) for ref, item in zip(ticket.refs, pool.take(ticket), strict=True)]
+            batches.append(collate(features, num_mels=self._num_mels, keys=[ref.entry.key for ref in ticket.refs]))
+            for ref, item in zip(ticket.refs, features, strict=True):
+                if item is not None:
+                    seconds[item.language] = seconds.get(item.language, 0.0) + ref.entry.seconds
+            lengths = [self._num_positions(item) for item in features if item is not None]
+            positions += sum(lengths)
+            padded_positions += max(lengths, default=0) * len(features)
+        wanted = -(-self._budget.micro_batches_per_step // self._world_size)
+        batches += [empty_batch(self._num_mels)] * (wanted - len(batches))
+        frames = sum(int(batch.num_frames.sum()) for batch in batches)
+        padded = sum(batch.log_mel.shape[0] * batch.log_mel.shape[2] for batch in batches)
+        return StepData(
+            global_step=step,
+            batches=tuple(batches),
+            bad_samples=tuple(bad),
+            seconds_by_language=seconds,
+            wait_seconds=0.0,
+            padding=1 - frames / padded,
+            llm_padding=1 - positions / padded_positions if padded_positions else 0.0,
+            hint=hint,
+        )
+
+    def _num_positions(self, features: Features) -> int:
+        return -(-features.num_frames // self._frames_per_position) + len(features.label_ids)
+
+    def _to_features(self, ref: SampleRef, item: LoadedSample | BadSample, bad: list[BadSample]) -> Features | None:
+        if isinstance(item, BadSample):
+            bad.append(item)
+            return None
+        try:
+            with sample_errors():
+                ids = label_ids(self._tokenizer, item.transcript, seconds=ref.entry.seconds)
+        except BadSampleError as error:
+            bad.append(BadSample.of(ref, error))
+            return None
+        wanted = item.cached is None and ref.cache_name is not None
+        target = CacheTarget(ref.cache_name or "", item.transcript) if wanted else None
+        return Features(ref.entry.key, ref.entry.language, item.log_mel, ids, item.cached, target)
+
+
+class _Prefetcher:
+    """Calls `make` ahead in one thread and hands out its results in order; what it raises is raised in `take`."""
+
+    def __init__(self, make: Callable[[], StepData], *, depth: int) -> None:
+        self._make = make
+        self._ready: queue.Queue[StepData | BaseException] = queue.Queue(maxsize=max(depth, 1))
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="speech-prefetch", daemon=True)
+
+    def __enter__(self) -> _Prefetcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        while not self._ready.empty():
+            self._ready.get_nowait()
+        self._thread.join(timeout=10)
+
+    def take(self) -> StepData:
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            item: StepData | BaseException
+            try:
+                item = self._make()
+            except BaseException as error:  # noqa: BLE001 - handed to the consumer, whatever it is
+                item = error
+            while not self._stopped.is_set():
+                try:
+                    self._ready.put(item, timeout=0.2)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(item, BaseException):
+                return

@@ -1,0 +1,50 @@
+"""How long a run will take, said once its first steps are timed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+from kappaspeech.config import TrainingConfig
+
+# the first ones warm up
+_NUM_STEPS, _NUM_WARM_UP = 10, 3
+
+
+class Forecast:
+    """Times a run's first steps and its evaluations."""
+
+    def __init__(self, cadence: TrainingConfig) -> None:
+        self._cadence = cadence
+        self._step_seconds: list[float] = []
+        self._evaluation_seconds: float | None = None
+
+    def time_evaluation(self, began: float) -> None:
+        """An evaluation that began at this second of the monotonic clock has ended."""
+        self._evaluation_seconds = time.monotonic() - began
+
+    def time_step(self, seconds: float, step: int) -> str | None:
+        """What to tell a person after `step` steps in all, of which the last took `seconds`: once, after the first ten."""
+        self._step_seconds.append(seconds)
+        left = self._cadence.num_steps - step
+        if len(self._step_seconds) != _NUM_STEPS or left <= 0:
+            return None
+        return describe(self._step_seconds[_NUM_WARM_UP:], left, self._evaluation_seconds, self._evaluations_left(step))
+
+    def _evaluations_left(self, step: int) -> int:
+        every, last = self._cadence.evaluate_every_steps, self._cadence.num_steps
+        return 1 + (len(range(step // every * every + every, last, every)) if every else 0)
+
+
+def describe(step_seconds: Sequence[float], steps_left: int, evaluation_seconds: float | None, evaluations_left: int) -> str:
+    """A sentence of how long it will be to the end. Without a first evaluation nothing is known of those to come."""
+    typical = statistics.median(step_seconds)
+    seconds, counted = typical * steps_left, f"{steps_left} steps of {typical:.2g} s"
+    if evaluation_seconds is not None:
+        seconds += evaluation_seconds * evaluations_left
+        counted += f" and {evaluations_left} evaluation(s) of {evaluation_seconds:.0f} s"
+    told = (
+        f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    )
+    return f"about {told} to go: {counted}"

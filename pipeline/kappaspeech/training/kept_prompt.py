@@ -1,0 +1,53 @@
+"""The prompt of a run: made once by rank 0, written down, and kept when it goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kappaspeech.artefacts import digest_json
+from kappaspeech.cluster import Cluster, agree
+from kappaspeech.config import RunConfig
+from kappaspeech.errors import ConfigError
+from kappaspeech.speech.batches import SpeechPrompt, make_prompt
+from kappaspeech.training.checkpoint import list_checkpoints
+from kappaspeech.training.run_folder import RunFolder
+
+
+def settle_prompt(config: RunConfig, tokenizer: Any, *, cluster: Cluster, folder: RunFolder) -> SpeechPrompt:
+    """What all ranks put around the audio. A collective.
+
+    A template may write the day's date: each day would have a prompt of its own, and two hosts at midnight. So a run that goes on
+    takes the ids that it began with, and a new one rank 0's. Raises `ConfigError` where the configuration now asks for another.
+    """
+
+    def settle() -> SpeechPrompt | None:
+        return _keep_or_make(config, tokenizer, folder) if cluster.rank == 0 else None
+
+    found = agree(cluster, settle)[0]
+    assert found is not None
+    return found
+
+
+def _keep_or_make(config: RunConfig, tokenizer: Any, folder: RunFolder) -> SpeechPrompt:
+    model = config.model
+    if not (folder.path / "run.json").exists() or not list_checkpoints(folder.checkpoints):
+        return make_prompt(tokenizer, model.instruction, chat=model.chat_template)
+    began = folder.read_config().model
+    for name in ("instruction", "chat_template"):
+        before, now = getattr(began, name), getattr(model, name)
+        if before != now:
+            raise ConfigError(
+                f"model.{name} is {now!r}, and {folder.path} was begun with {before!r}: a run keeps its prompt. Put that back, "
+                "or train into another run_dir."
+            )
+    recorded = folder.read_record().get("prompt")
+    if recorded is not None:
+        return SpeechPrompt.from_json(recorded)
+    # a run of a version that wrote none down
+    return make_prompt(tokenizer, model.instruction, chat=model.chat_template, as_before=True)
+
+
+def digest_prompt_source(config: RunConfig, tokenizer: Any) -> str:
+    """Of what a prompt is made from, whatever the day: hosts must have the same."""
+    ids = tokenizer(config.model.instruction, add_special_tokens=False)["input_ids"]
+    return digest_json([ids, getattr(tokenizer, "chat_template", None)])

@@ -1,0 +1,21 @@
+"""Learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+from kappaspeech.config import OptimizerConfig
+
+
+def rate_factor(step: int, *, num_steps: int, config: OptimizerConfig) -> float:
+    """What both peak rates are multiplied by at 0-based `step`: linear warm-up, then constant or a half cosine.
+
+    The cosine ends at `final_fraction` on the last step.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    span = max(num_steps - 1 - config.warmup_steps, 1)
+    progress = min((step - config.warmup_steps) / span, 1.0)
+    return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))

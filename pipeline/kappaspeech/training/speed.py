@@ -1,0 +1,34 @@
+"""How much a run computes: operations and tokens of its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kappaspeech.model.flops import ClipLengths, SpeechCost
+from kappaspeech.speech.batches import IGNORED_LABEL, SpeechBatch
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What a rank did in a step: the LLM's tokens (prompt, audio, labels; no padding) and all operations of its model."""
+
+    num_llm_tokens: int
+    flops: int
+
+
+def count_work(cost: SpeechCost, batches: Sequence[SpeechBatch]) -> StepWork:
+    """The work that these batches are. A masked sample is none."""
+    clips = [
+        ClipLengths(num_frames, num_labels, encoded=states is None)
+        for batch in batches
+        for num_frames, num_labels, weight, states in zip(
+            batch.num_frames.tolist(),
+            (batch.label_ids != IGNORED_LABEL).sum(dim=1).tolist(),
+            batch.weights.tolist(),
+            batch.states,
+            strict=True,
+        )
+        if weight > 0
+    ]
+    return StepWork(sum(cost.num_llm_tokens(clip) for clip in clips), cost.step(clips).total)

@@ -1,0 +1,61 @@
+"""Wishes to stop, from signals, a file, a time budget or a launcher that is gone; the ranks agree on them between steps."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+from kappaspeech.errors import ConfigError
+from kappaspeech.training.launcher import Launcher
+
+STOP_FILE_NAME = "STOP"
+# SIGUSR1 is what SLURM sends ahead of a time limit, SIGTERM what ends a job, SIGINT is Ctrl-C.
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopRequest:
+    """Why this rank wishes to stop, if it does. Handlers are installed for as long as the context is open."""
+
+    def __init__(self, run_dir: Path, *, budget_seconds: float | None = None, launcher: Launcher | None = None) -> None:
+        self._launcher = launcher
+        self._stop_file = run_dir / STOP_FILE_NAME
+        self._deadline = None if budget_seconds is None else time.monotonic() + budget_seconds
+        # what has come up so far, without a look at the disk
+        self.known_reason: str | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in _SIGNALS:
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def reason(self) -> str | None:
+        """The first cause to stop that has come up on this rank, or None."""
+        if self.known_reason is None:
+            if self._stop_file.exists():
+                self.known_reason = f"the file {self._stop_file}"
+            elif self._deadline is not None and time.monotonic() >= self._deadline:
+                self.known_reason = "the time budget"
+            elif self._launcher is not None and self._launcher.is_gone():
+                self.known_reason = "the end of its launcher"
+        return self.known_reason
+
+    def clear_file(self) -> None:
+        """Remove the stop file once it has been obeyed, so that the next start isn't stopped by it."""
+        self._stop_file.unlink(missing_ok=True)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self.known_reason = self.known_reason or signal.Signals(number).name
+
+
+def refuse_old_stop_file(run_dir: Path) -> None:
+    """Raise `ConfigError` where a stop file was left by somebody while no run was there to obey it."""
+    path = run_dir / STOP_FILE_NAME
+    if path.exists():
+        raise ConfigError(f"{path} was there before this start, which it would stop at once. Remove it to train.")

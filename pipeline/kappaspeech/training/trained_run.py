@@ -1,0 +1,262 @@
+"""A finished run, or its export, opened for use: the whole model in one process."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from kappaspeech.artefacts import read_json
+from kappaspeech.config import RunConfig
+from kappaspeech.errors import CheckpointError, InputError
+from kappaspeech.evaluation.transcribe import Transcriber
+from kappaspeech.model.adaptor import AdaptorShape
+from kappaspeech.model.encoder import load_encoder
+from kappaspeech.model.family import read_attentions
+from kappaspeech.model.llm import load_tokenizer
+from kappaspeech.model.lora import LoraShape, is_factor, lora_from_record
+from kappaspeech.model.precision import DTYPES, measure_rates
+from kappaspeech.model.speech_llm import SpeechLLM
+from kappaspeech.model.trained import ADAPTOR_PREFIX, find_base, load_trained_model
+from kappaspeech.scan.checkpoint import Checkpoint, open_checkpoint
+from kappaspeech.speech.batches import SpeechPrompt, make_prompt
+from kappaspeech.training import checkpoint as checkpoints
+from kappaspeech.training.arithmetic import UseArithmetic, keep_attention
+from kappaspeech.training.best import read_best
+from kappaspeech.training.run_folder import RunFolder
+
+SPEECH_FILE = "speech.json"
+ADAPTOR_FILE = "adaptor.safetensors"
+TRAINED_FILE = "trained.safetensors"
+SCHEMA_VERSION = 1
+
+# which of a run's checkpoints: that of a step, the one of lowest WER, or the last
+Step = int | Literal["best"] | None
+
+
+@dataclass(frozen=True)
+class SpeechParts:
+    """All that a speech LLM needs beside its LLM's own folder; `speech.json` of an export."""
+
+    encoder: str
+    pad_to_30s: bool
+    instruction: str
+    chat_template: bool
+    dtype: str
+    adaptor: AdaptorShape
+    encoder_dtype: str
+    attention: str = "auto"
+    prompt: dict[str, list[int]] | None = None
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    def make_prompt(self, tokenizer: Any) -> SpeechPrompt:
+        """The one that was trained with; what versions made that didn't write theirs down."""
+        if self.prompt is not None:
+            return SpeechPrompt.from_json(self.prompt)
+        return make_prompt(tokenizer, self.instruction, chat=self.chat_template, as_before=True)
+
+    def choose_attention(self, use: UseArithmetic, llm: str) -> str:
+        """What the LLM at `llm` is loaded with here."""
+        return use.attention(self.dtype, kept=self.attention, takes=read_attentions(llm))
+
+    def to_json(self) -> dict[str, Any]:
+        """For an export, which may be used from another working folder than the run's."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "encoder": _portable(self.encoder)}
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> SpeechParts:
+        plain = {key: content[key] for key in ("encoder", "pad_to_30s", "instruction", "dtype")}
+        # versions before this one had the template alone, and left attention to the machine
+        plain |= {"chat_template": content.get("chat_template", True), "attention": content.get("attention", "auto")}
+        plain["prompt"] = content.get("prompt")
+        return SpeechParts(**plain, adaptor=AdaptorShape(**content["adaptor"]), encoder_dtype=_read_encoder_dtype(content))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a training added to its base: the file of trained tensors (names as in `SpeechLLM`), and the base that they fit."""
+
+    where: Path
+    parts: SpeechParts
+    llm: str
+    base_digest: str
+    trained: Path
+    lora: LoraShape | None = None
+
+    def base_json(self) -> dict[str, str]:
+        return {"llm": _portable(self.llm), "checkpoint_digest": self.base_digest}
+
+    def open_base(self) -> Checkpoint:
+        """The base's tensors, unread. Raises `CheckpointError` where it isn't the one that was trained on."""
+        base = open_checkpoint(self.llm)
+        if base.digest != self.base_digest:
+            raise CheckpointError(
+                f"{self.llm} is checkpoint {base.digest[:12]}…, but {self.where} was trained on {self.base_digest[:12]}…. "
+                "Put the base model back that it was trained on, or name it with --base."
+            )
+        return base
+
+    def load_model(self, use: UseArithmetic) -> SpeechLLM:
+        """The base model with what was trained, as `use` says. Raises `CheckpointError`, also where the base has changed."""
+        self.open_base()
+        # the masters are float32: what they trained is their rounding; a LoRA's product is rounded once, when it is merged
+        trained = {
+            name: tensor if is_factor(name) else tensor.to(self.parts.torch_dtype)
+            for name, tensor in checkpoints.read_trained(self.trained).items()
+        }
+        return load_trained_model(
+            self.llm,
+            self.parts.adaptor,
+            trained,
+            dtype=use.dtype(self.parts.dtype),
+            lora=self.lora,
+            attention=self.parts.choose_attention(use, self.llm),
+        )
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's configuration and one of its checkpoints."""
+
+    path: Path
+    config: RunConfig
+    record: dict[str, Any]
+    checkpoint: Path
+    step: int
+    train_seconds: float
+
+    @property
+    def parts(self) -> SpeechParts:
+        return SpeechParts(
+            encoder=self.config.model.encoder,
+            pad_to_30s=self.config.model.pad_to_30s,
+            instruction=self.config.model.instruction,
+            chat_template=self.config.model.chat_template,
+            dtype=str(self.record["dtype"]),
+            adaptor=AdaptorShape(**self.record["adaptor"]),
+            encoder_dtype=str(self.record["encoder_dtype"]),
+            attention=keep_attention(self.config.model.attn_implementation, self.record.get("attn_implementation")),
+            prompt=self.record.get("prompt"),
+        )
+
+    @property
+    def difference(self) -> Difference:
+        digest = str(self.record["checkpoint_digest"])
+        lora = lora_from_record(self.record.get("lora"))
+        return Difference(self.path, self.parts, self.config.model.llm, digest, checkpoints.find_result(self.checkpoint), lora)
+
+    def load_model(self, use: UseArithmetic) -> SpeechLLM:
+        """The base model with what this checkpoint trained. Raises `CheckpointError`, also where the base has changed."""
+        return self.difference.load_model(use)
+
+
+def choose_device(local_rank: int) -> torch.device:
+    """This rank's GPU where there is one, else the CPU."""
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def parse_step(text: str | None) -> Step:
+    """What --step was given: a step, «best», or nothing. Raises `InputError`."""
+    if text is None or text == "best":
+        return text  # type: ignore[return-value]
+    if not text.isdecimal():
+        raise InputError(f"--step is {text!r}; give a checkpoint's step, or best.")
+    return int(text)
+
+
+def open_run(path: Path, *, step: Step = None) -> TrainedRun:
+    """A run folder at its last checkpoint, that of `step`, or that of lowest WER. Raises `InputError` or `CheckpointError`."""
+    folder = RunFolder(path)
+    config, record = folder.read_config(), folder.read_record()
+    found = checkpoints.list_checkpoints(folder.checkpoints)
+    if not found:
+        raise CheckpointError(f"{path} has no checkpoint yet. Let its training reach one.")
+    states = {int(checkpoint.name.removeprefix("step-")): checkpoint for checkpoint in found}
+    if step == "best":
+        best = read_best(folder.checkpoints)
+        if best is None:
+            raise CheckpointError(f"{path} has no checkpoint marked as best. A training with data.test and keep_best marks one.")
+        step = int(best.name.removeprefix("step-"))
+    wanted = max(states) if step is None else step
+    if wanted not in states:
+        raise CheckpointError(f"{path} has no checkpoint of step {wanted}; it has {', '.join(map(str, sorted(states)))}.")
+    state = checkpoints.read_state(states[wanted])
+    return TrainedRun(path, config, record, states[wanted], wanted, float(state["train_seconds"]))
+
+
+def open_difference(path: Path, *, step: Step = None, base: str | None = None) -> Difference:
+    """What a run folder's checkpoint (the last, that of `step`, the best) trained, or what `export --only difference` wrote.
+
+    `base` names the base model where it isn't where it was. Raises `InputError` where `path` is neither.
+    """
+    if (path / "run.json").exists():
+        found = open_run(path, step=step).difference
+    elif (path / SPEECH_FILE).exists() and (path / TRAINED_FILE).exists():
+        content = read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION)
+        origin = content["base"]
+        parts, lora = SpeechParts.from_json(content), lora_from_record(content.get("lora"))
+        found = Difference(path, parts, origin["llm"], origin["checkpoint_digest"], path / TRAINED_FILE, lora)
+    else:
+        raise InputError(f"{path} is neither a run folder (run.json) nor a difference ({SPEECH_FILE} and {TRAINED_FILE}).")
+    return replace(found, llm=base) if base else found
+
+
+def open_transcriber(
+    path: Path,
+    *,
+    device: torch.device,
+    batch_size: int,
+    max_new_tokens: int,
+    num_beams: int = 1,
+    step: Step = None,
+    base: str | None = None,
+    use: UseArithmetic | None = None,
+) -> Transcriber:
+    """What transcribes with a run folder's checkpoint (the last, that of `step`, the best), with an export, or with a difference.
+
+    `base` names the base model of a run or difference where it isn't where it was. `use` is what to compute in, by default what
+    this process finds fast. Raises `InputError` where `path` is none of these.
+    """
+    use = use or UseArithmetic.of(measure_rates(device))
+    if (path / SPEECH_FILE).exists() and (path / ADAPTOR_FILE).exists():
+        from safetensors.torch import load_file
+
+        parts = SpeechParts.from_json(read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION))
+        trained = {ADAPTOR_PREFIX + name: tensor for name, tensor in load_file(path / ADAPTOR_FILE).items()}
+        llm = str(path)
+        dtype, attention = use.dtype(parts.dtype), parts.choose_attention(use, llm)
+        model = load_trained_model(llm, parts.adaptor, trained, dtype=dtype, attention=attention)
+        model.base_tensors = None  # what this folder has for a base is what was trained
+    elif (path / SPEECH_FILE).exists() or (path / "run.json").exists():
+        difference = open_difference(path, step=step, base=base)
+        parts, model, llm = difference.parts, difference.load_model(use), difference.llm
+    else:
+        raise InputError(f"{path} is neither a run folder (run.json) nor an export ({SPEECH_FILE}).")
+    tokenizer = load_tokenizer(llm)
+    return Transcriber(
+        model.to(device),
+        load_encoder(parts.encoder, pad_to_30s=parts.pad_to_30s, dtype=use.dtype(parts.encoder_dtype)).to(device),
+        tokenizer,
+        parts.make_prompt(tokenizer),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        base_weights=find_base(model),
+    )
+
+
+def _read_encoder_dtype(content: dict[str, Any]) -> str:
+    """Of an export: «auto», or nothing, is what versions before this one wrote, and meant float32 but on GPUs."""
+    dtype = str(content.get("encoder_dtype", "auto"))
+    return "float32" if dtype == "auto" else dtype
+
+
+def _portable(name_or_path: str) -> str:
+    """A path counts from the working folder; an export may be used from another one."""
+    path = Path(name_or_path)
+    return str(path.resolve()) if path.exists() else name_or_path

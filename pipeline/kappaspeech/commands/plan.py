@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kappaspeech.commands.numbers import finite
+from kappaspeech.escaping import for_terminal
 
 if TYPE_CHECKING:
     from kappaspeech.config import RunConfig
@@ -77,20 +78,20 @@ def plan(
         planner, plans = _plan_gpus(settings, ranks, num_trained, tflops=tflops or _TFLOPS, bandwidth_gbs=bandwidth_gbs)
     fits = [made.fits(room) for made, room in zip(plans, memory, strict=True)]
     for line in describe_model(planner.sizes, planner.batches):
-        print(line)
+        print(for_terminal(line))
     if len(plans) == 1:
         lines = describe_plan(plans[0], gpu_memory_gb=memory[0])
         if not fits[0]:
             lines += describe_remedies(planner.find_remedies(plans[0].assumptions), gpu_memory_gb=memory[0])
     else:
         lines = describe_table(plans, gpu_memory_gb=memory)
-    print("\n".join(lines))
+    print(for_terminal("\n".join(lines)))
     if not here and tflops is None and gpu_memory is None and not torch.cuda.is_available():
         print(f"This is for GPUs of {_GPU_MEMORY_GB:g} GB, and this machine has none. For its processors: --here.")
     if output is not None:
         content = [{**made.to_json(), "fits": fit} for made, fit in zip(plans, fits, strict=True)]
         write_json(output, {"schema_version": 1, "gpu_memory_gb": memory[0], "plans": content})
-        print(output)
+        print(for_terminal(str(output)))
     return 0 if any(fits) else 1
 
 
@@ -147,7 +148,7 @@ def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: i
         device=cpu,
         folder=RunFolder(Path(settings.run_dir)),
     )
-    print(f"on this machine's {cores} core(s), in {arithmetic.line}")
+    print(for_terminal(f"on this machine's {cores} core(s), in {arithmetic.line}"))
     modules = build_meta_model(settings, read_selection=num_trained is None, arithmetic=arithmetic)
     planner = Planner(settings, modules=modules, num_trained=num_trained)
     prompt_tokens = _count_prompt(settings)

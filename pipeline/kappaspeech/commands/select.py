@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from kappaspeech.escaping import for_terminal
+
 if TYPE_CHECKING:
     from kappaspeech.selection import TensorSelection
 
@@ -46,7 +48,6 @@ def select(
 ) -> None:
     """Choose the tensors to train from a ranking, by default those of smallest κ."""
     from kappaspeech.errors import InputError
-    from kappaspeech.escaping import for_terminal
     from kappaspeech.exports import write_export
     from kappaspeech.outputs import try_output
     from kappaspeech.scan.ranking import KappaRanking
@@ -74,7 +75,7 @@ def select(
     chosen.write(output)
     _print_summary(chosen, output)
     if (obstacle := find_obstacle(chosen)) is not None:
-        print(f"This selection can't be trained here: {obstacle}", file=sys.stderr)
+        print(for_terminal(f"This selection can't be trained here: {obstacle}"), file=sys.stderr)
     for kind in export or ():
         print(for_terminal(str(write_export(chosen, kind.value, output))))
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kappaspeech.escaping import for_terminal
+
 if TYPE_CHECKING:
     from kappaspeech.evaluation.transcripts import Transcript
     from kappaspeech.speech.samples import AudioSample
@@ -65,7 +67,7 @@ def transcribe(
     folder = output if format_ is Format.srt and len(recordings) > 1 else None
     _write(_join(readable, pieces, texts), format_, folder=folder, file=output)
     for failure in errors:
-        print(f"error: {failure}", file=sys.stderr)
+        print(for_terminal(f"error: {failure}"), file=sys.stderr)
     return 1 if errors else 0
 
 
@@ -99,14 +101,14 @@ def _write(transcripts: list[Transcript], format_: Format, *, folder: Path | Non
     if folder is not None:
         for name, transcript in _subtitle_names(transcripts).items():
             write_text(folder / name, to_srt(transcript))
-            print(folder / name)
+            print(for_terminal(str(folder / name)))
         return
     content = {Format.text: to_text, Format.json: to_json}.get(format_, lambda found: to_srt(found[0]))(transcripts)
     if file is None:
         print(content, end="")
     else:
         write_text(file, content)
-        print(file)
+        print(for_terminal(str(file)))
 
 
 def _subtitle_names(transcripts: list[Transcript]) -> dict[str, Transcript]:

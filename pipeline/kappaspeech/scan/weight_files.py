@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from kappaspeech.errors import CheckpointError
+from kappaspeech.escaping import make_logger
 from kappaspeech.outside import describe, explained, read_json_file
 from kappaspeech.scan.dtypes import StoredArray
 from kappaspeech.scan.gguf_file import GgufFile
@@ -18,7 +18,7 @@ from kappaspeech.scan.torch_file import TorchFile
 _MAX_CONFIG_BYTES = 64 << 20
 _PIECE = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _ADAPTER = "adapter_config.json"
-_log = logging.getLogger(__name__)
+_log = make_logger(__name__)
 
 
 class TensorFile(Protocol):

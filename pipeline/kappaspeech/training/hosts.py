@@ -14,6 +14,7 @@ from pathlib import Path
 from kappaspeech.artefacts import digest_file, digest_lines
 from kappaspeech.cluster import Cluster, agreement
 from kappaspeech.errors import ConfigError
+from kappaspeech.escaping import for_terminal
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "openai-whisper", "numpy")
 _PACKAGE_FOLDER = Path(__file__).parents[1]
@@ -69,7 +70,7 @@ def warn_of_clocks(cluster: Cluster) -> None:
     times = cluster.gather((socket.gethostname(), time.time()))
     if cluster.rank == 0:
         for line in describe_clocks(times):
-            print(f"warning: {line}", file=sys.stderr, flush=True)
+            print(for_terminal(f"warning: {line}"), file=sys.stderr, flush=True)
 
 
 def describe_clocks(times: Sequence[tuple[str, float]]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kappaspeech.cluster import Cluster, agree, agreement
 from kappaspeech.config import RunConfig
 from kappaspeech.errors import TrainingError
+from kappaspeech.escaping import make_logger
 from kappaspeech.evaluation.evaluate import TestSet, evaluate
 from kappaspeech.liveness import Watch
 from kappaspeech.model.flops import speech_cost
@@ -39,7 +39,7 @@ from kappaspeech.training.tally import RankShare, Tally
 if TYPE_CHECKING:
     from kappaspeech.training.parts import Parts
 
-_log = logging.getLogger(__name__)
+_log = make_logger(__name__)
 
 
 @dataclass(frozen=True)

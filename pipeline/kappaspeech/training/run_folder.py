@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import platform
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 from kappaspeech.artefacts import digest_json, read_json, write_json, write_private, write_text
 from kappaspeech.config import SECRETS_NAME, RunConfig, read_secrets
 from kappaspeech.errors import InputError, TrainingError
+from kappaspeech.escaping import make_logger
 from kappaspeech.redaction import find_secrets, redact_values, restore_secrets
 from kappaspeech.selection import TensorSelection
 from kappaspeech.training.guide import GUIDE_FILE, compare_plan, write_guide_text
@@ -25,7 +25,7 @@ SCHEMA_VERSION = 1
 _PACKAGES = ("kappaspeech", "torch", "deepspeed", "transformers", "openai-whisper", "webdataset", "numpy")
 # Where a run lies and what it is called don't change what it computes.
 _NAMING_KEYS = {"run_dir", "arm"}
-_log = logging.getLogger(__name__)
+_log = make_logger(__name__)
 
 
 @dataclass(frozen=True)

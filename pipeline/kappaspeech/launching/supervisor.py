@@ -33,6 +33,7 @@ from kappaspeech.launching.command_lines import (
     under_slurm,
 )
 from kappaspeech.launching.file_system import find_problem
+from kappaspeech.launching.guard import guarded
 from kappaspeech.launching.hostfile import read_hostfile
 from kappaspeech.launching.reports import report_folder
 from kappaspeech.processors import count_cores
@@ -212,15 +213,16 @@ def _start(request: Request, signals: Signals) -> Attempt:
         answers = remote.end_leftovers(start.ssh_hosts, start.mark, ssh_options=_ssh_options())
         return [f"what runs on {a.host} can't be ended ({a.problem})" for a in answers if a.problem is not None]
 
-    return run_attempt(
-        start.command,
-        mark=start.mark,
-        run_dir=request.run_dir,
-        signals=signals,
-        stall_seconds=request.stall_seconds,
-        hosts_by_rank=start.hosts_by_rank,
-        end_remote=end_remote if start.ssh_hosts else None,
-    )
+    with guarded(start.mark, hosts=start.ssh_hosts, ssh_options=_ssh_options() if start.ssh_hosts else ()):
+        return run_attempt(
+            start.command,
+            mark=start.mark,
+            run_dir=request.run_dir,
+            signals=signals,
+            stall_seconds=request.stall_seconds,
+            hosts_by_rank=start.hosts_by_rank,
+            end_remote=end_remote if start.ssh_hosts else None,
+        )
 
 
 def submit(arguments: Sequence[str], *, options: str, dry_run: bool) -> int:

@@ -89,13 +89,13 @@ def run_rank(folder: Path) -> None:
     """The way of a training; rank 0 prints every rank's peaks as one line of JSON."""
     peak = Peak()
     import torch
-    from kappaspeech.cluster import start_training_cluster
     from kappaspeech.config import OptimizerConfig
     from kappaspeech.model.adaptor import AdaptorShape
     from kappaspeech.model.freezing import unfreeze
     from kappaspeech.model.llm import load_llm
     from kappaspeech.model.speech_llm import SpeechLLM, token_embedding_std
     from kappaspeech.model.trained import build_adaptor
+    from kappaspeech.ranks.start import start_training_cluster
     from kappaspeech.training.engine import MicroBatch, TrainingEngine
     from kappaspeech.training.proof import digest_frozen
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from kappaspeech.cluster import Cluster
 from kappaspeech.config import RunConfig, read_deepspeed_config
 from kappaspeech.diagnosis.finding import Finding
 from kappaspeech.errors import KappaSpeechError
 from kappaspeech.model.family import read_attentions, read_widths
 from kappaspeech.model.precision import choose_dtype, is_worth_it, measure_rates, slowest
+from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.training.arithmetic import choose_arithmetic
 from kappaspeech.training.run_folder import RunFolder
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from kappaspeech.cluster import Cluster, agreement
 from kappaspeech.config import DatasetConfig, EvaluationConfig, ReadConfig, RunConfig
 from kappaspeech.errors import ConfigError, DataError
 from kappaspeech.evaluation.decoding import Decoder
@@ -21,6 +20,8 @@ from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.evaluation.wer import Hypothesis, compare_hypotheses, measure
 from kappaspeech.json_lines import parse_lines, write_lines
 from kappaspeech.progress import ProgressBar
+from kappaspeech.ranks.agreement import agreement
+from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.speech.held_out import list_test_samples, read_clips, read_test_batches
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
 from kappaspeech.speech.stream import make_datasets, make_read_options

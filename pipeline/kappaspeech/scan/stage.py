@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from kappaspeech.cluster import Cluster, SingleProcess, agreement
 from kappaspeech.errors import ScanError
-from kappaspeech.liveness import Watch
 from kappaspeech.progress import ProgressBar
+from kappaspeech.ranks.agreement import agreement
+from kappaspeech.ranks.cluster import Cluster, SingleProcess
+from kappaspeech.ranks.liveness import Watch
 from kappaspeech.scan.algebra import Algebra
 from kappaspeech.scan.checkpoint import Checkpoint
 from kappaspeech.scan.dtypes import FLOATS, FloatArray

@@ -23,9 +23,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kappaspeech.artefacts import read_json, sync_folder, write_json
-from kappaspeech.cluster import Cluster, agreement
 from kappaspeech.errors import CheckpointError, InputError, TrainingError
 from kappaspeech.outputs import sweep
+from kappaspeech.ranks.agreement import agreement
+from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.training.best import read_best, repair_best
 from kappaspeech.training.engine import ADAM_STATES, TrainingEngine
 from kappaspeech.training.tensor_file import TensorFileWriter

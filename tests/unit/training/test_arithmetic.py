@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from kappaspeech.cluster import SingleProcess
 from kappaspeech.config import read_run_config
 from kappaspeech.errors import ConfigError
 from kappaspeech.model.family import Attentions
+from kappaspeech.ranks.cluster import SingleProcess
 from kappaspeech.training import arithmetic
 from kappaspeech.training.arithmetic import UseArithmetic, choose_arithmetic, keep_attention
 from kappaspeech.training.run_folder import RunFolder

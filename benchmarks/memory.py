@@ -69,7 +69,7 @@ class Peak:
 def make_llama(folder: Path) -> int:
     """Write the model tensor by tensor; return its number of parameters."""
     import torch
-    from kappaspeech.training.tensor_file import TensorFileWriter
+    from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(**SHAPE, dtype="bfloat16", architectures=["LlamaForCausalLM"])
@@ -78,7 +78,7 @@ def make_llama(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     torch.manual_seed(0)
-    writer = TensorFileWriter(folder / "model.safetensors", shapes, dtype=torch.bfloat16, metadata={"format": "pt"})
+    writer = SafetensorsWriter(folder / "model.safetensors", shapes, dtype=torch.bfloat16, metadata={"format": "pt"})
     for name, shape in shapes.items():
         writer.add(name, torch.ones(shape) if len(shape) == 1 else torch.randn(shape) * 0.02)
     writer.close()

@@ -89,7 +89,7 @@ def run_rank(folder: Path) -> None:
     """The way of a training; rank 0 prints every rank's peaks as one line of JSON."""
     peak = Peak()
     import torch
-    from kappaspeech.config import OptimizerConfig
+    from kappaspeech.config.training_config import OptimizerConfig
     from kappaspeech.model.adaptor import AdaptorShape
     from kappaspeech.model.freezing import unfreeze
     from kappaspeech.model.llm import load_llm

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kappaspeech.config import OptimizerConfig, read_deepspeed_config
+from kappaspeech.config.deepspeed_config import read_deepspeed_config
+from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.attention import MATMUL_ATTENTION, register_matmul_attention
 from kappaspeech.model.encoder import EncoderDims, FrozenWhisperEncoder

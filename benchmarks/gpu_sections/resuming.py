@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from kappaspeech.config import DatasetConfig
+from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.ranks.start import start_training_cluster

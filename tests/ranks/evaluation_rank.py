@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kappaspeech.config import DatasetConfig, EvaluationConfig, OptimizerConfig, ReadConfig
+from kappaspeech.config.data_config import DatasetConfig, ReadConfig
+from kappaspeech.config.training_config import EvaluationConfig, OptimizerConfig
 from kappaspeech.evaluation.evaluate import evaluate, open_test_set, read_hypotheses
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.trained import find_base, load_trained_model

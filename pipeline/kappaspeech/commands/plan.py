@@ -10,7 +10,7 @@ import typer
 from kappaspeech.commands.numbers import finite
 
 if TYPE_CHECKING:
-    from kappaspeech.config import RunConfig
+    from kappaspeech.config.run_config import RunConfig
     from kappaspeech.planning.plan import Plan
     from kappaspeech.planning.planner import Planner
 
@@ -122,7 +122,7 @@ def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: i
     import torch
 
     from kappaspeech.allocator import keep_freed_memory
-    from kappaspeech.config import read_deepspeed_config
+    from kappaspeech.config.deepspeed_config import read_deepspeed_config
     from kappaspeech.errors import InputError
     from kappaspeech.planning.machine import find_products, measure_here
     from kappaspeech.planning.planner import Planner

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from kappaspeech.config import RunConfig, read_deepspeed_config
+from kappaspeech.config.deepspeed_config import read_deepspeed_config
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.diagnosis.finding import Finding
 from kappaspeech.errors import KappaSpeechError
 from kappaspeech.model.family import read_attentions, read_widths

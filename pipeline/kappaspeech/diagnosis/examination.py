@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Sequence
 
-from kappaspeech.config import RunConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.diagnosis.configuration import check_configuration, resumes
 from kappaspeech.diagnosis.finding import Finding, RankReport
 from kappaspeech.diagnosis.host import check_host

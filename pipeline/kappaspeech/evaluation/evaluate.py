@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from kappaspeech.config import DatasetConfig, EvaluationConfig, ReadConfig, RunConfig
+from kappaspeech.config.data_config import DatasetConfig, ReadConfig
+from kappaspeech.config.run_config import RunConfig
+from kappaspeech.config.training_config import EvaluationConfig
 from kappaspeech.errors import ConfigError, DataError
 from kappaspeech.evaluation.decoding import Decoder
 from kappaspeech.evaluation.forgetting import TextScore, count_bytes, cut_windows, pool_scores, read_texts, score_windows

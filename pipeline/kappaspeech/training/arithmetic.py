@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from kappaspeech.artefacts import read_json
-from kappaspeech.config import RunConfig, read_precision
+from kappaspeech.config.deepspeed_config import read_precision
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.model.encoder import choose_encoder_dtype
 from kappaspeech.model.family import FLASH_ATTENTION, Attentions, read_attentions, read_widths
 from kappaspeech.model.llm import choose_attention

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kappaspeech.config import OptimizerConfig, settle_gradients
+from kappaspeech.config.deepspeed_config import settle_gradients
+from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.model.llm import decoder_layers
 from kappaspeech.model.lora import public_names
 from kappaspeech.model.speech_llm import SpeechLLM

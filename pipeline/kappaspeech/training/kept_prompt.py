@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kappaspeech.artefacts import digest_json
-from kappaspeech.config import RunConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import ConfigError
 from kappaspeech.ranks.agreement import agree
 from kappaspeech.ranks.cluster import Cluster

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kappaspeech.config import RunConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import TrainingError
 from kappaspeech.evaluation.evaluate import TestSet, evaluate
 from kappaspeech.model.flops import speech_cost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kappaspeech.config import RunConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.evaluation.forgetting import BaseWeights
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.lora import is_factor

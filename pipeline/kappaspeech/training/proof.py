@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from kappaspeech.artefacts import digest_json
-from kappaspeech.config import RunConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.evaluation.forgetting import relative_change
 from kappaspeech.model.llm import load_llm
 from kappaspeech.model.lora import is_factor, merge, public_names

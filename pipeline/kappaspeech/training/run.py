@@ -13,7 +13,8 @@ import torch
 
 from kappaspeech.allocator import keep_freed_memory
 from kappaspeech.artefacts import digest_json
-from kappaspeech.config import RunConfig, read_deepspeed_config
+from kappaspeech.config.deepspeed_config import read_deepspeed_config
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import DataError, RankFailure
 from kappaspeech.evaluation.evaluate import read_test_set
 from kappaspeech.model.lora import lora_to_record

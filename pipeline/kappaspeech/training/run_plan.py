@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kappaspeech.config import RunConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import InputError
 from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.model.llm import decoder_layers

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from kappaspeech.commands import main
-from kappaspeech.config import read_run_config
+from kappaspeech.config.run_config import read_run_config
 from kappaspeech.diagnosis.arithmetic import check_dtype
 from kappaspeech.diagnosis.configuration import check_configuration, check_disk, check_ranks
 from kappaspeech.diagnosis.finding import Finding, RankReport, combine

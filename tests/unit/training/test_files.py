@@ -10,7 +10,8 @@ import signal
 import pytest
 import torch
 from kappaspeech.commands import main
-from kappaspeech.config import OptimizerConfig, RunConfig, read_run_config
+from kappaspeech.config.run_config import RunConfig, read_run_config
+from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.errors import CheckpointError, InputError, TrainingError
 from kappaspeech.speech.loading import BadSample
 from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter

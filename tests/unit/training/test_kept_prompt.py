@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from kappaspeech.config import read_run_config
+from kappaspeech.config.run_config import read_run_config
 from kappaspeech.errors import CheckpointError, ConfigError
 from kappaspeech.ranks.cluster import SingleProcess
 from kappaspeech.training.checkpoint import check_fingerprints

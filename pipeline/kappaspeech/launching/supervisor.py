@@ -37,8 +37,8 @@ from kappaspeech.launching.guard import guarded
 from kappaspeech.launching.hostfile import read_hostfile
 from kappaspeech.launching.reports import report_folder
 from kappaspeech.processors import count_cores
+from kappaspeech.ranks.rendezvous import free_port
 from kappaspeech.redaction import HIDDEN, redact
-from kappaspeech.rendezvous import free_port
 from kappaspeech.shipped import find_shipped
 from kappaspeech.training.lease import free
 

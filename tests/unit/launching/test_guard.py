@@ -60,7 +60,7 @@ def test_a_killed_supervisor_takes_launcher_and_ranks_with_it(tmp_path):
 def test_a_killed_supervisor_takes_ranks_of_other_hosts_with_it(tmp_path):
     (tmp_path / "bin").mkdir()
     ssh = tmp_path / "bin" / "ssh"
-    ssh.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/asked.new\nmv {tmp_path}/asked.new {tmp_path}/asked\necho 0\n")
+    ssh.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked.new\nmv {tmp_path}/asked.new {tmp_path}/asked\necho 0\n')
     ssh.chmod(0o755)
     process = supervise(tmp_path, f"far-{os.getpid()}", ssh_hosts=("gpu01",))
     process.send_signal(signal.SIGKILL)

@@ -22,7 +22,7 @@ from typing import Any
 
 from kappaspeech.errors import InputError, TrainingError
 from kappaspeech.escaping import for_terminal
-from kappaspeech.liveness import own_place, process_state
+from kappaspeech.ranks.liveness import own_place, process_state
 
 LEASE_FILE = "lease.json"
 RENEWAL_SECONDS = 3.0

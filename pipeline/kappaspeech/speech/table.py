@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from kappaspeech.artefacts import digest_json, write_with
 from kappaspeech.errors import DataError
-from kappaspeech.outside import open_regular, parse_json
+from kappaspeech.outside import describe, open_regular, parse_json
 from kappaspeech.speech.patterns import shard_name
 from kappaspeech.speech.shards import LONGEST_SECONDS, SampleEntry, ShardIndex, ShardStamp, known_seconds
 from kappaspeech.speech.sources import is_remote
@@ -165,7 +165,7 @@ def read_merged(path: Path) -> SampleTable:
     except FileNotFoundError:
         raise DataError(f"There is no merged index at {path}. Make it with «kappaspeech index SHARDS --output {path}».") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise DataError(f"{path} is no merged index ({error!r}). Make it again with «kappaspeech index».") from error
+        raise DataError(f"{path} is no merged index ({describe(error)}). Make it again with «kappaspeech index».") from error
 
 
 def _map_column(mapped: mmap.mmap, start: int, described: dict[str, Any], name: str) -> NDArray[Any]:

@@ -11,7 +11,8 @@ import yaml
 from hypothesis import strategies as st
 from kappaspeech.comparison.experiment import read_experiment
 from kappaspeech.comparison.runs import read_run
-from kappaspeech.config import read_deepspeed_config, read_run_config
+from kappaspeech.config.deepspeed_config import read_deepspeed_config
+from kappaspeech.config.run_config import read_run_config
 from kappaspeech.training.best import read_best, repair_best
 from kappaspeech.training.run_log import EVALUATIONS_NAME, STEPS_NAME, is_evaluation, is_step, read_lines
 from kappaspeech.training.saved_state import find_fault

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from kappaspeech.config import DatasetConfig, RunConfig, read_deepspeed_config
+from kappaspeech.config.data_config import DatasetConfig
+from kappaspeech.config.deepspeed_config import read_deepspeed_config
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.diagnosis.finding import Finding
 from kappaspeech.errors import InputError, KappaSpeechError
 from kappaspeech.model.llm import load_tokenizer

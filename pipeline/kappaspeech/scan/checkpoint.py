@@ -14,12 +14,10 @@ from typing import Any
 from kappaspeech.errors import CheckpointError
 from kappaspeech.escaping import encodable
 from kappaspeech.outside import describe, explained
-from kappaspeech.scan.dtypes import StoredArray
 from kappaspeech.scan.run_file import RunParts, TrainedFile, find_run_parts, is_run
-from kappaspeech.scan.safetensors_file import StoredTensor
-from kappaspeech.scan.weight_files import TensorFile, open_file, open_folder, read_config
-
-__all__ = ["Checkpoint", "TensorFile", "TensorRef", "open_checkpoint", "read_config"]
+from kappaspeech.tensor_files.dtypes import StoredArray
+from kappaspeech.tensor_files.tensor_file import StoredTensor, TensorFile
+from kappaspeech.tensor_files.weight_files import open_file, open_folder, read_config
 
 _SAMPLE_BYTES = 4096
 _NUM_SAMPLES = 4

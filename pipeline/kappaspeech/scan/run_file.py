@@ -13,8 +13,9 @@ import numpy as np
 
 from kappaspeech.errors import CheckpointError
 from kappaspeech.outside import explained, read_json_file
-from kappaspeech.scan.dtypes import FLOATS, StoredArray
-from kappaspeech.scan.safetensors_file import SafetensorsFile, StoredTensor
+from kappaspeech.tensor_files.dtypes import FLOATS, StoredArray
+from kappaspeech.tensor_files.safetensors_file import SafetensorsFile
+from kappaspeech.tensor_files.tensor_file import StoredTensor
 
 _LLM_PREFIX = "llm."
 _STEP = re.compile(r"step-\d{6,18}")

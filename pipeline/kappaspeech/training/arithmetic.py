@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from kappaspeech.artefacts import read_json
-from kappaspeech.cluster import Cluster, agree
-from kappaspeech.config import RunConfig, read_precision
+from kappaspeech.config.deepspeed_config import read_precision
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.model.encoder import choose_encoder_dtype
 from kappaspeech.model.family import FLASH_ATTENTION, Attentions, read_attentions, read_widths
 from kappaspeech.model.llm import choose_attention
 from kappaspeech.model.precision import DTYPES, choose_dtype, is_worth_it, like_model, measure_rates, slowest
+from kappaspeech.ranks.agreement import agree
+from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.training.checkpoint import list_checkpoints
 from kappaspeech.training.run_folder import SCHEMA_VERSION, RunFolder
 

@@ -23,12 +23,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kappaspeech.artefacts import read_json, sync_folder, write_json
-from kappaspeech.cluster import Cluster, agreement
 from kappaspeech.errors import CheckpointError, InputError, TrainingError
 from kappaspeech.outputs import sweep
+from kappaspeech.ranks.agreement import agreement
+from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
 from kappaspeech.training.best import read_best, repair_best
 from kappaspeech.training.engine import ADAM_STATES, TrainingEngine
-from kappaspeech.training.tensor_file import TensorFileWriter
 
 SCHEMA_VERSION = 1
 STATE_FILE, TRAINED_FILE, OPTIMIZER_FILE = "state.json", "trained.safetensors", "optimizer.safetensors"
@@ -129,10 +130,10 @@ def _write_all(cluster: Cluster, path: Path, content: _Content, target: Path, on
     """
     failure: OSError | None = None
     checksum = 0
-    file: TensorFileWriter | None = None
+    file: SafetensorsWriter | None = None
     with agreement(cluster), _explaining(target):
         if cluster.rank == 0:
-            file = TensorFileWriter(path, content.shapes, dtype=torch.float32)
+            file = SafetensorsWriter(path, content.shapes, dtype=torch.float32)
     for name, tensor in content.gather():
         if file is not None and failure is None:
             try:

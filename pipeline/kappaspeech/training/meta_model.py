@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from kappaspeech.config import RunConfig, read_deepspeed_config, read_precision
+from kappaspeech.config.deepspeed_config import read_deepspeed_config, read_precision
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.model.adaptor import Adaptor, AdaptorShape
 from kappaspeech.model.encoder import EncoderDims, FrozenWhisperEncoder

@@ -7,8 +7,8 @@ from pathlib import Path
 from kappaspeech.errors import KappaSpeechError
 from kappaspeech.model.freezing import check_tensors
 from kappaspeech.model.stored_names import rename_shapes
-from kappaspeech.scan.checkpoint import read_config
 from kappaspeech.selection import TensorSelection
+from kappaspeech.tensor_files.weight_files import read_config
 from kappaspeech.training.meta_model import build_meta_llm
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kappaspeech.config import YAML_OWNED_KEYS, read_deepspeed_config, read_run_config, settle_gradients
+from kappaspeech.config.deepspeed_config import YAML_OWNED_KEYS, read_deepspeed_config, settle_gradients
+from kappaspeech.config.run_config import read_run_config
 from kappaspeech.errors import ConfigError
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 MINIMAL = {
     "run_dir": "r",
     "model": {"llm": "l", "encoder": "e"},

@@ -27,7 +27,7 @@ def show(
     from kappaspeech.scan import table as tables
     from kappaspeech.scan.picture import write_picture
     from kappaspeech.scan.ranking import KappaRanking
-    from kappaspeech.selection import TensorSelection
+    from kappaspeech.selection.tensor_selection import TensorSelection
 
     outputs = [path for path in (csv, parquet, picture) if path is not None]
     for path in outputs:

@@ -16,7 +16,7 @@ from kappaspeech.artefacts import write_with
 from kappaspeech.errors import InputError
 from kappaspeech.escaping import for_picture
 from kappaspeech.scan.ranking import KappaRanking
-from kappaspeech.selection import Candidate, module_type
+from kappaspeech.selection.candidates import Candidate, module_type
 
 _LAYER = re.compile(r"\.([0-9]{1,6})\.")
 _EXPERT = re.compile(r"\[\d+\]$")

@@ -16,7 +16,7 @@ from kappaspeech.model.family import LOADING_ERRORS, check_hears, read_attention
 from kappaspeech.model.llm import make_known, settle
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
 from kappaspeech.scan.checkpoint import open_checkpoint
-from kappaspeech.selection import TensorSelection
+from kappaspeech.selection.tensor_selection import TensorSelection
 from kappaspeech.training.arithmetic import Arithmetic
 from kappaspeech.training.parts import mark_trained
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 from kappaspeech.commands import main
-from kappaspeech.exports import EXPORTS, axolotl, kappatune, names, peft
 from kappaspeech.model.llm import load_llm
-from kappaspeech.selection import SelectedTensor, TensorSelection
+from kappaspeech.selection.exports import EXPORTS, axolotl, kappatune, names, peft
+from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 
 SELECTION = TensorSelection(
     rule="by hand",

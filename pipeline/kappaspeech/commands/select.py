@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from kappaspeech.commands.choices import either
 from kappaspeech.scan.scores import SCORES
 from kappaspeech.selection.rules import RULES, Rule, RuleOption
 
@@ -74,7 +75,7 @@ def select(
     largest: Annotated[bool, typer.Option("--largest", help="From the largest score down, in place of the smallest up.")] = False,
     random: Annotated[bool, typer.Option("--random", help="In random order.")] = False,
     seed: Annotated[int, typer.Option(help="The seed of --random.")] = 0,
-    score: Annotated[str, typer.Option(help=f"{', '.join([*SCORES][:-1])} or {[*SCORES][-1]}.")] = "kappa",
+    score: Annotated[str, typer.Option(help=f"{either(SCORES)}.")] = "kappa",
     include: Annotated[list[str] | None, typer.Option(help="Only these tensors: a name or a glob. May be repeated.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="None of these: a name or a glob. May be repeated.")] = None,
     export: Annotated[list[Export] | None, typer.Option(help="Write it for another tool too. May be repeated.")] = None,

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from kappaspeech.errors import DataError
 from kappaspeech.redaction import HIDDEN, is_redacted
 from kappaspeech.speech.patterns import has_glob
-from kappaspeech.speech.sources import ReadOptions, scheme_of
+from kappaspeech.speech.source import ReadOptions, scheme_of
 from kappaspeech.speech.web import Description, ReadProblemError, describe, fetch
 
 T = TypeVar("T")

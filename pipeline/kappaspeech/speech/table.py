@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from kappaspeech.artefacts import digest_json, write_with
 from kappaspeech.errors import DataError
 from kappaspeech.speech.patterns import shard_name
-from kappaspeech.speech.shards import LONGEST_SECONDS, SampleEntry, ShardIndex, ShardStamp, known_seconds
-from kappaspeech.speech.sources import is_remote
+from kappaspeech.speech.recordings import LONGEST_SECONDS
+from kappaspeech.speech.shards import SampleEntry, ShardIndex, ShardStamp, known_seconds
+from kappaspeech.speech.source import is_remote
 
 MERGED_SUFFIX = ".index"
 _SCHEMA_VERSION = "1"

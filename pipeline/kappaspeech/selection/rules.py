@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from kappaspeech.errors import InputError, SelectionError
 from kappaspeech.selection.candidates import Candidate, Order, module_type
 from kappaspeech.selection.nearest import take_nearest
 from kappaspeech.selection.otsu import otsu_threshold
+
+_FACTORS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,13 @@ class RuleOption:
     make: Callable[[Any], Rule]
 
 
+def _read_budget(text: str) -> Budget:
+    match = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]{1,2})?)([kmb]?)", text.strip().lower())
+    if match is None:
+        raise InputError(f"--budget is {text!r}; give a number of parameters, as in 20000000, 20M or 1.5B.")
+    return Budget(round(float(re.sub("[_,]", "", match[1])) * _FACTORS[match[2]]))
+
+
 def _read_threshold(text: str) -> Threshold:
     if text == "auto":
         return Threshold("auto")
@@ -159,7 +169,7 @@ def _read_size(path: Path) -> Nearest:
 
 RULES = (
     RuleOption("count", int, "Number of tensors.", Count),
-    RuleOption("budget", int, "Number of parameters that the tensors may have together.", Budget),
+    RuleOption("budget", str, "Number of parameters that the tensors may have together: 20000000, 20M or 1.5B.", _read_budget),
     RuleOption(
         "threshold", str, "All tensors up to this score (with --largest, from it on); auto finds it (Otsu).", _read_threshold
     ),

@@ -15,21 +15,12 @@ from kappaspeech.model.encoder import EncoderDims, FrozenWhisperEncoder
 from kappaspeech.model.family import LOADING_ERRORS, check_hears, read_attentions, read_config
 from kappaspeech.model.llm import make_known, settle
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
+from kappaspeech.planning.known_models import find_cached, find_encoder, list_encoders
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.selection.tensor_selection import TensorSelection
 from kappaspeech.training.arithmetic import Arithmetic
 from kappaspeech.training.parts import mark_trained
 
-# (width, heads, layers) of openai-whisper's encoders; they read 80 mels, the newest 128
-_WHISPER = {
-    "tiny": (384, 6, 4),
-    "base": (512, 8, 6),
-    "small": (768, 12, 12),
-    "medium": (1024, 16, 24),
-    "large": (1280, 20, 32),
-    "turbo": (1280, 20, 32),
-}
-_NEW_MELS = ("large", "large-v3", "turbo", "large-v3-turbo")
 _MAX_STATES = 1500
 _STATES_PREFIX = "encoder."
 
@@ -94,24 +85,14 @@ def build_meta_llm(name_or_path: str, *, dtype: torch.dtype = torch.bfloat16, at
 
 
 def _folder_of(name_or_path: str) -> str:
-    return name_or_path if Path(name_or_path).is_dir() else _find_in_cache(name_or_path)
-
-
-def _find_in_cache(name: str) -> str:
-    """The folder of a hub id's config.json in the local cache: a plan downloads nothing."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        found = None
-    if not isinstance(found, str):
+    """The folder of an LLM, or of its config.json in the hub's local cache: a plan downloads no weights."""
+    found = name_or_path if Path(name_or_path).is_dir() else find_cached(name_or_path)
+    if found is None:
         raise CheckpointError(
-            f"There is no folder {name!r}, and the hub's local cache has no model of that name. A plan needs its config.json "
-            "alone: put that into a folder and give it with --set model.llm=FOLDER (launch/shapes has some)."
+            f"There is no folder {name_or_path!r}, and the hub's local cache has no model of that name. A plan needs its "
+            "config.json alone: put that into a folder and give it with --set model.llm=FOLDER."
         )
-    return str(Path(found).parent)
+    return found
 
 
 def _build_encoder(config: RunConfig, *, dtype: torch.dtype) -> FrozenWhisperEncoder:
@@ -126,12 +107,13 @@ def _build_encoder(config: RunConfig, *, dtype: torch.dtype) -> FrozenWhisperEnc
 def _find_encoder_shape(name_or_path: str) -> tuple[int, int, int, int]:
     """Mels, width, heads and layers, by openai-whisper's name or from a file's tensors. Raises `CheckpointError`."""
     if not Path(name_or_path).is_file():
-        family = name_or_path.removesuffix(".en").removesuffix("-turbo").partition("-v")[0]
-        if family not in _WHISPER:
+        known = find_encoder(name_or_path)
+        if known is None:
             raise CheckpointError(
-                f"{name_or_path!r} is neither a file nor one of openai-whisper's names ({', '.join(_WHISPER)})."
+                f"{name_or_path!r} is neither a file nor one of openai-whisper's names ({list_encoders()}). Give one as "
+                "model.encoder."
             )
-        return (128 if name_or_path in _NEW_MELS else 80, *_WHISPER[family])
+        return known
     checkpoint = open_checkpoint(name_or_path)
     first = f"{_STATES_PREFIX}conv1.weight"
     if first not in checkpoint:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 from kappaspeech.commands.select import with_rules
-from kappaspeech.errors import SelectionError
+from kappaspeech.errors import InputError, SelectionError
 from kappaspeech.selection.candidates import Candidate
 from kappaspeech.selection.rules import RULES, Budget, Count, Nearest, Ordered, Quotas, Rule, RuleOption, Threshold
 from kappaspeech.selection.tensor_selection import TensorSelection
@@ -60,6 +60,19 @@ def test_each_rule_has_its_option(tmp_path):
 def test_exactly_one_rule_is_given(words, says):
     with pytest.raises(SelectionError, match=says):
         rule_of(*words)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("20M", 20_000_000), ("1.5b", 1_500_000_000), ("64_000", 64_000), ("2e6", 2_000_000)]
+)
+def test_a_budget_may_be_written_with_a_unit(text, number):
+    assert rule_of("--budget", text) == Budget(number)
+
+
+@pytest.mark.parametrize("text", ["many", "20 Mio", "-5", "M", "1.2.3", ""])
+def test_a_budget_that_is_no_number_is_refused(text):
+    with pytest.raises(InputError, match="--budget is"):
+        rule_of(f"--budget={text}")
 
 
 def test_a_rule_that_joins_the_table_is_an_option_and_chooses():

@@ -1,4 +1,4 @@
-"""What decoding gives, whoever decodes, and the rule that ends a row which has begun to repeat itself.
+"""Results of decoding by any decoder, and the rule that ends a row when it repeats itself.
 
 B batch · L tokens generated so far
 """
@@ -32,11 +32,11 @@ class Decoded:
 
 
 class Decoder(Protocol):
-    """What turns waveforms into text: a trained model, or plain Whisper."""
+    """A decoder of waveforms into text: a trained model, or plain Whisper."""
 
     @property
     def in_step(self) -> bool:
-        """Whether a batch is a collective: every rank must decode as many batches as every other."""
+        """True if a batch is a collective: every rank must decode as many batches as every other."""
 
     def check(self, samples: Sequence[AudioSample]) -> None:
         """Raise `DataError` for what can't be decoded, before any rank begins."""

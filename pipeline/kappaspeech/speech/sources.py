@@ -1,4 +1,4 @@
-"""Where shards lie, read by ranges: local files here, remote ones in `remote`, a local copy of their blocks in `block_cache`.
+"""Sources of shards, read by ranges: local files here, remote ones in `remote`, a local copy of their blocks in `block_cache`.
 
 Nothing that is read can run code: there is no `pipe:` and nothing is unpickled.
 """
@@ -23,7 +23,7 @@ _PARALLEL_READS = 16
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How remote shards are read. A range is tried `attempts` times; `cache_dir` keeps at most `cache_bytes` of blocks."""
+    """Options for reading remote shards. A range is tried `attempts` times; `cache_dir` keeps at most `cache_bytes` of blocks."""
 
     attempts: int = 6
     stall_seconds: float = 30.0
@@ -40,7 +40,7 @@ class Source(Protocol):
         """Its size now. Raises `DataError` where it isn't there."""
 
     def stamp(self) -> str:
-        """What changes when it is replaced: a modification time or an ETag; "" where nothing says."""
+        """A mark that changes when the shard is replaced: its modification time or ETag; "" if there is none."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly that range. Raises `DataError` where it can't be had, `EOFError` where the file ends before."""
@@ -50,7 +50,7 @@ class Source(Protocol):
 
 
 def is_remote(where: str) -> bool:
-    """Whether `where` is a URL. Raises `DataError` for one that is broken, or of a scheme that isn't read."""
+    """Return whether `where` is a URL. Raises `DataError` for one that is broken, or of a scheme that isn't read."""
     return bool(scheme_of(where))
 
 

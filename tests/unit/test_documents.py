@@ -94,6 +94,24 @@ def test_every_message_of_the_troubleshooting_page_is_the_codes():
                 assert part in code, f"the code doesn't say {part!r}"
 
 
+def test_the_example_leaves_no_held_out_sentence_in_common_voices_training_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    corpus = Path("cv-corpus/de")
+    corpus.mkdir(parents=True)
+    rows = {
+        "train": ['"Guten Tag!', "Nur im Training", "der zug fährt"],
+        "test": ["guten Tag"],
+        "dev": ["Der Zug fährt."],
+    }
+    for name, sentences in rows.items():
+        lines = ["path\tsentence\tlocale", *(f"{number}.mp3\t{sentence}\tde" for number, sentence in enumerate(sentences))]
+        (corpus / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "data.md").read_text("utf-8"), re.DOTALL)
+    exec(compile(block, "data.md", "exec"), {})
+    written = (corpus / "train-unseen.tsv").read_text(encoding="utf-8").splitlines()
+    assert written == ["path\tsentence\tlocale", "1.mp3\tNur im Training\tde"]
+
+
 def test_every_preset_of_deepspeed_is_explained():
     page = (DOCS / "configuration.md").read_text(encoding="utf-8")
     assert all(f"`ds_configs/{path.name}`" in page for path in (REPOSITORY / "ds_configs").glob("*.json"))

@@ -1,1 +1,1 @@
-"""What a trained model is worth: word error rate on speech, and what it has forgotten of text."""
+"""Evaluation of a trained model: word error rate on speech, and forgetting of text."""

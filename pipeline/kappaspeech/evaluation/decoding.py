@@ -1,4 +1,4 @@
-"""The result of decoding, whoever decodes, and the rule that ends a row which has begun to repeat itself.
+"""Results of decoding by any decoder, and the rule that ends a row when it repeats itself.
 
 B batch · L tokens generated so far
 """
@@ -33,7 +33,7 @@ class Decoded:
 
 
 class Decoder(Protocol):
-    """A trained model, or plain Whisper, that turns waveforms into text."""
+    """A decoder of waveforms into text: a trained model, or plain Whisper."""
 
     @property
     def in_step(self) -> bool:

@@ -52,7 +52,7 @@ class WerCount:
 
 
 def normaliser_name(language: str, scheme: Scheme = "chosen") -> str:
-    """What `normalise` puts a language's text through, in the words of every result."""
+    """The name of the normaliser that `normalise` uses for a language, as results record it."""
     if scheme == "none":
         return "none"
     return normaliser_of(language if scheme == "chosen" else "")

@@ -25,7 +25,7 @@ class Augmentation:
 
     @property
     def longest_factor(self) -> float:
-        """How many times longer a sample may become."""
+        """The largest factor by which augmentation may lengthen a sample."""
         return 1 / min(self.speed_factors, default=1.0)
 
 

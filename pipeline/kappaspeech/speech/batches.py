@@ -38,7 +38,7 @@ class SpeechPrompt:
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> SpeechPrompt:
-        """What `to_json` gave. Raises `InputError`."""
+        """Read what `to_json` returned. Raises `InputError`."""
         parts = [content.get(name) if isinstance(content, Mapping) else None for name in ("prefix_ids", "suffix_ids")]
         if not all(isinstance(ids, list) and all(type(index) is int and index >= 0 for index in ids) for ids in parts):
             raise InputError(f"A recorded prompt is {str(content)[:80]}, which are no token ids. Train or export again.")
@@ -47,7 +47,7 @@ class SpeechPrompt:
 
 @dataclass(frozen=True)
 class CacheTarget:
-    """Where a clip's states are to be kept, and the transcript to keep beside them."""
+    """The cache entry of a clip's states, and the transcript that is kept beside them."""
 
     name: str
     transcript: str
@@ -141,7 +141,7 @@ def _render(tokenizer: Any, user: str) -> str:
 
 
 def _text_start(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before each text that it reads: BOS, or nothing."""
+    """The token ids that the tokenizer puts before each text: BOS, or none."""
     bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     for place in range(len(whole) - len(bare) + 1):
         if whole[place : place + len(bare)] == bare:

@@ -57,13 +57,13 @@ def to_bits(states_SE: Tensor) -> NDArray[np.float32] | NDArray[np.int16]:
 
 
 def from_bits(states_SE: NDArray[Any]) -> Tensor:
-    """What `to_bits` took."""
+    """Turn the bits of `to_bits` back into the tensor."""
     tensor = torch.from_numpy(states_SE)
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
 
 def entry_name(entry: SampleEntry, stamp: ShardStamp, normalization: str) -> str:
-    """What a sample is called in the cache: other audio, text or shard gives another name."""
+    """The name of a sample in the cache; other audio, another text or another shard gives another name."""
     return digest_json([asdict(entry), asdict(stamp), normalization])
 
 

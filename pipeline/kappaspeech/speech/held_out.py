@@ -37,7 +37,7 @@ def read_test_batches(
 def list_test_samples(
     datasets: Sequence[SpeechDataset], *, max_samples: int | None = None, read: ReadOptions | None = None
 ) -> list[SampleRef]:
-    """Where each sample of data sets lies, or each of their fixed part, in the order of the data sets."""
+    """References to all samples of the data sets, or to those of their fixed part, in the order of the data sets."""
     corpora = [Corpus(dataset, read) for dataset in datasets]
     refs = [corpus.ref(index) for corpus in corpora for index in range(corpus.num_samples)]
     if max_samples is not None and max_samples < len(refs):

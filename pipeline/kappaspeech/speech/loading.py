@@ -52,7 +52,7 @@ class SampleRef:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What becomes of every sample. One longer than `max_seconds` is masked, or its audio is cut there."""
+    """Options for loading each sample. One longer than `max_seconds` is masked, or its audio is cut there."""
 
     num_mels: int
     max_seconds: float
@@ -101,7 +101,7 @@ class SampleReader:
         return self._open(ref.where, ref.version)
 
     def fetch(self, refs: Sequence[SampleRef]) -> list[list[bytes | Exception]]:
-        """What `_ranges` names of each sample, as it lies in its shard, or why it can't be had."""
+        """Read the `_ranges` of each sample from its shard; in place of unreadable bytes, the error."""
         places = [_ranges(ref.entry) for ref in refs]
         requests = [
             (self.source(ref), begin, end - begin) for ref, ranges in zip(refs, places, strict=True) for begin, end in ranges
@@ -134,7 +134,7 @@ def sample_errors() -> Iterator[None]:
 
 
 def _ranges(entry: SampleEntry) -> list[tuple[int, int]]:
-    """What must be read of a shard for a sample, tar headers included: one range where its members are neighbours, else two."""
+    """The byte ranges to read for a sample, tar headers included: one if its members are neighbours, else two."""
     audio = entry.audio_offset - HEADER_BYTES, entry.audio_offset + entry.audio_bytes
     text = entry.text_offset - HEADER_BYTES, entry.text_offset + entry.text_bytes
     first, second = sorted((audio, text))
@@ -265,7 +265,7 @@ class LoaderPool:
                 self._replace(generation, error)
 
     def take(self, ticket: Ticket) -> list[LoadedSample | BadSample]:
-        """What was begun, once it is there. Raises `DataError`."""
+        """Wait for the load that was begun, and return it. Raises `DataError`."""
         if self._own is not None:
             return self._own.load(ticket.refs)
         while True:

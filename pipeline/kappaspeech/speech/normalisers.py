@@ -1,4 +1,4 @@
-"""How transcripts are written so that they can be compared: by the conventions of their language."""
+"""Normalisers, which write transcripts by the conventions of their language so that they can be compared."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def normalise_text(text: str, language: str, normalization: TextNormalization) -
 
 
 def _keep_marks(text: str, *, dotted_i: bool) -> str:
-    """What Whisper's basic normaliser does, but for marks, which stay, and for the Turkish i."""
+    """Normalise as Whisper's basic normaliser does, but keep combining marks, and lower the Turkish i rightly."""
     if dotted_i:
         text = unicodedata.normalize("NFC", text).replace("İ", "i").replace("I", "ı")
     text = _PARENTHESES.sub("", _BRACKETS.sub("", text.lower()))
@@ -67,7 +67,7 @@ def _whisper_normaliser(is_english: bool) -> Any:
 
 
 def split_graphemes(text: str) -> list[str]:
-    """What a reader takes for one character each: a letter with the marks upon it, or letters that a joiner ties."""
+    """Split a text into graphemes: letters with their combining marks, or letters that a joiner ties together."""
     graphemes: list[str] = []
     for character in text:
         is_tied = unicodedata.category(character)[0] == "M" or character == _JOINER

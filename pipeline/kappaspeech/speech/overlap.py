@@ -1,4 +1,4 @@
-"""What stands in both training and test data: the same recordings, and the same sentences."""
+"""The overlap of training and test data: equal recordings and equal sentences."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Overlap:
 
     @property
     def found(self) -> str:
-        """What was found, in words; "" for nothing."""
+        """The overlap in words; "" if there is none."""
         parts = []
         if self.num_recordings:
             named = ", ".join(self.recordings)
@@ -86,7 +86,7 @@ def find_overlap(
 
 
 def _read_words(corpora: Sequence[Corpus], open_shard: _Opener, most_texts: int | None) -> Iterator[str]:
-    """What is said in samples that are spread evenly over `corpora`, without case and punctuation."""
+    """Yield the words of samples that are spread evenly over `corpora`, without case and punctuation."""
     for corpus in corpora:
         most = _MOST_REMOTE_TEXTS if is_remote(corpus.table.shards[0][0]) else _MOST_TEXTS
         most = most if most_texts is None else min(most, most_texts)

@@ -52,14 +52,14 @@ _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 @dataclass(frozen=True)
 class PackReport:
-    """What was packed, what was left out and why (path → cause), and what an earlier call had cut otherwise and is gone."""
+    """Packed samples, those left out (path → cause), and removed shards, which an earlier call had cut otherwise."""
 
     shards: tuple[ShardIndex, ...]
     rejected: dict[str, str]
     removed: tuple[Path, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As report.json holds it: hours and quantiles of the length by language, and what was left out."""
+        """Return the content of report.json: hours and quantiles of the length by language, and what was left out."""
         lengths: dict[str, list[float]] = {}
         for shard in self.shards:
             for sample in shard.samples:

@@ -1,4 +1,4 @@
-"""How shards are named: brace lists, globs, URLs with a query, and what stands beside a shard. Pure."""
+"""Names of shards: brace lists, globs, URLs with a query, and the files beside a shard. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_LETTERS = 52
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """What a brace list stands for, one by one; they are counted first. Raises `DataError`."""
+    """Yield each string that a brace list stands for, after counting them. Raises `DataError`."""
     from braceexpand import braceexpand
 
     try:
@@ -39,7 +39,7 @@ def _shown(pattern: str) -> str:
 
 
 def _count(pattern: str, *, depth: int) -> int:
-    """How many strings `braceexpand` makes of a pattern. Raises `ValueError` where braces have no partner, or nest too deeply."""
+    """Count the strings that `braceexpand` makes of a pattern. Raises `ValueError` if they don't match, or nest too deeply."""
     if depth > _MAX_DEPTH:
         raise ValueError(f"braces are nested more than {_MAX_DEPTH} deep")
     total = 1
@@ -58,7 +58,7 @@ def _count(pattern: str, *, depth: int) -> int:
 
 
 def _groups(pattern: str) -> Iterator[str]:
-    """What stands in each pair of braces that isn't within another."""
+    """The content of each outermost pair of braces."""
     depth = start = 0
     for place, letter in _unescaped(pattern):
         if letter == "{":
@@ -92,7 +92,7 @@ def _unescaped(pattern: str) -> Iterator[tuple[int, str]]:
 
 
 def has_glob(pattern: str) -> bool:
-    """Whether a pattern without braces stands for several files. In a web address ? begins the query, and [ an IPv6 host."""
+    """Return whether a pattern without braces names several files. In a web address ? begins the query, and [ an IPv6 host."""
     if scheme_of(pattern) in ("http", "https"):
         path = pattern.partition("://")[2].partition("/")[2]
         return glob.has_magic(_without_query(path))
@@ -104,7 +104,7 @@ def _without_query(url: str) -> str:
 
 
 def beside(where: str, suffix: str) -> str:
-    """What is called as a shard with `suffix` after it: in a web address that is before the query."""
+    """The name of a shard with `suffix` added; in a web address it comes before the query."""
     if scheme_of(where) not in ("http", "https"):
         return where + suffix
     path = _without_query(where)

@@ -1,4 +1,4 @@
-"""What there is to pack, one recording at a time, and what a reader of corpora is asked for."""
+"""Recordings to pack, and requests to the readers of corpora."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Recording:
 
     @property
     def name(self) -> str:
-        """What a person finds it by."""
+        """The name by which a person finds the recording."""
         return f"{self.path} [{self.row}]" if self.row is not None else str(self.path)
 
     def read(self) -> bytes:
@@ -49,8 +49,8 @@ class Recording:
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted of a corpus: its `language` where it doesn't say, one `split`, and whether what its list names but can't
-    be used is kept with its fault, to be left out by name."""
+    """A request to a reader: the `language` if the corpus names none, one `split`, and whether listed recordings that can't be
+    used are kept with their fault, to be left out by name."""
 
     language: str | None = None
     split: str | None = None
@@ -67,5 +67,5 @@ Reader = Callable[[Path, Request], Iterator[Recording]]
 
 
 def make_key(language: str, name: str) -> str:
-    """What a recording is called in a shard: WebDataset takes a key up to its first dot."""
+    """The key of a recording in a shard, without dots, because WebDataset ends a key at its first dot."""
     return escape_name(f"{language}/{name}".replace(".", "-"))

@@ -138,7 +138,7 @@ class RemoteSource:
 def _persist(
     where: str, ask: Callable[[Any], Coroutine[Any, Any, T]], options: ReadOptions, *, what: str = "read", num_bytes: int = 0
 ) -> T:
-    """What `ask` gets of the URL's file system, tried again where that may help. Raises `DataError`, which names the cause."""
+    """Call `ask` with the URL's file system, again if that may help. Raises `DataError`, which names the cause."""
     system = _file_system(scheme_of(where), options.stall_seconds)
     from fsspec.asyn import sync
 
@@ -192,7 +192,7 @@ def _make_file_system(scheme: str, stall_seconds: float) -> Any:
 
 
 def explain(error: Exception) -> tuple[str, bool]:
-    """What a library's error says, in part of a sentence, and whether it would only be said again."""
+    """Return a library's error as part of a sentence, and whether another try would only repeat it."""
     if isinstance(error, ReadProblemError):
         return str(error), error.is_permanent
     names = {kind.__name__ for kind in type(error).__mro__}
@@ -221,5 +221,5 @@ def _is_certificate(error: BaseException | None) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says, in a line; never more, as a library's message may quote a request's headers."""
+    """The first line of an error; never more, because a library's message may quote a request's headers."""
     return (str(error).strip().splitlines() or [""])[0][:200].rstrip(".") or type(error).__name__

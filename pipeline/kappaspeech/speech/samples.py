@@ -125,7 +125,7 @@ def check_whole(content: bytes) -> None:
 
 
 def explain_undecodable(error: Exception) -> str:
-    """What libsndfile says, without the address of a buffer; and what could be read in place of a format that isn't known."""
+    """Return libsndfile's message without the address of a buffer, and for an unknown format those that can be read."""
     said = str(getattr(error, "error_string", error)).strip().rstrip(".")
     known = ", ".join(AUDIO_EXTENSIONS)
     return f"{said}; what is read is {known}, so convert others with ffmpeg" if "not recognised" in said else said

@@ -24,8 +24,8 @@ def _is_one(source: Path) -> bool:
 
 
 def read_dataset(source: Path, request: Request) -> Iterator[Recording]:
-    """What `datasets.Dataset.save_to_disk` wrote: a column of audio, one of text, perhaps one of the language; and what
-    `DatasetDict.save_to_disk` wrote, a folder a split."""
+    """Read what `datasets.Dataset.save_to_disk` wrote, with a column of audio, one of text and perhaps one of the language; or
+    what `DatasetDict.save_to_disk` wrote, with one folder per split."""
     if _is_one(source):
         own = str(open_dataset(source).split or source.resolve().name)
         choose_splits(source, [own], request.split)

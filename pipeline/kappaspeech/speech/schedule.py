@@ -1,4 +1,4 @@
-"""Which samples a step holds: a pure function of seed, data and step, which knows no world size.
+"""The schedule: the samples of a step, as a pure function of seed, data and step, without the world size.
 
 Each data set is read epoch by epoch in an order of its own; a *window* takes a fixed share of every data set, is shuffled,
 bucketed by length, cut into micro-batches by a budget, and grouped into steps. Windows can be computed one by one.
@@ -24,7 +24,7 @@ _EPOCH_STREAM, _WINDOW_STREAM = 0, 1
 
 @dataclass(frozen=True)
 class DatasetLengths:
-    """What the schedule knows of a data set: seconds of each sample, where each shard's samples begin, its share of the mixture.
+    """Lengths of a data set: seconds of each sample, the first sample of each shard, and its share of the mixture.
 
     `seconds` (N,) float32 or float64; `shard_starts` (S,) int64, ascending from 0, each below N.
     """

@@ -1,4 +1,4 @@
-"""Whose shards lie in a folder: beside each stands of which corpus and of which recordings it was made."""
+"""Claims on shards: a file beside each shard names the corpus and the recordings that it was made from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOURCE_SUFFIX = ".source.json"
 
 
 def corpus_of(recordings: Iterable[Recording]) -> str:
-    """What recordings are of, as a claim names it."""
+    """The corpus of recordings, as a claim names it."""
     return " + ".join(sorted({recording.corpus for recording in recordings}))
 
 
@@ -65,7 +65,7 @@ def remove_shard(path: Path) -> None:
 
 
 def read_claim(path: Path) -> dict[str, Any]:
-    """What stands beside a shard; nothing where that can't be read."""
+    """Read the claim beside a shard; empty if it can't be read."""
     try:
         return parse_object(path.with_name(path.name + SOURCE_SUFFIX).read_bytes())
     except (OSError, ValueError):
@@ -78,7 +78,7 @@ def write_claim(path: Path, corpus: str, *, digest: str | None = None, rejected:
 
 
 def source_digest(part: Sequence[Recording], max_seconds: float | None) -> str:
-    """What a shard is made of: transcripts, and size and time of files."""
+    """A digest of a shard's sources: transcripts, and size and time of files."""
     files = [r.path.stat() if is_regular(r.path) or r.row is not None else None for r in part]
     sources = [
         [
@@ -92,7 +92,7 @@ def source_digest(part: Sequence[Recording], max_seconds: float | None) -> str:
 
 
 def is_finished(path: Path, part: Sequence[Recording], max_seconds: float | None) -> bool:
-    """Whether an earlier call made a shard of the same recordings."""
+    """Return whether an earlier call made the shard from the same recordings."""
     if not (path.exists() and path.with_name(path.name + INDEX_SUFFIX).exists()):
         return False
     claim = read_claim(path)

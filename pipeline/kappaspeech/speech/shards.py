@@ -37,7 +37,7 @@ _MAX_INDEX_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class SampleEntry:
-    """Where a sample's members lie in its shard, in bytes, and what the schedule must know of it."""
+    """Byte offsets of a sample's members in its shard, and the values that the schedule needs."""
 
     key: str
     seconds: float
@@ -51,7 +51,7 @@ class SampleEntry:
 
 @dataclass(frozen=True)
 class ShardStamp:
-    """What a shard was when it was indexed: its size, its modification time or ETag, and a digest of its samples' heads."""
+    """Identity of a shard when it was indexed: its size, its modification time or ETag, and a digest of its samples' heads."""
 
     num_bytes: int
     stamp: str
@@ -216,7 +216,7 @@ def _group_members(where: str, file: Any, num_bytes: int) -> dict[str, dict[str,
 
 
 def _is_litter(name: str) -> bool:
-    """What macOS leaves beside each file: ._NAME with its attributes, and what its folders look like."""
+    """Return whether a name is litter of macOS: ._NAME with a file's attributes, or a folder's settings."""
     last = name.rsplit("/", 1)[-1]
     return last.startswith("._") or last == ".DS_Store" or name.startswith("__MACOSX/")
 

@@ -1,4 +1,4 @@
-"""What a source of shards is: a file, here or behind a URL, that is read by ranges.
+"""A source of shards: a file, here or behind a URL, that is read by ranges.
 
 Nothing that is read can run code: there is no `pipe:` and nothing is unpickled.
 """

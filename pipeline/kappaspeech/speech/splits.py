@@ -1,4 +1,4 @@
-"""Which of a corpus's splits are packed: what is tested on isn't trained on."""
+"""The choice of a corpus's splits to pack: held-out splits are not trained on."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _HELD_OUT = ("dev", "test", "valid", "validation", "validated", "eval", "other",
 
 
 def is_split(name: str) -> bool:
-    """Whether a folder or table is named as a split: `train-clean-100`, `dev`, `test_other`."""
+    """Return whether a folder or table has the name of a split: `train-clean-100`, `dev`, `test_other`."""
     return _first_word(name) in (_TRAIN, *_HELD_OUT)
 
 
 def choose_splits(source: Path, available: Sequence[str], wanted: str | None) -> list[str]:
-    """Those of the `available` splits that are read: the one that is `wanted` (train is also every train-…); else, where one is
+    """Choose the `available` splits to read: the one that is `wanted` (train is also every train-…); else, where one is
     for training, all but those that are held out; else all. Raises `DataError` where the one wanted isn't there."""
     if wanted is None:
         trains = any(_first_word(name) == _TRAIN for name in available)

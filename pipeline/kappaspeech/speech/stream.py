@@ -52,7 +52,7 @@ class SpeechDataset:
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How a stream reads and what it makes of samples; of these only `over_long` and `augmentation` change what is trained on."""
+    """Options for reading samples and changing them; only `over_long` and `augmentation` change what is trained on."""
 
     read: ReadOptions = field(default_factory=ReadOptions)
     over_long: OverLong = "mask"
@@ -90,17 +90,17 @@ class StepData:
 
 
 def make_datasets(items: Sequence[DatasetConfig]) -> list[SpeechDataset]:
-    """What a configuration trains or tests on."""
+    """Make the data sets of a configuration's `data.train` or `data.test`."""
     return [SpeechDataset(item.shards, item.language, item.weight, item.text_normalization) for item in items]
 
 
 def make_read_options(config: ReadConfig) -> ReadOptions:
-    """How a configuration reads remote shards."""
+    """Make the options by which a configuration reads remote shards."""
     return ReadOptions(config.attempts, config.stall_seconds, config.cache_dir, int(config.cache_gb * 2**30))
 
 
 def make_stream_options(config: DataConfig) -> StreamOptions:
-    """How a configuration streams its training data."""
+    """Make the options by which a configuration streams its training data."""
     augmentation = config.augmentation.model_dump()
     return StreamOptions(
         read=make_read_options(config.read),
@@ -169,7 +169,7 @@ class Corpus:
         return index if self._rows is None else int(self._rows[index])
 
     def ref(self, index: int, *counter: int) -> SampleRef:
-        """What to load for a sample. Raises `DataError` where its shard has changed since it was indexed."""
+        """Make the reference to load a sample by. Raises `DataError` where its shard has changed since it was indexed."""
         row = self.row(index)
         shard = self.table.shard_of(row)
         where, stamp = self.table.shards[shard]
@@ -186,7 +186,7 @@ class Corpus:
         return self.table.entry(self.row(index))
 
     def lengths(self, *, longest_factor: float = 1.0) -> DatasetLengths:
-        """What the schedule needs of this data set, of which samples may become `longest_factor` times longer."""
+        """The lengths that the schedule needs, where samples may become `longest_factor` times longer."""
         seconds, ends = self.table.seconds, self.table.columns["shard_end"]
         if self._rows is not None:
             seconds, ends = seconds[self._rows], np.searchsorted(self._rows, ends)

@@ -1,4 +1,4 @@
-"""Where the members of a tar lie, by its headers alone; no header is believed beyond what the file can hold."""
+"""Offsets of a tar's members, from its headers only; no header is trusted beyond the size of the file."""
 
 from __future__ import annotations
 

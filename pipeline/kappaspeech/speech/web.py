@@ -38,7 +38,7 @@ class ReadProblemError(Exception):
 
 @dataclass(frozen=True)
 class Description:
-    """What an answer's headers say of the whole file: its size in bytes, None where they don't, and what marks its version."""
+    """The description of a whole file in an answer's headers: its size in bytes if it is known, and a mark of its version."""
 
     num_bytes: int | None
     etag: str
@@ -49,7 +49,7 @@ class Description:
         return self.etag or self.modified
 
     def is_other_than(self, earlier: Description) -> bool:
-        """Whether the file was replaced since `earlier`. Servers that share a name may each have an ETag of their own."""
+        """Return whether the file was replaced since `earlier`. Servers that share a name may each have an ETag of their own."""
         if None not in (self.num_bytes, earlier.num_bytes) and self.num_bytes != earlier.num_bytes:
             return True
         pairs = [(self.etag, earlier.etag), (self.modified, earlier.modified)]
@@ -58,7 +58,7 @@ class Description:
 
 
 def _target(system: Any, url: str) -> Any:
-    """What aiohttp is to ask for: a URL that is written out whole goes as it is, for a signature covers its every letter."""
+    """The URL for aiohttp: a percent-encoded one stays as it is, because a signature covers each of its letters."""
     if not _WRITTEN_OUT.fullmatch(url):
         return system.encode_url(url)
     from yarl import URL

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from kappaspeech.commands.choices import either
+from kappaspeech.escaping import for_terminal
 from kappaspeech.scan.scores import SCORES
 from kappaspeech.selection.rules import RULES, Rule, RuleOption
 
@@ -70,8 +71,8 @@ def _make_rule(given: Mapping[RuleOption, Any], options: Sequence[RuleOption]) -
 
 @with_rules(RULES)
 def select(
-    ranking: Annotated[Path, typer.Argument(help="What `kappaspeech scan` wrote.")],
-    output: Annotated[Path, typer.Option(help="Where the selection goes.")] = Path("selection.json"),
+    ranking: Annotated[Path, typer.Argument(help="The ranking, from `kappaspeech scan`.")],
+    output: Annotated[Path, typer.Option(help="File of the selection (JSON).")] = Path("selection.json"),
     largest: Annotated[bool, typer.Option("--largest", help="From the largest score down, in place of the smallest up.")] = False,
     random: Annotated[bool, typer.Option("--random", help="In random order.")] = False,
     seed: Annotated[int, typer.Option(help="The seed of --random.")] = 0,
@@ -84,10 +85,9 @@ def select(
 ) -> None:
     """Choose the tensors to train from a ranking, by default those of smallest κ."""
     from kappaspeech.errors import InputError
-    from kappaspeech.escaping import for_terminal
     from kappaspeech.outputs import try_output
     from kappaspeech.scan.ranking import KappaRanking
-    from kappaspeech.selection.exports import write_export
+    from kappaspeech.selection.exports import is_of_gguf, write_export
     from kappaspeech.selection.select import select as choose
     from kappaspeech.training.obstacles import find_obstacle
 
@@ -107,7 +107,9 @@ def select(
     chosen.write(output)
     _print_summary(chosen, output)
     if (obstacle := find_obstacle(chosen)) is not None:
-        print(f"This selection can't be trained here: {obstacle}", file=sys.stderr)
+        print(for_terminal(f"This selection can't be trained here: {obstacle}"), file=sys.stderr)
+    if is_of_gguf(chosen):
+        print("Its names are GGUF's; exports have transformers' names. To train it here, scan the safetensors.", file=sys.stderr)
     for kind in export or ():
         print(for_terminal(str(write_export(chosen, kind.value, output))))
 

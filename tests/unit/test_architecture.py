@@ -15,6 +15,8 @@ from tests.patience import patience
 PACKAGE = Path(__file__).parents[2] / "pipeline/kappaspeech"
 # what each room may import of this project, itself and the ground floor aside
 GROUND = {
+    "processes",
+    "labels",
     "errors",
     "redaction",
     "artefacts",
@@ -30,6 +32,8 @@ GROUND = {
     "shipped",
 }
 ARROWS = {
+    "processes": set(),
+    "labels": set(),
     "redaction": set(),
     "errors": {"redaction"},
     "artefacts": {"errors"},

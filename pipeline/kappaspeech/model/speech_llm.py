@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.adaptor import Adaptor
 from kappaspeech.model.label_logits import label_logits
 from kappaspeech.model.label_loss import label_nats
 
-IGNORED_LABEL = -100
 # What a cosine of 1 is worth in logits: enough for a clear choice among a batch's words.
 _ALIGNMENT_SCALE = 30.0
 # rows of the embedding table that are read at once

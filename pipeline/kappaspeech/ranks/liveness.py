@@ -15,12 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from kappaspeech.errors import KappaSpeechError, RankFailure
 from kappaspeech.escaping import for_terminal
+from kappaspeech.processes import read_stat
 from kappaspeech.ranks.agreement import is_agreed, is_broken_collective
 from kappaspeech.ranks.cluster import MAX_POST_BYTES, Cluster
 from kappaspeech.redaction import redact
@@ -253,7 +253,7 @@ def voice(failure: RankFailure) -> int:
 def own_place() -> list[Any] | None:
     """Host, process namespace, id and start, by which other ranks of the host find this process; None without /proc."""
     try:
-        return [socket.gethostname(), os.readlink("/proc/self/ns/pid"), os.getpid(), _read_stat(os.getpid())[1]]
+        return [socket.gethostname(), os.readlink("/proc/self/ns/pid"), os.getpid(), read_stat(os.getpid()).started]
     except OSError:
         return None
 
@@ -264,16 +264,9 @@ def process_state(place: Sequence[Any] | None) -> str:
     if place is None or own is None or list(place[:2]) != own[:2]:
         return "unknown"
     try:
-        state, started = _read_stat(place[2])
+        found = read_stat(place[2])
     except OSError:
         return "gone"
-    if started != place[3] or state in "ZX":
+    if found.started != place[3] or found.state in "ZX":
         return "gone"
-    return "stopped" if state in "Tt" else "running"
-
-
-def _read_stat(pid: int) -> tuple[str, int]:
-    """A process's state letter and its start in clock ticks since boot: proc(5), fields 3 and 22."""
-    # the name in parentheses, field 2, may hold anything
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    return fields[0], int(fields[19])
+    return "stopped" if found.state in "Tt" else "running"

@@ -65,7 +65,7 @@ def _open_folder(folder: Path, config: dict[str, Any] | None) -> list[TensorFile
 
 def open_file(path: Path) -> list[TensorFile]:
     """One file, or all pieces of the GGUF model that it is a piece of. Raises `CheckpointError`."""
-    opener = _OPENERS.get(path.suffix)
+    opener = OPENERS.get(path.suffix)
     if opener is None:
         raise CheckpointError(f"{path} is of a kind that can't be read. Expected: {_EXPECTED}.")
     first = opener(path)
@@ -172,7 +172,8 @@ def _warn_of_second(folder: Path, whole: str, index: str) -> None:
 
 
 _EXPECTED = "safetensors or pytorch_model.bin (one file, or several with an index), a .pt of openai-whisper, or a .gguf"
-_OPENERS: dict[str, Callable[[Path], TensorFile]] = {
+# a format is a class that answers as `TensorFile` does, and an entry here
+OPENERS: dict[str, Callable[[Path], TensorFile]] = {
     ".safetensors": SafetensorsFile,
     ".bin": TorchFile,
     ".pt": TorchFile,

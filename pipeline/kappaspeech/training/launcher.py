@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kappaspeech.processes import read_stat
+
 _DEEPSPEED_MODULE = "deepspeed.launcher.launch"
 
 
@@ -23,9 +25,9 @@ class Launcher:
 
 
 def _parent_of(pid: int) -> int | None:
-    """The parent of a process; None where /proc doesn't say. proc(5): field 4 of stat, after a name that may hold anything."""
+    """The parent of a process; None where nobody says."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
+        return read_stat(pid).parent
     except OSError:
         return None
 

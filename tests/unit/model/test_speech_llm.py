@@ -8,10 +8,11 @@ import math
 import pytest
 import torch
 from kappaspeech.errors import SelectionError
+from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.adaptor import Adaptor, AdaptorShape, sinusoids, stack_states
 from kappaspeech.model.freezing import unfreeze
 from kappaspeech.model.llm import load_llm
-from kappaspeech.model.speech_llm import IGNORED_LABEL, SpeechLLM, token_embedding_std
+from kappaspeech.model.speech_llm import SpeechLLM, token_embedding_std
 from kappaspeech.model.trained import build_adaptor
 from torch.nn import functional
 

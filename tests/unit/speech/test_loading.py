@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from kappaspeech.errors import DataError
+from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.speech.augment import Augmentation, change_speed, generator, mask_spectrogram
 from kappaspeech.speech.loading import LoaderPool, LoadOptions, SampleRef
@@ -174,7 +175,7 @@ def test_a_step_says_what_it_cost_by_language_and_part(home):
         assert set(data.seconds_by_language) == {key.split("/")[0] for key in entries}
         assert 0 <= data.padding < 1
         rows = [
-            (int(batch.num_frames[row]) + 7) // 8 + int((batch.label_ids[row] != -100).sum())
+            (int(batch.num_frames[row]) + 7) // 8 + int((batch.label_ids[row] != IGNORED_LABEL).sum())
             for batch in data.batches
             if batch.keys
             for row in range(len(batch.keys))
@@ -182,7 +183,7 @@ def test_a_step_says_what_it_cost_by_language_and_part(home):
         widths = [
             len(batch.keys)
             * max(
-                (int(batch.num_frames[row]) + 7) // 8 + int((batch.label_ids[row] != -100).sum())
+                (int(batch.num_frames[row]) + 7) // 8 + int((batch.label_ids[row] != IGNORED_LABEL).sum())
                 for row in range(len(batch.keys))
             )
             for batch in data.batches

@@ -84,9 +84,9 @@ def test_a_process_of_this_host_is_known_to_run_to_be_stopped_and_to_be_gone():
         process.stdout.readline()
         own = own_place()
         assert own is not None
-        from kappaspeech.ranks.liveness import _read_stat
+        from kappaspeech.processes import read_stat
 
-        place = [own[0], own[1], process.pid, _read_stat(process.pid)[1]]
+        place = [own[0], own[1], process.pid, read_stat(process.pid).started]
         assert process_state(place) == "running"
         assert process_state(["elsewhere", *place[1:]]) == process_state(None) == "unknown"
         assert process_state([*place[:3], place[3] - 1]) == "gone"

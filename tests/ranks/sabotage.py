@@ -10,10 +10,10 @@ from typing import Any
 
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.speech_llm import SpeechLLM
+from kappaspeech.runs.records import RunLog, StepRecord
 from kappaspeech.speech.stream import StepData
 from kappaspeech.training.engine import TrainingEngine
 from kappaspeech.training.loop import TrainingLoop
-from kappaspeech.training.run_log import RunLog, StepRecord
 from kappaspeech.training.tensor_file import TensorFileWriter
 from torch import Tensor
 

@@ -128,9 +128,9 @@ def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: i
     from kappaspeech.planning.machine import find_products, measure_here
     from kappaspeech.planning.planner import Planner
     from kappaspeech.processors import count_cores
+    from kappaspeech.runs.folder import RunFolder
     from kappaspeech.training.arithmetic import choose_arithmetic
     from kappaspeech.training.meta_model import build_meta_model
-    from kappaspeech.training.run_folder import RunFolder
 
     if torch.cuda.is_available():
         raise InputError("--here is for machines without GPUs; of this one's, give --tflops and --gpu-memory.")

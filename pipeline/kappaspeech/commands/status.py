@@ -19,9 +19,10 @@ def status(
     """
     from kappaspeech.commands.train import read_settings
     from kappaspeech.escaping import for_terminal
-    from kappaspeech.training.run_folder import RunFolder
+    from kappaspeech.runs.contents import RECORD_FILE
+    from kappaspeech.runs.folder import RunFolder
 
     folder = run if run is not None and run.is_dir() and config is None else Path(read_settings(run, config, set_ or []).run_dir)
-    word = str(RunFolder(folder).read_record()["status"]) if (folder / "run.json").exists() else "absent"
+    word = str(RunFolder(folder).read_record()["status"]) if (folder / RECORD_FILE).exists() else "absent"
     print(for_terminal(word))
     return 0 if word == "finished" else 1

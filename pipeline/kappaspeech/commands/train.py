@@ -63,11 +63,12 @@ def _train_here(settings: Any) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from kappaspeech.escaping import for_terminal
     from kappaspeech.launching.reports import write_report
-    from kappaspeech.training.guide import GUIDE_FILE, describe_outcome
+    from kappaspeech.runs.contents import README_FILE
+    from kappaspeech.runs.readme import describe_outcome
 
     if "RANK" not in os.environ:
         from kappaspeech.outputs import try_folder
-        from kappaspeech.training.lease import free
+        from kappaspeech.runs.lease import free
 
         # before torch and DeepSpeed are loaded: a second start is told at once, and so is a disk that takes nothing
         try_folder(Path(settings.run_dir))
@@ -84,7 +85,7 @@ def _train_here(settings: Any) -> int:
         print(for_terminal(f"{outcome.status} at step {outcome.step}{stopped}"))
         for line in describe_outcome(Path(outcome.run_dir))[1:]:
             print(for_terminal(line))
-        print(f"{outcome.run_dir} (what is in it: {Path(outcome.run_dir) / GUIDE_FILE})")
+        print(f"{outcome.run_dir} (what is in it: {Path(outcome.run_dir) / README_FILE})")
     return 0
 
 

@@ -15,9 +15,10 @@ from kappaspeech.errors import InputError
 from kappaspeech.model.llm import load_llm
 from kappaspeech.model.lora import linear_tensors
 from kappaspeech.redaction import find_secrets, redact_values
+from kappaspeech.runs.contents import RECORD_FILE, SELECTION_FILE
+from kappaspeech.runs.folder import RunFolder
 from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.selection import Order, TensorSelection, select
-from kappaspeech.training.run_folder import RunFolder
 
 State = Literal["waiting", "running", "resumable", "failed", "finished"]
 
@@ -100,7 +101,7 @@ def _check_same_run(trial: Trial, config: RunConfig, selection: TensorSelection 
     for content in (before, now):
         content["unfreeze"].pop("selection")
     differing = config_differences(before, now) + [key for key in ("seed", "unfreeze") if before[key] != now[key]]
-    kept = trial.run_dir / "selection.json"
+    kept = trial.run_dir / SELECTION_FILE
     had = TensorSelection.read(kept).shapes if kept.exists() else {}
     if had != (selection.shapes if selection else {}):
         differing.append("the selected tensors")
@@ -113,7 +114,7 @@ def _check_same_run(trial: Trial, config: RunConfig, selection: TensorSelection 
 
 def read_state(trial: Trial) -> State:
     """How far a trial has come, by its run folder: «running» also where it was killed."""
-    if not (trial.run_dir / "run.json").exists():
+    if not (trial.run_dir / RECORD_FILE).exists():
         return "waiting"
     state: State = RunFolder(trial.run_dir).read_record()["status"]
     return state

@@ -16,6 +16,8 @@ from kappaspeech.errors import KappaSpeechError
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.outputs import explain
 from kappaspeech.planning.planner import Planner
+from kappaspeech.runs.contents import RECORD_FILE
+from kappaspeech.runs.folder import RunFolder
 from kappaspeech.speech.batches import make_prompt
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.shards import expand, read_index
@@ -24,7 +26,6 @@ from kappaspeech.speech.stream import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.table import MERGED_SUFFIX, read_merged
 from kappaspeech.training.deepspeed_ops import find_compatible_ops
 from kappaspeech.training.meta_model import build_meta_model
-from kappaspeech.training.run_folder import RunFolder
 
 _PROBE_BYTES = 64 << 20
 # Shards of a data set whose indices are read to compare training with test; each is a request where they are remote.
@@ -208,7 +209,7 @@ def check_disk(run_dir: Path, *, needed_bytes: int) -> list[Finding]:
 def resumes(config: RunConfig) -> list[Finding]:
     """Whether the run's folder already holds a run, which training would go on with."""
     folder = RunFolder(Path(config.run_dir))
-    if not (folder.path / "run.json").exists():
+    if not (folder.path / RECORD_FILE).exists():
         return []
     return _try("run folder", lambda: [_describe_run(folder)])
 

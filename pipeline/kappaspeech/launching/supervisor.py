@@ -38,7 +38,9 @@ from kappaspeech.launching.reports import report_folder
 from kappaspeech.processors import count_cores
 from kappaspeech.redaction import HIDDEN, redact
 from kappaspeech.rendezvous import free_port
-from kappaspeech.training.lease import free
+from kappaspeech.runs.checkpoints import list_checkpoints
+from kappaspeech.runs.contents import CHECKPOINTS_FOLDER
+from kappaspeech.runs.lease import free
 
 FIRST_DELAY_SECONDS = 5.0
 LONGEST_DELAY_SECONDS = 300.0
@@ -235,7 +237,8 @@ def submit(arguments: Sequence[str], *, options: str, dry_run: bool) -> int:
 
 
 def _newest_checkpoint(run_dir: Path) -> str | None:
-    return max((path.name for path in (run_dir / "checkpoints").glob("step-*")), default=None)
+    found = list_checkpoints(run_dir / CHECKPOINTS_FOLDER)
+    return found[-1].name if found else None
 
 
 def _pause(seconds: float, signals: Signals) -> bool:

@@ -14,8 +14,10 @@ from typing import Any
 from kappaspeech.errors import CheckpointError
 from kappaspeech.escaping import encodable
 from kappaspeech.outside import describe, explained
+from kappaspeech.runs.contents import is_run
+from kappaspeech.runs.result import RunResult, read_result
 from kappaspeech.scan.dtypes import StoredArray
-from kappaspeech.scan.run_file import RunParts, TrainedFile, find_run_parts, is_run
+from kappaspeech.scan.run_file import TrainedFile
 from kappaspeech.scan.safetensors_file import StoredTensor
 from kappaspeech.scan.weight_files import TensorFile, open_file, open_folder, read_config
 
@@ -189,7 +191,7 @@ def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
 
 def _open_run(folder: Path) -> Checkpoint:
     """What a run's last checkpoint would be exported as: LoRA merged, a moving average where one is kept."""
-    parts: RunParts = find_run_parts(folder)
+    parts: RunResult = read_result(folder)
     path = Path(parts.base)
     with explained(f"{folder} was trained from {parts.base}, which can't be opened", kind=CheckpointError):
         is_folder = path.is_dir()

@@ -16,8 +16,9 @@ from kappaspeech.model.encoder import choose_encoder_dtype
 from kappaspeech.model.family import FLASH_ATTENTION, Attentions, read_attentions, read_widths
 from kappaspeech.model.llm import choose_attention
 from kappaspeech.model.precision import DTYPES, choose_dtype, is_worth_it, like_model, measure_rates, slowest
-from kappaspeech.training.checkpoint import list_checkpoints
-from kappaspeech.training.run_folder import SCHEMA_VERSION, RunFolder
+from kappaspeech.runs.checkpoints import list_checkpoints
+from kappaspeech.runs.contents import RECORD_FILE
+from kappaspeech.runs.folder import SCHEMA_VERSION, RunFolder
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def choose_arithmetic(
 
 def _read_recorded(folder: RunFolder) -> dict[str, str] | None:
     """What a run that has a checkpoint to go on from wrote of its arithmetic; None where it hadn't come to that."""
-    path = Path(folder.path) / "run.json"
+    path = Path(folder.path) / RECORD_FILE
     if not path.exists() or not list_checkpoints(folder.checkpoints):
         return None
     record = read_json(path, schema_version=SCHEMA_VERSION)

@@ -12,6 +12,7 @@ import torch
 from kappaspeech.config import DatasetConfig, EvaluationConfig, ReadConfig
 from kappaspeech.errors import ConfigError, InputError
 from kappaspeech.evaluation.decoding import Decoder
+from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.training.arithmetic import UseArithmetic
 from kappaspeech.training.trained_run import SPEECH_FILE, Step, open_run, open_transcriber
 
@@ -52,9 +53,9 @@ def plan_evaluation(
     speech = tuple(DatasetConfig(shards=shards) for shards in data)
     texts = dict(map(_parse_text, text))
     is_whisper = model.startswith(WHISPER_PREFIX) or model.endswith(".pt")
-    if step is not None and not (Path(model) / "run.json").exists():
+    if step is not None and not (Path(model) / RECORD_FILE).exists():
         raise InputError(f"--step chooses one of a run's checkpoints, and {model} is no run.")
-    if not is_whisper and (Path(model) / "run.json").exists():
+    if not is_whisper and (Path(model) / RECORD_FILE).exists():
         run = open_run(Path(model), step=step)
         config = run.config
         speech, texts = speech or tuple(config.data.test), texts or dict(config.data.text)

@@ -16,8 +16,8 @@ from kappaspeech.artefacts import sync_folder, write_json
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.model.lora import factors_of, is_factor, lora_to_record, merge
+from kappaspeech.model.prefixes import ADAPTOR_PREFIX, LLM_PREFIX
 from kappaspeech.model.stored_names import model_names
-from kappaspeech.model.trained import ADAPTOR_PREFIX, LLM_PREFIX
 from kappaspeech.progress import ProgressBar
 from kappaspeech.scan.checkpoint import Checkpoint, read_config
 from kappaspeech.training.merged_files import plan_output, read_base, write_merged

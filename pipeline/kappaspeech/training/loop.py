@@ -16,21 +16,23 @@ from kappaspeech.evaluation.evaluate import TestSet, evaluate
 from kappaspeech.liveness import Watch
 from kappaspeech.model.flops import speech_cost
 from kappaspeech.progress import ProgressBar
+from kappaspeech.runs.best import best_wer, mark_best
+from kappaspeech.runs.checkpoints import check_fingerprints, prepare_resume, read_state
+from kappaspeech.runs.contents import hypotheses_path
+from kappaspeech.runs.folder import RunFolder
+from kappaspeech.runs.lease import Lease
+from kappaspeech.runs.records import RunLog, StepRecord
+from kappaspeech.runs.saved_state import find_fault
 from kappaspeech.speech.batches import SpeechBatch
 from kappaspeech.speech.stream import SpeechStream, StepData
-from kappaspeech.training import checkpoint as checkpoints
+from kappaspeech.training import engine_state
 from kappaspeech.training.bad_steps import BadStep, BadSteps
 from kappaspeech.training.base_partitions import BasePartitions, averaged_weights
-from kappaspeech.training.best import best_wer, mark_best
 from kappaspeech.training.encoding import ClipEncoder
 from kappaspeech.training.engine import MicroBatch, TrainingEngine
 from kappaspeech.training.forecast import Forecast
-from kappaspeech.training.lease import Lease
 from kappaspeech.training.measuring import make_transcriber
 from kappaspeech.training.phases import PhaseClock
-from kappaspeech.training.run_folder import RunFolder
-from kappaspeech.training.run_log import RunLog, StepRecord
-from kappaspeech.training.saved_state import find_fault
 from kappaspeech.training.schedule import rate_factor
 from kappaspeech.training.speed import count_work
 from kappaspeech.training.stopping import StopRequest
@@ -181,18 +183,15 @@ class TrainingLoop:
         """The step to go on with: that of the last checkpoint, restored; else 0."""
         last, state = None, {}
         with agreement(self._cluster):
-            if (
-                self._cluster.rank == 0
-                and (last := checkpoints.prepare_resume(self._folder.checkpoints, find_fault=find_fault)) is not None
-            ):
-                state = checkpoints.read_state(last)
-                checkpoints.check_fingerprints(last, state["fingerprints"], self._fingerprints)
+            if self._cluster.rank == 0 and (last := prepare_resume(self._folder.checkpoints, find_fault=find_fault)) is not None:
+                state = read_state(last)
+                check_fingerprints(last, state["fingerprints"], self._fingerprints)
         name, state = self._cluster.broadcast((last and last.name, state))
         if name is None:
             return 0
         self._bad_steps.restore(state["bad_steps"])
         num_updates = state["step"] - self._bad_steps.num_skipped
-        checkpoints.restore(self._engine, self._folder.checkpoints / name, self._cluster, num_updates=num_updates)
+        engine_state.restore(self._engine, self._folder.checkpoints / name, self._cluster, num_updates=num_updates)
         self._saved_step = state["step"]
         self._hint = (state["hint"][0], state["hint"][1])
         self._tally.restore(state)
@@ -284,7 +283,7 @@ class TrainingLoop:
             **self._tally.to_json(),
         }
         keep = self._config.training.keep_checkpoints
-        checkpoints.save(
+        engine_state.save(
             self._engine,
             self._cluster,
             self._folder.checkpoints,
@@ -336,7 +335,7 @@ class TrainingLoop:
         began = time.monotonic()
         with averaged_weights(self._engine):
             transcriber = make_transcriber(self._engine, self._parts, self._config, self._cluster, base=self._base)
-            path = self._folder.hypotheses / f"step-{step:06d}.jsonl"
+            path = hypotheses_path(self._folder.hypotheses, step)
             record = evaluate(
                 transcriber,
                 test_set,

@@ -12,12 +12,12 @@ from kappaspeech.config import RunConfig
 from kappaspeech.evaluation.forgetting import relative_change
 from kappaspeech.model.llm import load_llm
 from kappaspeech.model.lora import is_factor, merge, public_names
-from kappaspeech.model.trained import LLM_PREFIX
+from kappaspeech.model.prefixes import ENCODER_PREFIX, LLM_PREFIX
+from kappaspeech.runs.folder import Movement, RunFolder
 from kappaspeech.scan.spectrum import spectrum_stats
 from kappaspeech.training.digests import Hasher, digest_tensor, share_out
 from kappaspeech.training.engine import TrainingEngine
 from kappaspeech.training.parts import Parts
-from kappaspeech.training.run_folder import Movement, RunFolder
 
 
 def digest_frozen(parts: Parts, cluster: Cluster) -> dict[str, str]:
@@ -33,7 +33,7 @@ def digest_frozen(parts: Parts, cluster: Cluster) -> dict[str, str]:
 
 def digest_encoder(parts: Parts) -> dict[str, str]:
     """SHA-256 of each of the encoder's tensors, as it computes with them."""
-    return {f"whisper.{name}": digest_tensor(tensor) for name, tensor in parts.encoder.whisper.state_dict().items()}
+    return {f"{ENCODER_PREFIX}{name}": digest_tensor(tensor) for name, tensor in parts.encoder.whisper.state_dict().items()}
 
 
 def digest_start(parts: Parts, encoder_digests: Mapping[str, str]) -> str:

@@ -24,6 +24,9 @@ from kappaspeech.outputs import sweep
 from kappaspeech.processors import count_cores
 from kappaspeech.redaction import redact
 from kappaspeech.rendezvous import find_launch
+from kappaspeech.runs.contents import RECORD_FILE
+from kappaspeech.runs.folder import RunFolder
+from kappaspeech.runs.lease import Lease, make_start_id
 from kappaspeech.speech.feature_cache import FeatureCache, FeatureCacheOptions
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.schedule import BatchBudget
@@ -34,12 +37,10 @@ from kappaspeech.training.engine import TrainingEngine
 from kappaspeech.training.hosts import check_alike, software, warn_of_clocks
 from kappaspeech.training.kept_prompt import digest_prompt_source, settle_prompt
 from kappaspeech.training.launcher import Launcher
-from kappaspeech.training.lease import Lease, make_start_id
 from kappaspeech.training.loop import Outcome, TrainingLoop
 from kappaspeech.training.parts import Parts, digest_trained, load_parts
 from kappaspeech.training.phases import PhaseClock
 from kappaspeech.training.proof import digest_encoder, digest_frozen, digest_start, prove_frozen, write_drift
-from kappaspeech.training.run_folder import RunFolder
 from kappaspeech.training.run_plan import describe_run, plan_run, settle_by_plan
 from kappaspeech.training.stalls import watch_training
 from kappaspeech.training.stopping import StopRequest, refuse_old_stop_file
@@ -141,7 +142,7 @@ def _train(
         stream = _open_stream(config, parts, cluster, cache_options)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
         # the first start says it
-        if cluster.rank == 0 and config.data.test and not (folder.path / "run.json").exists():
+        if cluster.rank == 0 and config.data.test and not (folder.path / RECORD_FILE).exists():
             _warn_of_overlap(config, stream)
     parts = replace(parts, prompt=settle_prompt(config, parts.tokenizer, cluster=cluster, folder=folder))
     check_alike(

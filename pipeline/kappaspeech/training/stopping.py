@@ -8,9 +8,9 @@ from pathlib import Path
 from types import FrameType
 
 from kappaspeech.errors import ConfigError
+from kappaspeech.runs.contents import STOP_FILE
 from kappaspeech.training.launcher import Launcher
 
-STOP_FILE_NAME = "STOP"
 # SIGUSR1 is what SLURM sends ahead of a time limit, SIGTERM what ends a job, SIGINT is Ctrl-C.
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -20,7 +20,7 @@ class StopRequest:
 
     def __init__(self, run_dir: Path, *, budget_seconds: float | None = None, launcher: Launcher | None = None) -> None:
         self._launcher = launcher
-        self._stop_file = run_dir / STOP_FILE_NAME
+        self._stop_file = run_dir / STOP_FILE
         self._deadline = None if budget_seconds is None else time.monotonic() + budget_seconds
         # what has come up so far, without a look at the disk
         self.known_reason: str | None = None
@@ -56,6 +56,6 @@ class StopRequest:
 
 def refuse_old_stop_file(run_dir: Path) -> None:
     """Raise `ConfigError` where a stop file was left by somebody while no run was there to obey it."""
-    path = run_dir / STOP_FILE_NAME
+    path = run_dir / STOP_FILE
     if path.exists():
         raise ConfigError(f"{path} was there before this start, which it would stop at once. Remove it to train.")

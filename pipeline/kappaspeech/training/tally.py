@@ -11,10 +11,10 @@ import torch
 
 from kappaspeech.artefacts import digest_lines
 from kappaspeech.errors import DataError
+from kappaspeech.runs.records import StepRecord
 from kappaspeech.speech.loading import BadSample
 from kappaspeech.speech.stream import StepData
 from kappaspeech.training.phases import Phase
-from kappaspeech.training.run_log import StepRecord
 from kappaspeech.training.speed import StepWork
 
 _NUM_NAMED = 5

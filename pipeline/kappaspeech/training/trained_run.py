@@ -18,14 +18,16 @@ from kappaspeech.model.family import read_attentions
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.model.lora import LoraShape, is_factor, lora_from_record
 from kappaspeech.model.precision import DTYPES, measure_rates
+from kappaspeech.model.prefixes import ADAPTOR_PREFIX
 from kappaspeech.model.speech_llm import SpeechLLM
-from kappaspeech.model.trained import ADAPTOR_PREFIX, find_base, load_trained_model
+from kappaspeech.model.trained import find_base, load_trained_model
+from kappaspeech.runs.best import read_best
+from kappaspeech.runs.checkpoints import find_weights, list_checkpoints, read_state, read_trained
+from kappaspeech.runs.contents import RECORD_FILE, step_of
+from kappaspeech.runs.folder import RunFolder
 from kappaspeech.scan.checkpoint import Checkpoint, open_checkpoint
 from kappaspeech.speech.batches import SpeechPrompt, make_prompt
-from kappaspeech.training import checkpoint as checkpoints
 from kappaspeech.training.arithmetic import UseArithmetic, keep_attention
-from kappaspeech.training.best import read_best
-from kappaspeech.training.run_folder import RunFolder
 
 SPEECH_FILE = "speech.json"
 ADAPTOR_FILE = "adaptor.safetensors"
@@ -107,7 +109,7 @@ class Difference:
         # the masters are float32: what they trained is their rounding; a LoRA's product is rounded once, when it is merged
         trained = {
             name: tensor if is_factor(name) else tensor.to(self.parts.torch_dtype)
-            for name, tensor in checkpoints.read_trained(self.trained).items()
+            for name, tensor in read_trained(self.trained).items()
         }
         return load_trained_model(
             self.llm,
@@ -148,7 +150,7 @@ class TrainedRun:
     def difference(self) -> Difference:
         digest = str(self.record["checkpoint_digest"])
         lora = lora_from_record(self.record.get("lora"))
-        return Difference(self.path, self.parts, self.config.model.llm, digest, checkpoints.find_result(self.checkpoint), lora)
+        return Difference(self.path, self.parts, self.config.model.llm, digest, find_weights(self.checkpoint), lora)
 
     def load_model(self, use: UseArithmetic) -> SpeechLLM:
         """The base model with what this checkpoint trained. Raises `CheckpointError`, also where the base has changed."""
@@ -173,19 +175,19 @@ def open_run(path: Path, *, step: Step = None) -> TrainedRun:
     """A run folder at its last checkpoint, that of `step`, or that of lowest WER. Raises `InputError` or `CheckpointError`."""
     folder = RunFolder(path)
     config, record = folder.read_config(), folder.read_record()
-    found = checkpoints.list_checkpoints(folder.checkpoints)
+    found = list_checkpoints(folder.checkpoints)
     if not found:
         raise CheckpointError(f"{path} has no checkpoint yet. Let its training reach one.")
-    states = {int(checkpoint.name.removeprefix("step-")): checkpoint for checkpoint in found}
+    states = {step_of(checkpoint): checkpoint for checkpoint in found}
     if step == "best":
         best = read_best(folder.checkpoints)
         if best is None:
             raise CheckpointError(f"{path} has no checkpoint marked as best. A training with data.test and keep_best marks one.")
-        step = int(best.name.removeprefix("step-"))
+        step = step_of(best)
     wanted = max(states) if step is None else step
     if wanted not in states:
         raise CheckpointError(f"{path} has no checkpoint of step {wanted}; it has {', '.join(map(str, sorted(states)))}.")
-    state = checkpoints.read_state(states[wanted])
+    state = read_state(states[wanted])
     return TrainedRun(path, config, record, states[wanted], wanted, float(state["train_seconds"]))
 
 
@@ -194,7 +196,7 @@ def open_difference(path: Path, *, step: Step = None, base: str | None = None) -
 
     `base` names the base model where it isn't where it was. Raises `InputError` where `path` is neither.
     """
-    if (path / "run.json").exists():
+    if (path / RECORD_FILE).exists():
         found = open_run(path, step=step).difference
     elif (path / SPEECH_FILE).exists() and (path / TRAINED_FILE).exists():
         content = read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION)
@@ -202,7 +204,7 @@ def open_difference(path: Path, *, step: Step = None, base: str | None = None) -
         parts, lora = SpeechParts.from_json(content), lora_from_record(content.get("lora"))
         found = Difference(path, parts, origin["llm"], origin["checkpoint_digest"], path / TRAINED_FILE, lora)
     else:
-        raise InputError(f"{path} is neither a run folder (run.json) nor a difference ({SPEECH_FILE} and {TRAINED_FILE}).")
+        raise InputError(f"{path} is neither a run folder ({RECORD_FILE}) nor a difference ({SPEECH_FILE} and {TRAINED_FILE}).")
     return replace(found, llm=base) if base else found
 
 
@@ -232,11 +234,11 @@ def open_transcriber(
         dtype, attention = use.dtype(parts.dtype), parts.choose_attention(use, llm)
         model = load_trained_model(llm, parts.adaptor, trained, dtype=dtype, attention=attention)
         model.base_tensors = None  # what this folder has for a base is what was trained
-    elif (path / SPEECH_FILE).exists() or (path / "run.json").exists():
+    elif (path / SPEECH_FILE).exists() or (path / RECORD_FILE).exists():
         difference = open_difference(path, step=step, base=base)
         parts, model, llm = difference.parts, difference.load_model(use), difference.llm
     else:
-        raise InputError(f"{path} is neither a run folder (run.json) nor an export ({SPEECH_FILE}).")
+        raise InputError(f"{path} is neither a run folder ({RECORD_FILE}) nor an export ({SPEECH_FILE}).")
     tokenizer = load_tokenizer(llm)
     return Transcriber(
         model.to(device),

@@ -18,7 +18,7 @@ from kappaspeech.launching import leftovers, reports, supervisor
 from kappaspeech.launching.attempt import Signals, judge, run_attempt
 from kappaspeech.launching.command_lines import CommandLine
 from kappaspeech.launching.reports import RankReport
-from kappaspeech.training.lease import Lease, make_start_id
+from kappaspeech.runs.lease import Lease, make_start_id
 
 
 def start(run_dir: Path, script: str, *, mark: str = "m"):

@@ -8,9 +8,9 @@ from kappaspeech.cluster import SingleProcess
 from kappaspeech.config import read_run_config
 from kappaspeech.errors import ConfigError
 from kappaspeech.model.family import Attentions
+from kappaspeech.runs.folder import RunFolder
 from kappaspeech.training import arithmetic
 from kappaspeech.training.arithmetic import UseArithmetic, choose_arithmetic, keep_attention
-from kappaspeech.training.run_folder import RunFolder
 
 from tests import tiny
 

@@ -12,12 +12,12 @@ import torch
 from kappaspeech.commands import main
 from kappaspeech.config import OptimizerConfig, RunConfig, read_run_config
 from kappaspeech.errors import CheckpointError, InputError, TrainingError
+from kappaspeech.runs.checkpoints import check_fingerprints, list_checkpoints
+from kappaspeech.runs.folder import RunFolder
+from kappaspeech.runs.readme import describe_outcome
+from kappaspeech.runs.records import RunLog, StepRecord, read_lines
 from kappaspeech.speech.loading import BadSample
-from kappaspeech.training.checkpoint import check_fingerprints, list_checkpoints
 from kappaspeech.training.engine import average_decay
-from kappaspeech.training.guide import describe_outcome
-from kappaspeech.training.run_folder import RunFolder
-from kappaspeech.training.run_log import RunLog, StepRecord, read_lines
 from kappaspeech.training.schedule import rate_factor
 from kappaspeech.training.stopping import StopRequest
 from kappaspeech.training.tensor_file import TensorFileWriter

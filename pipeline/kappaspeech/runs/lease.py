@@ -22,8 +22,8 @@ from typing import Any
 
 from kappaspeech.errors import InputError, TrainingError
 from kappaspeech.liveness import own_place, process_state
+from kappaspeech.runs.contents import LEASE_FILE, STOP_FILE
 
-LEASE_FILE = "lease.json"
 RENEWAL_SECONDS = 3.0
 # also the longest that a start waits for a lease that a dead host left
 EXPIRY_SECONDS = 30.0
@@ -89,7 +89,7 @@ def free(folder: Path) -> None:
         if state in ("running", "stopped"):
             raise InputError(
                 f"{folder} has been trained in for {holder.age} by {holder}. Two starts would destroy each other's files: wait "
-                f"for that one, end it (touch {folder}/STOP), or give another run_dir."
+                f"for that one, end it (touch {folder / STOP_FILE}), or give another run_dir."
             )
         if state == "gone":
             _take_away(path, holder.id)

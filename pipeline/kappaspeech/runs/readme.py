@@ -8,36 +8,17 @@ from typing import Any
 
 from kappaspeech.artefacts import read_json
 from kappaspeech.escaping import for_line
-from kappaspeech.planning.plan import compare_with_run
-from kappaspeech.training.checkpoint import list_checkpoints
-from kappaspeech.training.run_log import EVALUATIONS_NAME, STEPS_NAME, is_evaluation, is_step, read_lines
-
-GUIDE_FILE = "run.md"
-_FILES = (
-    ("config.json", "the resolved configuration; `kappaspeech train` takes it as it takes the YAML"),
-    (
-        "secrets.json",
-        "passwords and signatures of URLs, which config.json hides; for your eyes alone: leave it out of what you share",
-    ),
-    ("run.json", "status, digests, versions, commit, and the plan beside what was measured"),
-    ("selection.json", "the LLM's tensors that were trained"),
-    ("steps.jsonl", "a record a step: loss, rates, gradient norm, times, padding, memory, digest of the samples"),
-    ("tensorboard", "the same as curves: `tensorboard --logdir` this folder"),
-    ("evaluations.jsonl", "WER by language with intervals, and perplexity of text"),
-    ("hypotheses", "every transcript of each evaluation"),
-    ("checkpoints", "what was trained, with its optimizer; the base model isn't in it"),
-    ("bad_samples.jsonl", "samples that couldn't be used, and why"),
-    ("frozen.json", "digests of every frozen tensor, before and after"),
-    ("drift.json", "how far each trained tensor has moved"),
-)
+from kappaspeech.runs.checkpoints import list_checkpoints
+from kappaspeech.runs.contents import CHECKPOINTS_FOLDER, CONFIG_FILE, CONTENTS, EVALUATIONS_FILE, RECORD_FILE, STEPS_FILE
+from kappaspeech.runs.records import is_evaluation, is_step, read_lines
 
 
 def describe_outcome(run_dir: Path) -> list[str]:
     """A few lines for a person: how far the run came, its WER, its plan against what was measured, its last checkpoint."""
-    record = read_json(run_dir / "run.json", schema_version=1)
+    record = read_json(run_dir / RECORD_FILE, schema_version=1)
     reason = f" ({record['reason']})" if record.get("reason") else ""
     lines = [f"{record['status']}{reason}: {_progress(run_dir, record)}"]
-    evaluations = read_lines(run_dir / EVALUATIONS_NAME, is_record=is_evaluation)
+    evaluations = read_lines(run_dir / EVALUATIONS_FILE, is_record=is_evaluation)
     if evaluations:
         rates = [f"{_rate(item['wer']['mean_wer'])} at step {item['step']}" for item in evaluations]
         lines.append(f"mean WER {', '.join(dict.fromkeys((rates[0], rates[-1])))}")
@@ -48,7 +29,7 @@ def describe_outcome(run_dir: Path) -> list[str]:
             f"peak memory a rank {memory['measured'] / 1e9:.2f} GB (planned {memory['predicted'] / 1e9:.2f}), "
             f"step {seconds['measured']:.2f} s (planned {seconds['predicted']:.2f})"
         )
-    found = list_checkpoints(run_dir / "checkpoints")
+    found = list_checkpoints(run_dir / CHECKPOINTS_FOLDER)
     if found:
         lines.append(f"last checkpoint {found[-1]}")
     return lines
@@ -60,8 +41,8 @@ def _rate(mean_wer: float | None) -> str:
 
 
 def _progress(run_dir: Path, record: Mapping[str, Any]) -> str:
-    steps = read_lines(run_dir / STEPS_NAME, is_record=is_step)
-    config = read_json(run_dir / "config.json", schema_version=1)
+    steps = read_lines(run_dir / STEPS_FILE, is_record=is_step)
+    config = read_json(run_dir / CONFIG_FILE, schema_version=1)
     done = steps[-1]["step"] + 1 if steps else 0
     loss = f", loss {steps[-1]['loss_nats']:.3f} nats a token" if steps else ""
     return (
@@ -70,12 +51,12 @@ def _progress(run_dir: Path, record: Mapping[str, Any]) -> str:
     )
 
 
-def write_guide_text(run_dir: Path) -> str:
+def write_readme(run_dir: Path) -> str:
     """The text of run.md."""
-    record = read_json(run_dir / "run.json", schema_version=1)
-    there = [f"- `{name}`: {meaning}" for name, meaning in _FILES if (run_dir / name).exists()]
-    commands = [f"- go on, or with more training.num_steps further: `kappaspeech train {run_dir / 'config.json'}`"]
-    if list_checkpoints(run_dir / "checkpoints"):
+    record = read_json(run_dir / RECORD_FILE, schema_version=1)
+    there = [f"- `{name}`: {meaning}" for name, meaning in CONTENTS if (run_dir / name).exists()]
+    commands = [f"- go on, or with more training.num_steps further: `kappaspeech train {run_dir / CONFIG_FILE}`"]
+    if list_checkpoints(run_dir / CHECKPOINTS_FOLDER):
         commands += [
             f"- measure it again, or on other shards: `kappaspeech evaluate {run_dir}`",
             f"- a folder for transformers, or `--only difference`: `kappaspeech export {run_dir} exported`",
@@ -84,12 +65,3 @@ def write_guide_text(run_dir: Path) -> str:
         ]
     title = f"# {for_line(record['arm'])}: {for_line(record['selection_rule'])}"
     return "\n".join([title, "", *(f"{line}  " for line in describe_outcome(run_dir)), "", *there, "", *commands, ""])
-
-
-def compare_plan(run_dir: Path) -> dict[str, Any] | None:
-    """The plan in run.json beside the steps' records; None where there was no plan, or too few steps."""
-    plan = read_json(run_dir / "run.json", schema_version=1).get("plan")
-    if not plan or "error" in plan:
-        return None
-    steps = read_lines(run_dir / STEPS_NAME, is_record=lambda record: is_step(record) and "peak_memory_bytes" in record)
-    return compare_with_run(plan, steps)

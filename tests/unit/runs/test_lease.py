@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 from kappaspeech.errors import InputError, TrainingError
-from kappaspeech.training import lease as leases
-from kappaspeech.training.lease import LEASE_FILE, Lease, free, launch_of, make_start_id
+from kappaspeech.runs import lease as leases
+from kappaspeech.runs.contents import LEASE_FILE
+from kappaspeech.runs.lease import Lease, free, launch_of, make_start_id
 
 from tests.patience import patience
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from kappaspeech.artefacts import read_json, write_json
 from kappaspeech.errors import InputError
-from kappaspeech.training.run_log import EVALUATIONS_NAME, is_evaluation, read_lines
+from kappaspeech.runs.contents import EVALUATIONS_FILE, checkpoint_path
+from kappaspeech.runs.records import is_evaluation, read_lines
 
 BEST_FILE = "best.json"
 _SCHEMA_VERSION = 1
@@ -24,7 +25,7 @@ def mark_best(folder: Path, *, step: int, mean_wer: float) -> None:
 def read_best(folder: Path) -> Path | None:
     """The checkpoint that is marked as the best; None where none is, or it is gone."""
     found = _find(folder)
-    return None if found is None else _checkpoint(folder, found[0])
+    return None if found is None else checkpoint_path(folder, found[0])
 
 
 def best_wer(folder: Path) -> float:
@@ -53,7 +54,7 @@ def _find(folder: Path) -> tuple[int, float] | None:
         marked = _read(folder / BEST_FILE)
     except InputError:
         marked = _find_by_evaluations(folder)
-    return marked if marked is not None and _checkpoint(folder, marked[0]).is_dir() else None
+    return marked if marked is not None and checkpoint_path(folder, marked[0]).is_dir() else None
 
 
 def _read(path: Path) -> tuple[int, float] | None:
@@ -67,11 +68,7 @@ def _read(path: Path) -> tuple[int, float] | None:
 
 
 def _find_by_evaluations(folder: Path) -> tuple[int, float] | None:
-    records = read_lines(folder.parent / EVALUATIONS_NAME, is_record=is_evaluation)
+    records = read_lines(folder.parent / EVALUATIONS_FILE, is_record=is_evaluation)
     known = [(record["wer"]["mean_wer"], record["step"]) for record in records if record["wer"]["mean_wer"] is not None]
-    there = [(wer, step) for wer, step in known if _checkpoint(folder, step).is_dir()]
+    there = [(wer, step) for wer, step in known if checkpoint_path(folder, step).is_dir()]
     return (min(there)[1], min(there)[0]) if there else None
-
-
-def _checkpoint(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:06d}"

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from kappaspeech.json_lines import Record, dump_line, keep_lines, read_lines
+from kappaspeech.runs.contents import BAD_SAMPLES_FILE, CURVES_FOLDER, EVALUATIONS_FILE, SKIPPED_STEPS_FILE, STEPS_FILE
 from kappaspeech.speech.loading import BadSample
 
-__all__ = ["EVALUATIONS_NAME", "STEPS_NAME", "RunLog", "StepRecord", "is_evaluation", "is_step", "read_lines"]
+__all__ = ["RunLog", "StepRecord", "is_evaluation", "is_step", "read_lines"]
 
-STEPS_NAME, EVALUATIONS_NAME = "steps.jsonl", "evaluations.jsonl"
-BAD_SAMPLES_NAME = "bad_samples.jsonl"
-SKIPPED_STEPS_NAME = "skipped_steps.jsonl"
 _CURVES = (
     "loss_nats",
     "grad_norm",
@@ -76,15 +74,15 @@ class RunLog:
         self._check = check
         run_dir.mkdir(parents=True, exist_ok=True)
         # steps before the resume point happened; an evaluation *at* it belongs to the checkpoint
-        for name, is_record in ((STEPS_NAME, is_step), (BAD_SAMPLES_NAME, is_of_step), (SKIPPED_STEPS_NAME, is_of_step)):
+        for name, is_record in ((STEPS_FILE, is_step), (BAD_SAMPLES_FILE, is_of_step), (SKIPPED_STEPS_FILE, is_of_step)):
             keep_lines(run_dir / name, lambda record: record["step"] < resume_step, is_record=is_record)
-        keep_lines(run_dir / EVALUATIONS_NAME, lambda record: record["step"] <= resume_step, is_record=is_evaluation)
-        self._steps = _open_to_append(run_dir / STEPS_NAME)
-        self._curves = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step)
+        keep_lines(run_dir / EVALUATIONS_FILE, lambda record: record["step"] <= resume_step, is_record=is_evaluation)
+        self._steps = _open_to_append(run_dir / STEPS_FILE)
+        self._curves = SummaryWriter(str(run_dir / CURVES_FOLDER), purge_step=resume_step)
 
     def evaluated_steps(self) -> set[int]:
         """Steps of which there is an evaluation."""
-        return {int(record["step"]) for record in read_lines(self._run_dir / EVALUATIONS_NAME, is_record=is_evaluation)}
+        return {int(record["step"]) for record in read_lines(self._run_dir / EVALUATIONS_FILE, is_record=is_evaluation)}
 
     def add_step(self, record: StepRecord) -> None:
         """Append a step; it survives a kill of this process, though not of the machine."""
@@ -101,20 +99,20 @@ class RunLog:
         if not samples:
             return
         self._check()
-        with _open_to_append(self._run_dir / BAD_SAMPLES_NAME) as file:
+        with _open_to_append(self._run_dir / BAD_SAMPLES_FILE) as file:
             for sample in samples:
                 file.write(dump_line({"step": step, **asdict(sample)}))
 
     def add_skipped_step(self, record: dict[str, Any]) -> None:
         """Name the samples of a step that moved no weight; it has no other record."""
         self._check()
-        with _open_to_append(self._run_dir / SKIPPED_STEPS_NAME) as file:
+        with _open_to_append(self._run_dir / SKIPPED_STEPS_FILE) as file:
             file.write(dump_line(record))
 
     def add_evaluation(self, record: dict[str, Any]) -> None:
         """Append an evaluation, durably; one of the same step takes the old one's place."""
         self._check()
-        path = self._run_dir / EVALUATIONS_NAME
+        path = self._run_dir / EVALUATIONS_FILE
         keep_lines(path, lambda other: other["step"] != record["step"], is_record=is_evaluation)
         with _open_to_append(path) as file:
             file.write(dump_line(record))

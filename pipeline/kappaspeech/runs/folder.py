@@ -18,8 +18,19 @@ from kappaspeech.artefacts import digest_json, read_json, write_json, write_priv
 from kappaspeech.config import SECRETS_NAME, RunConfig, read_secrets
 from kappaspeech.errors import InputError, TrainingError
 from kappaspeech.redaction import find_secrets, redact_values, restore_secrets
+from kappaspeech.runs.contents import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    DRIFT_FILE,
+    FROZEN_FILE,
+    HYPOTHESES_FOLDER,
+    README_FILE,
+    RECORD_FILE,
+    SELECTION_FILE,
+)
+from kappaspeech.runs.plan_comparison import compare_plan
+from kappaspeech.runs.readme import write_readme
 from kappaspeech.selection import TensorSelection
-from kappaspeech.training.guide import GUIDE_FILE, compare_plan, write_guide_text
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("kappaspeech", "torch", "deepspeed", "transformers", "openai-whisper", "webdataset", "numpy")
@@ -43,8 +54,8 @@ class RunFolder:
     def __init__(self, path: Path, *, start_id: str | None = None) -> None:
         self.path = path
         self.start_id = start_id
-        self.checkpoints = path / "checkpoints"
-        self.hypotheses = path / "hypotheses"
+        self.checkpoints = path / CHECKPOINTS_FOLDER
+        self.hypotheses = path / HYPOTHESES_FOLDER
 
     def begin(self, config: RunConfig, *, selection: TensorSelection | None, rule: str, facts: Mapping[str, Any]) -> None:
         """Write the resolved configuration, the selection and `run.json` with `status` «running»."""
@@ -52,11 +63,11 @@ class RunFolder:
         whole = config.model_dump(mode="json")
         content = redact_values(whole)
         _write_secrets(self.path / SECRETS_NAME, find_secrets(whole))
-        write_json(self.path / "config.json", {"schema_version": SCHEMA_VERSION, **content})
+        write_json(self.path / CONFIG_FILE, {"schema_version": SCHEMA_VERSION, **content})
         if selection is not None:
-            selection.write(self.path / "selection.json")
+            selection.write(self.path / SELECTION_FILE)
         write_json(
-            self.path / "run.json",
+            self.path / RECORD_FILE,
             {
                 "schema_version": SCHEMA_VERSION,
                 "start_id": self.start_id,
@@ -70,35 +81,35 @@ class RunFolder:
                 "status": "running",
             },
         )
-        write_text(self.path / GUIDE_FILE, write_guide_text(self.path))
+        write_text(self.path / README_FILE, write_readme(self.path))
 
     def end(self, status: str, **facts: Any) -> None:
         """Record how the run ended: «finished» is the marker of success, whatever a launcher's exit code says."""
         record = self.read_record()
         if record.get("start_id") != self.start_id:
-            raise TrainingError(f"{self.path / 'run.json'} is another start's by now; what this one saved is left as it is.")
+            raise TrainingError(f"{self.path / RECORD_FILE} is another start's by now; what this one saved is left as it is.")
         record |= {"status": status, **facts}
         # the status first: what follows is for people
-        write_json(self.path / "run.json", record)
-        write_json(self.path / "run.json", {**record, "plan_comparison": compare_plan(self.path)})
-        write_text(self.path / GUIDE_FILE, write_guide_text(self.path))
+        write_json(self.path / RECORD_FILE, record)
+        write_json(self.path / RECORD_FILE, {**record, "plan_comparison": compare_plan(self.path)})
+        write_text(self.path / README_FILE, write_readme(self.path))
 
     def fail(self, reason: str) -> None:
         """Record that the run has failed, where this start began it; a disk that can't take even that hides no cause."""
         try:
-            if (self.path / "run.json").exists() and self.read_record().get("start_id") == self.start_id:
+            if (self.path / RECORD_FILE).exists() and self.read_record().get("start_id") == self.start_id:
                 self.end("failed", reason=reason)
         except (OSError, InputError) as error:
-            _log.warning("%s can't be brought up to date: %s", self.path / "run.json", error)
+            _log.warning("%s can't be brought up to date: %s", self.path / RECORD_FILE, error)
 
     def write_frozen(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
         """Write `frozen.json`. Raises `TrainingError` naming the tensors whose bytes changed."""
         changed = sorted(name for name in before if after.get(name) != before[name])
-        write_json(self.path / "frozen.json", {"schema_version": 1, "changed": changed, "before": before, "after": after})
+        write_json(self.path / FROZEN_FILE, {"schema_version": 1, "changed": changed, "before": before, "after": after})
         if changed:
             raise TrainingError(
                 f"{len(changed)} frozen tensor(s) changed during training (first: {changed[0]}), which must never happen. "
-                f"Both digests of each are in {self.path / 'frozen.json'}; please report it."
+                f"Both digests of each are in {self.path / FROZEN_FILE}; please report it."
             )
 
     def write_drift(self, moved: Mapping[str, Movement]) -> None:
@@ -106,7 +117,7 @@ class RunFolder:
         each matrix κ before and after; null is infinite."""
         measured = {name: item for name, item in moved.items() if item.kappa_before is not None}
         write_json(
-            self.path / "drift.json",
+            self.path / DRIFT_FILE,
             {
                 "schema_version": 1,
                 "relative_frobenius": {n: x.relative_frobenius for n, x in moved.items() if x.relative_frobenius is not None},
@@ -117,18 +128,18 @@ class RunFolder:
 
     def read_record(self) -> dict[str, Any]:
         """What `begin` and `end` wrote to `run.json`. Raises `InputError`."""
-        record = read_json(self.path / "run.json", schema_version=SCHEMA_VERSION)
+        record = read_json(self.path / RECORD_FILE, schema_version=SCHEMA_VERSION)
         if not isinstance(record.get("status"), str):
             raise InputError(
-                f"{self.path / 'run.json'} doesn't say how the run stands: its status is {record.get('status')!r:.60}."
+                f"{self.path / RECORD_FILE} doesn't say how the run stands: its status is {record.get('status')!r:.60}."
             )
         return record
 
     def read_config(self) -> RunConfig:
         """The configuration that the run was made with. Raises `InputError` where this is no run folder."""
-        if not (self.path / "config.json").exists():
+        if not (self.path / CONFIG_FILE).exists():
             raise InputError(f"{self.path} is no run folder: it has no config.json. Give the run_dir of a training.")
-        content = read_json(self.path / "config.json", schema_version=SCHEMA_VERSION)
+        content = read_json(self.path / CONFIG_FILE, schema_version=SCHEMA_VERSION)
         content.pop("schema_version")
         content = restore_secrets(content, read_secrets(self.path))
         return RunConfig.model_validate_json(json.dumps(content))

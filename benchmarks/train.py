@@ -33,13 +33,13 @@ from typing import Any
 import torch
 from kappaspeech.cluster import start_training_cluster
 from kappaspeech.config import ModelConfig, OptimizerConfig, RunConfig
+from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.precision import measure_rates
 from kappaspeech.speech.layouts import Recording, find_recordings
 from kappaspeech.speech.packing import pack
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, read_recording
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.stream import SpeechDataset, SpeechStream
-from kappaspeech.training.arithmetic import Arithmetic
 from kappaspeech.training.encoding import ClipEncoder
 from kappaspeech.training.engine import MicroBatch, TrainingEngine
 from kappaspeech.training.parts import Parts, load_parts

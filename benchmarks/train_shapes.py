@@ -13,6 +13,7 @@ import torch
 from kappaspeech.cluster import TorchCluster, start_training_cluster
 from kappaspeech.config import OptimizerConfig, read_deepspeed_config
 from kappaspeech.model.adaptor import AdaptorShape
+from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.attention import MATMUL_ATTENTION, register_matmul_attention
 from kappaspeech.model.encoder import EncoderDims, FrozenWhisperEncoder
 from kappaspeech.model.flops import ClipLengths, SpeechCost, speech_cost
@@ -21,7 +22,6 @@ from kappaspeech.model.precision import measure_rate, measure_rates
 from kappaspeech.model.speech_llm import SpeechLLM, token_embedding_std
 from kappaspeech.model.trained import build_adaptor
 from kappaspeech.speech.batches import Features, SpeechBatch, collate
-from kappaspeech.training.arithmetic import Arithmetic
 from kappaspeech.training.engine import MicroBatch, TrainingEngine
 from kappaspeech.training.phases import Phase, PhaseClock
 from kappaspeech.training.speed import count_work

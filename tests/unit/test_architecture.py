@@ -55,7 +55,8 @@ ARROWS = {
     "scan": {"selection", "cluster", "local_cluster", "liveness", "model", "runs"},
     "speech": {"config"},
     "model": set(),
-    "planning": {"config", "model", "speech"},
+    "planning": {"config", "model", "speech", "selection", "scan"},
+    "trained": {"config", "model", "speech", "scan", "runs", "evaluation"},
     "diagnosis": {"config", "cluster", "model", "speech", "planning", "runs", "training"},
     "evaluation": {"config", "cluster", "model", "speech"},
     "training": {
@@ -84,6 +85,7 @@ ARROWS = {
         "model",
         "evaluation",
         "runs",
+        "trained",
         "training",
         "planning",
         "diagnosis",

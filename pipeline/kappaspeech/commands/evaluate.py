@@ -45,9 +45,9 @@ def evaluate(
     from kappaspeech.evaluation.wer import measure_sensitivity
     from kappaspeech.model.precision import measure_rates, slowest
     from kappaspeech.outputs import is_special, try_output
-    from kappaspeech.training.arithmetic import UseArithmetic
-    from kappaspeech.training.evaluated import plan_evaluation
-    from kappaspeech.training.trained_run import choose_device, parse_step
+    from kappaspeech.trained.arithmetic import UseArithmetic
+    from kappaspeech.trained.opening import choose_device, parse_step
+    from kappaspeech.trained.target import find_target
 
     options = {
         "batch_size": batch_size,
@@ -58,7 +58,7 @@ def evaluate(
     cluster = start_cluster()
     with agreement(cluster):
         given = {key: value for key, value in options.items() if value is not None}
-        plan = plan_evaluation(model, data=data or [], text=text or [], step=parse_step(step), base=base, options=given)
+        plan = find_target(model, data=data or [], text=text or [], step=parse_step(step), base=base, options=given)
         target = output or plan.folder / "evaluation.json"
         if cluster.rank == 0:
             try_output(target)

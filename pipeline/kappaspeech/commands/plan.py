@@ -99,8 +99,8 @@ def _plan_gpus(
 ) -> tuple[Planner, list[Plan]]:
     """`ranks`: numbers of them, each with the bytes that one has."""
     from kappaspeech.planning.duration import Rates
+    from kappaspeech.planning.meta_model import build_meta_model
     from kappaspeech.planning.planner import Planner
-    from kappaspeech.training.meta_model import build_meta_model
 
     modules = build_meta_model(settings, read_selection=num_trained is None)
     planner = Planner(settings, modules=modules, num_trained=num_trained)
@@ -126,11 +126,11 @@ def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: i
     from kappaspeech.config import read_deepspeed_config
     from kappaspeech.errors import InputError
     from kappaspeech.planning.machine import find_products, measure_here
+    from kappaspeech.planning.meta_model import build_meta_model
     from kappaspeech.planning.planner import Planner
     from kappaspeech.processors import count_cores
     from kappaspeech.runs.folder import RunFolder
     from kappaspeech.training.arithmetic import choose_arithmetic
-    from kappaspeech.training.meta_model import build_meta_model
 
     if torch.cuda.is_available():
         raise InputError("--here is for machines without GPUs; of this one's, give --tflops and --gpu-memory.")

@@ -49,10 +49,10 @@ def select(
     from kappaspeech.escaping import for_terminal
     from kappaspeech.exports import write_export
     from kappaspeech.outputs import try_output
+    from kappaspeech.planning.obstacles import find_obstacle
     from kappaspeech.scan.ranking import KappaRanking
     from kappaspeech.selection import TensorSelection
     from kappaspeech.selection import select as choose
-    from kappaspeech.training.obstacles import find_obstacle
 
     if largest and random:
         raise InputError("--largest and --random exclude each other.")

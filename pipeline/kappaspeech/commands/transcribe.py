@@ -51,7 +51,7 @@ def transcribe(
             errors.append(error)
     if not readable:
         raise errors[0]
-    from kappaspeech.training.trained_run import choose_device, open_transcriber, parse_step
+    from kappaspeech.trained.opening import choose_device, open_transcriber, parse_step
 
     transcriber = open_transcriber(
         model,

@@ -15,6 +15,7 @@ from kappaspeech.diagnosis.finding import Finding
 from kappaspeech.errors import KappaSpeechError
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.outputs import explain
+from kappaspeech.planning.meta_model import build_meta_model
 from kappaspeech.planning.planner import Planner
 from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.runs.folder import RunFolder
@@ -25,7 +26,6 @@ from kappaspeech.speech.sources import ReadOptions, is_remote, open_source
 from kappaspeech.speech.stream import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.table import MERGED_SUFFIX, read_merged
 from kappaspeech.training.deepspeed_ops import find_compatible_ops
-from kappaspeech.training.meta_model import build_meta_model
 
 _PROBE_BYTES = 64 << 20
 # Shards of a data set whose indices are read to compare training with test; each is a request where they are remote.

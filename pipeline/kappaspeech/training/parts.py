@@ -12,20 +12,21 @@ from kappaspeech.artefacts import digest_json
 from kappaspeech.config import RunConfig, UnfreezeConfig
 from kappaspeech.errors import SelectionError
 from kappaspeech.model.adaptor import AdaptorShape
+from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.embedded_words import check_embedded_words
 from kappaspeech.model.encoder import FrozenWhisperEncoder, load_encoder
 from kappaspeech.model.family import check_hears, read_config
-from kappaspeech.model.freezing import check_tensors, check_tensors_are_stored, unfreeze
+from kappaspeech.model.freezing import check_tensors_are_stored
 from kappaspeech.model.llm import load_llm, load_tokenizer
-from kappaspeech.model.lora import LoraShape, add_lora, linear_tensors
+from kappaspeech.model.lora import LoraShape
+from kappaspeech.model.marking import mark_trained
 from kappaspeech.model.recomputation import recompute_layers
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width, token_embedding_std
-from kappaspeech.model.stored_names import model_names, rename_shapes
+from kappaspeech.model.stored_names import model_names
 from kappaspeech.model.trained import build_adaptor
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.selection import TensorSelection
 from kappaspeech.speech.batches import SpeechPrompt, make_prompt
-from kappaspeech.training.arithmetic import Arithmetic
 
 
 @dataclass(frozen=True)
@@ -81,24 +82,6 @@ def load_parts(config: RunConfig, arithmetic: Arithmetic) -> Parts:
     model = SpeechLLM(adaptor, llm, alignment_weight=config.training.alignment_weight)
     prompt = make_prompt(tokenizer, config.model.instruction, chat=config.model.chat_template)
     return Parts(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest, arithmetic)
-
-
-def mark_trained(llm: Any, options: UnfreezeConfig, selection: TensorSelection | None, *, seed: int) -> LoraShape | None:
-    """Set `requires_grad` in `llm` as `options.mode` says, adding LoRA's factors where it asks for them.
-
-    Before DeepSpeed sees the model: it would give optimizer state to whatever isn't frozen by then.
-    """
-    # a scan knows a checkpoint's files alone
-    shapes = rename_shapes(llm, selection.shapes) if selection else {}
-    if options.mode == "all":
-        llm.requires_grad_(True)
-    elif options.lora is not None:
-        check_tensors(llm, shapes)
-        wanted = LoraShape(options.lora.rank, options.lora.alpha, options.lora.dropout)
-        return add_lora(llm, list(shapes) or linear_tensors(llm), wanted, seed=seed)
-    else:
-        unfreeze(llm, shapes)
-    return None
 
 
 def _settle_dtype(llm: Any, dtype: torch.dtype) -> None:

@@ -14,6 +14,7 @@ import torch
 from kappaspeech.cluster import Cluster
 from kappaspeech.config import RunConfig
 from kappaspeech.errors import InputError
+from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.model.llm import decoder_layers
 from kappaspeech.model.recomputation import recompute_layers
@@ -22,7 +23,6 @@ from kappaspeech.planning.machine import find_products, measure_compute, measure
 from kappaspeech.planning.plan import GPU_CONTEXT_BYTES
 from kappaspeech.planning.planner import Planner
 from kappaspeech.speech.stream import SpeechStream
-from kappaspeech.training.arithmetic import Arithmetic
 from kappaspeech.training.engine import TrainingEngine
 
 

@@ -14,11 +14,11 @@ from kappaspeech.config import read_run_config
 from kappaspeech.planning.batches import sizes_by_budget, sizes_by_lengths
 from kappaspeech.planning.duration import Rates
 from kappaspeech.planning.memory import count_state, kept_bytes_per_token, read_settings
+from kappaspeech.planning.meta_model import build_meta_model
 from kappaspeech.planning.planner import Planner
 from kappaspeech.planning.sizes import LlmSizes, count_kept_inputs
 from kappaspeech.runs.plan_comparison import compare_with_run
 from kappaspeech.speech.schedule import BatchBudget
-from kappaspeech.training.meta_model import build_meta_model
 from torch.autograd.graph import saved_tensors_hooks
 
 from tests import tiny

@@ -16,9 +16,9 @@ from kappaspeech.errors import CheckpointError, ConfigError, InputError
 from kappaspeech.runs.best import best_wer, mark_best, read_best
 from kappaspeech.runs.checkpoints import find_damage, find_result, prepare_resume, read_trained
 from kappaspeech.runs.saved_state import find_fault
+from kappaspeech.trained.opening import parse_step
 from kappaspeech.training.checkpoint import _prune
 from kappaspeech.training.stopping import StopRequest, refuse_old_stop_file
-from kappaspeech.training.trained_run import parse_step
 from safetensors.torch import save_file
 
 

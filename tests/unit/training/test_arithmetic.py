@@ -9,8 +9,9 @@ from kappaspeech.config import read_run_config
 from kappaspeech.errors import ConfigError
 from kappaspeech.model.family import Attentions
 from kappaspeech.runs.folder import RunFolder
+from kappaspeech.trained.arithmetic import UseArithmetic, keep_attention
 from kappaspeech.training import arithmetic
-from kappaspeech.training.arithmetic import UseArithmetic, choose_arithmetic, keep_attention
+from kappaspeech.training.arithmetic import choose_arithmetic
 
 from tests import tiny
 

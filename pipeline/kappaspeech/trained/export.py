@@ -16,20 +16,15 @@ from kappaspeech.artefacts import sync_folder, write_json
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.model.lora import factors_of, is_factor, lora_to_record, merge
+from kappaspeech.model.meta_llm import build_meta_llm
 from kappaspeech.model.prefixes import ADAPTOR_PREFIX, LLM_PREFIX
 from kappaspeech.model.stored_names import model_names
 from kappaspeech.progress import ProgressBar
 from kappaspeech.scan.checkpoint import Checkpoint, read_config
-from kappaspeech.training.merged_files import plan_output, read_base, write_merged
-from kappaspeech.training.meta_model import build_meta_llm
+from kappaspeech.trained.difference import ADAPTOR_FILE, SPEECH_FILE, TRAINED_FILE
+from kappaspeech.trained.merged_files import list_output, read_base, write_merged
+from kappaspeech.trained.opening import Step, open_difference
 from kappaspeech.training.tensor_file import TensorFileWriter
-from kappaspeech.training.trained_run import (
-    ADAPTOR_FILE,
-    SPEECH_FILE,
-    TRAINED_FILE,
-    Step,
-    open_difference,
-)
 
 Shapes = Mapping[str, tuple[int, ...]]
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -56,7 +51,7 @@ def export(source: Path, output: Path, *, step: Step = None, base: str | None = 
         shapes = {name: tuple(trained.get_slice(name).get_shape()) for name in trained.keys()}  # noqa: SIM118 - no mapping
         checkpoint = _name_as_model(checkpoint, difference.llm, shapes)
         of_llm = _changed_shapes(checkpoint, shapes)
-        planned = plan_output(checkpoint, of_llm, dtype=difference.parts.torch_dtype)
+        planned = list_output(checkpoint, of_llm, dtype=difference.parts.torch_dtype)
         size = sum(tensor.num_bytes for tensor in planned)
 
         def read_llm_tensor(name: str) -> Tensor:

@@ -37,7 +37,7 @@ class OutputTensor:
         return self.dtype.itemsize * int(torch.Size(self.shape).numel())
 
 
-def plan_output(base: Checkpoint, trained: Mapping[str, Sequence[int]], *, dtype: torch.dtype) -> list[OutputTensor]:
+def list_output(base: Checkpoint, trained: Mapping[str, Sequence[int]], *, dtype: torch.dtype) -> list[OutputTensor]:
     """Every stored tensor of the base, those that share storage or are tied with a trained one replaced alike.
 
     Trained tensors are written in `dtype`, which is what the training computed in; frozen ones as they are stored, where the

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from kappaspeech.config import RunConfig, read_deepspeed_config, read_precision
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.model.adaptor import Adaptor, AdaptorShape
+from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.encoder import EncoderDims, FrozenWhisperEncoder
-from kappaspeech.model.family import LOADING_ERRORS, check_hears, read_attentions, read_config
-from kappaspeech.model.llm import make_known, settle
+from kappaspeech.model.family import read_attentions
+from kappaspeech.model.marking import mark_trained
+from kappaspeech.model.meta_llm import build_meta_llm, config_folder
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.selection import TensorSelection
-from kappaspeech.training.arithmetic import Arithmetic
-from kappaspeech.training.parts import mark_trained
 
 # (width, heads, layers) of openai-whisper's encoders; they read 80 mels, the newest 128
 _WHISPER = {
@@ -52,7 +51,7 @@ def build_meta_model(
     else:
         dtype = torch.float32 if read_precision(read_deepspeed_config(Path(config.deepspeed))) == "float32" else torch.bfloat16
         encoder_dtype = torch.float32 if config.model.encoder_dtype == "float32" else torch.bfloat16
-        takes, wanted = read_attentions(_folder_of(config.model.llm)), config.model.attn_implementation
+        takes, wanted = read_attentions(config_folder(config.model.llm)), config.model.attn_implementation
         takes.check(wanted)
         # where FlashAttention 2 isn't installed, what keeps as much
         attention = "eager" if wanted == "eager" else takes.default
@@ -77,40 +76,6 @@ def build_meta_model(
     )
     with torch.device("meta"):
         return encoder, SpeechLLM(Adaptor(shape).to(dtype), llm)
-
-
-def build_meta_llm(name_or_path: str, *, dtype: torch.dtype = torch.bfloat16, attention: str = "auto") -> Any:
-    """A causal LM's modules without weights. Raises `CheckpointError`, also for a family that can't be trained to hear."""
-    from transformers import AutoModelForCausalLM
-
-    config = read_config(_folder_of(name_or_path))
-    check_hears(config)
-    try:
-        with torch.device("meta"):
-            return settle(AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=make_known(attention)))
-    except LOADING_ERRORS as error:
-        raise CheckpointError(f"{name_or_path} has no config.json that a causal LM can be built from: {error}") from error
-
-
-def _folder_of(name_or_path: str) -> str:
-    return name_or_path if Path(name_or_path).is_dir() else _find_in_cache(name_or_path)
-
-
-def _find_in_cache(name: str) -> str:
-    """The folder of a hub id's config.json in the local cache: a plan downloads nothing."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        found = None
-    if not isinstance(found, str):
-        raise CheckpointError(
-            f"There is no folder {name!r}, and the hub's local cache has no model of that name. A plan needs its config.json "
-            "alone: put that into a folder and give it with --set model.llm=FOLDER (launch/shapes has some)."
-        )
-    return str(Path(found).parent)
 
 
 def _build_encoder(config: RunConfig, *, dtype: torch.dtype) -> FrozenWhisperEncoder:

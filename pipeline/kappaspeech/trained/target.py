@@ -13,14 +13,15 @@ from kappaspeech.config import DatasetConfig, EvaluationConfig, ReadConfig
 from kappaspeech.errors import ConfigError, InputError
 from kappaspeech.evaluation.decoding import Decoder
 from kappaspeech.runs.contents import RECORD_FILE
-from kappaspeech.training.arithmetic import UseArithmetic
-from kappaspeech.training.trained_run import SPEECH_FILE, Step, open_run, open_transcriber
+from kappaspeech.trained.arithmetic import UseArithmetic
+from kappaspeech.trained.difference import SPEECH_FILE
+from kappaspeech.trained.opening import Step, open_run, open_transcriber
 
 WHISPER_PREFIX = "whisper:"
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationTarget:
     """A model, not yet loaded, and the speech and text (language → path) that it is measured on.
 
     `folder` is where its record goes unless the user says otherwise.
@@ -36,7 +37,7 @@ class Evaluated:
     open_decoder: Callable[[torch.device, UseArithmetic], Decoder]
 
 
-def plan_evaluation(
+def find_target(
     model: str,
     *,
     data: Sequence[str] = (),
@@ -44,7 +45,7 @@ def plan_evaluation(
     step: Step = None,
     base: str | None = None,
     options: Mapping[str, Any] | None = None,
-) -> Evaluated:
+) -> EvaluationTarget:
     """Find out what `model` is. `data` are shards and `text` is LANGUAGE=PATH; a run brings its own where they aren't given.
 
     `options` take the place of a run's evaluation.* or of their defaults, `base` that of the base model it was trained on. Raises
@@ -89,7 +90,7 @@ def plan_evaluation(
             use=use,
         )
 
-    return Evaluated(folder, reached, train_seconds, speech, texts, chosen, read, open_decoder)
+    return EvaluationTarget(folder, reached, train_seconds, speech, texts, chosen, read, open_decoder)
 
 
 def _parse_text(item: str) -> tuple[str, str]:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from kappaspeech.errors import KappaSpeechError
 from kappaspeech.model.freezing import check_tensors
+from kappaspeech.model.meta_llm import build_meta_llm
 from kappaspeech.model.stored_names import rename_shapes
 from kappaspeech.scan.checkpoint import read_config
 from kappaspeech.selection import TensorSelection
-from kappaspeech.training.meta_model import build_meta_llm
 
 
 def find_obstacle(selection: TensorSelection) -> str | None:

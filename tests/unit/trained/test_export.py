@@ -8,7 +8,7 @@ import pytest
 import torch
 from kappaspeech.errors import CheckpointError
 from kappaspeech.scan.checkpoint import open_checkpoint
-from kappaspeech.training.merged_files import INDEX_NAME, plan_output, write_merged
+from kappaspeech.trained.merged_files import INDEX_NAME, list_output, write_merged
 from safetensors.torch import load_file, save_file
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -30,7 +30,7 @@ def make_base(folder, *, dtype=torch.bfloat16, suffix=".safetensors", config=Non
 def merge(folder, trained, *, dtype=torch.bfloat16, **options):
     """Write what `folder` and `trained` make together, and read it back."""
     base = open_checkpoint(folder)
-    planned = plan_output(base, {name: tuple(tensor.shape) for name, tensor in trained.items()}, dtype=dtype)
+    planned = list_output(base, {name: tuple(tensor.shape) for name, tensor in trained.items()}, dtype=dtype)
     target = folder.with_name("merged")
     target.mkdir()
     write_merged(target, base, planned, read_trained=trained.__getitem__, **options)
@@ -86,10 +86,10 @@ def test_what_does_not_fit_the_base_is_refused_by_name(tmp_path):
     base = open_checkpoint(tmp_path / "base")
     for trained, there in (({"z.weight": (6, 4)}, "absent"), ({"a.weight": (4, 6)}, r"\(6, 4\)")):
         with pytest.raises(CheckpointError, match=there):
-            plan_output(base, trained, dtype=torch.bfloat16)
+            list_output(base, trained, dtype=torch.bfloat16)
 
 
 def test_codes_that_need_scales_are_refused(tmp_path):
     make_base(tmp_path / "base", **{"c.weight": torch.zeros(4, 4, dtype=torch.float8_e4m3fn)})
     with pytest.raises(CheckpointError, match="quantised base"):
-        plan_output(open_checkpoint(tmp_path / "base"), {}, dtype=torch.bfloat16)
+        list_output(open_checkpoint(tmp_path / "base"), {}, dtype=torch.bfloat16)

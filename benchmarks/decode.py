@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kappaspeech.config import DatasetConfig
+from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.evaluation.decoding import Decoded
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.adaptor import AdaptorShape

@@ -69,7 +69,7 @@ class Peak:
 def make_llama(folder: Path) -> int:
     """Write the model tensor by tensor; return its number of parameters."""
     import torch
-    from kappaspeech.training.tensor_file import TensorFileWriter
+    from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(**SHAPE, dtype="bfloat16", architectures=["LlamaForCausalLM"])
@@ -78,7 +78,7 @@ def make_llama(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     torch.manual_seed(0)
-    writer = TensorFileWriter(folder / "model.safetensors", shapes, dtype=torch.bfloat16, metadata={"format": "pt"})
+    writer = SafetensorsWriter(folder / "model.safetensors", shapes, dtype=torch.bfloat16, metadata={"format": "pt"})
     for name, shape in shapes.items():
         writer.add(name, torch.ones(shape) if len(shape) == 1 else torch.randn(shape) * 0.02)
     writer.close()
@@ -89,13 +89,13 @@ def run_rank(folder: Path) -> None:
     """The way of a training; rank 0 prints every rank's peaks as one line of JSON."""
     peak = Peak()
     import torch
-    from kappaspeech.cluster import start_training_cluster
-    from kappaspeech.config import OptimizerConfig
+    from kappaspeech.config.training_config import OptimizerConfig
     from kappaspeech.model.adaptor import AdaptorShape
     from kappaspeech.model.freezing import unfreeze
     from kappaspeech.model.llm import load_llm
     from kappaspeech.model.speech_llm import SpeechLLM, token_embedding_std
     from kappaspeech.model.trained import build_adaptor
+    from kappaspeech.ranks.start import start_training_cluster
     from kappaspeech.training.engine import MicroBatch, TrainingEngine
     from kappaspeech.training.proof import digest_frozen
 

@@ -41,7 +41,7 @@ NUM_SHARED_LAYERS = 4
 
 
 def scan_ours(folder: Path) -> dict[str, float]:
-    from kappaspeech.cluster import SingleProcess
+    from kappaspeech.ranks.cluster import SingleProcess
     from kappaspeech.scan.checkpoint import open_checkpoint
     from kappaspeech.scan.stage import scan
 

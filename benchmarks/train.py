@@ -31,10 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kappaspeech.cluster import start_training_cluster
-from kappaspeech.config import ModelConfig, OptimizerConfig, RunConfig
+from kappaspeech.config.model_config import ModelConfig
+from kappaspeech.config.run_config import RunConfig
+from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.precision import measure_rates
+from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.speech.layouts import Recording, find_recordings
 from kappaspeech.speech.packing import pack
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, read_recording

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import whisper
-from kappaspeech.config import OptimizerConfig
+from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.speech.batches import IGNORED_LABEL, SpeechPrompt, label_ids
 from kappaspeech.speech.layouts import Recording
 from kappaspeech.speech.samples import log_mel, read_recording

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kappaspeech.cluster import TorchCluster, start_training_cluster
-from kappaspeech.config import OptimizerConfig, read_deepspeed_config
+from kappaspeech.config.deepspeed_config import read_deepspeed_config
+from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.attention import MATMUL_ATTENTION, register_matmul_attention
@@ -21,6 +21,8 @@ from kappaspeech.model.freezing import unfreeze
 from kappaspeech.model.precision import measure_rate, measure_rates
 from kappaspeech.model.speech_llm import SpeechLLM, token_embedding_std
 from kappaspeech.model.trained import build_adaptor
+from kappaspeech.ranks.start import start_training_cluster
+from kappaspeech.ranks.torch_cluster import TorchCluster
 from kappaspeech.speech.batches import Features, SpeechBatch, collate
 from kappaspeech.training.engine import MicroBatch, TrainingEngine
 from kappaspeech.training.phases import Phase, PhaseClock

@@ -13,8 +13,8 @@ import typer
 from kappaspeech.artefacts import write_text
 from kappaspeech.commands import app
 from kappaspeech.comparison.experiment import ExperimentConfig
-from kappaspeech.config import RunConfig
-from kappaspeech.reference import list_sections
+from kappaspeech.config.reference import list_sections
+from kappaspeech.config.run_config import RunConfig
 from pydantic import BaseModel
 
 _MADE = "<!-- made by python docs/generate.py -->"

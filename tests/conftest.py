@@ -41,7 +41,7 @@ def _pack(source: Path, output: Path) -> None:
 
 
 def _select(folder: Path) -> None:
-    from kappaspeech.cluster import SingleProcess
+    from kappaspeech.ranks.cluster import SingleProcess
     from kappaspeech.scan.checkpoint import open_checkpoint
     from kappaspeech.scan.stage import scan
     from kappaspeech.selection import select

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kappaspeech.artefacts import digest_json, write_json
-from kappaspeech.config import RunConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.evaluation.wer import Hypothesis, measure
 from kappaspeech.runs.folder import Movement, RunFolder
 from kappaspeech.selection import SelectedTensor, TensorSelection

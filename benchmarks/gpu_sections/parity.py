@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kappaspeech.cluster import SingleProcess, TorchCluster, start_training_cluster
 from kappaspeech.model.lora import public_names
+from kappaspeech.ranks.cluster import SingleProcess
+from kappaspeech.ranks.start import start_training_cluster
+from kappaspeech.ranks.torch_cluster import TorchCluster
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.scan.stage import scan
 from kappaspeech.selection import select

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from kappaspeech.cluster import start_training_cluster
-from kappaspeech.config import DatasetConfig
+from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.llm import load_tokenizer
+from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.runs.checkpoints import list_checkpoints
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.selection import SelectedTensor, TensorSelection

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 import torch
-from kappaspeech.cluster import start_training_cluster
+from kappaspeech.ranks.start import start_training_cluster
 from train_shapes import SHAPES, TINY_SETUP, Setup, ShapeTraining
 
 from gpu_sections.cases import PRESETS, Case, Context, Report

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kappaspeech.config import LoraConfig, OptimizerConfig, UnfreezeConfig
+from kappaspeech.config.model_config import LoraConfig, UnfreezeConfig
+from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.encoder import FrozenWhisperEncoder, load_encoder
 from kappaspeech.model.llm import load_llm, load_tokenizer

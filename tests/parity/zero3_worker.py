@@ -14,7 +14,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from kappaspeech.cluster import TorchCluster, start_training_cluster
+from kappaspeech.ranks.start import start_training_cluster
+from kappaspeech.ranks.torch_cluster import TorchCluster
 from kappaspeech.training import engine as engine_module
 from kappaspeech.training.base_partitions import averaged_weights
 from kappaspeech.training.engine import MicroBatch, TrainingEngine

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kappaspeech.cluster import Cluster, start_training_cluster
-from kappaspeech.config import DatasetConfig, EvaluationConfig, OptimizerConfig, ReadConfig
+from kappaspeech.config.data_config import DatasetConfig, ReadConfig
+from kappaspeech.config.training_config import EvaluationConfig, OptimizerConfig
 from kappaspeech.evaluation.evaluate import evaluate, open_test_set, read_hypotheses
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.trained import find_base, load_trained_model
+from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.training.base_partitions import BasePartitions
 from kappaspeech.training.engine import MicroBatch, TrainingEngine
 

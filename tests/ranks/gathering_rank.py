@@ -6,7 +6,7 @@ import json
 from unittest.mock import patch
 
 import torch.distributed as dist
-from kappaspeech.cluster import start_cluster
+from kappaspeech.ranks.start import start_cluster
 
 # letters that ranks 0 and 1 bring; the second asks for more room than there is, and so do the largest, for which none is kept
 SIZES = ((3, 5), (10, 20_000), (20_000, 10), (3, 5), (20_000, 20_000), (200_000, 3), (3, 5), (200_000, 3))

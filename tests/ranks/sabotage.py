@@ -12,9 +12,9 @@ from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.runs.records import RunLog, StepRecord
 from kappaspeech.speech.stream import StepData
+from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
 from kappaspeech.training.engine import TrainingEngine
 from kappaspeech.training.loop import TrainingLoop
-from kappaspeech.training.tensor_file import TensorFileWriter
 from torch import Tensor
 
 
@@ -30,7 +30,7 @@ def in_micro_batch(rank: str, number: str, what: str) -> None:
 
 def in_save(rank: str, tensor: str, what: str) -> None:
     """Do `what` on a rank before it writes the given tensor of the checkpoints it writes, counted from this start."""
-    _before(TensorFileWriter, "add", int(rank), int(tensor), what)
+    _before(SafetensorsWriter, "add", int(rank), int(tensor), what)
 
 
 def in_evaluation(rank: str, batch: str, what: str) -> None:

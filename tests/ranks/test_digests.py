@@ -16,7 +16,7 @@ import kappaspeech.training.proof as proof
 calls, digest_encoder = [], proof.digest_encoder
 proof.digest_encoder = lambda parts: (calls.append(None), digest_encoder(parts))[1]
 
-from kappaspeech.config import read_run_config
+from kappaspeech.config.run_config import read_run_config
 from kappaspeech.training.run import train
 
 train(read_run_config(Path(sys.argv[1])))

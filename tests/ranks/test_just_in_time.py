@@ -29,7 +29,7 @@ def tell_forward(self, *arguments):
 
 ClipEncoder.encode, SpeechLLM.forward = tell_encode, tell_forward
 
-from kappaspeech.config import read_run_config
+from kappaspeech.config.run_config import read_run_config
 from kappaspeech.training.run import train
 
 train(read_run_config(Path(sys.argv[1])))

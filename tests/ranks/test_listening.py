@@ -11,7 +11,7 @@ from tests.conftest import clean_environment, free_port
 
 SCRIPT = """
 import json, os, pathlib, re, sys
-from kappaspeech.cluster import start_cluster, start_training_cluster
+from kappaspeech.ranks.start import start_cluster, start_training_cluster
 cluster = start_training_cluster(timeout_seconds=60) if sys.argv[1] == "train" else start_cluster(timeout_seconds=60)
 inodes = set()
 for link in pathlib.Path("/proc/self/fd").iterdir():

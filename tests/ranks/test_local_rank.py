@@ -11,7 +11,7 @@ from tests.conftest import clean_environment, free_port
 
 SCRIPT = """
 import os, pathlib, socket, sys
-from kappaspeech.cluster import start_cluster, start_training_cluster
+from kappaspeech.ranks.start import start_cluster, start_training_cluster
 # as if on three ranks of two hosts
 socket.gethostname = lambda: ["a", "b", "a"][int(os.environ["RANK"])]
 cluster = start_training_cluster(timeout_seconds=60) if sys.argv[1] == "train" else start_cluster(timeout_seconds=60)

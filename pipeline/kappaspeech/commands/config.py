@@ -15,8 +15,8 @@ def config(
     """List every key of a run's YAML with its type, default and meaning."""
     import json
 
-    from kappaspeech.config import RunConfig
-    from kappaspeech.reference import list_sections
+    from kappaspeech.config.reference import list_sections
+    from kappaspeech.config.run_config import RunConfig
 
     if schema:
         print(json.dumps(RunConfig.model_json_schema(), indent=1, ensure_ascii=False))

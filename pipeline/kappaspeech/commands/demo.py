@@ -64,7 +64,7 @@ def steps(
 ) -> None:
     """Choose how many of a recipe's steps fit a time on this machine."""
     from kappaspeech.artefacts import write_text
-    from kappaspeech.config import read_run_config
+    from kappaspeech.config.run_config import read_run_config
     from kappaspeech.demo.pace import Pace, choose_num_steps, describe_choice, read_step_seconds
 
     recipe = read_run_config(config).training

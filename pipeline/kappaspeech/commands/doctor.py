@@ -30,10 +30,11 @@ def doctor(
     if set_ and config is None:
         raise ConfigError("--set changes a configuration, and none is given.")
     settings = read_settings(config, None, set_ or []) if config else None
-    from kappaspeech.cluster import agreement, start_cluster
     from kappaspeech.diagnosis.arithmetic import check_dtype
     from kappaspeech.diagnosis.examination import examine, report_rank
     from kappaspeech.diagnosis.finding import combine
+    from kappaspeech.ranks.agreement import agreement
+    from kappaspeech.ranks.start import start_cluster
 
     cluster = start_cluster()
     findings: list[Finding] = []

@@ -37,7 +37,6 @@ def evaluate(
 ) -> int:
     """Transcribe test speech and read text; write WER by language with intervals, perplexity, and every hypothesis."""
     from kappaspeech.artefacts import write_json, write_text
-    from kappaspeech.cluster import agreement, start_cluster
     from kappaspeech.errors import InputError
     from kappaspeech.evaluation.evaluate import compare_with, draw_page, open_test_set, read_hypotheses
     from kappaspeech.evaluation.evaluate import evaluate as run_evaluation
@@ -45,6 +44,8 @@ def evaluate(
     from kappaspeech.evaluation.wer import measure_sensitivity
     from kappaspeech.model.precision import measure_rates, slowest
     from kappaspeech.outputs import is_special, try_output
+    from kappaspeech.ranks.agreement import agreement
+    from kappaspeech.ranks.start import start_cluster
     from kappaspeech.trained.arithmetic import UseArithmetic
     from kappaspeech.trained.opening import choose_device, parse_step
     from kappaspeech.trained.target import find_target

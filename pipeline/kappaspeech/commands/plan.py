@@ -10,7 +10,7 @@ import typer
 from kappaspeech.commands.numbers import finite
 
 if TYPE_CHECKING:
-    from kappaspeech.config import RunConfig
+    from kappaspeech.config.run_config import RunConfig
     from kappaspeech.planning.plan import Plan
     from kappaspeech.planning.planner import Planner
 
@@ -122,13 +122,13 @@ def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: i
     import torch
 
     from kappaspeech.allocator import keep_freed_memory
-    from kappaspeech.cluster import SingleProcess
-    from kappaspeech.config import read_deepspeed_config
+    from kappaspeech.config.deepspeed_config import read_deepspeed_config
     from kappaspeech.errors import InputError
     from kappaspeech.planning.machine import find_products, measure_here
     from kappaspeech.planning.meta_model import build_meta_model
     from kappaspeech.planning.planner import Planner
     from kappaspeech.processors import count_cores
+    from kappaspeech.ranks.cluster import SingleProcess
     from kappaspeech.runs.folder import RunFolder
     from kappaspeech.training.arithmetic import choose_arithmetic
 

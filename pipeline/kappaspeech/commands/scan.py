@@ -49,10 +49,11 @@ def scan(
     Finished tensors are kept in a journal: a scan that was killed continues where it stopped.
     """
     from kappaspeech.blas import pin_threads
-    from kappaspeech.cluster import agreement, start_cluster
     from kappaspeech.errors import InputError
     from kappaspeech.escaping import for_terminal
-    from kappaspeech.rendezvous import find_launch
+    from kappaspeech.ranks.agreement import agreement
+    from kappaspeech.ranks.rendezvous import find_launch
+    from kappaspeech.ranks.start import start_cluster
 
     if not 0 < rtol < 1:
         raise InputError(f"--rtol is {rtol}; give a relative tolerance between 0 and 1, as 1e-6.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from kappaspeech.config import RunConfig
+    from kappaspeech.config.run_config import RunConfig
 
 
 def train(
@@ -104,7 +104,7 @@ def _launch(request: Any, *, max_restarts: int, dry_run: bool) -> int:
 
 def read_settings(position: Path | None, option: Path | None, pairs: list[str]) -> RunConfig:
     """The run that a command line names: its YAML once, by position or as --config, and the --set pairs."""
-    from kappaspeech.config import read_run_config
+    from kappaspeech.config.run_config import read_run_config
     from kappaspeech.errors import ConfigError
 
     config = position or option
@@ -116,8 +116,8 @@ def read_settings(position: Path | None, option: Path | None, pairs: list[str]) 
 def _parse_overrides(pairs: list[str]) -> dict[str, Any]:
     import yaml
 
+    from kappaspeech.config.yaml_text import parse_yaml
     from kappaspeech.errors import ConfigError
-    from kappaspeech.yaml_text import parse_yaml
 
     overrides = {}
     for pair in pairs:

@@ -9,7 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kappaspeech.config import Count, LoraConfig, RunConfig, read_run_config, read_yaml
+from kappaspeech.config.model_config import LoraConfig
+from kappaspeech.config.reading import read_yaml
+from kappaspeech.config.run_config import RunConfig, read_run_config
+from kappaspeech.config.section import Count
 from kappaspeech.errors import ConfigError
 
 Select = Literal["smallest", "largest", "random", "adaptor", "lora", "kappa-lora", "all"]

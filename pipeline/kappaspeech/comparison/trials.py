@@ -10,7 +10,8 @@ import yaml
 from kappaspeech.artefacts import write_private, write_text
 from kappaspeech.comparison.experiment import LORA, Experiment, Trial
 from kappaspeech.comparison.runs import config_differences
-from kappaspeech.config import LoraConfig, RunConfig
+from kappaspeech.config.model_config import LoraConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import InputError
 from kappaspeech.model.llm import load_llm
 from kappaspeech.model.lora import linear_tensors

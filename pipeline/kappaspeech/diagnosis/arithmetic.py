@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from kappaspeech.cluster import Cluster
-from kappaspeech.config import RunConfig, read_deepspeed_config
+from kappaspeech.config.deepspeed_config import read_deepspeed_config
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.diagnosis.finding import Finding
 from kappaspeech.errors import KappaSpeechError
 from kappaspeech.model.family import read_attentions, read_widths
 from kappaspeech.model.precision import choose_dtype, is_worth_it, measure_rates, slowest
+from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.training.arithmetic import choose_arithmetic
 

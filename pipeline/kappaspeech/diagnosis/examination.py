@@ -7,13 +7,13 @@ import socket
 import time
 from collections.abc import Sequence
 
-from kappaspeech.cluster import Cluster
-from kappaspeech.config import RunConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.diagnosis.configuration import check_configuration, resumes
 from kappaspeech.diagnosis.finding import Finding, RankReport
 from kappaspeech.diagnosis.host import check_host
 from kappaspeech.diagnosis.packages import check_packages
-from kappaspeech.training.hosts import software
+from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.ranks.hosts import software
 
 _NUM_CLOCK_ROUNDS = 5
 

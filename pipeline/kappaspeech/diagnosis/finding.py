@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kappaspeech.ranks.hosts import MAX_CLOCK_SKEW_SECONDS
 from kappaspeech.redaction import redact
-from kappaspeech.training.hosts import MAX_CLOCK_SKEW_SECONDS
 
 Status = Literal["ok", "warning", "problem"]
 # a version is shorter, and of a digest this is enough

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from kappaspeech.cluster import Cluster, agreement
-from kappaspeech.config import DatasetConfig, EvaluationConfig, ReadConfig, RunConfig
+from kappaspeech.config.data_config import DatasetConfig, ReadConfig
+from kappaspeech.config.run_config import RunConfig
+from kappaspeech.config.training_config import EvaluationConfig
 from kappaspeech.errors import ConfigError, DataError
 from kappaspeech.evaluation.decoding import Decoder
 from kappaspeech.evaluation.forgetting import TextScore, count_bytes, cut_windows, pool_scores, read_texts, score_windows
@@ -21,6 +22,8 @@ from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.evaluation.wer import Hypothesis, compare_hypotheses, measure
 from kappaspeech.json_lines import parse_lines, write_lines
 from kappaspeech.progress import ProgressBar
+from kappaspeech.ranks.agreement import agreement
+from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.speech.held_out import list_test_samples, read_clips, read_test_batches
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
 from kappaspeech.speech.stream import make_datasets, make_read_options

@@ -36,8 +36,8 @@ from kappaspeech.launching.file_system import find_problem
 from kappaspeech.launching.hostfile import read_hostfile
 from kappaspeech.launching.reports import report_folder
 from kappaspeech.processors import count_cores
+from kappaspeech.ranks.rendezvous import free_port
 from kappaspeech.redaction import HIDDEN, redact
-from kappaspeech.rendezvous import free_port
 from kappaspeech.runs.checkpoints import list_checkpoints
 from kappaspeech.runs.contents import CHECKPOINTS_FOLDER
 from kappaspeech.runs.lease import free

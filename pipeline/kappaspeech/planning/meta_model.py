@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from kappaspeech.config import RunConfig, read_deepspeed_config, read_precision
+from kappaspeech.config.deepspeed_config import read_deepspeed_config, read_precision
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.model.adaptor import Adaptor, AdaptorShape
 from kappaspeech.model.arithmetic import Arithmetic

@@ -8,8 +8,8 @@ from kappaspeech.errors import KappaSpeechError
 from kappaspeech.model.freezing import check_tensors
 from kappaspeech.model.meta_llm import build_meta_llm
 from kappaspeech.model.stored_names import rename_shapes
-from kappaspeech.scan.checkpoint import read_config
 from kappaspeech.selection import TensorSelection
+from kappaspeech.tensor_files.weight_files import read_config
 
 
 def find_obstacle(selection: TensorSelection) -> str | None:

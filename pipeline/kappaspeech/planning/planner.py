@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kappaspeech.config import RunConfig, read_deepspeed_config
+from kappaspeech.config.deepspeed_config import read_deepspeed_config
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import DataError
 from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.model.flops import speech_cost

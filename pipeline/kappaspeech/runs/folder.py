@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from kappaspeech.artefacts import digest_json, read_json, write_json, write_private, write_text
-from kappaspeech.config import SECRETS_NAME, RunConfig, read_secrets
+from kappaspeech.config.reading import SECRETS_NAME, read_secrets
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import InputError, TrainingError
 from kappaspeech.redaction import find_secrets, redact_values, restore_secrets
 from kappaspeech.runs.contents import (

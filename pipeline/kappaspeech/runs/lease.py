@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kappaspeech.errors import InputError, TrainingError
-from kappaspeech.liveness import own_place, process_state
+from kappaspeech.ranks.liveness import own_place, process_state
 from kappaspeech.runs.contents import LEASE_FILE, STOP_FILE
 
 RENEWAL_SECONDS = 3.0

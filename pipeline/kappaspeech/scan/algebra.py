@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.linalg import blas, lapack
 
-from kappaspeech.scan.dtypes import FloatArray, StoredArray
+from kappaspeech.tensor_files.dtypes import FloatArray, StoredArray
 
 _QR_BLOCK = 32
 

@@ -16,10 +16,10 @@ from kappaspeech.escaping import encodable
 from kappaspeech.outside import describe, explained
 from kappaspeech.runs.contents import is_run
 from kappaspeech.runs.result import RunResult, read_result
-from kappaspeech.scan.dtypes import StoredArray
 from kappaspeech.scan.run_file import TrainedFile
-from kappaspeech.scan.safetensors_file import StoredTensor
-from kappaspeech.scan.weight_files import TensorFile, open_file, open_folder, read_config
+from kappaspeech.tensor_files.dtypes import StoredArray
+from kappaspeech.tensor_files.tensor_file import StoredTensor, TensorFile
+from kappaspeech.tensor_files.weight_files import open_file, open_folder, read_config
 
 __all__ = ["Checkpoint", "TensorFile", "TensorRef", "open_checkpoint", "read_config"]
 

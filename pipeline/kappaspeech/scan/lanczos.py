@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kappaspeech.scan.dtypes import FloatArray
+from kappaspeech.tensor_files.dtypes import FloatArray
 
 _SEED = 20250616
 # The start holds each eigenvector with a weight of g/√size, g standard normal; this is the least |g| reckoned with.

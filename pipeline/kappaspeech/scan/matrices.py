@@ -13,10 +13,10 @@ import numpy as np
 from kappaspeech.errors import CheckpointError
 from kappaspeech.outside import describe
 from kappaspeech.scan.checkpoint import Checkpoint, TensorRef
-from kappaspeech.scan.dtypes import CODES, FLOATS, FloatArray, StoredArray, widen
-from kappaspeech.scan.gguf_file import UNREADABLE
 from kappaspeech.scan.packed import SCALE_DTYPES, Scale, find_packed, find_scale
 from kappaspeech.scan.scales import Scales, scale_blocks
+from kappaspeech.tensor_files.dtypes import CODES, FLOATS, FloatArray, StoredArray, widen
+from kappaspeech.tensor_files.gguf_file import UNREADABLE
 
 # A matrix of at most so many stored bytes is kept while it is measured; a larger one is read again for each pass.
 _MAX_HELD_BYTES = 256 << 20

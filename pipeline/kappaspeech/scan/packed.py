@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kappaspeech.scan.dtypes import CODES, FLOATS
+from kappaspeech.tensor_files.dtypes import CODES, FLOATS
 
 # a module's tensor that shows how it is packed → what must lie beside it, if anything, and the scheme
 _MARKERS = {

@@ -11,8 +11,9 @@ import numpy as np
 from kappaspeech.errors import CheckpointError
 from kappaspeech.model.prefixes import LLM_PREFIX
 from kappaspeech.runs.result import RunResult
-from kappaspeech.scan.dtypes import FLOATS, StoredArray
-from kappaspeech.scan.safetensors_file import SafetensorsFile, StoredTensor
+from kappaspeech.tensor_files.dtypes import FLOATS, StoredArray
+from kappaspeech.tensor_files.safetensors_file import SafetensorsFile
+from kappaspeech.tensor_files.tensor_file import StoredTensor
 
 # LoRA is merged so many rows at a time, cut at the same places for whoever reads, so that all read the same bits
 _BLOCK_ROWS = 512

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from kappaspeech.scan.dtypes import FloatArray
+from kappaspeech.tensor_files.dtypes import FloatArray
 
 # DeepSeek's block first: where a cut last block leaves the width open, it is this one.
 _BLOCK_WIDTHS = (128, 32, 64, 256, 512)

@@ -23,8 +23,8 @@ import numpy as np
 
 from kappaspeech.errors import ScanError
 from kappaspeech.scan.algebra import Algebra, Factor, HostAlgebra, Matrix
-from kappaspeech.scan.dtypes import FloatArray, StoredArray
 from kappaspeech.scan.lanczos import Eigenpair, estimate_norm, largest_eigenpair
+from kappaspeech.tensor_files.dtypes import FloatArray, StoredArray
 
 Method = Literal["auto", "svd"]
 DEFAULT_RTOL = 1e-6

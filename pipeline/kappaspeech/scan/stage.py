@@ -18,18 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from kappaspeech.cluster import Cluster, SingleProcess, agreement
 from kappaspeech.errors import ScanError
-from kappaspeech.liveness import Watch
 from kappaspeech.progress import ProgressBar
+from kappaspeech.ranks.agreement import agreement
+from kappaspeech.ranks.cluster import Cluster, SingleProcess
+from kappaspeech.ranks.liveness import Watch
 from kappaspeech.scan.algebra import Algebra
 from kappaspeech.scan.checkpoint import Checkpoint
-from kappaspeech.scan.dtypes import FLOATS, FloatArray
 from kappaspeech.scan.journal import Found, Journal
 from kappaspeech.scan.matrices import MatrixRef, SkippedTensor, StoredMatrix, digest_matrix, list_matrices
 from kappaspeech.scan.partition import Task, assign, blocking_seconds, finishing_cost, plan, reading_cost
 from kappaspeech.scan.ranking import KappaRanking, RankedMatrix
 from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, SpectrumStats, choose_algebra, measure, num_pieces, piece_gram
+from kappaspeech.tensor_files.dtypes import FLOATS, FloatArray
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kappaspeech.errors import InputError
 from kappaspeech.scan.algebra import Matrix
-from kappaspeech.scan.dtypes import FloatArray
+from kappaspeech.tensor_files.dtypes import FloatArray
 
 # numpy's dtype for the bits, and what they are to torch
 _STORED = {

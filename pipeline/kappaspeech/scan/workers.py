@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from kappaspeech.local_cluster import Hub
 from kappaspeech.parenthood import as_helper
+from kappaspeech.ranks.pipe_cluster import Hub
 
 _POLL_SECONDS = 0.02
 # Ranks that outlive a dead one find out by themselves and say more than we could; then they have had their time.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kappaspeech.artefacts import digest_json
-from kappaspeech.config import DataConfig, DatasetConfig, ReadConfig
+from kappaspeech.config.data_config import DataConfig, DatasetConfig, ReadConfig
 from kappaspeech.errors import DataError
 from kappaspeech.speech.augment import Augmentation
 from kappaspeech.speech.batches import CacheTarget, Features, SpeechBatch, collate, empty_batch, label_ids

@@ -20,11 +20,12 @@ from kappaspeech.model.meta_llm import build_meta_llm
 from kappaspeech.model.prefixes import ADAPTOR_PREFIX, LLM_PREFIX
 from kappaspeech.model.stored_names import model_names
 from kappaspeech.progress import ProgressBar
-from kappaspeech.scan.checkpoint import Checkpoint, read_config
+from kappaspeech.scan.checkpoint import Checkpoint
+from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
+from kappaspeech.tensor_files.weight_files import read_config
 from kappaspeech.trained.difference import ADAPTOR_FILE, SPEECH_FILE, TRAINED_FILE
 from kappaspeech.trained.merged_files import list_output, read_base, write_merged
 from kappaspeech.trained.opening import Step, open_difference
-from kappaspeech.training.tensor_file import TensorFileWriter
 
 Shapes = Mapping[str, tuple[int, ...]]
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -82,7 +83,7 @@ def export_difference(source: Path, output: Path, *, step: Step = None) -> list[
         dtypes = {name: llm_dtype if name.startswith(LLM_PREFIX) else torch.float32 for name in shapes}
 
         def write(folder: Path) -> None:
-            writer = TensorFileWriter(folder / TRAINED_FILE, shapes, dtype=dtypes, metadata={"base": difference.base_digest})
+            writer = SafetensorsWriter(folder / TRAINED_FILE, shapes, dtype=dtypes, metadata={"base": difference.base_digest})
             for name in shapes:
                 writer.add(name, trained.get_tensor(name))
             writer.close()
@@ -155,7 +156,7 @@ def _folder_of(checkpoint: Checkpoint) -> Path:
 
 def _write_adaptor(path: Path, trained: Any, shapes: dict[str, tuple[int, ...]]) -> None:
     names = {name.removeprefix(ADAPTOR_PREFIX): name for name in shapes if name.startswith(ADAPTOR_PREFIX)}
-    writer = TensorFileWriter(path, {short: shapes[name] for short, name in names.items()}, dtype=torch.float32)
+    writer = SafetensorsWriter(path, {short: shapes[name] for short, name in names.items()}, dtype=torch.float32)
     for short, name in names.items():
         writer.add(short, trained.get_tensor(name))
     writer.close()

@@ -15,7 +15,7 @@ from torch import Tensor
 from kappaspeech.artefacts import write_json
 from kappaspeech.errors import CheckpointError
 from kappaspeech.scan.checkpoint import Checkpoint
-from kappaspeech.training.tensor_file import TensorFileWriter
+from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
 
 INDEX_NAME = "model.safetensors.index.json"
 MAX_FILE_BYTES = 5_000_000_000
@@ -93,7 +93,7 @@ def write_merged(
     for file_name, part in zip(names, parts, strict=True):
         shapes = {tensor.name: tensor.shape for tensor in part}
         dtypes = {tensor.name: tensor.dtype for tensor in part}
-        writer = TensorFileWriter(folder / file_name, shapes, dtype=dtypes, metadata={"format": "pt"})
+        writer = SafetensorsWriter(folder / file_name, shapes, dtype=dtypes, metadata={"format": "pt"})
         try:
             for tensor in part:
                 if tensor.trained is not None:

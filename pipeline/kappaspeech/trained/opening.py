@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from kappaspeech.artefacts import read_json
-from kappaspeech.config import RunConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.adaptor import AdaptorShape

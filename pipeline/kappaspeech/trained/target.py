@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from kappaspeech.config import DatasetConfig, EvaluationConfig, ReadConfig
+from kappaspeech.config.data_config import DatasetConfig, ReadConfig
+from kappaspeech.config.training_config import EvaluationConfig
 from kappaspeech.errors import ConfigError, InputError
 from kappaspeech.evaluation.decoding import Decoder
 from kappaspeech.runs.contents import RECORD_FILE

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from kappaspeech.artefacts import read_json
-from kappaspeech.cluster import Cluster, agree
-from kappaspeech.config import RunConfig, read_precision
+from kappaspeech.config.deepspeed_config import read_precision
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.family import read_attentions, read_widths
 from kappaspeech.model.precision import choose_dtype, like_model, measure_rates, slowest
+from kappaspeech.ranks.agreement import agree
+from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.runs.checkpoints import list_checkpoints
 from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.runs.folder import SCHEMA_VERSION, RunFolder

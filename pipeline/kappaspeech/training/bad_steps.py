@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kappaspeech.config import TrainingConfig
+from kappaspeech.config.training_config import TrainingConfig
 from kappaspeech.training.engine import StepResult
 
 # The median of this many good steps' norms is what a new one is held against, once there are enough of them.

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kappaspeech.cluster import Cluster
-from kappaspeech.config import OptimizerConfig, settle_gradients
+from kappaspeech.config.deepspeed_config import settle_gradients
+from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.model.llm import decoder_layers
 from kappaspeech.model.lora import public_names
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.planning.buckets import settle_buckets
 from kappaspeech.planning.sizes import largest_layer
+from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.training.digests import Hasher, share_out
 from kappaspeech.training.phases import PhaseClock
 from kappaspeech.training.residency import keep_frozen_whole, persist_frozen

@@ -16,12 +16,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kappaspeech.artefacts import sync_folder, write_json
-from kappaspeech.cluster import Cluster, agreement
 from kappaspeech.errors import CheckpointError, TrainingError
+from kappaspeech.ranks.agreement import agreement
+from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.runs.checkpoints import AVERAGE_FILE, OPTIMIZER_FILE, SCHEMA_VERSION, STATE_FILE, TRAINED_FILE, prune
 from kappaspeech.runs.contents import checkpoint_path
+from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
 from kappaspeech.training.engine import ADAM_STATES, TrainingEngine
-from kappaspeech.training.tensor_file import TensorFileWriter
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -113,10 +114,10 @@ def _write_all(cluster: Cluster, path: Path, content: _Content, target: Path, on
     """
     failure: OSError | None = None
     checksum = 0
-    file: TensorFileWriter | None = None
+    file: SafetensorsWriter | None = None
     with agreement(cluster), _explaining(target):
         if cluster.rank == 0:
-            file = TensorFileWriter(path, content.shapes, dtype=torch.float32)
+            file = SafetensorsWriter(path, content.shapes, dtype=torch.float32)
     for name, tensor in content.gather():
         if file is not None and failure is None:
             try:

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from kappaspeech.config import TrainingConfig
+from kappaspeech.config.training_config import TrainingConfig
 
 # the first ones warm up
 _NUM_STEPS, _NUM_WARM_UP = 10, 3

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from kappaspeech.artefacts import digest_json
-from kappaspeech.cluster import Cluster, agree
-from kappaspeech.config import RunConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import ConfigError
+from kappaspeech.ranks.agreement import agree
+from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.runs.checkpoints import list_checkpoints
 from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.runs.folder import RunFolder

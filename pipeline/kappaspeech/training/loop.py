@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kappaspeech.cluster import Cluster, agree, agreement
-from kappaspeech.config import RunConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import TrainingError
 from kappaspeech.evaluation.evaluate import TestSet, evaluate
-from kappaspeech.liveness import Watch
 from kappaspeech.model.flops import speech_cost
 from kappaspeech.progress import ProgressBar
+from kappaspeech.ranks.agreement import agree, agreement
+from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.ranks.liveness import Watch
 from kappaspeech.runs.best import best_wer, mark_best
 from kappaspeech.runs.checkpoints import check_fingerprints, prepare_resume, read_state
 from kappaspeech.runs.contents import hypotheses_path

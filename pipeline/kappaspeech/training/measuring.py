@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from kappaspeech.cluster import Cluster
-from kappaspeech.config import RunConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.evaluation.forgetting import BaseWeights
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.lora import is_factor
 from kappaspeech.model.trained import find_base, load_trained_model
+from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.training.base_partitions import BasePartitions
 from kappaspeech.training.engine import TrainingEngine
 from kappaspeech.training.parts import Parts

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from kappaspeech.artefacts import digest_json
-from kappaspeech.config import RunConfig, UnfreezeConfig
+from kappaspeech.config.model_config import UnfreezeConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import SelectionError
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.arithmetic import Arithmetic

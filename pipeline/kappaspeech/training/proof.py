@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from kappaspeech.artefacts import digest_json
-from kappaspeech.cluster import Cluster, agreement
-from kappaspeech.config import RunConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.evaluation.forgetting import relative_change
 from kappaspeech.model.llm import load_llm
 from kappaspeech.model.lora import is_factor, merge, public_names
 from kappaspeech.model.prefixes import ENCODER_PREFIX, LLM_PREFIX
+from kappaspeech.ranks.agreement import agreement
+from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.runs.folder import Movement, RunFolder
 from kappaspeech.scan.spectrum import spectrum_stats
 from kappaspeech.training.digests import Hasher, digest_tensor, share_out

@@ -13,17 +13,21 @@ import torch
 
 from kappaspeech.allocator import keep_freed_memory
 from kappaspeech.artefacts import digest_json
-from kappaspeech.cluster import Cluster, agreement, start_training_cluster
-from kappaspeech.config import RunConfig, read_deepspeed_config
+from kappaspeech.config.deepspeed_config import read_deepspeed_config
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import DataError, RankFailure
 from kappaspeech.evaluation.evaluate import read_test_set
-from kappaspeech.liveness import Watch, voice
 from kappaspeech.model.lora import lora_to_record
 from kappaspeech.model.precision import measure_rate
 from kappaspeech.outputs import sweep
 from kappaspeech.processors import count_cores
+from kappaspeech.ranks.agreement import agreement
+from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.ranks.hosts import check_alike, software, warn_of_clocks
+from kappaspeech.ranks.liveness import Watch, voice
+from kappaspeech.ranks.rendezvous import find_launch
+from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.redaction import redact
-from kappaspeech.rendezvous import find_launch
 from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.lease import Lease, make_start_id
@@ -34,7 +38,6 @@ from kappaspeech.speech.stream import Corpus, SpeechStream, make_datasets, make_
 from kappaspeech.training.arithmetic import choose_arithmetic
 from kappaspeech.training.encoding import ClipEncoder
 from kappaspeech.training.engine import TrainingEngine
-from kappaspeech.training.hosts import check_alike, software, warn_of_clocks
 from kappaspeech.training.kept_prompt import digest_prompt_source, settle_prompt
 from kappaspeech.training.launcher import Launcher
 from kappaspeech.training.loop import Outcome, TrainingLoop

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from kappaspeech.cluster import Cluster
-from kappaspeech.config import RunConfig
+from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import InputError
 from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.encoder import FrozenWhisperEncoder
@@ -22,6 +21,7 @@ from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.planning.machine import find_products, measure_compute, measure_exchange, slowest
 from kappaspeech.planning.plan import GPU_CONTEXT_BYTES
 from kappaspeech.planning.planner import Planner
+from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.speech.stream import SpeechStream
 from kappaspeech.training.engine import TrainingEngine
 

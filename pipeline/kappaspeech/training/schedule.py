@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from kappaspeech.config import OptimizerConfig
+from kappaspeech.config.training_config import OptimizerConfig
 
 
 def rate_factor(step: int, *, num_steps: int, config: OptimizerConfig) -> float:

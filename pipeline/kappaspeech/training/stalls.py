@@ -9,10 +9,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kappaspeech.cluster import Cluster
 from kappaspeech.errors import RankFailure
 from kappaspeech.escaping import for_line, for_terminal
-from kappaspeech.liveness import Post, Watch, voice
+from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.ranks.liveness import Post, Watch, voice
 from kappaspeech.training.phases import PhaseClock
 
 # A process that is alive posts each second. Swapping, a long call that holds the interpreter, or a network that is down for a

@@ -9,15 +9,15 @@ import socket
 from pathlib import Path
 
 import pytest
-from kappaspeech.cluster import SingleProcess
 from kappaspeech.commands import main
-from kappaspeech.config import read_run_config
+from kappaspeech.config.run_config import read_run_config
 from kappaspeech.diagnosis.arithmetic import check_dtype
 from kappaspeech.diagnosis.configuration import check_configuration, check_disk, check_ranks
 from kappaspeech.diagnosis.finding import Finding, RankReport, combine
 from kappaspeech.diagnosis.host import check_build_folder, check_open_files, check_port, check_shared_memory, find_build_folder
 from kappaspeech.diagnosis.packages import compare_versions
 from kappaspeech.model.precision import choose_dtype
+from kappaspeech.ranks.cluster import SingleProcess
 from packaging.requirements import Requirement
 
 from tests import tiny

@@ -135,7 +135,7 @@ def test_one_of_fused_experts_is_refused_with_the_remedy():
 
 
 def test_experts_that_are_fused_on_loading_are_refused_with_the_remedy_and_the_remedy_works(tmp_path):
-    from kappaspeech.cluster import SingleProcess
+    from kappaspeech.ranks.cluster import SingleProcess
     from kappaspeech.scan.checkpoint import open_checkpoint
     from kappaspeech.scan.stage import scan
     from kappaspeech.selection import select

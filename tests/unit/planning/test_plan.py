@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 from kappaspeech.commands import main
-from kappaspeech.config import read_run_config
+from kappaspeech.config.run_config import read_run_config
 from kappaspeech.planning.batches import sizes_by_budget, sizes_by_lengths
 from kappaspeech.planning.duration import Rates
 from kappaspeech.planning.memory import count_state, kept_bytes_per_token, read_settings

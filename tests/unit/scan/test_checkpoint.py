@@ -11,10 +11,10 @@ import pytest
 import torch
 from kappaspeech.errors import CheckpointError
 from kappaspeech.scan.checkpoint import open_checkpoint
-from kappaspeech.scan.dtypes import widen
 from kappaspeech.scan.matrices import MatrixRef, StoredMatrix, list_matrices
 from kappaspeech.scan.stage import scan
 from kappaspeech.scan.torch_algebra import TorchAlgebra
+from kappaspeech.tensor_files.dtypes import widen
 from safetensors.torch import save_file
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

@@ -11,8 +11,8 @@ import torch
 from kappaspeech.errors import CheckpointError
 from kappaspeech.model.lora import LoraShape, factors_of, merge
 from kappaspeech.scan.checkpoint import open_checkpoint
-from kappaspeech.scan.dtypes import widen
 from kappaspeech.scan.matrices import list_matrices
+from kappaspeech.tensor_files.dtypes import widen
 from safetensors.torch import save_file
 
 PLAIN, FUSED, OTHER = (

@@ -50,7 +50,7 @@ def test_apart_they_share_nothing(corpus):
 
 
 def test_doctor_and_train_say_so(home, tmp_path, capsys):
-    from kappaspeech.config import read_run_config
+    from kappaspeech.config.run_config import read_run_config
     from kappaspeech.diagnosis.configuration import check_configuration
     from kappaspeech.speech.schedule import BatchBudget
     from kappaspeech.speech.stream import SpeechStream, make_datasets

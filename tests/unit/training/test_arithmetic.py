@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from kappaspeech.cluster import SingleProcess
-from kappaspeech.config import read_run_config
+from kappaspeech.config.run_config import read_run_config
 from kappaspeech.errors import ConfigError
 from kappaspeech.model.family import Attentions
+from kappaspeech.ranks.cluster import SingleProcess
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.trained.arithmetic import UseArithmetic, keep_attention
 from kappaspeech.training import arithmetic
@@ -97,7 +97,7 @@ def test_the_machine_chooses_among_what_the_family_computes_by(choose, monkeypat
 
 @pytest.mark.parametrize("precision", [{"bf16": {"enabled": "yes"}}, {"bf16": True}, {"fp16": {"enabled": True}}])
 def test_a_precision_that_is_none_is_refused_with_what_may_stand_there(tmp_path, precision):
-    from kappaspeech.config import read_deepspeed_config
+    from kappaspeech.config.deepspeed_config import read_deepspeed_config
 
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({**precision, "zero_optimization": {"stage": 3}}))

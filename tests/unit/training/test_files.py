@@ -10,17 +10,18 @@ import signal
 import pytest
 import torch
 from kappaspeech.commands import main
-from kappaspeech.config import OptimizerConfig, RunConfig, read_run_config
+from kappaspeech.config.run_config import RunConfig, read_run_config
+from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.errors import CheckpointError, InputError, TrainingError
 from kappaspeech.runs.checkpoints import check_fingerprints, list_checkpoints
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.readme import describe_outcome
 from kappaspeech.runs.records import RunLog, StepRecord, read_lines
 from kappaspeech.speech.loading import BadSample
+from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
 from kappaspeech.training.engine import average_decay
 from kappaspeech.training.schedule import rate_factor
 from kappaspeech.training.stopping import StopRequest
-from kappaspeech.training.tensor_file import TensorFileWriter
 from safetensors.torch import load_file
 
 from tests.made_runs import make_run
@@ -36,7 +37,7 @@ def record(step: int) -> StepRecord:
 def test_a_streamed_tensor_file_is_a_safetensors_file(tmp_path, dtype):
     tensors = {"b": torch.randn(3, 5), "a": torch.randn(7), "scalar": torch.tensor(2.0)}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    writer = TensorFileWriter(tmp_path / "x.safetensors", shapes, dtype=dtype)
+    writer = SafetensorsWriter(tmp_path / "x.safetensors", shapes, dtype=dtype)
     for name, tensor in tensors.items():
         writer.add(name, tensor)
     writer.close()

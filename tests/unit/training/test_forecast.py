@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import time
 
-from kappaspeech.config import TrainingConfig
+from kappaspeech.config.training_config import TrainingConfig
 from kappaspeech.training.forecast import Forecast, describe
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from kappaspeech.cluster import SingleProcess
-from kappaspeech.config import read_run_config
+from kappaspeech.config.run_config import read_run_config
 from kappaspeech.errors import CheckpointError, ConfigError
+from kappaspeech.ranks.cluster import SingleProcess
 from kappaspeech.runs.checkpoints import check_fingerprints
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.training.kept_prompt import settle_prompt

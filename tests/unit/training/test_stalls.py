@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from kappaspeech.liveness import own_place, process_state
+from kappaspeech.ranks.liveness import own_place, process_state
 from kappaspeech.training.launcher import Launcher
 from kappaspeech.training.phases import PhaseClock
 from kappaspeech.training.stalls import StallJudge, find_behind, tell_standings
@@ -84,7 +84,7 @@ def test_a_process_of_this_host_is_known_to_run_to_be_stopped_and_to_be_gone():
         process.stdout.readline()
         own = own_place()
         assert own is not None
-        from kappaspeech.liveness import _read_stat
+        from kappaspeech.ranks.liveness import _read_stat
 
         place = [own[0], own[1], process.pid, _read_stat(process.pid)[1]]
         assert process_state(place) == "running"

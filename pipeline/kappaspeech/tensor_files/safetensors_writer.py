@@ -30,7 +30,7 @@ _DTYPE_NAMES = {
 _ALIGNMENT_BYTES = 8
 
 
-class TensorFileWriter:
+class SafetensorsWriter:
     """Writes the tensors named in `shapes`, of one dtype or of one each, in that order. `add` each of them, then `close`."""
 
     def __init__(

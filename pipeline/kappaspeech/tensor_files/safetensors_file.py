@@ -10,7 +10,6 @@ import errno
 import math
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ import numpy as np
 
 from kappaspeech.errors import CheckpointError
 from kappaspeech.outside import explained, open_regular, parse_json
-from kappaspeech.scan.dtypes import StoredArray
+from kappaspeech.tensor_files.dtypes import StoredArray
+from kappaspeech.tensor_files.tensor_file import StoredTensor
 
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_DIMENSIONS = 64
@@ -41,17 +41,6 @@ _DTYPES = {
     "U8": ("uint8", "u1"),
     "BOOL": ("bool", "u1"),
 }
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor as its file lists it. `storage` is equal for two names exactly where they share their bytes."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    num_bytes: int
-    storage: int
 
 
 class SafetensorsFile:

@@ -14,7 +14,7 @@ from kappaspeech.errors import CheckpointError
 from kappaspeech.model.config_limits import check_size
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.scan.matrices import list_matrices
-from kappaspeech.scan.weight_files import read_config
+from kappaspeech.tensor_files.weight_files import read_config
 from safetensors.torch import save_file
 
 NAME = "model.layers.0.mlp.up_proj.weight"

@@ -14,8 +14,8 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kappaspeech.cluster import FloatArray
-    from kappaspeech.rendezvous import Launch
+    from kappaspeech.ranks.cluster import FloatArray
+    from kappaspeech.ranks.rendezvous import Launch
 
 HUB_VARIABLE = "KAPPASPEECH_HUB"
 
@@ -112,7 +112,7 @@ class Hub:
             return self._boxes.pop(key, {}).get(source)
 
 
-class LocalCluster:
+class PipeCluster:
     """A rank of a `Hub`, as a `Cluster`. A rank that is gone is a `RuntimeError` in whoever waits for it."""
 
     def __init__(self, launch: Launch) -> None:

@@ -3,8 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from kappaspeech.cluster import SingleProcess, agree
 from kappaspeech.errors import DataError, RankFailure
+from kappaspeech.ranks.agreement import agree
+from kappaspeech.ranks.cluster import SingleProcess
 
 
 class BesideAnother(SingleProcess):

@@ -7,10 +7,10 @@ import threading
 import time
 
 import pytest
-from kappaspeech import liveness
-from kappaspeech.cluster import SingleProcess
 from kappaspeech.errors import RankFailure
-from kappaspeech.liveness import Watch
+from kappaspeech.ranks import liveness
+from kappaspeech.ranks.cluster import SingleProcess
+from kappaspeech.ranks.liveness import Watch
 
 
 class OneOfTwo(SingleProcess):

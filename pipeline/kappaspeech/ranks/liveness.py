@@ -19,9 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kappaspeech.cluster import MAX_POST_BYTES, Cluster, is_agreed, is_broken_collective
 from kappaspeech.errors import KappaSpeechError, RankFailure
 from kappaspeech.escaping import for_terminal
+from kappaspeech.ranks.agreement import is_agreed, is_broken_collective
+from kappaspeech.ranks.cluster import MAX_POST_BYTES, Cluster
 from kappaspeech.redaction import redact
 
 Post = dict[str, Any]

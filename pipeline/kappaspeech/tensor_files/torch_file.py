@@ -10,8 +10,8 @@ from typing import Any
 
 from kappaspeech.errors import CheckpointError
 from kappaspeech.outside import check_regular, explained
-from kappaspeech.scan.dtypes import FLOATS, StoredArray
-from kappaspeech.scan.safetensors_file import StoredTensor
+from kappaspeech.tensor_files.dtypes import FLOATS, StoredArray
+from kappaspeech.tensor_files.tensor_file import StoredTensor
 
 # Where a file holds more than weights, they lie under one of these.
 _STATE_KEYS = ("model_state_dict", "state_dict", "model")

@@ -11,9 +11,9 @@ import numpy as np
 
 from kappaspeech.errors import CheckpointError
 from kappaspeech.outside import explained, open_regular
-from kappaspeech.scan.dtypes import StoredArray
-from kappaspeech.scan.gguf_header import GgufEntry, read_header
-from kappaspeech.scan.safetensors_file import StoredTensor
+from kappaspeech.tensor_files.dtypes import StoredArray
+from kappaspeech.tensor_files.gguf_header import GgufEntry, read_header
+from kappaspeech.tensor_files.tensor_file import StoredTensor
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _ARRAYS = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}

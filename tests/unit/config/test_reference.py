@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import pytest
 import yaml
 from kappaspeech.commands import main
-from kappaspeech.config import RunConfig
-from kappaspeech.reference import Key, list_sections
+from kappaspeech.config.reference import Key, list_sections
+from kappaspeech.config.run_config import RunConfig
 from pydantic import BaseModel, Field
 
 SECTIONS = list_sections(RunConfig)

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from kappaspeech.cluster import _choose_gpu
 from kappaspeech.errors import ConfigError
-from kappaspeech.rendezvous import Launch, count_local_rank, find_launch, first_host, job_port, prepare_rendezvous
+from kappaspeech.ranks.rendezvous import Launch, count_local_rank, find_launch, first_host, job_port, prepare_rendezvous
+from kappaspeech.ranks.start import _choose_gpu
 
 from tests.conftest import clean_environment
 from tests.patience import patience
@@ -133,7 +133,7 @@ def test_ranks_without_a_place_to_meet_are_refused(environment):
 def test_mpi_ranks_whose_mpi_sees_one_are_refused():
     """In a process of its own, which MPI may take over."""
     pytest.importorskip("mpi4py")
-    code = "import os; from kappaspeech.rendezvous import *; prepare_rendezvous(find_launch(os.environ))"
+    code = "import os; from kappaspeech.ranks.rendezvous import *; prepare_rendezvous(find_launch(os.environ))"
     variables = clean_environment(OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_SIZE="2")
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=patience(60))
     assert "started 2 processes (openmpi), but mpi4py's MPI sees 1" in done.stderr

@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 
 import pytest
-from kappaspeech.listening import listen_narrowly, narrowest_address
-from kappaspeech.liveness import fit
-from kappaspeech.mpi_cluster import MAX_POST_BYTES
+from kappaspeech.ranks.cluster import MAX_POST_BYTES
+from kappaspeech.ranks.listening import listen_narrowly, narrowest_address
+from kappaspeech.ranks.liveness import fit
 
 
 @pytest.mark.parametrize(

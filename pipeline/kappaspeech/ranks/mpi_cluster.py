@@ -6,12 +6,12 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
-from kappaspeech.cluster import MAX_POST_BYTES
 from kappaspeech.errors import ConfigError
-from kappaspeech.rendezvous import Launch, count_local_rank
+from kappaspeech.ranks.cluster import MAX_POST_BYTES
+from kappaspeech.ranks.rendezvous import Launch, count_local_rank
 
 if TYPE_CHECKING:
-    from kappaspeech.cluster import FloatArray
+    from kappaspeech.ranks.cluster import FloatArray
 
 _POST_BYTES = MAX_POST_BYTES + 48
 _MAX_QUEUES = 16

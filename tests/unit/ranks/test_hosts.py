@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from kappaspeech.cluster import SingleProcess
-from kappaspeech.training.hosts import check_alike, describe_clocks, describe_difference, software
+from kappaspeech.ranks.cluster import SingleProcess
+from kappaspeech.ranks.hosts import check_alike, describe_clocks, describe_difference, software
 
 
 def test_the_minority_differs_even_where_it_holds_rank_0():

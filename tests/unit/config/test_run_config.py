@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kappaspeech.config import YAML_OWNED_KEYS, read_deepspeed_config, read_run_config, settle_gradients
+from kappaspeech.config.deepspeed_config import YAML_OWNED_KEYS, read_deepspeed_config, settle_gradients
+from kappaspeech.config.run_config import read_run_config
 from kappaspeech.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]

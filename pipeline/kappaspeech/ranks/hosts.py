@@ -12,8 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kappaspeech.artefacts import digest_file, digest_lines
-from kappaspeech.cluster import Cluster, agreement
 from kappaspeech.errors import ConfigError
+from kappaspeech.ranks.agreement import agreement
+from kappaspeech.ranks.cluster import Cluster
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "openai-whisper", "numpy")
 _PACKAGE_FOLDER = Path(__file__).parents[1]

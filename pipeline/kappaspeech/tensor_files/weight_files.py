@@ -6,29 +6,19 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 from kappaspeech.errors import CheckpointError
 from kappaspeech.outside import describe, explained, read_json_file
-from kappaspeech.scan.dtypes import StoredArray
-from kappaspeech.scan.gguf_file import GgufFile
-from kappaspeech.scan.safetensors_file import SafetensorsFile, StoredTensor
-from kappaspeech.scan.torch_file import TorchFile
+from kappaspeech.tensor_files.gguf_file import GgufFile
+from kappaspeech.tensor_files.safetensors_file import SafetensorsFile
+from kappaspeech.tensor_files.tensor_file import TensorFile
+from kappaspeech.tensor_files.torch_file import TorchFile
 
 _MAX_CONFIG_BYTES = 64 << 20
 _PIECE = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _ADAPTER = "adapter_config.json"
 _log = logging.getLogger(__name__)
-
-
-class TensorFile(Protocol):
-    """One file of a checkpoint."""
-
-    path: Path
-    tensors: list[StoredTensor]
-
-    def read(self, name: str, start: int, stop: int) -> StoredArray: ...
-    def read_bytes(self, name: str, offset: int, size: int) -> bytes: ...
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

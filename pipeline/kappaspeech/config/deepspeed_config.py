@@ -1,0 +1,97 @@
+"""The DeepSpeed JSON, which owns ZeRO, precision and communication; the YAML owns batch, learning rates and steps.
+
+A JSON that sets one of the YAML's keys is refused, so that a value has one owner.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from kappaspeech.errors import ConfigError
+
+# Keys of a DeepSpeed JSON whose owner is the YAML.
+YAML_OWNED_KEYS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+)
+
+# Sections of a DeepSpeed JSON that are looked into here.
+_SECTIONS = ("zero_optimization", "bf16", "fp16", "data_types")
+_ZERO_SECTIONS = ("offload_optimizer", "offload_param")
+
+
+def read_deepspeed_config(path: Path) -> dict[str, Any]:
+    """Read the DeepSpeed JSON. Raises `ConfigError` where it is missing, isn't ZeRO-3, or sets what the YAML owns."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise ConfigError(f"There is no DeepSpeed configuration at {path}; presets are in ds_configs/.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold a JSON object.")
+    _settle_sections(content, _SECTIONS, path)
+    owned = [key for key in YAML_OWNED_KEYS if key in content]
+    if owned:
+        raise ConfigError(f"{path} sets {', '.join(owned)}, which the run's YAML owns. Remove it there and set batch/optimizer.")
+    zero = content.get("zero_optimization", {})
+    _settle_sections(zero, _ZERO_SECTIONS, path)
+    stage = zero.get("stage")
+    if stage != 3:
+        raise ConfigError(f"{path} has zero_optimization.stage {stage!r}; this pipeline trains under ZeRO-3.")
+    precision = content.get("bf16", {})
+    if precision.get("enabled", False) not in (True, False, "auto"):
+        raise ConfigError(
+            f'{path} has bf16 {precision!r}; give {{"enabled": true}}, false, or "auto", which takes what is faster.'
+        )
+    if content.get("fp16", {}).get("enabled"):
+        raise ConfigError(
+            f"{path} enables fp16, in which this pipeline doesn't train. Give bf16 with enabled true, false or auto."
+        )
+    return content
+
+
+def _settle_sections(content: dict[str, Any], names: tuple[str, ...], path: Path) -> None:
+    """Take away sections that are null, which says as much as nothing; refuse what is none."""
+    for name in names:
+        if content.get(name) is None:
+            content.pop(name, None)
+        elif not isinstance(content[name], dict):
+            example = 'give {"enabled": "auto"}' if name == "bf16" else "give an object"
+            raise ConfigError(f"{path} has {name} {content[name]!r}; it is a section: {example}, or leave it out.")
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def read_precision(deepspeed_config: Mapping[str, Any]) -> Literal["auto", "bfloat16", "float32"]:
+    """What a DeepSpeed JSON says of the dtype: bf16.enabled true, false or absent, or «auto», which leaves it to the machine."""
+    enabled = deepspeed_config.get("bf16", {}).get("enabled", False)
+    return "auto" if enabled == "auto" else "bfloat16" if enabled else "float32"
+
+
+def settle_gradients(deepspeed_config: Mapping[str, Any], *, world_size: int) -> dict[str, Any]:
+    """A DeepSpeed JSON in which gradients are added up, over micro-batches and over ranks, in float32, unless it says otherwise.
+
+    Left to itself DeepSpeed 0.19 takes the compute dtype for both. In bfloat16, of 8 bits, the one loses digits with each
+    micro-batch and the other with each rank. ZeRO-3 honours both keys on all its paths, offload among them. They cost 2 more
+    bytes a trained parameter over the ranks, and 2 more an element in the reduce bucket, in its copy, and on the wire. One rank
+    alone sums nothing, so its bucket holds gradients as they come, whatever the JSON says.
+    """
+    settled = dict(deepspeed_config)
+    if read_precision(settled) != "bfloat16":
+        return settled
+    settled["data_types"] = {"grad_accum_dtype": "fp32", **settled.get("data_types", {})}
+    if world_size > 1:
+        settled.setdefault("communication_data_type", "fp32")
+    else:
+        settled.pop("communication_data_type", None)
+    return settled

@@ -1,0 +1,43 @@
+"""The configuration of a run, whole: one YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from kappaspeech.config.data_config import DataConfig
+from kappaspeech.config.model_config import ModelConfig, UnfreezeConfig
+from kappaspeech.config.reading import read_yaml
+from kappaspeech.config.section import StrictSection
+from kappaspeech.config.training_config import BatchConfig, EvaluationConfig, OptimizerConfig, TrainingConfig
+
+
+class RunConfig(StrictSection):
+    """A training run, whole."""
+
+    run_dir: str = Field(description="Folder of the run. If it holds a checkpoint, the run continues from it.")
+    arm: str = Field(default="run", description="The run's name in reports. Runs of the same arm are seeds of each other.")
+    seed: int = Field(
+        default=17, description="Seed of the adaptor's and LoRA's weights, the data's order, augmentation and dropout."
+    )
+    model: ModelConfig = Field(description="The two pretrained models, and the prompt.")
+    unfreeze: UnfreezeConfig = Field(default=UnfreezeConfig(), description="What trains beside the adaptor.")
+    data: DataConfig = Field(description="Speech and text.")
+    batch: BatchConfig = Field(default=BatchConfig(), description="Size of a step.")
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW and its rates.")
+    training: TrainingConfig = Field(description="Length, cadence and faults.")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Decoding of data.test.")
+    deepspeed: str = Field(
+        default="ds_configs/zero3.json",
+        description="The DeepSpeed JSON, which owns ZeRO, precision and communication. Presets are in ds_configs/.",
+    )
+
+
+def read_run_config(path: Path, *, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """Read a run's YAML. Relative paths in it are kept as they are: they count from the working folder.
+
+    `overrides` maps dotted keys to values that take the place of the file's. Raises `ConfigError` with all problems found.
+    """
+    return read_yaml(path, RunConfig, overrides=overrides)

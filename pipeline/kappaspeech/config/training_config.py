@@ -1,0 +1,104 @@
+"""The configuration's part on steps, their optimizer, their measurement and faults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kappaspeech.config.section import Count, NotNegative, Positive, StrictSection
+
+
+class BatchConfig(StrictSection):
+    """A step is `micro_batches_per_step` micro-batches, whatever the number of ranks that share them out."""
+
+    max_samples: Count = Field(default=16, description="Most clips in a micro-batch.")
+    max_seconds: Positive = Field(default=120.0, description="Most seconds of padded audio in a micro-batch.")
+    micro_batches_per_step: Count = Field(default=2, description="Micro-batches in a step, over all ranks.")
+
+
+class OptimizerConfig(StrictSection):
+    """AdamW, with a learning rate for the adaptor and one for the LLM."""
+
+    adaptor_learning_rate: Positive = Field(default=4e-4, description="Peak learning rate of the adaptor.")
+    llm_learning_rate: Positive = Field(default=2e-4, description="Peak learning rate of the LLM's trained tensors.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.98), description="AdamW's β₁ and β₂."
+    )
+    epsilon: Positive = Field(default=1e-8, description="AdamW's ε.")
+    weight_decay: NotNegative = Field(default=0.0, description="Decoupled weight decay.")
+    clip_norm: Positive = Field(default=1.0, description="Largest norm of the gradient; a larger one is scaled down to it.")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(default=0, description="Steps over which the rates rise linearly.")
+    schedule: Literal["constant", "cosine"] = Field(default="cosine", description="The rates after the warm-up.")
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.1, description="Share of the peak rates that is left at the last step of a cosine schedule."
+    )
+
+
+class TrainingConfig(StrictSection):
+    """Length of the training, how often it is measured and saved, and what it does about faults."""
+
+    num_steps: Count = Field(description="Optimizer steps.")
+    evaluate_every_steps: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Measure WER and perplexity each time after so many steps. 0: before and after training alone."
+    )
+    evaluate_every_minutes: Positive | None = Field(default=None, description="Measure also after so many minutes of training.")
+    checkpoint_every_steps: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Save each time after so many steps. 0: at the end alone."
+    )
+    keep_checkpoints: Count = Field(default=2, description="Newest checkpoints that are kept.")
+    keep_best: bool = Field(default=True, description="Also save and keep the checkpoint of lowest mean WER.")
+    time_budget_seconds: Positive | None = Field(
+        default=None, description="Save and end after so many seconds of this start. The same command continues the run."
+    )
+    on_bad_loss: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="A step is bad if its loss or gradient norm isn't finite, or by `explode_factor`. It moves no weight, and "
+        "skipped_steps.jsonl names its samples. stop: the run ends. skip: it goes on.",
+    )
+    explode_factor: Annotated[float, Field(gt=1)] | None = Field(
+        default=None,
+        description="A step is also bad if its gradient norm is this many times the median of the last good steps. null: never.",
+    )
+    max_skipped_steps: Count = Field(default=10, description="With skip: more bad steps in a row than this end the run.")
+    collective_timeout_seconds: Positive = Field(default=600.0, description="Seconds that a rank waits for the others.")
+    stall_seconds: Positive = Field(
+        default=300.0,
+        description="Seconds without progress on any rank after which all ranks end and say where each one was waiting.",
+    )
+    stop_without_launcher: bool = Field(
+        default=True,
+        description="Save and end if the process that started the ranks is gone. false: for a launcher that needn't stay.",
+    )
+    activation_checkpointing: bool | Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        default=False,
+        description="Compute layers again in the backward pass: less memory, more time. true: all. A number: so many. auto: as "
+        "many as the memory asks for, by the plan.",
+    )
+    num_threads: Count | None = Field(default=None, description="Threads a rank on processors. null: the cores, shared out.")
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="Keep a moving average of what trains, with this decay a step. The average is evaluated and exported. null: "
+        "no average.",
+    )
+    alignment_weight: NotNegative = Field(
+        default=0.0,
+        description="Weight of the adaptor's alignment loss (CTC over the transcript's own token embeddings), added to the "
+        "transcript's. Recorded losses leave it out. 0: none.",
+    )
+
+
+class EvaluationConfig(StrictSection):
+    """How `data.test` is decoded."""
+
+    batch_size: Count = Field(default=32, description="Utterances decoded together.")
+    max_new_tokens: Count = Field(default=200, description="Most tokens of a transcript.")
+    num_beams: Count = Field(default=1, description="Beams. 1: greedy.")
+    decode: Literal["auto", "replica", "zero3"] = Field(
+        default="auto",
+        description="How ranks decode during training. replica: each with a whole model. zero3: all together with the "
+        "partitioned model, which takes no more memory and several times as long. auto: replicas if they fit.",
+    )
+    max_utterances: Count | None = Field(
+        default=None, description="Test on a fixed part of the utterances, with equal shares of each language. null: on all."
+    )

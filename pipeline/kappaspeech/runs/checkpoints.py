@@ -37,10 +37,14 @@ _log = logging.getLogger(__name__)
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
+    return list(checkpoints_by_step(folder).values())
+
+
+def checkpoints_by_step(folder: Path) -> dict[int, Path]:
+    """Complete checkpoints by their steps, ascending."""
     if not folder.is_dir():
-        return []
-    found = [(step, path) for path in folder.iterdir() if (step := step_of(path)) is not None]
-    return [path for _, path in sorted(found)]
+        return {}
+    return dict(sorted((step, path) for path in folder.iterdir() if (step := step_of(path)) is not None))
 
 
 def prune(folder: Path, *, keep: int) -> None:

@@ -21,7 +21,7 @@ from kappaspeech.model.prefixes import ADAPTOR_PREFIX
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.trained import find_base, load_trained_model
 from kappaspeech.runs.best import read_best
-from kappaspeech.runs.checkpoints import find_weights, list_checkpoints, read_state
+from kappaspeech.runs.checkpoints import checkpoints_by_step, find_weights, read_state
 from kappaspeech.runs.contents import RECORD_FILE, step_of
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.trained.arithmetic import UseArithmetic, keep_attention
@@ -85,10 +85,9 @@ def open_run(path: Path, *, step: Step = None) -> TrainedRun:
     """A run folder at its last checkpoint, that of `step`, or that of lowest WER. Raises `InputError` or `CheckpointError`."""
     folder = RunFolder(path)
     config, record = folder.read_config(), folder.read_record()
-    found = list_checkpoints(folder.checkpoints)
-    if not found:
+    states = checkpoints_by_step(folder.checkpoints)
+    if not states:
         raise CheckpointError(f"{path} has no checkpoint yet. Let its training reach one.")
-    states = {step_of(checkpoint): checkpoint for checkpoint in found}
     if step == "best":
         best = read_best(folder.checkpoints)
         if best is None:

@@ -1,14 +1,16 @@
 # PYTHON's environment has the project with its extras demo and test; launch/test.sh makes one.
 PYTHON ?= python
+# the tests, shared by a process a core
+SHARED = --numprocesses logical --dist loadgroup --no-loadscope-reorder
 
 .PHONY: check quick style
 
 check: style
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest $(SHARED)
 
 # the fast tests, under a minute
 quick: style
-	$(PYTHON) -m pytest -m "not slow" tests/unit
+	$(PYTHON) -m pytest $(SHARED) -m "not slow" tests/unit
 
 style:
 	$(PYTHON) -m ruff check .

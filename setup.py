@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 REQUIREMENTS = [
     "torch>=2.6,<2.14",  # tensors, autograd, the process group; the bound keeps to builds that this project was run on
@@ -42,6 +43,8 @@ EXTRAS = {
     "test": [
         "pytest>=8,<10",
         "pytest-timeout>=2.3,<3",  # a collective that hangs must fail
+        "build>=1.2,<2",  # the wheel and the source archive
+        "setuptools>=77",  # what builds them
         "pytest-xdist>=3.6,<4",  # all cores at the tests
         "hypothesis>=6.100,<7",  # properties before examples
         "ruff>=0.14,<1",
@@ -55,6 +58,24 @@ EXTRAS = {
         "datasets>=4,<6",  # a dataset on disk to pack
     ],
 }
+
+
+class BuildWithScripts(build_py):
+    """Puts into the wheel what a clone has beside the package and its commands need (kappaspeech/shipped.py finds it)."""
+
+    SHIPPED = ("launch/*.sh", "launch/slurm/*", "launch/configs/*.yaml", "launch/shapes/*/*", "ds_configs/*.json")
+    # these work in a clone alone
+    LEFT_OUT = ("quickstart.sh", "test.sh", "offline_wheels.sh")
+
+    def run(self) -> None:
+        super().run()
+        here = Path(__file__).parent
+        if getattr(self, "editable_mode", False):
+            return
+        for path in (path for pattern in self.SHIPPED for path in here.glob(pattern) if path.name not in self.LEFT_OUT):
+            target = Path(self.build_lib, "kappaspeech/shipped", path.relative_to(here))
+            self.mkpath(str(target.parent))
+            self.copy_file(str(path), str(target))
 
 
 setup(
@@ -81,6 +102,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     python_requires=">=3.10,<3.14",
+    cmdclass={"build_py": BuildWithScripts},
     package_dir={"": "pipeline"},
     packages=find_packages("pipeline"),
     package_data={

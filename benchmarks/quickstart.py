@@ -1,11 +1,11 @@
 """The quickstart as a newcomer meets it: in a fresh clone of this repository's last commit, with an environment of its own.
 
-    python benchmarks/quickstart.py [--seeds 18 19] [--work DIR] [--output benchmarks/results/quickstart.json]
+    python benchmarks/quickstart.py [--seeds 18 19] [--controls] [--work DIR] [--output benchmarks/results/quickstart.json]
 
 Runs `bash launch/quickstart.sh` there, to its end, and keeps what it said of its times, the run's evaluations and the report
-beside the machine and the versions; the report's picture goes to docs/quickstart.png. Then trains again with other seeds, on the
-same speech, for how reliably the recipe ends well. An older processor is imitated by ONEDNN_MAX_CPU_ISA=AVX2 and
-ATEN_CPU_CAPABILITY=avx2 in the environment, which the record keeps.
+beside the machine and the versions; the report's picture goes to docs/quickstart.png. Then trains again on the same speech: with
+other seeds, for how reliably the recipe ends well, and the controls, the 100 tensors of largest κ and the adaptor alone. An older
+processor is imitated by ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2 in the environment, which the record keeps.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,37 @@ def run(command: str, log: Path, *, cwd: Path, **variables: str) -> float:
     return time.monotonic() - began
 
 
-def train_again(clone: Path, seed: int, log: Path) -> dict[str, Any]:
-    """The quickstart's training with another seed, on the speech and selection that are there."""
-    run_dir = f"runs/seed-{seed}"
-    settings = f"run_dir={run_dir} seed={seed} training.evaluate_every_steps=0 deepspeed={clone / 'ds_configs/zero3_cpu.json'}"
-    options = " ".join(f"--set {setting}" for setting in settings.split())
+def train_again(clone: Path, name: str, settings: Sequence[str], log: Path) -> list[dict[str, Any]]:
+    """The quickstart's training with other settings, on the speech and ranking that are there; return its evaluations."""
+    run_dir = f"runs/{name}"
+    settings = [
+        f"run_dir={run_dir}",
+        "training.evaluate_every_steps=0",
+        f"deepspeed={clone / 'ds_configs/zero3_cpu.json'}",
+        *settings,
+    ]
+    options = " ".join(f"--set {setting}" for setting in settings)
     command = f"bash {clone / 'launch/train.sh'} {clone / 'launch/configs/quickstart.yaml'} {options}"
     work = clone / "quickstart"
-    run(command, log, cwd=work, NUM_RANKS="2", PATH=f"{clone / '.venv/bin'}{os.pathsep}{os.environ['PATH']}")
-    return {"seed": seed, "evaluations": read_lines(work / run_dir / "evaluations.jsonl")}
+    run(command, log, cwd=work, NUM_RANKS="2", **with_commands(clone))
+    return read_lines(work / run_dir / "evaluations.jsonl")
+
+
+def with_commands(clone: Path) -> dict[str, str]:
+    """The clone's own environment first on PATH."""
+    return {"PATH": f"{clone / '.venv/bin'}{os.pathsep}{os.environ['PATH']}"}
+
+
+def train_controls(clone: Path, work: Path) -> Iterator[dict[str, Any]]:
+    """What the smallest κ are held against: the largest, and nothing of the LLM."""
+    select = "kappaspeech select ranking.json --count 100 --largest --output selection-inverse.json"
+    run(select, work / "select.log", cwd=clone / "quickstart", **with_commands(clone))
+    for arm, settings in (
+        ("largest κ", ["unfreeze.selection=selection-inverse.json"]),
+        ("adaptor only", ["unfreeze.mode=adaptor", "unfreeze.selection=null"]),
+    ):
+        name = arm.partition(" ")[0]
+        yield {"arm": arm, "evaluations": train_again(clone, name, settings, work / f"{name}.log")}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -95,6 +118,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where to clone to (default: a temporary folder)")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks/results/quickstart.json")
     parser.add_argument("--seeds", type=int, nargs="*", default=[], help="other seeds to train with")
+    parser.add_argument("--controls", action="store_true", help="train the controls as well")
     parser.add_argument("--picture", type=Path, default=REPOSITORY / "docs/quickstart.png")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -105,11 +129,15 @@ def main() -> None:
             raise SystemExit(f"{clone} is there already; remove it or give another --work.")
         subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(clone)], check=True)
         record = describe(clone / "quickstart", log, run(COMMAND, log, cwd=clone))
-        record["again"] = []
+        record |= {"again": [], "controls": []}
         write(record, arguments.output)
         shutil.copyfile(clone / "quickstart/comparison/report.png", arguments.picture)
         for seed in arguments.seeds:
-            record["again"].append(train_again(clone, seed, work / f"seed-{seed}.log"))
+            evaluations = train_again(clone, f"seed-{seed}", [f"seed={seed}"], work / f"seed-{seed}.log")
+            record["again"].append({"seed": seed, "evaluations": evaluations})
+            write(record, arguments.output)
+        for control in train_controls(clone, work) if arguments.controls else ():
+            record["controls"].append(control)
             write(record, arguments.output)
     print(arguments.output)
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need into .venv and runs all of them: style, types, the site, tests. Arguments go to pytest.
+# TEST_PROCESSES: how many processes share the tests (default: one a core, eight at most).
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$repository"
@@ -10,4 +11,5 @@ ruff format --check .
 mypy
 # its own advertisement aside, the site must build without a warning
 NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir "$(mktemp -d)/site"
-exec python -m pytest "$@"
+cores=$(nproc)
+exec python -m pytest --numprocesses "${TEST_PROCESSES:-$((cores < 8 ? cores : 8))}" --dist loadgroup --no-loadscope-reorder "$@"

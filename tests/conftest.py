@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,32 @@ from tests import tiny
 from tests.patience import patience
 
 Completed = subprocess.CompletedProcess[str]
+# in this order, so that what takes long doesn't begin last
+_LONG_FIRST = ("hosts", "slurm", "end_to_end", "gpu", "parity", "ranks", "regressions", "unit")
+# these make networks, users and daemons of a machine: one process alone runs them
+_OF_THE_MACHINE = ("hosts", "slurm")
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def pytest_configure() -> None:
+    # a shell's background jobs ignore it, and so would every process that a test interrupts
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, a file's stay together, for its fixtures."""
+    folders = Path(__file__).parent
+
+    def place(item: pytest.Item) -> tuple[str, ...]:
+        return item.path.relative_to(folders).parts
+
+    items.sort(key=lambda item: _LONG_FIRST.index(place(item)[0]))
+    for item in items:
+        folder = place(item)[0]
+        group = "machine" if folder in _OF_THE_MACHINE else "-".join(place(item))
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,14 @@ def end_with_parent(parent: int) -> None:
 
 
 def _watch(parent: int) -> None:
+    wait_for_the_end_of(parent)
+    os._exit(1)
+
+
+def wait_for_the_end_of(parent: int) -> None:
+    """Return once process `parent` isn't this one's parent any more."""
     while os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
-    os._exit(1)
 
 
 def as_helper() -> dict[str, str]:

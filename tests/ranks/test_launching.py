@@ -80,6 +80,27 @@ def test_a_killed_rank_ends_a_start_and_the_next_one_goes_on_to_the_same_losses(
     assert len(steps(run)) == 4
 
 
+@pytest.mark.slow
+def test_ranks_end_with_a_supervisor_that_is_killed(config, tmp_path):
+    run = tmp_path / "run"
+    process = start(config, "--nproc", 2, "--set", "training.num_steps=10000")
+    try:
+        deadline = time.monotonic() + patience(120)
+        while not (run / "steps.jsonl").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            time.sleep(0.02)
+        (mark,) = [path.name for path in (run / "launch").iterdir()]
+        assert len(leftovers.find(mark)) >= 3
+    finally:
+        process.kill()
+    process.wait()
+    deadline = time.monotonic() + patience(20)
+    while leftovers.find(mark):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def find_rank(mark: str, rank: int) -> int:
     """The process id of a rank of the start `mark`."""
     for pid in leftovers.find(mark):

@@ -26,6 +26,7 @@ GROUND = {
     "outside",
     "escaping",
     "parenthood",
+    "shipped",
 }
 ARROWS = {
     "redaction": set(),
@@ -39,6 +40,7 @@ ARROWS = {
     "processors": set(),
     "allocator": set(),
     "parenthood": set(),
+    "shipped": set(),
     "blas": set(),
     "config": set(),
     "ranks": set(),

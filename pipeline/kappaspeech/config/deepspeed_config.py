@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kappaspeech.errors import ConfigError
+from kappaspeech.shipped import find_shipped
 
 # Keys of a DeepSpeed JSON whose owner is the YAML.
 YAML_OWNED_KEYS = (
@@ -27,10 +28,20 @@ _SECTIONS = ("zero_optimization", "bf16", "fp16", "data_types")
 _ZERO_SECTIONS = ("offload_optimizer", "offload_param")
 
 
+def _find_preset(path: Path) -> Path:
+    """The file itself or, if there is none and its name is a preset's, the preset."""
+    if path.exists() or len(path.parts) != 2 or path.parts[0] != "ds_configs":
+        return path
+    return find_shipped(path.as_posix()) or path
+
+
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
-    """Read the DeepSpeed JSON. Raises `ConfigError` where it is missing, isn't ZeRO-3, or sets what the YAML owns."""
+    """Read the DeepSpeed JSON. `ds_configs/NAME.json` names a preset wherever one works.
+
+    Raises `ConfigError` where it is missing, isn't ZeRO-3, or sets what the YAML owns.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
+        content = json.loads(_find_preset(path).read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise ConfigError(f"There is no DeepSpeed configuration at {path}; presets are in ds_configs/.") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -33,6 +33,7 @@ from kappaspeech.launching.command_lines import (
     under_slurm,
 )
 from kappaspeech.launching.file_system import find_problem
+from kappaspeech.launching.guard import guarded
 from kappaspeech.launching.hostfile import read_hostfile
 from kappaspeech.launching.reports import report_folder
 from kappaspeech.processors import count_cores
@@ -41,10 +42,10 @@ from kappaspeech.redaction import HIDDEN, redact
 from kappaspeech.runs.checkpoints import list_checkpoints
 from kappaspeech.runs.contents import CHECKPOINTS_FOLDER
 from kappaspeech.runs.lease import free
+from kappaspeech.shipped import find_shipped
 
 FIRST_DELAY_SECONDS = 5.0
 LONGEST_DELAY_SECONDS = 300.0
-_REPOSITORY = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ class Start:
 
 
 def find_script(name: str) -> str:
-    """A file of `launch/`, as one would type it from here. Raises `ConfigError` where the package has no repository."""
-    path = _REPOSITORY / "launch" / name
-    if not path.is_file():
-        raise ConfigError(f"{path} doesn't exist: launchers start from the repository. Install it with pip install -e.")
+    """A file of `launch/`, as one would type it from here. Raises `ConfigError` if it is missing."""
+    path = find_shipped(f"launch/{name}")
+    if path is None:
+        raise ConfigError(f"launch/{name} is missing beside the package. Install kappaspeech again, or work in a clone.")
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
@@ -214,15 +215,16 @@ def _start(request: Request, signals: Signals) -> Attempt:
         answers = remote.end_leftovers(start.ssh_hosts, start.mark, ssh_options=_ssh_options())
         return [f"what runs on {a.host} can't be ended ({a.problem})" for a in answers if a.problem is not None]
 
-    return run_attempt(
-        start.command,
-        mark=start.mark,
-        run_dir=request.run_dir,
-        signals=signals,
-        stall_seconds=request.stall_seconds,
-        hosts_by_rank=start.hosts_by_rank,
-        end_remote=end_remote if start.ssh_hosts else None,
-    )
+    with guarded(start.mark, hosts=start.ssh_hosts, ssh_options=_ssh_options() if start.ssh_hosts else ()):
+        return run_attempt(
+            start.command,
+            mark=start.mark,
+            run_dir=request.run_dir,
+            signals=signals,
+            stall_seconds=request.stall_seconds,
+            hosts_by_rank=start.hosts_by_rank,
+            end_remote=end_remote if start.ssh_hosts else None,
+        )
 
 
 def submit(arguments: Sequence[str], *, options: str, dry_run: bool) -> int:

@@ -25,7 +25,7 @@ from kappaspeech.speech.packing import pack
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
 from kappaspeech.speech.stream import make_datasets
 from kappaspeech.trained.opening import open_transcriber
-from kappaspeech.training import engine_state
+from kappaspeech.zero3 import engine_state
 from train_shapes import SHAPES, TINY_SETUP, Setup, Shape, ShapeTraining, choose_tensors
 
 from gpu_sections.cases import PRESETS, Case, Context, Differs, Report, command_line

@@ -13,8 +13,8 @@ from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.runs.records import RunLog, StepRecord
 from kappaspeech.speech.stream import StepData
 from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
-from kappaspeech.training.engine import TrainingEngine
 from kappaspeech.training.loop import TrainingLoop
+from kappaspeech.zero3.engine import TrainingEngine
 from torch import Tensor
 
 

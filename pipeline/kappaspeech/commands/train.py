@@ -91,10 +91,10 @@ def _train_here(settings: Any) -> int:
 
 def _launch(request: Any, *, max_restarts: int, dry_run: bool) -> int:
     from kappaspeech.escaping import for_terminal
-    from kappaspeech.launching.supervisor import plan_start, supervise
+    from kappaspeech.launching.supervisor import prepare_start, supervise
 
     if dry_run:
-        print(for_terminal(str(plan_start(request, ask_hosts=False))))
+        print(for_terminal(str(prepare_start(request, ask_hosts=False))))
         return 0
     attempt = supervise(request, max_restarts=max_restarts)
     for cause in attempt.causes:

@@ -27,7 +27,7 @@ from kappaspeech.speech.shards import expand, read_index
 from kappaspeech.speech.sources import ReadOptions, is_remote, open_source
 from kappaspeech.speech.stream import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.table import MERGED_SUFFIX, read_merged
-from kappaspeech.training.deepspeed_ops import find_compatible_ops
+from kappaspeech.zero3.compiled_ops import find_compatible_ops
 
 _PROBE_BYTES = 64 << 20
 # Shards of a data set whose indices are read to compare training with test; each is a request where they are remote.

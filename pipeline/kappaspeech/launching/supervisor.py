@@ -96,7 +96,7 @@ def count_gpus() -> int:
     return sum(line.startswith("GPU") for line in done.stdout.splitlines())
 
 
-def plan_start(request: Request, *, ask_hosts: bool) -> Start:
+def prepare_start(request: Request, *, ask_hosts: bool) -> Start:
     """The next start: a fresh mark, a free port, and without the hosts that don't answer.
 
     With `ask_hosts` False no host is asked, and the port is DeepSpeed's own. Raises `TrainingError` where no host answers.
@@ -201,7 +201,7 @@ def _start(request: Request, signals: Signals) -> Attempt:
     try:
         # before this start touches anything of one that runs
         free(request.run_dir)
-        start = plan_start(request, ask_hosts=True)
+        start = prepare_start(request, ask_hosts=True)
         write_text(report_folder(request.run_dir, start.mark) / "command.txt", redact(f"{start}\n"))
         if start.environment_path is not None:
             write_private(start.environment_path, start.environment_text)

@@ -1,3 +1,3 @@
-"""What tensors' names begin with in `SpeechLLM`, and so in a run's files; the encoder's stand beside them in frozen.json."""
+"""What tensors' names begin with in `SpeechLLM`, and so in a run's files."""
 
-LLM_PREFIX, ADAPTOR_PREFIX, ENCODER_PREFIX = "llm.", "adaptor.", "whisper."
+LLM_PREFIX, ADAPTOR_PREFIX = "llm.", "adaptor."

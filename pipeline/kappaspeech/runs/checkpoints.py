@@ -2,7 +2,7 @@
 
 A checkpoint is a folder that appears by one rename, so a kill at any instant leaves the last good one. Tensors are kept
 whole, not as partitions: any number of ranks can resume from them. One that its disk has damaged is known by its files'
-sizes and checksums. `best.py` knows the one of lowest WER, and `training/engine_state.py` writes them.
+sizes and checksums. `best.py` knows the one of lowest WER, and `zero3/engine_state.py` writes them.
 """
 
 from __future__ import annotations

@@ -26,21 +26,21 @@ from kappaspeech.runs.records import RunLog, StepRecord
 from kappaspeech.runs.saved_state import find_fault
 from kappaspeech.speech.batches import SpeechBatch
 from kappaspeech.speech.stream import SpeechStream, StepData
-from kappaspeech.training import engine_state
 from kappaspeech.training.bad_steps import BadStep, BadSteps
-from kappaspeech.training.base_partitions import BasePartitions, averaged_weights
-from kappaspeech.training.encoding import ClipEncoder
-from kappaspeech.training.engine import MicroBatch, TrainingEngine
+from kappaspeech.training.clip_encoder import ClipEncoder
 from kappaspeech.training.forecast import Forecast
-from kappaspeech.training.measuring import make_transcriber
+from kappaspeech.training.learning_rate import rate_factor
 from kappaspeech.training.phases import PhaseClock
-from kappaspeech.training.schedule import rate_factor
-from kappaspeech.training.speed import count_work
+from kappaspeech.training.replica_or_zero3 import make_transcriber
 from kappaspeech.training.stopping import StopRequest
-from kappaspeech.training.tally import RankShare, Tally
+from kappaspeech.training.throughput import count_work
+from kappaspeech.training.totals import RankShare, Totals
+from kappaspeech.zero3 import engine_state
+from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
+from kappaspeech.zero3.weight_swap import BasePartitions, averaged_weights
 
 if TYPE_CHECKING:
-    from kappaspeech.training.parts import Parts
+    from kappaspeech.training.assembly import Assembly
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class TrainingLoop:
         phases: PhaseClock,
         stop: StopRequest,
         watch: Watch,
-        parts: Parts,
+        assembly: Assembly,
         folder: RunFolder,
         lease: Lease,
         fingerprints: Mapping[str, str],
@@ -80,7 +80,7 @@ class TrainingLoop:
         self._cluster = cluster
         self._engine = engine
         self._phases = phases
-        self._parts = parts
+        self._assembly = assembly
         self._folder = folder
         self._lease = lease
         self._stream = stream
@@ -90,7 +90,7 @@ class TrainingLoop:
         self._base = BasePartitions(engine) if reads_text else None
         self._fingerprints = {**fingerprints, "data": stream.fingerprint}
         self._hint = (0, 0)
-        self._tally = Tally(num_samples=stream.num_samples, max_bad_fraction=config.data.max_bad_fraction)
+        self._totals = Totals(num_samples=stream.num_samples, max_bad_fraction=config.data.max_bad_fraction)
         self._log: RunLog | None = None
         self._saved_step = 0
         self._bad_steps = BadSteps(config.training)
@@ -100,8 +100,8 @@ class TrainingLoop:
         self._encoder = encoder
         # of all ranks' devices together
         self._peak_flops_per_second = peak_flops_per_second
-        num_prompt_tokens = parts.prompt.prefix_ids.numel() + parts.prompt.suffix_ids.numel()
-        self._cost = speech_cost(parts.encoder, parts.model, num_prompt_tokens=num_prompt_tokens)
+        num_prompt_tokens = assembly.prompt.prefix_ids.numel() + assembly.prompt.suffix_ids.numel()
+        self._cost = speech_cost(assembly.encoder, assembly.model, num_prompt_tokens=num_prompt_tokens)
 
     def run(self) -> Outcome:
         """Train to `num_steps`, or until all ranks agree to stop early. A collective."""
@@ -138,7 +138,7 @@ class TrainingLoop:
                     break
                 record = self._step(data, num_tokens)
                 step, self._hint = data.global_step + 1, data.hint
-                self._tally.check_bad_samples()
+                self._totals.check_bad_samples()
                 bar.advance(detail=_describe(record))
                 if record is not None and (told := self._forecast.time_step(record.seconds, step)) is not None:
                     bar.say(told)
@@ -195,7 +195,7 @@ class TrainingLoop:
         engine_state.restore(self._engine, self._folder.checkpoints / name, self._cluster, num_updates=num_updates)
         self._saved_step = state["step"]
         self._hint = (state["hint"][0], state["hint"][1])
-        self._tally.restore(state)
+        self._totals.restore(state)
         return int(state["step"])
 
     def _step(self, data: StepData, num_tokens: int) -> StepRecord | None:
@@ -207,8 +207,8 @@ class TrainingLoop:
         first = data.global_step * config.batch.micro_batches_per_step + self._cluster.rank
         result = self._engine.step(
             self._encode(data.batches),
-            prefix_ids=self._parts.prompt.prefix_ids,
-            suffix_ids=self._parts.prompt.suffix_ids,
+            prefix_ids=self._assembly.prompt.prefix_ids,
+            suffix_ids=self._assembly.prompt.suffix_ids,
             num_target_tokens=num_tokens,
             seeds=[config.seed + first + i * self._cluster.world_size for i in range(len(data.batches))],
             norm_limit=self._bad_steps.norm_limit,
@@ -219,7 +219,7 @@ class TrainingLoop:
         shares = self._cluster.gather(share)
         self._phases.enter("rest")
         phase_seconds = self._phases.take_seconds()
-        self._tally.add(shares, seconds=sum(phase_seconds.values()))
+        self._totals.add(shares, seconds=sum(phase_seconds.values()))
         if self._log is not None:
             self._log.add_bad_samples(data.global_step, [item for share in shares for item in share.data.bad_samples])
         bad_step = self._bad_steps.judge(
@@ -231,7 +231,7 @@ class TrainingLoop:
         if bad_step is not None:
             self._skip(bad_step)
             return None
-        record = self._tally.record(
+        record = self._totals.record(
             shares,
             num_target_tokens=num_tokens,
             learning_rates=rates,
@@ -281,7 +281,7 @@ class TrainingLoop:
             "fingerprints": self._fingerprints,
             "hint": list(self._hint),
             "bad_steps": self._bad_steps.to_json(),
-            **self._tally.to_json(),
+            **self._totals.to_json(),
         }
         keep = self._config.training.keep_checkpoints
         engine_state.save(
@@ -318,7 +318,7 @@ class TrainingLoop:
         minutes = self._config.training.evaluate_every_minutes
         if minutes is None:
             return False
-        return bool(self._cluster.broadcast(self._tally.has_passed(minutes)))
+        return bool(self._cluster.broadcast(self._totals.has_passed(minutes)))
 
     def _keep_if_best(self, step: int, mean_wer: float | None) -> None:
         """Save and mark a checkpoint that is better than all before. A collective."""
@@ -335,7 +335,7 @@ class TrainingLoop:
         self._phases.enter("evaluation")
         began = time.monotonic()
         with averaged_weights(self._engine):
-            transcriber = make_transcriber(self._engine, self._parts, self._config, self._cluster, base=self._base)
+            transcriber = make_transcriber(self._engine, self._assembly, self._config, self._cluster, base=self._base)
             path = hypotheses_path(self._folder.hypotheses, step)
             record = evaluate(
                 transcriber,
@@ -343,7 +343,7 @@ class TrainingLoop:
                 cluster=self._cluster,
                 hypotheses_path=path,
                 step=step,
-                train_seconds=self._tally.train_seconds,
+                train_seconds=self._totals.train_seconds,
                 wants_to_stop=self._wants_to_stop,
             )
         self._forecast.time_evaluation(began)

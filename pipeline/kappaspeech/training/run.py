@@ -36,17 +36,18 @@ from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.stream import Corpus, SpeechStream, make_datasets, make_read_options, make_stream_options
 from kappaspeech.training.arithmetic import choose_arithmetic
-from kappaspeech.training.encoding import ClipEncoder
-from kappaspeech.training.engine import TrainingEngine
+from kappaspeech.training.assembly import Assembly, assemble, digest_trained
+from kappaspeech.training.clip_encoder import ClipEncoder
+from kappaspeech.training.drift import write_drift
+from kappaspeech.training.frozen_check import check_frozen, digest_frozen, digest_start
 from kappaspeech.training.kept_prompt import digest_prompt_source, settle_prompt
-from kappaspeech.training.launcher import Launcher
+from kappaspeech.training.launch_parent import LaunchParent
 from kappaspeech.training.loop import Outcome, TrainingLoop
-from kappaspeech.training.parts import Parts, digest_trained, load_parts
 from kappaspeech.training.phases import PhaseClock
-from kappaspeech.training.proof import digest_encoder, digest_frozen, digest_start, prove_frozen, write_drift
 from kappaspeech.training.run_plan import describe_run, plan_run, settle_by_plan
 from kappaspeech.training.stalls import watch_training
 from kappaspeech.training.stopping import StopRequest, refuse_old_stop_file
+from kappaspeech.zero3.engine import TrainingEngine
 
 _LAST_WORDS_SECONDS = 5.0
 # at a start all ranks wait for this; `doctor` compares more
@@ -81,7 +82,7 @@ def _train_watched(config: RunConfig, cluster: Cluster, lease: Lease, *, on_fata
     stop = StopRequest(
         folder.path,
         budget_seconds=options.time_budget_seconds,
-        launcher=Launcher() if launched and options.stop_without_launcher else None,
+        launcher=LaunchParent() if launched and options.stop_without_launcher else None,
     )
 
     def end(failure: RankFailure) -> None:
@@ -139,48 +140,48 @@ def _train(
         print(arithmetic.line, file=sys.stderr, flush=True)
     with agreement(cluster):
         refuse_old_stop_file(Path(config.run_dir))
-        parts = load_parts(config, arithmetic)
-        encoder_digests = digest_encoder(parts)
-        cache_options = feature_cache_options(config, parts, encoder_digests)
-        stream = _open_stream(config, parts, cluster, cache_options)
+        assembly = assemble(config, arithmetic)
+        encoder_digests = assembly.encoder.digests()
+        cache_options = feature_cache_options(config, assembly, encoder_digests)
+        stream = _open_stream(config, assembly, cluster, cache_options)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
         # the first start says it
         if cluster.rank == 0 and config.data.test and not (folder.path / RECORD_FILE).exists():
             _warn_of_overlap(config, stream)
-    parts = replace(parts, prompt=settle_prompt(config, parts.tokenizer, cluster=cluster, folder=folder))
+    assembly = replace(assembly, prompt=settle_prompt(config, assembly.tokenizer, cluster=cluster, folder=folder))
     check_alike(
-        cluster, _inputs(config, parts, encoder_digests, stream), remedy="Copy it from one place to all hosts, or share it."
+        cluster, _inputs(config, assembly, encoder_digests, stream), remedy="Copy it from one place to all hosts, or share it."
     )
-    frozen = digest_frozen(parts, cluster)
-    initial = digest_start(parts, encoder_digests)
+    frozen = digest_frozen(assembly, cluster)
+    initial = digest_start(assembly, encoder_digests)
     fingerprints = {
-        "base model": parts.base_digest,
-        "encoder": digest_json({**encoder_digests, "pad_to_30s": parts.encoder.pad_to_30s}),
+        "base model": assembly.base_digest,
+        "encoder": digest_json({**encoder_digests, "pad_to_30s": assembly.encoder.pad_to_30s}),
         "frozen tensors": digest_json(frozen),
-        "selection": digest_trained(config.unfreeze, parts.selection),
-        "adaptor": digest_json(asdict(parts.adaptor_shape)),
-        "prompt": digest_json(parts.prompt.to_json()),
+        "selection": digest_trained(config.unfreeze, assembly.selection),
+        "adaptor": digest_json(asdict(assembly.adaptor_shape)),
+        "prompt": digest_json(assembly.prompt.to_json()),
         "moving average": f"decay {config.training.ema_decay}",
     }
-    num_adaptor = sum(p.numel() for p in parts.model.adaptor.parameters())
-    num_llm = sum(p.numel() for p in parts.model.llm.parameters() if p.requires_grad)
+    num_adaptor = sum(p.numel() for p in assembly.model.adaptor.parameters())
+    num_llm = sum(p.numel() for p in assembly.model.llm.parameters() if p.requires_grad)
     with agreement(cluster):
-        planner = describe_run(config, parts.encoder, parts.model, stream)
+        planner = describe_run(config, assembly.encoder, assembly.model, stream)
     engine = TrainingEngine(
-        parts.model,
+        assembly.model,
         cluster=cluster,
         deepspeed_config=deepspeed_config,
         optimizer=config.optimizer,
         micro_batches_per_rank=-(-config.batch.micro_batches_per_step // cluster.world_size),
-        phases=phases,
+        on_phase=phases.enter,
         ema_decay=config.training.ema_decay,
     )
-    parts.encoder.to(engine.device)
+    assembly.encoder.to(engine.device)
     # all at once, as they will compute: ranks of one host share its cores
     matmul_rates = cluster.gather(measure_rate(engine.device, arithmetic.torch_dtype))
     plan = plan_run(
         planner,
-        prompt_tokens=parts.prompt.prefix_ids.numel() + parts.prompt.suffix_ids.numel(),
+        prompt_tokens=assembly.prompt.prefix_ids.numel() + assembly.prompt.suffix_ids.numel(),
         cluster=cluster,
         device=engine.device,
         arithmetic=arithmetic,
@@ -195,30 +196,30 @@ def _train(
         phases=phases,
         stop=stop,
         watch=watch,
-        parts=parts,
+        assembly=assembly,
         folder=folder,
         lease=lease,
         fingerprints=fingerprints,
         stream=stream,
         test_set=test_set,
         peak_flops_per_second=sum(matmul_rates),
-        encoder=ClipEncoder(parts.encoder, engine.device, cache=FeatureCache(cache_options) if cache_options else None),
+        encoder=ClipEncoder(assembly.encoder, engine.device, cache=FeatureCache(cache_options) if cache_options else None),
     )
     with agreement(cluster):
         if cluster.rank == 0:
             folder.begin(
                 config,
-                selection=parts.selection,
-                rule=parts.rule,
+                selection=assembly.selection,
+                rule=assembly.rule,
                 facts={
                     "num_trained_parameters": num_adaptor + num_llm,
                     "num_llm_trained_parameters": num_llm,
                     "data_fingerprint": stream.fingerprint,
                     "initial_weights_digest": initial,
-                    "checkpoint_digest": parts.base_digest,
-                    "adaptor": asdict(parts.adaptor_shape),
-                    "lora": lora_to_record(parts.lora),
-                    "prompt": parts.prompt.to_json(),
+                    "checkpoint_digest": assembly.base_digest,
+                    "adaptor": asdict(assembly.adaptor_shape),
+                    "lora": lora_to_record(assembly.lora),
+                    "prompt": assembly.prompt.to_json(),
                     "attn_implementation": arithmetic.attention,
                     "encoder_dtype": arithmetic.encoder_dtype,
                     "dtype": arithmetic.dtype,
@@ -233,8 +234,8 @@ def _train(
     outcome = loop.run()
     with agreement(cluster):
         lease.check()
-    prove_frozen(engine, parts, cluster, folder, {**encoder_digests, **frozen})
-    write_drift(engine, parts, config, cluster, folder)
+    check_frozen(engine, assembly, cluster, folder, {**encoder_digests, **frozen})
+    write_drift(engine, assembly, config, cluster, folder)
     with agreement(cluster):
         if cluster.rank == 0:
             folder.end(outcome.status, step=outcome.step, reason=outcome.reason)
@@ -242,12 +243,12 @@ def _train(
     return outcome
 
 
-def _inputs(config: RunConfig, parts: Parts, encoder_digests: Mapping[str, str], stream: SpeechStream) -> dict[str, str]:
+def _inputs(config: RunConfig, assembly: Assembly, encoder_digests: Mapping[str, str], stream: SpeechStream) -> dict[str, str]:
     return {
-        "the base model": parts.base_digest,
+        "the base model": assembly.base_digest,
         "the encoder": digest_json(encoder_digests),
-        "the selection": digest_json(parts.selection.shapes if parts.selection else {}),
-        "the tokenizer": digest_prompt_source(config, parts.tokenizer),
+        "the selection": digest_json(assembly.selection.shapes if assembly.selection else {}),
+        "the tokenizer": digest_prompt_source(config, assembly.tokenizer),
         "the training data": stream.fingerprint,
     }
 
@@ -265,9 +266,11 @@ def _warn_of_overlap(config: RunConfig, stream: SpeechStream) -> None:
         print(f"warning: training and test data share: {overlap.found}", file=sys.stderr, flush=True)
 
 
-def feature_cache_options(config: RunConfig, parts: Parts, encoder_digests: Mapping[str, str]) -> FeatureCacheOptions | None:
+def feature_cache_options(
+    config: RunConfig, assembly: Assembly, encoder_digests: Mapping[str, str]
+) -> FeatureCacheOptions | None:
     """Where states are kept, if they are: apart for each encoder, and for each way of coming to its input."""
-    data, encoder = config.data, parts.encoder
+    data, encoder = config.data, assembly.encoder
     if data.feature_cache_dir is None:
         return None
     made_of = {
@@ -281,19 +284,19 @@ def feature_cache_options(config: RunConfig, parts: Parts, encoder_digests: Mapp
     return FeatureCacheOptions(data.feature_cache_dir, digest_json(made_of), int(data.feature_cache_gb * 2**30))
 
 
-def _open_stream(config: RunConfig, parts: Parts, cluster: Cluster, cache: FeatureCacheOptions | None) -> SpeechStream:
+def _open_stream(config: RunConfig, assembly: Assembly, cluster: Cluster, cache: FeatureCacheOptions | None) -> SpeechStream:
     batch = config.batch
     return SpeechStream(
         make_datasets(config.data.train),
-        tokenizer=parts.tokenizer,
-        num_mels=parts.encoder.dims.num_mels,
+        tokenizer=assembly.tokenizer,
+        num_mels=assembly.encoder.dims.num_mels,
         budget=BatchBudget(batch.max_samples, batch.max_seconds, batch.micro_batches_per_step),
-        max_seconds=min(batch.max_seconds, parts.encoder.dims.max_seconds),
+        max_seconds=min(batch.max_seconds, assembly.encoder.dims.max_seconds),
         seed=config.seed,
         rank=cluster.rank,
         world_size=cluster.world_size,
         options=replace(make_stream_options(config.data), feature_cache=cache),
-        frames_per_position=2 * config.model.adaptor.stacking,
+        frames_per_position=assembly.encoder.dims.frames_per_state * config.model.adaptor.stacking,
     )
 
 

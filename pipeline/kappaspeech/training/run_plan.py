@@ -23,7 +23,7 @@ from kappaspeech.planning.plan import GPU_CONTEXT_BYTES
 from kappaspeech.planning.planner import Planner
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.speech.stream import SpeechStream
-from kappaspeech.training.engine import TrainingEngine
+from kappaspeech.zero3.engine import TrainingEngine
 
 
 def describe_run(config: RunConfig, encoder: FrozenWhisperEncoder, model: SpeechLLM, stream: SpeechStream) -> Planner | str:

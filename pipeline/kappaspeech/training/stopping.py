@@ -9,7 +9,7 @@ from types import FrameType
 
 from kappaspeech.errors import ConfigError
 from kappaspeech.runs.contents import STOP_FILE
-from kappaspeech.training.launcher import Launcher
+from kappaspeech.training.launch_parent import LaunchParent
 
 # SIGUSR1 is what SLURM sends ahead of a time limit, SIGTERM what ends a job, SIGINT is Ctrl-C.
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -18,7 +18,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class StopRequest:
     """Why this rank wishes to stop, if it does. Handlers are installed for as long as the context is open."""
 
-    def __init__(self, run_dir: Path, *, budget_seconds: float | None = None, launcher: Launcher | None = None) -> None:
+    def __init__(self, run_dir: Path, *, budget_seconds: float | None = None, launcher: LaunchParent | None = None) -> None:
         self._launcher = launcher
         self._stop_file = run_dir / STOP_FILE
         self._deadline = None if budget_seconds is None else time.monotonic() + budget_seconds

@@ -13,7 +13,7 @@ from kappaspeech.commands import main
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.diagnosis.arithmetic import check_dtype
 from kappaspeech.diagnosis.configuration import check_configuration, check_disk, check_ranks
-from kappaspeech.diagnosis.finding import Finding, RankReport, combine
+from kappaspeech.diagnosis.finding import Finding, RankFindings, combine
 from kappaspeech.diagnosis.host import check_build_folder, check_open_files, check_port, check_shared_memory, find_build_folder
 from kappaspeech.diagnosis.packages import compare_versions
 from kappaspeech.model.precision import choose_dtype
@@ -152,9 +152,9 @@ def test_versions_out_of_bounds_and_missing_packages_are_problems():
 def test_hosts_that_differ_are_named_and_what_all_share_is_told_once():
     good, bad = Finding("GPUs", "ok", "8 × H100"), Finding("GPUs", "problem", "7 × H100", "Look.")
     reports = [
-        RankReport("a", (good,), {"torch": "2.13.0"}, 10.0),
-        RankReport("a", (), {"torch": "2.13.0"}, 10.0),
-        RankReport("b", (bad,), {"torch": "2.12.1"}, 15.5),
+        RankFindings("a", (good,), {"torch": "2.13.0"}, 10.0),
+        RankFindings("a", (), {"torch": "2.13.0"}, 10.0),
+        RankFindings("b", (bad,), {"torch": "2.12.1"}, 15.5),
     ]
     findings = combine(reports)
     assert [finding.status for finding in findings] == ["problem", "problem", "warning", "ok"]

@@ -145,7 +145,7 @@ def fake_start(monkeypatch, tmp_path):
         left = list(scripts)
         monkeypatch.setattr(
             supervisor,
-            "plan_start",
+            "prepare_start",
             lambda *_, **__: supervisor.Start(CommandLine(("bash", "-c", left.pop(0))), mark=f"m{len(left)}"),
         )
         return supervisor.Request(("c.yaml",), tmp_path, num_ranks=1)

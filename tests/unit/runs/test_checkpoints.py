@@ -14,10 +14,9 @@ import pytest
 import torch
 from kappaspeech.errors import CheckpointError, ConfigError, InputError
 from kappaspeech.runs.best import best_wer, mark_best, read_best
-from kappaspeech.runs.checkpoints import find_damage, find_result, prepare_resume, read_trained
+from kappaspeech.runs.checkpoints import find_damage, find_weights, prepare_resume, prune, read_trained
 from kappaspeech.runs.saved_state import find_fault
 from kappaspeech.trained.opening import parse_step
-from kappaspeech.training.checkpoint import _prune
 from kappaspeech.training.stopping import StopRequest, refuse_old_stop_file
 from safetensors.torch import save_file
 
@@ -43,7 +42,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     for step in (2, 4, 6, 8):
         make(tmp_path, step)
     mark_best(tmp_path, step=4, mean_wer=0.25)
-    _prune(tmp_path, keep=2)
+    prune(tmp_path, keep=2)
     assert names(tmp_path) == ["best.json", "step-000004", "step-000006", "step-000008"]
     assert read_best(tmp_path) == tmp_path / "step-000004"
     assert best_wer(tmp_path) == 0.25
@@ -169,9 +168,9 @@ def test_reading_cut_weights_names_the_remedy(tmp_path):
 
 def test_a_checkpoint_is_worth_its_moving_average_where_it_has_one(tmp_path):
     checkpoint = make(tmp_path, 2)
-    assert find_result(checkpoint) == checkpoint / "trained.safetensors"
+    assert find_weights(checkpoint) == checkpoint / "trained.safetensors"
     (checkpoint / "average.safetensors").touch()
-    assert find_result(checkpoint) == checkpoint / "average.safetensors"
+    assert find_weights(checkpoint) == checkpoint / "average.safetensors"
 
 
 def test_a_step_is_a_number_or_best():

@@ -19,9 +19,9 @@ from kappaspeech.runs.readme import describe_outcome
 from kappaspeech.runs.records import RunLog, StepRecord, read_lines
 from kappaspeech.speech.loading import BadSample
 from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
-from kappaspeech.training.engine import average_decay
-from kappaspeech.training.schedule import rate_factor
+from kappaspeech.training.learning_rate import rate_factor
 from kappaspeech.training.stopping import StopRequest
+from kappaspeech.zero3.engine import average_decay
 from safetensors.torch import load_file
 
 from tests.made_runs import make_run

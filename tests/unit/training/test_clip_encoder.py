@@ -8,7 +8,7 @@ import torch
 from kappaspeech.model.encoder import load_encoder
 from kappaspeech.speech.batches import CacheTarget, Features, collate
 from kappaspeech.speech.feature_cache import CachedClip, from_bits, to_bits
-from kappaspeech.training.encoding import ClipEncoder
+from kappaspeech.training.clip_encoder import ClipEncoder
 
 FRAMES = (120, 301, 200, 77)
 CACHED = 1

@@ -6,8 +6,8 @@ import hashlib
 import threading
 
 import torch
-from kappaspeech.training import digests
-from kappaspeech.training.digests import Hasher, share_out
+from kappaspeech.model import tensor_digests as digests
+from kappaspeech.model.tensor_digests import Hasher, share_out
 
 
 def sha256(tensor: torch.Tensor) -> str:

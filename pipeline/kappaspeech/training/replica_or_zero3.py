@@ -10,16 +10,16 @@ from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.lora import is_factor
 from kappaspeech.model.trained import find_base, load_trained_model
 from kappaspeech.ranks.cluster import Cluster
-from kappaspeech.training.base_partitions import BasePartitions
-from kappaspeech.training.engine import TrainingEngine
-from kappaspeech.training.parts import Parts
+from kappaspeech.training.assembly import Assembly
+from kappaspeech.zero3.engine import TrainingEngine
+from kappaspeech.zero3.weight_swap import BasePartitions
 
 # What a replica may take of the memory that is free: the rest is for what decoding computes.
 _USABLE_SHARE = 0.7
 
 
 def make_transcriber(
-    engine: TrainingEngine, parts: Parts, config: RunConfig, cluster: Cluster, *, base: BasePartitions | None
+    engine: TrainingEngine, assembly: Assembly, config: RunConfig, cluster: Cluster, *, base: BasePartitions | None
 ) -> Transcriber:
     """What decodes with the model as it now is, by evaluation.decode. A collective."""
     options = config.evaluation
@@ -28,23 +28,23 @@ def make_transcriber(
     if decode == "zero3":
         model, base_weights = engine.model, base.base_weights if base is not None else None
     else:
-        dtype = next(parts.model.parameters()).dtype
+        dtype = next(assembly.model.parameters()).dtype
         # LoRA's factors stay float32: their product is rounded once, when it is merged
         trained = {name: tensor if is_factor(name) else tensor.to(dtype) for name, tensor in engine.gather_result()}
         model = load_trained_model(
             config.model.llm,
-            parts.adaptor_shape,
+            assembly.adaptor_shape,
             trained,
             dtype=dtype,
-            lora=parts.lora,
-            attention=parts.arithmetic.attention,
+            lora=assembly.lora,
+            attention=assembly.arithmetic.attention,
         ).to(engine.device)
         base_weights = find_base(model)
     return Transcriber(
         model,
-        parts.encoder,
-        parts.tokenizer,
-        parts.prompt,
+        assembly.encoder,
+        assembly.tokenizer,
+        assembly.prompt,
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
         num_beams=options.num_beams,

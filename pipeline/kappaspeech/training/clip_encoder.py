@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kappaspeech.model.encoder import FRAMES_PER_STATE, FrozenWhisperEncoder
+from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.speech.batches import SpeechBatch
 from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, to_bits
 
@@ -36,7 +36,7 @@ class ClipEncoder:
         for part in [fresh] if self._encodes_together and fresh else [[row] for row in fresh]:
             states_FSE, _ = self._encoder(batch.log_mel[part].to(self._device), batch.num_frames[part])
             for states_SE, row in zip(states_FSE, part, strict=True):
-                rows[row] = states_SE[: _count_states(batch, row)]
+                rows[row] = states_SE[: self._count_states(batch, row)]
             self._keep(batch, part, states_FSE)
         present = [states_SE for states_SE in rows if states_SE is not None]
         num_states_B = torch.tensor([len(states_SE) for states_SE in present])
@@ -50,9 +50,10 @@ class ClipEncoder:
         host_FSE = states_FSE.cpu()
         for states_SE, row in zip(host_FSE, rows, strict=True):
             if (target := batch.to_cache[row]) is not None:
-                clip = CachedClip(to_bits(states_SE[: _count_states(batch, row)]), int(batch.num_frames[row]), target.transcript)
+                clip = CachedClip(
+                    to_bits(states_SE[: self._count_states(batch, row)]), int(batch.num_frames[row]), target.transcript
+                )
                 self._cache.keep(target.name, clip)
 
-
-def _count_states(batch: SpeechBatch, row: int) -> int:
-    return (int(batch.num_frames[row]) + 1) // FRAMES_PER_STATE
+    def _count_states(self, batch: SpeechBatch, row: int) -> int:
+        return self._encoder.dims.count_states(int(batch.num_frames[row]))

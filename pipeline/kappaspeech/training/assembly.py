@@ -31,7 +31,7 @@ from kappaspeech.speech.batches import SpeechPrompt, make_prompt
 
 
 @dataclass(frozen=True)
-class Parts:
+class Assembly:
     """The models, on the CPU, with `requires_grad` on all that trains. `lora` is None unless the run trains by LoRA."""
 
     encoder: FrozenWhisperEncoder
@@ -55,7 +55,7 @@ class Parts:
         return chosen or "adaptor only"
 
 
-def load_parts(config: RunConfig, arithmetic: Arithmetic) -> Parts:
+def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
     """Read models and selection, check that they fit each other, and mark what trains. No rank talks to another here."""
     checkpoint = open_checkpoint(config.model.llm)
     base_digest = checkpoint.digest
@@ -82,7 +82,7 @@ def load_parts(config: RunConfig, arithmetic: Arithmetic) -> Parts:
     adaptor = build_adaptor(shape, seed=config.seed).to(dtype)
     model = SpeechLLM(adaptor, llm, alignment_weight=config.training.alignment_weight)
     prompt = make_prompt(tokenizer, config.model.instruction, chat=config.model.chat_template)
-    return Parts(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest, arithmetic)
+    return Assembly(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest, arithmetic)
 
 
 def _settle_dtype(llm: Any, dtype: torch.dtype) -> None:

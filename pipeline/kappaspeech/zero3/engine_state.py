@@ -22,7 +22,7 @@ from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.runs.checkpoints import AVERAGE_FILE, OPTIMIZER_FILE, SCHEMA_VERSION, STATE_FILE, TRAINED_FILE, prune
 from kappaspeech.runs.contents import checkpoint_path
 from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
-from kappaspeech.training.engine import ADAM_STATES, TrainingEngine
+from kappaspeech.zero3.engine import ADAM_STATES, TrainingEngine
 
 Shapes = Mapping[str, tuple[int, ...]]
 

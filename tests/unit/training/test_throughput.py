@@ -4,7 +4,7 @@ import numpy as np
 from kappaspeech.model.flops import ClipLengths, SpeechCost, StackCost
 from kappaspeech.speech.batches import Features, collate
 from kappaspeech.speech.feature_cache import CachedClip
-from kappaspeech.training.speed import count_work
+from kappaspeech.training.throughput import count_work
 
 COST = SpeechCost(StackCost(10), StackCost(5, 5), StackCost(7), StackCost(3), stacking=4, num_prompt_tokens=2)
 

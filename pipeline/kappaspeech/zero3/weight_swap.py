@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kappaspeech.training.engine import TrainingEngine
+from kappaspeech.zero3.engine import TrainingEngine
 
 
 class BasePartitions:

@@ -8,27 +8,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kappaspeech.config.deepspeed_config import settle_gradients
 from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.model.llm import decoder_layers
 from kappaspeech.model.lora import public_names
 from kappaspeech.model.speech_llm import SpeechLLM
+from kappaspeech.model.tensor_digests import Hasher, share_out
 from kappaspeech.planning.buckets import settle_buckets
 from kappaspeech.planning.sizes import largest_layer
 from kappaspeech.ranks.cluster import Cluster
-from kappaspeech.training.digests import Hasher, share_out
-from kappaspeech.training.phases import PhaseClock
-from kappaspeech.training.residency import keep_frozen_whole, persist_frozen
+from kappaspeech.zero3.partitioning import cut_into_partitions
+from kappaspeech.zero3.residency import keep_frozen_whole, persist_frozen
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
 _AVERAGE = "moving_average"
-# parameters are partitioned in groups of about this size
-_PARTITION_BYTES = 64 << 20
+EnginePhase = Literal["forward_backward", "optimizer"]
 _MASK_64 = (1 << 64) - 1
 
 
@@ -64,14 +63,14 @@ class TrainingEngine:
         deepspeed_config: Mapping[str, Any],
         optimizer: OptimizerConfig,
         micro_batches_per_rank: int,
-        phases: PhaseClock | None = None,
+        on_phase: Callable[[EnginePhase], None] = lambda _phase: None,
         ema_decay: float | None = None,
     ) -> None:
         """Partition `model`, whose `requires_grad` already says what trains, and build its optimizer.
 
         `model` must be the same on every rank. Frozen tensors stay in the model's dtype and get no optimizer state. Gradients
-        are added up in float32 unless `deepspeed_config` says otherwise (`settle_gradients`). With
-        `ema_decay` an exponential moving average of the float32 weights is kept beside them, partitioned like them.
+        are added up in float32 unless `deepspeed_config` says otherwise (`settle_gradients`). With `ema_decay` an exponential
+        moving average of the float32 weights is kept beside them, partitioned like them. `on_phase` is told what begins.
         """
         import deepspeed
 
@@ -89,7 +88,7 @@ class TrainingEngine:
         # needs a gradient; it does, for the adaptor stands before it. PEFT's wrappers of fused experts depend on it too: they
         # read weights that aren't their own.
         deepspeed.utils.set_z3_leaf_modules(model.llm, list({type(layer) for layer in decoder_layers(model.llm)}))
-        _partition(model, settings)
+        cut_into_partitions(model, settings)
         groups: list[dict[str, Any]] = [
             {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate, "name": name}
             for name, part, rate in (
@@ -110,7 +109,7 @@ class TrainingEngine:
         self.device = self._engine.device
         self._cluster = cluster
         self._world_size = cluster.world_size
-        self._phases = phases or PhaseClock()
+        self._on_phase = on_phase
         self._ema_decay = ema_decay
         self._begin_states(num_updates=0)
 
@@ -145,12 +144,12 @@ class TrainingEngine:
         for seed in seeds:
             # not by zip, which would hold on to one batch while it asks for the next
             batch = next(coming)
-            self._phases.enter("forward_backward")
+            self._on_phase("forward_backward")
             torch.manual_seed(seed & _MASK_64)
             loss, nats = self._engine(batch.states_BSE, batch.num_states_B, prefix_ids, suffix_ids, batch.label_ids_BL)
             loss_sum_nats += nats
             self._engine.backward(loss * (self._world_size / max(num_target_tokens, 1)), scale_wrt_gas=False)
-            self._phases.enter("optimizer")
+            self._on_phase("optimizer")
             self._engine.step()
             del batch
         assert next(coming, None) is None, "more micro-batches than seeds"
@@ -301,45 +300,6 @@ class TrainingEngine:
 
     def _trained(self) -> list[tuple[str, Any]]:
         return [(self._names[name], parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-
-
-def _partition(model: nn.Module, settings: Mapping[str, Any]) -> None:
-    """Cut every parameter into the ranks' partitions, a few at a time, so that no rank holds the model whole.
-
-    DeepSpeed first broadcasts each from rank 0. On a CPU that writes into the pages that the other ranks have mapped from the
-    model's files, and such a page becomes memory of the rank's own until the last tensor of its file is gone: so a copy of each
-    is broadcast into. On a GPU DeepSpeed makes that copy itself.
-    """
-    import deepspeed
-
-    secondary = _secondary_group(settings)
-    group: list[nn.Parameter] = []
-    parameters = list(model.parameters())
-    for index, parameter in enumerate(parameters):
-        group.append(parameter)
-        if index == len(parameters) - 1 or sum(p.nbytes for p in group) >= _PARTITION_BYTES:
-            if not torch.cuda.is_available():
-                for mapped in group:
-                    mapped.data = mapped.data.clone()
-            deepspeed.zero.Init(
-                module=nn.ParameterList(group), config_dict_or_path=dict(settings), zero_param_parallel_group=secondary
-            )
-            group = []
-
-
-def _secondary_group(settings: Mapping[str, Any]) -> Any:
-    """The ranks that share hpZ's second copy of the weights; None without hpZ.
-
-    `zero.Init` would make it at each call, and asserts that nobody has made it before.
-    """
-    from deepspeed.utils import groups
-
-    size = int(settings["zero_optimization"].get("zero_hpz_partition_size", 1))
-    if size <= 1:
-        return None
-    if groups._get_zero_param_intra_parallel_group() is None:
-        groups._create_zero_param_parallel_group(size)
-    return groups._get_zero_param_intra_parallel_group()
 
 
 def average_decay(num_updates: int, *, decay: float) -> float:

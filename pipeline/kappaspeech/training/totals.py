@@ -15,7 +15,7 @@ from kappaspeech.runs.records import StepRecord
 from kappaspeech.speech.loading import BadSample
 from kappaspeech.speech.stream import StepData
 from kappaspeech.training.phases import Phase
-from kappaspeech.training.speed import StepWork
+from kappaspeech.training.throughput import StepWork
 
 _NUM_NAMED = 5
 # Too few samples say nothing about a share of bad ones: it is judged against this many, or all where there are fewer.
@@ -37,7 +37,7 @@ class RankShare:
         return cls(loss_sum_nats, replace(data, batches=()), data.keys, work)
 
 
-class Tally:
+class Totals:
     """Counts up step by step; all ranks hold the same but for the times, which are rank 0's where it matters."""
 
     def __init__(self, *, num_samples: int, max_bad_fraction: float) -> None:

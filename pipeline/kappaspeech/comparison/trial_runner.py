@@ -36,7 +36,7 @@ class Failure:
     exit_code: int
 
 
-class Launcher:
+class TrialRunner:
     """Trains trials, passing signals on to their processes. A context manager, for the main thread."""
 
     def __init__(self, experiment: Experiment, *, say: Callable[[str], None]) -> None:
@@ -47,7 +47,7 @@ class Launcher:
         self._previous: dict[int, object] = {}
         self.stopped_by: str | None = None
 
-    def __enter__(self) -> Launcher:
+    def __enter__(self) -> TrialRunner:
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._pass_on)
         return self

@@ -8,7 +8,7 @@ from pathlib import Path
 _DEEPSPEED_MODULE = "deepspeed.launcher.launch"
 
 
-class Launcher:
+class LaunchParent:
     """The process that started this one, as it is now. Under `deepspeed` that is a helper, whose own parent counts too."""
 
     def __init__(self) -> None:

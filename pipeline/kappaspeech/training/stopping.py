@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from kappaspeech.errors import ConfigError
+from kappaspeech.ranks.launch_parent import LaunchParent
 from kappaspeech.runs.contents import STOP_FILE
-from kappaspeech.training.launch_parent import LaunchParent
 
 # SIGUSR1 is what SLURM sends ahead of a time limit, SIGTERM what ends a job, SIGINT is Ctrl-C.
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -59,3 +60,8 @@ def refuse_old_stop_file(run_dir: Path) -> None:
     path = run_dir / STOP_FILE
     if path.exists():
         raise ConfigError(f"{path} was there before this start, which it would stop at once. Remove it to train.")
+
+
+def first_wish(wishes: Sequence[str | None]) -> str | None:
+    """The lowest rank's reason to stop, of those that have one."""
+    return next((f"{why} on rank {rank}" for rank, why in enumerate(wishes) if why), None)

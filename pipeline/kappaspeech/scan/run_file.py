@@ -121,6 +121,12 @@ class TrainedFile:
         return _to_torch(flat, tensor.dtype).reshape(tensor.shape)
 
 
+def read_changed(parts: RunResult) -> list[str]:
+    """Names, as the LLM has them, of the tensors and factors that a run trained."""
+    names = (tensor.name for tensor in SafetensorsFile(parts.trained).tensors)
+    return [name.removeprefix(LLM_PREFIX) for name in names if name.startswith(LLM_PREFIX)]
+
+
 def _to_torch(values: StoredArray, dtype: str) -> Any:
     import torch
 

@@ -16,11 +16,9 @@ from kappaspeech.artefacts import sync_folder, write_json
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.model.lora import factors_of, is_factor, lora_to_record, merge
-from kappaspeech.model.meta_llm import build_meta_llm
 from kappaspeech.model.prefixes import ADAPTOR_PREFIX, LLM_PREFIX
-from kappaspeech.model.stored_names import model_names
 from kappaspeech.progress import ProgressBar
-from kappaspeech.scan.checkpoint import Checkpoint
+from kappaspeech.scan.checkpoint import Checkpoint, named_as_model
 from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
 from kappaspeech.tensor_files.weight_files import read_config
 from kappaspeech.trained.difference import ADAPTOR_FILE, SPEECH_FILE, TRAINED_FILE
@@ -50,7 +48,8 @@ def export(source: Path, output: Path, *, step: Step = None, base: str | None = 
         )
     with safe_open(difference.trained, framework="pt") as trained:
         shapes = {name: tuple(trained.get_slice(name).get_shape()) for name in trained.keys()}  # noqa: SIM118 - no mapping
-        checkpoint = _name_as_model(checkpoint, difference.llm, shapes)
+        changed = [name.removeprefix(LLM_PREFIX) for name in shapes if name.startswith(LLM_PREFIX)]
+        checkpoint = named_as_model(checkpoint, difference.llm, changed)
         of_llm = _changed_shapes(checkpoint, shapes)
         planned = list_output(checkpoint, of_llm, dtype=difference.parts.torch_dtype)
         size = sum(tensor.num_bytes for tensor in planned)
@@ -92,16 +91,6 @@ def export_difference(source: Path, output: Path, *, step: Step = None) -> list[
 
         size = sum(dtypes[name].itemsize * int(torch.Size(shape).numel()) for name, shape in shapes.items())
         return _write_folder(output, write, num_bytes=size)
-
-
-def _name_as_model(base: Checkpoint, llm: str, trained: Shapes) -> Checkpoint:
-    """`base`, its tensors known by the model's names too, where its files have others: training went by the model's."""
-    stored = {alias for ref in base.tensors for alias in (ref.name, *ref.aliases)}
-    changed = {name.removeprefix(LLM_PREFIX) for name in trained if name.startswith(LLM_PREFIX)}
-    factors = {factor for name in stored for factor in factors_of(name)}
-    if changed <= stored | factors:
-        return base
-    return base.also_named(model_names(build_meta_llm(llm), stored))
 
 
 def _changed_shapes(base: Checkpoint, trained: Shapes) -> dict[str, tuple[int, ...]]:

@@ -30,6 +30,7 @@ REQUIREMENTS = [
     "fsspec>=2025.2",  # remote shards, with the extras http, s3 and gs
     "tensorboard>=2.18,<3",  # live curves
     "matplotlib>=3.9,<4",  # plots
+    "jinja2>=3.1,<4",  # the reports' pages, whose values are escaped by it
 ]
 EXTRAS = {
     "demo": ["espeakng-loader==0.2.4"],  # generated speech for the quickstart
@@ -108,7 +109,9 @@ setup(
     package_data={
         "kappaspeech": ["py.typed"],
         "kappaspeech.demo": ["text/*.txt"],
-        "kappaspeech.comparison": ["page.css", "page.js"],
+        "kappaspeech.planning": ["shapes.json"],
+        "kappaspeech.evaluation": ["hypotheses.css", "hypotheses.js", "hypotheses.html.jinja"],
+        "kappaspeech.comparison": ["page.css", "page.js", "page.html.jinja"],
     },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

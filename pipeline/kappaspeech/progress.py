@@ -8,6 +8,20 @@ from types import TracebackType
 from typing import Any
 
 _LINE_INTERVAL_SECONDS = 15.0
+_SECONDS_SHOWN = 100
+
+
+def say_duration(seconds: float) -> str:
+    """A time for a person: seconds while they are few, else hours and minutes, as in `42 s`, `0:07 h`, `30:37 h`."""
+    if seconds < _SECONDS_SHOWN:
+        return f"{seconds:.0f} s"
+    return f"{hours_minutes(seconds)} h"
+
+
+def hours_minutes(seconds: float) -> str:
+    """As a clock shows it, h:mm; a part of a minute is a whole one."""
+    minutes = -(-int(seconds) // 60)
+    return f"{minutes // 60}:{minutes % 60:02d}"
 
 
 class ProgressBar:
@@ -74,6 +88,6 @@ class ProgressBar:
         elapsed = self._last_line - self._began
         fraction = self._done / self._total if self._total else 1.0
         advanced = self._done - self._start
-        left = f", {elapsed / advanced * (self._total - self._done):.0f} s left" if advanced > 0 and fraction < 1 else ""
+        left = f", {say_duration(elapsed / advanced * (self._total - self._done))} left" if advanced > 0 and fraction < 1 else ""
         detail = f" {self._detail}" if self._detail else ""
-        print(f"{self._description} {fraction:4.0%}{detail}, {elapsed:.0f} s{left}", file=sys.stderr, flush=True)
+        print(f"{self._description} {fraction:4.0%}{detail}, {say_duration(elapsed)}{left}", file=sys.stderr, flush=True)

@@ -53,6 +53,14 @@ def test_what_is_no_configuration_or_run_is_refused(complain, tmp_path, words):
     assert "error: " in complain(*(word.format(tmp=tmp_path) for word in words))
 
 
+def test_the_status_as_json_has_the_step(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text(json.dumps({"schema_version": 1, "status": "finished", "step": 7}))
+    assert main(["status", str(tmp_path / "run"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["status"], told["step"], told["run_dir"]) == ("finished", 7, str(tmp_path / "run"))
+
+
 @pytest.mark.parametrize("words", [["train"], ["train", "a.yaml", "--config", "b.yaml"], ["status"]])
 def test_the_runs_yaml_is_given_once(complain, words):
     assert "once: kappaspeech train CONFIG.yaml, or --config CONFIG.yaml" in complain(*words)

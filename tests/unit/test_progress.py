@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 
-from kappaspeech.progress import ProgressBar
+from kappaspeech.progress import ProgressBar, say_duration
 
 from tests.patience import patience
 
@@ -53,6 +53,15 @@ def test_a_log_gets_a_line_at_the_start_and_at_the_end(capsys):
     assert lines[0].startswith("train  50%")
     assert lines[-1].startswith("train 100% loss 1.000, ")
     assert len(lines) <= 3
+
+
+def test_long_times_are_hours_and_minutes(capsys, monkeypatch):
+    assert [say_duration(seconds) for seconds in (0.4, 99, 100, 3600, 110257)] == ["0 s", "99 s", "0:02 h", "1:00 h", "30:38 h"]
+    clock = iter([0.0, 0.0, 100.0, 100.0, 100.0, 100.0])
+    monkeypatch.setattr("kappaspeech.progress.time.monotonic", lambda: next(clock))
+    with ProgressBar("train", total=1000, shown=True) as bar:
+        bar.advance()
+    assert "27:45 h left" in capsys.readouterr().err
 
 
 def test_other_ranks_say_nothing(capsys):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kappaspeech.commands.select import _parse_budget
 from kappaspeech.errors import InputError, SelectionError
 from kappaspeech.selection import Candidate, TensorSelection, module_type, otsu_threshold, select
 
@@ -54,6 +55,19 @@ def test_a_seed_fixes_the_random_set_on_any_machine():
 
 def test_the_score_decides_the_order():
     assert select(RANKING, count=1, score="other").names == ("layers.11.up_proj.weight",)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("20M", 20_000_000), ("1.5b", 1_500_000_000), ("64_000", 64_000), ("2e6", 2_000_000)]
+)
+def test_a_budget_may_be_written_with_a_unit(text, number):
+    assert _parse_budget(text) == number
+
+
+@pytest.mark.parametrize("text", ["many", "20 Mio", "-5", "M", "1.2.3", ""])
+def test_a_budget_that_is_no_number_is_refused(text):
+    with pytest.raises(InputError, match="--budget is"):
+        _parse_budget(text)
 
 
 @given(st.integers(100, 2400))

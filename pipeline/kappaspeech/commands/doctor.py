@@ -19,6 +19,7 @@ def doctor(
     world_size: Annotated[
         int | None, typer.Option(min=1, help="The number of ranks it will run on. Default: this launch's.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, and nothing else.")] = False,
 ) -> int:
     """Look for what makes trainings fail: versions, compiler, locks, disk, ports, GPUs, dtype, data, models. Exit 1 on a problem.
 
@@ -46,9 +47,16 @@ def doctor(
     combined = combine(report_rank(cluster, findings))
     with agreement(cluster):
         if cluster.rank == 0:
-            _print(combined)
+            _print_json(combined) if as_json else _print(combined)
     cluster.close()
     return 1 if any(finding.status == "problem" for finding in combined) else 0
+
+
+def _print_json(findings: list[Finding]) -> None:
+    import json
+    from dataclasses import asdict
+
+    print(json.dumps({"schema_version": 1, "findings": [asdict(finding) for finding in findings]}, indent=1, ensure_ascii=False))
 
 
 def _print(findings: list[Finding]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +24,8 @@ _NEAR_GBS, _FAR_GBS = 200.0, 40.0
 _GPU_MEMORY_GB = 80.0
 _HOST_GPUS = 8
 _PROMPT_TOKENS = 40
+# Of an LLM's parameters, if nobody says which will train: the 100 tensors of the quickstart are 46 % of its LLM; and rank 64.
+_TRAINED_SHARE, _LORA_SHARE = 0.5, 0.03
 
 
 def plan(
@@ -49,11 +53,17 @@ def plan(
     ] = None,
     here: Annotated[bool, typer.Option("--here", help="Plan for this machine's processors, whose speed is measured.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the plans as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plans as JSON, and nothing else.")] = False,
 ) -> int:
-    """Predict memory and step time of a training on N GPUs, without reading a weight. Exit 1 if it fits on none of them."""
+    """Predict memory and time of a training on N GPUs, without reading a weight. Exit 1 if it fits on none of them.
+
+    Nothing needs to be there yet but the YAML: models that it names and a selection that isn't made are taken by what is known
+    of them, which is said.
+    """
     from kappaspeech.artefacts import write_json
     from kappaspeech.commands.train import read_settings
     from kappaspeech.errors import InputError
+    from kappaspeech.escaping import for_terminal
     from kappaspeech.outputs import try_output
 
     if output is not None:
@@ -71,13 +81,27 @@ def plan(
     num_trained = None if trained_parameters is None else round(trained_parameters)
     memory = [round(_host_gb() / count, 1) if here else gpu_memory or _GPU_MEMORY_GB for count in counts]
     ranks = list(zip(counts, [int(gb * 1e9) for gb in memory], strict=True))
-    if here:
-        planner, plans = _plan_here(settings, ranks, num_trained)
-    else:
-        planner, plans = _plan_gpus(settings, ranks, num_trained, tflops=tflops or _TFLOPS, bandwidth_gbs=bandwidth_gbs)
+    with tempfile.TemporaryDirectory() as folder:
+        settings, num_trained, absent = _take_what_is_known(settings, Path(folder), num_trained)
+        if here:
+            planner, plans, line = _plan_here(settings, ranks, num_trained)
+            absent.insert(0, line)
+        else:
+            planner, plans = _plan_gpus(settings, ranks, num_trained, tflops=tflops or _TFLOPS, bandwidth_gbs=bandwidth_gbs)
     fits = [made.fits(room) for made, room in zip(plans, memory, strict=True)]
-    for line in describe_model(planner.sizes, planner.batches):
-        print(line)
+    content = {
+        "schema_version": 1,
+        "gpu_memory_gb": memory[0],
+        "assumed": absent,
+        "plans": [{**made.to_json(), "fits": fit} for made, fit in zip(plans, fits, strict=True)],
+    }
+    if output is not None:
+        write_json(output, content)
+    if as_json:
+        print(json.dumps(content, indent=1))
+        return 0 if any(fits) else 1
+    for line in (*absent, *describe_model(planner.sizes, planner.batches)):
+        print(for_terminal(line))
     if len(plans) == 1:
         lines = describe_plan(plans[0], gpu_memory_gb=memory[0])
         if not fits[0]:
@@ -88,10 +112,32 @@ def plan(
     if not here and tflops is None and gpu_memory is None and not torch.cuda.is_available():
         print(f"This is for GPUs of {_GPU_MEMORY_GB:g} GB, and this machine has none. For its processors: --here.")
     if output is not None:
-        content = [{**made.to_json(), "fits": fit} for made, fit in zip(plans, fits, strict=True)]
-        write_json(output, {"schema_version": 1, "gpu_memory_gb": memory[0], "plans": content})
         print(output)
     return 0 if any(fits) else 1
+
+
+def _take_what_is_known(settings: RunConfig, folder: Path, num_trained: int | None) -> tuple[RunConfig, int | None, list[str]]:
+    """Settings and a number of trained parameters that can be planned before everything is here, and a line on what is taken."""
+    from kappaspeech.planning.known_models import stand_in
+
+    there = stand_in(settings.model.llm, settings.model.encoder, folder)
+    model = settings.model.model_copy(update={"llm": there.llm, "encoder": there.encoder})
+    settings, taken = settings.model_copy(update={"model": model}), list(there.taken)
+    selection = settings.unfreeze.selection
+    if num_trained is None and selection is not None and not Path(selection).exists():
+        share = _LORA_SHARE if settings.unfreeze.mode == "lora" else _TRAINED_SHARE
+        num_trained = round(share * _count_parameters(settings))
+        taken.append(
+            f"unfreeze.selection: {selection} isn't here; {share:.0%} of the LLM's parameters are taken to train. Say how many "
+            "will: --trained-parameters 3e9"
+        )
+    return settings, num_trained, taken
+
+
+def _count_parameters(settings: RunConfig) -> int:
+    from kappaspeech.model.meta_llm import build_meta_llm
+
+    return sum(parameter.numel() for parameter in build_meta_llm(settings.model.llm).parameters())
 
 
 def _plan_gpus(
@@ -117,8 +163,8 @@ def _plan_gpus(
     return planner, plans
 
 
-def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: int | None) -> tuple[Planner, list[Plan]]:
-    """Measured on this machine, in the dtype that a run would choose here."""
+def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: int | None) -> tuple[Planner, list[Plan], str]:
+    """Measured on this machine, in the dtype that a run would choose here; and a line that says so."""
     import torch
 
     from kappaspeech.allocator import keep_freed_memory
@@ -147,7 +193,6 @@ def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: i
         device=cpu,
         folder=RunFolder(Path(settings.run_dir)),
     )
-    print(f"on this machine's {cores} core(s), in {arithmetic.line}")
     modules = build_meta_model(settings, read_selection=num_trained is None, arithmetic=arithmetic)
     planner = Planner(settings, modules=modules, num_trained=num_trained)
     prompt_tokens = _count_prompt(settings)
@@ -166,7 +211,7 @@ def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: i
             count, num_threads=num_threads, llm=products[0], encoder=products[1], reduced_dtype=planner.reduced_dtype
         )
         plans.append(planner.plan(count, rates=rates, prompt_tokens=prompt_tokens, on_gpu=False, memory_bytes=room))
-    return planner, plans
+    return planner, plans, f"on this machine's {cores} core(s), in {arithmetic.line}"
 
 
 def _count_prompt(settings: RunConfig) -> int:

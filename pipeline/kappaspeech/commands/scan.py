@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -48,6 +49,7 @@ def scan(
 
     Finished tensors are kept in a journal: a scan that was killed continues where it stopped.
     """
+    began = time.monotonic()
     from kappaspeech.blas import pin_threads
     from kappaspeech.errors import InputError
     from kappaspeech.escaping import for_terminal
@@ -83,6 +85,7 @@ def scan(
             # a model's name may begin with a dash
             return run_workers([*again, "--", model], num_workers=num_workers)
     from kappaspeech.scan.stage import scan as run_scan
+    from kappaspeech.scan.summary import summarise_scan
 
     cluster = start_cluster(backend=backend.value)
     ranking = run_scan(
@@ -102,7 +105,7 @@ def scan(
             if spectrum is not None:
                 ranking.write_spectra(spectrum)
                 print(for_terminal(str(spectrum)))
-            listed = f"{len(ranking.matrices)} matrices ranked, {len(ranking.skipped)} tensors listed without"
-            print(f"{listed}: {for_terminal(str(output))}")
+            for line in summarise_scan(ranking, output, seconds=time.monotonic() - began):
+                print(for_terminal(line))
     cluster.close()
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from enum import Enum
 from pathlib import Path
@@ -11,6 +12,9 @@ import typer
 
 if TYPE_CHECKING:
     from kappaspeech.selection import TensorSelection
+
+
+_FACTORS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 
 
 class Export(str, Enum):
@@ -26,7 +30,9 @@ def select(
     ranking: Annotated[Path, typer.Argument(help="What `kappaspeech scan` wrote.")],
     output: Annotated[Path, typer.Option(help="Where the selection goes.")] = Path("selection.json"),
     count: Annotated[int | None, typer.Option(help="Number of tensors.")] = None,
-    budget: Annotated[int | None, typer.Option(help="Number of parameters that the tensors may have together.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Number of parameters that the tensors may have together: 20000000, 20M or 1.5B.")
+    ] = None,
     threshold: Annotated[
         str | None, typer.Option(help="All tensors up to this score (with --largest, from it on); auto finds it (Otsu).")
     ] = None,
@@ -64,7 +70,7 @@ def select(
         seed=seed,
         score=score,
         count=count,
-        budget=budget,
+        budget=_parse_budget(budget),
         threshold=_parse_threshold(threshold),
         quotas=_parse_quotas(quota or []),
         match=TensorSelection.read(match_budget) if match_budget else None,
@@ -77,6 +83,17 @@ def select(
         print(f"This selection can't be trained here: {obstacle}", file=sys.stderr)
     for kind in export or ():
         print(for_terminal(str(write_export(chosen, kind.value, output))))
+
+
+def _parse_budget(text: str | None) -> int | None:
+    from kappaspeech.errors import InputError
+
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]{1,2})?)([kmb]?)", text.strip().lower())
+    if match is None:
+        raise InputError(f"--budget is {text!r}; give a number of parameters, as in 20000000, 20M or 1.5B.")
+    return round(float(re.sub("[_,]", "", match[1])) * _FACTORS[match[2]])
 
 
 def _parse_threshold(text: str | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ def status(
     run: Annotated[Path | None, typer.Argument(help="A training's run folder, or its YAML.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="Its YAML, by name, as for train.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A value that train was given. May be repeated.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print status, step, reason and folder as JSON.")] = False,
 ) -> int:
     """Print a training's status in one word: finished, resumable, failed, running (or killed while it ran), absent.
 
@@ -23,6 +25,11 @@ def status(
     from kappaspeech.runs.folder import RunFolder
 
     folder = run if run is not None and run.is_dir() and config is None else Path(read_settings(run, config, set_ or []).run_dir)
-    word = str(RunFolder(folder).read_record()["status"]) if (folder / RECORD_FILE).exists() else "absent"
-    print(for_terminal(word))
+    record = RunFolder(folder).read_record() if (folder / RECORD_FILE).exists() else {"status": "absent"}
+    word = str(record["status"])
+    if as_json:
+        told = {key: record.get(key) for key in ("status", "step", "reason")}
+        print(json.dumps({"schema_version": 1, **told, "run_dir": str(folder)}))
+    else:
+        print(for_terminal(word))
     return 0 if word == "finished" else 1

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kappaspeech.commands.numbers import finite
+
 if TYPE_CHECKING:
     from kappaspeech.evaluation.transcripts import Transcript
     from kappaspeech.speech.samples import AudioSample
+
+
+# what a viewer reads at once
+_CUE_SECONDS = 7.0
 
 
 class Format(str, Enum):
@@ -24,7 +30,10 @@ class Format(str, Enum):
 
 def transcribe(
     model: Annotated[Path, typer.Argument(help="A run's folder, or what `kappaspeech export` wrote.")],
-    recordings: Annotated[list[Path], typer.Argument(help="Audio files (flac, wav, mp3, ogg, opus) of any length.")],
+    recordings: Annotated[
+        list[Path],
+        typer.Argument(help="Audio of any length: files, folders of them, or - for standard input. m4a and others need ffmpeg."),
+    ],
     format_: Annotated[Format, typer.Option("--format", help="text: file, tab, text. json and srt: with times.")] = Format.text,
     output: Annotated[
         Path | None, typer.Option(help="Write to this file; srt of several recordings: to this folder. Default: print.")
@@ -33,24 +42,35 @@ def transcribe(
     base: Annotated[str | None, typer.Option(help="The base model, if it has moved since the training.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pieces decoded together.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest text of a piece.")] = 200,
+    piece_seconds: Annotated[
+        float | None,
+        typer.Option(callback=finite, min=1, max=30, help="The longest piece that is decoded. Default: 24; srt: 7, a cue."),
+    ] = None,
 ) -> int:
     """Transcribe recordings; long ones are cut at their quietest points. One that can't be read is named and left out."""
     from kappaspeech.errors import DataError, InputError
+    from kappaspeech.escaping import for_terminal
+    from kappaspeech.evaluation.recordings import find_audio, warn_of_length
     from kappaspeech.outputs import try_folder, try_output
+    from kappaspeech.speech.samples import LONGEST_PIECE_SECONDS, SAMPLE_RATE_HZ
 
+    recordings = find_audio(recordings)
     if format_ is Format.srt and len(recordings) > 1 and output is None:
         raise InputError("Subtitles of several recordings need a folder to go to: give --output DIR.")
     if output is not None:
         (try_folder if format_ is Format.srt and len(recordings) > 1 else try_output)(output)
+    longest = piece_seconds or (_CUE_SECONDS if format_ is Format.srt else LONGEST_PIECE_SECONDS)
     readable, pieces, errors = [], [], []
     for path in dict.fromkeys(recordings):
         try:
-            pieces += _read_pieces(path)
+            pieces += _read_pieces(path, longest_seconds=longest)
             readable.append(path)
         except DataError as error:
             errors.append(error)
     if not readable:
         raise errors[0]
+    if (warning := warn_of_length(model, max(len(piece.waveform) for piece in pieces) / SAMPLE_RATE_HZ)) is not None:
+        print(for_terminal(warning), file=sys.stderr)
     from kappaspeech.trained.opening import choose_device, open_transcriber, parse_step
 
     transcriber = open_transcriber(
@@ -65,14 +85,15 @@ def transcribe(
     folder = output if format_ is Format.srt and len(recordings) > 1 else None
     _write(_join(readable, pieces, texts), format_, folder=folder, file=output)
     for failure in errors:
-        print(f"error: {failure}", file=sys.stderr)
+        print(for_terminal(f"error: {failure}"), file=sys.stderr)
     return 1 if errors else 0
 
 
-def _read_pieces(path: Path) -> list[AudioSample]:
-    from kappaspeech.speech.samples import AudioSample, cut_at_pauses, read_recording
+def _read_pieces(path: Path, *, longest_seconds: float) -> list[AudioSample]:
+    from kappaspeech.evaluation.recordings import read_audio
+    from kappaspeech.speech.samples import AudioSample, cut_at_pauses
 
-    pieces = cut_at_pauses(read_recording(path))
+    pieces = cut_at_pauses(read_audio(path), longest_seconds=longest_seconds)
     return [AudioSample(f"{path}#{number:06d}", piece, "", "") for number, piece in enumerate(pieces)]
 
 

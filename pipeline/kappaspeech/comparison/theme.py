@@ -12,20 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from kappaspeech.artefacts import write_with
+from kappaspeech.colours import FAINT, GRID, INK, PALETTE, PAPER
 from kappaspeech.escaping import for_picture
 
-# After Okabe & Ito 2008, darkened to stand on white; the second of each pair stands on black.
-PALETTE = (
-    ("#0072b2", "#5cb8f0"),
-    ("#d55e00", "#ff8f4a"),
-    ("#008f68", "#35c99f"),
-    ("#a8478a", "#e58fc6"),
-    ("#8a6d00", "#e0bd3c"),
-    ("#5a5a5a", "#b8b8b8"),
-    ("#3b6fd6", "#9db8ff"),
-)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-INK, FAINT, GRID, PAPER = "#1c1d1f", "#5f656b", "#dfe2e5", "#fdfdfc"
 _DARK = {"ink": "#eceef0", "faint": "#a3abb3", "grid": "#33383d", "paper": "#16181a"}
 # The page's variables for the colours of a drawing, so that one drawing serves on light and on dark.
 _VARIABLES: Mapping[str, str] = {

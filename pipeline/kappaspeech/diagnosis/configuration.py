@@ -10,17 +10,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from huggingface_hub import constants
+
 from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.diagnosis.finding import Finding
-from kappaspeech.errors import KappaSpeechError
+from kappaspeech.errors import InputError, KappaSpeechError
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.outputs import explain
+from kappaspeech.planning.known_models import hub_answers
 from kappaspeech.planning.meta_model import build_meta_model
 from kappaspeech.planning.planner import Planner
 from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.runs.folder import RunFolder
+from kappaspeech.runs.lease import free as wait_until_free
 from kappaspeech.speech.batches import make_prompt
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.shards import expand, read_index
@@ -48,7 +52,7 @@ _CREDENTIALS = {
 
 def check_configuration(config: RunConfig, *, world_size: int, environment: Mapping[str, str]) -> list[Finding]:
     """Everything that `config` names. No weights are loaded; of shards the first is checked, and some transcripts are read."""
-    findings = [check_ranks(config.batch.micro_batches_per_step, world_size)]
+    findings = [check_ranks(config.batch.micro_batches_per_step, world_size), *check_hub(config.model.llm)]
     findings += _try("DeepSpeed JSON", lambda: _check_deepspeed(config))
     findings += _try("tokenizer", lambda: _check_tokenizer(config))
     planners: list[Planner] = []
@@ -64,6 +68,17 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
     needed_bytes = _needed_bytes(config, planners[0] if planners else None)
     findings += _try("disk", lambda: check_disk(Path(config.run_dir), needed_bytes=needed_bytes))
     return findings
+
+
+def check_hub(llm: str) -> list[Finding]:
+    """Whether the hub answers, for an LLM by its id. If not, Hugging Face's libraries are told: each would try for a minute."""
+    if Path(llm).is_dir():
+        return []
+    if hub_answers():
+        return [Finding("hub", "ok", f"it answers, and {llm} is looked for there")]
+    constants.HF_HUB_OFFLINE = True
+    remedy = "Copy the model to a folder and give it as model.llm, unless it is in the local cache."
+    return [Finding("hub", "warning", f"it doesn't answer, so {llm} is looked for in the local cache alone", remedy)]
 
 
 def _try(area: str, check: Callable[[], list[Finding]]) -> list[Finding]:
@@ -170,21 +185,19 @@ def _check_credentials(item: DatasetConfig, environment: Mapping[str, str]) -> l
     return [Finding("credentials", "warning", f"none for {scheme}:// in the usual places", remedy)]
 
 
-def _needed_bytes(config: RunConfig, planner: Planner | None) -> int:
-    """What checkpoints take: those that are kept, and the one being written."""
+def _needed_bytes(config: RunConfig, planner: Planner | None) -> int | None:
+    """What checkpoints take: those that are kept, and the one being written; None for models that couldn't be read."""
     if planner is None:
-        return 0
+        return None
     trained = planner.sizes.llm.num_trained + planner.sizes.num_adaptor_parameters
     return _CHECKPOINT_BYTES * trained * (config.training.keep_checkpoints + config.training.keep_best + 1)
 
 
-def check_disk(run_dir: Path, *, needed_bytes: int) -> list[Finding]:
+def check_disk(run_dir: Path, *, needed_bytes: int | None) -> list[Finding]:
     """Free space where the run's folder will be, and how fast it is written; the nearest folder that is there is tried."""
     folder = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
-    found = f"{free / 1e9:.0f} GB free in {folder}, checkpoints take {needed_bytes / 1e9:.1f}"
-    remedy = "Make room, lower training.keep_checkpoints, or put run_dir elsewhere."
-    space = Finding("disk", "ok", found) if free > needed_bytes else Finding("disk", "problem", found, remedy)
+    space = _check_space(folder, free, needed_bytes)
     probe = folder / f".kappaspeech-doctor-{os.getpid()}"
     try:
         began = time.monotonic()
@@ -208,6 +221,21 @@ def check_disk(run_dir: Path, *, needed_bytes: int) -> list[Finding]:
     return [space, Finding("disk", "warning", speed, "Checkpoints will take long: save less often, or put run_dir elsewhere.")]
 
 
+def _check_space(folder: Path, free: int, needed_bytes: int | None) -> Finding:
+    found = f"{_say_size(free)} free in {folder}"
+    if needed_bytes is None:
+        remedy = "Mend what is said of the models, and ask again."
+        return Finding("disk", "warning", f"{found}; how large checkpoints are isn't known without the models", remedy)
+    found += f", checkpoints take {_say_size(needed_bytes)}"
+    remedy = "Make room, lower training.keep_checkpoints, or put run_dir elsewhere."
+    return Finding("disk", "ok", found) if free > needed_bytes else Finding("disk", "problem", found, remedy)
+
+
+def _say_size(num_bytes: int) -> str:
+    unit, size = next(((unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6)) if num_bytes >= size / 10), ("kB", 1e3))
+    return f"{num_bytes / size:.{0 if num_bytes >= 10 * size else 1}f} {unit}"
+
+
 def resumes(config: RunConfig) -> list[Finding]:
     """Whether the run's folder already holds a run, which training would go on with."""
     folder = RunFolder(Path(config.run_dir))
@@ -218,4 +246,8 @@ def resumes(config: RunConfig) -> list[Finding]:
 
 def _describe_run(folder: RunFolder) -> Finding:
     record = folder.read_record()
+    try:
+        wait_until_free(folder.path)
+    except InputError as error:
+        return Finding("run folder", "warning", str(error))
     return Finding("run folder", "ok", f"{folder.path} holds a run that is {record['status']}: training goes on with it")

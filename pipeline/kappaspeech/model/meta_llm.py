@@ -9,6 +9,7 @@ import torch
 
 from kappaspeech.errors import CheckpointError
 from kappaspeech.model.family import LOADING_ERRORS, check_hears, read_config
+from kappaspeech.model.hub_cache import find_cached
 from kappaspeech.model.llm import make_known, settle
 
 
@@ -26,22 +27,11 @@ def build_meta_llm(name_or_path: str, *, dtype: torch.dtype = torch.bfloat16, at
 
 
 def config_folder(name_or_path: str) -> str:
-    """Where the config.json of a model lies, by its folder or hub id. Raises `CheckpointError`: nothing is downloaded."""
-    return name_or_path if Path(name_or_path).is_dir() else _find_in_cache(name_or_path)
-
-
-def _find_in_cache(name: str) -> str:
-    """The folder of a hub id's config.json in the local cache: a plan downloads nothing."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        found = None
-    if not isinstance(found, str):
+    """The folder of an LLM, or of its config.json in the hub's local cache: nothing is downloaded. Raises `CheckpointError`."""
+    found = name_or_path if Path(name_or_path).is_dir() else find_cached(name_or_path)
+    if found is None:
         raise CheckpointError(
-            f"There is no folder {name!r}, and the hub's local cache has no model of that name. A plan needs its config.json "
-            "alone: put that into a folder and give it with --set model.llm=FOLDER (launch/shapes has some)."
+            f"There is no folder {name_or_path!r}, and the hub's local cache has no model of that name. A plan needs its "
+            "config.json alone: put that into a folder and give it with --set model.llm=FOLDER."
         )
-    return str(Path(found).parent)
+    return found

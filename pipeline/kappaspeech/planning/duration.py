@@ -38,6 +38,11 @@ class Rates:
     host_link_bytes_per_second: float | None = None
     host_update_bytes_per_second: float | None = None
 
+    @property
+    def are_measured(self) -> bool:
+        """Whether a machine was asked; what is assumed says nothing of the work between products."""
+        return self.elementwise_bytes_per_second is not None
+
 
 @dataclass(frozen=True)
 class StepTime:

@@ -18,6 +18,10 @@ _FLOAT32 = 4
 _ITEMSIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # weights and Adam's two moments
 _OPTIMIZER_BYTES = 3 * _FLOAT32
+# in float32: two models' logits and log-probabilities, probabilities, a difference and a product
+_KL_PASSES = 5
+# as evaluation/forgetting.py has them, which a plan doesn't load; a test holds them to it
+WINDOW_TOKENS, HELD_LOGITS_BYTES = 1_024, 1 << 30
 # Whisper's widest point a state: its input, the norm's output, and the MLP's inner states before and after GELU
 _ENCODER_TRANSIENT_WIDTHS = 10
 
@@ -204,8 +208,40 @@ def count_update(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int)
     return _FLOAT32 * min(trained // world_size, settings.sub_group)
 
 
-def count_evaluation(sizes: SpeechSizes, settings: ZeroSettings, *, num_clips: int, clip_seconds: float, new_tokens: int) -> int:
-    """Bytes of a whole replica that decodes a batch: weights, and keys and values of all layers."""
-    weights = settings.itemsize * (sizes.llm.num_parameters + sizes.num_adaptor_parameters)
+@dataclass(frozen=True)
+class TextLengths:
+    """What a plan knows of an evaluation's texts: the longest one's tokens, a window at most, and the number of windows."""
+
+    window_tokens: int
+    num_windows: int
+
+
+def count_evaluation(
+    sizes: SpeechSizes,
+    settings: ZeroSettings,
+    *,
+    num_clips: int,
+    clip_seconds: float,
+    new_tokens: int,
+    texts: TextLengths | None = None,
+) -> int:
+    """Bytes of a whole replica that decodes a batch and scores text, as training makes one for each evaluation.
+
+    Beside its weights it holds the base's tensors that were trained, to tell how far it has moved. With these come what was
+    trained, while it is put in; or keys and values of all layers; or the logits of texts, whichever is most.
+    """
+    b, llm = settings.itemsize, sizes.llm
+    trained = b * (llm.num_trained + sizes.num_adaptor_parameters)
     positions = num_clips * (clip_seconds / sizes.seconds_per_audio_token + new_tokens)
-    return weights + int(positions * settings.itemsize * 2 * sizes.llm.key_width * sizes.llm.num_layers)
+    keys_and_values = int(positions * b * 2 * llm.key_width * llm.num_layers)
+    scoring = 0 if texts is None else count_scoring(sizes, settings, texts)
+    weights = b * (llm.num_parameters + sizes.num_adaptor_parameters)
+    return weights + trained + max(trained, keys_and_values, scoring)
+
+
+def count_scoring(sizes: SpeechSizes, settings: ZeroSettings, texts: TextLengths) -> int:
+    """Bytes of text's logits: those of the windows that are held, and of one window both models' log-probabilities in float32."""
+    b, vocabulary = settings.itemsize, sizes.llm.vocabulary
+    most_held = max(1, HELD_LOGITS_BYTES // (WINDOW_TOKENS * vocabulary * b))
+    window = min(texts.window_tokens, WINDOW_TOKENS) * vocabulary
+    return b * window * (min(texts.num_windows, most_held) + 1) + _KL_PASSES * _FLOAT32 * window

@@ -16,19 +16,10 @@ from kappaspeech.model.family import read_attentions
 from kappaspeech.model.marking import mark_trained
 from kappaspeech.model.meta_llm import build_meta_llm, config_folder
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
+from kappaspeech.planning.known_models import find_encoder, list_encoders
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.selection import TensorSelection
 
-# (width, heads, layers) of openai-whisper's encoders; they read 80 mels, the newest 128
-_WHISPER = {
-    "tiny": (384, 6, 4),
-    "base": (512, 8, 6),
-    "small": (768, 12, 12),
-    "medium": (1024, 16, 24),
-    "large": (1280, 20, 32),
-    "turbo": (1280, 20, 32),
-}
-_NEW_MELS = ("large", "large-v3", "turbo", "large-v3-turbo")
 _MAX_STATES = 1500
 _STATES_PREFIX = "encoder."
 
@@ -91,12 +82,13 @@ def _build_encoder(config: RunConfig, *, dtype: torch.dtype) -> FrozenWhisperEnc
 def _find_encoder_shape(name_or_path: str) -> tuple[int, int, int, int]:
     """Mels, width, heads and layers, by openai-whisper's name or from a file's tensors. Raises `CheckpointError`."""
     if not Path(name_or_path).is_file():
-        family = name_or_path.removesuffix(".en").removesuffix("-turbo").partition("-v")[0]
-        if family not in _WHISPER:
+        known = find_encoder(name_or_path)
+        if known is None:
             raise CheckpointError(
-                f"{name_or_path!r} is neither a file nor one of openai-whisper's names ({', '.join(_WHISPER)})."
+                f"{name_or_path!r} is neither a file nor one of openai-whisper's names ({list_encoders()}). Give one as "
+                "model.encoder."
             )
-        return (128 if name_or_path in _NEW_MELS else 80, *_WHISPER[family])
+        return known
     checkpoint = open_checkpoint(name_or_path)
     first = f"{_STATES_PREFIX}conv1.weight"
     if first not in checkpoint:

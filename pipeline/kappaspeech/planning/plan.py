@@ -13,6 +13,7 @@ from kappaspeech.planning.batches import BatchSizes
 from kappaspeech.planning.duration import Rates, StepTime, predict_step
 from kappaspeech.planning.memory import (
     MemoryPart,
+    TextLengths,
     ZeroSettings,
     count_activations,
     count_evaluation,
@@ -35,6 +36,9 @@ HOST_FRAGMENTATION = 0.2
 _FIRST_STEPS = 2
 # What is chosen by the plan leaves this much of the memory for what the plan doesn't know.
 _AUTO_SHARE = 0.9
+# How far steps have been from the plan on processors, whose speed was measured; and how far GPUs may be, where it is assumed.
+MEASURED_RANGE = (0.8, 1.5)
+ASSUMED_RANGE = (0.7, 2.0)
 # elements in zero3_offload_optimizer.json's reduce bucket
 _SMALL_BUCKET = 50_000_000
 
@@ -53,6 +57,7 @@ class Assumptions:
     batches: BatchSizes
     encoded_share: float = 1.0
     memory_bytes: int | None = None
+    texts: TextLengths | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Plan:
     micro_batches_per_step: int
     num_recomputed: int
     keeps_frozen: bool
+    num_steps: int
 
     def fits(self, gpu_memory_gb: float) -> bool:
         """Whether a device of so many GB holds a rank."""
@@ -110,6 +116,19 @@ class Plan:
         return self.allocated_bytes + self.overhead_bytes
 
     @property
+    def least_bytes(self) -> int:
+        """`peak_bytes` if the allocator loses nothing: the lower end of what a rank needs."""
+        base = HOST_BASE_BYTES if self.assumptions.device == "cpu" else GPU_CONTEXT_BYTES
+        return self.allocated_bytes + base
+
+    @property
+    def run_seconds(self) -> tuple[float, float]:
+        """From and to how long all steps take, evaluations and checkpoints aside."""
+        low, high = MEASURED_RANGE if self.assumptions.rates.are_measured else ASSUMED_RANGE
+        seconds = self.num_steps * self.step_time.total
+        return low * seconds, high * seconds
+
+    @property
     def host_bytes(self) -> int:
         """What of a rank's state lies in the host's memory beside its GPU."""
         return sum(part.num_bytes for part in self.parts if not self._counts(part))
@@ -129,8 +148,10 @@ class Plan:
             "allocated_bytes": self.allocated_bytes,
             "overhead_bytes": self.overhead_bytes,
             "peak_bytes": self.peak_bytes,
+            "least_bytes": self.least_bytes,
             "host_bytes": self.host_bytes,
             "step_seconds": asdict(self.step_time),
+            "run_seconds": list(self.run_seconds),
             "audio_seconds_per_step": self.audio_seconds_per_step,
             "idle_share": self.idle_share,
             "num_recomputed_layers": self.num_recomputed,
@@ -194,6 +215,7 @@ def _make_plan(
             num_clips=config.evaluation.batch_size,
             clip_seconds=batches.largest.clip_seconds,
             new_tokens=config.evaluation.max_new_tokens + assumptions.prompt_tokens,
+            texts=assumptions.texts,
         )
     state = count_state(
         sizes,
@@ -225,6 +247,7 @@ def _make_plan(
         micro_batches_per_step=config.batch.micro_batches_per_step,
         num_recomputed=num_recomputed,
         keeps_frozen=settings.keeps_frozen,
+        num_steps=config.training.num_steps,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +19,16 @@ from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.planning.batches import BatchSizes, sizes_by_budget, sizes_by_lengths
 from kappaspeech.planning.buckets import leaves_frozen_to_memory, settle_buckets
 from kappaspeech.planning.duration import Rates
-from kappaspeech.planning.memory import read_settings
+from kappaspeech.planning.memory import WINDOW_TOKENS, TextLengths, read_settings
 from kappaspeech.planning.plan import Assumptions, Plan, Remedy, find_remedies, make_plan
 from kappaspeech.planning.sizes import measure_sizes
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.sources import is_remote
 from kappaspeech.speech.stream import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.table import MERGED_SUFFIX
+
+_BYTES_PER_TOKEN = 2
+_MOST_TEXT_BYTES = 16 << 20
 
 
 class Planner:
@@ -59,6 +62,7 @@ class Planner:
         if clip_seconds is None:
             clip_seconds = _read_clip_seconds(config)
         self.batches = _cut_batches(config, clip_seconds, max_seconds=encoder.dims.max_seconds)
+        self._texts = measure_texts(config.data.text)
         self._encoded_share = _share_encoded(config, clip_seconds, self.batches)
 
     def plan(
@@ -73,6 +77,7 @@ class Planner:
             self.batches,
             encoded_share=self._encoded_share,
             memory_bytes=memory_bytes,
+            texts=self._texts,
         )
         cost = replace(self._cost, num_prompt_tokens=prompt_tokens)
         return make_plan(self._config, self._settings, self.sizes, cost, assumptions)
@@ -102,6 +107,29 @@ def _share_encoded(config: RunConfig, clip_seconds: Sequence[NDArray[np.float32]
         return 1.0
     num_trained = config.training.num_steps * config.batch.micro_batches_per_step * batches.mean.num_samples
     return min(1.0, sum(len(seconds) for seconds in clip_seconds) / num_trained)
+
+
+def measure_texts(texts: Mapping[str, str]) -> TextLengths | None:
+    """The windows that evaluations score, by the sizes of the files: a line each, or a file of a folder; None without texts.
+
+    A token is taken to have two bytes at least. A text that isn't here, or that is large, is taken to fill windows.
+    """
+    if not texts:
+        return None
+    longest, count = 0, 0
+    for path in map(Path, texts.values()):
+        try:
+            if path.is_dir():
+                sizes = [file.stat().st_size for file in path.glob("**/*.txt")]
+            elif path.stat().st_size <= _MOST_TEXT_BYTES:
+                sizes = [len(line) for line in path.read_bytes().splitlines()]
+            else:
+                sizes = [_MOST_TEXT_BYTES]
+        except OSError:
+            sizes = [_MOST_TEXT_BYTES]
+        longest = max([longest, *(size // _BYTES_PER_TOKEN for size in sizes)])
+        count += sum(-(-size // (_BYTES_PER_TOKEN * WINDOW_TOKENS)) for size in sizes)
+    return TextLengths(min(longest, WINDOW_TOKENS), count)
 
 
 def _read_clip_seconds(config: RunConfig) -> list[NDArray[np.float32]] | None:

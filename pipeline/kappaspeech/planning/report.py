@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kappaspeech.planning.batches import BatchSizes
+from kappaspeech.planning.batches import LABEL_TOKENS_PER_SECOND, BatchSizes
 from kappaspeech.planning.duration import StepTime
-from kappaspeech.planning.plan import GB, Plan, Remedy
+from kappaspeech.planning.plan import ASSUMED_RANGE, GB, MEASURED_RANGE, Plan, Remedy
 from kappaspeech.planning.sizes import SpeechSizes
+from kappaspeech.progress import hours_minutes
 
 _NUM_REMEDIES = 5
 
@@ -38,29 +39,48 @@ def describe_plan(plan: Plan, *, gpu_memory_gb: float) -> list[str]:
     verdict = f"{'fits' if plan.fits(gpu_memory_gb) else 'does not fit'} into {gpu_memory_gb:g} GB"
     time, rates = plan.step_time, plan.assumptions.rates
     lines += [
-        f"peak {plan.peak_bytes / GB:.1f} GB a rank on {plan.assumptions.world_size} rank(s): {verdict}",
+        f"peak {plan.least_bytes / GB:.1f} to {plan.peak_bytes / GB:.1f} GB a rank on {plan.assumptions.world_size} rank(s): "
+        f"{verdict}",
         f"step {time.total:.2f} s: encoder {time.encoder:.2f}, forward {time.forward:.2f}, backward {time.backward:.2f}, "
         f"computed again {time.recomputation:.2f}{_describe_recomputed(plan)}, "
         f"communication {time.communication:.2f}{_describe_others(time)} "
         f"(at {rates.flops_per_second / 1e12:.4g} TFLOP/s and {rates.bytes_per_second / GB:.4g} GB/s a rank)",
         f"{plan.audio_seconds_per_step:,.0f} s of audio a step, {plan.audio_seconds_per_step / time.total:,.0f} a second",
+        f"the run: {_say_run(plan)} h",
     ]
-    return lines + _describe_idle([plan])
+    return [*lines, *_describe_idle([plan]), *_describe_assumptions(plan)]
 
 
 def describe_table(plans: Sequence[Plan], *, gpu_memory_gb: Sequence[float]) -> list[str]:
     """A line a number of ranks, which has so much memory a rank; all memory in GB a rank."""
     alike = len(set(gpu_memory_gb)) == 1
     verdict = f"in {gpu_memory_gb[0]:g} GB" if alike else "its share"
-    lines = [f"{'ranks':>5} {'state':>7} {'step':>7} {'as replica':>10} {'peak':>7}  {verdict:9} {'step':>9} {'audio-s/s':>10}"]
+    header = f"{'ranks':>5} {'state':>6} {'step':>6} {'replica':>7} {'peak, GB':>13}  {verdict:9} {'step':>9} {'run, h:mm':>15}"
+    lines = [header]
     for plan, memory in zip(plans, gpu_memory_gb, strict=True):
-        evaluation = f"{(plan.state_bytes + plan.evaluation_bytes) / GB:.1f}" if plan.evaluation_bytes else "-"
+        replica = f"{(plan.state_bytes + plan.evaluation_bytes) / GB:.1f}" if plan.evaluation_bytes else "-"
+        peak = f"{plan.least_bytes / GB:.1f} to {plan.peak_bytes / GB:.1f}"
         lines.append(
-            f"{plan.assumptions.world_size:5d} {plan.state_bytes / GB:7.1f} {plan.step_bytes / GB:7.1f} {evaluation:>10} "
-            f"{plan.peak_bytes / GB:7.1f}  {'fits' if plan.fits(memory) else 'too much':9} {plan.step_time.total:7.2f} s "
-            f"{plan.audio_seconds_per_step / plan.step_time.total:10,.0f}"
+            f"{plan.assumptions.world_size:5d} {plan.state_bytes / GB:6.1f} {plan.step_bytes / GB:6.1f} {replica:>7} {peak:>13}  "
+            f"{'fits' if plan.fits(memory) else 'too much':9} {plan.step_time.total:7.2f} s {_say_run(plan):>15}"
         )
-    return lines + _describe_idle(plans)
+    return [*lines, *_describe_idle(plans), *_describe_assumptions(plans[0])]
+
+
+def _say_run(plan: Plan) -> str:
+    low, high = plan.run_seconds
+    return f"{hours_minutes(low)} to {hours_minutes(high)}"
+
+
+def _describe_assumptions(plan: Plan) -> list[str]:
+    """What a plan takes for granted, and what its ranges span."""
+    low, high = MEASURED_RANGE if plan.assumptions.rates.are_measured else ASSUMED_RANGE
+    source = "measured on this machine" if plan.assumptions.rates.are_measured else "assumed, not measured"
+    return [
+        f"run: {plan.num_steps:,} steps without evaluations, at {low:g} to {high:g} times the predicted step; rates are {source}",
+        f"peak: without and with what the allocator loses; {LABEL_TOKENS_PER_SECOND:g} target tokens a second of speech and "
+        f"{plan.assumptions.prompt_tokens} of the prompt a clip",
+    ]
 
 
 def _describe_recomputed(plan: Plan) -> str:

@@ -1,11 +1,13 @@
-"""A ranking at a glance: κ by layer and module, spectra of κ by module type, and the parameters that a count costs."""
+"""A ranking at a glance: κ by layer and module of each tower, its spread or spectra by type, and what a count costs."""
 
 from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kappaspeech.artefacts import write_with
+from kappaspeech.colours import INK, PALETTE, PAPER, SEQUENCE
 from kappaspeech.errors import InputError
 from kappaspeech.escaping import for_picture
+from kappaspeech.scan.places import Place, find_place, short_modules
 from kappaspeech.scan.ranking import KappaRanking
-from kappaspeech.selection import Candidate, module_type
+from kappaspeech.selection import Candidate
 
-_LAYER = re.compile(r"\.([0-9]{1,6})\.")
 _EXPERT = re.compile(r"\[\d+\]$")
 _FORMATS = ("png", "svg", "pdf")
-# more rows and lines than this nobody can tell apart
+# more rows, panels and lines than this nobody can tell apart
 _MAX_TYPES = 40
+_MAX_TOWERS = 6
+_MAX_LINES = 14
 
 
 def write_picture(ranking: KappaRanking, path: Path, *, score: str, selected: Sequence[str] = ()) -> None:
@@ -46,71 +51,146 @@ def _draw(ranking: KappaRanking, *, score: str, selected: set[str]) -> Any:
 
     mpl.rcParams["svg.hashsalt"] = "kappaspeech"
     candidates = ranking.candidates(score)
-    layered = [candidate for candidate in candidates if _LAYER.search(candidate.name)]
-    types = Counter(module_type(candidate.name) for candidate in layered)
-    kinds = sorted(kind for kind, _ in types.most_common(_MAX_TYPES))
-    left_out = len(types) - len(kinds)
-    layered = [candidate for candidate in layered if module_type(candidate.name) in kinds]
-    figure = Figure(figsize=(14, 4.6), layout="constrained")
-    heat, spread, cost = figure.subplots(1, 3, width_ratios=[2, 1, 1])
-    if layered:
-        _draw_layers(figure, heat, layered, kinds, score=score, selected=selected)
-        if left_out:
-            heat.set_xlabel(f"layer ({left_out} rarer types aren't drawn)")
+    cells = [Cell(place, item) for item in candidates if (place := find_place(item.name)) is not None]
+    towers = sorted({cell.place.tower for cell in cells}, key=lambda tower: (-sum(c.place.tower == tower for c in cells), tower))
+    left_out = max(0, len(towers) - _MAX_TOWERS)
+    towers = towers[:_MAX_TOWERS]
+    kinds = {tower: _choose_modules([cell for cell in cells if cell.place.tower == tower]) for tower in towers}
+    num_rows = sum(len(chosen) for chosen in kinds.values())
+    height = max(5.0, 1.6 + 0.24 * num_rows + 0.9 * len(towers))
+    figure = Figure(figsize=(14, height), layout="constrained", facecolor=PAPER)
+    ratios = [len(kinds[tower]) + 2 for tower in towers] or [1]
+    grid = figure.add_gridspec(len(ratios), 3, width_ratios=[2, 1, 1], height_ratios=ratios)
+    by = "κ" if score == "kappa" else score
+    figure.suptitle(for_picture(f"{ranking.model}: {by} of {len(ranking.matrices)} matrices"), x=0.01, ha="left", color=INK)
+    limits = _limits(cells)
+    for row, tower in enumerate(towers):
+        axes = figure.add_subplot(grid[row, 0])
+        chosen = [cell for cell in cells if cell.place.tower == tower and cell.place.module in kinds[tower]]
+        _draw_tower(figure, axes, chosen, kinds[tower], by=by, tower=tower, limits=limits, selected=selected)
+        if left_out and row == len(towers) - 1:
+            axes.set_xlabel(f"layer ({left_out} more towers aren't drawn)")
+    side = [figure.add_subplot(grid[:, column]) for column in (1, 2)]
+    groups = _group(cells, towers, kinds)
     if ranking.spectra:
-        _draw_spectra(spread, ranking.spectra, kinds)
+        _draw_spectra(side[0], ranking.spectra, groups)
     else:
-        _draw_spread(spread, layered, kinds, score=score)
-    _draw_cost(cost, candidates, num_selected=len(selected))
+        _draw_spread(side[0], groups, by=by)
+    _draw_cost(side[1], candidates, num_selected=len(selected))
     return figure
 
 
-def _draw_layers(
-    figure: Any, axes: Any, layered: Sequence[Candidate], kinds: Sequence[str], *, score: str, selected: set[str]
+@dataclass(frozen=True)
+class Cell:
+    """A parameter in its place; experts of one parameter share a candidate, and those of several share a cell."""
+
+    place: Place
+    candidate: Candidate
+
+
+def _choose_modules(cells: Sequence[Cell]) -> list[str]:
+    """A tower's modules that are drawn, in order of name: the `_MAX_TYPES` commonest."""
+    return sorted(module for module, _ in Counter(cell.place.module for cell in cells).most_common(_MAX_TYPES))
+
+
+def _limits(cells: Sequence[Cell]) -> tuple[float, float]:
+    """The least and the greatest log₁₀ of a finite score: one scale for all towers."""
+    logs = [math.log10(c.candidate.score) for c in cells if 0 < c.candidate.score < math.inf] or [0.0]
+    return min(logs), max(logs)
+
+
+def _draw_tower(
+    figure: Any,
+    axes: Any,
+    cells: Sequence[Cell],
+    modules: Sequence[str],
+    *,
+    by: str,
+    tower: str,
+    limits: tuple[float, float],
+    selected: set[str],
 ) -> None:
-    layers = sorted({_layer(candidate) for candidate in layered})
-    values: NDArray[np.float64] = np.full((len(kinds), len(layers)), math.nan)
-    for candidate in layered:
-        place = kinds.index(module_type(candidate.name)), layers.index(_layer(candidate))
-        values[place] = math.log10(candidate.score) if 0 < candidate.score < math.inf else math.nan
-        if candidate.name in selected:
-            axes.plot(place[1], place[0], "o", color="white", markersize=4, markeredgecolor="black", markeredgewidth=0.5)
-    image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
-    axes.set_yticks(range(len(kinds)), [for_picture(kind) for kind in kinds])
+    """Modules by layers. A cell of several experts shows their median, and a dot where one of them is selected."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    layers = sorted({cell.place.layer for cell in cells})
+    found: dict[tuple[int, int], list[float]] = {}
+    for cell in cells:
+        place = modules.index(cell.place.module), layers.index(cell.place.layer)
+        if 0 < cell.candidate.score < math.inf:
+            found.setdefault(place, []).append(math.log10(cell.candidate.score))
+        if cell.candidate.name in selected:
+            axes.plot(place[1], place[0], "o", color=PALETTE[1][0], markersize=4.5, markeredgecolor=PAPER, markeredgewidth=0.7)
+    values: NDArray[np.float64] = np.full((len(modules), len(layers)), math.nan)
+    for place, logs in found.items():
+        values[place] = statistics.median(logs)
+    colours = LinearSegmentedColormap.from_list("kappaspeech", SEQUENCE)
+    image = axes.imshow(values, aspect="auto", cmap=colours, interpolation="nearest", vmin=limits[0], vmax=limits[1])
+    short = short_modules(modules)
+    axes.set_yticks(range(len(modules)), [for_picture(short[module]) for module in modules])
     step = max(1, len(layers) // 12)
     axes.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
     axes.set_xlabel("layer")
-    axes.set_title(f"log₁₀ {score}; dots are selected", loc="left", fontsize=10)
-    figure.colorbar(image, ax=axes)
+    num_experts = max(map(len, found.values()), default=1)
+    several = f", median of {num_experts} experts" if num_experts > 1 else ""
+    title = f"{for_picture(tower)}: log₁₀ {by}{several}" + ("; dots are selected" if selected else "")
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    figure.colorbar(image, ax=axes, label=f"log₁₀ {by}")
 
 
-def _draw_spread(axes: Any, layered: Sequence[Candidate], kinds: Sequence[str], *, score: str) -> None:
-    for kind in kinds:
-        scores = sorted(c.score for c in layered if module_type(c.name) == kind and 0 < c.score < math.inf)
-        axes.plot(np.linspace(0, 1, len(scores)), scores, label=_label(kind), linewidth=1.2)
+def _group(cells: Sequence[Cell], towers: Sequence[str], kinds: Mapping[str, Sequence[str]]) -> dict[str, list[Candidate]]:
+    """Candidates by what a line of the middle panel stands for: a module, with its tower's first word if there are several."""
+    groups: dict[str, list[Candidate]] = {}
+    for tower in towers:
+        short = short_modules(kinds[tower])
+        start = f"{tower.split('.')[0]} " if len(towers) > 1 else ""
+        for cell in cells:
+            if cell.place.tower == tower and cell.place.module in short:
+                groups.setdefault(f"{start}{short[cell.place.module]}", []).append(cell.candidate)
+    return groups
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Colours that can be told apart, and another dash once all have been used."""
+    dash = ("-", "--", ":", "-.")[number // len(PALETTE) % 4]
+    return {"color": PALETTE[number % len(PALETTE)][0], "linestyle": dash, "linewidth": 1.4}
+
+
+def _draw_spread(axes: Any, groups: Mapping[str, Sequence[Candidate]], *, by: str) -> None:
+    for number, (kind, members) in enumerate(sorted(groups.items())[:_MAX_LINES]):
+        scores = sorted(item.score for item in members if 0 < item.score < math.inf)
+        axes.plot(np.linspace(0, 1, len(scores)), scores, label=_label(kind), **_style(number))
     axes.set_yscale("log")
     axes.set_xlabel("quantile within its type")
-    axes.set_title(score, loc="left", fontsize=10)
-    if kinds:
-        axes.legend(fontsize=7)
+    axes.set_title(by, loc="left", fontsize=10, color=INK)
+    _draw_legend(axes, len(groups))
 
 
-def _draw_spectra(axes: Any, spectra: Mapping[str, NDArray[np.float32]], kinds: Sequence[str]) -> None:
+def _draw_spectra(axes: Any, spectra: Mapping[str, NDArray[np.float32]], groups: Mapping[str, Sequence[Candidate]]) -> None:
     """Each type's median σᵢ/σ₁ over its matrices, at 200 places along the spectrum."""
     places = np.linspace(0, 1, 200)
-    for kind in kinds:
+    for number, (kind, members) in enumerate(sorted(groups.items())[:_MAX_LINES]):
+        names = {item.name for item in members}
         curves = [
             np.interp(places, np.linspace(0, 1, len(sigmas)), np.log10(np.maximum(sigmas / sigmas[0], 1e-12)))
             for name, sigmas in spectra.items()
-            if _LAYER.search(name) and module_type(_EXPERT.sub("", name)) == kind and sigmas[0] > 0
+            if _EXPERT.sub("", name) in names and sigmas[0] > 0
         ]
         if curves:
-            axes.plot(places, 10 ** np.median(curves, axis=0), label=_label(kind), linewidth=1.2)
+            axes.plot(places, 10 ** np.median(curves, axis=0), label=_label(kind), **_style(number))
     axes.set_yscale("log")
     axes.set_xlabel("place in the spectrum")
-    axes.set_title("σᵢ/σ₁, median of a type", loc="left", fontsize=10)
-    if kinds:
-        axes.legend(fontsize=7)
+    axes.set_title("σᵢ/σ₁, median of a type", loc="left", fontsize=10, color=INK)
+    _draw_legend(axes, len(groups))
+
+
+def _draw_legend(axes: Any, num_groups: int) -> None:
+    """Below the axes, where no line runs through it."""
+    if not axes.lines:
+        return
+    left_out = num_groups - len(axes.lines)
+    title = f"{left_out} more types aren't drawn" if left_out > 0 else None
+    axes.legend(fontsize=9, ncols=2, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), title=title)
 
 
 def _draw_cost(axes: Any, candidates: Sequence[Candidate], *, num_selected: int) -> None:
@@ -125,9 +205,3 @@ def _draw_cost(axes: Any, candidates: Sequence[Candidate], *, num_selected: int)
 def _label(kind: str) -> str:
     # matplotlib leaves labels out of a legend that begin with an underscore
     return for_picture(f" {kind}" if kind.startswith("_") else kind)
-
-
-def _layer(candidate: Candidate) -> int:
-    match = _LAYER.search(candidate.name)
-    assert match is not None
-    return int(match[1])

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kappaspeech.artefacts import digest_json, read_json, write_json, write_with
-from kappaspeech.errors import InputError, SelectionError
+from kappaspeech.errors import InputError
 from kappaspeech.outside import check_regular, explained
 from kappaspeech.scan.matrices import SkippedTensor
 from kappaspeech.scan.ranking_file import RankingEntry, RankingFile
-from kappaspeech.scan.scores import SCORES
+from kappaspeech.scan.scores import SCORES, check_score
 from kappaspeech.scan.spectrum import SpectrumStats
 from kappaspeech.selection import Candidate
 
@@ -139,8 +139,7 @@ class KappaRanking:
 
         Raises `SelectionError` for a score that isn't one.
         """
-        if score not in SCORES:
-            raise SelectionError(f"There is no score {score!r}. There are: {', '.join(SCORES)}.")
+        check_score(score)
         grouped: dict[str, list[RankedMatrix]] = {}
         for matrix in self.matrices:
             grouped.setdefault(matrix.parameter, []).append(matrix)

@@ -1,6 +1,6 @@
 """What tensors can be ordered by. For each score small means well conditioned, and none depends on the matrix's scale.
 
-Raw κ mostly tells shapes apart (square matrices have a large one); the others take the shape out.
+Raw κ mostly tells shapes apart: square matrices have a large one. The other scores depend less on the shape.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable
 
+from kappaspeech.errors import SelectionError
 from kappaspeech.scan.spectrum import SpectrumStats
 
 
@@ -58,3 +59,9 @@ SCORES: dict[str, Callable[[SpectrumStats], float]] = {
     "entropy-deficit": entropy_deficit,
     "stable-rank": stable_rank,
 }
+
+
+def check_score(name: str) -> None:
+    """Raise `SelectionError` for a score that isn't one."""
+    if name not in SCORES:
+        raise SelectionError(f"There is no score {name!r}. There are: {', '.join(SCORES)}.")

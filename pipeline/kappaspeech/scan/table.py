@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from kappaspeech.scan.scores import SCORES
 from kappaspeech.selection import module_type
 
 
-def rows(ranking: KappaRanking) -> list[dict[str, Any]]:
-    """One flat row a matrix, by rank from 1: what ranking.json says, its module type, and every score."""
+def rows(ranking: KappaRanking, *, score: str = "kappa") -> list[dict[str, Any]]:
+    """One flat row a matrix, by rank from 1 in order of `score`: what ranking.json says, its module type, and every score."""
     table = []
-    for place, matrix in enumerate(ranking.matrices, start=1):
+    ordered = sorted(ranking.matrices, key=lambda matrix: (SCORES[score](matrix.stats), matrix.stats.kappa, matrix.name))
+    for place, matrix in enumerate(ordered, start=1):
         content = matrix.to_json()
         # a cell can't hold a list
         flat = {key: "×".join(map(str, v)) if key.endswith("shape") else v for key, v in content.items() if key != "aliases"}
-        scores = {f"score_{name.replace('-', '_')}": score(matrix.stats) for name, score in SCORES.items()}
+        scores = {f"score_{name.replace('-', '_')}": measure(matrix.stats) for name, measure in SCORES.items()}
         table.append({"rank": place, **flat, "module_type": module_type(matrix.parameter), **scores})
     return table
 
@@ -38,12 +40,17 @@ def write_csv(ranking: KappaRanking, path: Path) -> None:
     write_text(path, text.getvalue())
 
 
+def check_parquet() -> None:
+    """Raise `InputError` if pyarrow isn't installed."""
+    if find_spec("pyarrow") is None:
+        raise InputError("Parquet needs pyarrow: pip install 'kappaspeech[parquet]'.")
+
+
 def write_parquet(ranking: KappaRanking, path: Path) -> None:
-    """Write the rows as Parquet. Raises `InputError` where pyarrow isn't installed."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError("Parquet needs pyarrow: pip install 'kappaspeech[parquet]'.") from None
+    """Write the rows as Parquet. Raises `InputError` if pyarrow isn't installed."""
+    check_parquet()
+    import pyarrow
+    from pyarrow import parquet
+
     table = pyarrow.Table.from_pylist(rows(ranking))
     write_with(path, lambda temporary: parquet.write_table(table, temporary))

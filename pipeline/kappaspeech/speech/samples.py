@@ -15,7 +15,7 @@ SAMPLE_RATE_HZ = 16_000
 # Two hops of Whisper's spectrogram: its second convolution halves the frames, so their number is kept even.
 _FRAME_PAIR = 320
 SHORTEST_SECONDS = 0.1
-_LONGEST_PIECE_SECONDS = 24.0
+LONGEST_PIECE_SECONDS = 24.0
 _PAUSE_SECONDS = 0.2
 # An encoder may round a clip's length; half-truncated mp3, wav and opus decode without an error, only shorter.
 _DURATION_TOLERANCE_SECONDS = 0.1
@@ -157,9 +157,10 @@ def read_recording(path: Any) -> NDArray[np.float32]:
         raise DataError(f"{path} can't be used as audio ({error}). Wanted is {', '.join(AUDIO_EXTENSIONS)}.") from error
 
 
-def cut_at_pauses(waveform: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """Pieces of at most `_LONGEST_PIECE_SECONDS`, cut where the last third of each is quietest; together the whole waveform."""
-    longest, hop = int(_LONGEST_PIECE_SECONDS * SAMPLE_RATE_HZ), int(_PAUSE_SECONDS * SAMPLE_RATE_HZ)
+def cut_at_pauses(waveform: NDArray[np.float32], *, longest_seconds: float = LONGEST_PIECE_SECONDS) -> list[NDArray[np.float32]]:
+    """Pieces of at most `longest_seconds`, cut where the last third of each is quietest; together the whole waveform."""
+    hop = int(_PAUSE_SECONDS * SAMPLE_RATE_HZ)
+    longest = int(longest_seconds / _PAUSE_SECONDS) * hop
     pieces = []
     while len(waveform) > longest:
         power = np.square(waveform[:longest].reshape(-1, hop)).mean(axis=1)

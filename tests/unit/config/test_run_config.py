@@ -12,7 +12,7 @@ from kappaspeech.config.deepspeed_config import YAML_OWNED_KEYS, read_deepspeed_
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.errors import ConfigError
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 MINIMAL = {
     "run_dir": "r",
     "model": {"llm": "l", "encoder": "e"},

@@ -12,7 +12,8 @@ from kappaspeech.commands.train import read_settings
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.config.yaml_text import parse_yaml
 from kappaspeech.errors import ConfigError
-from tests.unit.test_config import MINIMAL, write
+
+from tests.unit.config.test_run_config import MINIMAL, write
 
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "\n".join(
     f"{after}: &{after} [{','.join([f'*{before}'] * 10)}]"

@@ -18,6 +18,7 @@ from kappaspeech.diagnosis.host import check_build_folder, check_open_files, che
 from kappaspeech.diagnosis.packages import compare_versions
 from kappaspeech.model.precision import choose_dtype
 from kappaspeech.ranks.cluster import SingleProcess
+from kappaspeech.runs.lease import Lease
 from packaging.requirements import Requirement
 
 from tests import tiny
@@ -205,6 +206,45 @@ def test_exit_codes_are_of_problems_and_of_usage(home, tmp_path, capsys):
     assert "0 problem(s)" in printed
     assert main(["doctor", str(tmp_path / "none.yaml")]) == 2
     assert main(["doctor", "--set", "seed=1"]) == 2
+
+
+def test_models_that_cannot_be_read_leave_the_size_of_checkpoints_unknown(tmp_path):
+    space, _ = check_disk(tmp_path, needed_bytes=None)
+    assert space.status == "warning"
+    assert "0.0" not in space.found
+    assert "checkpoints take 30 kB" in check_disk(tmp_path, needed_bytes=30_000)[0].found
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
+    from huggingface_hub import constants
+    from kappaspeech.diagnosis import configuration
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(configuration, "hub_answers", lambda: False)
+    (finding,) = configuration.check_hub("meta-llama/Llama-3.1-8B")
+    assert finding.status == "warning"
+    assert constants.HF_HUB_OFFLINE
+    assert configuration.check_hub(".") == []
+
+
+def test_a_run_that_goes_on_in_the_folder_is_a_warning(home, tmp_path, capsys):
+    config = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text(json.dumps({"schema_version": 1, "status": "running"}))
+    lease = Lease(tmp_path / "run", "another start")
+    lease.acquire()
+    try:
+        assert main(["doctor", str(config)]) == 0
+    finally:
+        lease.release()
+    assert "warning  run folder: " in capsys.readouterr().out
+
+
+def test_json_holds_the_findings_and_nothing_else(capsys):
+    main(["doctor", "--json"])
+    content = json.loads(capsys.readouterr().out)
+    assert {finding["status"] for finding in content["findings"]} <= {"ok", "warning", "problem"}
+    assert len(content["findings"]) > 4
 
 
 def test_the_folder_of_a_run_is_recognised(home, tmp_path, capsys):

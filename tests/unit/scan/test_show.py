@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
+import json
+import math
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
 from kappaspeech.commands import main
+from kappaspeech.scan.picture import write_picture
+from kappaspeech.scan.places import short_names
 from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.scan.scores import SCORES
+from kappaspeech.scan.summary import format_kappa, summarise_scan
 from kappaspeech.scan.table import rows
+from kappaspeech.selection import module_type
+
+from tests.patience import patience
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +89,114 @@ def test_a_picture_of_an_unknown_kind_or_score_is_refused(home, tmp_path, capsys
     assert main(["show", str(home / "ranking.json"), "--picture", str(tmp_path / "x.png"), "--score", "beauty"]) == 2
     assert "beauty" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def on_terminal(words: list[str], *, columns: int, **environment: str) -> str:
+    """What a command prints on a terminal of so many columns, without the codes that make letters bold."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    given = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kappaspeech", *words],
+        stdout=follower,
+        stderr=subprocess.PIPE,
+        env={**given, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
+    )
+    os.close(follower)
+    seen = b""
+    with contextlib.suppress(OSError):
+        while block := os.read(leader, 1 << 16):
+            seen += block
+    os.close(leader)
+    _, errors = process.communicate(timeout=patience(60))
+    assert process.returncode == 0, errors
+    text = seen.decode().replace("\r", "")
+    if "NO_COLOR" in environment:
+        assert not re.search(r"\x1b\[[\d;]*(?:3[0-7]|4[0-7]|9[0-7])m", text)
+    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_a_terminal_shows_whole_numbers_and_cuts_nothing_off(home, ranking, columns):
+    words = ["show", str(home / "ranking.json"), "--selection", str(home / "selection.json")]
+    printed = on_terminal(words, columns=columns, NO_COLOR="1")
+    assert max(map(len, printed.splitlines())) <= columns
+    assert "…" not in printed
+    for matrix in (ranking.matrices[0], ranking.matrices[-1]):
+        assert format_kappa(matrix.stats.kappa) in printed
+    assert ("shape" in printed) == (columns == 80)
+    if columns == 80:
+        assert short_names([matrix.name for matrix in ranking.matrices])[ranking.matrices[0].name] in printed
+
+
+def test_without_a_selection_there_is_no_column_for_it(home, capsys):
+    assert main(["show", str(home / "ranking.json")]) == 0
+    assert "selected" not in capsys.readouterr().out
+
+
+def test_a_pipe_gets_every_row_with_whole_names(home, capsys, ranking):
+    assert main(["show", str(home / "ranking.json")]) == 0
+    header, *lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert header == ["rank", "name", "shape", "kappa", "log2_volume", "error_bound"]
+    assert [line[1] for line in lines] == [matrix.name for matrix in ranking.matrices]
+    assert [float(line[3]) for line in lines] == [matrix.stats.kappa for matrix in ranking.matrices]
+    assert main(["show", str(home / "ranking.json"), "--rows", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_json_holds_every_row_and_nothing_else(home, capsys, ranking):
+    words = ["show", str(home / "ranking.json"), "--selection", str(home / "selection.json"), "--json"]
+    assert main(words) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in content["rows"]] == [matrix.name for matrix in ranking.matrices]
+    assert any(row["selected"] for row in content["rows"])
+
+
+def test_a_score_orders_the_table_and_an_unknown_one_is_refused(home, capsys, ranking):
+    assert main(["show", str(home / "ranking.json"), "--score", "stable-rank"]) == 0
+    scores = [float(line.split("\t")[-1]) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert scores == sorted(SCORES["stable-rank"](matrix.stats) for matrix in ranking.matrices)
+    assert main(["show", str(home / "ranking.json"), "--score", "beauty"]) == 2
+    assert "There is no score 'beauty'. There are: kappa, " in capsys.readouterr().err
+
+
+def test_a_scan_ends_with_what_it_found(ranking):
+    loose, *others = ranking.matrices
+    loose = replace(loose, stats=replace(loose.stats, error_bound=1e-3), storage_noise=2.0)
+    lines = summarise_scan(replace(ranking, matrices=(loose, *others)), Path("my ranking.json"), seconds=2.4)
+    assert lines[0] == f"{len(ranking.matrices)} matrices ranked in 2 s: my ranking.json"
+    kinds = Counter(module_type(matrix.parameter) for matrix in ranking.matrices)
+    rows = {line.split()[0]: line.split() for line in lines[2 : 2 + len(kinds)]}
+    assert {kind: int(row[1]) for kind, row in rows.items()} == kinds
+    kappas = [matrix.stats.kappa for matrix in ranking.matrices if module_type(matrix.parameter) == "v_proj"]
+    assert rows["v_proj"][2:] == [format_kappa(value) for value in (min(kappas), median(kappas), max(kappas))]
+    text = "\n".join(lines)
+    assert f"1 of them have an error bound above --rtol {ranking.rtol:g}" in text
+    assert "1 of them have a smallest singular value below their dtype's rounding" in text
+    assert lines[-1].startswith("next: kappaspeech select 'my ranking.json' --count ")
+
+
+def test_each_tower_has_a_panel_and_experts_are_all_looked_at(tmp_path, ranking):
+    towers = ("encoder.blocks", "decoder.blocks")
+    made = [f"{tower}.{layer}.{kind}.weight" for tower in towers for layer in (0, 1) for kind in ("attn.query", "mlp.0")]
+    made += [f"decoder.blocks.{layer}.cross_attn.query.weight" for layer in (0, 1)]
+    made += [f"decoder.blocks.0.experts.{expert}.up.weight" for expert in range(3)]
+    matrices = tuple(replace(ranking.matrices[0], name=name, parameter=name, aliases=()) for name in made)
+    write_picture(replace(ranking, model="both", matrices=matrices), tmp_path / "r.svg", score="kappa", selected=made[:1])
+    drawn = re.findall(r"<!-- (.*?) -->", (tmp_path / "r.svg").read_text())
+    assert "both: κ of 13 matrices" in drawn
+    assert "encoder.blocks: log₁₀ κ; dots are selected" in drawn
+    assert "decoder.blocks: log₁₀ κ, median of 3 experts; dots are selected" in drawn
+    # self-attention's and cross-attention's queries have a row each
+    assert {"attn.query", "cross_attn.query", "mlp.0", "up"} <= set(drawn)
+
+
+def test_kappas_are_written_whole():
+    assert [format_kappa(value) for value in (3.9493861, 1340288.2, 999.96, math.inf, None, 1e13)] == [
+        "3.94939",
+        "1,340,288",
+        "999.96",
+        "∞",
+        "∞",
+        "1e+13",
+    ]

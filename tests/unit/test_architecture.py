@@ -55,7 +55,7 @@ ARROWS = {
     "model": set(),
     "planning": {"config", "model", "speech", "selection", "scan", "tensor_files"},
     "trained": {"config", "model", "speech", "scan", "runs", "evaluation", "tensor_files"},
-    "diagnosis": {"config", "ranks", "model", "speech", "planning", "runs", "training", "zero3"},
+    "diagnosis": {"config", "ranks", "model", "evaluation", "speech", "planning", "runs", "training", "zero3"},
     "evaluation": {"config", "ranks", "model", "speech"},
     "training": {
         "config",

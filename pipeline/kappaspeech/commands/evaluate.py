@@ -46,6 +46,7 @@ def evaluate(
     from kappaspeech.outputs import is_special, try_output
     from kappaspeech.ranks.agreement import agreement
     from kappaspeech.ranks.start import start_cluster
+    from kappaspeech.runs.contents import EVALUATION_FILE
     from kappaspeech.trained.arithmetic import UseArithmetic
     from kappaspeech.trained.opening import choose_device, parse_step
     from kappaspeech.trained.target import find_target
@@ -60,7 +61,7 @@ def evaluate(
     with agreement(cluster):
         given = {key: value for key, value in options.items() if value is not None}
         plan = find_target(model, data=data or [], text=text or [], step=parse_step(step), base=base, options=given)
-        target = output or plan.folder / "evaluation.json"
+        target = output or plan.folder / EVALUATION_FILE
         if cluster.rank == 0:
             try_output(target)
         other = None if against is None else read_hypotheses(against)

@@ -17,6 +17,7 @@ from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.diagnosis.finding import Finding
 from kappaspeech.errors import InputError, KappaSpeechError
+from kappaspeech.evaluation.forgetting import read_texts
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.outputs import explain
 from kappaspeech.planning.known_models import hub_answers
@@ -62,9 +63,8 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
         findings += [*_check_credentials(item, environment), *_try("data", lambda item=item: _check_shards(item, read))]  # type: ignore[misc]
     if config.data.test:
         findings += _try("data", lambda: _check_overlap(config, read))
-    missing = [path for path in config.data.text.values() if not Path(path).exists()]
-    if missing:
-        findings.append(Finding("data", "problem", f"data.text: {', '.join(missing)} isn't there", "Give files that are."))
+    for path in config.data.text.values():
+        findings += _try("data", lambda path=path: _check_text(Path(path)))  # type: ignore[misc]
     needed_bytes = _needed_bytes(config, planners[0] if planners else None)
     findings += _try("disk", lambda: check_disk(Path(config.run_dir), needed_bytes=needed_bytes))
     return findings
@@ -169,6 +169,11 @@ def _check_overlap(config: RunConfig, read: ReadOptions) -> list[Finding]:
         return [Finding("data", "ok", f"no recording or sentence stands in both train and test; {looked}")]
     remedy = "Keep to the corpus's own splits (pack --split train, --split test), or take them out of data.train."
     return [Finding("data", "warning", overlap.found, remedy)]
+
+
+def _check_text(path: Path) -> list[Finding]:
+    """What an evaluation would read: a file of one text a line, or a folder of them."""
+    return [Finding("data", "ok", f"data.text: {path} has {len(read_texts(path)):,} texts")]
 
 
 def _check_credentials(item: DatasetConfig, environment: Mapping[str, str]) -> list[Finding]:

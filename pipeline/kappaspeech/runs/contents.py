@@ -9,6 +9,7 @@ README_FILE, CONFIG_FILE, SECRETS_FILE, RECORD_FILE = "run.md", "config.json", "
 SELECTION_FILE, FROZEN_FILE, DRIFT_FILE = "selection.json", "frozen.json", "drift.json"
 STEPS_FILE, EVALUATIONS_FILE, BAD_SAMPLES_FILE = "steps.jsonl", "evaluations.jsonl", "bad_samples.jsonl"
 SKIPPED_STEPS_FILE, LEASE_FILE, STOP_FILE = "skipped_steps.jsonl", "lease.json", "STOP"
+EVALUATION_FILE, DAMAGED_LINES = "evaluation.json", "*.damaged"
 CURVES_FOLDER, HYPOTHESES_FOLDER, CHECKPOINTS_FOLDER, LAUNCH_FOLDER = "tensorboard", "hypotheses", "checkpoints", "launch"
 _CHECKPOINT = re.compile(r"step-(\d{6,18})")
 
@@ -26,9 +27,17 @@ CONTENTS = (
     (HYPOTHESES_FOLDER, "every transcript of each evaluation"),
     (CHECKPOINTS_FOLDER, "what was trained, with its optimizer; the base model isn't in it"),
     (BAD_SAMPLES_FILE, "samples that couldn't be used, and why"),
+    (SKIPPED_STEPS_FILE, "steps that moved no weight, for their loss or gradient, and their samples"),
+    (DAMAGED_LINES, "lines of the files above that couldn't be read, set aside"),
     (FROZEN_FILE, "digests of every frozen tensor, before and after"),
     (DRIFT_FILE, "how far each trained tensor has moved"),
+    (LAUNCH_FOLDER, "each start's command line, and why its ranks ended"),
+    (EVALUATION_FILE, "what `kappaspeech evaluate` measured afterwards"),
+    ("evaluation.hypotheses.jsonl", "every transcript of that"),
+    ("evaluation.html", "the same as a page, with clips"),
 )
+# there for as long as a start is
+PASSING = (LEASE_FILE, STOP_FILE)
 
 
 def is_run(folder: Path) -> bool:

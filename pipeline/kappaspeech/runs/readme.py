@@ -54,7 +54,7 @@ def _progress(run_dir: Path, record: Mapping[str, Any]) -> str:
 def write_readme(run_dir: Path) -> str:
     """The text of run.md."""
     record = read_json(run_dir / RECORD_FILE, schema_version=1)
-    there = [f"- `{name}`: {meaning}" for name, meaning in CONTENTS if (run_dir / name).exists()]
+    there = [f"- `{name}`: {meaning}" for name, meaning in CONTENTS if any(run_dir.glob(name))]
     commands = [f"- go on, or with more training.num_steps further: `kappaspeech train {run_dir / CONFIG_FILE}`"]
     if list_checkpoints(run_dir / CHECKPOINTS_FOLDER):
         commands += [

@@ -253,3 +253,14 @@ def test_the_folder_of_a_run_is_recognised(home, tmp_path, capsys):
     (tmp_path / "run/run.json").write_text(json.dumps({"schema_version": 1, "status": "resumable"}))
     assert main(["doctor", str(config)]) == 0
     assert "holds a run that is resumable" in capsys.readouterr().out
+
+
+def test_texts_may_be_a_folder_as_an_evaluation_reads_it(home, tmp_path):
+    prose, empty = tmp_path / "prose", tmp_path / "empty"
+    for folder in (prose, empty):
+        folder.mkdir()
+    (prose / "a.txt").write_text("Once upon a time.", encoding="utf-8")
+    path = tiny.write_config(tmp_path / "c.yaml", home, tmp_path / "run", data__text={"en": str(prose), "de": str(empty)})
+    findings = check_configuration(read_run_config(path), world_size=1, environment={})
+    status = {folder: [item.status for item in findings if str(folder) in item.found] for folder in (prose, empty)}
+    assert status == {prose: ["ok"], empty: ["problem"]}

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import whisper
 from kappaspeech.config.training_config import OptimizerConfig
-from kappaspeech.speech.batches import IGNORED_LABEL, SpeechPrompt, label_ids
+from kappaspeech.labels import IGNORED_LABEL
+from kappaspeech.speech.batches import SpeechPrompt, label_ids
 from kappaspeech.speech.layouts import Recording
 from kappaspeech.speech.samples import log_mel, read_recording
 from kappaspeech.training.assembly import Assembly

@@ -27,6 +27,7 @@ GROUND = {
     "outside",
     "escaping",
     "parenthood",
+    "labels",
     "shipped",
 }
 ARROWS = {
@@ -42,6 +43,7 @@ ARROWS = {
     "processors": set(),
     "allocator": set(),
     "parenthood": set(),
+    "labels": set(),
     "shipped": set(),
     "blas": set(),
     "config": set(),

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kappaspeech.errors import CheckpointError, InputError
+from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.speech.feature_cache import CachedClip, from_bits
 from kappaspeech.speech.samples import BadSampleError
 
-IGNORED_LABEL = -100
 AUDIO_MARK = "{audio}"
 # The fastest speakers take ten words a second; where a tokenizer knows a script by its bytes alone, a word may take ten tokens.
 _MOST_TOKENS_PER_SECOND = 100

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.flops import ClipLengths, SpeechCost
-from kappaspeech.speech.batches import IGNORED_LABEL, SpeechBatch
+from kappaspeech.speech.batches import SpeechBatch
 
 
 @dataclass(frozen=True)

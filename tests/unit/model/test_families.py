@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from kappaspeech.errors import CheckpointError
+from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.embedded_words import check_embedded_words
 from kappaspeech.model.family import attentions_of, check_hears, find_class
 from kappaspeech.model.llm import decoder_layers
-from kappaspeech.model.speech_llm import IGNORED_LABEL, SpeechLLM, embedding_width, token_embedding_std
+from kappaspeech.model.speech_llm import SpeechLLM, embedding_width, token_embedding_std
 from kappaspeech.model.trained import build_adaptor
 
 from tests.families import FAMILIES, VOCABULARY, make_config, make_llm

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 from kappaspeech.errors import DataError
+from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.llm import load_tokenizer
-from kappaspeech.speech.batches import IGNORED_LABEL, label_ids
+from kappaspeech.speech.batches import label_ids
 from kappaspeech.speech.samples import BadSampleError, decode
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.shards import INDEX_SUFFIX, index_shard, parse_transcript, read_index, write_index

@@ -8,8 +8,9 @@ import shutil
 import numpy as np
 import pytest
 from kappaspeech.errors import DataError
+from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.llm import load_tokenizer
-from kappaspeech.speech.batches import IGNORED_LABEL, collate, empty_batch, label_ids, make_prompt
+from kappaspeech.speech.batches import collate, empty_batch, label_ids, make_prompt
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.stream import SpeechDataset, SpeechStream
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from kappaspeech.model.label_loss import label_nats
+from kappaspeech.model.loss import label_nats
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 

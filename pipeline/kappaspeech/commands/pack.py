@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kappaspeech.escaping import for_terminal
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -15,14 +17,14 @@ if TYPE_CHECKING:
 
 def pack(
     source: Annotated[Path, typer.Argument(help="A corpus: a folder, or a manifest of JSON lines.")],
-    output: Annotated[Path, typer.Argument(help="Where the shards go.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the shards.")],
     layout: Annotated[
         str | None,
         typer.Option(
-            help="transcripts, librispeech, commonvoice, mls, voxpopuli, manifest or dataset. Default: told from what is there."
+            help="transcripts, librispeech, commonvoice, mls, voxpopuli, manifest or dataset. Default: recognised by the files."
         ),
     ] = None,
-    language: Annotated[str | None, typer.Option(help="The language, where the corpus doesn't name it.")] = None,
+    language: Annotated[str | None, typer.Option(help="The language, if the corpus doesn't name it.")] = None,
     split: Annotated[
         str | None,
         typer.Option(help="train, dev, test or another of the corpus's splits. Default: what isn't held out."),
@@ -60,10 +62,10 @@ def pack(
         )
     _print_shards(report.shards)
     for path, cause in report.rejected.items():
-        print(f"left out {path}: {cause}")
+        print(for_terminal(f"left out {path}: {cause}"))
     for stale in report.removed:
-        print(f"removed {stale}: this corpus was cut otherwise before")
-    print(output / REPORT_NAME)
+        print(for_terminal(f"removed {stale}: this corpus was cut otherwise before"))
+    print(for_terminal(str(output / REPORT_NAME)))
 
 
 def index(
@@ -94,7 +96,7 @@ def index(
         write_merged(SampleTable.of(made), output)
     _print_shards(made)
     if output is not None:
-        print(output)
+        print(for_terminal(str(output)))
 
 
 def _find_index(where: str) -> ShardIndex | None:
@@ -109,10 +111,9 @@ def _find_index(where: str) -> ShardIndex | None:
 
 
 def _print_shards(shards: Sequence[ShardIndex]) -> None:
-    from kappaspeech.escaping import for_terminal
     from kappaspeech.speech.shards import count_hours
 
     for shard in shards:
         print(for_terminal(f"{shard.where}  {len(shard.samples)} samples"))
     hours = ", ".join(f"{language} {hours:.3f} h" for language, hours in sorted(count_hours(shards).items()))
-    print(f"{sum(len(shard.samples) for shard in shards)} samples in {len(shards)} shards: {hours}")
+    print(for_terminal(f"{sum(len(shard.samples) for shard in shards)} samples in {len(shards)} shards: {hours}"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kappaspeech.commands.numbers import finite
+from kappaspeech.escaping import for_terminal
 
 if TYPE_CHECKING:
     from kappaspeech.config.run_config import RunConfig
@@ -43,12 +44,12 @@ def plan(
     ] = None,
     tflops: Annotated[
         float | None,
-        typer.Option(callback=finite, min=0.001, help="What a GPU computes, in 10¹² operations a second. Default: 400."),
+        typer.Option(callback=finite, min=0.001, help="A GPU's speed in 10¹² operations a second. Default: 400."),
     ] = None,
     bandwidth_gbs: Annotated[
         float | None,
         typer.Option(
-            callback=finite, min=0.001, help="What a rank receives, in GB a second. Default: 200 in a host of 8, else 40."
+            callback=finite, min=0.001, help="Bandwidth into a rank in GB a second. Default: 200 in a host of 8, else 40."
         ),
     ] = None,
     here: Annotated[bool, typer.Option("--here", help="Plan for this machine's processors, whose speed is measured.")] = False,
@@ -57,13 +58,11 @@ def plan(
 ) -> int:
     """Predict memory and time of a training on N GPUs, without reading a weight. Exit 1 if it fits on none of them.
 
-    Nothing needs to be there yet but the YAML: models that it names and a selection that isn't made are taken by what is known
-    of them, which is said.
+    Only the YAML needs to exist. For models and a selection that aren't there yet, the plan says what it assumes.
     """
     from kappaspeech.artefacts import write_json
     from kappaspeech.commands.train import read_settings
     from kappaspeech.errors import InputError
-    from kappaspeech.escaping import for_terminal
     from kappaspeech.outputs import try_output
 
     if output is not None:
@@ -108,11 +107,11 @@ def plan(
             lines += describe_remedies(planner.find_remedies(plans[0].assumptions), gpu_memory_gb=memory[0])
     else:
         lines = describe_table(plans, gpu_memory_gb=memory)
-    print("\n".join(lines))
+    print(for_terminal("\n".join(lines)))
     if not here and tflops is None and gpu_memory is None and not torch.cuda.is_available():
         print(f"This is for GPUs of {_GPU_MEMORY_GB:g} GB, and this machine has none. For its processors: --here.")
     if output is not None:
-        print(output)
+        print(for_terminal(str(output)))
     return 0 if any(fits) else 1
 
 

@@ -7,7 +7,6 @@ sizes and checksums. `best.py` knows the one of lowest WER, and `zero3/engine_st
 
 from __future__ import annotations
 
-import logging
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from kappaspeech.artefacts import read_json
 from kappaspeech.errors import CheckpointError, InputError
+from kappaspeech.escaping import make_logger
 from kappaspeech.outputs import sweep
 from kappaspeech.runs.best import read_best, repair_best
 from kappaspeech.runs.contents import step_of
@@ -32,7 +32,7 @@ _BLOCK_BYTES = 1 << 24
 # fingerprints that checkpoints of versions before this one lack
 _NEWER = ("prompt",)
 
-_log = logging.getLogger(__name__)
+_log = make_logger(__name__)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

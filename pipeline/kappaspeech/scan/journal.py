@@ -1,4 +1,4 @@
-"""What has been measured, kept as it is measured, so that a killed scan continues and a second one has less to do.
+"""A journal of measured matrices, written as they are measured: a killed scan continues, and a second one has less to do.
 
 A folder of JSON lines, one file a process: appending needs no lock, also on a network file system. A line's key says what was
 measured and how, and it holds a digest of the bytes that were: it counts where the file still has them, whatever its date and
@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import Any
 
 from kappaspeech.artefacts import digest_json
 from kappaspeech.errors import InputError
+from kappaspeech.escaping import make_logger
 from kappaspeech.outside import open_regular, parse_json
 from kappaspeech.scan.checkpoint import Checkpoint
 from kappaspeech.scan.matrices import MatrixRef
@@ -27,7 +27,7 @@ from kappaspeech.scan.ranking import RankedMatrix
 
 # Raise it when a change of method changes numbers: older lines then no longer count.
 _METHOD_VERSION = 3
-_log = logging.getLogger(__name__)
+_log = make_logger(__name__)
 # values of measured matrices, by key, by the digest of the bytes that were measured
 Found = dict[str, dict[str, Any]]
 
@@ -52,7 +52,7 @@ class Journal:
         self._path = path
 
     def key(self, ref: MatrixRef) -> str:
-        """What is measured, and how: name, shape, dtype, scales, options. Which bytes that was, a line says itself."""
+        """The matrix and the method of a measurement: name, shape, dtype, scales, options. A line has the digest of the bytes."""
         described = [ref.name, ref.tensor.shape, ref.shape, ref.tensor.dtype, ref.tensor.aliases, ref.scale and asdict(ref.scale)]
         return digest_json([_METHOD_VERSION, described, self._options])
 
@@ -108,6 +108,6 @@ def _read_lines(path: Path) -> Iterator[bytes]:
 
 
 def default_folder(checkpoint: Checkpoint) -> Path:
-    """Where scans of `checkpoint` find each other: the user's cache, by the checkpoint's digest."""
+    """The folder in which scans of `checkpoint` find each other: the user's cache, by the checkpoint's digest."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "kappaspeech" / "scans" / checkpoint.digest[:16]

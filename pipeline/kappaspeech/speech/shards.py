@@ -18,6 +18,7 @@ from typing import Any
 
 from kappaspeech.artefacts import write_json
 from kappaspeech.errors import DataError
+from kappaspeech.outside import describe
 from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.patterns import beside, expand_braces, shard_name
 from kappaspeech.speech.samples import AUDIO_EXTENSIONS, explain_undecodable
@@ -77,7 +78,10 @@ def expand(pattern: str, options: ReadOptions | None = None) -> list[str]:
 
             matches = expand_remote(part, options or ReadOptions())
         else:
-            matches = sorted(glob.glob(os.path.expanduser(part)))
+            try:
+                matches = sorted(glob.glob(os.path.expanduser(part)))
+            except ValueError as error:
+                raise DataError(f"{part!r} can't be a path: {error}.") from error
         if not matches:
             raise DataError(f"No shard matches {part!r} (working folder {Path.cwd()}). Make some with «kappaspeech pack».")
         found += matches
@@ -99,7 +103,7 @@ def read_index(where: str, options: ReadOptions | None = None) -> ShardIndex:
         names = [field.name for field in fields(SampleEntry)]
         samples = tuple(_parse_entry(dict(zip(names, row, strict=True)), stamp.num_bytes) for row in content["samples"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"The index of {where} can't be understood ({error!r}). {_again(where)}") from error
+        raise DataError(f"The index of {where} can't be understood ({describe(error)}). {_again(where)}") from error
     index = ShardIndex(where, stamp, samples)
     check_unchanged(open_source(where, options), stamp, samples)
     return index

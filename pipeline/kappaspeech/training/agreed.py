@@ -14,6 +14,7 @@ from kappaspeech.allocator import keep_freed_memory
 from kappaspeech.artefacts import digest_json
 from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.run_config import RunConfig
+from kappaspeech.escaping import for_terminal
 from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.processors import count_cores
 from kappaspeech.ranks.agreement import agreement
@@ -49,7 +50,7 @@ def agree_on_settings(config: RunConfig, around: Surroundings) -> Agreed:
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     arithmetic = choose_arithmetic(config, deepspeed_config, cluster=cluster, device=device, folder=around.folder)
     if around.is_writer:
-        print(arithmetic.line, file=sys.stderr, flush=True)
+        print(for_terminal(arithmetic.line), file=sys.stderr, flush=True)
     return Agreed(arithmetic.resolve(deepspeed_config), arithmetic, device)
 
 

@@ -11,6 +11,7 @@ import torch
 from kappaspeech.artefacts import digest_json
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import DataError
+from kappaspeech.escaping import for_terminal
 from kappaspeech.evaluation.evaluate import TestSet, read_test_set
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.cluster import Cluster
@@ -106,10 +107,10 @@ def warn_of_overlap(config: RunConfig, stream: SpeechStream) -> None:
     try:
         overlap = find_overlap(stream.corpora, test, read, most_texts=_MOST_COMPARED_TEXTS)
     except DataError as error:
-        print(f"warning: training and test data can't be compared: {error}", file=sys.stderr, flush=True)
+        print(for_terminal(f"warning: training and test data can't be compared: {error}"), file=sys.stderr, flush=True)
         return
     if overlap.found:
-        print(f"warning: training and test data share: {overlap.found}", file=sys.stderr, flush=True)
+        print(for_terminal(f"warning: training and test data share: {overlap.found}"), file=sys.stderr, flush=True)
 
 
 def feature_cache_options(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kappaspeech.config.run_config import RunConfig
+from kappaspeech.escaping import for_terminal
 from kappaspeech.model.precision import measure_rate
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.speech.feature_cache import FeatureCache
@@ -60,7 +61,7 @@ def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroun
     )
     for settled in settle_by_plan(config, engine, plan):
         if around.is_writer:
-            print(settled, file=sys.stderr, flush=True)
+            print(for_terminal(settled), file=sys.stderr, flush=True)
     encoder = ClipEncoder(assembly.encoder, engine.device, cache=FeatureCache(loaded.cache) if loaded.cache else None)
     reads_text = config.evaluation.decode != "replica" and loaded.test_set is not None and bool(config.data.text)
     return Partitioned(engine, encoder, BasePartitions(engine) if reads_text else None, plan, matmul_rates)

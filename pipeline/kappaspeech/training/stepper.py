@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import TrainingError
+from kappaspeech.escaping import make_logger
 from kappaspeech.model.flops import speech_cost
 from kappaspeech.runs.records import RunLog, StepRecord
 from kappaspeech.speech.batches import SpeechBatch
@@ -21,7 +21,7 @@ from kappaspeech.training.throughput import count_work
 from kappaspeech.training.totals import RankShare
 from kappaspeech.zero3.engine import MicroBatch
 
-_log = logging.getLogger(__name__)
+_log = make_logger(__name__)
 
 
 class Stepper:

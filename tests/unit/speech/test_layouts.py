@@ -130,6 +130,7 @@ def test_the_report_says_what_was_packed_and_left_out(tmp_path, capsys):
         ("not json", "line 1: wanted is audio_filepath and text"),
         ('{"audio_filepath": "x.flac"}', "line 1: wanted is audio_filepath and text"),
         ('{"audio_filepath": "x.flac", "text": "a"}', "names no language"),
+        ('{"audio_filepath": "\\ud800.flac", "text": "a", "lang": "en"}', "line 1: wanted is audio_filepath and text"),
         ("", "no recording"),
     ],
 )

@@ -39,7 +39,7 @@ from kappaspeech.speech.batches import make_prompt
 from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
 from kappaspeech.speech.stream import make_datasets
-from kappaspeech.training.trained_run import open_transcriber
+from kappaspeech.trained.opening import open_transcriber
 from machine import processor
 
 

@@ -96,8 +96,8 @@ def run_rank(folder: Path) -> None:
     from kappaspeech.model.speech_llm import SpeechLLM, token_embedding_std
     from kappaspeech.model.trained import build_adaptor
     from kappaspeech.ranks.start import start_training_cluster
-    from kappaspeech.training.engine import MicroBatch, TrainingEngine
-    from kappaspeech.training.proof import digest_frozen
+    from kappaspeech.training.frozen_check import digest_frozen
+    from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
 
     torch.set_num_threads(1)
     cluster = start_training_cluster(timeout_seconds=1200)

@@ -34,6 +34,7 @@ import torch
 from kappaspeech.config.model_config import ModelConfig
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.config.training_config import OptimizerConfig
+from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.precision import measure_rates
 from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.speech.layouts import Recording, find_recordings
@@ -41,10 +42,9 @@ from kappaspeech.speech.packing import pack
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, read_recording
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.stream import SpeechDataset, SpeechStream
-from kappaspeech.training.arithmetic import Arithmetic
-from kappaspeech.training.encoding import ClipEncoder
-from kappaspeech.training.engine import MicroBatch, TrainingEngine
-from kappaspeech.training.parts import Parts, load_parts
+from kappaspeech.training.assembly import Assembly, assemble
+from kappaspeech.training.clip_encoder import ClipEncoder
+from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
 from machine import processor
 from train_peers import Step, run_padded, run_trainer
 from train_shapes import SHAPES, train_shape
@@ -69,7 +69,7 @@ def arithmetic() -> Arithmetic:
     return Arithmetic.of("bfloat16", measure_rates(torch.device("cpu")), encoder_dtype="float32")
 
 
-def make_parts(arguments: argparse.Namespace) -> Parts:
+def make_assembly(arguments: argparse.Namespace) -> Assembly:
     content = {
         "run_dir": "unused",
         "model": ModelConfig(llm=str(arguments.llm), encoder=str(arguments.encoder)).model_dump(),
@@ -77,47 +77,47 @@ def make_parts(arguments: argparse.Namespace) -> Parts:
         "data": {"train": [{"shards": "unused"}]},
         "training": {"num_steps": 1},
     }
-    return load_parts(RunConfig.model_validate(content), arithmetic())
+    return assemble(RunConfig.model_validate(content), arithmetic())
 
 
-def run_ours(parts: Parts, clips: list[Recording], scratch: Path) -> Iterator[Step]:
+def run_ours(assembly: Assembly, clips: list[Recording], scratch: Path) -> Iterator[Step]:
     """Pack, then train: the warm-up's clips in a first step, the others as the schedule buckets them."""
     for name, part in (("warm", clips[:STEP_SIZE]), ("measured", clips[STEP_SIZE:])):
         pack(part, scratch / name, shard_size=len(part), num_processes=1)
     cluster = start_training_cluster()
     engine = TrainingEngine(
-        parts.model,
+        assembly.model,
         cluster=cluster,
         deepspeed_config=arithmetic().resolve(json.loads(PRESET.read_text())),
         optimizer=OPTIMIZER,
         micro_batches_per_rank=ACCUMULATE,
     )
-    encoder = ClipEncoder(parts.encoder, engine.device)
+    encoder = ClipEncoder(assembly.encoder, engine.device)
     for name, num_steps in (("warm", 1), ("measured", (len(clips) - STEP_SIZE) // STEP_SIZE)):
         stream = SpeechStream(
             [SpeechDataset(str(scratch / name / "*.tar"))],
-            tokenizer=parts.tokenizer,
-            num_mels=parts.encoder.dims.num_mels,
+            tokenizer=assembly.tokenizer,
+            num_mels=assembly.encoder.dims.num_mels,
             budget=BatchBudget(MICRO_BATCH, MAX_SECONDS, ACCUMULATE),
-            max_seconds=parts.encoder.dims.max_seconds,
+            max_seconds=assembly.encoder.dims.max_seconds,
             seed=0,
             rank=0,
             world_size=1,
         )
         steps = stream.steps(0)
         for _ in range(num_steps):
-            yield train_step(engine, parts, encoder, next(steps).batches)
+            yield train_step(engine, assembly, encoder, next(steps).batches)
         steps.close()
     engine.close()
 
 
-def train_step(engine: TrainingEngine, parts: Parts, encoder: ClipEncoder, data: Any) -> Step:
+def train_step(engine: TrainingEngine, assembly: Assembly, encoder: ClipEncoder, data: Any) -> Step:
     num_tokens = sum(batch.num_target_tokens for batch in data)
     batches = [MicroBatch(*encoder.encode(batch), label_ids_BL=batch.label_ids) for batch in data]
     result = engine.step(
         batches,
-        prefix_ids=parts.prompt.prefix_ids,
-        suffix_ids=parts.prompt.suffix_ids,
+        prefix_ids=assembly.prompt.prefix_ids,
+        suffix_ids=assembly.prompt.suffix_ids,
         num_target_tokens=num_tokens,
         seeds=[0] * len(batches),
     )
@@ -170,22 +170,22 @@ def measure_here(arguments: argparse.Namespace) -> dict[str, Any]:
 
     clips = read_clips(arguments.speech, arguments.clips)
     audio_seconds = sum(len(read_recording(clip.path)) for clip in clips[STEP_SIZE:]) / SAMPLE_RATE_HZ
-    parts = make_parts(arguments)
+    assembly = make_assembly(arguments)
     meter = Meter()
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.one == "kappaspeech":
-            for step in run_ours(parts, clips, Path(scratch)):
+            for step in run_ours(assembly, clips, Path(scratch)):
                 meter.add(step)
         elif arguments.one == "padded":
-            parts.model.llm.set_attn_implementation("sdpa")
-            for step in run_padded(parts, clips, OPTIMIZER, micro_batch=MICRO_BATCH, accumulate=ACCUMULATE):
+            assembly.model.llm.set_attn_implementation("sdpa")
+            for step in run_padded(assembly, clips, OPTIMIZER, micro_batch=MICRO_BATCH, accumulate=ACCUMULATE):
                 meter.add(step)
         else:
             # by DeepSpeed, so that it doesn't compile what it won't use
             start_training_cluster()
-            parts.model.llm.set_attn_implementation("sdpa")
+            assembly.model.llm.set_attn_implementation("sdpa")
             sizes = {"micro_batch": MICRO_BATCH, "accumulate": ACCUMULATE}
-            run_trainer(parts, clips, OPTIMIZER, **sizes, scratch=Path(scratch), on_step=meter.add)
+            run_trainer(assembly, clips, OPTIMIZER, **sizes, scratch=Path(scratch), on_step=meter.add)
     return meter.result(audio_seconds)
 
 

@@ -17,7 +17,7 @@ from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.speech.batches import SpeechPrompt, label_ids
 from kappaspeech.speech.layouts import Recording
 from kappaspeech.speech.samples import log_mel, read_recording
-from kappaspeech.training.parts import Parts
+from kappaspeech.training.assembly import Assembly
 from torch import Tensor, nn
 
 
@@ -57,10 +57,10 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return {"log_mel": features, "num_frames": torch.tensor(frames), "labels": labels}
 
 
-def optimizer_of(parts: Parts, options: OptimizerConfig) -> torch.optim.AdamW:
+def optimizer_of(assembly: Assembly, options: OptimizerConfig) -> torch.optim.AdamW:
     groups = [
-        {"params": list(parts.model.adaptor.parameters()), "lr": options.adaptor_learning_rate},
-        {"params": [p for p in parts.model.llm.parameters() if p.requires_grad], "lr": options.llm_learning_rate},
+        {"params": list(assembly.model.adaptor.parameters()), "lr": options.adaptor_learning_rate},
+        {"params": [p for p in assembly.model.llm.parameters() if p.requires_grad], "lr": options.llm_learning_rate},
     ]
     return torch.optim.AdamW(groups, betas=options.betas, eps=options.epsilon, weight_decay=options.weight_decay, fused=True)
 
@@ -68,10 +68,10 @@ def optimizer_of(parts: Parts, options: OptimizerConfig) -> torch.optim.AdamW:
 class PaddedSpeechLLM(nn.Module):
     """Whisper's stock forward on 30 s, the adaptor, and the LLM with transformers' own loss: logits at every position."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, assembly: Assembly) -> None:
         super().__init__()
-        self.encoder, self.adaptor, self.llm = parts.encoder.whisper, parts.model.adaptor, parts.model.llm
-        self.prompt: SpeechPrompt = parts.prompt
+        self.encoder, self.adaptor, self.llm = assembly.encoder.whisper, assembly.model.adaptor, assembly.model.llm
+        self.prompt: SpeechPrompt = assembly.prompt
 
     def forward(self, log_mel_BMT: Tensor, labels_BL: Tensor) -> Tensor:
         with torch.no_grad():
@@ -90,12 +90,12 @@ class PaddedSpeechLLM(nn.Module):
 
 
 def run_padded(
-    parts: Parts, clips: Sequence[Recording], options: OptimizerConfig, *, micro_batch: int, accumulate: int
+    assembly: Assembly, clips: Sequence[Recording], options: OptimizerConfig, *, micro_batch: int, accumulate: int
 ) -> Iterator[Step]:
     """The way most peers train: input padded to 30 s, batches of fixed size in random order, all logits. Plain PyTorch."""
-    model = PaddedSpeechLLM(parts).train()
-    adamw = optimizer_of(parts, options)
-    data = Recordings(clips, parts.tokenizer, parts.encoder.dims.num_mels, pad_to_30s=True)
+    model = PaddedSpeechLLM(assembly).train()
+    adamw = optimizer_of(assembly, options)
+    data = Recordings(clips, assembly.tokenizer, assembly.encoder.dims.num_mels, pad_to_30s=True)
     loader = torch.utils.data.DataLoader(data, batch_size=micro_batch, collate_fn=collate, num_workers=1)
     trained = [parameter for group in adamw.param_groups for parameter in group["params"]]
     batches: list[dict[str, Tensor]] = []
@@ -120,12 +120,12 @@ class TrainerModel(nn.Module):
     """Our model for `Trainer`: any length, logits at label positions alone. The encoder is no part of what DeepSpeed wraps,
     for its layer norms fail in an engine that computes in bfloat16."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, assembly: Assembly) -> None:
         super().__init__()
-        self.speech = parts.model
+        self.speech = assembly.model
         # Trainer reads a model's hidden sizes off its config
-        self.config = parts.model.llm.config
-        self._outside = (parts.encoder, parts.prompt)
+        self.config = assembly.model.llm.config
+        self._outside = (assembly.encoder, assembly.prompt)
         self.sums: list[tuple[Tensor, int]] = []
 
     def forward(self, log_mel: Tensor, num_frames: Tensor, labels: Tensor, num_items_in_batch: Any = None, **_: Any) -> Any:
@@ -138,7 +138,7 @@ class TrainerModel(nn.Module):
 
 
 def run_trainer(
-    parts: Parts,
+    assembly: Assembly,
     clips: Sequence[Recording],
     options: OptimizerConfig,
     *,
@@ -163,7 +163,7 @@ def run_trainer(
             return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
         def create_optimizer(self, *_: Any, **__: Any) -> Any:
-            self.optimizer = optimizer_of(parts, options)
+            self.optimizer = optimizer_of(assembly, options)
             return self.optimizer
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -196,11 +196,11 @@ def run_trainer(
         dataloader_num_workers=1,
         dataloader_pin_memory=False,
     )
-    model = TrainerModel(parts)
+    model = TrainerModel(assembly)
     trainer = SameTraining(
         model=model,
         args=arguments,
-        train_dataset=Recordings(clips, parts.tokenizer, parts.encoder.dims.num_mels, pad_to_30s=False),
+        train_dataset=Recordings(clips, assembly.tokenizer, assembly.encoder.dims.num_mels, pad_to_30s=False),
         data_collator=collate,
         callbacks=[Report()],
     )

@@ -13,6 +13,7 @@ import torch
 from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.model.adaptor import AdaptorShape
+from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.attention import MATMUL_ATTENTION, register_matmul_attention
 from kappaspeech.model.encoder import EncoderDims, FrozenWhisperEncoder
 from kappaspeech.model.flops import ClipLengths, SpeechCost, speech_cost
@@ -23,11 +24,10 @@ from kappaspeech.model.trained import build_adaptor
 from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.ranks.torch_cluster import TorchCluster
 from kappaspeech.speech.batches import Features, SpeechBatch, collate
-from kappaspeech.training.arithmetic import Arithmetic
-from kappaspeech.training.engine import MicroBatch, TrainingEngine
 from kappaspeech.training.phases import Phase, PhaseClock
-from kappaspeech.training.speed import count_work
-from kappaspeech.training.tally import peak_memory_bytes
+from kappaspeech.training.throughput import count_work
+from kappaspeech.training.totals import peak_memory_bytes
+from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
 from torch import nn
 
 NUM_STEPS, NUM_WARM_STEPS = 6, 2
@@ -157,7 +157,7 @@ class ShapeTraining:
             deepspeed_config=arithmetic.resolve(setup.deepspeed_config),
             optimizer=OptimizerConfig(),
             micro_batches_per_rank=setup.num_micro_batches,
-            phases=self.clock,
+            on_phase=self.clock.enter,
         )
         self.batch = make_batch(shape, setup)
         self.work = StepSize.of(speech_cost(self.encoder, self.model, num_prompt_tokens=NUM_PROMPT_TOKENS), self.batch, setup)

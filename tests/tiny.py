@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from kappaspeech.training.arithmetic import Arithmetic
+from kappaspeech.model.arithmetic import Arithmetic
 
 WORDS = {
     "en": ("turn", "the", "red", "lamp", "on", "open", "door", "green", "kitchen", "garden"),

@@ -18,7 +18,7 @@ from kappaspeech.selection.rules import Count
 from kappaspeech.selection.select import select
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.packing import pack
-from kappaspeech.training.engine import MicroBatch, TrainingEngine
+from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
 from torch import Tensor
 
 from gpu_sections.cases import PRESETS, Case, Context, Differs, Report

@@ -16,6 +16,7 @@ from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.ranks.start import start_training_cluster
+from kappaspeech.runs.checkpoints import list_checkpoints
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 from kappaspeech.speech.held_out import read_test_batches
@@ -23,8 +24,8 @@ from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.packing import pack
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
 from kappaspeech.speech.stream import make_datasets
-from kappaspeech.training import checkpoint as checkpoints
-from kappaspeech.training.trained_run import open_transcriber
+from kappaspeech.trained.opening import open_transcriber
+from kappaspeech.zero3 import engine_state
 from train_shapes import SHAPES, TINY_SETUP, Setup, Shape, ShapeTraining, choose_tensors
 
 from gpu_sections.cases import PRESETS, Case, Context, Differs, Report, command_line
@@ -124,7 +125,7 @@ def resume(context: Context, report: Report) -> None:
         done_before = wait_for_steps(context, broken)
         os.killpg(broken.pid, signal.SIGKILL)
         broken.wait()
-        last = checkpoints.list_checkpoints(context.scratch / "broken/checkpoints")
+        last = list_checkpoints(context.scratch / "broken/checkpoints")
         report.add(killed_after_steps=done_before, resumed_from=[path.name for path in last][-1:])
         broken = start(context, "broken")
         for name, process in (("whole", whole), ("broken", broken)):
@@ -191,9 +192,9 @@ def save(context: Context, report: Report) -> None:
     training.step()
     folder, seconds = context.scratch / "saved", {}
     for name, work in {
-        "the first save": lambda: checkpoints.save(training.engine, cluster, folder, step=1, state={}, keep=1),
-        "a save": lambda: checkpoints.save(training.engine, cluster, folder, step=2, state={}, keep=1),
-        "restoring it": lambda: checkpoints.restore(training.engine, folder / "step-000002", cluster, num_updates=2),
+        "the first save": lambda: engine_state.save(training.engine, cluster, folder, step=1, state={}, keep=1),
+        "a save": lambda: engine_state.save(training.engine, cluster, folder, step=2, state={}, keep=1),
+        "restoring it": lambda: engine_state.restore(training.engine, folder / "step-000002", cluster, num_updates=2),
         "digests of the frozen tensors": training.engine.frozen_digests,
     }.items():
         began = time.monotonic()

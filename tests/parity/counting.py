@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kappaspeech.training.engine import TrainingEngine
+from kappaspeech.zero3.engine import TrainingEngine
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # a number, or a length that the data decide, is read back: a device is waited for

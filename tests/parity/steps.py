@@ -14,6 +14,7 @@ from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.encoder import FrozenWhisperEncoder, load_encoder
 from kappaspeech.model.llm import load_llm, load_tokenizer
+from kappaspeech.model.marking import mark_trained
 from kappaspeech.model.recomputation import recompute_layers
 from kappaspeech.model.speech_llm import SpeechLLM, token_embedding_std
 from kappaspeech.model.trained import build_adaptor
@@ -21,7 +22,6 @@ from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelecti
 from kappaspeech.speech.batches import SpeechPrompt, make_prompt
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.stream import SpeechDataset, SpeechStream
-from kappaspeech.training.parts import mark_trained
 
 from tests import tiny
 

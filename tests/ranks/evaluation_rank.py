@@ -18,8 +18,8 @@ from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.trained import find_base, load_trained_model
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.ranks.start import start_training_cluster
-from kappaspeech.training.base_partitions import BasePartitions
-from kappaspeech.training.engine import MicroBatch, TrainingEngine
+from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
+from kappaspeech.zero3.weight_swap import BasePartitions
 
 from tests.parity.steps import BUDGET, Case, build_parts, open_stream
 from tests.patience import patience

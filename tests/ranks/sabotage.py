@@ -10,11 +10,11 @@ from typing import Any
 
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.speech_llm import SpeechLLM
+from kappaspeech.runs.records import RunLog, StepRecord
 from kappaspeech.speech.stream import StepData
 from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
-from kappaspeech.training.engine import TrainingEngine
-from kappaspeech.training.loop import TrainingLoop
-from kappaspeech.training.run_log import RunLog, StepRecord
+from kappaspeech.training.stepper import Stepper
+from kappaspeech.zero3.engine import TrainingEngine
 from torch import Tensor
 
 
@@ -55,9 +55,9 @@ def spoil_loss(*faults: str) -> None:
     if int(os.environ["RANK"]) != int(os.environ["WORLD_SIZE"]) - 1:
         return
     now = [1.0]
-    real_step, real_forward = TrainingLoop._step, SpeechLLM.forward
+    real_step, real_forward = Stepper.step, SpeechLLM.forward
 
-    def step(self: TrainingLoop, data: StepData, num_tokens: int) -> StepRecord | None:
+    def step(self: Stepper, data: StepData, num_tokens: int) -> StepRecord | None:
         now[0] = factors.get(data.global_step, 1.0)
         return real_step(self, data, num_tokens)
 
@@ -65,7 +65,7 @@ def spoil_loss(*faults: str) -> None:
         loss, nats = real_forward(self, *tensors)
         return loss * now[0], nats * now[0]
 
-    TrainingLoop._step, SpeechLLM.forward = step, forward  # type: ignore[method-assign]
+    Stepper.step, SpeechLLM.forward = step, forward  # type: ignore[method-assign]
 
 
 def _before(owner: type, method: str, rank: int, number: int, what: str) -> None:

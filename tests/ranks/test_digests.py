@@ -11,10 +11,10 @@ from tests.conftest import clean_environment
 SCRIPT = """
 import sys
 from pathlib import Path
-import kappaspeech.training.proof as proof
+from kappaspeech.model.encoder import FrozenWhisperEncoder
 
-calls, digest_encoder = [], proof.digest_encoder
-proof.digest_encoder = lambda parts: (calls.append(None), digest_encoder(parts))[1]
+calls, digests = [], FrozenWhisperEncoder.digests
+FrozenWhisperEncoder.digests = lambda encoder: (calls.append(None), digests(encoder))[1]
 
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.training.run import train

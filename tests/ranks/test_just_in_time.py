@@ -12,7 +12,7 @@ SCRIPT = """
 import sys, weakref
 from pathlib import Path
 from kappaspeech.model.speech_llm import SpeechLLM
-from kappaspeech.training.encoding import ClipEncoder
+from kappaspeech.training.clip_encoder import ClipEncoder
 
 told, made = [], []
 encode, forward = ClipEncoder.encode, SpeechLLM.forward

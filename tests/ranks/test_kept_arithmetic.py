@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from kappaspeech.commands import main
-from kappaspeech.training.arithmetic import UseArithmetic
-from kappaspeech.training.trained_run import open_transcriber
+from kappaspeech.trained.arithmetic import UseArithmetic
+from kappaspeech.trained.opening import open_transcriber
 
 from tests import tiny
 from tests.conftest import clean_environment, free_port

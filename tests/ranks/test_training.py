@@ -58,7 +58,7 @@ def test_exactly_the_selection_and_the_adaptor_are_trained(home, two_ranks):
 
 
 def test_every_frozen_tensor_is_bit_equal_after_training(home, two_ranks):
-    from kappaspeech.training.digests import digest_tensor
+    from kappaspeech.model.tensor_digests import digest_tensor
 
     proof = json.loads((two_ranks / "frozen.json").read_text())
     selected = {entry["name"] for entry in json.loads((home / "selection.json").read_text())["tensors"]}

@@ -10,7 +10,7 @@ import torch
 from kappaspeech.commands import main
 from kappaspeech.scan.spectrum import spectrum_stats
 from kappaspeech.speech.samples import AudioSample, read_recording
-from kappaspeech.training.trained_run import open_transcriber
+from kappaspeech.trained.opening import open_transcriber
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow

@@ -13,9 +13,10 @@ from kappaspeech.comparison.experiment import read_experiment
 from kappaspeech.comparison.runs import read_run
 from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.run_config import read_run_config
-from kappaspeech.training.best import read_best, repair_best
-from kappaspeech.training.run_log import EVALUATIONS_NAME, STEPS_NAME, is_evaluation, is_step, read_lines
-from kappaspeech.training.saved_state import find_fault
+from kappaspeech.runs.best import read_best, repair_best
+from kappaspeech.runs.contents import EVALUATIONS_FILE, STEPS_FILE
+from kappaspeech.runs.records import is_evaluation, is_step, read_lines
+from kappaspeech.runs.saved_state import find_fault
 
 from tests.fuzzing import cuts, damage, edits, fuzzed, given, json_changes, junk, texts, try_out, with_changes
 from tests.made_runs import make_run
@@ -93,7 +94,7 @@ def run(tmp_path_factory) -> Path:
     return make_run(tmp_path_factory.mktemp("made") / "run", "a", seed=1, error_rate=0.3, num_clips=2)
 
 
-FILES = ["run.json", "config.json", "drift.json", "frozen.json", EVALUATIONS_NAME, STEPS_NAME, "hypotheses"]
+FILES = ["run.json", "config.json", "drift.json", "frozen.json", EVALUATIONS_FILE, STEPS_FILE, "hypotheses"]
 
 
 @fuzzed
@@ -121,7 +122,7 @@ def test_marks_and_states_of_checkpoints_of_anything(tmp_path, mark, changes):
     folder = tmp_path / "checkpoints"
     (folder / "step-000003").mkdir(parents=True, exist_ok=True)
     evaluation = {"step": 3, "wer": {"mean_wer": 0.5}, "text": {}}
-    for name, is_record in ((EVALUATIONS_NAME, is_evaluation), (STEPS_NAME, is_step)):
+    for name, is_record in ((EVALUATIONS_FILE, is_evaluation), (STEPS_FILE, is_step)):
         (tmp_path / name).write_text(json.dumps(with_changes(evaluation, changes)) + "\n")
         try_out(lambda name=name, is_record=is_record: read_lines(tmp_path / name, is_record=is_record))
     (folder / "best.json").write_text(json.dumps(mark))

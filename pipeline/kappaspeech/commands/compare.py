@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kappaspeech.comparison.experiment import Experiment
-    from kappaspeech.comparison.launcher import Failure
     from kappaspeech.comparison.runs import RunSummary
+    from kappaspeech.comparison.trial_runner import Failure
 
 
 def compare(
@@ -54,7 +54,7 @@ def compare(
     for folder in {experiment.output, output or experiment.output}:
         try_folder(folder)
         sweep(folder)
-    from kappaspeech.comparison.launcher import make_ranking
+    from kappaspeech.comparison.trial_runner import make_ranking
     from kappaspeech.comparison.trials import prepare
 
     if arm is not None and not 0 <= arm < len(experiment.trials):
@@ -71,17 +71,17 @@ def compare(
 
 
 def _train(experiment: Experiment, *, arm: int | None, jobs: int) -> tuple[list[Failure], bool]:
-    from kappaspeech.comparison.launcher import Launcher
+    from kappaspeech.comparison.trial_runner import TrialRunner
     from kappaspeech.escaping import for_terminal
 
     trials = experiment.trials if arm is None else (experiment.trials[arm],)
-    with Launcher(experiment, say=lambda text: print(for_terminal(text), flush=True)) as launcher:
+    with TrialRunner(experiment, say=lambda text: print(for_terminal(text), flush=True)) as launcher:
         return launcher.train(trials, num_side_by_side=jobs), launcher.stopped_by is not None
 
 
 def _exit_code(failures: Sequence[Failure]) -> int:
     """0 where nothing is missing, 75 where the same command goes on with all that is, else 1."""
-    from kappaspeech.comparison.launcher import EXIT_RESUMABLE
+    from kappaspeech.comparison.trial_runner import EXIT_RESUMABLE
 
     if not failures:
         return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,14 +43,16 @@ def evaluate(
     from kappaspeech.evaluation.evaluate import compare_with, draw_page, open_test_set, read_hypotheses
     from kappaspeech.evaluation.evaluate import evaluate as run_evaluation
     from kappaspeech.evaluation.lm_harness import check_harness, run_harness
+    from kappaspeech.evaluation.report import describe_record
     from kappaspeech.evaluation.wer import measure_sensitivity
     from kappaspeech.model.precision import measure_rates, slowest
     from kappaspeech.outputs import is_special, try_output
     from kappaspeech.ranks.agreement import agreement
     from kappaspeech.ranks.start import start_cluster
-    from kappaspeech.training.arithmetic import UseArithmetic
-    from kappaspeech.training.evaluated import plan_evaluation
-    from kappaspeech.training.trained_run import choose_device, parse_step
+    from kappaspeech.runs.contents import EVALUATION_FILE
+    from kappaspeech.trained.arithmetic import UseArithmetic
+    from kappaspeech.trained.opening import choose_device, parse_step
+    from kappaspeech.trained.target import find_target
 
     options = {
         "batch_size": batch_size,
@@ -61,8 +63,8 @@ def evaluate(
     cluster = start_cluster()
     with agreement(cluster):
         given = {key: value for key, value in options.items() if value is not None}
-        plan = plan_evaluation(model, data=data or [], text=text or [], step=parse_step(step), base=base, options=given)
-        target = output or plan.folder / "evaluation.json"
+        measured = find_target(model, data=data or [], text=text or [], step=parse_step(step), base=base, options=given)
+        target = output or measured.folder / EVALUATION_FILE
         if cluster.rank == 0:
             try_output(target)
         other = None if against is None else read_hypotheses(against)
@@ -71,13 +73,13 @@ def evaluate(
                 raise InputError("--lm-eval runs in one process: start it without a launcher.")
             check_harness(Path(model))
         test_set = open_test_set(
-            plan.speech, plan.text, plan.options, read=plan.read, rank=cluster.rank, world_size=cluster.world_size
+            measured.speech, measured.text, measured.options, read=measured.read, rank=cluster.rank, world_size=cluster.world_size
         )
         device = choose_device(cluster.local_rank)
     # all alike: the slowest rank decides
     use = UseArithmetic.of(slowest(cluster.gather(measure_rates(device))))
     with agreement(cluster):
-        decoder = plan.open_decoder(device, use)
+        decoder = measured.open_decoder(device, use)
     # beside a device or a pipe there is no place for more
     is_alone = is_special(target)
     hypotheses_path = target.with_suffix(".hypotheses.jsonl")
@@ -88,8 +90,8 @@ def evaluate(
         cluster=cluster,
         hypotheses_path=None if is_alone else hypotheses_path,
         keep=kept.extend,
-        step=plan.step,
-        train_seconds=plan.train_seconds,
+        step=measured.step,
+        train_seconds=measured.train_seconds,
     )
     assert record is not None, "nothing asked it to stop"
     with agreement(cluster):
@@ -102,40 +104,13 @@ def evaluate(
             if lm_eval:
                 record["lm_eval"] = run_harness(Path(model), lm_eval, device=str(device))
             write_json(target, record)
-            _print_record(record)
+            for line in describe_record(record):
+                print(for_terminal(line))
             print(for_terminal(str(target) if is_alone else f"{target}\n{hypotheses_path}"))
             if page and not is_alone:
-                write_text(target.with_suffix(".html"), draw_page(f"{model}, step {plan.step}", kept, plan.speech, plan.read))
+                write_text(
+                    target.with_suffix(".html"), draw_page(f"{model}, step {measured.step}", kept, measured.speech, measured.read)
+                )
                 print(for_terminal(str(target.with_suffix(".html"))))
     cluster.close()
     return 0
-
-
-def _print_record(record: dict[str, Any]) -> None:
-    for language, report in record["wer"]["languages"].items():
-        if report["wer"] is None:
-            print(for_terminal(f"WER {language}: no reference word ({report['num_utterances']} utterances)"))
-            continue
-        low, high = report["interval"]
-        size = f"{report['num_utterances']} utterances, {report['reference_length']} words; normaliser {report['normaliser']}"
-        edits = ", ".join(f"{report[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions"))
-        print(for_terminal(f"WER {language} {report['wer']:7.2%} (95 % of resamples {low:.2%} to {high:.2%}; {size})"))
-        print(f"  {edits}; CER {report['cer']:.2%}")
-    for name in ("mean", "pooled"):
-        if record["wer"][f"{name}_wer"] is not None:
-            low, high = record["wer"][f"{name}_interval"]
-            print(f"WER {name} {record['wer'][f'{name}_wer']:5.2%} ({low:.2%} to {high:.2%})")
-    if record["num_loops"] or record["num_cut"]:
-        print(f"cut: {record['num_loops']} in a loop, {record['num_cut']} at the longest length")
-    for scheme, report in record.get("normalisers", {}).items():
-        rates = ", ".join(f"{language} {rate:.2%}" for language, rate in report["languages"].items() if rate is not None)
-        print(for_terminal(f"WER under the normaliser {scheme}: {rates}"))
-    if "against" in record:
-        for name, gap in {**record["against"]["languages"], "mean": record["against"]["mean"]}.items():
-            low, high = gap["interval"]
-            print(f"WER {name} minus the other's {gap['difference']:+.2%} ({low:+.2%} to {high:+.2%}; p {gap['p_value']:.2g})")
-    for language, text in record["text"].items():
-        distance = "" if text["kl_nats"] is None else f", KL from the base {text['kl_nats']:.3f} nats a token"
-        print(for_terminal(f"text perplexity {language} {text['perplexity']:.2f} ({text['num_tokens']} tokens){distance}"))
-    for task, metrics in record.get("lm_eval", {}).items():
-        print(for_terminal(f"{task}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}"))

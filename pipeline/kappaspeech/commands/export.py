@@ -29,9 +29,9 @@ def export(
     """Write the trained LLM as transformers loads it, with its tokenizer, and the adaptor."""
     from kappaspeech.errors import InputError
     from kappaspeech.outputs import try_folder
-    from kappaspeech.training.export import export as run_export
-    from kappaspeech.training.export import export_difference
-    from kappaspeech.training.trained_run import parse_step
+    from kappaspeech.trained.export import export as run_export
+    from kappaspeech.trained.export import export_difference
+    from kappaspeech.trained.opening import parse_step
 
     if only and base:
         raise InputError("--base names the model to merge with, which --only difference doesn't do: leave it out.")

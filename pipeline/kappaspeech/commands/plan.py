@@ -134,7 +134,7 @@ def _take_what_is_known(settings: RunConfig, folder: Path, num_trained: int | No
 
 
 def _count_parameters(settings: RunConfig) -> int:
-    from kappaspeech.training.meta_model import build_meta_llm
+    from kappaspeech.model.meta_llm import build_meta_llm
 
     return sum(parameter.numel() for parameter in build_meta_llm(settings.model.llm).parameters())
 
@@ -144,8 +144,8 @@ def _plan_gpus(
 ) -> tuple[Planner, list[Plan]]:
     """`ranks`: numbers of them, each with the bytes that one has."""
     from kappaspeech.planning.duration import Rates
+    from kappaspeech.planning.meta_model import build_meta_model
     from kappaspeech.planning.planner import Planner
-    from kappaspeech.training.meta_model import build_meta_model
 
     modules = build_meta_model(settings, read_selection=num_trained is None)
     planner = Planner(settings, modules=modules, num_trained=num_trained)
@@ -170,12 +170,12 @@ def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: i
     from kappaspeech.config.deepspeed_config import read_deepspeed_config
     from kappaspeech.errors import InputError
     from kappaspeech.planning.machine import find_products, measure_here
+    from kappaspeech.planning.meta_model import build_meta_model
     from kappaspeech.planning.planner import Planner
     from kappaspeech.processors import count_cores
     from kappaspeech.ranks.cluster import SingleProcess
+    from kappaspeech.runs.folder import RunFolder
     from kappaspeech.training.arithmetic import choose_arithmetic
-    from kappaspeech.training.meta_model import build_meta_model
-    from kappaspeech.training.run_folder import RunFolder
 
     if torch.cuda.is_available():
         raise InputError("--here is for machines without GPUs; of this one's, give --tflops and --gpu-memory.")

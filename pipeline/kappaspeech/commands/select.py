@@ -86,10 +86,10 @@ def select(
     """Choose the tensors to train from a ranking, by default those of smallest κ."""
     from kappaspeech.errors import InputError
     from kappaspeech.outputs import try_output
+    from kappaspeech.planning.obstacles import find_obstacle
     from kappaspeech.scan.ranking import KappaRanking
     from kappaspeech.selection.exports import is_of_gguf, write_export
     from kappaspeech.selection.select import select as choose
-    from kappaspeech.training.obstacles import find_obstacle
 
     if largest and random:
         raise InputError("--largest and --random exclude each other.")

@@ -21,10 +21,11 @@ def status(
     """
     from kappaspeech.commands.train import read_settings
     from kappaspeech.escaping import for_terminal
-    from kappaspeech.training.run_folder import RunFolder
+    from kappaspeech.runs.contents import RECORD_FILE
+    from kappaspeech.runs.folder import RunFolder
 
     folder = run if run is not None and run.is_dir() and config is None else Path(read_settings(run, config, set_ or []).run_dir)
-    record = RunFolder(folder).read_record() if (folder / "run.json").exists() else {"status": "absent"}
+    record = RunFolder(folder).read_record() if (folder / RECORD_FILE).exists() else {"status": "absent"}
     word = str(record["status"])
     if as_json:
         told = {key: record.get(key) for key in ("status", "step", "reason")}

@@ -64,11 +64,12 @@ def _train_here(settings: Any) -> int:
     # torch would tell of every lost connection with a C++ stack; who is gone, and why, is told in words
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from kappaspeech.launching.reports import write_report
-    from kappaspeech.training.guide import GUIDE_FILE, describe_outcome
+    from kappaspeech.runs.contents import README_FILE
+    from kappaspeech.runs.readme import describe_outcome
 
     if "RANK" not in os.environ:
         from kappaspeech.outputs import try_folder
-        from kappaspeech.training.lease import free
+        from kappaspeech.runs.lease import free
 
         # before torch and DeepSpeed are loaded: a second start is told at once, and so is a disk that takes nothing
         try_folder(Path(settings.run_dir))
@@ -85,15 +86,15 @@ def _train_here(settings: Any) -> int:
         print(for_terminal(f"{outcome.status} at step {outcome.step}{stopped}"))
         for line in describe_outcome(Path(outcome.run_dir))[1:]:
             print(for_terminal(line))
-        print(for_terminal(f"{outcome.run_dir} (what is in it: {Path(outcome.run_dir) / GUIDE_FILE})"))
+        print(for_terminal(f"{outcome.run_dir} (what is in it: {Path(outcome.run_dir) / README_FILE})"))
     return 0
 
 
 def _launch(request: Any, *, max_restarts: int, dry_run: bool) -> int:
-    from kappaspeech.launching.supervisor import plan_start, supervise
+    from kappaspeech.launching.supervisor import prepare_start, supervise
 
     if dry_run:
-        print(for_terminal(str(plan_start(request, ask_hosts=False))))
+        print(for_terminal(str(prepare_start(request, ask_hosts=False))))
         return 0
     attempt = supervise(request, max_restarts=max_restarts)
     for cause in attempt.causes:

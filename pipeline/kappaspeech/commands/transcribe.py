@@ -74,7 +74,7 @@ def transcribe(
         raise errors[0]
     if (warning := warn_of_length(model, max(len(piece.waveform) for piece in pieces) / SAMPLE_RATE_HZ)) is not None:
         print(for_terminal(warning), file=sys.stderr)
-    from kappaspeech.training.trained_run import choose_device, open_transcriber, parse_step
+    from kappaspeech.trained.opening import choose_device, open_transcriber, parse_step
 
     transcriber = open_transcriber(
         model,

@@ -17,6 +17,7 @@ from kappaspeech.errors import DataError
 from kappaspeech.evaluation.bootstrap import FloatArray
 from kappaspeech.evaluation.evaluate import read_hypotheses
 from kappaspeech.evaluation.wer import count_words
+from kappaspeech.runs.contents import HYPOTHESES_FOLDER, hypotheses_path
 
 WER_LEVELS = (0.8, 0.5, 0.3, 0.2, 0.1, 0.05)
 
@@ -101,7 +102,7 @@ def _wer_path(run: RunSummary) -> Path:
     counts: dict[str, list[list[tuple[int, int]]]] = {}
     said: list[tuple[str, str, str]] | None = None
     for record in run.evaluations:
-        path = run.path / "hypotheses" / f"step-{record['step']:06d}.jsonl"
+        path = hypotheses_path(run.path / HYPOTHESES_FOLDER, record["step"])
         hypotheses = read_hypotheses(path)
         utterances = sorted((item.key, item.language, item.reference) for item in hypotheses)
         if utterances != (said := said or utterances):

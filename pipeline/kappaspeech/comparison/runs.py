@@ -11,14 +11,15 @@ from kappaspeech.artefacts import read_json
 from kappaspeech.errors import InputError
 from kappaspeech.evaluation.evaluate import read_hypotheses
 from kappaspeech.evaluation.wer import Hypothesis
+from kappaspeech.model.prefixes import LLM_PREFIX
 from kappaspeech.redaction import redact_values
+from kappaspeech.runs.contents import DRIFT_FILE, EVALUATIONS_FILE, FROZEN_FILE, SELECTION_FILE, STEPS_FILE, hypotheses_path
+from kappaspeech.runs.folder import RunFolder
+from kappaspeech.runs.records import is_evaluation, is_step, read_lines
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
-from kappaspeech.training.run_folder import RunFolder
-from kappaspeech.training.run_log import EVALUATIONS_NAME, STEPS_NAME, is_evaluation, is_step, read_lines
 
 # What arms may differ in: their name and place, and which tensors they unfreeze.
 _ARM_KEYS = ("run_dir", "arm", "unfreeze")
-_LLM_PREFIX = "llm."
 # Of run.json: what must be alike in all runs, whatever their seed, beside the configuration.
 _SHARED_FACTS = ("checkpoint_digest", "adaptor", "dtype", "deepspeed_config", "versions")
 
@@ -88,40 +89,40 @@ def _read_run(path: Path) -> RunSummary:
     config, record = redact_values(folder.read_config().model_dump(mode="json")), folder.read_record()
     if record["status"] != "finished":
         raise InputError(f"{path} hasn't finished (status {record['status']!r}). Let it train to its end, then compare.")
-    evaluations = read_lines(path / EVALUATIONS_NAME, is_record=is_evaluation, strictly=True)
+    evaluations = read_lines(path / EVALUATIONS_FILE, is_record=is_evaluation, strictly=True)
     evaluations.sort(key=lambda item: int(item["step"]))
     if not evaluations:
         raise InputError(f"{path} holds no evaluation. Name test shards in data.test and train again.")
     reached, last = record.get("step", evaluations[-1]["step"]), evaluations[-1]["step"]
     if last != reached:
         raise InputError(
-            f"{path} finished at step {reached}, and its last evaluation is of step {last}: {EVALUATIONS_NAME} isn't whole. "
+            f"{path} finished at step {reached}, and its last evaluation is of step {last}: {EVALUATIONS_FILE} isn't whole. "
             "Train again, which evaluates what is missing."
         )
     if evaluations[-1]["wer"]["mean_wer"] is None:
         raise InputError(
             f"{path} has no WER: none of its test sentences has a word. Name test shards that have, and train again."
         )
-    selection = path / "selection.json"
+    selection = path / SELECTION_FILE
     tensors = TensorSelection.read(selection).tensors if selection.exists() else ()
-    moved = read_json(path / "drift.json", schema_version=1)
+    moved = read_json(path / DRIFT_FILE, schema_version=1)
     drift = moved["relative_frobenius"]
     kappas = {
         name: (before, moved["kappa_after"][name])
         for name, before in moved["kappa_before"].items()
         if before is not None and moved["kappa_after"][name] is not None
     }
-    frozen = read_json(path / "frozen.json", schema_version=1)["before"]
-    llm_names = {name.removeprefix(_LLM_PREFIX) for name in frozen if name.startswith(_LLM_PREFIX)}
+    frozen = read_json(path / FROZEN_FILE, schema_version=1)["before"]
+    llm_names = {name.removeprefix(LLM_PREFIX) for name in frozen if name.startswith(LLM_PREFIX)}
     return RunSummary(
         path,
         str(record["arm"]),
         int(config["seed"]),
         config,
         record,
-        read_lines(path / STEPS_NAME, is_record=is_step, strictly=True),
+        read_lines(path / STEPS_FILE, is_record=is_step, strictly=True),
         evaluations,
-        read_hypotheses(folder.hypotheses / f"step-{evaluations[-1]['step']:06d}.jsonl"),
+        read_hypotheses(hypotheses_path(folder.hypotheses, evaluations[-1]["step"])),
         drift,
         kappas,
         tensors,

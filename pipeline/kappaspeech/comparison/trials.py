@@ -16,12 +16,13 @@ from kappaspeech.errors import InputError
 from kappaspeech.model.llm import load_llm
 from kappaspeech.model.lora import linear_tensors
 from kappaspeech.redaction import find_secrets, redact_values
+from kappaspeech.runs.contents import RECORD_FILE, SELECTION_FILE
+from kappaspeech.runs.folder import RunFolder
 from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.selection.candidates import Order
 from kappaspeech.selection.rules import Count, Nearest
 from kappaspeech.selection.select import select
 from kappaspeech.selection.tensor_selection import TensorSelection
-from kappaspeech.training.run_folder import RunFolder
 
 State = Literal["waiting", "running", "resumable", "failed", "finished"]
 
@@ -111,7 +112,7 @@ def _check_same_run(trial: Trial, config: RunConfig, selection: TensorSelection 
     for content in (before, now):
         content["unfreeze"].pop("selection")
     differing = config_differences(before, now) + [key for key in ("seed", "unfreeze") if before[key] != now[key]]
-    kept = trial.run_dir / "selection.json"
+    kept = trial.run_dir / SELECTION_FILE
     had = TensorSelection.read(kept).shapes if kept.exists() else {}
     if had != (selection.shapes if selection else {}):
         differing.append("the selected tensors")
@@ -124,7 +125,7 @@ def _check_same_run(trial: Trial, config: RunConfig, selection: TensorSelection 
 
 def read_state(trial: Trial) -> State:
     """How far a trial has come, by its run folder: «running» also where it was killed."""
-    if not (trial.run_dir / "run.json").exists():
+    if not (trial.run_dir / RECORD_FILE).exists():
         return "waiting"
     state: State = RunFolder(trial.run_dir).read_record()["status"]
     return state

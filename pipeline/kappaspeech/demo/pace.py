@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kappaspeech.errors import InputError
+from kappaspeech.runs.contents import STEPS_FILE
 
 # An evaluation took 13 to 27 steps' time on two cores, decoding and text together; more than that, for other machines.
 _EVALUATION_STEPS = 30
@@ -38,7 +39,7 @@ class Pace:
 
 def read_step_seconds(run_dir: Path) -> list[float]:
     """The seconds of each step of a run. Raises `InputError` where it has none."""
-    path = run_dir / "steps.jsonl"
+    path = run_dir / STEPS_FILE
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
         seconds = [float(json.loads(line)["seconds"]) for line in lines if line.strip()]

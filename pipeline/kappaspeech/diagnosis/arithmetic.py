@@ -13,8 +13,8 @@ from kappaspeech.errors import KappaSpeechError
 from kappaspeech.model.family import read_attentions, read_widths
 from kappaspeech.model.precision import choose_dtype, is_worth_it, measure_rates, slowest
 from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.runs.folder import RunFolder
 from kappaspeech.training.arithmetic import choose_arithmetic
-from kappaspeech.training.run_folder import RunFolder
 
 _AREA = "dtype"
 

@@ -17,10 +17,15 @@ from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.diagnosis.finding import Finding
 from kappaspeech.errors import InputError, KappaSpeechError
+from kappaspeech.evaluation.forgetting import read_texts
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.outputs import explain
 from kappaspeech.planning.known_models import hub_answers
+from kappaspeech.planning.meta_model import build_meta_model
 from kappaspeech.planning.planner import Planner
+from kappaspeech.runs.contents import RECORD_FILE
+from kappaspeech.runs.folder import RunFolder
+from kappaspeech.runs.lease import free as wait_until_free
 from kappaspeech.speech.batches import make_prompt
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.shards import expand, read_index
@@ -28,10 +33,7 @@ from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.stream import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.table import MERGED_SUFFIX, read_merged
-from kappaspeech.training.deepspeed_ops import find_compatible_ops
-from kappaspeech.training.lease import free as wait_until_free
-from kappaspeech.training.meta_model import build_meta_model
-from kappaspeech.training.run_folder import RunFolder
+from kappaspeech.zero3.compiled_ops import find_compatible_ops
 
 _PROBE_BYTES = 64 << 20
 # Shards of a data set whose indices are read to compare training with test; each is a request where they are remote.
@@ -62,9 +64,8 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
         findings += [*_check_credentials(item, environment), *_try("data", lambda item=item: _check_shards(item, read))]  # type: ignore[misc]
     if config.data.test:
         findings += _try("data", lambda: _check_overlap(config, read))
-    missing = [path for path in config.data.text.values() if not Path(path).exists()]
-    if missing:
-        findings.append(Finding("data", "problem", f"data.text: {', '.join(missing)} isn't there", "Give files that are."))
+    for path in config.data.text.values():
+        findings += _try("data", lambda path=path: _check_text(Path(path)))  # type: ignore[misc]
     needed_bytes = _needed_bytes(config, planners[0] if planners else None)
     findings += _try("disk", lambda: check_disk(Path(config.run_dir), needed_bytes=needed_bytes))
     return findings
@@ -171,6 +172,11 @@ def _check_overlap(config: RunConfig, read: ReadOptions) -> list[Finding]:
     return [Finding("data", "warning", overlap.found, remedy)]
 
 
+def _check_text(path: Path) -> list[Finding]:
+    """What an evaluation would read: a file of one text a line, or a folder of them."""
+    return [Finding("data", "ok", f"data.text: {path} has {len(read_texts(path)):,} texts")]
+
+
 def _check_credentials(item: DatasetConfig, environment: Mapping[str, str]) -> list[Finding]:
     """Check that there are any, for shards in a bucket; never say which."""
     scheme = item.shards.partition("://")[0]
@@ -239,7 +245,7 @@ def _say_size(num_bytes: int) -> str:
 def resumes(config: RunConfig) -> list[Finding]:
     """Check for a run in the run's folder, which training would continue."""
     folder = RunFolder(Path(config.run_dir))
-    if not (folder.path / "run.json").exists():
+    if not (folder.path / RECORD_FILE).exists():
         return []
     return _try("run folder", lambda: [_describe_run(folder)])
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.diagnosis.configuration import check_configuration, resumes
-from kappaspeech.diagnosis.finding import Finding, RankReport
+from kappaspeech.diagnosis.finding import Finding, RankFindings
 from kappaspeech.diagnosis.host import check_host
 from kappaspeech.diagnosis.packages import check_packages
 from kappaspeech.ranks.cluster import Cluster
@@ -26,7 +26,7 @@ def examine(config: RunConfig | None, *, world_size: int, launched: bool) -> lis
     return findings
 
 
-def report_rank(cluster: Cluster, findings: Sequence[Finding]) -> list[RankReport]:
+def report_rank(cluster: Cluster, findings: Sequence[Finding]) -> list[RankFindings]:
     """Every rank's report, on every rank. A collective.
 
     Clocks are read right after a barrier, some times over: the round that shows the smallest difference was disturbed least.
@@ -36,5 +36,5 @@ def report_rank(cluster: Cluster, findings: Sequence[Finding]) -> list[RankRepor
         cluster.barrier()
         rounds.append(cluster.gather(time.time()))
     clocks = min(rounds, key=lambda clocks: max(clocks) - min(clocks))
-    report = RankReport(socket.gethostname(), tuple(findings), software(), clocks[cluster.rank])
+    report = RankFindings(socket.gethostname(), tuple(findings), software(), clocks[cluster.rank])
     return cluster.gather(report)

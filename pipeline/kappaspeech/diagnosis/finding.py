@@ -30,7 +30,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class RankReport:
+class RankFindings:
     """One rank's findings about its own host; `versions` by name, as training compares them, and its clock at a common moment."""
 
     host: str
@@ -39,7 +39,7 @@ class RankReport:
     clock_seconds: float
 
 
-def combine(reports: Sequence[RankReport]) -> list[Finding]:
+def combine(reports: Sequence[RankFindings]) -> list[Finding]:
     """All hosts' findings, each once, the worst first; one that not all share names its hosts. With them, what differs."""
     all_hosts = {report.host for report in reports}
     hosts: dict[Finding, set[str]] = {}
@@ -54,7 +54,7 @@ def combine(reports: Sequence[RankReport]) -> list[Finding]:
     return sorted(findings, key=lambda finding: _ORDER.index(finding.status))
 
 
-def _compare_versions(reports: Sequence[RankReport]) -> list[Finding]:
+def _compare_versions(reports: Sequence[RankFindings]) -> list[Finding]:
     findings = []
     for package in sorted({package for report in reports for package in report.versions}):
         by_version: dict[str, set[str]] = {}
@@ -67,7 +67,7 @@ def _compare_versions(reports: Sequence[RankReport]) -> list[Finding]:
     return findings
 
 
-def _compare_clocks(reports: Sequence[RankReport]) -> list[Finding]:
+def _compare_clocks(reports: Sequence[RankFindings]) -> list[Finding]:
     if len({report.host for report in reports}) < 2:
         return []
     clocks = sorted((report.clock_seconds, report.host) for report in reports)

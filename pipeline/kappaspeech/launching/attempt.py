@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -23,9 +22,10 @@ from kappaspeech.launching import leftovers
 from kappaspeech.launching.command_lines import MARK_VARIABLE, CommandLine
 from kappaspeech.launching.file_system import FolderWatch
 from kappaspeech.launching.reports import RankReport, read_reports
-from kappaspeech.training.lease import launch_of
-from kappaspeech.training.run_folder import RunFolder
-from kappaspeech.training.stopping import STOP_FILE_NAME
+from kappaspeech.runs.contents import RECORD_FILE, STOP_FILE
+from kappaspeech.runs.folder import RunFolder
+from kappaspeech.runs.lease import launch_of
+from kappaspeech.signals import Handling
 
 # How long ranks and launcher may take to end by themselves once a rank has failed or the run has ended.
 GRACE_SECONDS = 30.0
@@ -47,16 +47,14 @@ class Signals:
 
     def __init__(self) -> None:
         self.count = 0
-        self._previous: dict[int, object] = {}
+        self._handling = Handling(self._on_signal)
 
     def __enter__(self) -> Signals:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            self._previous[number] = signal.signal(number, self._on_signal)
+        self._handling.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._handling.__exit__()
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.count += 1
@@ -161,7 +159,7 @@ def judge(
 def _identity(run_dir: Path) -> object:
     """What tells one writing of run.json from another; each replaces the file."""
     try:
-        found = (run_dir / "run.json").stat()
+        found = (run_dir / RECORD_FILE).stat()
     except OSError:
         return None
     return (found.st_ino, found.st_mtime_ns)
@@ -182,7 +180,7 @@ def _status(run_dir: Path, before: object, mark: str) -> str | None:
 @contextlib.contextmanager
 def _stop_file(run_dir: Path) -> Iterator[Callable[[], None]]:
     """What asks the ranks to stop; the file is removed afterwards, and so is one that a killed start left."""
-    path = run_dir / STOP_FILE_NAME
+    path = run_dir / STOP_FILE
     written = False
 
     def remove() -> None:

@@ -15,6 +15,7 @@ from kappaspeech.artefacts import write_json
 from kappaspeech.errors import KappaSpeechError, RankFailure
 from kappaspeech.launching.command_lines import MARK_VARIABLE
 from kappaspeech.redaction import redact
+from kappaspeech.runs.contents import LAUNCH_FOLDER
 
 # A rank that fails because its file system hangs must not hang on saying so.
 _TIMEOUT_SECONDS = 10.0
@@ -38,7 +39,7 @@ class RankReport:
 
 def report_folder(run_dir: Path, mark: str) -> Path:
     """Where the start `mark` keeps its command line and its ranks' reports."""
-    return run_dir / "launch" / mark
+    return run_dir / LAUNCH_FOLDER / mark
 
 
 def write_report(run_dir: Path, error: BaseException) -> None:

@@ -39,8 +39,10 @@ from kappaspeech.launching.reports import report_folder
 from kappaspeech.processors import count_cores
 from kappaspeech.ranks.rendezvous import free_port
 from kappaspeech.redaction import HIDDEN, redact
+from kappaspeech.runs.checkpoints import list_checkpoints
+from kappaspeech.runs.contents import CHECKPOINTS_FOLDER
+from kappaspeech.runs.lease import free
 from kappaspeech.shipped import find_shipped
-from kappaspeech.training.lease import free
 
 FIRST_DELAY_SECONDS = 5.0
 LONGEST_DELAY_SECONDS = 300.0
@@ -94,7 +96,7 @@ def count_gpus() -> int:
     return sum(line.startswith("GPU") for line in done.stdout.splitlines())
 
 
-def plan_start(request: Request, *, ask_hosts: bool) -> Start:
+def prepare_start(request: Request, *, ask_hosts: bool) -> Start:
     """The next start: a fresh mark, a free port, and without the hosts that don't answer.
 
     With `ask_hosts` False no host is asked, and the port is DeepSpeed's own. Raises `TrainingError` where no host answers.
@@ -199,7 +201,7 @@ def _start(request: Request, signals: Signals) -> Attempt:
     try:
         # before this start touches anything of one that runs
         free(request.run_dir)
-        start = plan_start(request, ask_hosts=True)
+        start = prepare_start(request, ask_hosts=True)
         write_text(report_folder(request.run_dir, start.mark) / "command.txt", redact(f"{start}\n"))
         if start.environment_path is not None:
             write_private(start.environment_path, start.environment_text)
@@ -237,7 +239,8 @@ def submit(arguments: Sequence[str], *, options: str, dry_run: bool) -> int:
 
 
 def _newest_checkpoint(run_dir: Path) -> str | None:
-    return max((path.name for path in (run_dir / "checkpoints").glob("step-*")), default=None)
+    found = list_checkpoints(run_dir / CHECKPOINTS_FOLDER)
+    return found[-1].name if found else None
 
 
 def _pause(seconds: float, signals: Signals) -> bool:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kappaspeech.errors import CheckpointError
+from kappaspeech.model.tensor_digests import digest_tensor
 
-FRAMES_PER_STATE = 2
-SECONDS_PER_STATE = 0.02
+_FRAMES_PER_SECOND = 100
 # Whisper's normalised log-mel spans 8 decades of power, divided by 4: silence lies 2 below a clip's loudest cell.
 _LOG_MEL_RANGE = 2.0
 
@@ -28,11 +28,20 @@ class EncoderDims:
     num_mels: int
     width: int
     max_states: int
+    frames_per_state: int = 2
+
+    @property
+    def seconds_per_state(self) -> float:
+        return self.frames_per_state / _FRAMES_PER_SECOND
 
     @property
     def max_seconds(self) -> float:
         """The longest clip that the encoder has positions for."""
-        return self.max_states * SECONDS_PER_STATE
+        return self.max_states * self.seconds_per_state
+
+    def count_states(self, num_frames: int) -> int:
+        """The states of a clip of so many log-mel frames."""
+        return -(-num_frames // self.frames_per_state)
 
 
 class FrozenWhisperEncoder(nn.Module):
@@ -51,6 +60,26 @@ class FrozenWhisperEncoder(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What log-mels are encoded in, and what states come in."""
+        dtype: torch.dtype = self.whisper.conv1.weight.dtype
+        return dtype
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each of the encoder's tensors, as it computes with them."""
+        return {name: digest_tensor(tensor) for name, tensor in self.state_dict().items()}
+
+    @property
+    def weights_per_state(self) -> int:
+        """The weights that a state is multiplied with: the first convolution's at each of its frames."""
+        convolutions = self.dims.frames_per_state * self.whisper.conv1.weight.numel() + self.whisper.conv2.weight.numel()
+        return int(convolutions + sum(p.numel() for p in self.whisper.blocks.parameters() if p.ndim == 2))
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.whisper.blocks)
+
     def train(self, mode: bool = True) -> FrozenWhisperEncoder:  # noqa: ARG002 - frozen: there is no training mode
         return super().train(False)
 
@@ -63,14 +92,14 @@ class FrozenWhisperEncoder(nn.Module):
         encoder's positions (30 s).
         """
         longest = int(num_frames_B.max())
-        max_frames = self.dims.max_states * FRAMES_PER_STATE
+        max_frames = self.dims.max_states * self.dims.frames_per_state
         if longest > max_frames:
             raise ValueError(f"a clip of {longest} frames exceeds the encoder's {max_frames} (30 s); cut it first")
         uniform = bool((num_frames_B == longest).all())
-        counts_B = (num_frames_B + 1) // FRAMES_PER_STATE
+        counts_B = (num_frames_B + self.dims.frames_per_state - 1) // self.dims.frames_per_state
         num_frames_B, num_states_B = num_frames_B.to(log_mel_BMT.device), counts_B.to(log_mel_BMT.device)
-        num_states = (longest + 1) // FRAMES_PER_STATE
-        log_mel_BMT = log_mel_BMT[:, :, :longest].to(self.whisper.conv1.weight.dtype)
+        num_states = self.dims.count_states(longest)
+        log_mel_BMT = log_mel_BMT[:, :, :longest].to(self.dtype)
         if self.pad_to_30s:
             states_BSE = self._encode(_fill_with_silence(log_mel_BMT, num_frames_B, max_frames), None, None)
             states_BSE = states_BSE[:, :num_states]

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from kappaspeech.model.adaptor import Adaptor
-from kappaspeech.model.encoder import FRAMES_PER_STATE, FrozenWhisperEncoder
+from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.model.speech_llm import SpeechLLM
 
 _FLOPS_PER_WEIGHT = 2
@@ -82,15 +82,16 @@ class SpeechCost:
     num_prompt_tokens: int
     fixed_states: int | None = None
     """The encoder's states for any clip, where it is padded to 30 s."""
+    frames_per_state: int = 2
 
     def num_llm_tokens(self, clip: ClipLengths) -> int:
         """Positions of the LLM that a clip takes: prompt, audio and labels."""
-        num_states = -(-clip.num_frames // FRAMES_PER_STATE)
+        num_states = -(-clip.num_frames // self.frames_per_state)
         return self.num_prompt_tokens + -(-num_states // self.stacking) + clip.num_labels
 
     def step(self, clips: Sequence[ClipLengths]) -> StepFlops:
         """Operations for these rows, without padding."""
-        states = [-(-clip.num_frames // FRAMES_PER_STATE) for clip in clips]
+        states = [-(-clip.num_frames // self.frames_per_state) for clip in clips]
         audio = [-(-count // self.stacking) for count in states]
         tokens = [self.num_llm_tokens(clip) for clip in clips]
         labels = [clip.num_labels for clip in clips]
@@ -115,15 +116,13 @@ def speech_cost(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_prompt_t
         stacking=model.adaptor.shape.stacking,
         num_prompt_tokens=num_prompt_tokens,
         fixed_states=encoder.dims.max_states if encoder.pad_to_30s else None,
+        frames_per_state=encoder.dims.frames_per_state,
     )
 
 
 def encoder_cost(encoder: FrozenWhisperEncoder) -> StackCost:
-    """Whisper's encoder, by states: its first convolution runs at every frame."""
-    whisper = encoder.whisper
-    weights = FRAMES_PER_STATE * _numel(whisper.conv1.weight) + _numel(whisper.conv2.weight)
-    weights += sum(_numel(p) for p in whisper.blocks.parameters() if p.ndim == 2)
-    return StackCost(weights, attention_width=len(whisper.blocks) * encoder.dims.width)
+    """The encoder, by states."""
+    return StackCost(encoder.weights_per_state, attention_width=encoder.num_layers * encoder.dims.width)
 
 
 def adaptor_cost(adaptor: Adaptor) -> StackCost:

@@ -1,7 +1,7 @@
 """A causal LM that reads speech: audio embeddings between the prompt's tokens, loss at label positions alone.
 
 B batch · A audio positions · P prefix tokens · Q suffix tokens · L label tokens · N whole sequence · H LLM width ·
-V vocabulary · R label positions of the batch, flattened · C different labels of the batch
+V vocabulary · R label positions of the batch, flattened
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.adaptor import Adaptor
 from kappaspeech.model.label_logits import label_logits
-from kappaspeech.model.label_loss import label_nats
+from kappaspeech.model.loss import alignment_nats, transcript_nats
 
-# What a cosine of 1 is worth in logits: enough for a clear choice among a batch's words.
-_ALIGNMENT_SCALE = 30.0
 # rows of the embedding table that are read at once
 _BLOCK_ROWS = 4_096
 
@@ -66,45 +63,13 @@ class SpeechLLM(nn.Module):
         audio_BAH, num_audio_B = self.adaptor(states_BSE, num_states_B)
         spliced = self.splice(audio_BAH, num_audio_B, prefix_ids_P, suffix_ids_Q, label_ids_BL)
         logits_RV = label_logits(self.llm, spliced.embeds_BNH, spliced.rows_R, spliced.positions_R)
-        nats_R = label_nats(logits_RV, spliced.labels_R.clamp(min=0))
-        nats = (nats_R * (spliced.labels_R != IGNORED_LABEL)).sum()
+        nats = transcript_nats(logits_RV, spliced.labels_R)
         loss = nats
-        if self.alignment_weight:
-            loss = nats + self.alignment_weight * self._align(audio_BAH, num_audio_B, spliced, label_ids_BL)
+        if self.alignment_weight and bool((label_ids_BL != IGNORED_LABEL).any()):
+            # a label's own embedding stands one position after the one that predicts it
+            label_embeds_RH = spliced.embeds_BNH[spliced.rows_R, spliced.positions_R + 1].detach()
+            loss = nats + self.alignment_weight * alignment_nats(audio_BAH, num_audio_B, label_embeds_RH, label_ids_BL)
         return loss, nats.detach()
-
-    def _align(self, audio_BAH: Tensor, num_audio_B: Tensor, spliced: Spliced, label_ids_BL: Tensor) -> Tensor:
-        """Σ −log p of each row's words read off its audio embeddings alone, in order: CTC (Graves 2006), in nats.
-
-        At each audio position one of the batch's words is chosen by the cosine of its token embedding, the last label's (the
-        end of a text) standing for none. So the adaptor learns at once to put words where they are said, in vectors that the
-        LLM knows, long before the LLM listens to it. Only the adaptor gets a gradient. A row with more words than audio
-        positions gives 0.
-        """
-        is_label_BL = label_ids_BL != IGNORED_LABEL
-        if not is_label_BL.any():
-            return torch.zeros((), device=audio_BAH.device)
-        num_words_B = (is_label_BL.sum(dim=1) - 1).clamp(min=0)
-        is_word_BL = torch.arange(label_ids_BL.shape[1], device=label_ids_BL.device)[None] < num_words_B[:, None]
-        # a label's own embedding stands one position after the one that predicts it
-        label_embeds_RH = spliced.embeds_BNH[spliced.rows_R, spliced.positions_R + 1].detach().float()
-        _, class_R = torch.unique(label_ids_BL[is_label_BL], return_inverse=True)
-        num_classes = int(class_R.max()) + 1
-        first_C = torch.full((num_classes,), len(class_R), device=class_R.device)
-        first_C = first_C.scatter_reduce(0, class_R, torch.arange(len(class_R), device=class_R.device), "amin")
-        device = audio_BAH.device
-        words_CH = functional.normalize(label_embeds_RH[first_C.to(device, non_blocking=True)], dim=-1)
-        logits_BAC = _ALIGNMENT_SCALE * functional.normalize(audio_BAH.float(), dim=-1) @ words_CH.T
-        nats_B = functional.ctc_loss(
-            logits_BAC.log_softmax(dim=-1).transpose(0, 1),
-            class_R[is_word_BL[is_label_BL]].to(device, non_blocking=True),
-            num_audio_B.to(label_ids_BL.device),
-            num_words_B,
-            blank=int(class_R[-1]),
-            reduction="none",
-            zero_infinity=True,
-        )
-        return (nats_B * is_label_BL.any(dim=1).to(device, non_blocking=True)).sum()
 
     def splice(
         self, audio_BAH: Tensor, num_audio_B: Tensor, prefix_ids_P: Tensor, suffix_ids_Q: Tensor, label_ids_BL: Tensor

@@ -13,10 +13,8 @@ from kappaspeech.errors import CheckpointError
 from kappaspeech.model.adaptor import Adaptor, AdaptorShape
 from kappaspeech.model.llm import load_llm
 from kappaspeech.model.lora import LoraShape, is_factor, merge
+from kappaspeech.model.prefixes import ADAPTOR_PREFIX, LLM_PREFIX
 from kappaspeech.model.speech_llm import SpeechLLM
-
-# what tensors' names begin with in `SpeechLLM`, and so in a run's files
-LLM_PREFIX, ADAPTOR_PREFIX = "llm.", "adaptor."
 
 
 def build_adaptor(shape: AdaptorShape, *, seed: int) -> Adaptor:

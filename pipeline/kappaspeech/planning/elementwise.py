@@ -5,7 +5,7 @@ Each operation of PyTorch reads its operands from memory and writes its result; 
 
 from __future__ import annotations
 
-from kappaspeech.model.label_loss import CHUNK_ELEMENTS
+from kappaspeech.model.loss import CHUNK_ELEMENTS
 from kappaspeech.planning.memory import TokenCounts
 from kappaspeech.planning.sizes import LlmSizes, SpeechSizes
 

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kappaspeech.errors import CheckpointError
+from kappaspeech.model.hub_cache import find_cached
 
 # what makers append to a shape's name; neither changes the shape
 _VARIANTS = re.compile(r"-(?:instruct|chat|base|it|pt)(?=-|$)")
@@ -63,18 +64,6 @@ def encoder_name(path: str) -> str:
 def list_encoders() -> str:
     """openai-whisper's names, for a message."""
     return ", ".join((*_NAMES_80, *_NAMES_128))
-
-
-def find_cached(name: str) -> str | None:
-    """The folder of a hub id's config.json in the local cache."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        return None
-    return str(Path(found).parent) if isinstance(found, str) else None
 
 
 def fetch_config(name: str) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kappaspeech.model.label_loss import CHUNK_ELEMENTS
+from kappaspeech.model.loss import CHUNK_ELEMENTS
 from kappaspeech.planning.batches import LABEL_TOKENS_PER_SECOND, MicroBatchSize
 from kappaspeech.planning.sizes import LlmSizes, SpeechSizes
 

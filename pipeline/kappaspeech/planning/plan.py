@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -306,21 +305,3 @@ def _halve(batches: BatchSizes) -> BatchSizes:
         return replace(size, num_samples=size.num_samples / 2)
 
     return replace(batches, largest=half(batches.largest), mean=half(batches.mean))
-
-
-def compare_with_run(plan: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """A plan's JSON beside a run's step records: the peak, and the median step without the first two, which warm up.
-
-    None for a run of so few steps that nothing can be said.
-    """
-    settled = [float(step["seconds"]) for step in steps[_FIRST_STEPS:]]
-    if not settled:
-        return None
-    # a GPU's records say what torch has allocated, a CPU's what the process holds
-    key = "peak_bytes" if plan["assumptions"]["device"] == "cpu" else "allocated_bytes"
-    peak, seconds = max(int(step["peak_memory_bytes"]) for step in steps), statistics.median(settled)
-    predicted_seconds = float(plan["step_seconds"]["total"])
-    return {
-        "peak_memory_bytes": {"predicted": plan[key], "measured": peak, "ratio": plan[key] / peak},
-        "step_seconds": {"predicted": predicted_seconds, "measured": seconds, "ratio": predicted_seconds / seconds},
-    }

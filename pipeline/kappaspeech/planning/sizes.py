@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kappaspeech.model.encoder import SECONDS_PER_STATE, FrozenWhisperEncoder
+from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.model.llm import decoder_layers
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
 
@@ -65,6 +65,7 @@ class SpeechSizes:
     encoder_itemsize: int
     max_states: int
     pad_to_30s: bool
+    seconds_per_state: float = 0.02
 
     @property
     def num_adaptor_parameters(self) -> int:
@@ -77,7 +78,7 @@ class SpeechSizes:
 
     @property
     def seconds_per_audio_token(self) -> float:
-        return SECONDS_PER_STATE * self.stacking
+        return self.seconds_per_state * self.stacking
 
 
 def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_trained: int | None = None) -> SpeechSizes:
@@ -125,9 +126,10 @@ def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_traine
         encoder_width=encoder.dims.width,
         num_mels=encoder.dims.num_mels,
         num_encoder_parameters=sum(p.numel() for p in encoder.parameters()),
-        encoder_itemsize=next(encoder.parameters()).element_size(),
+        encoder_itemsize=encoder.dtype.itemsize,
         max_states=encoder.dims.max_states,
         pad_to_30s=encoder.pad_to_30s,
+        seconds_per_state=encoder.dims.seconds_per_state,
     )
 
 

@@ -14,10 +14,14 @@ from typing import Any
 from kappaspeech.errors import CheckpointError
 from kappaspeech.escaping import encodable
 from kappaspeech.outside import describe, explained
-from kappaspeech.scan.run_file import RunParts, TrainedFile, find_run_parts, is_run
+from kappaspeech.runs.contents import is_run
+from kappaspeech.runs.result import RunResult, read_result
+from kappaspeech.scan.run_file import TrainedFile, read_changed
 from kappaspeech.tensor_files.dtypes import StoredArray
 from kappaspeech.tensor_files.tensor_file import StoredTensor, TensorFile
 from kappaspeech.tensor_files.weight_files import open_file, open_folder, read_config
+
+__all__ = ["Checkpoint", "TensorFile", "TensorRef", "open_checkpoint", "read_config"]
 
 _SAMPLE_BYTES = 4096
 _NUM_SAMPLES = 4
@@ -39,6 +43,7 @@ class Checkpoint:
 
     def __init__(self, where: str, files: Iterable[TensorFile], *, config: dict[str, Any] | None = None) -> None:
         self.where = encodable(where)
+        self._renamed: dict[str, str] = {}
         self._stored: dict[str, tuple[TensorFile, StoredTensor]] = {}
         sharing: dict[tuple[Path, int, tuple[int, ...], str], list[str]] = {}
         for file in files:
@@ -90,7 +95,8 @@ class Checkpoint:
                     "model back that it was trained on."
                 )
         after = object.__new__(Checkpoint)
-        after.where, after._stored, refs = encodable(where), dict(self._stored), {ref.name: ref for ref in self.tensors}
+        after.where, after._stored, after._renamed = encodable(where), dict(self._stored), self._renamed
+        refs = {ref.name: ref for ref in self.tensors}
         for name, tensor in trained.items():
             ref = owners[name]
             after._stored |= {alias: (file, tensor) for alias in (ref.name, *ref.aliases) if alias in self._stored}
@@ -101,6 +107,7 @@ class Checkpoint:
     def also_named(self, names: Mapping[str, str]) -> Checkpoint:
         """The same tensors, known by these names too: what a model calls what is stored."""
         known = copy(self)
+        known._renamed = {own: stored for stored, own in names.items() if stored in self._stored}
         known.tensors = tuple(
             replace(ref, aliases=tuple(sorted({*ref.aliases, *(names[name] for name in group if name in names)} - {ref.name})))
             for ref in self.tensors
@@ -110,12 +117,12 @@ class Checkpoint:
 
     def read(self, name: str, start: int, stop: int) -> StoredArray:
         """Elements `start` to `stop` of the flattened tensor, as stored. Raises `OSError`."""
-        file, tensor = self._stored[name]
+        file, tensor = self._find(name)
         return file.read(tensor.name, start, stop)
 
     def read_bytes(self, name: str, offset: int, size: int) -> bytes:
         """`size` raw bytes of a tensor from `offset` on. Raises `OSError`."""
-        file, tensor = self._stored[name]
+        file, tensor = self._find(name)
         return file.read_bytes(tensor.name, offset, size)
 
     @cached_property
@@ -124,23 +131,26 @@ class Checkpoint:
         return {name: tensor.dtype for name, (_, tensor) in self._stored.items()}
 
     def num_bytes_of(self, name: str) -> int:
-        """The number of bytes of a stored tensor, under any of its stored names."""
-        return self._stored[name][1].num_bytes
+        """The number of bytes of a stored tensor, under any of its names."""
+        return self._find(name)[1].num_bytes
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor."""
-        return self._stored[name][0].path
+        return self._find(name)[0].path
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored
 
     def shape_of(self, name: str) -> tuple[int, ...]:
-        """The shape of a stored tensor, under any of its stored names."""
-        return self._stored[name][1].shape
+        """The shape of a stored tensor, under any of its names."""
+        return self._find(name)[1].shape
 
     def dtype_of(self, name: str) -> str:
-        """The dtype of a stored tensor, under any of its stored names."""
-        return self._stored[name][1].dtype
+        """The dtype of a stored tensor, under any of its names."""
+        return self._find(name)[1].dtype
+
+    def _find(self, name: str) -> tuple[TensorFile, StoredTensor]:
+        return self._stored[name if name in self._stored else self._renamed.get(name, name)]
 
     def _sample(self, name: str) -> bytes:
         """Some blocks of a tensor's bytes, spread evenly from its first to its last. Raises `CheckpointError`."""
@@ -187,7 +197,7 @@ def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
 
 def _open_run(folder: Path) -> Checkpoint:
     """A run's last checkpoint as it would be exported: LoRA merged, a moving average if one is kept."""
-    parts: RunParts = find_run_parts(folder)
+    parts: RunResult = read_result(folder)
     path = Path(parts.base)
     with explained(f"{folder} was trained from {parts.base}, which can't be opened", kind=CheckpointError):
         is_folder = path.is_dir()
@@ -204,9 +214,29 @@ def _open_run(folder: Path) -> Checkpoint:
             f"{folder} was trained on checkpoint {parts.base_digest[:12]}…, and {parts.base} is {base.digest[:12]}…: put "
             "back what it was trained on."
         )
+    base = named_as_model(base, parts.base, read_changed(parts))
     shapes = {alias: ref.shape for ref in base.tensors for alias in (ref.name, *ref.aliases)}
     file = TrainedFile(parts, base, shapes)
     return base.replaced(str(folder), {tensor.name: tensor for tensor in file.tensors}, file)
+
+
+def named_as_model(base: Checkpoint, llm: str, changed: Iterable[str]) -> Checkpoint:
+    """`base`, its tensors known by the model's names too, where its files have others: training went by the model's.
+
+    `llm` is its folder or hub id, `changed` the names that training used, LoRA's factors among them.
+    """
+    from kappaspeech.model.lora import factors_of
+    from kappaspeech.model.meta_llm import build_meta_llm
+    from kappaspeech.model.stored_names import model_names
+
+    stored = {alias for ref in base.tensors for alias in (ref.name, *ref.aliases)}
+    if stored.issuperset(changed) or set(changed) <= stored | {factor for name in stored for factor in factors_of(name)}:
+        return base
+    try:
+        return base.also_named(model_names(build_meta_llm(llm), stored))
+    except CheckpointError:
+        # no config that says what a model would call them: what doesn't fit is told by its name
+        return base
 
 
 def _open_hub(name: str) -> Checkpoint:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from kappaspeech.errors import CheckpointError
-from kappaspeech.outside import explained, read_json_file
+from kappaspeech.model.prefixes import LLM_PREFIX
+from kappaspeech.runs.result import RunResult
 from kappaspeech.tensor_files.dtypes import FLOATS, StoredArray
 from kappaspeech.tensor_files.safetensors_file import SafetensorsFile
 from kappaspeech.tensor_files.tensor_file import StoredTensor
 
-_LLM_PREFIX = "llm."
-_STEP = re.compile(r"step-\d{6,18}")
-_MAX_RECORD_BYTES = 16 << 20
 # LoRA is merged so many rows at a time, cut at the same places for whoever reads, so that all read the same bits
 _BLOCK_ROWS = 512
 
@@ -31,31 +26,24 @@ class Base(Protocol):
     def dtype_of(self, name: str) -> str: ...
 
 
-@dataclass(frozen=True)
-class RunParts:
-    """A run's base model, the file of what it is worth, and how that becomes the LLM's tensors. None: the run doesn't say."""
-
-    base: str
-    base_digest: str | None
-    trained: Path
-    dtype: str | None
-    lora: Any
-
-
 class TrainedFile:
     """The LLM's tensors that a run changed, under the names that they have in the LLM, in the dtype that it computed in.
 
     `shapes` are the base's, by every name. Raises `CheckpointError` for a factor of LoRA's that belongs to none.
     """
 
-    def __init__(self, parts: RunParts, base: Base, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, parts: RunResult, base: Base, shapes: Mapping[str, tuple[int, ...]]) -> None:
         from kappaspeech.model.lora import factors_of, is_factor
 
+        if parts.dtype is not None and parts.dtype not in FLOATS:
+            raise CheckpointError(
+                f"{parts.trained} is of a run whose run.json has {parts.dtype!r:.60} for its dtype: bring it back from a copy."
+            )
         self.path = parts.trained
         self._parts, self._base, self._shapes = parts, base, shapes
         self._file = SafetensorsFile(parts.trained)
-        llm = [tensor for tensor in self._file.tensors if tensor.name.startswith(_LLM_PREFIX)]
-        self._stored = {tensor.name.removeprefix(_LLM_PREFIX): tensor for tensor in llm}
+        llm = [tensor for tensor in self._file.tensors if tensor.name.startswith(LLM_PREFIX)]
+        self._stored = {tensor.name.removeprefix(LLM_PREFIX): tensor for tensor in llm}
         whole = [name for name in self._stored if not is_factor(name)]
         self._factors = {name: factors_of(name) for name in shapes if factors_of(name)[0] in self._stored}
         known = {factor for pair in self._factors.values() for factor in pair}
@@ -78,7 +66,7 @@ class TrainedFile:
     def read(self, name: str, start: int, stop: int) -> StoredArray:
         """Elements `start` to `stop` of the flattened tensor after training, rounded once. Raises `OSError`."""
         if name not in self._factors:
-            values = self._file.read(_LLM_PREFIX + name, start, stop)
+            values = self._file.read(LLM_PREFIX + name, start, stop)
             return _to_dtype(values, self._stored[name].dtype, self._dtype(name))
         shape = self._shapes[name]
         # blocks of whole rows, or of whole experts
@@ -129,35 +117,14 @@ class TrainedFile:
 
     def _read_factor(self, factor: str) -> Any:
         tensor = self._stored[factor]
-        flat = self._file.read(_LLM_PREFIX + factor, 0, math.prod(tensor.shape))
+        flat = self._file.read(LLM_PREFIX + factor, 0, math.prod(tensor.shape))
         return _to_torch(flat, tensor.dtype).reshape(tensor.shape)
 
 
-def is_run(folder: Path) -> bool:
-    """True if `folder` is the folder of a training run."""
-    return (folder / "run.json").exists() and (folder / "config.json").exists()
-
-
-def find_run_parts(folder: Path) -> RunParts:
-    """What a run's last checkpoint is made of. Raises `CheckpointError`."""
-    from kappaspeech.model.lora import lora_from_record
-
-    with explained(f"{folder / 'config.json'} doesn't name the run's model", kind=CheckpointError):
-        base = read_json_file(folder / "config.json", most_bytes=_MAX_RECORD_BYTES)["model"]["llm"]
-        if not isinstance(base, str):
-            raise ValueError(f"model.llm is {base!r}")
-    with explained(f"{folder / 'run.json'} doesn't say what the run did", kind=CheckpointError):
-        record = read_json_file(folder / "run.json", most_bytes=_MAX_RECORD_BYTES)
-        lora = lora_from_record(record.get("lora"))
-        dtype, digest = record.get("dtype"), record.get("checkpoint_digest")
-        if not (dtype is None or dtype in FLOATS) or not (digest is None or isinstance(digest, str)):
-            raise ValueError(f"dtype is {dtype!r} and checkpoint_digest {digest!r}")
-    steps = sorted(path for path in (folder / "checkpoints").glob("step-*") if _STEP.fullmatch(path.name))
-    if not steps:
-        raise CheckpointError(f"{folder} is a run without a checkpoint yet. Scan its base model {base} instead.")
-    latest = max(steps, key=lambda path: int(path.name.removeprefix("step-")))
-    average = latest / "average.safetensors"
-    return RunParts(base, digest, average if average.exists() else latest / "trained.safetensors", dtype, lora)
+def read_changed(parts: RunResult) -> list[str]:
+    """Names, as the LLM has them, of the tensors and factors that a run trained."""
+    names = (tensor.name for tensor in SafetensorsFile(parts.trained).tensors)
+    return [name.removeprefix(LLM_PREFIX) for name in names if name.startswith(LLM_PREFIX)]
 
 
 def _to_torch(values: StoredArray, dtype: str) -> Any:

@@ -12,6 +12,7 @@ from types import FrameType
 
 from kappaspeech.parenthood import as_helper
 from kappaspeech.ranks.pipe_cluster import Hub
+from kappaspeech.signals import Handling
 
 _POLL_SECONDS = 0.02
 # Ranks that outlive a dead one find out by themselves and say more than we could; then they have had their time.
@@ -41,11 +42,12 @@ def run_workers(arguments: Sequence[str], *, num_workers: int) -> int:
     def pass_on(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, pass_on)
+    handling = Handling(pass_on, numbers=[signal.SIGTERM])
+    handling.__enter__()
     try:
         return _wait(workers)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        handling.__exit__()
         for worker in workers:
             if worker.poll() is None:
                 worker.terminate()

@@ -32,6 +32,10 @@ class SpeechPrompt:
     prefix_ids: Tensor
     suffix_ids: Tensor
 
+    @property
+    def num_tokens(self) -> int:
+        return self.prefix_ids.numel() + self.suffix_ids.numel()
+
     def to_json(self) -> dict[str, list[int]]:
         """For a run's folder: what a template renders may depend on the day, and a run keeps its prompt."""
         return {"prefix_ids": self.prefix_ids.tolist(), "suffix_ids": self.suffix_ids.tolist()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,68 +11,14 @@ import torch
 from kappaspeech.artefacts import read_json
 from kappaspeech.config.deepspeed_config import read_precision
 from kappaspeech.config.run_config import RunConfig
-from kappaspeech.model.encoder import choose_encoder_dtype
-from kappaspeech.model.family import FLASH_ATTENTION, Attentions, read_attentions, read_widths
-from kappaspeech.model.llm import choose_attention
-from kappaspeech.model.precision import DTYPES, choose_dtype, is_worth_it, like_model, measure_rates, slowest
+from kappaspeech.model.arithmetic import Arithmetic
+from kappaspeech.model.family import read_attentions, read_widths
+from kappaspeech.model.precision import choose_dtype, like_model, measure_rates, slowest
 from kappaspeech.ranks.agreement import agree
 from kappaspeech.ranks.cluster import Cluster
-from kappaspeech.training.checkpoint import list_checkpoints
-from kappaspeech.training.run_folder import SCHEMA_VERSION, RunFolder
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """The LLM's and the encoder's dtype, the LLM's attention as transformers knows it, and in words why.
-
-    `flops_per_second`: what a core or GPU of the slowest rank multiplies in each dtype.
-    """
-
-    dtype: str
-    encoder_dtype: str
-    attention: str
-    reason: str
-    flops_per_second: Mapping[str, float]
-
-    @staticmethod
-    def of(
-        dtype: str,
-        rates: Mapping[str, float],
-        *,
-        encoder_dtype: str = "auto",
-        attention: str = "auto",
-        takes: Attentions | None = None,
-        reason: str = "as asked for",
-    ) -> Arithmetic:
-        """What goes with a dtype of the LLM, where a core or GPU multiplies at these `rates`; auto is what is fastest of what the
-        LLM's family `takes`. Raises `ConfigError` for an attention that it doesn't."""
-        is_fast = is_worth_it(rates)
-        return Arithmetic(
-            dtype=dtype,
-            encoder_dtype=choose_encoder_dtype(encoder_dtype, llm_dtype=dtype, bfloat16_is_fast=is_fast),
-            attention=choose_attention(attention, dtype=dtype, bfloat16_is_fast=is_fast, takes=takes),
-            reason=reason,
-            flops_per_second=rates,
-        )
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
-
-    @property
-    def encoder_torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.encoder_dtype]
-
-    @property
-    def line(self) -> str:
-        """What a person is told."""
-        return f"{self.dtype}: {self.reason}"
-
-    def resolve(self, deepspeed_config: Mapping[str, Any]) -> dict[str, Any]:
-        """The DeepSpeed JSON with its «auto» replaced, for DeepSpeed knows none."""
-        if "bf16" not in deepspeed_config:
-            return dict(deepspeed_config)
-        return {**deepspeed_config, "bf16": {**deepspeed_config["bf16"], "enabled": self.dtype == "bfloat16"}}
+from kappaspeech.runs.checkpoints import list_checkpoints
+from kappaspeech.runs.contents import RECORD_FILE
+from kappaspeech.runs.folder import SCHEMA_VERSION, RunFolder
 
 
 def choose_arithmetic(
@@ -110,42 +55,9 @@ def choose_arithmetic(
 
 def _read_recorded(folder: RunFolder) -> dict[str, str] | None:
     """What a run that has a checkpoint to go on from wrote of its arithmetic; None where it hadn't come to that."""
-    path = Path(folder.path) / "run.json"
+    path = Path(folder.path) / RECORD_FILE
     if not path.exists() or not list_checkpoints(folder.checkpoints):
         return None
     record = read_json(path, schema_version=SCHEMA_VERSION)
     keys = ("dtype", "encoder_dtype", "attn_implementation")
     return {key: str(record[key]) for key in keys} if all(key in record for key in keys) else None
-
-
-@dataclass(frozen=True)
-class UseArithmetic:
-    """What a trained model is used in: as it was trained, but never in bfloat16 on a machine that is slow in it.
-
-    float32 holds every number of bfloat16, so that the model stays the one that was trained; its sums are rounded later.
-    """
-
-    bfloat16_is_fast: bool
-
-    @staticmethod
-    def of(rates: Mapping[str, float]) -> UseArithmetic:
-        """On a machine that multiplies at these operations a second, by dtype."""
-        return UseArithmetic(is_worth_it(rates))
-
-    def dtype(self, trained_in: str) -> torch.dtype:
-        """What weights that were trained in a dtype are multiplied in here."""
-        return DTYPES[trained_in] if self.bfloat16_is_fast else torch.float32
-
-    def attention(self, trained_in: str, *, kept: str = "auto", takes: Attentions | None = None) -> str:
-        """The LLM's attention here, as transformers knows it: the one that its run has `kept`, where this machine has it.
-
-        With auto, what computes the same the fastest of what the LLM's family `takes`.
-        """
-        if kept == FLASH_ATTENTION and not torch.cuda.is_available():
-            kept = "auto"
-        return choose_attention(kept, dtype=trained_in, bfloat16_is_fast=self.bfloat16_is_fast, takes=takes)
-
-
-def keep_attention(wanted: str, recorded: str | None) -> str:
-    """What later loads of a run's model go by: what its configuration says; of auto, eager where the run computed by it."""
-    return "eager" if wanted == "auto" and recorded == "eager" else wanted

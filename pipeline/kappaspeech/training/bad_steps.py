@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kappaspeech.config.training_config import TrainingConfig
-from kappaspeech.training.engine import StepResult
+from kappaspeech.zero3.engine import StepResult
 
 # The median of this many good steps' norms is what a new one is held against, once there are enough of them.
 _WINDOW_STEPS = 50

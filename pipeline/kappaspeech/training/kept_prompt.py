@@ -9,9 +9,10 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import ConfigError
 from kappaspeech.ranks.agreement import agree
 from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.runs.checkpoints import list_checkpoints
+from kappaspeech.runs.contents import RECORD_FILE
+from kappaspeech.runs.folder import RunFolder
 from kappaspeech.speech.batches import SpeechPrompt, make_prompt
-from kappaspeech.training.checkpoint import list_checkpoints
-from kappaspeech.training.run_folder import RunFolder
 
 
 def settle_prompt(config: RunConfig, tokenizer: Any, *, cluster: Cluster, folder: RunFolder) -> SpeechPrompt:
@@ -31,7 +32,7 @@ def settle_prompt(config: RunConfig, tokenizer: Any, *, cluster: Cluster, folder
 
 def _keep_or_make(config: RunConfig, tokenizer: Any, folder: RunFolder) -> SpeechPrompt:
     model = config.model
-    if not (folder.path / "run.json").exists() or not list_checkpoints(folder.checkpoints):
+    if not (folder.path / RECORD_FILE).exists() or not list_checkpoints(folder.checkpoints):
         return make_prompt(tokenizer, model.instruction, chat=model.chat_template)
     began = folder.read_config().model
     for name in ("instruction", "chat_template"):

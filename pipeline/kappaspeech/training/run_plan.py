@@ -13,6 +13,7 @@ import torch
 
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import InputError
+from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.model.llm import decoder_layers
 from kappaspeech.model.recomputation import recompute_layers
@@ -22,8 +23,7 @@ from kappaspeech.planning.plan import GPU_CONTEXT_BYTES
 from kappaspeech.planning.planner import Planner
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.speech.stream import SpeechStream
-from kappaspeech.training.arithmetic import Arithmetic
-from kappaspeech.training.engine import TrainingEngine
+from kappaspeech.zero3.engine import TrainingEngine
 
 
 def describe_run(config: RunConfig, encoder: FrozenWhisperEncoder, model: SpeechLLM, stream: SpeechStream) -> Planner | str:

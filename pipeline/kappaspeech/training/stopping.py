@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from kappaspeech.errors import ConfigError
-from kappaspeech.training.launcher import Launcher
-
-STOP_FILE_NAME = "STOP"
-# SIGUSR1 is what SLURM sends ahead of a time limit, SIGTERM what ends a job, SIGINT is Ctrl-C.
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from kappaspeech.ranks.launch_parent import LaunchParent
+from kappaspeech.runs.contents import STOP_FILE
+from kappaspeech.signals import Handling
 
 
 class StopRequest:
     """Why this rank wishes to stop, if it does. Handlers are installed for as long as the context is open."""
 
-    def __init__(self, run_dir: Path, *, budget_seconds: float | None = None, launcher: Launcher | None = None) -> None:
+    def __init__(self, run_dir: Path, *, budget_seconds: float | None = None, launcher: LaunchParent | None = None) -> None:
         self._launcher = launcher
-        self._stop_file = run_dir / STOP_FILE_NAME
+        self._stop_file = run_dir / STOP_FILE
         self._deadline = None if budget_seconds is None else time.monotonic() + budget_seconds
         # what has come up so far, without a look at the disk
         self.known_reason: str | None = None
-        self._previous: dict[int, object] = {}
+        self._handling = Handling(self._on_signal)
 
     def __enter__(self) -> StopRequest:
-        for number in _SIGNALS:
-            self._previous[number] = signal.signal(number, self._on_signal)
+        self._handling.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._handling.__exit__()
 
     def reason(self) -> str | None:
         """The first cause to stop that has come up on this rank, or None."""
@@ -56,6 +53,11 @@ class StopRequest:
 
 def refuse_old_stop_file(run_dir: Path) -> None:
     """Raise `ConfigError` where a stop file was left by somebody while no run was there to obey it."""
-    path = run_dir / STOP_FILE_NAME
+    path = run_dir / STOP_FILE
     if path.exists():
         raise ConfigError(f"{path} was there before this start, which it would stop at once. Remove it to train.")
+
+
+def first_wish(wishes: Sequence[str | None]) -> str | None:
+    """The lowest rank's reason to stop, of those that have one."""
+    return next((f"{why} on rank {rank}" for rank, why in enumerate(wishes) if why), None)

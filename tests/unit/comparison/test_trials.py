@@ -9,8 +9,8 @@ import yaml
 from kappaspeech.comparison.experiment import read_experiment, slug
 from kappaspeech.comparison.trials import make_selection, make_trial_config, prepare, read_state
 from kappaspeech.model.llm import load_llm
+from kappaspeech.model.marking import mark_trained
 from kappaspeech.scan.ranking import KappaRanking
-from kappaspeech.training.parts import mark_trained
 
 from tests import tiny
 

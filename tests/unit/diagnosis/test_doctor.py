@@ -13,12 +13,12 @@ from kappaspeech.commands import main
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.diagnosis.arithmetic import check_dtype
 from kappaspeech.diagnosis.configuration import check_configuration, check_disk, check_ranks
-from kappaspeech.diagnosis.finding import Finding, RankReport, combine
+from kappaspeech.diagnosis.finding import Finding, RankFindings, combine
 from kappaspeech.diagnosis.host import check_build_folder, check_open_files, check_port, check_shared_memory, find_build_folder
 from kappaspeech.diagnosis.packages import compare_versions
 from kappaspeech.model.precision import choose_dtype
 from kappaspeech.ranks.cluster import SingleProcess
-from kappaspeech.training.lease import Lease
+from kappaspeech.runs.lease import Lease
 from packaging.requirements import Requirement
 
 from tests import tiny
@@ -153,9 +153,9 @@ def test_versions_out_of_bounds_and_missing_packages_are_problems():
 def test_hosts_that_differ_are_named_and_what_all_share_is_told_once():
     good, bad = Finding("GPUs", "ok", "8 × H100"), Finding("GPUs", "problem", "7 × H100", "Look.")
     reports = [
-        RankReport("a", (good,), {"torch": "2.13.0"}, 10.0),
-        RankReport("a", (), {"torch": "2.13.0"}, 10.0),
-        RankReport("b", (bad,), {"torch": "2.12.1"}, 15.5),
+        RankFindings("a", (good,), {"torch": "2.13.0"}, 10.0),
+        RankFindings("a", (), {"torch": "2.13.0"}, 10.0),
+        RankFindings("b", (bad,), {"torch": "2.12.1"}, 15.5),
     ]
     findings = combine(reports)
     assert [finding.status for finding in findings] == ["problem", "problem", "warning", "ok"]
@@ -253,3 +253,14 @@ def test_the_folder_of_a_run_is_recognised(home, tmp_path, capsys):
     (tmp_path / "run/run.json").write_text(json.dumps({"schema_version": 1, "status": "resumable"}))
     assert main(["doctor", str(config)]) == 0
     assert "holds a run that is resumable" in capsys.readouterr().out
+
+
+def test_texts_may_be_a_folder_as_an_evaluation_reads_it(home, tmp_path):
+    prose, empty = tmp_path / "prose", tmp_path / "empty"
+    for folder in (prose, empty):
+        folder.mkdir()
+    (prose / "a.txt").write_text("Once upon a time.", encoding="utf-8")
+    path = tiny.write_config(tmp_path / "c.yaml", home, tmp_path / "run", data__text={"en": str(prose), "de": str(empty)})
+    findings = check_configuration(read_run_config(path), world_size=1, environment={})
+    status = {folder: [item.status for item in findings if str(folder) in item.found] for folder in (prose, empty)}
+    assert status == {prose: ["ok"], empty: ["problem"]}

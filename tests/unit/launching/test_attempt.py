@@ -18,7 +18,7 @@ from kappaspeech.launching import leftovers, reports, supervisor
 from kappaspeech.launching.attempt import Signals, judge, run_attempt
 from kappaspeech.launching.command_lines import CommandLine
 from kappaspeech.launching.reports import RankReport
-from kappaspeech.training.lease import Lease, make_start_id
+from kappaspeech.runs.lease import Lease, make_start_id
 
 
 def start(run_dir: Path, script: str, *, mark: str = "m"):
@@ -145,7 +145,7 @@ def fake_start(monkeypatch, tmp_path):
         left = list(scripts)
         monkeypatch.setattr(
             supervisor,
-            "plan_start",
+            "prepare_start",
             lambda *_, **__: supervisor.Start(CommandLine(("bash", "-c", left.pop(0))), mark=f"m{len(left)}"),
         )
         return supervisor.Request(("c.yaml",), tmp_path, num_ranks=1)

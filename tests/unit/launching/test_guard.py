@@ -32,7 +32,7 @@ from pathlib import Path
 from kappaspeech.launching import supervisor
 from kappaspeech.launching.command_lines import CommandLine
 start = supervisor.Start(CommandLine(("bash", "-c", {script!r})), mark={mark!r}, **{start!r})
-supervisor.plan_start = lambda *_, **__: start
+supervisor.prepare_start = lambda *_, **__: start
 supervisor.supervise(supervisor.Request(("c.yaml",), Path({str(folder)!r}), num_ranks=1))
 """
     path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])

@@ -10,12 +10,12 @@ import torch
 from kappaspeech.errors import CheckpointError
 from kappaspeech.model.freezing import unfreeze
 from kappaspeech.model.llm import load_llm
+from kappaspeech.model.meta_llm import build_meta_llm
 from kappaspeech.model.stored_names import model_names, rename_shapes
 from kappaspeech.scan.checkpoint import open_checkpoint
-from kappaspeech.training.export import export
-from kappaspeech.training.merged_files import read_base
-from kappaspeech.training.meta_model import build_meta_llm
-from kappaspeech.training.trained_run import SPEECH_FILE, TRAINED_FILE
+from kappaspeech.trained.difference import SPEECH_FILE, TRAINED_FILE
+from kappaspeech.trained.export import export
+from kappaspeech.trained.merged_files import read_base
 from safetensors.torch import load_file, save_file
 
 from tests.families import make_llm

@@ -14,11 +14,11 @@ from kappaspeech.config.run_config import read_run_config
 from kappaspeech.planning.batches import sizes_by_budget, sizes_by_lengths
 from kappaspeech.planning.duration import Rates
 from kappaspeech.planning.memory import count_state, kept_bytes_per_token, read_settings
-from kappaspeech.planning.plan import compare_with_run
+from kappaspeech.planning.meta_model import build_meta_model
 from kappaspeech.planning.planner import Planner
 from kappaspeech.planning.sizes import LlmSizes, count_kept_inputs
+from kappaspeech.runs.plan_comparison import compare_with_run
 from kappaspeech.speech.schedule import BatchBudget
-from kappaspeech.training.meta_model import build_meta_model
 from torch.autograd.graph import saved_tensors_hooks
 
 from tests import tiny
@@ -94,11 +94,11 @@ def test_the_meta_model_has_the_parameters_of_the_real_one(home, config):
 
 @pytest.mark.parametrize("unfreeze", [{"mode": "all"}, {"mode": "lora"}, {"mode": "adaptor"}])
 def test_what_trains_on_the_meta_device_is_what_trains(home, tmp_path, unfreeze):
-    from kappaspeech.training.parts import load_parts
+    from kappaspeech.training.assembly import assemble
 
     config = read_run_config(tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", unfreeze=unfreeze))
     _, model = build_meta_model(config)
-    real = load_parts(config, tiny.ARITHMETIC).model
+    real = assemble(config, tiny.ARITHMETIC).model
     assert [(n, p.shape, p.requires_grad) for n, p in model.named_parameters()] == [
         (n, p.shape, p.requires_grad) for n, p in real.named_parameters()
     ]

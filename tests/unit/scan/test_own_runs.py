@@ -13,7 +13,9 @@ from kappaspeech.model.lora import LoraShape, factors_of, merge
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.scan.matrices import list_matrices
 from kappaspeech.tensor_files.dtypes import widen
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+
+from tests.families import make_llm
 
 PLAIN, FUSED, OTHER = (
     "model.layers.0.mlp.up_proj.weight",
@@ -119,6 +121,25 @@ def test_what_does_not_fit_its_base_is_refused(tmp_path, trained, record, says):
     run = make_run(tmp_path / "run", tmp_path / "base", trained, **record)
     with pytest.raises(CheckpointError, match=says):
         open_checkpoint(run)
+
+
+@pytest.mark.parametrize("family, prefix", [("GPT-2", "transformer."), ("BLOOM", "transformer."), ("Llama", "model.")])
+def test_a_run_is_scanned_whose_base_has_other_names_in_its_files_than_in_the_model(tmp_path, family, prefix):
+    """As the hub's GPT-2 and BLOOM have."""
+    folder = tmp_path / "base"
+    make_llm(family).save_pretrained(folder)
+    stored = {name.removeprefix(prefix): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    name = next(name for name, tensor in stored.items() if tensor.dim() == 2 and ".0." in name)
+    after = draw(*stored[name].shape, seed=8)
+    run = make_run(tmp_path / "run", folder, {f"{prefix}{name}": after}, dtype="float32")
+    checkpoint = open_checkpoint(run)
+    assert {ref.name for ref in checkpoint.tensors} <= set(stored)
+    np.testing.assert_array_equal(read_all(checkpoint, name), after.double().numpy())
+    factors = dict(zip(factors_of(f"{prefix}{name}"), (draw(2, after.shape[1]), draw(after.shape[0], 2, seed=1)), strict=True))
+    adapted = make_run(tmp_path / "lora", folder, factors, lora=asdict(LORA), dtype="float32")
+    expected = merge(f"{prefix}{name}", stored[name], factors, LORA).double().numpy()
+    np.testing.assert_allclose(read_all(open_checkpoint(adapted), name), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_run_whose_base_is_itself_is_refused(tmp_path):

@@ -54,7 +54,7 @@ def test_doctor_and_train_say_so(home, tmp_path, capsys):
     from kappaspeech.diagnosis.configuration import check_configuration
     from kappaspeech.speech.schedule import BatchBudget
     from kappaspeech.speech.stream import SpeechStream, make_datasets
-    from kappaspeech.training.run import _warn_of_overlap
+    from kappaspeech.training.loaded import warn_of_overlap
 
     from tests import tiny
 
@@ -75,5 +75,5 @@ def test_doctor_and_train_say_so(home, tmp_path, capsys):
         rank=0,
         world_size=1,
     )
-    _warn_of_overlap(config, stream)
+    warn_of_overlap(config, stream)
     assert "warning: training and test data share: 12 of 12 test recordings" in capsys.readouterr().err

@@ -8,9 +8,9 @@ from kappaspeech.config.run_config import read_run_config
 from kappaspeech.errors import ConfigError
 from kappaspeech.model.family import Attentions
 from kappaspeech.ranks.cluster import SingleProcess
+from kappaspeech.runs.folder import RunFolder
 from kappaspeech.training import arithmetic
-from kappaspeech.training.arithmetic import UseArithmetic, choose_arithmetic, keep_attention
-from kappaspeech.training.run_folder import RunFolder
+from kappaspeech.training.arithmetic import choose_arithmetic
 
 from tests import tiny
 
@@ -68,25 +68,6 @@ def test_a_run_that_goes_on_elsewhere_keeps_what_it_began_with_and_says_so(choos
 def test_a_run_without_a_checkpoint_has_not_begun(choose, tmp_path):
     leave_a_run(tmp_path / "run", choose(NATIVE, AUTO), has_checkpoint=False)
     assert choose(EMULATING, AUTO).dtype == "float32"
-
-
-def test_a_trained_model_is_used_in_no_emulated_dtype():
-    fast, slow = UseArithmetic.of(NATIVE), UseArithmetic.of(EMULATING)
-    assert [fast.dtype(name) for name in ("bfloat16", "float32")] == [torch.bfloat16, torch.float32]
-    assert [slow.dtype(name) for name in ("bfloat16", "float32")] == [torch.float32, torch.float32]
-    assert fast.attention("bfloat16") == "kappaspeech_matmul"
-    assert slow.attention("bfloat16") == fast.attention("float32") == "sdpa"
-
-
-def test_a_trained_model_is_used_with_the_attention_that_its_run_kept():
-    fast, takes = UseArithmetic.of(NATIVE), Attentions("Gemma", sdpa=False)
-    assert fast.attention("bfloat16", kept="eager") == "eager"
-    assert fast.attention("bfloat16", kept="sdpa") == "sdpa"
-    assert fast.attention("bfloat16", takes=takes) == "eager"
-    # trained on a GPU, used without one
-    assert fast.attention("float32", kept="flash_attention_2") == "sdpa"
-    assert [keep_attention("auto", recorded) for recorded in ("eager", "sdpa", None)] == ["eager", "auto", "auto"]
-    assert keep_attention("sdpa", "sdpa") == "sdpa"
 
 
 def test_the_machine_chooses_among_what_the_family_computes_by(choose, monkeypatch):

@@ -8,9 +8,9 @@ import pytest
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.errors import CheckpointError, ConfigError
 from kappaspeech.ranks.cluster import SingleProcess
-from kappaspeech.training.checkpoint import check_fingerprints
+from kappaspeech.runs.checkpoints import check_fingerprints
+from kappaspeech.runs.folder import RunFolder
 from kappaspeech.training.kept_prompt import settle_prompt
-from kappaspeech.training.run_folder import RunFolder
 from transformers import AutoTokenizer
 
 from tests import tiny

@@ -9,8 +9,8 @@ import sys
 import time
 from typing import Any
 
+from kappaspeech.ranks.launch_parent import LaunchParent
 from kappaspeech.ranks.liveness import own_place, process_state
-from kappaspeech.training.launcher import Launcher
 from kappaspeech.training.phases import PhaseClock
 from kappaspeech.training.stalls import StallJudge, find_behind, tell_standings
 
@@ -104,7 +104,7 @@ def test_a_process_of_this_host_is_known_to_run_to_be_stopped_and_to_be_gone():
 
 def test_a_launcher_that_ends_is_missed():
     script = (
-        "import os, subprocess, sys, time; from kappaspeech.training.launcher import Launcher; own = Launcher(); "
+        "import os, subprocess, sys, time; from kappaspeech.ranks.launch_parent import LaunchParent; own = LaunchParent(); "
         "print(own.is_gone(), flush=True); sys.stdin.readline(); print(own.is_gone(), flush=True)"
     )
     starter = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {script!r}]).wait()"
@@ -117,7 +117,7 @@ def test_a_launcher_that_ends_is_missed():
     launcher.stdin.write("\n")
     launcher.stdin.close()
     assert launcher.stdout.readline() == "True\n"
-    assert not Launcher().is_gone()
+    assert not LaunchParent().is_gone()
 
 
 def test_phases_count_what_ranks_share_and_signs_of_life_apart():

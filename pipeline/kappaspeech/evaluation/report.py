@@ -1,0 +1,41 @@
+"""An evaluation's record in lines for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def describe_record(record: Mapping[str, Any]) -> list[str]:
+    """WER by language with intervals, what was cut, other normalisers, the gap to another evaluation, and perplexity."""
+    lines: list[str] = []
+    for language, report in record["wer"]["languages"].items():
+        if report["wer"] is None:
+            lines.append(f"WER {language}: no reference word ({report['num_utterances']} utterances)")
+            continue
+        low, high = report["interval"]
+        size = f"{report['num_utterances']} utterances, {report['reference_length']} words; normaliser {report['normaliser']}"
+        edits = ", ".join(f"{report[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions"))
+        lines.append(f"WER {language} {report['wer']:7.2%} (95 % of resamples {low:.2%} to {high:.2%}; {size})")
+        lines.append(f"  {edits}; CER {report['cer']:.2%}")
+    for name in ("mean", "pooled"):
+        if record["wer"][f"{name}_wer"] is not None:
+            low, high = record["wer"][f"{name}_interval"]
+            lines.append(f"WER {name} {record['wer'][f'{name}_wer']:5.2%} ({low:.2%} to {high:.2%})")
+    if record["num_loops"] or record["num_cut"]:
+        lines.append(f"cut: {record['num_loops']} in a loop, {record['num_cut']} at the longest length")
+    for scheme, report in record.get("normalisers", {}).items():
+        rates = ", ".join(f"{language} {rate:.2%}" for language, rate in report["languages"].items() if rate is not None)
+        lines.append(f"WER under the normaliser {scheme}: {rates}")
+    if "against" in record:
+        for name, gap in {**record["against"]["languages"], "mean": record["against"]["mean"]}.items():
+            low, high = gap["interval"]
+            lines.append(
+                f"WER {name} minus the other's {gap['difference']:+.2%} ({low:+.2%} to {high:+.2%}; p {gap['p_value']:.2g})"
+            )
+    for language, text in record["text"].items():
+        distance = "" if text["kl_nats"] is None else f", KL from the base {text['kl_nats']:.3f} nats a token"
+        lines.append(f"text perplexity {language} {text['perplexity']:.2f} ({text['num_tokens']} tokens){distance}")
+    for task, metrics in record.get("lm_eval", {}).items():
+        lines.append(f"{task}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}")
+    return lines

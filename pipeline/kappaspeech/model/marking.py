@@ -1,0 +1,55 @@
+"""Which tensors of an LLM train: `requires_grad` by the configuration's mode and a selection's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from kappaspeech.model.freezing import check_tensors, unfreeze
+from kappaspeech.model.lora import LoraShape, add_lora, linear_tensors
+from kappaspeech.model.stored_names import rename_shapes
+
+
+class Factors(Protocol):
+    """`unfreeze.lora` of a configuration."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def dropout(self) -> float: ...
+
+
+class Unfreezing(Protocol):
+    """`unfreeze` of a configuration, as far as it is asked."""
+
+    @property
+    def mode(self) -> str: ...
+    @property
+    def lora(self) -> Factors | None: ...
+
+
+class Selection(Protocol):
+    """Tensors by name, with their shapes."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+
+def mark_trained(llm: Any, options: Unfreezing, selection: Selection | None, *, seed: int) -> LoraShape | None:
+    """Set `requires_grad` in `llm` as `options.mode` says, adding LoRA's factors where it asks for them.
+
+    Before DeepSpeed sees the model: it would give optimizer state to whatever isn't frozen by then.
+    """
+    # a scan knows a checkpoint's files alone
+    shapes = rename_shapes(llm, selection.shapes) if selection else {}
+    if options.mode == "all":
+        llm.requires_grad_(True)
+    elif options.lora is not None:
+        check_tensors(llm, shapes)
+        wanted = LoraShape(options.lora.rank, options.lora.alpha, options.lora.dropout)
+        return add_lora(llm, list(shapes) or linear_tensors(llm), wanted, seed=seed)
+    else:
+        unfreeze(llm, shapes)
+    return None

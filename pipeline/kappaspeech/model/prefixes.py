@@ -1,0 +1,3 @@
+"""What tensors' names begin with in `SpeechLLM`, and so in a run's files."""
+
+LLM_PREFIX, ADAPTOR_PREFIX = "llm.", "adaptor."

@@ -1,0 +1,27 @@
+"""What stands against training a selection's model, told as soon as the selection is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kappaspeech.errors import KappaSpeechError
+from kappaspeech.model.freezing import check_tensors
+from kappaspeech.model.meta_llm import build_meta_llm
+from kappaspeech.model.stored_names import rename_shapes
+from kappaspeech.selection.tensor_selection import TensorSelection
+from kappaspeech.tensor_files.weight_files import read_config
+
+
+def find_obstacle(selection: TensorSelection) -> str | None:
+    """Why the selected tensors can't be trained here; None where nothing is known against it, or nothing of their model.
+
+    From the model's config alone, in a moment whatever its size.
+    """
+    try:
+        if not Path(selection.model).is_dir() or "model_type" not in (read_config(Path(selection.model)) or {}):
+            return None
+        llm = build_meta_llm(selection.model)
+        check_tensors(llm, rename_shapes(llm, selection.shapes))
+    except KappaSpeechError as error:
+        return str(error)
+    return None

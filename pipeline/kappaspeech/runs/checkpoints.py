@@ -1,0 +1,154 @@
+"""Checkpoints that hold what was trained: its float32 weights, Adam's moments, and fingerprints of all that was not.
+
+A checkpoint is a folder that appears by one rename, so a kill at any instant leaves the last good one. Tensors are kept
+whole, not as partitions: any number of ranks can resume from them. One that its disk has damaged is known by its files'
+sizes and checksums. `best.py` knows the one of lowest WER, and `zero3/engine_state.py` writes them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from kappaspeech.artefacts import read_json
+from kappaspeech.errors import CheckpointError, InputError
+from kappaspeech.escaping import make_logger
+from kappaspeech.outputs import sweep
+from kappaspeech.runs.best import read_best, repair_best
+from kappaspeech.runs.contents import step_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA_VERSION = 1
+STATE_FILE, TRAINED_FILE, OPTIMIZER_FILE = "state.json", "trained.safetensors", "optimizer.safetensors"
+AVERAGE_FILE = "average.safetensors"
+_BLOCK_BYTES = 1 << 24
+# fingerprints that checkpoints of versions before this one lack
+_NEWER = ("prompt",)
+
+_log = make_logger(__name__)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return list(checkpoints_by_step(folder).values())
+
+
+def checkpoints_by_step(folder: Path) -> dict[int, Path]:
+    """Complete checkpoints by their steps, ascending."""
+    if not folder.is_dir():
+        return {}
+    return dict(sorted((step, path) for path in folder.iterdir() if (step := step_of(path)) is not None))
+
+
+def prune(folder: Path, *, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep` and the one that is marked as best."""
+    best = read_best(folder)
+    for old in list_checkpoints(folder)[:-keep]:
+        if old != best:
+            # a kill in the middle mustn't leave half a folder under a whole one's name
+            shutil.rmtree(old.rename(folder / f".{old.name}.tmp"))
+
+
+def prepare_resume(folder: Path, *, find_fault: Callable[[Mapping[str, Any]], str | None] = lambda _: None) -> Path | None:
+    """Clear away what killed saves left, and choose the newest whole checkpoint; None where there has never been one.
+
+    `find_fault` says what a checkpoint's state lacks.
+    A checkpoint that its disk has damaged is set aside under the name damaged-step-…, with a warning, and the one before is
+    used: the steps between are trained again, on the same samples. Raises `CheckpointError` where none is whole, for a run that
+    silently began again would be worse. For one rank alone.
+    """
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover)
+    sweep(folder)
+    repair_best(folder)
+    damaged: list[tuple[Path, str]] = []
+    for checkpoint in reversed(list_checkpoints(folder)):
+        damage = find_damage(checkpoint, find_fault=find_fault)
+        if damage is None:
+            for broken, cause in damaged:
+                aside = broken.with_name(f"damaged-{broken.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                broken.rename(aside)
+                _log.warning("%s is damaged (%s): set aside as %s; going on from %s.", broken, cause, aside.name, checkpoint.name)
+            return checkpoint
+        damaged.append((checkpoint, damage))
+    if damaged:
+        listing = "; ".join(f"{checkpoint.name}: {cause}" for checkpoint, cause in damaged)
+        raise CheckpointError(
+            f"No checkpoint in {folder} is whole ({listing}). Bring one back from a copy, or remove the folder to train from the "
+            "beginning."
+        )
+    return None
+
+
+def find_damage(checkpoint: Path, *, find_fault: Callable[[Mapping[str, Any]], str | None] = lambda _: None) -> str | None:
+    """What keeps a checkpoint from being used, None where it is whole: a file that is missing, cut, or has other bytes."""
+    try:
+        state = read_state(checkpoint)
+        if (fault := find_fault(state)) is not None:
+            return fault
+        if state["step"] != step_of(checkpoint):
+            return f"state.json is of step {state['step']}"
+        for name, expected in state["files"].items():
+            path = checkpoint / name
+            if path.stat().st_size != expected["num_bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, of {expected['num_bytes']}"
+            with safe_open(path, framework="pt"):
+                pass  # its header can be read
+            if _checksum_of_tensors(path) != expected["crc32"]:
+                return f"{name} isn't what was written"
+    except (InputError, OSError, SafetensorError) as error:
+        return str(error)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return "state.json doesn't say what was written"
+    return None
+
+
+def _checksum_of_tensors(path: Path) -> int:
+    """CRC-32 of a safetensors file past its header."""
+    checksum = 0
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        while block := file.read(_BLOCK_BYTES):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The JSON that `save` was given, with `step` and `files`. Raises `InputError`."""
+    return read_json(checkpoint / STATE_FILE, schema_version=SCHEMA_VERSION)
+
+
+def check_fingerprints(checkpoint: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> None:
+    """Raise `CheckpointError`, by name, where what a checkpoint doesn't hold has changed since it was written."""
+    changed = [name for name in current if saved.get(name) != current[name] and (name in saved or name not in _NEWER)]
+    if changed:
+        details = "; ".join(f"{name} was {str(saved.get(name))[:12]}, is {current[name][:12]}" for name in changed)
+        raise CheckpointError(
+            f"{checkpoint} was trained with another {', '.join(changed)} ({details}). Resume with what it was trained with, or "
+            "train into another run_dir."
+        )
+
+
+def find_weights(checkpoint: Path) -> Path:
+    """The file of the weights that a checkpoint is worth: their moving average where the run kept one, else themselves."""
+    average = checkpoint / AVERAGE_FILE
+    return average if average.exists() else checkpoint / TRAINED_FILE
+
+
+def read_trained(path: Path) -> dict[str, Tensor]:
+    """The trained tensors of a file by their names in `SpeechLLM`. Raises `CheckpointError`."""
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}. Choose another checkpoint of the run with --step.") from error
+    return tensors

@@ -1,0 +1,61 @@
+"""What lies in a run's folder: each file's name and what it is, for who writes it, who reads it, and the list in run.md."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+README_FILE, CONFIG_FILE, SECRETS_FILE, RECORD_FILE = "run.md", "config.json", "secrets.json", "run.json"
+SELECTION_FILE, FROZEN_FILE, DRIFT_FILE = "selection.json", "frozen.json", "drift.json"
+STEPS_FILE, EVALUATIONS_FILE, BAD_SAMPLES_FILE = "steps.jsonl", "evaluations.jsonl", "bad_samples.jsonl"
+SKIPPED_STEPS_FILE, LEASE_FILE, STOP_FILE = "skipped_steps.jsonl", "lease.json", "STOP"
+EVALUATION_FILE, DAMAGED_LINES = "evaluation.json", "*.damaged"
+CURVES_FOLDER, HYPOTHESES_FOLDER, CHECKPOINTS_FOLDER, LAUNCH_FOLDER = "tensorboard", "hypotheses", "checkpoints", "launch"
+_CHECKPOINT = re.compile(r"step-(\d{6,18})")
+
+CONTENTS = (
+    (CONFIG_FILE, "the resolved configuration; `kappaspeech train` takes it as it takes the YAML"),
+    (
+        SECRETS_FILE,
+        "passwords and signatures of URLs, which config.json hides; for your eyes alone: leave it out of what you share",
+    ),
+    (RECORD_FILE, "status, digests, versions, commit, and the plan beside what was measured"),
+    (SELECTION_FILE, "the LLM's tensors that were trained"),
+    (STEPS_FILE, "a record a step: loss, rates, gradient norm, times, padding, memory, digest of the samples"),
+    (CURVES_FOLDER, "the same as curves: `tensorboard --logdir` this folder"),
+    (EVALUATIONS_FILE, "WER by language with intervals, and perplexity of text"),
+    (HYPOTHESES_FOLDER, "every transcript of each evaluation"),
+    (CHECKPOINTS_FOLDER, "what was trained, with its optimizer; the base model isn't in it"),
+    (BAD_SAMPLES_FILE, "samples that couldn't be used, and why"),
+    (SKIPPED_STEPS_FILE, "steps that moved no weight, for their loss or gradient, and their samples"),
+    (DAMAGED_LINES, "lines of the files above that couldn't be read, set aside"),
+    (FROZEN_FILE, "digests of every frozen tensor, before and after"),
+    (DRIFT_FILE, "how far each trained tensor has moved"),
+    (LAUNCH_FOLDER, "each start's command line, and why its ranks ended"),
+    (EVALUATION_FILE, "what `kappaspeech evaluate` measured afterwards"),
+    ("evaluation.hypotheses.jsonl", "every transcript of that"),
+    ("evaluation.html", "the same as a page, with clips"),
+)
+# there for as long as a start is
+PASSING = (LEASE_FILE, STOP_FILE)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is the folder of a training run that has begun."""
+    return (folder / RECORD_FILE).exists() and (folder / CONFIG_FILE).exists()
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """The checkpoint of `step` in a run's folder of checkpoints."""
+    return folder / f"step-{step:06d}"
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step of a checkpoint, by its name; None where this is none that was finished."""
+    match = _CHECKPOINT.fullmatch(checkpoint.name)
+    return int(match[1]) if match else None
+
+
+def hypotheses_path(folder: Path, step: int) -> Path:
+    """The transcripts of the evaluation after `step` steps, in a run's folder of hypotheses."""
+    return folder / f"step-{step:06d}.jsonl"

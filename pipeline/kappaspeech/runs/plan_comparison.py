@@ -1,0 +1,42 @@
+"""A run's plan beside what its steps measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kappaspeech.artefacts import read_json
+from kappaspeech.runs.contents import RECORD_FILE, STEPS_FILE
+from kappaspeech.runs.records import is_step, read_lines
+
+# the first ones warm up
+_FIRST_STEPS = 2
+
+
+def compare_plan(run_dir: Path) -> dict[str, Any] | None:
+    """The plan in run.json beside the steps' records; None where there was no plan, or too few steps."""
+    plan = read_json(run_dir / RECORD_FILE, schema_version=1).get("plan")
+    if not plan or "error" in plan:
+        return None
+    steps = read_lines(run_dir / STEPS_FILE, is_record=lambda record: is_step(record) and "peak_memory_bytes" in record)
+    return compare_with_run(plan, steps)
+
+
+def compare_with_run(plan: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """A plan's JSON beside a run's step records: the peak, and the median step without the first two, which warm up.
+
+    None for a run of so few steps that nothing can be said.
+    """
+    settled = [float(step["seconds"]) for step in steps[_FIRST_STEPS:]]
+    if not settled:
+        return None
+    # a GPU's records say what torch has allocated, a CPU's what the process holds
+    key = "peak_bytes" if plan["assumptions"]["device"] == "cpu" else "allocated_bytes"
+    peak, seconds = max(int(step["peak_memory_bytes"]) for step in steps), statistics.median(settled)
+    predicted_seconds = float(plan["step_seconds"]["total"])
+    return {
+        "peak_memory_bytes": {"predicted": plan[key], "measured": peak, "ratio": plan[key] / peak},
+        "step_seconds": {"predicted": predicted_seconds, "measured": seconds, "ratio": predicted_seconds / seconds},
+    }

@@ -1,0 +1,152 @@
+"""What a run leaves for people and programs: step and evaluation records as JSON lines, and TensorBoard curves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from kappaspeech.json_lines import Record, dump_line, keep_lines, read_lines
+from kappaspeech.runs.contents import BAD_SAMPLES_FILE, CURVES_FOLDER, EVALUATIONS_FILE, SKIPPED_STEPS_FILE, STEPS_FILE
+from kappaspeech.speech.loading import BadSample
+
+__all__ = ["RunLog", "StepRecord", "is_evaluation", "is_step", "read_lines"]
+
+_CURVES = (
+    "loss_nats",
+    "grad_norm",
+    "seconds",
+    "wait_seconds",
+    "padding",
+    "llm_padding",
+    "audio_seconds_per_second",
+    "tokens_per_second",
+    "mfu",
+)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step, over all ranks. Losses in nats per target token, rates and norms as they were used.
+
+    `seconds` is the step's wall time on rank 0 and `phase_seconds` how rank 0 spent it, by the phases of `phases.py`;
+    `tokens_per_second` counts prompt, audio and labels of the LLM, and `mfu` is the model FLOPs utilisation: the operations that
+    the samples need without padding (`model/flops.py`) over what the devices can at best, `matmul_flops_per_second` of run.json.
+    `wait_seconds` is the longest wait of any rank for data. `padding` is the share of the encoder's frames that were padding,
+    `llm_padding` that of the LLM's audio positions and labels; `hours_seen` counts usable audio since the run began, by language.
+    `keys_digest` identifies the samples and their order.
+    """
+
+    step: int
+    loss_nats: float
+    loss_sum_nats: float
+    num_target_tokens: int
+    learning_rates: dict[str, float]
+    grad_norm: float
+    seconds: float
+    audio_seconds: float
+    audio_seconds_per_second: float
+    tokens_per_second: float
+    mfu: float
+    phase_seconds: dict[str, float]
+    wait_seconds: float
+    padding: float
+    llm_padding: float
+    hours_seen: dict[str, float]
+    bad_samples: dict[str, int]
+    peak_memory_bytes: int
+    keys_digest: str
+
+
+class RunLog:
+    """Appends to `steps.jsonl` and `evaluations.jsonl` of a run folder. For rank 0 alone."""
+
+    def __init__(self, run_dir: Path, *, resume_step: int, check: Callable[[], None] = lambda: None) -> None:
+        """Open the log to go on at `resume_step`: records of later steps, from a run that was cut, are dropped.
+
+        `check` is called before each write, and raises where the folder is another start's by now.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._run_dir = run_dir
+        self._check = check
+        run_dir.mkdir(parents=True, exist_ok=True)
+        # steps before the resume point happened; an evaluation *at* it belongs to the checkpoint
+        for name, is_record in ((STEPS_FILE, is_step), (BAD_SAMPLES_FILE, is_of_step), (SKIPPED_STEPS_FILE, is_of_step)):
+            keep_lines(run_dir / name, lambda record: record["step"] < resume_step, is_record=is_record)
+        keep_lines(run_dir / EVALUATIONS_FILE, lambda record: record["step"] <= resume_step, is_record=is_evaluation)
+        self._steps = _open_to_append(run_dir / STEPS_FILE)
+        self._curves = SummaryWriter(str(run_dir / CURVES_FOLDER), purge_step=resume_step)
+
+    def evaluated_steps(self) -> set[int]:
+        """Steps of which there is an evaluation."""
+        return {int(record["step"]) for record in read_lines(self._run_dir / EVALUATIONS_FILE, is_record=is_evaluation)}
+
+    def add_step(self, record: StepRecord) -> None:
+        """Append a step; it survives a kill of this process, though not of the machine."""
+        self._check()
+        self._steps.write(dump_line(asdict(record)))
+        self._steps.flush()
+        for name in _CURVES:
+            self._curves.add_scalar(f"train/{name}", getattr(record, name), record.step)
+        for group, rate in record.learning_rates.items():
+            self._curves.add_scalar(f"train/learning_rate_{group}", rate, record.step)
+
+    def add_bad_samples(self, step: int, samples: Sequence[BadSample]) -> None:
+        """Name samples that were masked in a step."""
+        if not samples:
+            return
+        self._check()
+        with _open_to_append(self._run_dir / BAD_SAMPLES_FILE) as file:
+            for sample in samples:
+                file.write(dump_line({"step": step, **asdict(sample)}))
+
+    def add_skipped_step(self, record: dict[str, Any]) -> None:
+        """Name the samples of a step that moved no weight; it has no other record."""
+        self._check()
+        with _open_to_append(self._run_dir / SKIPPED_STEPS_FILE) as file:
+            file.write(dump_line(record))
+
+    def add_evaluation(self, record: dict[str, Any]) -> None:
+        """Append an evaluation, durably; one of the same step takes the old one's place."""
+        self._check()
+        path = self._run_dir / EVALUATIONS_FILE
+        keep_lines(path, lambda other: other["step"] != record["step"], is_record=is_evaluation)
+        with _open_to_append(path) as file:
+            file.write(dump_line(record))
+            file.flush()
+            os.fsync(file.fileno())
+        if record["wer"]["mean_wer"] is not None:
+            self._curves.add_scalar("test/mean_wer", record["wer"]["mean_wer"], record["step"])
+        for language, text in record["text"].items():
+            self._curves.add_scalar(f"text/perplexity_{language}", text["perplexity"], record["step"])
+        self._curves.flush()
+
+    def close(self) -> None:
+        self._steps.close()
+        self._curves.close()
+
+
+def _open_to_append(path: Path) -> TextIO:
+    # half of a surrogate pair is no text; its escape is what JSON has for it
+    return path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def is_of_step(record: Record) -> bool:
+    """Whether a record says of which step it is."""
+    return type(record.get("step")) is int
+
+
+def is_step(record: Record) -> bool:
+    """Whether a record is of a step, with what is told of any."""
+    return is_of_step(record) and all(isinstance(record.get(name), float | int) for name in ("loss_nats", "seconds"))
+
+
+def is_evaluation(record: Record) -> bool:
+    """Whether a record is of an evaluation."""
+    rates = record.get("wer")
+    if not is_of_step(record) or not isinstance(rates, dict) or not isinstance(record.get("text"), dict):
+        return False
+    return "mean_wer" in rates and isinstance(rates["mean_wer"], float | int | None)

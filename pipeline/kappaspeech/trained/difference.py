@@ -1,0 +1,121 @@
+"""What a training added to its base, and all that a speech LLM needs beside its LLM's own folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kappaspeech.errors import CheckpointError
+from kappaspeech.model.adaptor import AdaptorShape
+from kappaspeech.model.family import read_attentions
+from kappaspeech.model.lora import LoraShape, is_factor
+from kappaspeech.model.precision import DTYPES
+from kappaspeech.model.speech_llm import SpeechLLM
+from kappaspeech.model.trained import load_trained_model
+from kappaspeech.runs.checkpoints import TRAINED_FILE, read_trained
+from kappaspeech.scan.checkpoint import Checkpoint, open_checkpoint
+from kappaspeech.speech.batches import SpeechPrompt, make_prompt
+from kappaspeech.trained.arithmetic import UseArithmetic
+
+__all__ = ["ADAPTOR_FILE", "SCHEMA_VERSION", "SPEECH_FILE", "TRAINED_FILE", "Difference", "SpeechParts"]
+
+SPEECH_FILE, ADAPTOR_FILE = "speech.json", "adaptor.safetensors"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SpeechParts:
+    """All that a speech LLM needs beside its LLM's own folder; `speech.json` of an export."""
+
+    encoder: str
+    pad_to_30s: bool
+    instruction: str
+    chat_template: bool
+    dtype: str
+    adaptor: AdaptorShape
+    encoder_dtype: str
+    attention: str = "auto"
+    prompt: dict[str, list[int]] | None = None
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    def make_prompt(self, tokenizer: Any) -> SpeechPrompt:
+        """The one that was trained with; what versions made that didn't write theirs down."""
+        if self.prompt is not None:
+            return SpeechPrompt.from_json(self.prompt)
+        return make_prompt(tokenizer, self.instruction, chat=self.chat_template, as_before=True)
+
+    def choose_attention(self, use: UseArithmetic, llm: str) -> str:
+        """What the LLM at `llm` is loaded with here."""
+        return use.attention(self.dtype, kept=self.attention, takes=read_attentions(llm))
+
+    def to_json(self) -> dict[str, Any]:
+        """For an export, which may be used from another working folder than the run's."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "encoder": _portable(self.encoder)}
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> SpeechParts:
+        plain = {key: content[key] for key in ("encoder", "pad_to_30s", "instruction", "dtype")}
+        # versions before this one had the template alone, and left attention to the machine
+        plain |= {"chat_template": content.get("chat_template", True), "attention": content.get("attention", "auto")}
+        plain["prompt"] = content.get("prompt")
+        return SpeechParts(**plain, adaptor=AdaptorShape(**content["adaptor"]), encoder_dtype=_read_encoder_dtype(content))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a training added to its base: the file of trained tensors (names as in `SpeechLLM`), and the base that they fit."""
+
+    where: Path
+    parts: SpeechParts
+    llm: str
+    base_digest: str
+    trained: Path
+    lora: LoraShape | None = None
+
+    def base_json(self) -> dict[str, str]:
+        return {"llm": _portable(self.llm), "checkpoint_digest": self.base_digest}
+
+    def open_base(self) -> Checkpoint:
+        """The base's tensors, unread. Raises `CheckpointError` where it isn't the one that was trained on."""
+        base = open_checkpoint(self.llm)
+        if base.digest != self.base_digest:
+            raise CheckpointError(
+                f"{self.llm} is checkpoint {base.digest[:12]}…, but {self.where} was trained on {self.base_digest[:12]}…. "
+                "Put the base model back that it was trained on, or name it with --base."
+            )
+        return base
+
+    def load_model(self, use: UseArithmetic) -> SpeechLLM:
+        """The base model with what was trained, as `use` says. Raises `CheckpointError`, also where the base has changed."""
+        self.open_base()
+        # the masters are float32: what they trained is their rounding; a LoRA's product is rounded once, when it is merged
+        trained = {
+            name: tensor if is_factor(name) else tensor.to(self.parts.torch_dtype)
+            for name, tensor in read_trained(self.trained).items()
+        }
+        return load_trained_model(
+            self.llm,
+            self.parts.adaptor,
+            trained,
+            dtype=use.dtype(self.parts.dtype),
+            lora=self.lora,
+            attention=self.parts.choose_attention(use, self.llm),
+        )
+
+
+def _read_encoder_dtype(content: dict[str, Any]) -> str:
+    """Of an export: «auto», or nothing, is what versions before this one wrote, and meant float32 but on GPUs."""
+    dtype = str(content.get("encoder_dtype", "auto"))
+    return "float32" if dtype == "auto" else dtype
+
+
+def _portable(name_or_path: str) -> str:
+    """A path counts from the working folder; an export may be used from another one."""
+    path = Path(name_or_path)
+    return str(path.resolve()) if path.exists() else name_or_path

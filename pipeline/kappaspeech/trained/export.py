@@ -1,0 +1,159 @@
+"""A run as files that need neither the run nor DeepSpeed: a Hugging Face folder with the adaptor, or the difference alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from kappaspeech.artefacts import sync_folder, write_json
+from kappaspeech.errors import CheckpointError, InputError
+from kappaspeech.model.llm import load_tokenizer
+from kappaspeech.model.lora import factors_of, is_factor, lora_to_record, merge
+from kappaspeech.model.prefixes import ADAPTOR_PREFIX, LLM_PREFIX
+from kappaspeech.progress import ProgressBar
+from kappaspeech.scan.checkpoint import Checkpoint, named_as_model
+from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
+from kappaspeech.tensor_files.weight_files import read_config
+from kappaspeech.trained.difference import ADAPTOR_FILE, SPEECH_FILE, TRAINED_FILE
+from kappaspeech.trained.merged_files import list_output, read_base, write_merged
+from kappaspeech.trained.opening import Step, open_difference
+
+Shapes = Mapping[str, tuple[int, ...]]
+GENERATION_CONFIG_FILE = "generation_config.json"
+# what is written beside the tensors (tokenizer, JSON) is below this
+_SMALL_FILES_BYTES = 64 << 20
+
+
+def export(source: Path, output: Path, *, step: Step = None, base: str | None = None) -> list[Path]:
+    """Write the LLM and tokenizer as transformers reads them, `adaptor.safetensors` and `speech.json` to `output`.
+
+    `source` is a run, or a difference, which needs its `base`. The LLM goes from the base's files to the new ones tensor by
+    tensor: every frozen tensor keeps its bytes, and no more than one tensor is in memory. The folder appears whole or not at
+    all. Returns its files. Raises `InputError` where `output` exists, `CheckpointError` for a base that can't be merged.
+    """
+    difference = open_difference(source, step=step, base=base)
+    checkpoint = difference.open_base()
+    config = read_config(_folder_of(checkpoint)) or {}
+    if "quantization_config" in config:
+        raise CheckpointError(
+            f"{difference.llm} is quantised ({config['quantization_config'].get('quant_method', 'unknown method')}): trained "
+            "weights can't be merged into it. Export the difference alone: --only difference."
+        )
+    with safe_open(difference.trained, framework="pt") as trained:
+        shapes = {name: tuple(trained.get_slice(name).get_shape()) for name in trained.keys()}  # noqa: SIM118 - no mapping
+        changed = [name.removeprefix(LLM_PREFIX) for name in shapes if name.startswith(LLM_PREFIX)]
+        checkpoint = named_as_model(checkpoint, difference.llm, changed)
+        of_llm = _changed_shapes(checkpoint, shapes)
+        planned = list_output(checkpoint, of_llm, dtype=difference.parts.torch_dtype)
+        size = sum(tensor.num_bytes for tensor in planned)
+
+        def read_llm_tensor(name: str) -> Tensor:
+            parts = [LLM_PREFIX + part for part in (name, *factors_of(name)) if LLM_PREFIX + part in shapes]
+            tensors = {part.removeprefix(LLM_PREFIX): trained.get_tensor(part) for part in parts}
+            return tensors[name] if name in tensors else merge(name, read_base(checkpoint, name), tensors, difference.lora)
+
+        def write(folder: Path) -> None:
+            _write_adaptor(folder / ADAPTOR_FILE, trained, shapes)
+            with ProgressBar("export", total=size, shown=True) as bar:
+                write_merged(folder, checkpoint, planned, read_trained=read_llm_tensor, advance=bar.advance)
+            _write_config(folder, config, _folder_of(checkpoint), dtype=difference.parts.dtype)
+            load_tokenizer(difference.llm).save_pretrained(folder)
+            write_json(folder / SPEECH_FILE, difference.parts.to_json())
+
+        return _write_folder(output, write, num_bytes=size)
+
+
+def export_difference(source: Path, output: Path, *, step: Step = None) -> list[Path]:
+    """Write what a run trained, alone: the LLM's tensors in the training's dtype, the adaptor in float32, and the base's digest.
+
+    `kappaspeech transcribe` and `export` put it together with its base again. Returns the files. Raises as `export`.
+    """
+    difference = open_difference(source, step=step)
+    with safe_open(difference.trained, framework="pt") as trained:
+        shapes = {name: tuple(trained.get_slice(name).get_shape()) for name in trained.keys()}  # noqa: SIM118 - no mapping
+        llm_dtype = difference.parts.torch_dtype
+        dtypes = {name: llm_dtype if name.startswith(LLM_PREFIX) else torch.float32 for name in shapes}
+
+        def write(folder: Path) -> None:
+            writer = SafetensorsWriter(folder / TRAINED_FILE, shapes, dtype=dtypes, metadata={"base": difference.base_digest})
+            for name in shapes:
+                writer.add(name, trained.get_tensor(name))
+            writer.close()
+            content = {**difference.parts.to_json(), "base": difference.base_json(), "lora": lora_to_record(difference.lora)}
+            write_json(folder / SPEECH_FILE, content)
+
+        size = sum(dtypes[name].itemsize * int(torch.Size(shape).numel()) for name, shape in shapes.items())
+        return _write_folder(output, write, num_bytes=size)
+
+
+def _changed_shapes(base: Checkpoint, trained: Shapes) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the LLM's tensors that training changed: those it trained whole, and those LoRA's factors belong to."""
+    of_llm = {name.removeprefix(LLM_PREFIX): shape for name, shape in trained.items() if name.startswith(LLM_PREFIX)}
+    changed = {name: shape for name, shape in of_llm.items() if not is_factor(name)}
+    stored = {alias: ref.shape for ref in base.tensors for alias in (ref.name, *ref.aliases)}
+    adapted = {name: shape for name, shape in stored.items() if any(factor in of_llm for factor in factors_of(name))}
+    missing = {name for name in of_llm if is_factor(name)} - {factor for name in adapted for factor in factors_of(name)}
+    if missing:
+        raise CheckpointError(
+            f"{base.where} has no tensor that {min(missing)} would change. Give the base model that it was trained on."
+        )
+    return {**changed, **adapted}
+
+
+def _write_folder(output: Path, write: Callable[[Path], None], *, num_bytes: int) -> list[Path]:
+    """Let `write` fill a temporary sibling of `output` and rename it, if there is room for it."""
+    if output.exists():
+        raise InputError(f"{output} exists already. Give a folder that doesn't, or remove it.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = num_bytes + _SMALL_FILES_BYTES, shutil.disk_usage(output.parent).free
+    if free < needed:
+        raise InputError(
+            f"The export needs {needed / 1e9:.2f} GB in {output.parent}, where {free / 1e9:.2f} GB are free. Make room, give "
+            "another folder, or export the difference alone: --only difference."
+        )
+    with _temporary_sibling(output) as temporary:
+        try:
+            write(temporary)
+        except OSError as error:
+            raise InputError(f"{output} can't be written: {error}. Nothing of it was kept.") from error
+        temporary.rename(output)
+    sync_folder(output.parent)
+    return sorted(output.iterdir())
+
+
+@contextmanager
+def _temporary_sibling(output: Path) -> Iterator[Path]:
+    temporary = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _folder_of(checkpoint: Checkpoint) -> Path:
+    return checkpoint.file_of(checkpoint.tensors[0].name).parent
+
+
+def _write_adaptor(path: Path, trained: Any, shapes: dict[str, tuple[int, ...]]) -> None:
+    names = {name.removeprefix(ADAPTOR_PREFIX): name for name in shapes if name.startswith(ADAPTOR_PREFIX)}
+    writer = SafetensorsWriter(path, {short: shapes[name] for short, name in names.items()}, dtype=torch.float32)
+    for short, name in names.items():
+        writer.add(short, trained.get_tensor(name))
+    writer.close()
+
+
+def _write_config(folder: Path, config: dict[str, Any], base: Path, *, dtype: str) -> None:
+    """The base's config, naming the dtype that the tensors now have, and its settings of generation."""
+    key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+    write_json(folder / "config.json", {**config, key: dtype})
+    if (base / GENERATION_CONFIG_FILE).exists():
+        shutil.copyfile(base / GENERATION_CONFIG_FILE, folder / GENERATION_CONFIG_FILE)

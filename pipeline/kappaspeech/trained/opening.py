@@ -1,0 +1,161 @@
+"""A finished run, or its export, opened for use: the whole model in one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from kappaspeech.artefacts import read_json
+from kappaspeech.config.run_config import RunConfig
+from kappaspeech.errors import CheckpointError, InputError
+from kappaspeech.evaluation.transcribe import Transcriber
+from kappaspeech.model.adaptor import AdaptorShape
+from kappaspeech.model.encoder import load_encoder
+from kappaspeech.model.llm import load_tokenizer
+from kappaspeech.model.lora import lora_from_record
+from kappaspeech.model.precision import measure_rates
+from kappaspeech.model.prefixes import ADAPTOR_PREFIX
+from kappaspeech.model.speech_llm import SpeechLLM
+from kappaspeech.model.trained import find_base, load_trained_model
+from kappaspeech.runs.best import read_best
+from kappaspeech.runs.checkpoints import checkpoints_by_step, find_weights, read_state
+from kappaspeech.runs.contents import RECORD_FILE, step_of
+from kappaspeech.runs.folder import RunFolder
+from kappaspeech.trained.arithmetic import UseArithmetic, keep_attention
+from kappaspeech.trained.difference import ADAPTOR_FILE, SCHEMA_VERSION, SPEECH_FILE, TRAINED_FILE, Difference, SpeechParts
+
+# which of a run's checkpoints: that of a step, the one of lowest WER, or the last
+Step = int | Literal["best"] | None
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's configuration and one of its checkpoints."""
+
+    path: Path
+    config: RunConfig
+    record: dict[str, Any]
+    checkpoint: Path
+    step: int
+    train_seconds: float
+
+    @property
+    def parts(self) -> SpeechParts:
+        return SpeechParts(
+            encoder=self.config.model.encoder,
+            pad_to_30s=self.config.model.pad_to_30s,
+            instruction=self.config.model.instruction,
+            chat_template=self.config.model.chat_template,
+            dtype=str(self.record["dtype"]),
+            adaptor=AdaptorShape(**self.record["adaptor"]),
+            encoder_dtype=str(self.record["encoder_dtype"]),
+            attention=keep_attention(self.config.model.attn_implementation, self.record.get("attn_implementation")),
+            prompt=self.record.get("prompt"),
+        )
+
+    @property
+    def difference(self) -> Difference:
+        digest = str(self.record["checkpoint_digest"])
+        lora = lora_from_record(self.record.get("lora"))
+        return Difference(self.path, self.parts, self.config.model.llm, digest, find_weights(self.checkpoint), lora)
+
+    def load_model(self, use: UseArithmetic) -> SpeechLLM:
+        """The base model with what this checkpoint trained. Raises `CheckpointError`, also where the base has changed."""
+        return self.difference.load_model(use)
+
+
+def choose_device(local_rank: int) -> torch.device:
+    """This rank's GPU where there is one, else the CPU."""
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def parse_step(text: str | None) -> Step:
+    """What --step was given: a step, «best», or nothing. Raises `InputError`."""
+    if text is None or text == "best":
+        return text  # type: ignore[return-value]
+    if not text.isdecimal():
+        raise InputError(f"--step is {text!r}; give a checkpoint's step, or best.")
+    return int(text)
+
+
+def open_run(path: Path, *, step: Step = None) -> TrainedRun:
+    """A run folder at its last checkpoint, that of `step`, or that of lowest WER. Raises `InputError` or `CheckpointError`."""
+    folder = RunFolder(path)
+    config, record = folder.read_config(), folder.read_record()
+    states = checkpoints_by_step(folder.checkpoints)
+    if not states:
+        raise CheckpointError(f"{path} has no checkpoint yet. Let its training reach one.")
+    if step == "best":
+        best = read_best(folder.checkpoints)
+        if best is None:
+            raise CheckpointError(f"{path} has no checkpoint marked as best. A training with data.test and keep_best marks one.")
+        step = step_of(best)
+    wanted = max(states) if step is None else step
+    if wanted not in states:
+        raise CheckpointError(f"{path} has no checkpoint of step {wanted}; it has {', '.join(map(str, sorted(states)))}.")
+    state = read_state(states[wanted])
+    return TrainedRun(path, config, record, states[wanted], wanted, float(state["train_seconds"]))
+
+
+def open_difference(path: Path, *, step: Step = None, base: str | None = None) -> Difference:
+    """What a run folder's checkpoint (the last, that of `step`, the best) trained, or what `export --only difference` wrote.
+
+    `base` names the base model where it isn't where it was. Raises `InputError` where `path` is neither.
+    """
+    if (path / RECORD_FILE).exists():
+        found = open_run(path, step=step).difference
+    elif (path / SPEECH_FILE).exists() and (path / TRAINED_FILE).exists():
+        content = read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION)
+        origin = content["base"]
+        parts, lora = SpeechParts.from_json(content), lora_from_record(content.get("lora"))
+        found = Difference(path, parts, origin["llm"], origin["checkpoint_digest"], path / TRAINED_FILE, lora)
+    else:
+        raise InputError(f"{path} is neither a run folder ({RECORD_FILE}) nor a difference ({SPEECH_FILE} and {TRAINED_FILE}).")
+    return replace(found, llm=base) if base else found
+
+
+def open_transcriber(
+    path: Path,
+    *,
+    device: torch.device,
+    batch_size: int,
+    max_new_tokens: int,
+    num_beams: int = 1,
+    step: Step = None,
+    base: str | None = None,
+    use: UseArithmetic | None = None,
+) -> Transcriber:
+    """What transcribes with a run folder's checkpoint (the last, that of `step`, the best), with an export, or with a difference.
+
+    `base` names the base model of a run or difference where it isn't where it was. `use` is what to compute in, by default what
+    this process finds fast. Raises `InputError` where `path` is none of these.
+    """
+    use = use or UseArithmetic.of(measure_rates(device))
+    if (path / SPEECH_FILE).exists() and (path / ADAPTOR_FILE).exists():
+        from safetensors.torch import load_file
+
+        parts = SpeechParts.from_json(read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION))
+        trained = {ADAPTOR_PREFIX + name: tensor for name, tensor in load_file(path / ADAPTOR_FILE).items()}
+        llm = str(path)
+        dtype, attention = use.dtype(parts.dtype), parts.choose_attention(use, llm)
+        model = load_trained_model(llm, parts.adaptor, trained, dtype=dtype, attention=attention)
+        model.base_tensors = None  # what this folder has for a base is what was trained
+    elif (path / SPEECH_FILE).exists() or (path / RECORD_FILE).exists():
+        difference = open_difference(path, step=step, base=base)
+        parts, model, llm = difference.parts, difference.load_model(use), difference.llm
+    else:
+        raise InputError(f"{path} is neither a run folder ({RECORD_FILE}) nor an export ({SPEECH_FILE}).")
+    tokenizer = load_tokenizer(llm)
+    return Transcriber(
+        model.to(device),
+        load_encoder(parts.encoder, pad_to_30s=parts.pad_to_30s, dtype=use.dtype(parts.encoder_dtype)).to(device),
+        tokenizer,
+        parts.make_prompt(tokenizer),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        base_weights=find_base(model),
+    )

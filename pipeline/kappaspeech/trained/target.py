@@ -1,0 +1,101 @@
+"""What `kappaspeech evaluate` is given: a run, an export or plain Whisper, and what it is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kappaspeech.config.data_config import DatasetConfig, ReadConfig
+from kappaspeech.config.training_config import EvaluationConfig
+from kappaspeech.errors import ConfigError, InputError
+from kappaspeech.evaluation.decoding import Decoder
+from kappaspeech.runs.contents import RECORD_FILE
+from kappaspeech.trained.arithmetic import UseArithmetic
+from kappaspeech.trained.difference import SPEECH_FILE
+from kappaspeech.trained.opening import Step, open_run, open_transcriber
+
+WHISPER_PREFIX = "whisper:"
+
+
+@dataclass(frozen=True)
+class EvaluationTarget:
+    """A model, not yet loaded, and the speech and text (language → path) that it is measured on.
+
+    `folder` is where its record goes unless the user says otherwise.
+    """
+
+    folder: Path
+    step: int
+    train_seconds: float
+    speech: tuple[DatasetConfig, ...]
+    text: Mapping[str, str]
+    options: EvaluationConfig
+    read: ReadConfig
+    open_decoder: Callable[[torch.device, UseArithmetic], Decoder]
+
+
+def find_target(
+    model: str,
+    *,
+    data: Sequence[str] = (),
+    text: Sequence[str] = (),
+    step: Step = None,
+    base: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> EvaluationTarget:
+    """Find out what `model` is. `data` are shards and `text` is LANGUAGE=PATH; a run brings its own where they aren't given.
+
+    `options` take the place of a run's evaluation.* or of their defaults, `base` that of the base model it was trained on. Raises
+    `InputError`.
+    """
+    speech = tuple(DatasetConfig(shards=shards) for shards in data)
+    texts = dict(map(_parse_text, text))
+    is_whisper = model.startswith(WHISPER_PREFIX) or model.endswith(".pt")
+    if step is not None and not (Path(model) / RECORD_FILE).exists():
+        raise InputError(f"--step chooses one of a run's checkpoints, and {model} is no run.")
+    if not is_whisper and (Path(model) / RECORD_FILE).exists():
+        run = open_run(Path(model), step=step)
+        config = run.config
+        speech, texts = speech or tuple(config.data.test), texts or dict(config.data.text)
+        chosen = config.evaluation.model_copy(update=dict(options or {}))
+        folder, read, train_seconds = run.path, config.data.read, run.train_seconds
+        step = reached = run.step
+    elif is_whisper or (Path(model) / SPEECH_FILE).exists():
+        chosen = EvaluationConfig(**(options or {}))
+        folder, read, train_seconds = Path() if is_whisper else Path(model), ReadConfig(), 0.0
+        reached = 0
+    else:
+        raise InputError(f"{model} is neither a run folder, nor an export, nor whisper:NAME, nor an openai-whisper .pt file.")
+    if not speech:
+        raise ConfigError(f"{model} names no test speech, so there is nothing to measure WER on. Give shards with --data.")
+    if is_whisper and texts:
+        raise InputError("Plain Whisper reads no text: leave --text out.")
+
+    def open_decoder(device: torch.device, use: UseArithmetic) -> Decoder:
+        if is_whisper:
+            from kappaspeech.evaluation.whisper_baseline import open_whisper
+
+            return open_whisper(model.removeprefix(WHISPER_PREFIX), device=device, num_beams=chosen.num_beams)
+        return open_transcriber(
+            Path(model),
+            step=step,
+            base=base,
+            device=device,
+            batch_size=chosen.batch_size,
+            max_new_tokens=chosen.max_new_tokens,
+            num_beams=chosen.num_beams,
+            use=use,
+        )
+
+    return EvaluationTarget(folder, reached, train_seconds, speech, texts, chosen, read, open_decoder)
+
+
+def _parse_text(item: str) -> tuple[str, str]:
+    language, equals, path = item.partition("=")
+    if not (language and equals and path):
+        raise InputError(f"--text is {item!r}; it wants LANGUAGE=PATH, as in en=text/en.txt.")
+    return language, path

@@ -1,0 +1,65 @@
+"""The first thing that a run's ranks do: find out that they run alike, and settle what they compute in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kappaspeech.allocator import keep_freed_memory
+from kappaspeech.artefacts import digest_json
+from kappaspeech.config.deepspeed_config import read_deepspeed_config
+from kappaspeech.config.run_config import RunConfig
+from kappaspeech.escaping import for_terminal
+from kappaspeech.model.arithmetic import Arithmetic
+from kappaspeech.processors import count_cores
+from kappaspeech.ranks.agreement import agreement
+from kappaspeech.ranks.hosts import check_alike, software, warn_of_clocks
+from kappaspeech.training.arithmetic import choose_arithmetic
+from kappaspeech.training.surroundings import Surroundings
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What all ranks compute in, and the DeepSpeed JSON without its «auto»; `device` is this rank's own."""
+
+    deepspeed_config: dict[str, Any]
+    arithmetic: Arithmetic
+    device: torch.device
+
+
+def agree_on_settings(config: RunConfig, around: Surroundings) -> Agreed:
+    """Raise `ConfigError` where software or configuration differ between hosts; else choose the arithmetic. A collective."""
+    cluster = around.cluster
+    check_alike(cluster, software(), remedy="Install the same on all hosts.")
+    warn_of_clocks(cluster)
+    with agreement(cluster):
+        deepspeed_config = read_deepspeed_config(Path(config.deepspeed))
+    settings = {
+        "the configuration": digest_json(config.model_dump(mode="json")),
+        "the DeepSpeed JSON": digest_json(deepspeed_config),
+    }
+    check_alike(cluster, settings, remedy="Give all hosts the same files, or a file system that they share.")
+    _set_threads(config)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    arithmetic = choose_arithmetic(config, deepspeed_config, cluster=cluster, device=device, folder=around.folder)
+    if around.is_writer:
+        print(for_terminal(arithmetic.line), file=sys.stderr, flush=True)
+    return Agreed(arithmetic.resolve(deepspeed_config), arithmetic, device)
+
+
+def _set_threads(config: RunConfig) -> None:
+    """Share the host's cores among its ranks, unless the configuration or the environment says otherwise."""
+    if config.training.num_threads is not None:
+        torch.set_num_threads(config.training.num_threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        # torchrun's name, DeepSpeed's
+        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
+        local = int(next((os.environ[name] for name in names if name in os.environ), "1"))
+        torch.set_num_threads(max(1, count_cores() // local))

@@ -1,0 +1,61 @@
+"""The cadences of a run, in the order in which they come after each step. A new one is made here, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from kappaspeech.config.run_config import RunConfig
+from kappaspeech.ranks.agreement import agreement
+from kappaspeech.runs.records import RunLog
+from kappaspeech.training.cadence import Cadence
+from kappaspeech.training.evaluating import Evaluate, Evaluator
+from kappaspeech.training.forecast import Forecast
+from kappaspeech.training.loaded import Loaded
+from kappaspeech.training.loop_state import LoopState
+from kappaspeech.training.partitioned import Partitioned
+from kappaspeech.training.saving import SaveAtTheEnd, SaveEvery, Saver
+from kappaspeech.training.surroundings import Surroundings
+
+
+class StopWhenAsked(Cadence):
+    """By signals, the STOP file, a time budget or the end of a launcher: what ranks wish, and all do."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+
+    def __enter__(self) -> None:
+        self._around.stop.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._around.stop.__exit__(kind, error, trace)
+
+    def wish(self) -> str | None:
+        return self._around.stop.reason()
+
+    def end(self, step: int, reason: str | None) -> None:  # noqa: ARG002 - wherever it stops
+        if reason is None:
+            return
+        with agreement(self._around.cluster):
+            if self._around.is_writer:
+                self._around.stop.clear_file()
+
+
+def make_cadences(
+    config: RunConfig,
+    loaded: Loaded,
+    partitioned: Partitioned,
+    state: LoopState,
+    around: Surroundings,
+    *,
+    saver: Saver,
+    log: RunLog | None,
+    forecast: Forecast,
+) -> Sequence[Cadence]:
+    """What `config` asks for."""
+    options = config.training
+    cadences: list[Cadence] = [SaveAtTheEnd(saver, num_steps=options.num_steps)]
+    if loaded.test_set is not None:
+        evaluator = Evaluator(config, loaded.assembly, partitioned, loaded.test_set, around)
+        cadences.append(Evaluate(config, evaluator, saver, state.totals, around, log=log, forecast=forecast))
+    return [*cadences, SaveEvery(saver, options.checkpoint_every_steps), StopWhenAsked(around)]

@@ -1,0 +1,59 @@
+"""A micro-batch's encoder states, from the encoder or from where an earlier epoch left them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kappaspeech.model.encoder import FrozenWhisperEncoder
+from kappaspeech.speech.batches import SpeechBatch
+from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, to_bits
+
+
+class ClipEncoder:
+    """Encodes micro-batches on `device`, and keeps what `cache` is to keep.
+
+    On a CPU each clip is encoded alone: its states then don't depend, not even in their last bit, on what it is batched with, so
+    that a clip from the cache gives the losses that encoding it again would give. On a GPU those of a micro-batch that aren't
+    cached are encoded together, with one wait for them where they are to be kept. There a clip's states depend on its company,
+    in the last bits of the encoder's dtype, and losses with the cache are those without it to that precision and not to the bit.
+    """
+
+    def __init__(self, encoder: FrozenWhisperEncoder, device: torch.device, *, cache: FeatureCache | None = None) -> None:
+        self._encoder = encoder
+        self._device = device
+        self._cache = cache
+        self._encodes_together = device.type != "cpu"
+
+    def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
+        """States (B, S, E) on the device, zero past their counts (B,), which stay on the host."""
+        fresh = [row for row, cached in enumerate(batch.states) if cached is None]
+        if self._encodes_together and len(fresh) == len(batch.log_mel):
+            states_BSE, num_states_B = self._encoder(batch.log_mel.to(self._device), batch.num_frames)
+            self._keep(batch, fresh, states_BSE)
+            return states_BSE, num_states_B
+        rows = [cached if cached is None else cached.to(self._device) for cached in batch.states]
+        for part in [fresh] if self._encodes_together and fresh else [[row] for row in fresh]:
+            states_FSE, _ = self._encoder(batch.log_mel[part].to(self._device), batch.num_frames[part])
+            for states_SE, row in zip(states_FSE, part, strict=True):
+                rows[row] = states_SE[: self._count_states(batch, row)]
+            self._keep(batch, part, states_FSE)
+        present = [states_SE for states_SE in rows if states_SE is not None]
+        num_states_B = torch.tensor([len(states_SE) for states_SE in present])
+        return torch.nn.utils.rnn.pad_sequence(present, batch_first=True), num_states_B
+
+    def _keep(self, batch: SpeechBatch, rows: list[int], states_FSE: Tensor) -> None:
+        """Hand the cache what it is to keep of these rows, whose states these are."""
+        if self._cache is None or all(batch.to_cache[row] is None for row in rows):
+            return
+        # all at once: a device is waited for by each copy
+        host_FSE = states_FSE.cpu()
+        for states_SE, row in zip(host_FSE, rows, strict=True):
+            if (target := batch.to_cache[row]) is not None:
+                clip = CachedClip(
+                    to_bits(states_SE[: self._count_states(batch, row)]), int(batch.num_frames[row]), target.transcript
+                )
+                self._cache.keep(target.name, clip)
+
+    def _count_states(self, batch: SpeechBatch, row: int) -> int:
+        return self._encoder.dims.count_states(int(batch.num_frames[row]))

@@ -1,0 +1,147 @@
+"""What a run reads before DeepSpeed takes hold of it: models, data, and the digests by which they are known again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from kappaspeech.artefacts import digest_json
+from kappaspeech.config.run_config import RunConfig
+from kappaspeech.errors import DataError
+from kappaspeech.escaping import for_terminal
+from kappaspeech.evaluation.evaluate import TestSet, read_test_set
+from kappaspeech.ranks.agreement import agreement
+from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.ranks.hosts import check_alike
+from kappaspeech.runs.contents import RECORD_FILE
+from kappaspeech.speech.feature_cache import FeatureCacheOptions
+from kappaspeech.speech.overlap import find_overlap
+from kappaspeech.speech.schedule import BatchBudget
+from kappaspeech.speech.stream import Corpus, SpeechStream, make_datasets, make_read_options, make_stream_options
+from kappaspeech.training.agreed import Agreed
+from kappaspeech.training.assembly import Assembly, assemble, digest_trained
+from kappaspeech.training.frozen_check import digest_frozen, digest_start
+from kappaspeech.training.kept_prompt import digest_prompt_source, settle_prompt
+from kappaspeech.training.stopping import refuse_old_stop_file
+from kappaspeech.training.surroundings import Surroundings
+
+# at a start all ranks wait for this; `doctor` compares more
+_MOST_COMPARED_TEXTS = 2_000
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Models, whole and on the CPU; data; digests of every tensor that stays as it is, and of all that training starts from.
+
+    `fingerprints` say what a checkpoint must have been trained with; the counts are of parameters that train.
+    """
+
+    assembly: Assembly
+    stream: SpeechStream
+    test_set: TestSet | None
+    cache: FeatureCacheOptions | None
+    frozen: Mapping[str, str]
+    initial: str
+    fingerprints: Mapping[str, str]
+    num_adaptor: int
+    num_llm: int
+
+
+def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
+    """Read all that `config` names. Raises on every rank where one can't, or hosts have read other things. A collective."""
+    cluster, folder = around.cluster, around.folder
+    with agreement(cluster):
+        refuse_old_stop_file(folder.path)
+        assembly = assemble(config, agreed.arithmetic)
+        encoder_digests = assembly.encoder.digests()
+        cache = feature_cache_options(config, assembly, encoder_digests)
+        stream = _open_stream(config, assembly, cluster, cache)
+        test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
+        # the first start says it
+        if around.is_writer and config.data.test and not (folder.path / RECORD_FILE).exists():
+            warn_of_overlap(config, stream)
+    assembly = replace(assembly, prompt=settle_prompt(config, assembly.tokenizer, cluster=cluster, folder=folder))
+    check_alike(
+        cluster, _inputs(config, assembly, encoder_digests, stream), remedy="Copy it from one place to all hosts, or share it."
+    )
+    frozen = digest_frozen(assembly, cluster)
+    return Loaded(
+        assembly,
+        stream,
+        test_set,
+        cache,
+        frozen={**encoder_digests, **frozen},
+        initial=digest_start(assembly, encoder_digests),
+        fingerprints={
+            "base model": assembly.base_digest,
+            "encoder": digest_json({**encoder_digests, "pad_to_30s": assembly.encoder.pad_to_30s}),
+            "frozen tensors": digest_json(frozen),
+            "selection": digest_trained(config.unfreeze, assembly.selection),
+            "adaptor": digest_json(asdict(assembly.adaptor_shape)),
+            "prompt": digest_json(assembly.prompt.to_json()),
+            "moving average": f"decay {config.training.ema_decay}",
+            "data": stream.fingerprint,
+        },
+        num_adaptor=sum(p.numel() for p in assembly.model.adaptor.parameters()),
+        num_llm=sum(p.numel() for p in assembly.model.llm.parameters() if p.requires_grad),
+    )
+
+
+def _inputs(config: RunConfig, assembly: Assembly, encoder_digests: Mapping[str, str], stream: SpeechStream) -> dict[str, str]:
+    return {
+        "the base model": assembly.base_digest,
+        "the encoder": digest_json(encoder_digests),
+        "the selection": digest_json(assembly.selection.shapes if assembly.selection else {}),
+        "the tokenizer": digest_prompt_source(config, assembly.tokenizer),
+        "the training data": stream.fingerprint,
+    }
+
+
+def warn_of_overlap(config: RunConfig, stream: SpeechStream) -> None:
+    """Say where what is tested on is trained on: word error rates then tell what was learned by heart."""
+    read = make_read_options(config.data.read)
+    test = [Corpus(dataset, read) for dataset in make_datasets(config.data.test)]
+    try:
+        overlap = find_overlap(stream.corpora, test, read, most_texts=_MOST_COMPARED_TEXTS)
+    except DataError as error:
+        print(for_terminal(f"warning: training and test data can't be compared: {error}"), file=sys.stderr, flush=True)
+        return
+    if overlap.found:
+        print(for_terminal(f"warning: training and test data share: {overlap.found}"), file=sys.stderr, flush=True)
+
+
+def feature_cache_options(
+    config: RunConfig, assembly: Assembly, encoder_digests: Mapping[str, str]
+) -> FeatureCacheOptions | None:
+    """Where states are kept, if they are: apart for each encoder, and for each way of coming to its input."""
+    data, encoder = config.data, assembly.encoder
+    if data.feature_cache_dir is None:
+        return None
+    made_of = {
+        "encoder": encoder_digests,
+        "pad_to_30s": encoder.pad_to_30s,
+        "max_seconds": min(config.batch.max_seconds, encoder.dims.max_seconds),
+        "over_long": data.over_long,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+    }
+    return FeatureCacheOptions(data.feature_cache_dir, digest_json(made_of), int(data.feature_cache_gb * 2**30))
+
+
+def _open_stream(config: RunConfig, assembly: Assembly, cluster: Cluster, cache: FeatureCacheOptions | None) -> SpeechStream:
+    batch = config.batch
+    return SpeechStream(
+        make_datasets(config.data.train),
+        tokenizer=assembly.tokenizer,
+        num_mels=assembly.encoder.dims.num_mels,
+        budget=BatchBudget(batch.max_samples, batch.max_seconds, batch.micro_batches_per_step),
+        max_seconds=min(batch.max_seconds, assembly.encoder.dims.max_seconds),
+        seed=config.seed,
+        rank=cluster.rank,
+        world_size=cluster.world_size,
+        options=replace(make_stream_options(config.data), feature_cache=cache),
+        frames_per_position=assembly.encoder.dims.frames_per_state * config.model.adaptor.stacking,
+    )

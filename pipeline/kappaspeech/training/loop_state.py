@@ -1,0 +1,30 @@
+"""What a run goes on from, beside its tensors: its totals, what it knows of bad steps, and where its data stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kappaspeech.config.run_config import RunConfig
+from kappaspeech.speech.stream import SpeechStream
+from kappaspeech.training.bad_steps import BadSteps
+from kappaspeech.training.totals import Totals
+
+
+class LoopState:
+    """Grows with each step; all ranks hold the same."""
+
+    def __init__(self, config: RunConfig, stream: SpeechStream) -> None:
+        self.totals = Totals(num_samples=stream.num_samples, max_bad_fraction=config.data.max_bad_fraction)
+        self.bad_steps = BadSteps(config.training)
+        self.hint = (0, 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `restore` goes on from."""
+        return {"hint": list(self.hint), "bad_steps": self.bad_steps.to_json(), **self.totals.to_json()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `to_json` gave."""
+        self.bad_steps.restore(state["bad_steps"])
+        self.hint = (state["hint"][0], state["hint"][1])
+        self.totals.restore(state)

@@ -1,0 +1,67 @@
+"""A run's model under ZeRO-3, planned and settled, with the encoder beside it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kappaspeech.config.run_config import RunConfig
+from kappaspeech.escaping import for_terminal
+from kappaspeech.model.precision import measure_rate
+from kappaspeech.ranks.agreement import agreement
+from kappaspeech.speech.feature_cache import FeatureCache
+from kappaspeech.training.agreed import Agreed
+from kappaspeech.training.clip_encoder import ClipEncoder
+from kappaspeech.training.loaded import Loaded
+from kappaspeech.training.run_plan import describe_run, plan_run, settle_by_plan
+from kappaspeech.training.surroundings import Surroundings
+from kappaspeech.zero3.engine import TrainingEngine
+from kappaspeech.zero3.weight_swap import BasePartitions
+
+
+@dataclass(frozen=True)
+class Partitioned:
+    """The engine, and what encodes for it. `base` is the LLM as it began, where text is measured against it.
+
+    `plan` is what the step was planned to take, `matmul_rates` what each rank's device multiplies at.
+    """
+
+    engine: TrainingEngine
+    encoder: ClipEncoder
+    base: BasePartitions | None
+    plan: Mapping[str, Any]
+    matmul_rates: Sequence[float]
+
+
+def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroundings) -> Partitioned:
+    """Cut the model into the ranks' partitions and do what its plan says of what was left to the memory. A collective."""
+    cluster, assembly = around.cluster, loaded.assembly
+    with agreement(cluster):
+        planner = describe_run(config, assembly.encoder, assembly.model, loaded.stream)
+    engine = TrainingEngine(
+        assembly.model,
+        cluster=cluster,
+        deepspeed_config=agreed.deepspeed_config,
+        optimizer=config.optimizer,
+        micro_batches_per_rank=-(-config.batch.micro_batches_per_step // cluster.world_size),
+        on_phase=around.phases.enter,
+        ema_decay=config.training.ema_decay,
+    )
+    assembly.encoder.to(engine.device)
+    # all at once, as they will compute: ranks of one host share its cores
+    matmul_rates = cluster.gather(measure_rate(engine.device, agreed.arithmetic.torch_dtype))
+    plan = plan_run(
+        planner,
+        prompt_tokens=assembly.prompt.num_tokens,
+        cluster=cluster,
+        device=engine.device,
+        arithmetic=agreed.arithmetic,
+    )
+    for settled in settle_by_plan(config, engine, plan):
+        if around.is_writer:
+            print(for_terminal(settled), file=sys.stderr, flush=True)
+    encoder = ClipEncoder(assembly.encoder, engine.device, cache=FeatureCache(loaded.cache) if loaded.cache else None)
+    reads_text = config.evaluation.decode != "replica" and loaded.test_set is not None and bool(config.data.text)
+    return Partitioned(engine, encoder, BasePartitions(engine) if reads_text else None, plan, matmul_rates)

@@ -1,0 +1,109 @@
+"""One optimizer step of a run: from a step's data to its record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kappaspeech.config.run_config import RunConfig
+from kappaspeech.errors import TrainingError
+from kappaspeech.escaping import make_logger
+from kappaspeech.model.flops import speech_cost
+from kappaspeech.runs.records import RunLog, StepRecord
+from kappaspeech.speech.batches import SpeechBatch
+from kappaspeech.speech.stream import StepData
+from kappaspeech.training.assembly import Assembly
+from kappaspeech.training.bad_steps import BadStep
+from kappaspeech.training.learning_rate import rate_factor
+from kappaspeech.training.loop_state import LoopState
+from kappaspeech.training.partitioned import Partitioned
+from kappaspeech.training.surroundings import Surroundings
+from kappaspeech.training.throughput import count_work
+from kappaspeech.training.totals import RankShare
+from kappaspeech.zero3.engine import MicroBatch
+
+_log = make_logger(__name__)
+
+
+class Stepper:
+    """Takes steps, counts them into the loop's state, and records them where this rank has a log."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        assembly: Assembly,
+        partitioned: Partitioned,
+        state: LoopState,
+        around: Surroundings,
+        *,
+        log: RunLog | None,
+    ) -> None:
+        self._config = config
+        self._prompt = assembly.prompt
+        self._engine = partitioned.engine
+        self._encoder = partitioned.encoder
+        self._state = state
+        self._around = around
+        self._log = log
+        # of all ranks' devices together
+        self._peak_flops_per_second = sum(partitioned.matmul_rates)
+        self._cost = speech_cost(assembly.encoder, assembly.model, num_prompt_tokens=assembly.prompt.num_tokens)
+
+    def step(self, data: StepData, num_tokens: int) -> StepRecord | None:
+        """One optimizer step on all ranks; None for a bad one, which is left out."""
+        config = self._config
+        rates = self._engine.set_rates(
+            rate_factor(data.global_step, num_steps=config.training.num_steps, config=config.optimizer)
+        )
+        first = data.global_step * config.batch.micro_batches_per_step + self._around.cluster.rank
+        result = self._engine.step(
+            self._encode(data.batches),
+            prefix_ids=self._prompt.prefix_ids,
+            suffix_ids=self._prompt.suffix_ids,
+            num_target_tokens=num_tokens,
+            seeds=[config.seed + first + i * self._around.cluster.world_size for i in range(len(data.batches))],
+            norm_limit=self._state.bad_steps.norm_limit,
+        )
+        work = count_work(self._cost, data.batches)
+        self._around.phases.enter("exchange")
+        share = RankShare.of(data, loss_sum_nats=result.loss_sum_nats, work=work)
+        shares = self._around.cluster.gather(share)
+        self._around.phases.enter("rest")
+        phase_seconds = self._around.phases.take_seconds()
+        self._state.totals.add(shares, seconds=sum(phase_seconds.values()))
+        if self._log is not None:
+            self._log.add_bad_samples(data.global_step, [item for share in shares for item in share.data.bad_samples])
+        bad_step = self._state.bad_steps.judge(
+            data.global_step,
+            result,
+            loss_sum_nats=sum(share.loss_sum_nats for share in shares),
+            keys=[key for share in shares for key in share.keys],
+        )
+        if bad_step is not None:
+            self._skip(bad_step)
+            return None
+        record = self._state.totals.record(
+            shares,
+            num_target_tokens=num_tokens,
+            learning_rates=rates,
+            grad_norm=result.grad_norm,
+            phase_seconds=phase_seconds,
+            peak_flops_per_second=self._peak_flops_per_second,
+        )
+        if self._log is not None:
+            self._log.add_step(record)
+        return record
+
+    def _encode(self, batches: Sequence[SpeechBatch]) -> Iterator[MicroBatch]:
+        """Each micro-batch with its encoder states, made when it is asked for: at 1500 s of audio they are 192 MB."""
+        for batch in batches:
+            self._around.phases.enter("encoder")
+            yield MicroBatch(*self._encoder.encode(batch), batch.label_ids)
+
+    def _skip(self, bad: BadStep) -> None:
+        """Record a bad step; raise `TrainingError`, alike on every rank, where the run can't go on."""
+        if self._log is not None:
+            self._log.add_skipped_step(bad.record)
+        if bad.why_stop is not None:
+            raise TrainingError(bad.why_stop)
+        if self._log is not None:
+            _log.warning("Step %d is skipped: gradient norm %s.", bad.record["step"], bad.record["grad_norm"] or "not finite")

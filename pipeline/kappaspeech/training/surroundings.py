@@ -1,0 +1,35 @@
+"""What a run has around it on this rank, from before its models are read until its folder is closed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.ranks.liveness import Watch
+from kappaspeech.runs.folder import RunFolder
+from kappaspeech.runs.lease import Lease
+from kappaspeech.training.phases import PhaseClock
+from kappaspeech.training.stopping import StopRequest
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The other ranks, the run's folder and who holds it, where this rank stands, whether it wishes to stop, and who watches."""
+
+    cluster: Cluster
+    folder: RunFolder
+    lease: Lease
+    phases: PhaseClock
+    stop: StopRequest
+    watch: Watch
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this rank writes what all have made; collectives never stand under it."""
+        return self.cluster.rank == 0
+
+    def wants_to_stop(self) -> bool:
+        """In the middle of what ranks do without each other: a sign of life, and whether any rank wishes to stop."""
+        self.phases.tick()
+        self.watch.check()
+        return self.stop.reason() is not None or any(post.get("wish") for post in self.watch.posts)

@@ -1,0 +1,307 @@
+"""DeepSpeed: the model built under ZeRO-3, one step, and trained tensors gathered whole.
+
+Every method is a collective: all ranks call it, in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kappaspeech.config.deepspeed_config import settle_gradients
+from kappaspeech.config.training_config import OptimizerConfig
+from kappaspeech.model.llm import decoder_layers
+from kappaspeech.model.lora import public_names
+from kappaspeech.model.speech_llm import SpeechLLM
+from kappaspeech.model.tensor_digests import Hasher, share_out
+from kappaspeech.planning.buckets import settle_buckets
+from kappaspeech.planning.sizes import largest_layer
+from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.zero3.partitioning import cut_into_partitions
+from kappaspeech.zero3.residency import keep_frozen_whole, persist_frozen
+
+ADAM_STATES = ("exp_avg", "exp_avg_sq")
+_AVERAGE = "moving_average"
+EnginePhase = Literal["forward_backward", "optimizer"]
+_MASK_64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The tensors of one pass: encoder states (B, S, E) on the device; their counts (B,) and labels (B, L), best on the host."""
+
+    states_BSE: Tensor
+    num_states_B: Tensor
+    label_ids_BL: Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """This rank's summed loss in nats, and the norm of the whole model's gradient before clipping, infinite where it is NaN.
+
+    `is_applied`: the optimizer has moved, on all ranks; or on none.
+    """
+
+    loss_sum_nats: float
+    grad_norm: float
+    is_applied: bool
+
+
+class TrainingEngine:
+    """The adaptor and the LLM under ZeRO-3, with AdamW on what trains."""
+
+    def __init__(
+        self,
+        model: SpeechLLM,
+        *,
+        cluster: Cluster,
+        deepspeed_config: Mapping[str, Any],
+        optimizer: OptimizerConfig,
+        micro_batches_per_rank: int,
+        on_phase: Callable[[EnginePhase], None] = lambda _phase: None,
+        ema_decay: float | None = None,
+    ) -> None:
+        """Partition `model`, whose `requires_grad` already says what trains, and build its optimizer.
+
+        `model` must be the same on every rank. Frozen tensors stay in the model's dtype and get no optimizer state. Gradients
+        are added up in float32 unless `deepspeed_config` says otherwise (`settle_gradients`). With `ema_decay` an exponential
+        moving average of the float32 weights is kept beside them, partitioned like them. `on_phase` is told what begins.
+        """
+        import deepspeed
+
+        buckets = settle_buckets(deepspeed_config, layer_elements=largest_layer(model.llm))
+        settings = {
+            **settle_gradients(buckets, world_size=cluster.world_size),
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": micro_batches_per_rank,
+            "gradient_clipping": optimizer.clip_norm,
+            "zero_allow_untested_optimizer": True,
+        }
+        self._deepspeed = deepspeed
+        self._names = public_names(model)
+        # A decoder layer is gathered and reduced whole, by one hook and not by one for each tensor. DeepSpeed asks that its input
+        # needs a gradient; it does, for the adaptor stands before it. PEFT's wrappers of fused experts depend on it too: they
+        # read weights that aren't their own.
+        deepspeed.utils.set_z3_leaf_modules(model.llm, list({type(layer) for layer in decoder_layers(model.llm)}))
+        cut_into_partitions(model, settings)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate, "name": name}
+            for name, part, rate in (
+                ("adaptor", model.adaptor, optimizer.adaptor_learning_rate),
+                ("llm", model.llm, optimizer.llm_learning_rate),
+            )
+        ]
+        groups = [group for group in groups if group["params"]]
+        adamw = torch.optim.AdamW(
+            groups, fused=True, betas=optimizer.betas, eps=optimizer.epsilon, weight_decay=optimizer.weight_decay
+        )
+        adamw.register_step_pre_hook(self._withhold)
+        self._norm_limit = math.inf
+        self._peak_rates = {str(group["name"]): float(group["lr"]) for group in groups}
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=settings, dist_init_required=False)
+        keep_frozen_whole(self._engine.optimizer, model)
+        self.model = model
+        self.device = self._engine.device
+        self._cluster = cluster
+        self._world_size = cluster.world_size
+        self._on_phase = on_phase
+        self._ema_decay = ema_decay
+        self._begin_states(num_updates=0)
+
+    def set_rates(self, factor: float) -> dict[str, float]:
+        """Set each group's learning rate to its peak times `factor`; return them by group name."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self._peak_rates[group["name"]] * factor
+        return {name: peak * factor for name, peak in self._peak_rates.items()}
+
+    def step(
+        self,
+        batches: Iterable[MicroBatch],
+        *,
+        prefix_ids: Tensor,
+        suffix_ids: Tensor,
+        num_target_tokens: int,
+        seeds: Sequence[int],
+        norm_limit: float = math.inf,
+    ) -> StepResult:
+        """One optimizer step over this rank's micro-batches; the loss is divided by the tokens of *all* ranks, once.
+
+        `batches` are asked for one at a time, each when all is done with the one before.
+        ZeRO-3 averages gradients over ranks, hence the factor world_size. `seeds`, one a micro-batch, make dropout a function
+        of the data and not of who computes it. Where the gradient's norm isn't finite or is above `norm_limit`, the optimizer
+        doesn't move: no weight, moment or count of updates changes.
+        """
+        self._norm_limit = norm_limit
+        self._engine.train()
+        # it stays where it is computed: to read it there would wait for the device after each micro-batch
+        loss_sum_nats = torch.zeros((), dtype=torch.float64, device=self.device)
+        coming = iter(batches)
+        for seed in seeds:
+            # not by zip, which would hold on to one batch while it asks for the next
+            batch = next(coming)
+            self._on_phase("forward_backward")
+            torch.manual_seed(seed & _MASK_64)
+            loss, nats = self._engine(batch.states_BSE, batch.num_states_B, prefix_ids, suffix_ids, batch.label_ids_BL)
+            loss_sum_nats += nats
+            self._engine.backward(loss * (self._world_size / max(num_target_tokens, 1)), scale_wrt_gas=False)
+            self._on_phase("optimizer")
+            self._engine.step()
+            del batch
+        assert next(coming, None) is None, "more micro-batches than seeds"
+        total_nats, grad_norm = self._read(loss_sum_nats, self._engine.get_global_grad_norm())
+        is_applied = math.isfinite(grad_norm) and grad_norm <= norm_limit
+        if is_applied:
+            self._update_average()
+        return StepResult(total_nats, grad_norm, is_applied)
+
+    def _read(self, loss_sum_nats: Tensor, grad_norm: Any) -> tuple[float, float]:
+        """Both as numbers, with one wait for the device; the norm is 0 where DeepSpeed has none."""
+        norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=torch.float64, device=self.device)
+        on_host = torch.stack([loss_sum_nats, norm]).cpu()
+        return float(on_host[0]), float(on_host[1])
+
+    def _withhold(self, adamw: Any, _arguments: Any, _named: Any) -> None:
+        """Before AdamW moves a partition: take its gradient away where the whole norm, the same on all ranks, is above the limit.
+
+        DeepSpeed itself leaves out a step whose norm isn't finite, and calls this for none of its partitions.
+        """
+        if self._norm_limit < math.inf and float(self._engine.optimizer._global_grad_norm) > self._norm_limit:
+            for group in adamw.param_groups:
+                for partition in group["params"]:
+                    partition.grad = None
+
+    def trained_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and whole shapes of what trains, in the order in which it is gathered."""
+        return {name: tuple(parameter.ds_shape) for name, parameter in self._trained()}
+
+    def gather_trained(self) -> Iterator[tuple[str, Tensor]]:
+        """Each trained tensor, whole, as its float32 master weights, on the CPU of every rank, one at a time."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        for name, parameter in self._trained():
+            yield name, safe_get_full_fp32_param(parameter).detach().cpu()
+
+    def gather_average(self) -> Iterator[tuple[str, Tensor]]:
+        """Each trained tensor's moving average, whole, in float32, on the CPU of every rank, one at a time."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        for name, parameter in self._trained():
+            yield name, safe_get_full_optimizer_state(parameter, _AVERAGE).detach().cpu()
+
+    def gather_result(self) -> Iterator[tuple[str, Tensor]]:
+        """What the training is worth, which is evaluated and exported: the moving average where one is kept, else the weights."""
+        return self.gather_average() if self.keeps_average else self.gather_trained()
+
+    def local_average(self) -> list[tuple[Any, Tensor]]:
+        """Each trained parameter with this rank's partition of its moving average; none where none is kept."""
+        from deepspeed.utils import safe_get_local_optimizer_state
+
+        if not self.keeps_average:
+            return []
+        return [(parameter, safe_get_local_optimizer_state(parameter, _AVERAGE)) for _, parameter in self._trained()]
+
+    @property
+    def keeps_average(self) -> bool:
+        return self._ema_decay is not None
+
+    def gather_optimizer(self) -> Iterator[tuple[str, str, Tensor]]:
+        """(name, Adam state, whole tensor) of everything that trains, one at a time."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        for name, parameter in self._trained():
+            for state in ADAM_STATES:
+                yield name, state, safe_get_full_optimizer_state(parameter, state).detach().cpu()
+
+    def restore(
+        self,
+        read_weight: Callable[[str], Tensor],
+        read_state: Callable[[str, str], Tensor],
+        read_average: Callable[[str], Tensor] | None = None,
+        *,
+        num_updates: int,
+    ) -> None:
+        """Put back what the gathering methods gave, on whatever number of ranks, after `num_updates` steps."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        self._begin_states(num_updates=num_updates)
+        for name, parameter in self._trained():
+            value = read_weight(name).to(self.device)
+            safe_set_full_fp32_param(parameter, value)
+            for state in ADAM_STATES:
+                safe_set_full_optimizer_state(parameter, read_state(name, state).to(self.device), state)
+            if read_average is not None:
+                safe_set_full_optimizer_state(parameter, read_average(name).to(self.device), _AVERAGE)
+            # the 16-bit partition is refreshed by a step only, and the next forward reads it before one
+            with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                if self._cluster.rank == 0:
+                    parameter.data.copy_(value)
+
+    def persist_frozen(self) -> None:
+        """Keep every frozen tensor whole on each rank from the first step on."""
+        persist_frozen(self._engine.optimizer, self.model)
+
+    def release_gathered(self) -> None:
+        """Give back every tensor that is still gathered whole; who needs it next gathers it again."""
+        self._engine.empty_partition_cache()
+
+    def model_bytes(self) -> int:
+        """The size of the whole model, unpartitioned, in the dtype that it computes in."""
+        parameters: list[Any] = list(self.model.parameters())
+        return sum(int(parameter.ds_numel) * parameter.dtype.itemsize for parameter in parameters)
+
+    def _begin_states(self, *, num_updates: int) -> None:
+        """Give each partition the states that AdamW would make at its first step, and the average beside them.
+
+        DeepSpeed's own access to states reaches the average there too.
+        """
+        adamw = self._engine.optimizer
+        for partition in adamw.fp32_partitioned_groups_flat:
+            adamw.optimizer.state[partition] = {
+                # a fused AdamW counts where it computes
+                "step": torch.tensor(float(num_updates), device=partition.device),
+                **{state: torch.zeros_like(partition) for state in ADAM_STATES},
+                **({_AVERAGE: partition.detach().clone()} if self.keeps_average else {}),
+            }
+        self._num_updates = num_updates
+
+    def _update_average(self) -> None:
+        self._num_updates += 1
+        if self._ema_decay is None:
+            return
+        adamw = self._engine.optimizer
+        share = 1 - average_decay(self._num_updates, decay=self._ema_decay)
+        for partition in adamw.fp32_partitioned_groups_flat:
+            adamw.optimizer.state[partition][_AVERAGE].lerp_(partition.detach(), share)
+
+    def frozen_digests(self) -> dict[str, str]:
+        """SHA-256 of every frozen tensor's bytes, each gathered whole.
+
+        The ranks share the hashing out, each in threads beside the gathering: a rank that hashed while a tensor is gathered
+        would keep all others waiting for it.
+        """
+        frozen: list[tuple[str, Any]] = [
+            (self._names[name], p) for name, p in self.model.named_parameters() if not p.requires_grad
+        ]
+        hashers = share_out([int(p.ds_numel) * p.dtype.itemsize for _, p in frozen], self._world_size)
+        mine = Hasher()
+        for (name, parameter), rank in zip(frozen, hashers, strict=True):
+            with self._deepspeed.zero.GatheredParameters([parameter]):
+                if rank == self._cluster.rank:
+                    mine.add(name, parameter.data)
+        return {name: digest for part in self._cluster.gather(mine.digests()) for name, digest in part.items()}
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+    def _trained(self) -> list[tuple[str, Any]]:
+        return [(self._names[name], parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+
+def average_decay(num_updates: int, *, decay: float) -> float:
+    """The decay of the moving average at its `num_updates`-th update: smaller at first, or it would remember the beginning."""
+    return min(decay, (1 + num_updates) / (10 + num_updates))

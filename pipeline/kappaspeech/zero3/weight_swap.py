@@ -1,0 +1,63 @@
+"""Other weights in place of those that train, under ZeRO-3: the base model's from before the first step, or the average's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kappaspeech.zero3.engine import TrainingEngine
+
+
+class BasePartitions:
+    """Copies, on the host, of this rank's partitions of the LLM's trained tensors; to be made before any step or resume.
+
+    LoRA's factors begin at a product of zero, so that their beginning is the base as well.
+    """
+
+    def __init__(self, engine: TrainingEngine) -> None:
+        self._engine = engine
+        self._trained = [parameter for parameter in engine.model.llm.parameters() if parameter.requires_grad]
+        self._base = [_partition(parameter).cpu().clone() for parameter in self._trained]
+
+    @contextmanager
+    def base_weights(self) -> Iterator[None]:
+        """Let the LLM compute what its base does for as long as the context is open. Every rank must open it."""
+        with _exchanged(self._engine, self._trained, self._base):
+            yield
+
+
+@contextmanager
+def averaged_weights(engine: TrainingEngine) -> Iterator[None]:
+    """Let the model compute with the moving average of its weights, where one is kept. Every rank must open it."""
+    average = engine.local_average()
+    with _exchanged(engine, [parameter for parameter, _ in average], [partition for _, partition in average]):
+        yield
+
+
+@contextmanager
+def _exchanged(engine: TrainingEngine, parameters: list[Any], partitions: list[Tensor]) -> Iterator[None]:
+    own = [_partition(parameter).clone() for parameter in parameters]
+    _put(engine, parameters, partitions)
+    try:
+        yield
+    finally:
+        _put(engine, parameters, own)
+
+
+@torch.no_grad()
+def _put(engine: TrainingEngine, parameters: list[Any], partitions: list[Tensor]) -> None:
+    # what is still gathered whole would be computed with instead
+    engine.release_gathered()
+    for parameter, partition in zip(parameters, partitions, strict=True):
+        _partition(parameter).copy_(partition)
+        # hpZ's copy, which forward passes read first; the next one makes it anew. DeepSpeed drops it at its own steps alone
+        parameter.ds_secondary_tensor = None
+
+
+def _partition(parameter: torch.nn.Parameter) -> Tensor:
+    partition: Tensor = parameter.ds_tensor.data  # type: ignore[attr-defined]
+    return partition.detach()

@@ -1,0 +1,26 @@
+"""An evaluation in lines for a person."""
+
+from __future__ import annotations
+
+from kappaspeech.evaluation.report import describe_record
+from kappaspeech.evaluation.wer import Hypothesis, measure, measure_sensitivity
+
+
+def test_a_record_is_told_by_language_with_what_was_cut_and_what_text_became():
+    kept = [Hypothesis(f"{n}", "en", "turn the lamp on", "turn the lamp off") for n in range(4)]
+    kept.append(Hypothesis("empty", "de", "", ""))
+    record = {
+        "wer": measure(kept),
+        "num_loops": 1,
+        "num_cut": 0,
+        "text": {"en": {"perplexity": 12.5, "num_tokens": 90, "kl_nats": 0.25}},
+        "normalisers": measure_sensitivity(kept),
+        "lm_eval": {"piqa": {"acc": 0.5}},
+    }
+    lines = describe_record(record)
+    assert "WER de: no reference word (1 utterances)" in lines
+    assert any(line.startswith("WER en  25.00% (95 % of resamples ") for line in lines)
+    assert any(line.startswith("  4 substitutions, 0 deletions, 0 insertions; CER ") for line in lines)
+    assert "cut: 1 in a loop, 0 at the longest length" in lines
+    assert any(line.startswith("WER under the normaliser ") and "en 25.00%" in line for line in lines)
+    assert lines[-2:] == ["text perplexity en 12.50 (90 tokens), KL from the base 0.250 nats a token", "piqa: acc 0.5"]

@@ -1,0 +1,59 @@
+"""What run.md tells of a run's folder."""
+
+from __future__ import annotations
+
+import pytest
+from kappaspeech.artefacts import write_text
+from kappaspeech.launching.command_lines import MARK_VARIABLE
+from kappaspeech.launching.reports import write_report
+from kappaspeech.runs import contents
+from kappaspeech.runs.folder import _write_secrets
+from kappaspeech.runs.readme import write_readme
+from kappaspeech.runs.records import RunLog
+from kappaspeech.speech.loading import BadSample
+
+from tests.made_runs import make_run
+
+
+@pytest.fixture
+def whole_run(tmp_path, monkeypatch):
+    """A run in which everything has happened that leaves a file."""
+    run = make_run(tmp_path / "run", "a", seed=1, error_rate=0.2, num_clips=2, selected=["model.layers.0.mlp.up_proj.weight"])
+    (run / "checkpoints/step-000060").mkdir(parents=True)
+    _write_secrets(run / contents.SECRETS_FILE, {"token": "s"})
+    with (run / contents.STEPS_FILE).open("ab") as file:
+        file.write(b"\xff\n")
+    log = RunLog(run, resume_step=60)
+    log.add_bad_samples(60, [BadSample("key", "silent", "x.tar", "every sample is zero")])
+    log.add_skipped_step({"step": 60, "keys": ["key"]})
+    log.close()
+    monkeypatch.setenv(MARK_VARIABLE, "mark")
+    write_report(run, ValueError("a matrix fell over"))
+    for name in ("evaluation.json", "evaluation.hypotheses.jsonl", "evaluation.html"):
+        write_text(run / name, "")
+    return run
+
+
+def test_every_file_that_runs_make_is_explained(whole_run):
+    readme = write_readme(whole_run)
+    there = [path for path in whole_run.iterdir() if path.name != contents.README_FILE]
+    for path in there:
+        names = [name for name, _ in contents.CONTENTS if path.match(name)]
+        assert names, f"{path.name} is explained nowhere"
+        assert f"- `{names[0]}`: " in readme
+    # the run has all that can be there
+    known = {name for name, _ in contents.CONTENTS}
+    assert known == {name for name in known if any(path.match(name) for path in there)}
+
+
+def test_what_is_not_there_is_not_told_of(tmp_path):
+    readme = write_readme(make_run(tmp_path / "run", "a", seed=1, error_rate=0.2, num_clips=2))
+    assert contents.STEPS_FILE in readme
+    assert contents.SKIPPED_STEPS_FILE not in readme
+    assert f"`{contents.LAUNCH_FOLDER}`" not in readme
+
+
+def test_every_name_of_a_file_is_explained_or_passes():
+    names = {value for key, value in vars(contents).items() if key.endswith(("_FILE", "_FOLDER"))}
+    explained = {name for name, _ in contents.CONTENTS}
+    assert names <= explained | {contents.README_FILE, *contents.PASSING}

@@ -1,0 +1,54 @@
+"""Records of a run's steps and evaluations, through cuts and damage."""
+
+from __future__ import annotations
+
+from kappaspeech.runs.records import RunLog, StepRecord, read_lines
+from kappaspeech.speech.loading import BadSample
+
+
+def record(step: int) -> StepRecord:
+    return StepRecord(
+        step, 1.0, 8.0, 8, {"adaptor": 1e-3}, 0.5, 1.0, 4.0, 4.0, 80.0, 0.3, {"data": 0.5}, 0.0, 0.1, 0.1, {}, {}, 1, "0"
+    )
+
+
+def test_a_log_goes_on_from_its_checkpoint_without_what_came_after(tmp_path):
+    log = RunLog(tmp_path, resume_step=0)
+    for step in range(5):
+        log.add_step(record(step))
+        log.add_bad_samples(step, [BadSample(f"key-{step}", "silent", "x.tar", "every sample is zero")])
+    log.add_evaluation({"step": 4, "wer": {"mean_wer": 0.5}, "text": {}})
+    log.close()
+    with (tmp_path / "steps.jsonl").open("a") as file:
+        file.write('{"step": 5, "los')
+    log = RunLog(tmp_path, resume_step=3)
+    assert log.evaluated_steps() == set()
+    log.add_step(record(3))
+    log.close()
+    assert [line["step"] for line in read_lines(tmp_path / "steps.jsonl")] == [0, 1, 2, 3]
+    assert [line["key"] for line in read_lines(tmp_path / "bad_samples.jsonl")] == ["key-0", "key-1", "key-2"]
+
+
+def test_a_damaged_log_does_not_cost_a_run(tmp_path, caplog):
+    log = RunLog(tmp_path, resume_step=0)
+    for step in range(3):
+        log.add_step(record(step))
+        log.add_evaluation({"step": step, "wer": {"mean_wer": 0.5}, "text": {}})
+    log.close()
+    for name in ("steps.jsonl", "evaluations.jsonl", "bad_samples.jsonl", "skipped_steps.jsonl"):
+        with (tmp_path / name).open("ab") as file:
+            file.write(b'\xff\n{"foreign": 1}\n')
+    log = RunLog(tmp_path, resume_step=3)
+    assert log.evaluated_steps() == {0, 1, 2}
+    log.close()
+    assert len(caplog.records) == 4
+    assert "2 line(s) that can't be read" in caplog.text
+    assert (tmp_path / "steps.jsonl.damaged").read_bytes() == b'\xff\n{"foreign": 1}\n'
+
+
+def test_an_evaluation_takes_the_place_of_one_of_the_same_step(tmp_path):
+    log = RunLog(tmp_path, resume_step=0)
+    for wer in (0.5, 0.25):
+        log.add_evaluation({"step": 4, "wer": {"mean_wer": wer}, "text": {"en": {"perplexity": 9.0}}})
+    log.close()
+    assert [line["wer"]["mean_wer"] for line in read_lines(tmp_path / "evaluations.jsonl")] == [0.25]

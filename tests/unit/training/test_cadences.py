@@ -1,0 +1,103 @@
+"""What is done beside a run's steps, and that the loop needs to know nothing of it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from kappaspeech.ranks.cluster import SingleProcess
+from kappaspeech.runs.folder import RunFolder
+from kappaspeech.speech.stream import StepData
+from kappaspeech.training.cadence import Cadence
+from kappaspeech.training.cadences import StopWhenAsked
+from kappaspeech.training.loop import Outcome, TrainingLoop
+from kappaspeech.training.phases import PhaseClock
+from kappaspeech.training.saving import SaveAtTheEnd, SaveEvery
+from kappaspeech.training.stopping import StopRequest
+from kappaspeech.training.surroundings import Surroundings
+
+
+def surroundings(folder) -> Surroundings:
+    watch: Any = SimpleNamespace(check=lambda: None, posts=[])
+    return Surroundings(SingleProcess(), RunFolder(folder), None, PhaseClock(), StopRequest(folder), watch)  # type: ignore[arg-type]
+
+
+class Stream:
+    """Steps without data, as many as are asked for."""
+
+    def steps(self, step: int, *, hint: tuple[int, int]):
+        while True:
+            yield StepData(step, (), (), {}, wait_seconds=0.0, padding=0.0, llm_padding=0.0, hint=hint)
+            step += 1
+
+
+def run(around: Surroundings, cadences: list[Cadence], *, begin: int = 0, total: int = 6) -> tuple[Outcome, list[int]]:
+    """Take steps that do nothing; the outcome, and which were taken."""
+    taken: list[int] = []
+    state: Any = SimpleNamespace(hint=(0, 0), totals=SimpleNamespace(check_bad_samples=lambda: None))
+
+    def take_step(data: StepData, _num_tokens: int) -> None:
+        taken.append(data.global_step)
+
+    stream: Any = Stream()
+    loop = TrainingLoop(stream, take_step, state, around, cadences=cadences, forecast=SimpleNamespace())  # type: ignore[arg-type]
+    return loop.run(begin, total), taken
+
+
+class TellEvery(Cadence):
+    """The worked example of docs/architecture.md: a cadence of one file."""
+
+    def __init__(self, told: list[str], every: int) -> None:
+        self._told = told
+        self._every = every
+
+    def after(self, step: int) -> str | None:
+        if step % self._every == 0:
+            self._told.append(f"{step} steps")
+        return None
+
+
+class Saved(list):
+    """In the saver's place: the steps after which it was asked to save, each once."""
+
+    def save(self, step: int) -> None:
+        if step not in self:
+            self.append(step)
+
+
+def test_a_cadence_is_added_without_touching_the_loop(tmp_path):
+    told: list[str] = []
+    outcome, taken = run(surroundings(tmp_path), [TellEvery(told, 2)])
+    assert (outcome.status, outcome.step, taken) == ("finished", 6, [0, 1, 2, 3, 4, 5])
+    assert told == ["2 steps", "4 steps", "6 steps"]
+
+
+def test_a_run_is_saved_every_so_many_steps_and_where_it_ends(tmp_path):
+    saved: Any = Saved()
+    run(surroundings(tmp_path), [SaveAtTheEnd(saved, num_steps=6), SaveEvery(saved, 4)], begin=2)
+    assert saved == [4, 6]
+
+
+def test_a_reason_of_a_cadence_stops_the_run_once_all_have_had_their_turn(tmp_path):
+    class Enough(Cadence):
+        def after(self, step: int) -> str | None:
+            return "it is enough" if step == 3 else None
+
+    told: list[str] = []
+    saved: Any = Saved()
+    outcome, taken = run(surroundings(tmp_path), [SaveAtTheEnd(saved, num_steps=6), Enough(), TellEvery(told, 3)])
+    assert (outcome.status, outcome.reason, taken, told, saved) == ("resumable", "it is enough", [0, 1, 2], ["3 steps"], [3])
+
+
+def test_a_wish_is_heard_before_the_next_step_and_its_file_removed(tmp_path):
+    class Touch(Cadence):
+        def after(self, step: int) -> str | None:
+            if step == 2:
+                (tmp_path / "STOP").touch()
+            return None
+
+    around = surroundings(tmp_path)
+    outcome, taken = run(around, [Touch(), StopWhenAsked(around)])
+    assert (outcome.status, outcome.step, taken) == ("resumable", 2, [0, 1])
+    assert outcome.reason == f"the file {tmp_path / 'STOP'} on rank 0"
+    assert not (tmp_path / "STOP").exists()

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import numpy as np
+from kappaspeech.model.flops import ClipLengths, SpeechCost, StackCost
+from kappaspeech.speech.batches import Features, collate
+from kappaspeech.speech.feature_cache import CachedClip
+from kappaspeech.training.throughput import count_work
+
+COST = SpeechCost(StackCost(10), StackCost(5, 5), StackCost(7), StackCost(3), stacking=4, num_prompt_tokens=2)
+
+
+def batch(*frames: int | None):
+    rows = [None if count is None else Features("k", "en", np.zeros((80, count), np.float32), (1, 2, 3)) for count in frames]
+    return collate(rows, num_mels=80, keys=["k"] * len(rows))
+
+
+def test_work_is_that_of_usable_samples_without_padding():
+    work = count_work(COST, [batch(160, None, 16), batch(None)])
+    clips = [ClipLengths(160, 3), ClipLengths(16, 3)]
+    assert work.flops == COST.step(clips).total
+    # 160 frames are 80 states are 20 positions; 16 are 2
+    assert work.num_llm_tokens == (2 + 20 + 3) + (2 + 2 + 3)
+
+
+def test_a_clip_from_the_cache_costs_no_encoder():
+    clip = Features("k", "en", np.zeros((80, 0), np.float32), (1, 2, 3), CachedClip(np.zeros((80, 4), np.float32), 160, ""))
+    cached = count_work(COST, [collate([clip], num_mels=80, keys=["k"])])
+    fresh = count_work(COST, [batch(160)])
+    assert cached.num_llm_tokens == fresh.num_llm_tokens
+    assert fresh.flops - cached.flops == COST.step([ClipLengths(160, 3)]).encoder

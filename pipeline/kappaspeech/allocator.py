@@ -1,4 +1,4 @@
-"""How the C library hands out memory to a training on processors."""
+"""The C library's allocator, set for a training on processors."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class KappaSpeechError(Exception):
 
 
 class InputError(KappaSpeechError):
-    """What the user gave can't be used: a path, an option, a file's content."""
+    """The user's input can't be used: a path, an option, a file's content."""
 
     exit_code = 2
 

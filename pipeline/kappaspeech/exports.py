@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,42 @@ from kappaspeech.errors import SelectionError
 from kappaspeech.selection import TensorSelection
 
 _WEIGHT = ".weight"
+# GGUF's names of a decoder of Llama's kind → transformers'
+_GGUF_BLOCK = re.compile(r"blk\.(\d+)\.([a-z_]+)\.weight")
+_GGUF_MODULES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GGUF_OUTSIDE = {"token_embd.weight": "model.embed_tokens.weight", "output.weight": "lm_head.weight"}
+
+
+def is_of_gguf(selection: TensorSelection) -> bool:
+    """True if the selection's tensors have GGUF's names, which no other tool knows."""
+    return any(_GGUF_BLOCK.fullmatch(name) for name in selection.names)
+
+
+def with_transformers_names(selection: TensorSelection) -> TensorSelection:
+    """A selection from a GGUF file by transformers' names, others as they are. Raises `SelectionError` for one without."""
+    if not is_of_gguf(selection):
+        return selection
+    return replace(selection, tensors=tuple(replace(tensor, name=_rename(tensor.name)) for tensor in selection.tensors))
+
+
+def _rename(name: str) -> str:
+    match = _GGUF_BLOCK.fullmatch(name)
+    if match is not None and match[2] in _GGUF_MODULES:
+        return f"model.layers.{match[1]}.{_GGUF_MODULES[match[2]]}{_WEIGHT}"
+    if name in _GGUF_OUTSIDE:
+        return _GGUF_OUTSIDE[name]
+    raise SelectionError(
+        f"{name} is GGUF's name of a tensor that transformers stores otherwise, so PEFT can't use it. Scan the model's "
+        "safetensors checkpoint, or select without it (--exclude)."
+    )
 
 
 def names(selection: TensorSelection) -> str:
@@ -54,10 +91,10 @@ EXPORTS: dict[str, tuple[str, Callable[[TensorSelection], str]]] = {
 
 
 def write_export(selection: TensorSelection, kind: str, beside: Path) -> Path:
-    """Write `selection` as `kind` (a key of `EXPORTS`) beside its own file; return the path."""
+    """Write `selection` as `kind` (a key of `EXPORTS`) beside its own file, by transformers' names; return the path."""
     suffix, make = EXPORTS[kind]
     path = beside.with_name(beside.name.removesuffix(".json") + suffix)
-    write_text(path, make(selection))
+    write_text(path, make(with_transformers_names(selection)))
     return path
 
 

@@ -42,7 +42,7 @@ class Candidate:
 
 
 class Ranking(Protocol):
-    """What `select` needs of a ranking; `kappaspeech.scan.ranking.KappaRanking` is one."""
+    """A ranking as `select` needs it; `kappaspeech.scan.ranking.KappaRanking` is one."""
 
     @property
     def model(self) -> str: ...
@@ -211,7 +211,7 @@ def select(
 
 
 def module_type(name: str) -> str:
-    """What a parameter is in its layer: «v_proj» of model.layers.3.self_attn.v_proj.weight, «mlp.0» of blocks.1.mlp.0.weight."""
+    """A parameter's type in its layer: «v_proj» of model.layers.3.self_attn.v_proj.weight, «mlp.0» of blocks.1.mlp.0.weight."""
     parts = re.sub(r"\[\d+\]$", "", name).removesuffix(".weight").split(".")
     return ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
 

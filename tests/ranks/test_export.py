@@ -78,6 +78,7 @@ def test_run_export_and_difference_transcribe_alike_and_a_broken_file_stops_noth
     assert found[0] == found[1] == found[2]
     assert [recording["recording"] for recording in found[0]] == clips
     assert all(segment["end_seconds"] > 0.3 for recording in found[0] for segment in recording["segments"])
+    assert all(0 < segment["confidence"] < 1 for recording in found[0] for segment in recording["segments"])
 
 
 def test_subtitles_of_several_recordings_go_into_a_folder(home, two_ranks, tmp_path, capsys):

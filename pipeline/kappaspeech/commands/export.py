@@ -12,13 +12,13 @@ from kappaspeech.escaping import for_terminal
 
 
 class Part(str, Enum):
-    """What may be exported alone."""
+    """The parts that may be exported alone."""
 
     difference = "difference"
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="The run's folder, or what --only difference wrote.")],
+    run: Annotated[Path, typer.Argument(help="The run's folder, or a difference (--only difference).")],
     output: Annotated[Path, typer.Argument(help="The folder to make.")],
     step: Annotated[str | None, typer.Option(help="The checkpoint's step, or best. Default: the last.")] = None,
     only: Annotated[

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 def pack(
     source: Annotated[Path, typer.Argument(help="A corpus: a folder, or a manifest of JSON lines.")],
-    output: Annotated[Path, typer.Argument(help="Where the shards go.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the shards.")],
     layout: Annotated[
         str | None,
         typer.Option(
-            help="transcripts, librispeech, commonvoice, mls, voxpopuli, manifest or dataset. Default: told from what is there."
+            help="transcripts, librispeech, commonvoice, mls, voxpopuli, manifest or dataset. Default: recognised by the files."
         ),
     ] = None,
-    language: Annotated[str | None, typer.Option(help="The language, where the corpus doesn't name it.")] = None,
+    language: Annotated[str | None, typer.Option(help="The language, if the corpus doesn't name it.")] = None,
     split: Annotated[
         str | None,
         typer.Option(help="train, dev, test or another of the corpus's splits. Default: what isn't held out."),

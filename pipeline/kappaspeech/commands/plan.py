@@ -44,12 +44,12 @@ def plan(
     ] = None,
     tflops: Annotated[
         float | None,
-        typer.Option(callback=finite, min=0.001, help="What a GPU computes, in 10¹² operations a second. Default: 400."),
+        typer.Option(callback=finite, min=0.001, help="A GPU's speed in 10¹² operations a second. Default: 400."),
     ] = None,
     bandwidth_gbs: Annotated[
         float | None,
         typer.Option(
-            callback=finite, min=0.001, help="What a rank receives, in GB a second. Default: 200 in a host of 8, else 40."
+            callback=finite, min=0.001, help="Bandwidth into a rank in GB a second. Default: 200 in a host of 8, else 40."
         ),
     ] = None,
     here: Annotated[bool, typer.Option("--here", help="Plan for this machine's processors, whose speed is measured.")] = False,
@@ -58,8 +58,7 @@ def plan(
 ) -> int:
     """Predict memory and time of a training on N GPUs, without reading a weight. Exit 1 if it fits on none of them.
 
-    Nothing needs to be there yet but the YAML: models that it names and a selection that isn't made are taken by what is known
-    of them, which is said.
+    Only the YAML needs to exist. For models and a selection that aren't there yet, the plan says what it assumes.
     """
     from kappaspeech.artefacts import write_json
     from kappaspeech.commands.train import read_settings

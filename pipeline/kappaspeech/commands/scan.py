@@ -12,14 +12,14 @@ import typer
 
 
 class Method(str, Enum):
-    """How κ is computed."""
+    """Ways to compute κ."""
 
     auto = "auto"
     svd = "svd"
 
 
 class Backend(str, Enum):
-    """How ranks reach each other."""
+    """Ways in which ranks reach each other."""
 
     torch = "torch"
     mpi = "mpi"
@@ -27,7 +27,7 @@ class Backend(str, Enum):
 
 def scan(
     model: Annotated[str, typer.Argument(help="A folder or file of weights, or a hub id.")],
-    output: Annotated[Path, typer.Option(help="Where the ranking goes (JSON).")] = Path("ranking.json"),
+    output: Annotated[Path, typer.Option(help="File of the ranking (JSON).")] = Path("ranking.json"),
     rtol: Annotated[float, typer.Option(help="Relative tolerance of κ.")] = 1e-6,
     method: Annotated[Method, typer.Option(help="auto: fast, with a bound; svd: plain singular values.")] = Method.auto,
     workers: Annotated[

@@ -29,8 +29,8 @@ class Export(str, Enum):
 
 
 def select(
-    ranking: Annotated[Path, typer.Argument(help="What `kappaspeech scan` wrote.")],
-    output: Annotated[Path, typer.Option(help="Where the selection goes.")] = Path("selection.json"),
+    ranking: Annotated[Path, typer.Argument(help="The ranking, from `kappaspeech scan`.")],
+    output: Annotated[Path, typer.Option(help="File of the selection (JSON).")] = Path("selection.json"),
     count: Annotated[int | None, typer.Option(help="Number of tensors.")] = None,
     budget: Annotated[
         str | None, typer.Option(help="Number of parameters that the tensors may have together: 20000000, 20M or 1.5B.")
@@ -54,7 +54,7 @@ def select(
 ) -> None:
     """Choose the tensors to train from a ranking, by default those of smallest κ."""
     from kappaspeech.errors import InputError
-    from kappaspeech.exports import write_export
+    from kappaspeech.exports import is_of_gguf, write_export
     from kappaspeech.outputs import try_output
     from kappaspeech.scan.ranking import KappaRanking
     from kappaspeech.selection import TensorSelection
@@ -82,6 +82,8 @@ def select(
     _print_summary(chosen, output)
     if (obstacle := find_obstacle(chosen)) is not None:
         print(for_terminal(f"This selection can't be trained here: {obstacle}"), file=sys.stderr)
+    if is_of_gguf(chosen):
+        print("Its names are GGUF's; exports have transformers' names. To train it here, scan the safetensors.", file=sys.stderr)
     for kind in export or ():
         print(for_terminal(str(write_export(chosen, kind.value, output))))
 

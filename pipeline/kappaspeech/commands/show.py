@@ -18,21 +18,21 @@ _WIDE_COLUMNS = 60
 
 
 def show(
-    ranking: Annotated[Path, typer.Argument(help="What `kappaspeech scan` wrote.")],
+    ranking: Annotated[Path, typer.Argument(help="The ranking, from `kappaspeech scan`.")],
     selection: Annotated[Path | None, typer.Option(help="Mark what this selection chose.")] = None,
     rows: Annotated[
         int | None, typer.Option(min=0, help="Rows of the table, from either end. Default: 10; all that is piped.")
     ] = None,
-    score: Annotated[str, typer.Option(help="What orders table and picture, as in `kappaspeech select --score`.")] = "kappa",
+    score: Annotated[str, typer.Option(help="The score that orders table and picture: see `kappaspeech select`.")] = "kappa",
     as_json: Annotated[bool, typer.Option("--json", help="Print all rows as JSON, and nothing else.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write all rows as CSV.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="Write all rows as Parquet (needs pyarrow).")] = None,
-    spectra: Annotated[Path | None, typer.Option(help="What `scan --spectrum` wrote, for the picture.")] = None,
+    spectra: Annotated[Path | None, typer.Option(help="Spectra from `scan --spectrum`, for the picture.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw it: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Print both ends of a ranking as a table; write all rows as CSV or Parquet; draw it.
 
-    Piped, it prints tab-separated values with whole names.
+    Into a pipe it prints tab-separated values with whole names.
     """
     from kappaspeech.escaping import for_terminal
     from kappaspeech.outputs import try_output

@@ -1,4 +1,4 @@
-"""What commands print on: any terminal, encoding, pipe or disk, with an end for each that is no traceback."""
+"""Standard output and error on any terminal, encoding, pipe or disk; none of them ends a command in a traceback."""
 
 from __future__ import annotations
 

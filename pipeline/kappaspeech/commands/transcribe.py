@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from kappaspeech.commands.numbers import finite
 from kappaspeech.escaping import for_terminal
 
 if TYPE_CHECKING:
+    from kappaspeech.evaluation.decoding import Decoded
     from kappaspeech.evaluation.transcripts import Transcript
     from kappaspeech.speech.samples import AudioSample
 
@@ -22,7 +24,7 @@ _CUE_SECONDS = 7.0
 
 
 class Format(str, Enum):
-    """How transcripts are written."""
+    """The formats of transcripts."""
 
     text = "text"
     json = "json"
@@ -30,7 +32,7 @@ class Format(str, Enum):
 
 
 def transcribe(
-    model: Annotated[Path, typer.Argument(help="A run's folder, or what `kappaspeech export` wrote.")],
+    model: Annotated[Path, typer.Argument(help="A run's folder, or an export.")],
     recordings: Annotated[
         list[Path],
         typer.Argument(help="Audio of any length: files, folders of them, or - for standard input. m4a and others need ffmpeg."),
@@ -82,9 +84,10 @@ def transcribe(
         max_new_tokens=max_new_tokens,
         base=base,
     )
-    texts = transcriber.transcribe(pieces)
+    # only JSON has a place for it
+    decoded = replace(transcriber, keeps_confidence=format_ is Format.json).decode_all(pieces)
     folder = output if format_ is Format.srt and len(recordings) > 1 else None
-    _write(_join(readable, pieces, texts), format_, folder=folder, file=output)
+    _write(_join(readable, pieces, decoded), format_, folder=folder, file=output)
     for failure in errors:
         print(for_terminal(f"error: {failure}"), file=sys.stderr)
     return 1 if errors else 0
@@ -98,19 +101,19 @@ def _read_pieces(path: Path, *, longest_seconds: float) -> list[AudioSample]:
     return [AudioSample(f"{path}#{number:06d}", piece, "", "") for number, piece in enumerate(pieces)]
 
 
-def _join(paths: list[Path], pieces: list[AudioSample], texts: list[str]) -> list[Transcript]:
+def _join(paths: list[Path], pieces: list[AudioSample], decoded: list[Decoded]) -> list[Transcript]:
     """Each recording's texts with the times of their pieces."""
     from kappaspeech.evaluation.transcripts import Segment, Transcript
     from kappaspeech.speech.samples import SAMPLE_RATE_HZ
 
     segments: dict[str, list[Segment]] = {str(path): [] for path in paths}
     num_samples = dict.fromkeys(segments, 0)
-    for piece, text in zip(pieces, texts, strict=True):
+    for piece, found in zip(pieces, decoded, strict=True):
         recording = piece.key.rpartition("#")[0]
         start = num_samples[recording]
         num_samples[recording] = end = start + len(piece.waveform)
-        segments[recording].append(Segment(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ, text))
-    return [Transcript(recording, tuple(found)) for recording, found in segments.items()]
+        segments[recording].append(Segment(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ, found.text, found.confidence))
+    return [Transcript(recording, tuple(pieces_of_it)) for recording, pieces_of_it in segments.items()]
 
 
 def _write(transcripts: list[Transcript], format_: Format, *, folder: Path | None, file: Path | None) -> None:

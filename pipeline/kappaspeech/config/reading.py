@@ -17,6 +17,9 @@ from kappaspeech.redaction import restore_secrets
 # Beside a run folder's config.json, which holds no secret: what it hides, for its owner's eyes.
 SECRETS_NAME = "secrets.json"
 
+# a key that is less like a valid one than this was meant otherwise
+_NEAR = 0.6
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -56,13 +59,28 @@ def read_secrets(run_dir: Path) -> dict[str, str]:
 
 
 def _set_dotted(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set a value at `key`, as in `data.train.0.language`: a number is the place in a list that is there."""
     *sections, last = key.split(".")
-    for section in sections:
-        below = content.setdefault(section, {})
-        if not isinstance(below, dict):
-            raise ConfigError(f"{key} can't be set: {section} isn't a section.")
-        content = below
-    content[last] = value
+    place: Any = content
+    for index, section in enumerate(sections):
+        if isinstance(place, dict) and place.get(section) is None:
+            place[section] = {}
+        place = _go_down(place, section, key)
+        if not isinstance(place, (dict, list)):
+            raise ConfigError(f"{key} can't be set: {'.'.join(sections[: index + 1])} isn't a section.")
+    if isinstance(place, dict):
+        place[last] = value
+    else:
+        _go_down(place, last, key)
+        place[int(last)] = value
+
+
+def _go_down(place: Any, name: str, key: str) -> Any:
+    if isinstance(place, dict):
+        return place[name]
+    if not name.isdecimal() or int(name) >= len(place):
+        raise ConfigError(f"{key} can't be set: {name} is no place in a list of {len(place)}, which are counted from 0.")
+    return place[int(name)]
 
 
 def _explain(error: ValidationError, root: type[BaseModel]) -> list[str]:
@@ -72,7 +90,7 @@ def _explain(error: ValidationError, root: type[BaseModel]) -> list[str]:
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             valid = _keys_at(item["loc"][:-1], root)
-            near = difflib.get_close_matches(str(item["loc"][-1]), valid, n=1, cutoff=0.4)
+            near = difflib.get_close_matches(str(item["loc"][-1]), valid, n=1, cutoff=_NEAR)
             hint = f"did you mean {near[0]!r}?" if near else f"valid keys are {', '.join(sorted(valid))}."
             problems.append(f"{where}: unknown key; {hint}")
         elif item["type"] == "missing":

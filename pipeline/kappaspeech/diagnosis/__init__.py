@@ -1,1 +1,1 @@
-"""What is wrong with a machine or a configuration, before a training finds out: `kappaspeech doctor`."""
+"""Faults of a machine or a configuration, found before a training meets them: `kappaspeech doctor`."""

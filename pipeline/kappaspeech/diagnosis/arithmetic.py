@@ -1,4 +1,4 @@
-"""What training will compute in here, chosen as a run chooses it."""
+"""The dtype in which training will compute here, chosen as a run chooses it."""
 
 from __future__ import annotations
 

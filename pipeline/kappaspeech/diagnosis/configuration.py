@@ -70,7 +70,7 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
 
 
 def check_hub(llm: str) -> list[Finding]:
-    """Whether the hub answers, for an LLM by its id. If not, Hugging Face's libraries are told: each would try for a minute."""
+    """Check that the hub answers, for an LLM by its id. If not, its libraries stay offline: each would try for a minute."""
     if Path(llm).is_dir():
         return []
     if hub_answers():
@@ -92,7 +92,7 @@ def _try(area: str, check: Callable[[], list[Finding]]) -> list[Finding]:
 
 
 def check_ranks(micro_batches: int, world_size: int) -> Finding:
-    """Whether ranks have equally much to compute."""
+    """Check that ranks have equally much to compute."""
     rounds = math.ceil(micro_batches / world_size)
     idle = rounds * world_size - micro_batches
     found = f"{micro_batches} micro-batches a step on {world_size} rank(s): {rounds} a rank"
@@ -155,7 +155,7 @@ def _check_shards(item: DatasetConfig, read: ReadOptions) -> list[Finding]:
 
 
 def _check_overlap(config: RunConfig, read: ReadOptions) -> list[Finding]:
-    """Whether what is tested on is trained on."""
+    """Check that no test data is in training."""
 
     def open_some(items: Sequence[DatasetConfig]) -> list[Corpus]:
         most = {item.shards: _MOST_REMOTE_SHARDS if is_remote(item.shards) else _MOST_SHARDS for item in items}
@@ -171,7 +171,7 @@ def _check_overlap(config: RunConfig, read: ReadOptions) -> list[Finding]:
 
 
 def _check_credentials(item: DatasetConfig, environment: Mapping[str, str]) -> list[Finding]:
-    """Whether there are any, for shards in a bucket; never which."""
+    """Check that there are any, for shards in a bucket; never say which."""
     scheme = item.shards.partition("://")[0]
     if scheme not in _CREDENTIALS:
         return []
@@ -185,7 +185,7 @@ def _check_credentials(item: DatasetConfig, environment: Mapping[str, str]) -> l
 
 
 def _needed_bytes(config: RunConfig, planner: Planner | None) -> int | None:
-    """What checkpoints take: those that are kept, and the one being written; None for models that couldn't be read."""
+    """The size of checkpoints: those that are kept, and the one being written; None for models that couldn't be read."""
     if planner is None:
         return None
     trained = planner.sizes.llm.num_trained + planner.sizes.num_adaptor_parameters
@@ -236,7 +236,7 @@ def _say_size(num_bytes: int) -> str:
 
 
 def resumes(config: RunConfig) -> list[Finding]:
-    """Whether the run's folder already holds a run, which training would go on with."""
+    """Check for a run in the run's folder, which training would continue."""
     folder = RunFolder(Path(config.run_dir))
     if not (folder.path / "run.json").exists():
         return []

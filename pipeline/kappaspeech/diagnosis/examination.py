@@ -19,7 +19,7 @@ _NUM_CLOCK_ROUNDS = 5
 
 
 def examine(config: RunConfig | None, *, world_size: int, launched: bool) -> list[Finding]:
-    """What is found on this host, of the host itself and of what `config` names."""
+    """All findings on this host, of the host itself and of what `config` names."""
     findings = [*check_packages(), *check_host(os.environ, launched=launched)]
     if config is not None:
         findings += [*check_configuration(config, world_size=world_size, environment=os.environ), *resumes(config)]

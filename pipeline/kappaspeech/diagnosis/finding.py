@@ -31,7 +31,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class RankReport:
-    """What one rank found about its own host; `versions` by name, as training compares them, and its clock at a common moment."""
+    """One rank's findings about its own host; `versions` by name, as training compares them, and its clock at a common moment."""
 
     host: str
     findings: tuple[Finding, ...]

@@ -38,7 +38,7 @@ def check_host(environment: Mapping[str, str], *, launched: bool) -> list[Findin
 
 
 def check_compiler(environment: Mapping[str, str]) -> Finding:
-    """What DeepSpeed's ops are compiled with: a C++ compiler and ninja."""
+    """Check for a C++ compiler and ninja, with which DeepSpeed's ops are compiled."""
     named = environment.get("CXX")
     compiler = next((found for name in ([named] if named else _COMPILERS) if (found := shutil.which(name))), None)
     ninja = shutil.which("ninja")
@@ -50,7 +50,7 @@ def check_compiler(environment: Mapping[str, str]) -> Finding:
 
 
 def find_build_folder(environment: Mapping[str, str]) -> Path:
-    """Where torch compiles extensions."""
+    """The folder in which torch compiles extensions."""
     named = environment.get("TORCH_EXTENSIONS_DIR")
     cache = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME", "/")) / ".cache")
     return Path(named) if named else Path(cache) / "torch_extensions"
@@ -74,7 +74,7 @@ def check_build_folder(folder: Path, *, now: float) -> list[Finding]:
 
 
 def check_shared_memory(folder: Path) -> Finding:
-    """Where loader processes and NCCL exchange data."""
+    """Check the room in which loader processes and NCCL exchange data."""
     try:
         usage = shutil.disk_usage(folder)
     except OSError as error:
@@ -107,7 +107,7 @@ def check_port(port: int) -> Finding:
 
 
 def check_gpus() -> list[Finding]:
-    """What torch sees against what the driver sees, and NCCL."""
+    """Check what torch sees against what the driver sees, and NCCL."""
     import torch
 
     driver = _ask("nvidia-smi", "--query-gpu=driver_version,name,memory.used,memory.total", "--format=csv,noheader,nounits")
@@ -131,7 +131,7 @@ def check_gpus() -> list[Finding]:
 
 
 def _ask(*words: str) -> str:
-    """What a tool prints; "" where it isn't there or fails."""
+    """A tool's output; "" if it isn't there or fails."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=_ASK_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):

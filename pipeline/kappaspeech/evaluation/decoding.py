@@ -1,4 +1,4 @@
-"""What decoding gives, whoever decodes, and the rule that ends a row which has begun to repeat itself.
+"""The result of decoding, whoever decodes, and the rule that ends a row which has begun to repeat itself.
 
 B batch · L tokens generated so far
 """
@@ -25,18 +25,19 @@ Ending = Literal["end", "loop", "length"]
 
 @dataclass(frozen=True)
 class Decoded:
-    """The text of one utterance, without anything taken from it, and how it came to its end."""
+    """The text of one utterance, without anything taken from it, how it ended, and its confidence if that was asked for."""
 
     text: str
     ending: Ending
+    confidence: float | None = None
 
 
 class Decoder(Protocol):
-    """What turns waveforms into text: a trained model, or plain Whisper."""
+    """A trained model, or plain Whisper, that turns waveforms into text."""
 
     @property
     def in_step(self) -> bool:
-        """Whether a batch is a collective: every rank must decode as many batches as every other."""
+        """True if a batch is a collective: every rank must decode as many batches as every other."""
 
     def check(self, samples: Sequence[AudioSample]) -> None:
         """Raise `DataError` for what can't be decoded, before any rank begins."""

@@ -5,9 +5,11 @@ B batch · T frames · N longest left-padded prompt · H LLM width
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,6 +22,22 @@ from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.speech.batches import SpeechPrompt
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, log_mel
+
+
+class Certainty:
+    """A logits processor that changes nothing, and keeps the log-probability of each token that greedy decoding takes."""
+
+    def __init__(self) -> None:
+        self._steps_B: list[Tensor] = []
+
+    def __call__(self, _ids_BL: Tensor, logits_BV: Tensor) -> Tensor:
+        self._steps_B.append(logits_BV.float().log_softmax(dim=-1).amax(dim=-1).cpu())
+        return logits_BV
+
+    def of_row(self, row: int, num_tokens: int) -> float:
+        """The geometric mean of a row's token probabilities, that of the end among them, from 0 to 1."""
+        logs = [float(step_B[row]) for step_B in self._steps_B[: num_tokens + 1]]
+        return math.exp(fmean(logs)) if logs else 0.0
 
 
 @dataclass(frozen=True)
@@ -40,16 +58,20 @@ class Transcriber:
     num_beams: int = 1
     in_step: bool = False
     base_weights: BaseWeights | None = None
+    keeps_confidence: bool = False
 
     def transcribe(self, samples: Sequence[AudioSample]) -> list[str]:
-        """The text of each sample, in the order given; decoded longest first, in batches of like length."""
+        """The text of each sample, in the order given."""
+        return [decoded.text for decoded in self.decode_all(samples)]
+
+    def decode_all(self, samples: Sequence[AudioSample]) -> list[Decoded]:
+        """Each sample decoded, in the order given; the longest first, in batches of like length."""
         order = sorted(range(len(samples)), key=lambda i: (-len(samples[i].waveform), samples[i].key))
-        texts = [""] * len(samples)
+        found: dict[int, Decoded] = {}
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            for index, decoded in zip(chosen, self.decode([samples[i] for i in chosen]), strict=True):
-                texts[index] = decoded.text
-        return texts
+            found.update(zip(chosen, self.decode([samples[i] for i in chosen]), strict=True))
+        return [found[index] for index in range(len(samples))]
 
     def check(self, samples: Sequence[AudioSample]) -> None:
         """Raise `DataError` for a sample longer than the encoder takes."""
@@ -67,6 +89,8 @@ class Transcriber:
         self.check(samples)
         self.model.eval()
         embeds_BNH, mask_BN = self._embed(samples)
+        # of several beams it isn't known here which one wins
+        certainty = Certainty() if self.keeps_confidence and self.num_beams == 1 else None
         with _contiguous_input(self.model.llm.get_output_embeddings()):
             ids_BL = self.model.llm.generate(
                 inputs_embeds=embeds_BNH,
@@ -75,6 +99,7 @@ class Transcriber:
                 do_sample=False,
                 num_beams=self.num_beams,
                 stopping_criteria=[stop_at_loops],
+                logits_processor=[certainty] if certainty is not None else None,
                 eos_token_id=self.tokenizer.eos_token_id,
                 pad_token_id=self.tokenizer.eos_token_id,
                 synced_gpus=self.in_step,
@@ -88,7 +113,11 @@ class Transcriber:
             )
         rows = [cut_at_end(row, self.tokenizer.eos_token_id) for row in ids_BL.tolist()]
         texts = self.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)
-        return [Decoded(text.strip(), ending) for text, (_, ending) in zip(texts, rows, strict=True)]
+        confidences = [certainty.of_row(row, len(ids)) if certainty else None for row, (ids, _) in enumerate(rows)]
+        return [
+            Decoded(text.strip(), ending, confidence)
+            for text, (_, ending), confidence in zip(texts, rows, confidences, strict=True)
+        ]
 
     def _embed(self, samples: Sequence[AudioSample]) -> tuple[Tensor, Tensor]:
         """Prompts with their audio, left-padded, and the mask of what is real."""

@@ -11,11 +11,15 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a recording, between two of its pauses, and what was said in it."""
+    """A piece of a recording, between two of its pauses, and what was said in it.
+
+    `confidence` is the geometric mean of its tokens' probabilities, from 0 to 1; None if it wasn't asked for.
+    """
 
     start_seconds: float
     end_seconds: float
     text: str
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)

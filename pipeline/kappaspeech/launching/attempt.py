@@ -35,7 +35,7 @@ _STOP_TEXT = "asked of kappaspeech train"
 
 @dataclass(frozen=True)
 class Attempt:
-    """How a start ended: `status` «finished», «resumable», or «failed» with its causes, the first cause first."""
+    """The end of a start: `status` «finished», «resumable», or «failed» with its causes, the first cause first."""
 
     status: str
     exit_code: int

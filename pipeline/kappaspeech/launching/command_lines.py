@@ -1,4 +1,4 @@
-"""What a person would type to start a run, as words and variables: pure."""
+"""The command that a person would type to start a run, as words and variables: pure."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def path_word(path: Path | str) -> str:
 
 
 def is_plain(text: str) -> bool:
-    """Whether a shell takes `text` as it is."""
+    """True if a shell takes `text` as it is."""
     return _PLAIN.fullmatch(text) is not None
 
 
@@ -138,7 +138,7 @@ def carried_variables(environment: Mapping[str, str], *, folder: str) -> dict[st
 
 
 def environment_file_text(own: str, forwarded: Mapping[str, str]) -> str:
-    """What DeepSpeed reads as `.deepspeed_env`: the user's `own`, then `forwarded` where `own` doesn't set it.
+    """The content of `.deepspeed_env` for DeepSpeed: the user's `own`, then `forwarded` if `own` doesn't set it.
 
     DeepSpeed reads one such file; so ours takes the user's in, and leaves it as it is. What is forwarded is quoted here.
     """

@@ -1,4 +1,4 @@
-"""Whether a file system still answers, found out without waiting for it: what waits for a stalled one may not even be killed."""
+"""Tell if a file system still answers without waiting for it: a process that waits for a stalled one may not even be killed."""
 
 from __future__ import annotations
 

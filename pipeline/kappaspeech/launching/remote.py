@@ -19,7 +19,7 @@ _FREE_PORT = "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getso
 
 @dataclass(frozen=True)
 class Answer:
-    """What a host said: `text`, or the `problem` why it didn't."""
+    """A host's answer: `text`, or the `problem` for which there is none."""
 
     host: str
     text: str

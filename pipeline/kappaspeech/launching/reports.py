@@ -1,4 +1,4 @@
-"""What each rank says about its own end, left in the run folder: causes outlive launchers that lose exit codes and lines."""
+"""Each rank's report of its own end, left in the run folder: causes outlive launchers that lose exit codes and lines."""
 
 from __future__ import annotations
 

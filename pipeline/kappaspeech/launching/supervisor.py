@@ -48,7 +48,7 @@ LONGEST_DELAY_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Request:
-    """What to start: the arguments of `train`, the folder they name, where the ranks go, and how long one may stall."""
+    """A start: the arguments of `train`, the folder they name, the hosts of the ranks, and how long one may stall."""
 
     arguments: tuple[str, ...]
     run_dir: Path

@@ -1,4 +1,4 @@
-"""How large micro-batches are: by the budget alone, or as the budget cuts the clips that there are."""
+"""The sizes of micro-batches: by the budget alone, or as the budget cuts the clips that there are."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sizes_by_budget(budget: BatchBudget) -> BatchSizes:
 
 
 def sizes_by_lengths(seconds: Sequence[NDArray[np.float32]], budget: BatchBudget, *, max_seconds: float) -> BatchSizes:
-    """What the budget makes of clips of these lengths, in order of length as the schedule's buckets are.
+    """The micro-batches into which the budget cuts clips of these lengths, in order of length as the schedule's buckets are.
 
     Clips longer than `max_seconds` don't enter. A large corpus is judged by an even part of it.
     """

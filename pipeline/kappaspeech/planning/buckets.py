@@ -1,4 +1,4 @@
-"""What of a DeepSpeed JSON follows from the model's shape and the memory where the JSON doesn't say it."""
+"""Settings of a DeepSpeed JSON that follow from the model's shape and the memory if the JSON leaves them open."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def settle_buckets(deepspeed_config: Mapping[str, Any], *, layer_elements: int) 
 
 
 def leaves_frozen_to_memory(deepspeed_config: Mapping[str, Any]) -> bool:
-    """Whether a DeepSpeed JSON lets frozen weights of any size stay whole on each rank where they fit: by «auto» as threshold."""
+    """True if a DeepSpeed JSON lets frozen weights of any size stay whole on each rank that has room: by «auto» as threshold."""
     return bool(deepspeed_config.get("zero_optimization", {}).get("stage3_param_persistence_threshold") == _AUTO)

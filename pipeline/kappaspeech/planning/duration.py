@@ -17,7 +17,7 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Rates:
-    """What a rank does in a second when it does nothing else.
+    """The rates of a rank, each while it does nothing else.
 
     It computes `flops_per_second` in products of the forward, and receives `bytes_per_second` of weights from the others. The
     backward, the encoder, and gradients that are summed over ranks have rates of their own where these are known.
@@ -40,7 +40,7 @@ class Rates:
 
     @property
     def are_measured(self) -> bool:
-        """Whether a machine was asked; what is assumed says nothing of the work between products."""
+        """True if a machine was measured; assumed rates say nothing of the work between products."""
         return self.elementwise_bytes_per_second is not None
 
 
@@ -128,7 +128,7 @@ def predict_step(
 
 
 def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> Traffic:
-    """What a rank receives in a step of so many micro-batches, under DeepSpeed 0.19.
+    """The bytes that a rank receives in a step of `micro_batches_per_rank`, under DeepSpeed 0.19.
 
     Each micro-batch gathers all weights for its forward and again for its backward, but once where the model is below the limit
     of live parameters, which stay gathered between the two; and reduces the trained gradients. Tensors up to the persistence

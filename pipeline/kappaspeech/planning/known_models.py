@@ -56,7 +56,7 @@ def find_encoder(name: str) -> tuple[int, int, int, int] | None:
 
 
 def encoder_name(path: str) -> str:
-    """What openai-whisper would call the encoder in a file of this name: `models/whisper-base.pt` is its base."""
+    """The name that openai-whisper has for the encoder in a file of this name: `models/whisper-base.pt` is its base."""
     return Path(path).name.removesuffix(".pt").removeprefix("whisper-")
 
 
@@ -96,7 +96,7 @@ def fetch_config(name: str) -> str | None:
 
 
 def hub_answers() -> bool:
-    """Whether the hub can be reached at all; a library that asks it would try again for most of a minute."""
+    """True if the hub can be reached at all; a library that asks it would try again for most of a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

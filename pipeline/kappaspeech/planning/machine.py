@@ -1,4 +1,4 @@
-"""What a rank reaches on this machine, measured in a fraction of a second with products like those of the run that is planned.
+"""The rates of a rank on this machine, measured in a fraction of a second with products like those of the planned run.
 
 Unlike the choice of a dtype, which takes the best of several tries, this is the mean over all tries: on a host that does other
 things too, a training gets no more than its share either.
@@ -72,7 +72,7 @@ def find_products(
 
 
 def measure_compute(device: torch.device, llm: ModelProduct, encoder: ModelProduct) -> Rates:
-    """What this process computes a second, on its threads. What it receives is read from its own memory."""
+    """The rates of this process on its threads. What it receives is read from its own memory."""
     forward, backward = _measure_product(device, llm)
     encoding, _ = _measure_product(device, encoder, with_backward=False)
     memory = _measure_memory(device)
@@ -133,7 +133,7 @@ def _longest(group: Any, device: torch.device, seconds: float) -> float:
 
 
 def slowest(rates: Sequence[Rates]) -> Rates:
-    """What ranks that wait for each other reach: the least of each rate, and the longest collective."""
+    """The rates of ranks that wait for each other: the least of each, and the longest collective."""
     columns = {field.name: [getattr(item, field.name) for item in rates] for field in fields(Rates)}
     latest = max(columns.pop("seconds_per_message"))
     least: dict[str, Any] = {name: None if None in values else min(values) for name, values in columns.items()}
@@ -143,7 +143,7 @@ def slowest(rates: Sequence[Rates]) -> Rates:
 def measure_here(
     world_size: int, *, num_threads: int, llm: ModelProduct, encoder: ModelProduct, reduced_dtype: torch.dtype
 ) -> Rates:
-    """What each of `world_size` ranks on this machine's processors reaches when all compute at once, `num_threads` each.
+    """The rates of each of `world_size` ranks on this machine's processors when all compute at once, `num_threads` each.
 
     Threads of this process stand for the ranks, and exchange over loopback as ranks of one host do.
     """

@@ -28,7 +28,7 @@ _ENCODER_TRANSIENT_WIDTHS = 10
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """What of a DeepSpeed JSON decides memory and traffic. Sizes are in elements, as DeepSpeed counts them.
+    """The settings of a DeepSpeed JSON that decide memory and traffic. Sizes are in elements, as DeepSpeed counts them.
 
     Gradients are added up over micro-batches in `gradient_itemsize` bytes an element, and over ranks in `reduced_itemsize`.
     With `keeps_frozen` frozen weights of any size stay whole on each rank; `may_keep_frozen` leaves that to the memory.
@@ -86,7 +86,7 @@ def _number(zero: Mapping[str, Any], key: str, default: int) -> int:
 def count_state(
     sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, on_cpu: bool = False, keeps_average: bool = False
 ) -> list[MemoryPart]:
-    """What a rank holds all the time: its partitions, DeepSpeed's bucket, and the encoder."""
+    """The memory that a rank holds all the time: its partitions, DeepSpeed's bucket, and the encoder."""
     b = settings.itemsize
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     frozen = sizes.llm.num_parameters - sizes.llm.num_trained
@@ -168,7 +168,7 @@ def kept_bytes_per_token(llm: LlmSizes, *, itemsize: int) -> int:
 def count_activations(
     sizes: SpeechSizes, settings: ZeroSettings, tokens: TokenCounts, *, num_recomputed: int
 ) -> list[MemoryPart]:
-    """What one micro-batch leaves for its backward, at its widest, with its encoder states.
+    """The activations that one micro-batch keeps for its backward, at its widest, with its encoder states.
 
     The first `num_recomputed` layers are computed again.
     """
@@ -210,7 +210,7 @@ def count_update(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int)
 
 @dataclass(frozen=True)
 class TextLengths:
-    """What a plan knows of an evaluation's texts: the longest one's tokens, a window at most, and the number of windows."""
+    """The lengths of an evaluation's texts: the longest one's tokens, a window at most, and the number of windows."""
 
     window_tokens: int
     num_windows: int

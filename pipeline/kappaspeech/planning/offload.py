@@ -1,4 +1,4 @@
-"""What a step moves between a GPU and its host where the optimizer or the weights lie there. Pure arithmetic."""
+"""The traffic of a step between a GPU and its host that holds the optimizer or the weights. Pure arithmetic."""
 
 from __future__ import annotations
 

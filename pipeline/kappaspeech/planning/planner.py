@@ -84,11 +84,11 @@ class Planner:
 
     @property
     def reduced_dtype(self) -> torch.dtype:
-        """What gradients are added up over the ranks in."""
+        """The dtype in which gradients are added up over the ranks."""
         return torch.float32 if self._settings.reduced_itemsize == torch.float32.itemsize else torch.bfloat16
 
     def find_remedies(self, assumptions: Assumptions) -> list[Remedy]:
-        """What would need less than the plan of these `assumptions`."""
+        """Changes that need less than the plan of these `assumptions`."""
         cost = replace(self._cost, num_prompt_tokens=assumptions.prompt_tokens)
         return find_remedies(self._config, self._settings, self.sizes, cost, assumptions)
 

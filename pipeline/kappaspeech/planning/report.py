@@ -14,7 +14,7 @@ _NUM_REMEDIES = 5
 
 
 def describe_model(sizes: SpeechSizes, batches: BatchSizes) -> list[str]:
-    """What is planned: parameters in all and trained, and the micro-batches."""
+    """The planned model: parameters in all and trained, and the micro-batches."""
     llm, largest, mean = sizes.llm, batches.largest, batches.mean
     return [
         f"LLM {llm.num_parameters / 1e6:,.0f} M parameters, of which {llm.num_trained / 1e6:,.1f} M train; adaptor "
@@ -73,7 +73,7 @@ def _say_run(plan: Plan) -> str:
 
 
 def _describe_assumptions(plan: Plan) -> list[str]:
-    """What a plan takes for granted, and what its ranges span."""
+    """A plan's assumptions, and what its ranges span."""
     low, high = MEASURED_RANGE if plan.assumptions.rates.are_measured else ASSUMED_RANGE
     source = "measured on this machine" if plan.assumptions.rates.are_measured else "assumed, not measured"
     return [
@@ -88,7 +88,7 @@ def _describe_recomputed(plan: Plan) -> str:
 
 
 def _describe_others(time: StepTime) -> str:
-    """What not every plan has: what is known apart where a machine has been measured, and what goes to a host and back."""
+    """Parts that not every plan has: those of a measured machine, and what goes to a host and back."""
     measured = f", between products {time.elementwise:.2f}, optimizer {time.optimizer:.2f}"
     offload = f", to the host, updated there and back {time.offload:.2f}" if time.offload else ""
     return (measured if time.elementwise or time.optimizer else "") + offload

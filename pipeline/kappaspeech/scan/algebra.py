@@ -1,4 +1,4 @@
-"""What the scan's methods need done to a matrix, done by BLAS and LAPACK on the CPU. `torch_algebra` does it on a device.
+"""The operations on a matrix that the scan's methods need, by BLAS and LAPACK on the CPU. `torch_algebra` has them on a device.
 
 Dimension letters: m the short side, b the vectors of the long side that are read at a time. Vectors are numpy arrays on the
 host; what is m² or m·b large is whatever the algebra keeps it in.

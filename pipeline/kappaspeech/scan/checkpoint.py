@@ -58,7 +58,7 @@ class Checkpoint:
         self.tensors = tuple(self._make_ref(name, names[name]) for name in sorted(names))
 
     def _tie_head(self, names: dict[str, set[str]], config: dict[str, Any]) -> None:
-        """Where the config ties them, the output head is another name of the token embedding, stored or not."""
+        """Tie the output head to the token embedding, stored or not, if the config does."""
         text = config.get("text_config")
         inner = text.get("tie_word_embeddings", False) if isinstance(text, dict) else False
         if not config.get("tie_word_embeddings", inner):
@@ -124,7 +124,7 @@ class Checkpoint:
         return {name: tensor.dtype for name, (_, tensor) in self._stored.items()}
 
     def num_bytes_of(self, name: str) -> int:
-        """How many bytes a stored tensor has, under any of its stored names."""
+        """The number of bytes of a stored tensor, under any of its stored names."""
         return self._stored[name][1].num_bytes
 
     def file_of(self, name: str) -> Path:
@@ -186,7 +186,7 @@ def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
 
 
 def _open_run(folder: Path) -> Checkpoint:
-    """What a run's last checkpoint would be exported as: LoRA merged, a moving average where one is kept."""
+    """A run's last checkpoint as it would be exported: LoRA merged, a moving average if one is kept."""
     parts: RunParts = find_run_parts(folder)
     path = Path(parts.base)
     with explained(f"{folder} was trained from {parts.base}, which can't be opened", kind=CheckpointError):

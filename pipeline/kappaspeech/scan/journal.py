@@ -1,4 +1,4 @@
-"""What has been measured, kept as it is measured, so that a killed scan continues and a second one has less to do.
+"""A journal of measured matrices, written as they are measured: a killed scan continues, and a second one has less to do.
 
 A folder of JSON lines, one file a process: appending needs no lock, also on a network file system. A line's key says what was
 measured and how, and it holds a digest of the bytes that were: it counts where the file still has them, whatever its date and
@@ -52,7 +52,7 @@ class Journal:
         self._path = path
 
     def key(self, ref: MatrixRef) -> str:
-        """What is measured, and how: name, shape, dtype, scales, options. Which bytes that was, a line says itself."""
+        """The matrix and the method of a measurement: name, shape, dtype, scales, options. A line has the digest of the bytes."""
         described = [ref.name, ref.tensor.shape, ref.shape, ref.tensor.dtype, ref.tensor.aliases, ref.scale and asdict(ref.scale)]
         return digest_json([_METHOD_VERSION, described, self._options])
 
@@ -108,6 +108,6 @@ def _read_lines(path: Path) -> Iterator[bytes]:
 
 
 def default_folder(checkpoint: Checkpoint) -> Path:
-    """Where scans of `checkpoint` find each other: the user's cache, by the checkpoint's digest."""
+    """The folder in which scans of `checkpoint` find each other: the user's cache, by the checkpoint's digest."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "kappaspeech" / "scans" / checkpoint.digest[:16]

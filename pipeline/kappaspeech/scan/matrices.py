@@ -1,4 +1,4 @@
-"""Which matrices a checkpoint's tensors are: weights as they stand, kernels flattened, experts one by one, scaled codes."""
+"""The matrices of a checkpoint's tensors: weights as they are, kernels flattened, experts one by one, scaled codes."""
 
 from __future__ import annotations
 

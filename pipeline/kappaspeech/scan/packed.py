@@ -58,7 +58,7 @@ class Scale:
 
 
 def find_scale(name: str, dtype: str, stored: Mapping[str, str]) -> Scale | None:
-    """What makes numbers of the codes `name`, among tensors `stored` (dtypes by name)."""
+    """The scales and zero points of the codes `name`, among tensors `stored` (dtypes by name)."""
     zero_point = name + _ZERO_POINT_SUFFIX
     found = next((name + suffix for suffix in _SCALE_SUFFIXES if name + suffix in stored), None)
     if found is not None:

@@ -1,4 +1,4 @@
-"""What a matrix costs, and who measures which. Pure: knows no process."""
+"""The cost of a matrix, and the assignment of matrices to ranks. Pure: knows no process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def reading_cost(shape: tuple[int, int]) -> float:
 
 
 def blocking_seconds(shape: tuple[int, int]) -> float:
-    """How long one call into LAPACK or BLAS may keep every thread of a slow process waiting."""
+    """The time for which one call into LAPACK or BLAS may keep every thread of a slow process waiting."""
     short = min(shape)
     return 4 * short**3 / _CHOLESKY_RATE
 

@@ -1,4 +1,4 @@
-"""Where a matrix stands in its model: its tower, its layer and its module; and names short enough for a terminal."""
+"""The place of a matrix in its model: its tower, its layer and its module; and names short enough for a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a line of a ranking or a journal may say: types, ranges, and numbers that a matrix can have."""
+"""The schema of a line of a ranking or a journal: types, ranges, and numbers that a matrix can have."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ class TrainedFile:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` is the folder of a training run."""
+    """True if `folder` is the folder of a training run."""
     return (folder / "run.json").exists() and (folder / "config.json").exists()
 
 

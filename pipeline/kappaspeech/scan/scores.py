@@ -1,4 +1,4 @@
-"""What tensors can be ordered by. For each score small means well conditioned, and none depends on the matrix's scale.
+"""The scores by which tensors can be ordered. Small means well conditioned, and none depends on the matrix's scale.
 
 Raw κ mostly tells shapes apart: square matrices have a large one. The other scores depend less on the shape.
 """

@@ -41,7 +41,7 @@ _LEAST_ETA, _MOST_ETA = 0.05, 10.0
 
 @dataclass(frozen=True)
 class SpectrumStats:
-    """What is known of a matrix's singular values σ₁ ≥ … ≥ σₘ.
+    """Statistics of a matrix's singular values σ₁ ≥ … ≥ σₘ.
 
     `sigma_min` is the smallest that isn't zero; `zero_sigmas` how many are zero, that is at most max(m, n)·2⁻⁵²·σ₁.
     `log2_volume` is Σ log₂ σᵢ over those that aren't. `error_bound` bounds the relative error of σ₁/`sigma_min`; `rung` is
@@ -192,7 +192,7 @@ def _check_finite(value: float) -> None:
 
 
 def num_pieces(long: int) -> int:
-    """How many Grams are summed to that of a matrix with this long side."""
+    """The number of Grams that are summed to that of a matrix with this long side."""
     return -(-long // PIECE_VECTORS)
 
 

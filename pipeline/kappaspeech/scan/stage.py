@@ -35,7 +35,7 @@ from kappaspeech.tensor_files.dtypes import FLOATS, FloatArray
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """How matrices are measured. Every field but `is_static` may change a number's last bits."""
+    """The options of a measurement. Every field but `is_static` may change a number's last bits."""
 
     rtol: float = DEFAULT_RTOL
     method: Method = "auto"
@@ -44,7 +44,7 @@ class ScanOptions:
     device: str | None = None
 
     def journal_key(self) -> dict[str, Any]:
-        """What a journal's lines must agree in to be taken over: numbers of another thread count differ in their last bits."""
+        """The options in which a journal's lines must agree to be reused: another thread count changes a number's last bits."""
         host = [os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "OPENBLAS_CORETYPE")]
         computed = [self.device.partition(":")[0]] if self.device else host
         return {"rtol": self.rtol, "method": self.method, "computed": computed, "with_sigmas": self.with_sigmas}

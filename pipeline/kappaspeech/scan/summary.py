@@ -1,4 +1,4 @@
-"""What a scan found, in a few lines for a person."""
+"""A scan's result in a few lines for a person."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _PATIENCE_SECONDS = 40.0
 
 
 def count_devices(device: str) -> int:
-    """How many ranks `device` is for: as many as there are GPUs for `cuda`, one for any other."""
+    """The number of ranks that `device` is for: as many as there are GPUs for `cuda`, one for any other."""
     import torch
 
     return max(1, torch.cuda.device_count()) if device == "cuda" else 1

@@ -47,7 +47,7 @@ class PhaseClock:
         self.mark = PhaseMark(self.mark.phase, self.mark.began_seconds, self.mark.step, tuple(keys))
 
     def tick(self) -> None:
-        """A long phase has got on."""
+        """A long phase has made progress."""
         self.num_ticks += 1
 
     def end_steps(self) -> None:

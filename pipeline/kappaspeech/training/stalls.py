@@ -56,7 +56,7 @@ class StallJudge:
         who = f"the others wait for rank {', '.join(map(str, behind))}" if behind else "all ranks wait at the same point"
         return RankFailure(
             rank,
-            f"no rank has got on for {still_seconds:.0f} s (training.stall_seconds is {self._stall_seconds:g}): {who}, in "
+            f"no rank has made progress for {still_seconds:.0f} s (training.stall_seconds is {self._stall_seconds:g}): {who}, in "
             f"{posts[rank]['doing']}",
             host=posts[rank]["place"][0] if posts[rank].get("place") else None,
         )

@@ -237,3 +237,21 @@ def test_a_deepspeed_json_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "ds.json").write_text(text)
     with pytest.raises(ConfigError, match=r"ds\.json"):
         read_deepspeed_config(tmp_path / "ds.json")
+
+
+def test_a_key_far_from_all_others_is_told_what_is_valid(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, "batch": {"lr": 1}}))
+    with pytest.raises(ConfigError, match=r"batch\.lr: unknown key; valid keys are max_samples") as caught:
+        read_run_config(path)
+    assert "did you mean" not in str(caught.value)
+
+
+def test_an_override_reaches_into_a_list(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    config = read_run_config(path, overrides={"data.train.0.language": "fr"})
+    assert config.data.train[0].language == "fr"
+    for key in ("data.train.7.language", "data.train.one.language", "data.train.9"):
+        with pytest.raises(ConfigError, match="is no place in a list of 1, which are counted from 0"):
+            read_run_config(path, overrides={key: "fr"})

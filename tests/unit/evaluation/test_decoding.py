@@ -9,7 +9,7 @@ import pytest
 import torch
 from kappaspeech.errors import DataError
 from kappaspeech.evaluation.decoding import LOOP_MIN_TOKENS, cut_at_end, ends_in_loop
-from kappaspeech.evaluation.transcribe import Transcriber
+from kappaspeech.evaluation.transcribe import Certainty, Transcriber
 from kappaspeech.evaluation.whisper_baseline import open_whisper
 from kappaspeech.speech.samples import AudioSample, log_mel
 
@@ -168,3 +168,15 @@ def test_the_whisper_baseline_refuses_what_whisper_does_not_take(home):
         baseline.decode([AudioSample("a", second, "", "tlh")])
     with pytest.raises(DataError, match=r"31\.0 s"):
         baseline.decode([AudioSample("a", np.tile(second, 31), "", "en")])
+
+
+def test_confidence_is_the_geometric_mean_of_the_likeliest_tokens():
+    certainty = Certainty()
+    for first, second in ((0.9, 0.5), (0.4, 0.8), (0.9, 0.6)):
+        # a step of two rows over a vocabulary of three; the rest of the probability is halved
+        rows = [[p, (1 - p) / 2, (1 - p) / 2] for p in (first, second)]
+        logits_BV = torch.tensor(rows).log() + 3.0
+        assert certainty(torch.zeros(2, 1), logits_BV) is logits_BV
+    # two tokens and the end; one token and the end
+    assert certainty.of_row(0, 2) == pytest.approx((0.9 * 0.4 * 0.9) ** (1 / 3))
+    assert certainty.of_row(1, 1) == pytest.approx((0.5 * 0.8) ** (1 / 2))

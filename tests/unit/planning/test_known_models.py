@@ -114,7 +114,7 @@ def test_a_hub_that_does_not_answer_is_known_at_once(monkeypatch):
 
 
 def test_the_doctor_takes_no_model_by_its_name(home, tmp_path):
-    from kappaspeech.config.reading import read_run_config
+    from kappaspeech.config.run_config import read_run_config
     from kappaspeech.training.meta_model import build_meta_model
 
     path = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run")

@@ -31,7 +31,7 @@ def test_a_run_has_stalled_once_no_rank_got_on_for_the_limit():
     failure = judge.judge(stuck, 10.5)
     assert failure is not None
     assert failure.rank == 1
-    assert "no rank has got on for 10 s" in str(failure)
+    assert "no rank has made progress for 10 s" in str(failure)
     assert "the others wait for rank 1, in step 3, encoder" in str(failure)
 
 

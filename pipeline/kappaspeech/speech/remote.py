@@ -18,6 +18,7 @@ from kappaspeech.speech.sources import ReadOptions, scheme_of
 from kappaspeech.speech.web import Description, ReadProblemError
 
 T = TypeVar("T")
+Fetch = Callable[[Any, str, int, int], Coroutine[Any, Any, tuple[bytes, Description | None]]]
 
 _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gs"}
 # A range may take its stall limit and, beyond that, as long as this rate needs.
@@ -83,7 +84,8 @@ class RemoteSource:
         return self._described
 
     async def _ask(self, system: Any) -> Description:
-        return await (web if self._is_web else buckets).describe(system, self.where)
+        describe = web.describe if self._is_web else buckets.describe
+        return await describe(system, self.where)
 
     def read(self, offset: int, size: int) -> bytes:
         content = b""
@@ -101,7 +103,8 @@ class RemoteSource:
         """A server may send less than was asked for: the rest is asked for next."""
 
         async def get(system: Any) -> tuple[bytes, Description | None]:
-            return await (web if self._is_web else buckets).fetch(system, self.where, begin, end)
+            fetch: Fetch = web.fetch if self._is_web else buckets.fetch
+            return await fetch(system, self.where, begin, end)
 
         part, description = _persist(self.where, get, self._options, num_bytes=end - begin)
         if description is None and time.monotonic() - self._seen_at > _VERSION_INTERVAL_SECONDS:

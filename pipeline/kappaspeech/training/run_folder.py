@@ -19,7 +19,7 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import InputError, TrainingError
 from kappaspeech.escaping import make_logger
 from kappaspeech.redaction import find_secrets, redact_values, restore_secrets
-from kappaspeech.selection import TensorSelection
+from kappaspeech.selection.tensor_selection import TensorSelection
 from kappaspeech.training.guide import GUIDE_FILE, compare_plan, write_guide_text
 
 SCHEMA_VERSION = 1

@@ -53,8 +53,9 @@ def test_a_reader_that_has_gone_is_no_traceback(words):
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_a_closed_standard_output_costs_nothing_but_the_text(words):
-    shell = ["sh", "-c", f'exec "{sys.executable}" -m kappaspeech "$@" >&-', "sh", *words]
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_standard_output_costs_nothing_but_the_text(words, closed):
+    shell = ["sh", "-c", f'exec "{sys.executable}" -m kappaspeech "$@" {closed}', "sh", *words]
     done = subprocess.run(
         shell,
         stderr=subprocess.PIPE,

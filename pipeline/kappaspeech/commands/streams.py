@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import typer
@@ -18,21 +18,23 @@ from kappaspeech.outside import describe
 def safe_output() -> Iterator[None]:
     """Let every letter be printed, as an escape where the terminal's encoding lacks it, and have all of it out at the end.
 
-    Raises `InputError` where standard output takes no more; a reader that has gone away (`| head`) isn't told of.
+    A closed stream takes whatever comes. Raises `InputError` where standard output takes no more; a reader that has gone away
+    (`| head`) isn't told of.
     """
-    before = sys.stdout
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
-    if before is not None:
-        sys.stdout = _Told(before)
-    try:
-        yield
-        if sys.stdout is not None:
+    before = sys.stdout, sys.stderr
+    with ExitStack() as nowhere:
+        # what a shell has closed (>&-) is None
+        out, err = (stream or nowhere.enter_context(open(os.devnull, "w", encoding="utf-8")) for stream in before)
+        for stream in (out, err):
+            reconfigure = getattr(stream, "reconfigure", None)
+            if reconfigure is not None:
+                reconfigure(errors="backslashreplace")
+        sys.stdout, sys.stderr = _Told(out), err
+        try:
+            yield
             sys.stdout.flush()
-    finally:
-        sys.stdout = before
+        finally:
+            sys.stdout, sys.stderr = before
 
 
 class _Told:

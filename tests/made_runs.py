@@ -12,7 +12,7 @@ from typing import Any
 from kappaspeech.artefacts import digest_json, write_json
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.evaluation.wer import Hypothesis, measure
-from kappaspeech.selection import SelectedTensor, TensorSelection
+from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 from kappaspeech.training.run_folder import Movement, RunFolder
 
 from tests.tiny import WORDS

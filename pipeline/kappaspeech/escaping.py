@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -27,6 +28,19 @@ def for_line(name: str) -> str:
     """A name within a line or a table's cell: as `for_terminal`, on one line, its middle left out where it is very long."""
     text = for_terminal(name).replace("\n", "\\n").replace("\t", "\\t")
     return _clip(text, _MAX_NAME)
+
+
+class _ForTerminal(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = for_terminal(record.getMessage()), None
+        return True
+
+
+def make_logger(module: str) -> logging.Logger:
+    """A module's logger, whose lines are as `for_terminal` leaves them, whoever takes them: a terminal, a file, a collector."""
+    logger = logging.getLogger(module)
+    logger.addFilter(_ForTerminal())
+    return logger
 
 
 def for_table(value: Any) -> Any:

@@ -6,17 +6,17 @@ Lines end at \\n alone: a text may hold U+2028 or U+0085, at which Python's `spl
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kappaspeech.errors import InputError
+from kappaspeech.escaping import make_logger
 from kappaspeech.outputs import write_with
 
 Record = dict[str, Any]
-_log = logging.getLogger(__name__)
+_log = make_logger(__name__)
 
 
 @dataclass(frozen=True)

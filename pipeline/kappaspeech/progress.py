@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from kappaspeech.escaping import for_terminal
+
 _LINE_INTERVAL_SECONDS = 15.0
 _SECONDS_SHOWN = 100
 # a narrower terminal has room for how far it is and how long it takes
@@ -74,9 +76,9 @@ class ProgressBar:
     def say(self, text: str) -> None:
         """Print a line that stays, above the bar."""
         if self._bar is not None:
-            self._bar.console.print(f"{self._description}: {text}", markup=False, highlight=False)
+            self._bar.console.print(for_terminal(f"{self._description}: {text}"), markup=False, highlight=False)
         elif self._shown:
-            print(f"{self._description}: {text}", file=sys.stderr, flush=True)
+            print(for_terminal(f"{self._description}: {text}"), file=sys.stderr, flush=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
@@ -92,4 +94,8 @@ class ProgressBar:
         advanced = self._done - self._start
         left = f", {say_duration(elapsed / advanced * (self._total - self._done))} left" if advanced > 0 and fraction < 1 else ""
         detail = f" {self._detail}" if self._detail else ""
-        print(f"{self._description} {fraction:4.0%}{detail}, {say_duration(elapsed)}{left}", file=sys.stderr, flush=True)
+        print(
+            for_terminal(f"{self._description} {fraction:4.0%}{detail}, {say_duration(elapsed)}{left}"),
+            file=sys.stderr,
+            flush=True,
+        )

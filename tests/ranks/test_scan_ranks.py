@@ -168,6 +168,22 @@ def test_a_second_scan_takes_everything_from_the_journal_to_the_same_bytes(small
     assert len(journal_lines(tmp_path / "cache")) == 9
 
 
+def test_checkpoints_that_share_a_journal_are_ranked_as_each_alone(small_model, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    content = load_file(small_model / "model.safetensors")
+    changed = ("embed_tokens.weight", "layers.3.up_proj.weight")
+    save_file(
+        {name: 2 * value + 0.1 if name in changed else value for name, value in content.items()}, other / "model.safetensors"
+    )
+    alone = run(other, "--workers", 1, "--no-journal", "--output", tmp_path / "alone.json", cache=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    for model in (small_model, other):
+        done = run(model, "--workers", 3, "--journal", tmp_path / "j", "--output", tmp_path / "r.json", cache=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r.json").read_bytes() == (tmp_path / "alone.json").read_bytes()
+
+
 def test_a_changed_file_is_measured_again(tmp_path):
     def scan(scale: float) -> float:
         model, journal = tmp_path / "model.safetensors", tmp_path / "journal"

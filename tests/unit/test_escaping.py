@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import logging
+import re
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from kappaspeech.commands import main
-from kappaspeech.escaping import encodable, for_cell, for_line, for_picture, for_table, for_terminal
+from kappaspeech.escaping import encodable, for_cell, for_line, for_picture, for_table, for_terminal, make_logger
 
 NAMES = {
     "escape": "layers.0.\x1b]0;PWNED\x07\x1b[2Jq.weight",
@@ -97,3 +100,53 @@ def test_a_folder_whose_name_is_no_text_is_scanned(tmp_path):
     folder = make_checkpoint(tmp_path / "m\udcffodel", "layers.0.weight")
     assert main(["scan", str(folder), "--workers", "1", "--no-journal", "--output", str(tmp_path / "r.json")]) == 0
     assert json.loads((tmp_path / "r.json").read_text())["model"].endswith("m\\xffodel")
+
+
+def test_log_lines_are_escaped_and_without_secrets_whoever_takes_them(tmp_path):
+    logger = make_logger("kappaspeech.a_module")
+    handler = logging.FileHandler(tmp_path / "log.txt", encoding="utf-8")
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        url = "https://me:hunter2@host/x.tar?sig=hunter2"
+        logger.warning("%s of %s is damaged: %d %%", NAMES["escape"], url, 5)
+        logger.error("%s", OSError("a\rb %s \u202e"))
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+    first, second = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert first == "layers.0.\\x1b]0;PWNED\\x07\\x1b[2Jq.weight of https://***@host/x.tar?*** is damaged: 5 %"
+    assert second == "a\\rb %s \\u202e"
+
+
+def test_no_module_has_a_logger_that_escapes_nothing():
+    package = Path(__file__).parents[2] / "pipeline/kappaspeech"
+    assert [path.name for path in package.rglob("*.py") if "getLogger" in path.read_text(encoding="utf-8")] == ["escaping.py"]
+
+
+# what is printed as it is: numbers, this program's own words, tables of `for_table`'s cells, and what programs read
+AS_IT_IS = (
+    r"kappaspeech \{kappaspeech.__version__\}",
+    r"json.dumps\(RunConfig",
+    r"json.dumps\((?!.*ensure_ascii)",
+    r"'\\t'.join\(\[\*columns",
+    r"\{section\.path|  \{key\.name|      \{key\.description",
+    r"table$|shown$|content$|describe_choice",
+    r"\{counts\[|  \{edits\}; CER|cut: \{|WER \{name\} |This is for GPUs|len\(",
+    r"error: rank \{rank\} was|warning: a worker that loads",
+)
+
+
+def test_whatever_is_printed_has_been_escaped():
+    package = Path(__file__).parents[2] / "pipeline/kappaspeech"
+    calls = [
+        (path.name, ast.unparse(argument))
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "print"
+        for argument in node.args
+        if not isinstance(argument, ast.Constant)
+    ]
+    assert len(calls) > 40
+    bare = [call for call in calls if not re.search(r"for_(terminal|line)\b", call[1])]
+    assert [call for call in bare if not re.match(rf"(f?['\"])?({'|'.join(AS_IT_IS)})", call[1])] == []

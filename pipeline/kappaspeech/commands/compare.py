@@ -93,7 +93,8 @@ def _print_trials(experiment: Experiment) -> None:
     from kappaspeech.escaping import for_line
 
     for trial in experiment.trials:
-        print(f"{trial.number}\t{for_line(trial.arm.name)}\tseed {trial.seed}\t{for_line(read_state(trial))}\t{trial.run_dir}")
+        columns = (trial.number, trial.arm.name, f"seed {trial.seed}", read_state(trial), trial.run_dir)
+        print("\t".join(for_line(str(column)) for column in columns))
 
 
 def _report_trials(experiment: Experiment, failures: Sequence[Failure], output: Path) -> int:

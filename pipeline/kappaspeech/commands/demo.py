@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kappaspeech.commands.numbers import finite
+from kappaspeech.escaping import for_terminal
 
 demo = typer.Typer(name="demo", help="Small real models and speech for the quickstart.", no_args_is_help=True)
 
@@ -20,7 +21,7 @@ def models(output: Annotated[Path, typer.Argument(help="Folder of the models.")]
 
     try_folder(output)
     made = make_models(output, say=print)
-    print(f"{made.llm}\n{made.encoder}")
+    print(for_terminal(f"{made.llm}\n{made.encoder}"))
 
 
 @demo.command()
@@ -42,7 +43,7 @@ def speech(
     else:
         generate_speech(output, num_train=num_train, num_test=num_test, seed=seed)
     for part in ("train", "test"):
-        print(output / part)
+        print(for_terminal(str(output / part)))
 
 
 @demo.command()
@@ -51,7 +52,7 @@ def texts(output: Annotated[Path, typer.Argument(help="Folder of the text files.
     from kappaspeech.demo.texts import write_texts
 
     for path in write_texts(output):
-        print(path)
+        print(for_terminal(str(path)))
 
 
 @demo.command()

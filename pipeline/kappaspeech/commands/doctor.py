@@ -56,7 +56,7 @@ def _print_json(findings: list[Finding]) -> None:
     import json
     from dataclasses import asdict
 
-    print(json.dumps({"schema_version": 1, "findings": [asdict(finding) for finding in findings]}, indent=1, ensure_ascii=False))
+    print(json.dumps({"schema_version": 1, "findings": [asdict(finding) for finding in findings]}, indent=1))
 
 
 def _print(findings: list[Finding]) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kappaspeech.escaping import for_terminal
+
 if TYPE_CHECKING:
     from kappaspeech.evaluation.wer import Hypothesis
 
@@ -101,10 +103,10 @@ def evaluate(
                 record["lm_eval"] = run_harness(Path(model), lm_eval, device=str(device))
             write_json(target, record)
             _print_record(record)
-            print(target if is_alone else f"{target}\n{hypotheses_path}")
+            print(for_terminal(str(target) if is_alone else f"{target}\n{hypotheses_path}"))
             if page and not is_alone:
                 write_text(target.with_suffix(".html"), draw_page(f"{model}, step {plan.step}", kept, plan.speech, plan.read))
-                print(target.with_suffix(".html"))
+                print(for_terminal(str(target.with_suffix(".html"))))
     cluster.close()
     return 0
 
@@ -112,12 +114,12 @@ def evaluate(
 def _print_record(record: dict[str, Any]) -> None:
     for language, report in record["wer"]["languages"].items():
         if report["wer"] is None:
-            print(f"WER {language}: no reference word ({report['num_utterances']} utterances)")
+            print(for_terminal(f"WER {language}: no reference word ({report['num_utterances']} utterances)"))
             continue
         low, high = report["interval"]
         size = f"{report['num_utterances']} utterances, {report['reference_length']} words; normaliser {report['normaliser']}"
         edits = ", ".join(f"{report[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions"))
-        print(f"WER {language} {report['wer']:7.2%} (95 % of resamples {low:.2%} to {high:.2%}; {size})")
+        print(for_terminal(f"WER {language} {report['wer']:7.2%} (95 % of resamples {low:.2%} to {high:.2%}; {size})"))
         print(f"  {edits}; CER {report['cer']:.2%}")
     for name in ("mean", "pooled"):
         if record["wer"][f"{name}_wer"] is not None:
@@ -127,13 +129,13 @@ def _print_record(record: dict[str, Any]) -> None:
         print(f"cut: {record['num_loops']} in a loop, {record['num_cut']} at the longest length")
     for scheme, report in record.get("normalisers", {}).items():
         rates = ", ".join(f"{language} {rate:.2%}" for language, rate in report["languages"].items() if rate is not None)
-        print(f"WER under the normaliser {scheme}: {rates}")
+        print(for_terminal(f"WER under the normaliser {scheme}: {rates}"))
     if "against" in record:
         for name, gap in {**record["against"]["languages"], "mean": record["against"]["mean"]}.items():
             low, high = gap["interval"]
             print(f"WER {name} minus the other's {gap['difference']:+.2%} ({low:+.2%} to {high:+.2%}; p {gap['p_value']:.2g})")
     for language, text in record["text"].items():
         distance = "" if text["kl_nats"] is None else f", KL from the base {text['kl_nats']:.3f} nats a token"
-        print(f"text perplexity {language} {text['perplexity']:.2f} ({text['num_tokens']} tokens){distance}")
+        print(for_terminal(f"text perplexity {language} {text['perplexity']:.2f} ({text['num_tokens']} tokens){distance}"))
     for task, metrics in record.get("lm_eval", {}).items():
-        print(f"{task}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}")
+        print(for_terminal(f"{task}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}"))

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from kappaspeech.escaping import for_terminal
+
 
 class Part(str, Enum):
     """The parts that may be exported alone."""
@@ -40,4 +42,4 @@ def export(
         else run_export(run, output, step=parse_step(step), base=base)
     )
     for path in written:
-        print(path)
+        print(for_terminal(str(path)))

@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kappaspeech.commands.choices import either
+from kappaspeech.escaping import for_terminal
+from kappaspeech.speech.layouts import LAYOUTS, find_recordings
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -16,12 +20,7 @@ if TYPE_CHECKING:
 def pack(
     source: Annotated[Path, typer.Argument(help="A corpus: a folder, or a manifest of JSON lines.")],
     output: Annotated[Path, typer.Argument(help="Folder of the shards.")],
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            help="transcripts, librispeech, commonvoice, mls, voxpopuli, manifest or dataset. Default: recognised by the files."
-        ),
-    ] = None,
+    layout: Annotated[str | None, typer.Option(help=f"{either(LAYOUTS)}. Default: recognised by the files.")] = None,
     language: Annotated[str | None, typer.Option(help="The language, if the corpus doesn't name it.")] = None,
     split: Annotated[
         str | None,
@@ -39,7 +38,6 @@ def pack(
     """Pack recordings and transcripts into indexed WebDataset shards of 16 kHz FLAC. Finished shards are kept."""
     from kappaspeech.outputs import sweep, try_folder
     from kappaspeech.progress import ProgressBar
-    from kappaspeech.speech.layouts import find_recordings
     from kappaspeech.speech.packing import REPORT_NAME
     from kappaspeech.speech.packing import pack as run_pack
 
@@ -60,10 +58,10 @@ def pack(
         )
     _print_shards(report.shards)
     for path, cause in report.rejected.items():
-        print(f"left out {path}: {cause}")
+        print(for_terminal(f"left out {path}: {cause}"))
     for stale in report.removed:
-        print(f"removed {stale}: this corpus was cut otherwise before")
-    print(output / REPORT_NAME)
+        print(for_terminal(f"removed {stale}: this corpus was cut otherwise before"))
+    print(for_terminal(str(output / REPORT_NAME)))
 
 
 def index(
@@ -94,7 +92,7 @@ def index(
         write_merged(SampleTable.of(made), output)
     _print_shards(made)
     if output is not None:
-        print(output)
+        print(for_terminal(str(output)))
 
 
 def _find_index(where: str) -> ShardIndex | None:
@@ -109,10 +107,9 @@ def _find_index(where: str) -> ShardIndex | None:
 
 
 def _print_shards(shards: Sequence[ShardIndex]) -> None:
-    from kappaspeech.escaping import for_terminal
     from kappaspeech.speech.shards import count_hours
 
     for shard in shards:
         print(for_terminal(f"{shard.where}  {len(shard.samples)} samples"))
     hours = ", ".join(f"{language} {hours:.3f} h" for language, hours in sorted(count_hours(shards).items()))
-    print(f"{sum(len(shard.samples) for shard in shards)} samples in {len(shards)} shards: {hours}")
+    print(for_terminal(f"{sum(len(shard.samples) for shard in shards)} samples in {len(shards)} shards: {hours}"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kappaspeech.commands.numbers import finite
+from kappaspeech.escaping import for_terminal
 
 if TYPE_CHECKING:
     from kappaspeech.config.run_config import RunConfig
@@ -62,7 +63,6 @@ def plan(
     from kappaspeech.artefacts import write_json
     from kappaspeech.commands.train import read_settings
     from kappaspeech.errors import InputError
-    from kappaspeech.escaping import for_terminal
     from kappaspeech.outputs import try_output
 
     if output is not None:
@@ -107,11 +107,11 @@ def plan(
             lines += describe_remedies(planner.find_remedies(plans[0].assumptions), gpu_memory_gb=memory[0])
     else:
         lines = describe_table(plans, gpu_memory_gb=memory)
-    print("\n".join(lines))
+    print(for_terminal("\n".join(lines)))
     if not here and tflops is None and gpu_memory is None and not torch.cuda.is_available():
         print(f"This is for GPUs of {_GPU_MEMORY_GB:g} GB, and this machine has none. For its processors: --here.")
     if output is not None:
-        print(output)
+        print(for_terminal(str(output)))
     return 0 if any(fits) else 1
 
 

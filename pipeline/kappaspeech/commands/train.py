@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kappaspeech.escaping import for_terminal
+
 if TYPE_CHECKING:
     from kappaspeech.config.run_config import RunConfig
 
@@ -61,7 +63,6 @@ def train(
 def _train_here(settings: Any) -> int:
     # torch would tell of every lost connection with a C++ stack; who is gone, and why, is told in words
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from kappaspeech.escaping import for_terminal
     from kappaspeech.launching.reports import write_report
     from kappaspeech.training.guide import GUIDE_FILE, describe_outcome
 
@@ -84,12 +85,11 @@ def _train_here(settings: Any) -> int:
         print(for_terminal(f"{outcome.status} at step {outcome.step}{stopped}"))
         for line in describe_outcome(Path(outcome.run_dir))[1:]:
             print(for_terminal(line))
-        print(f"{outcome.run_dir} (what is in it: {Path(outcome.run_dir) / GUIDE_FILE})")
+        print(for_terminal(f"{outcome.run_dir} (what is in it: {Path(outcome.run_dir) / GUIDE_FILE})"))
     return 0
 
 
 def _launch(request: Any, *, max_restarts: int, dry_run: bool) -> int:
-    from kappaspeech.escaping import for_terminal
     from kappaspeech.launching.supervisor import plan_start, supervise
 
     if dry_run:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kappaspeech.commands.numbers import finite
+from kappaspeech.escaping import for_terminal
 
 if TYPE_CHECKING:
     from kappaspeech.evaluation.decoding import Decoded
@@ -123,14 +124,14 @@ def _write(transcripts: list[Transcript], format_: Format, *, folder: Path | Non
     if folder is not None:
         for name, transcript in _subtitle_names(transcripts).items():
             write_text(folder / name, to_srt(transcript))
-            print(folder / name)
+            print(for_terminal(str(folder / name)))
         return
     content = {Format.text: to_text, Format.json: to_json}.get(format_, lambda found: to_srt(found[0]))(transcripts)
     if file is None:
         print(content, end="")
     else:
         write_text(file, content)
-        print(file)
+        print(for_terminal(str(file)))
 
 
 def _subtitle_names(transcripts: list[Transcript]) -> dict[str, Transcript]:

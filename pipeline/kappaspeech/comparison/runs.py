@@ -12,7 +12,7 @@ from kappaspeech.errors import InputError
 from kappaspeech.evaluation.evaluate import read_hypotheses
 from kappaspeech.evaluation.wer import Hypothesis
 from kappaspeech.redaction import redact_values
-from kappaspeech.selection import SelectedTensor, TensorSelection
+from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 from kappaspeech.training.run_folder import RunFolder
 from kappaspeech.training.run_log import EVALUATIONS_NAME, STEPS_NAME, is_evaluation, is_step, read_lines
 

@@ -24,7 +24,8 @@ from kappaspeech.planning.planner import Planner
 from kappaspeech.speech.batches import make_prompt
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.shards import expand, read_index
-from kappaspeech.speech.sources import ReadOptions, is_remote, open_source
+from kappaspeech.speech.source import ReadOptions, is_remote
+from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.stream import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.table import MERGED_SUFFIX, read_merged
 from kappaspeech.training.deepspeed_ops import find_compatible_ops

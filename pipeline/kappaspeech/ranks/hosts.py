@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kappaspeech.artefacts import digest_file, digest_lines
 from kappaspeech.errors import ConfigError
+from kappaspeech.escaping import for_terminal
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.cluster import Cluster
 
@@ -70,7 +71,7 @@ def warn_of_clocks(cluster: Cluster) -> None:
     times = cluster.gather((socket.gethostname(), time.time()))
     if cluster.rank == 0:
         for line in describe_clocks(times):
-            print(f"warning: {line}", file=sys.stderr, flush=True)
+            print(for_terminal(f"warning: {line}"), file=sys.stderr, flush=True)
 
 
 def describe_clocks(times: Sequence[tuple[str, float]]) -> list[str]:

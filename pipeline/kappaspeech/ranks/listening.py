@@ -7,24 +7,46 @@ import errno
 import ipaddress
 import os
 import socket
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
+from kappaspeech.escaping import make_logger
+
 _LOOPBACK_INTERFACE = "lo"
 _BACKLOG = 2048
+_log = make_logger(__name__)
 
 
-def narrowest_address(master: str, resolved: set[str], *, is_one_host: bool) -> str | None:
+def narrowest_address(master: str, resolved: set[str], *, is_one_host: bool, own: Collection[str] = ()) -> str | None:
     """The one address at which all ranks find the host `master`, which its own host resolves to `resolved`; None for unknown.
 
-    A host that knows itself by loopback alone (127.0.1.1 of Debian) is known to others by another address, and one that is told
-    «localhost» may be the first of several (Kubeflow), unless all ranks are known to be on it.
+    A host that knows itself by loopback alone (127.0.1.1 of Debian) is known to others by another address, and so may be one that
+    has several (`own`): a name stands for what each host's own files and servers say. One that is told «localhost» may be the
+    first of several (Kubeflow), unless all ranks are known to be on it.
     """
     if is_one_host and master == "localhost":
         return "127.0.0.1"
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(master))
-    return next(iter(resolved)) if len(resolved) == 1 and not any(map(_is_loopback, resolved)) else None
+    if len(resolved) != 1 or (not is_one_host and (any(map(_is_loopback, resolved)) or not resolved.issuperset(own))):
+        return None
+    return next(iter(resolved))
+
+
+def _own_addresses() -> set[str]:
+    """By which other hosts may reach this one: of all interfaces, but those that hold on one link alone."""
+    import psutil
+
+    found = {address.address.partition("%")[0] for interface in psutil.net_if_addrs().values() for address in interface}
+    return {text for text in found if (address := _parse(text)) and not address.is_loopback and not address.is_link_local}
+
+
+def _parse(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None  # a card's own
 
 
 def _is_loopback(address: str) -> bool:
@@ -41,7 +63,7 @@ def _resolve(name: str) -> set[str]:
 def listen_narrowly(master: str, port: int, *, is_one_host: bool = False) -> socket.socket | None:
     """A socket that listens at the master address's own interface; None where that isn't known or isn't this host's (a service's
     address, NAT): then torch's listens on all. Raises `RuntimeError` where the port is taken."""
-    address = narrowest_address(master, _resolve(master), is_one_host=is_one_host)
+    address = narrowest_address(master, _resolve(master), is_one_host=is_one_host, own=_own_addresses())
     if address is None:
         return None
     listening = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
@@ -64,7 +86,7 @@ def open_store(rank: int, *, timeout: timedelta) -> Any:
     """
     master, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_one_host = os.environ["WORLD_SIZE"] in ("1", os.environ.get("LOCAL_WORLD_SIZE"))
-    address = narrowest_address(master, _resolve(master), is_one_host=is_one_host)
+    address = narrowest_address(master, _resolve(master), is_one_host=is_one_host, own=_own_addresses())
     if address is not None and _is_loopback(address) and _LOOPBACK_INTERFACE in [name for _, name in socket.if_nameindex()]:
         # gloo's sockets ask nobody either
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK_INTERFACE)
@@ -72,6 +94,11 @@ def open_store(rank: int, *, timeout: timedelta) -> Any:
         return None
     listening = listen_narrowly(master, port, is_one_host=is_one_host)
     if listening is None:
+        _log.warning(
+            "%s may stand for several addresses of this host: the ranks' store listens on all of them. MASTER_ADDR as an address "
+            "narrows it to one.",
+            master,
+        )
         return None
     import torch.distributed as dist
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import Any
 
 from kappaspeech.artefacts import digest_json
 from kappaspeech.errors import InputError
+from kappaspeech.escaping import make_logger
 from kappaspeech.outside import open_regular, parse_json
 from kappaspeech.scan.checkpoint import Checkpoint
 from kappaspeech.scan.matrices import MatrixRef
@@ -27,7 +27,7 @@ from kappaspeech.scan.ranking import RankedMatrix
 
 # Raise it when a change of method changes numbers: older lines then no longer count.
 _METHOD_VERSION = 3
-_log = logging.getLogger(__name__)
+_log = make_logger(__name__)
 # values of measured matrices, by key, by the digest of the bytes that were measured
 Found = dict[str, dict[str, Any]]
 

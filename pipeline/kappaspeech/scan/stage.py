@@ -7,7 +7,6 @@ order, whether one rank forms them all or several bring theirs together.
 from __future__ import annotations
 
 import base64
-import contextlib
 import math
 import os
 import tempfile
@@ -26,8 +25,9 @@ from kappaspeech.ranks.liveness import Watch
 from kappaspeech.scan.algebra import Algebra
 from kappaspeech.scan.checkpoint import Checkpoint
 from kappaspeech.scan.journal import Found, Journal
+from kappaspeech.scan.known_matrices import digest_known, naming
 from kappaspeech.scan.matrices import MatrixRef, SkippedTensor, StoredMatrix, digest_matrix, list_matrices
-from kappaspeech.scan.partition import Task, assign, blocking_seconds, finishing_cost, plan, reading_cost
+from kappaspeech.scan.partition import FIXED_SECONDS, Task, assign, blocking_seconds, finishing_cost, plan
 from kappaspeech.scan.ranking import KappaRanking, RankedMatrix
 from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, SpectrumStats, choose_algebra, measure, num_pieces, piece_gram
 from kappaspeech.tensor_files.dtypes import FLOATS, FloatArray
@@ -82,7 +82,8 @@ def scan(
         for key, values in share.items():
             kept.setdefault(key, {}).update(values)
     results: dict[str, dict[str, Any]] = {}
-    worker = _Worker(checkpoint, cluster, options, algebra, book, matrices, kept)
+    digests = digest_known(checkpoint, cluster, [ref for ref in matrices if book and book.key(ref) in kept], shown=shows_progress)
+    worker = _Worker(checkpoint, cluster, options, algebra, book, matrices, kept, digests)
     total = sum(task.cost for task in worker.tasks)
     with ProgressBar("scanning", total=total, shown=shows_progress and cluster.rank == 0) as bar:
         for share in cluster.gather(worker.run(bar)):
@@ -120,16 +121,18 @@ class _Worker:
     journal: Journal | None
     matrices: list[MatrixRef]
     kept: Found
+    # of matrices that the journal has, of this checkpoint or of another that shares its folder
+    digests: dict[str, str]
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        kept = [self._kept(ref) for ref in self.matrices]
+        known = [self._find_kept(ref, self.digests.get(ref.name, "")) is not None for ref in self.matrices]
         pieces = [
-            1 if ref.tensor.dtype == "float64" or values else num_pieces(max(ref.shape))
-            for ref, values in zip(self.matrices, kept, strict=True)
+            1 if ref.tensor.dtype == "float64" or is_known else num_pieces(max(ref.shape))
+            for ref, is_known in zip(self.matrices, known, strict=True)
         ]
         shapes = [ref.shape for ref in self.matrices]
-        costs = [reading_cost(shape) if values else None for shape, values in zip(shapes, kept, strict=True)]
+        costs = [FIXED_SECONDS if is_known else None for is_known in known]
         self.tasks = plan(shapes, pieces, world_size=self.cluster.world_size, known_costs=costs)
 
     def run(self, bar: ProgressBar) -> dict[str, dict[str, Any]]:
@@ -145,7 +148,7 @@ class _Worker:
                 if task.piece is None:
                     self._measure(ref)
                 else:
-                    with self._naming(ref):
+                    with naming(self.checkpoint, ref):
                         source = StoredMatrix(self.checkpoint, ref, watch=watch.check)
                         gram = piece_gram(source, task.piece, algebra=self.algebra)
                         np.save(self._path(task), gram)
@@ -196,15 +199,18 @@ class _Worker:
     def _path(self, task: Task) -> Path:
         return self._spill / f"{task.matrix}-{task.piece}.npy"
 
-    def _kept(self, ref: MatrixRef) -> dict[str, Any]:
-        """The journal's entry of a matrix of that name, by the digest of its bytes."""
-        return self.kept.get(self.journal.key(ref), {}) if self.journal and self.kept else {}
+    def _find_kept(self, ref: MatrixRef, digest: str) -> dict[str, Any] | None:
+        """What the journal has of a matrix of that name, dtype and bytes."""
+        if not self.journal or not self.kept:
+            return None
+        value = self.kept.get(self.journal.key(ref), {}).get(digest)
+        return value if value is not None and ("invalid" in value or value["name"] == ref.name) else None
 
     def _measure(self, ref: MatrixRef, *, gram: FloatArray | None = None) -> None:
-        with self._naming(ref):
-            digest = digest_matrix(self.checkpoint, ref) if self.journal else ""
-            kept = self._kept(ref).get(digest)
-            if kept is not None and ("invalid" in kept or kept["name"] == ref.name):
+        with naming(self.checkpoint, ref):
+            digest = self.digests.get(ref.name) or (digest_matrix(self.checkpoint, ref) if self.journal else "")
+            kept = self._find_kept(ref, digest)
+            if kept is not None:
                 self.results[ref.name] = kept
                 return
             source = StoredMatrix(self.checkpoint, ref, watch=self._watch.check)
@@ -225,15 +231,6 @@ class _Worker:
         self.results[ref.name] = value
         if self.journal:
             self.journal.append(ref, digest, value)
-
-    @contextlib.contextmanager
-    def _naming(self, ref: MatrixRef) -> Iterator[None]:
-        """Let a read that fails say which tensor of which file it was."""
-        try:
-            yield
-        except (OSError, MemoryError) as error:
-            file = self.checkpoint.file_of(ref.tensor.name)
-            raise ScanError(f"{ref.name} in {file} couldn't be measured: {error or type(error).__name__}.") from error
 
     def _advance(self, cost: float) -> None:
         self._watch.advance(cost)

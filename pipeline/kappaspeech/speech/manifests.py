@@ -10,9 +10,8 @@ from typing import Any
 
 from kappaspeech.errors import DataError
 from kappaspeech.speech.languages import normalise_language
-from kappaspeech.speech.recordings import Recording, Request, make_key
-from kappaspeech.speech.shards import LANGUAGE_KEYS, LONGEST_SECONDS, TEXT_KEYS
-from kappaspeech.speech.text_files import find_text, parse_object, read_lines
+from kappaspeech.speech.recordings import LONGEST_SECONDS, Recording, Request, make_key
+from kappaspeech.speech.text_files import LANGUAGE_KEYS, TEXT_KEYS, check_unicode, find_text, parse_object, read_lines
 
 _AUDIO_KEYS = ("audio_filepath", "audio", "path", "wav")
 _SHOWN_LETTERS = 80
@@ -38,6 +37,7 @@ def read_manifest(source: Path, request: Request) -> Iterator[Recording]:
             audio = next(entry[name] for name in _AUDIO_KEYS if entry.get(name))
             if not isinstance(audio, str) or not any(name in entry for name in TEXT_KEYS):
                 raise ValueError("no path or no text")
+            check_unicode(audio)
         except (ValueError, StopIteration) as error:
             found = repr(line[:_SHOWN_LETTERS])
             raise DataError(f"{where}: wanted is audio_filepath and text; found {found}.{_tell_array(line)}") from error

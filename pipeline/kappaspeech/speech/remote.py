@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 from kappaspeech.errors import DataError
 from kappaspeech.redaction import HIDDEN, is_redacted
+from kappaspeech.speech import buckets, web
 from kappaspeech.speech.patterns import has_glob
-from kappaspeech.speech.sources import ReadOptions, scheme_of
-from kappaspeech.speech.web import Description, ReadProblemError, describe, fetch
+from kappaspeech.speech.source import ReadOptions, scheme_of
+from kappaspeech.speech.web import Description, ReadProblemError
 
 T = TypeVar("T")
 
@@ -23,6 +24,8 @@ _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gs"}
 _LEAST_BYTES_PER_SECOND = 50_000
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 20.0
+# How often a file is asked for its version where what is read of it doesn't say it.
+_VERSION_INTERVAL_SECONDS = 30.0
 _PERMANENT_STATUS = range(400, 500)
 _BUSY_STATUS = (408, 425, 429)
 # A server that sends less at a time than was asked for is asked for the rest, but not for ever.
@@ -62,6 +65,7 @@ class RemoteSource:
         self._described: Description | None = None
         # what the first answer said: another version's bytes are never put beside it
         self._seen: Description | None = None
+        self._seen_at = 0.0
 
     def num_bytes(self) -> int:
         size = self._describe().num_bytes
@@ -80,10 +84,8 @@ class RemoteSource:
 
     async def _ask(self, system: Any) -> Description:
         if self._is_web:
-            return await describe(system, self.where)
-        info = await system._info(self.where)
-        stamp = next((info[name] for name in ("ETag", "etag", "md5Hash", "LastModified") if info.get(name)), "")
-        return Description(info.get("size"), str(stamp).strip('"'), "")
+            return await web.describe(system, self.where)
+        return await buckets.describe(system, self.where)
 
     def read(self, offset: int, size: int) -> bytes:
         content = b""
@@ -102,10 +104,13 @@ class RemoteSource:
 
         async def get(system: Any) -> tuple[bytes, Description | None]:
             if self._is_web:
-                return await fetch(system, self.where, begin, end)
-            return await system._cat_file(self.where, start=begin, end=end), None
+                return await web.fetch(system, self.where, begin, end)
+            return await buckets.fetch(system, self.where, begin, end)
 
         part, description = _persist(self.where, get, self._options, num_bytes=end - begin)
+        if description is None and time.monotonic() - self._seen_at > _VERSION_INTERVAL_SECONDS:
+            # after the reading: it may have been of the new one
+            description = _persist(self.where, self._ask, self._options)
         if description is not None:
             self._check_version(description)
         if not part:
@@ -115,6 +120,7 @@ class RemoteSource:
         return part
 
     def _check_version(self, now: Description) -> None:
+        self._seen_at = time.monotonic()
         if self._seen is None:
             self._seen = now
         elif now.is_other_than(self._seen):

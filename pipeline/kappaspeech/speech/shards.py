@@ -18,19 +18,18 @@ from typing import Any
 
 from kappaspeech.artefacts import write_json
 from kappaspeech.errors import DataError
+from kappaspeech.outside import describe
 from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.patterns import beside, expand_braces, shard_name
-from kappaspeech.speech.samples import AUDIO_EXTENSIONS, explain_undecodable
-from kappaspeech.speech.sources import RangeFile, ReadOptions, Source, is_remote, open_source, read_many
+from kappaspeech.speech.recordings import AUDIO_EXTENSIONS, LONGEST_SECONDS
+from kappaspeech.speech.samples import explain_undecodable
+from kappaspeech.speech.source import ReadOptions, Source, is_remote
+from kappaspeech.speech.sources import RangeFile, open_source, read_many
 from kappaspeech.speech.tar_members import HEADER_BYTES, escape_name, read_members
-from kappaspeech.speech.text_files import check_unicode, find_text, parse_object
+from kappaspeech.speech.text_files import LANGUAGE_KEYS, TEXT_KEYS, check_unicode, find_text, parse_object
 
 INDEX_SUFFIX = ".index.json"
-# No clip that is trained on is near this.
-LONGEST_SECONDS = 1e6
 _SCHEMA_VERSION = 2
-TEXT_KEYS = ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_text")
-LANGUAGE_KEYS = ("language", "lang", "locale", "source_lang")
 _BUFFER_BYTES = 1 << 20
 # A sample takes about 200 bytes; lists of as many samples as this holds are merged indices.
 _MAX_INDEX_BYTES = 256 << 20
@@ -77,7 +76,10 @@ def expand(pattern: str, options: ReadOptions | None = None) -> list[str]:
 
             matches = expand_remote(part, options or ReadOptions())
         else:
-            matches = sorted(glob.glob(os.path.expanduser(part)))
+            try:
+                matches = sorted(glob.glob(os.path.expanduser(part)))
+            except ValueError as error:
+                raise DataError(f"{part!r} can't be a path: {error}.") from error
         if not matches:
             raise DataError(f"No shard matches {part!r} (working folder {Path.cwd()}). Make some with «kappaspeech pack».")
         found += matches
@@ -99,7 +101,7 @@ def read_index(where: str, options: ReadOptions | None = None) -> ShardIndex:
         names = [field.name for field in fields(SampleEntry)]
         samples = tuple(_parse_entry(dict(zip(names, row, strict=True)), stamp.num_bytes) for row in content["samples"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"The index of {where} can't be understood ({error!r}). {_again(where)}") from error
+        raise DataError(f"The index of {where} can't be understood ({describe(error)}). {_again(where)}") from error
     index = ShardIndex(where, stamp, samples)
     check_unchanged(open_source(where, options), stamp, samples)
     return index

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +20,11 @@ from numpy.typing import NDArray
 
 from kappaspeech.artefacts import digest_json, write_with
 from kappaspeech.errors import DataError
+from kappaspeech.outside import describe, open_regular, parse_json
 from kappaspeech.speech.patterns import shard_name
-from kappaspeech.speech.shards import LONGEST_SECONDS, SampleEntry, ShardIndex, ShardStamp, known_seconds
-from kappaspeech.speech.sources import is_remote
+from kappaspeech.speech.recordings import LONGEST_SECONDS
+from kappaspeech.speech.shards import SampleEntry, ShardIndex, ShardStamp, known_seconds
+from kappaspeech.speech.source import is_remote
 
 MERGED_SUFFIX = ".index"
 _SCHEMA_VERSION = "1"
@@ -68,10 +71,15 @@ class SampleTable:
         return int(np.searchsorted(self.columns["shard_end"], row, side="right"))
 
     def entry(self, row: int) -> SampleEntry:
-        """One sample, as an index beside its shard lists it."""
+        """One sample, as an index beside its shard lists it. Raises `DataError` where the table is damaged."""
         columns = self.columns
-        begin = int(columns["key_end"][row - 1]) if row else 0
-        key = columns["key_bytes"][begin : int(columns["key_end"][row])].tobytes().decode()
+        begin, end = int(columns["key_end"][row - 1]) if row else 0, int(columns["key_end"][row])
+        try:
+            if not 0 <= begin <= end <= len(columns["key_bytes"]):
+                raise ValueError(f"it lies at bytes {begin} to {end}")
+            key = columns["key_bytes"][begin:end].tobytes().decode()
+        except ValueError as error:
+            raise DataError(f"Sample {row} of a merged index has no key ({error}): make the index again.") from error
         return SampleEntry(
             key=key,
             seconds=known_seconds(float(columns["seconds"][row])),
@@ -143,27 +151,57 @@ def write_merged(table: SampleTable, path: Path) -> None:
 def read_merged(path: Path) -> SampleTable:
     """Map a merged index. Raises `DataError` where it isn't one."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         (length,) = struct.unpack("<Q", mapped[:8])
-        header = json.loads(mapped[8 : 8 + min(length, _MAX_HEADER_BYTES)])
-        content = json.loads(header["__metadata__"]["index"])
+        header = parse_json(mapped[8 : 8 + min(length, _MAX_HEADER_BYTES)])
+        content = parse_json(header["__metadata__"]["index"].encode())
         if content["schema_version"] != _SCHEMA_VERSION:
             raise ValueError(f"version {content['schema_version']}")
-        columns = {}
-        for name, dtype in _COLUMNS.items():
-            begin, end = header[name]["data_offsets"]
-            if name == "language" and header[name]["dtype"] == _SAFETENSORS_NAMES[_WIDE_LANGUAGE.str]:
-                dtype = _WIDE_LANGUAGE
-            if header[name]["dtype"] != _SAFETENSORS_NAMES[dtype.str] or 8 + length + end > len(mapped):
-                raise ValueError(f"column {name}")
-            columns[name] = np.frombuffer(mapped, dtype, (end - begin) // dtype.itemsize, 8 + length + begin)
-        shards = tuple((_absolute(where, path.resolve().parent), ShardStamp(**stamp)) for where, stamp in content["shards"])
-        return SampleTable(shards, tuple(content["languages"]), columns, content["fingerprint"])
+        columns = {name: _map_column(mapped, 8 + length, header[name], name) for name in _COLUMNS}
+        shards = tuple((_absolute(where, path.resolve().parent), _parse_stamp(stamp)) for where, stamp in content["shards"])
+        table = SampleTable(shards, tuple(content["languages"]), columns, content["fingerprint"])
+        _check(table)
+        return table
     except FileNotFoundError:
         raise DataError(f"There is no merged index at {path}. Make it with «kappaspeech index SHARDS --output {path}».") from None
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise DataError(f"{path} is no merged index ({error!r}). Make it again with «kappaspeech index».") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise DataError(f"{path} is no merged index ({describe(error)}). Make it again with «kappaspeech index».") from error
+
+
+def _map_column(mapped: mmap.mmap, start: int, described: dict[str, Any], name: str) -> NDArray[Any]:
+    dtype = _COLUMNS[name]
+    if name == "language" and described["dtype"] == _SAFETENSORS_NAMES[_WIDE_LANGUAGE.str]:
+        dtype = _WIDE_LANGUAGE
+    begin, end = described["data_offsets"]
+    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end <= len(mapped) - start:
+        raise ValueError(f"column {name} lies at bytes {begin!r} to {end!r}")
+    if described["dtype"] != _SAFETENSORS_NAMES[dtype.str] or (end - begin) % dtype.itemsize:
+        raise ValueError(f"column {name} is of {described['dtype']!r}")
+    return np.frombuffer(mapped, dtype, (end - begin) // dtype.itemsize, start + begin)
+
+
+def _parse_stamp(stamp: dict[str, Any]) -> ShardStamp:
+    parsed = ShardStamp(**stamp)
+    if type(parsed.num_bytes) is not int or not isinstance(parsed.stamp, str) or not isinstance(parsed.digest, str):
+        raise ValueError(f"a shard is stamped {stamp!r}")
+    return parsed
+
+
+def _check(table: SampleTable) -> None:
+    """`ValueError` where columns don't fit each other; what holds of single rows, `SampleTable.entry` checks."""
+    if not isinstance(table.known_fingerprint, str) or not all(isinstance(name, str) for name in table.languages):
+        raise ValueError("its fingerprint and languages are no texts")
+    columns = table.columns
+    wrong = [name for name in columns if name not in ("key_bytes", "shard_end") and len(columns[name]) != len(table)]
+    if wrong or len(columns["shard_end"]) != len(table.shards):
+        raise ValueError(f"column {(*wrong, 'shard_end')[0]} is of another length")
+    ends = np.concatenate([[0], columns["shard_end"]])
+    last_key = int(columns["key_end"][-1]) if len(table) else 0
+    if (np.diff(ends) < 0).any() or ends[-1] != len(table) or last_key != len(columns["key_bytes"]):
+        raise ValueError("its columns end elsewhere than they say")
+    if len(table) and int(columns["language"].max()) >= len(table.languages):
+        raise ValueError("it has samples of more languages than it names")
 
 
 def _relative(where: str, folder: Path) -> str:

@@ -106,7 +106,7 @@ async def fetch(system: Any, url: str, begin: int, end: int) -> tuple[bytes, Des
             raise ReadProblemError("the server sends it compressed, so it can't be read by ranges", is_permanent=True)
         if answer.status == _OK and begin:
             raise _no_ranges()
-        total = _length(answer.headers) if answer.status == _OK else _check_range(answer.headers, begin, end)
+        total = _length(answer.headers) if answer.status == _OK else check_range(answer.headers, begin, end)
         content = bytearray()
         async for part in answer.content.iter_any():
             content += part
@@ -117,7 +117,7 @@ async def fetch(system: Any, url: str, begin: int, end: int) -> tuple[bytes, Des
         return bytes(content), _description(answer.headers, total)
 
 
-def _check_range(headers: Mapping[str, str], begin: int, end: int) -> int | None:
+def check_range(headers: Mapping[str, str], begin: int, end: int) -> int | None:
     """The file's size by an answer's Content-Range. Raises `ReadProblemError` where it is of another range than was asked for."""
     said = headers.get("Content-Range")
     if said is None:

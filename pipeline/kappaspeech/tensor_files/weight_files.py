@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kappaspeech.errors import CheckpointError
+from kappaspeech.escaping import make_logger
 from kappaspeech.outside import describe, explained, read_json_file
 from kappaspeech.tensor_files.gguf_file import GgufFile
 from kappaspeech.tensor_files.safetensors_file import SafetensorsFile
@@ -18,7 +18,7 @@ from kappaspeech.tensor_files.torch_file import TorchFile
 _MAX_CONFIG_BYTES = 64 << 20
 _PIECE = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _ADAPTER = "adapter_config.json"
-_log = logging.getLogger(__name__)
+_log = make_logger(__name__)
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

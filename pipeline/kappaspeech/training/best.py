@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 from typing import Any
 
 from kappaspeech.artefacts import read_json, write_json
 from kappaspeech.errors import InputError
+from kappaspeech.escaping import make_logger
 from kappaspeech.training.run_log import EVALUATIONS_NAME, is_evaluation, read_lines
 
 BEST_FILE = "best.json"
 _SCHEMA_VERSION = 1
-_log = logging.getLogger(__name__)
+_log = make_logger(__name__)
 
 
 def mark_best(folder: Path, *, step: int, mean_wer: float) -> None:

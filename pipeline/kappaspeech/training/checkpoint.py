@@ -7,7 +7,6 @@ sizes and checksums. Retention and choice are here; `best.py` knows the one of l
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 import socket
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from kappaspeech.artefacts import read_json, sync_folder, write_json
 from kappaspeech.errors import CheckpointError, InputError, TrainingError
+from kappaspeech.escaping import make_logger
 from kappaspeech.outputs import sweep
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.cluster import Cluster
@@ -39,7 +39,7 @@ _BLOCK_BYTES = 1 << 24
 # fingerprints that checkpoints of versions before this one lack
 _NEWER = ("prompt",)
 
-_log = logging.getLogger(__name__)
+_log = make_logger(__name__)
 Shapes = Mapping[str, tuple[int, ...]]
 
 

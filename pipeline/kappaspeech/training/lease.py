@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kappaspeech.errors import InputError, TrainingError
+from kappaspeech.escaping import for_terminal
 from kappaspeech.ranks.liveness import own_place, process_state
 
 LEASE_FILE = "lease.json"
@@ -226,7 +227,7 @@ def _watch(path: Path, holder: Holder, touched: int) -> str:
         if not told and time.monotonic() - began > 2 * RENEWAL_SECONDS:
             told = True
             line = f"{path.parent} was held by {holder}: waiting {EXPIRY_SECONDS:.0f} s for a sign of its life"
-            print(line, file=sys.stderr, flush=True)
+            print(for_terminal(line), file=sys.stderr, flush=True)
     return "gone"
 
 

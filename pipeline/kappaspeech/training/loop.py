@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import TrainingError
+from kappaspeech.escaping import make_logger
 from kappaspeech.evaluation.evaluate import TestSet, evaluate
 from kappaspeech.model.flops import speech_cost
 from kappaspeech.progress import ProgressBar
@@ -40,7 +40,7 @@ from kappaspeech.training.tally import RankShare, Tally
 if TYPE_CHECKING:
     from kappaspeech.training.parts import Parts
 
-_log = logging.getLogger(__name__)
+_log = make_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from kappaspeech.model.llm import make_known, settle
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
 from kappaspeech.planning.known_models import find_cached, find_encoder, list_encoders
 from kappaspeech.scan.checkpoint import open_checkpoint
-from kappaspeech.selection import TensorSelection
+from kappaspeech.selection.tensor_selection import TensorSelection
 from kappaspeech.training.arithmetic import Arithmetic
 from kappaspeech.training.parts import mark_trained
 

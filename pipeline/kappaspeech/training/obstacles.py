@@ -7,7 +7,7 @@ from pathlib import Path
 from kappaspeech.errors import KappaSpeechError
 from kappaspeech.model.freezing import check_tensors
 from kappaspeech.model.stored_names import rename_shapes
-from kappaspeech.selection import TensorSelection
+from kappaspeech.selection.tensor_selection import TensorSelection
 from kappaspeech.tensor_files.weight_files import read_config
 from kappaspeech.training.meta_model import build_meta_llm
 

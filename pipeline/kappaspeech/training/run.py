@@ -16,6 +16,7 @@ from kappaspeech.artefacts import digest_json
 from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import DataError, RankFailure
+from kappaspeech.escaping import for_terminal
 from kappaspeech.evaluation.evaluate import read_test_set
 from kappaspeech.model.lora import lora_to_record
 from kappaspeech.model.precision import measure_rate
@@ -135,7 +136,7 @@ def _train(
     arithmetic = choose_arithmetic(config, deepspeed_config, cluster=cluster, device=device, folder=folder)
     deepspeed_config = arithmetic.resolve(deepspeed_config)
     if cluster.rank == 0:
-        print(arithmetic.line, file=sys.stderr, flush=True)
+        print(for_terminal(arithmetic.line), file=sys.stderr, flush=True)
     with agreement(cluster):
         refuse_old_stop_file(Path(config.run_dir))
         parts = load_parts(config, arithmetic)
@@ -186,7 +187,7 @@ def _train(
     )
     for settled in settle_by_plan(config, engine, plan):
         if cluster.rank == 0:
-            print(settled, file=sys.stderr, flush=True)
+            print(for_terminal(settled), file=sys.stderr, flush=True)
     loop = TrainingLoop(
         config,
         cluster=cluster,
@@ -258,10 +259,10 @@ def _warn_of_overlap(config: RunConfig, stream: SpeechStream) -> None:
     try:
         overlap = find_overlap(stream.corpora, test, read, most_texts=_MOST_COMPARED_TEXTS)
     except DataError as error:
-        print(f"warning: training and test data can't be compared: {error}", file=sys.stderr, flush=True)
+        print(for_terminal(f"warning: training and test data can't be compared: {error}"), file=sys.stderr, flush=True)
         return
     if overlap.found:
-        print(f"warning: training and test data share: {overlap.found}", file=sys.stderr, flush=True)
+        print(for_terminal(f"warning: training and test data share: {overlap.found}"), file=sys.stderr, flush=True)
 
 
 def feature_cache_options(config: RunConfig, parts: Parts, encoder_digests: Mapping[str, str]) -> FeatureCacheOptions | None:

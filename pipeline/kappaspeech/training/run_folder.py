@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import platform
 import shutil
@@ -18,15 +17,16 @@ from kappaspeech.artefacts import digest_json, read_json, write_json, write_priv
 from kappaspeech.config.reading import SECRETS_NAME, read_secrets
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import InputError, TrainingError
+from kappaspeech.escaping import make_logger
 from kappaspeech.redaction import find_secrets, redact_values, restore_secrets
-from kappaspeech.selection import TensorSelection
+from kappaspeech.selection.tensor_selection import TensorSelection
 from kappaspeech.training.guide import GUIDE_FILE, compare_plan, write_guide_text
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("kappaspeech", "torch", "deepspeed", "transformers", "openai-whisper", "webdataset", "numpy")
 # Where a run lies and what it is called don't change what it computes.
 _NAMING_KEYS = {"run_dir", "arm"}
-_log = logging.getLogger(__name__)
+_log = make_logger(__name__)
 
 
 @dataclass(frozen=True)

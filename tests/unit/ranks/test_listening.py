@@ -29,6 +29,41 @@ def test_the_narrowest_address_at_which_all_find_the_master(master, resolved, ad
     assert narrowest_address(master, resolved, is_one_host=False) == address
 
 
+@pytest.mark.parametrize(
+    ("resolved", "own", "address"),
+    [
+        ({"10.1.2.3"}, {"10.1.2.3"}, "10.1.2.3"),
+        # other hosts may know it by the other network, or by IPv6
+        ({"10.1.2.3"}, {"10.1.2.3", "192.168.0.3"}, None),
+        ({"10.1.2.3"}, {"10.1.2.3", "2001:db8::3"}, None),
+        # a service's address, which isn't the host's own
+        ({"10.9.9.9"}, {"10.1.2.3"}, None),
+    ],
+)
+def test_a_name_is_narrowed_to_an_address_where_it_can_stand_for_no_other(resolved, own, address):
+    assert narrowest_address("gpu07", resolved, is_one_host=False, own=own) == address
+    # which address stands in MASTER_ADDR, all know
+    assert narrowest_address("10.1.2.3", {"10.1.2.3"}, is_one_host=False, own=own) == "10.1.2.3"
+
+
+def test_a_name_means_the_same_to_all_ranks_of_one_host():
+    assert narrowest_address("gpu07", {"127.0.1.1"}, is_one_host=True, own={"10.1.2.3"}) == "127.0.1.1"
+    assert narrowest_address("gpu07", {"10.1.2.3"}, is_one_host=True, own={"10.1.2.3", "192.168.0.3"}) == "10.1.2.3"
+    assert narrowest_address("gpu07", {"127.0.1.1", "10.1.2.3"}, is_one_host=True, own={"10.1.2.3"}) is None
+
+
+def test_a_store_that_listens_on_all_addresses_says_so(monkeypatch, caplog):
+    from datetime import timedelta
+
+    from kappaspeech.ranks import listening
+
+    monkeypatch.setattr(listening, "_resolve", lambda _name: {"127.0.1.1"})
+    for name, value in (("MASTER_ADDR", "gpu07"), ("MASTER_PORT", "1"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    assert listening.open_store(0, timeout=timedelta(seconds=1)) is None
+    assert "gpu07 may stand for several addresses of this host" in caplog.text
+
+
 def test_localhost_is_loopback_where_all_ranks_are_on_it():
     assert narrowest_address("localhost", {"::1"}, is_one_host=True) == "127.0.0.1"
 

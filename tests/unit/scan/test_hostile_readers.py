@@ -1,66 +1,29 @@
-"""Whatever bytes lie where a checkpoint, a ranking or a selection should: a result or a sentence, soon and in little memory.
-
-KAPPASPEECH_FUZZ_EXAMPLES asks for more examples of each reader than the few hundred of every day, other ones each time.
-"""
+"""Whatever bytes lie where a checkpoint, a ranking or a selection should: a result or a sentence, soon and in little memory."""
 
 from __future__ import annotations
 
-import copy
 import io
 import json
-import os
 import struct
-import time
-import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from kappaspeech.errors import KappaSpeechError
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.scan.journal import Journal
 from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.scan.scores import SCORES
 from kappaspeech.scan.stage import scan
 from kappaspeech.scan.table import rows
-from kappaspeech.selection import TensorSelection, select
+from kappaspeech.selection.rules import Count
+from kappaspeech.selection.select import select
+from kappaspeech.selection.tensor_selection import TensorSelection
 from safetensors.numpy import save_file
 
-from tests.patience import patience
-
-EXAMPLES = int(os.environ.get("KAPPASPEECH_FUZZ_EXAMPLES", "0"))
-MOST_SECONDS, MOST_BYTES = 2.0, 500 << 20
-
-numbers = st.one_of(
-    st.integers(-3, 40),
-    st.sampled_from([2**31, 2**32, 2**40, 2**62, 2**63, 2**64, 10**30, -(2**63)]),
-    st.floats(allow_nan=True, allow_infinity=True),
-)
-texts = st.one_of(
-    st.text(st.characters(exclude_categories=()), max_size=6),
-    st.sampled_from(
-        ["", ".", "..", "../x", "/etc/passwd", "a.weight", "F32", "BF16", "I8", "F8_E4M3", "\ud800", "\x00", "x" * 5000]
-    ),
-)
-junk = st.recursive(
-    st.one_of(st.none(), st.booleans(), numbers, texts),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
-    max_leaves=6,
-)
-edits = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4)
-cuts = st.one_of(st.none(), st.floats(0, 1))
-
-
-def fuzzed(test: Callable[..., None]) -> Callable[..., None]:
-    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-    often = settings(
-        max_examples=EXAMPLES or 250, derandomize=not EXAMPLES, deadline=None, database=None, suppress_health_check=checks
-    )
-    return often(test)
+from tests.fuzzing import cuts, damage, edits, fuzzed, json_changes, junk, numbers, texts, try_out, with_changes
 
 
 @pytest.fixture(autouse=True)
@@ -68,39 +31,10 @@ def without_network(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def memory(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
-def try_out(act: Callable[[], object]) -> None:
-    """Let `act` return or say what is wrong, within the bounds."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-    before, began = memory("VmRSS"), time.process_time()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            act()
-    except KappaSpeechError as error:
-        problem = str(error)
-    else:
-        problem = "-"
-    assert (0 < len(problem) < 20_000, "Error(" in problem[:20]) == (True, False), problem
-    assert time.process_time() - began < patience(MOST_SECONDS)
-    assert memory("VmHWM") - before < MOST_BYTES
-
-
 def scan_it(path: Path) -> None:
     checkpoint = open_checkpoint(path)
     json.dumps([checkpoint.where, *(ref.name for ref in checkpoint.tensors)], ensure_ascii=False).encode()
     scan(checkpoint)
-
-
-def damage(content: bytes, changes: list[tuple[float, int]], cut: float | None) -> bytes:
-    damaged = bytearray(content)
-    for place, value in changes:
-        damaged[int(place * (len(damaged) - 1))] = value
-    return bytes(damaged if cut is None else damaged[: int(cut * len(damaged))])
 
 
 sizes = st.lists(st.one_of(st.integers(0, 9), numbers), max_size=4)
@@ -206,27 +140,6 @@ def test_torch_files_with_any_bytes_changed(tmp_path, torch_bytes, changes, cut,
     try_out(lambda: scan_it(path))
 
 
-def places(content: object, path: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
-    items = (
-        list(content.items() if isinstance(content, dict) else enumerate(content)) if isinstance(content, (dict, list)) else []
-    )
-    return [path, *(place for key, value in items for place in places(value, (*path, key)))]
-
-
-def with_changes(content: object, changes: list[tuple[float, object]]) -> object:
-    changed = copy.deepcopy(content)
-    for where, value in changes:
-        found = places(changed)
-        path = found[int(where * (len(found) - 1))]
-        if not path:
-            return value
-        place = changed
-        for key in path[:-1]:
-            place = place[key]
-        place[path[-1]] = value
-    return changed
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A small ranking and a selection of it."""
@@ -237,11 +150,8 @@ def made(tmp_path_factory) -> Path:
     save_file({**tensors, "mlp.experts.w": experts, "norm": np.ones(3, "f4")}, folder / "m.safetensors")
     ranking = scan(open_checkpoint(folder / "m.safetensors"), journal=folder / "journal")
     ranking.write(folder / "ranking.json")
-    select(ranking, count=2).write(folder / "selection.json")
+    select(ranking, Count(2)).write(folder / "selection.json")
     return folder
-
-
-json_changes = st.lists(st.tuples(st.floats(0, 1), junk), min_size=1, max_size=2)
 
 
 @fuzzed
@@ -254,7 +164,7 @@ def test_rankings_with_any_value_changed(tmp_path, made, changes):
         ranking = KappaRanking.read(path)
         rows(ranking)
         for score in SCORES:
-            select(ranking, count=1, score=score)
+            select(ranking, Count(1), score=score)
         ranking.write(path)
         assert len(ranking.digest) == 64
 

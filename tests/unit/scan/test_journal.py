@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from kappaspeech.scan import stage
+from kappaspeech.scan import partition, stage
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.scan.stage import scan
 from safetensors.torch import save_file
@@ -43,6 +43,21 @@ def test_a_copy_and_a_touched_file_are_served_without_measuring(tmp_path, monkey
     copy.write_bytes(path.read_bytes())
     monkeypatch.setattr(stage, "measure", lambda *_args, **_options: pytest.fail("measured again"))
     assert kappas(copy, journal) == first
+
+
+def test_work_is_shared_out_by_the_bytes_that_are_known_and_not_by_names(tmp_path, monkeypatch):
+    costs = []
+
+    def plan(*arguments, known_costs, **options):
+        costs.append(known_costs)
+        return partition.plan(*arguments, known_costs=known_costs, **options)
+
+    monkeypatch.setattr(stage, "plan", plan)
+    for number, smallest in enumerate((0.5, 0.25)):
+        save(tmp_path / f"{number}.safetensors", smallest)
+        kappas(tmp_path / f"{number}.safetensors", tmp_path / "journal")
+    # of another checkpoint's rows one is of the same bytes: the first expert is the identity in both
+    assert costs == [[None] * 3, [partition.FIXED_SECONDS, None, None]]
 
 
 def test_scales_count_among_the_bytes(tmp_path):

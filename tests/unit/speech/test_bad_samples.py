@@ -144,12 +144,14 @@ def test_text_that_lies_inside_the_audio_is_the_samples_own_fault(shard, tokeniz
 
 
 @pytest.mark.parametrize(
-    "changes", [{"audio_bytes": 10**12}, {"audio_offset": -5}, {"text_bytes": "7"}, {"key": 3}, {"seconds": None}]
+    "changes",
+    [{"audio_bytes": 10**12}, {"audio_offset": -5}, {"text_bytes": "7"}, {"key": 3}, {"seconds": None}, {"key": ["x" * 50_000]}],
 )
 def test_an_index_that_names_what_a_shard_cannot_have_is_refused(shard, changes):
     edit_index(shard, **changes)
-    with pytest.raises(DataError, match="can't be understood"):
+    with pytest.raises(DataError, match="can't be understood") as told:
         read_index(str(shard))
+    assert len(str(told.value)) < 1000
 
 
 @pytest.mark.parametrize(

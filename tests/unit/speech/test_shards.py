@@ -165,3 +165,8 @@ def test_no_command_hides_in_a_shard_list(tmp_path):
     for pattern in ("pipe:cat x.tar", "ftp://localhost/x.tar", "http://localhost/*.tar", str(tmp_path / "*.tar")):
         with pytest.raises(DataError):
             expand(pattern)
+
+
+def test_a_name_that_no_file_can_have_is_refused():
+    with pytest.raises(DataError, match="can't be a path"):
+        expand("~\ud800/x.tar")

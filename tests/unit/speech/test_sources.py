@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import threading
 from pathlib import Path
@@ -12,7 +13,8 @@ from kappaspeech.errors import DataError
 from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.loading import Loader, LoadOptions, SampleReader
 from kappaspeech.speech.shards import expand, index_shard, read_index, write_index
-from kappaspeech.speech.sources import ReadOptions, is_remote, open_source, read_many
+from kappaspeech.speech.source import ReadOptions, is_remote
+from kappaspeech.speech.sources import open_source, read_many
 from kappaspeech.speech.stream import Corpus, SpeechDataset
 from kappaspeech.speech.table import SampleTable, read_merged, write_merged
 
@@ -209,7 +211,9 @@ def test_threads_that_want_one_block_fetch_it_once(server, folder, tmp_path):
     assert source.read_near(100, 100) == shard.read_bytes()[100:200]
 
 
-def test_an_s3_api_gives_what_the_disk_gives(folder, monkeypatch):
+@pytest.fixture
+def bucket(monkeypatch):
+    """A client of an S3 server, with the empty bucket «speech»."""
     pytest.importorskip("s3fs", reason="s3fs isn't installed")
     server_module = pytest.importorskip("moto.server", reason="moto isn't installed")
     boto3 = pytest.importorskip("boto3", reason="boto3 isn't installed")
@@ -220,21 +224,65 @@ def test_an_s3_api_gives_what_the_disk_gives(folder, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     for name, value in (("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test"), ("DEFAULT_REGION", "us-east-1")):
         monkeypatch.setenv(f"AWS_{name}", value)
-    try:
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="speech")
-        for path in folder.iterdir():
-            client.upload_file(str(path), "speech", f"train/{path.name}")
-        local = read_all(str(folder / "*.tar"), QUICK)
-        assert read_all("s3://speech/train/*.tar", QUICK) == local
-        name = sorted(path.name for path in folder.glob("*.tar"))[0]
-        assert index_shard(f"s3://speech/train/{name}", options=QUICK).samples == index_shard(str(folder / name)).samples
-        with pytest.raises(DataError, match="can't be read"):
-            Corpus(SpeechDataset("s3://speech/train/none.tar"), QUICK)
-        with pytest.raises(DataError, match="No shard matches"):
-            Corpus(SpeechDataset("s3://speech/elsewhere/*.tar"), QUICK)
-    finally:
-        running.stop()
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="speech")
+    yield client
+    running.stop()
+
+
+def test_an_s3_api_gives_what_the_disk_gives(folder, bucket):
+    for path in folder.iterdir():
+        bucket.upload_file(str(path), "speech", f"train/{path.name}")
+    local = read_all(str(folder / "*.tar"), QUICK)
+    assert read_all("s3://speech/train/*.tar", QUICK) == local
+    name = sorted(path.name for path in folder.glob("*.tar"))[0]
+    assert index_shard(f"s3://speech/train/{name}", options=QUICK).samples == index_shard(str(folder / name)).samples
+    with pytest.raises(DataError, match="can't be read"):
+        Corpus(SpeechDataset("s3://speech/train/none.tar"), QUICK)
+    with pytest.raises(DataError, match="No shard matches"):
+        Corpus(SpeechDataset("s3://speech/elsewhere/*.tar"), QUICK)
+
+
+def test_an_object_of_s3_that_is_replaced_while_it_is_read_is_refused(bucket):
+    put = functools.partial(bucket.put_object, Bucket="speech", Key="train/x.tar")
+    put(Body=b"a" * 5000)
+    source = open_source("s3://speech/train/x.tar", QUICK)
+    assert source.read(0, 1000) == b"a" * 1000
+    # of the same content, so that it is the same version
+    put(Body=b"a" * 5000)
+    assert source.read(1000, 4000) == b"a" * 4000
+    put(Body=b"b" * 5000)
+    with pytest.raises(DataError, match="was replaced while it was read: it had 5000 bytes and version"):
+        source.read(0, 1000)
+    with pytest.raises(DataError, match="can't be read"):
+        open_source("s3://speech/train/x.tar", QUICK).read(5000, 10)
+
+
+def test_an_object_whose_store_tells_no_version_with_its_bytes_is_asked_for_it(monkeypatch):
+    fsspec = pytest.importorskip("fsspec.asyn")
+
+    class Store(fsspec.AsyncFileSystem):
+        generation, num_looks, content = 1, 0, b"a" * 100
+
+        async def _info(self, _path, **_):
+            self.num_looks += 1
+            return {"size": len(self.content), "etag": f"CJ{self.generation}", "generation": str(self.generation)}
+
+        async def _cat_file(self, _path, start=None, end=None, **_):
+            return self.content[start:end]
+
+    store = Store(skip_instance_cache=True)
+    monkeypatch.setattr("kappaspeech.speech.remote._systems", {("gs", QUICK.stall_seconds): store})
+    source = open_source("gs://speech/x.tar", QUICK)
+    assert source.num_bytes() == 100
+    for _ in range(20):
+        assert source.read(0, 10) == b"a" * 10
+    assert store.num_looks == 1
+    monkeypatch.setattr("kappaspeech.speech.remote._VERSION_INTERVAL_SECONDS", 0.0)
+    assert source.read(0, 10) == b"a" * 10
+    store.generation, store.content = 2, b"b" * 100
+    with pytest.raises(DataError, match="was replaced while it was read"):
+        source.read(0, 10)
 
 
 def test_only_known_schemes_are_read_and_a_missing_library_is_named(monkeypatch):

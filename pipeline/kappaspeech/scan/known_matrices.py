@@ -1,0 +1,51 @@
+"""Which matrices a journal knows: not by their names, which another checkpoint in its folder may share, but by their bytes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from kappaspeech.errors import ScanError
+from kappaspeech.progress import ProgressBar
+from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.ranks.liveness import Watch
+from kappaspeech.scan.checkpoint import Checkpoint
+from kappaspeech.scan.matrices import MatrixRef, digest_matrix
+from kappaspeech.scan.partition import assign, reading_cost
+
+
+def digest_known(checkpoint: Checkpoint, cluster: Cluster, refs: Sequence[MatrixRef], *, shown: bool) -> dict[str, str]:
+    """Digests of `refs`, of which the journal has values: whether these are of the same bytes, the shares of work depend on.
+
+    A collective. Reading takes a hundredth of the time that measuring takes; what was read here isn't read for that again.
+    """
+    if not refs:
+        return {}
+    costs = [reading_cost(ref.shape) for ref in refs]
+    share = assign(costs, cluster.world_size)[cluster.rank]
+    own: dict[str, str] = {}
+    total = sum(costs[index] for index in share)
+    with (
+        ProgressBar("comparing with the journal", total=total, shown=shown and cluster.rank == 0) as bar,
+        Watch(cluster) as watch,
+    ):
+        for index in share:
+            watch.check()
+            watch.begin(refs[index].name)
+            with naming(checkpoint, refs[index]):
+                own[refs[index].name] = digest_matrix(checkpoint, refs[index])
+            bar.advance(costs[index])
+        watch.begin("")
+        # the gather that follows waits for the slowest: it must be watched too
+        cluster.barrier()
+    return {name: digest for found in cluster.gather(own) for name, digest in found.items()}
+
+
+@contextlib.contextmanager
+def naming(checkpoint: Checkpoint, ref: MatrixRef) -> Iterator[None]:
+    """Let a read that fails say which tensor of which file it was."""
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        file = checkpoint.file_of(ref.tensor.name)
+        raise ScanError(f"{ref.name} in {file} couldn't be measured: {error or type(error).__name__}.") from error

@@ -1,4 +1,4 @@
-"""What a person sees while something runs: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+"""Progress for a person: a bar with rate and time left on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from kappaspeech.escaping import for_terminal
 
 _LINE_INTERVAL_SECONDS = 15.0
 _SECONDS_SHOWN = 100
+# a narrower terminal has room for how far it is and how long it takes
+_WIDE_COLUMNS = 60
 
 
 def say_duration(seconds: float) -> str:
@@ -41,22 +43,21 @@ class ProgressBar:
         self._detail = ""
         self._bar: Any = None
         self._began = self._last_line = 0.0
+        self._printed: tuple[float, str] | None = None
 
     def __enter__(self) -> ProgressBar:
         self._began = time.monotonic()
         if self._shown and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f}% {task.fields[detail]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(elapsed_when_finished=False),
-                console=Console(stderr=True),
-            )
+            console = Console(stderr=True)
+            is_wide = console.width >= _WIDE_COLUMNS
+            detail = " {task.fields[detail]}" if is_wide else ""
+            columns: list[ProgressColumn] = [TextColumn("{task.description}"), *([BarColumn()] if is_wide else [])]
+            columns += [TextColumn(f"{{task.percentage:>3.0f}}%{detail}"), *([TimeElapsedColumn()] if is_wide else [])]
+            columns += [TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False)]
+            self._bar = Progress(*columns, console=console)
             self._bar.start()
             self._task = self._bar.add_task(self._description, total=self._total, completed=self._done, detail="")
         elif self._shown:
@@ -82,11 +83,12 @@ class ProgressBar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._shown:
+        elif self._shown and (self._done, self._detail) != self._printed:
             self._print_line()
 
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
+        self._printed = (self._done, self._detail)
         elapsed = self._last_line - self._began
         fraction = self._done / self._total if self._total else 1.0
         advanced = self._done - self._start

@@ -64,6 +64,14 @@ def test_long_times_are_hours_and_minutes(capsys, monkeypatch):
     assert "27:45 h left" in capsys.readouterr().err
 
 
+def test_a_line_is_not_said_twice(capsys, monkeypatch):
+    monkeypatch.setattr("kappaspeech.progress._LINE_INTERVAL_SECONDS", 0.0)
+    with ProgressBar("train", total=2, shown=True) as bar:
+        bar.advance()
+        bar.advance()
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == ["train   0%", "train  50%", "train 100%"]
+
+
 def test_other_ranks_say_nothing(capsys):
     with ProgressBar("train", total=4, shown=False) as bar:
         bar.advance(4)

@@ -93,6 +93,7 @@ class RunLog:
             self._curves.add_scalar(f"train/{name}", getattr(record, name), record.step)
         for group, rate in record.learning_rates.items():
             self._curves.add_scalar(f"train/learning_rate_{group}", rate, record.step)
+        self._curves.add_scalar("train/peak_memory_gb", record.peak_memory_bytes / 1e9, record.step)
 
     def add_bad_samples(self, step: int, samples: Sequence[BadSample]) -> None:
         """Name samples that were masked in a step."""
@@ -122,6 +123,11 @@ class RunLog:
             self._curves.add_scalar("test/mean_wer", record["wer"]["mean_wer"], record["step"])
         for language, text in record["text"].items():
             self._curves.add_scalar(f"text/perplexity_{language}", text["perplexity"], record["step"])
+            if text.get("kl_nats") is not None:
+                self._curves.add_scalar(f"text/kl_nats_{language}", text["kl_nats"], record["step"])
+        for language, report in record["wer"].get("languages", {}).items():
+            if report["wer"] is not None:
+                self._curves.add_scalar(f"test/wer_{language}", report["wer"], record["step"])
         self._curves.flush()
 
     def close(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kappaspeech.runs.records import RunLog, StepRecord, read_lines
 from kappaspeech.speech.loading import BadSample
 
@@ -52,3 +54,20 @@ def test_an_evaluation_takes_the_place_of_one_of_the_same_step(tmp_path):
         log.add_evaluation({"step": 4, "wer": {"mean_wer": wer}, "text": {"en": {"perplexity": 9.0}}})
     log.close()
     assert [line["wer"]["mean_wer"] for line in read_lines(tmp_path / "evaluations.jsonl")] == [0.25]
+
+
+def test_curves_hold_wer_by_language_the_distance_of_text_and_memory(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = RunLog(tmp_path, resume_step=0)
+    log.add_step(replace(record(0), peak_memory_bytes=3_000_000_000))
+    languages = {"en": {"wer": 0.25}, "de": {"wer": None}}
+    text = {"en": {"perplexity": 9.0, "kl_nats": 0.5}, "de": {"perplexity": 8.0, "kl_nats": None}}
+    log.add_evaluation({"step": 4, "wer": {"mean_wer": 0.25, "languages": languages}, "text": text})
+    log.close()
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = {name: curves.Scalars(name)[0].value for name in curves.Tags()["scalars"]}
+    assert found["test/wer_en"] == 0.25
+    assert found["text/kl_nats_en"] == 0.5
+    assert found["train/peak_memory_gb"] == 3.0
+    assert not {"test/wer_de", "text/kl_nats_de"} & found.keys()

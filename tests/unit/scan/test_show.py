@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import fcntl
 import json
 import math
-import os
-import pty
 import re
-import struct
-import subprocess
-import sys
-import termios
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +22,7 @@ from kappaspeech.scan.summary import format_kappa, summarise_scan
 from kappaspeech.scan.table import rows
 from kappaspeech.selection.candidates import module_type
 
-from tests.patience import patience
+from tests.terminals import run_on_terminal
 
 
 @pytest.fixture(scope="module")
@@ -91,35 +83,11 @@ def test_a_picture_of_an_unknown_kind_or_score_is_refused(home, tmp_path, capsys
     assert not list(tmp_path.iterdir())
 
 
-def on_terminal(words: list[str], *, columns: int, **environment: str) -> str:
-    """What a command prints on a terminal of so many columns, without the codes that make letters bold."""
-    leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    given = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kappaspeech", *words],
-        stdout=follower,
-        stderr=subprocess.PIPE,
-        env={**given, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
-    )
-    os.close(follower)
-    seen = b""
-    with contextlib.suppress(OSError):
-        while block := os.read(leader, 1 << 16):
-            seen += block
-    os.close(leader)
-    _, errors = process.communicate(timeout=patience(60))
-    assert process.returncode == 0, errors
-    text = seen.decode().replace("\r", "")
-    if "NO_COLOR" in environment:
-        assert not re.search(r"\x1b\[[\d;]*(?:3[0-7]|4[0-7]|9[0-7])m", text)
-    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
-
-
 @pytest.mark.parametrize("columns", [80, 40])
 def test_a_terminal_shows_whole_numbers_and_cuts_nothing_off(home, ranking, columns):
     words = ["show", str(home / "ranking.json"), "--selection", str(home / "selection.json")]
-    printed = on_terminal(words, columns=columns, NO_COLOR="1")
+    printed, code = run_on_terminal(words, columns=columns)
+    assert code == 0, printed
     assert max(map(len, printed.splitlines())) <= columns
     assert "…" not in printed
     for matrix in (ranking.matrices[0], ranking.matrices[-1]):

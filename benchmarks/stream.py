@@ -41,7 +41,7 @@ def read_ours(urls: str, level: str, *, epochs: int, cache: str | None) -> Itera
     """Audio-seconds of each sample, in training's order."""
     from kappaspeech.speech.loading import BadSample, Loader, LoadOptions, SampleReader
     from kappaspeech.speech.schedule import BatchBudget, Schedule
-    from kappaspeech.speech.sources import ReadOptions
+    from kappaspeech.speech.source import ReadOptions
     from kappaspeech.speech.stream import Corpus, SpeechDataset
 
     options = ReadOptions(cache_dir=cache)

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from kappaspeech.comparison.theme import PALETTE, themed
 from kappaspeech.scan.ranking import KappaRanking
-from kappaspeech.selection import module_type, select
+from kappaspeech.selection.candidates import module_type
+from kappaspeech.selection.rules import Count
+from kappaspeech.selection.select import select
 
 REPOSITORY = Path(__file__).parents[1]
 NUM_TENSORS = 100
@@ -37,7 +39,7 @@ def draw(ranking: KappaRanking, record: dict[str, Any], path: Path) -> None:
 
 def draw_heat(figure: Any, axes: Any, ranking: KappaRanking) -> None:
     """κ by module and layer, with the tensors of smallest κ marked."""
-    selected = set(select(ranking, count=NUM_TENSORS).names)
+    selected = set(select(ranking, Count(NUM_TENSORS)).names)
     layered = [(candidate, _LAYER.search(candidate.name)) for candidate in ranking.candidates("kappa")]
     places = {candidate.name: (module_type(candidate.name), int(found[1])) for candidate, found in layered if found}
     kinds = sorted({kind for kind, _ in places.values()})

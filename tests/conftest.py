@@ -70,11 +70,12 @@ def _select(folder: Path) -> None:
     from kappaspeech.ranks.cluster import SingleProcess
     from kappaspeech.scan.checkpoint import open_checkpoint
     from kappaspeech.scan.stage import scan
-    from kappaspeech.selection import select
+    from kappaspeech.selection.rules import Count
+    from kappaspeech.selection.select import select
 
     ranking = scan(open_checkpoint(str(folder / "llm")), cluster=SingleProcess())
     ranking.write(folder / "ranking.json")
-    select(ranking, count=4).write(folder / "selection.json")
+    select(ranking, Count(4)).write(folder / "selection.json")
 
 
 @pytest.fixture(scope="session")

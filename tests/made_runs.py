@@ -13,7 +13,7 @@ from kappaspeech.artefacts import digest_json, write_json
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.evaluation.wer import Hypothesis, measure
 from kappaspeech.runs.folder import Movement, RunFolder
-from kappaspeech.selection import SelectedTensor, TensorSelection
+from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 
 from tests.tiny import WORDS
 

@@ -14,7 +14,8 @@ from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.ranks.torch_cluster import TorchCluster
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.scan.stage import scan
-from kappaspeech.selection import select
+from kappaspeech.selection.rules import Count
+from kappaspeech.selection.select import select
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.packing import pack
 from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
@@ -117,7 +118,7 @@ def make_home(scratch: Path) -> Path:
         tiny.make_whisper(home / "whisper.pt")
         tiny.make_recordings(home / "speech", num_clips=12)
         pack(find_recordings(home / "speech"), home / "shards/train", shard_size=5, num_processes=1)
-        select(scan(open_checkpoint(str(home / "llm")), cluster=SingleProcess()), count=4).write(home / "selection.json")
+        select(scan(open_checkpoint(str(home / "llm")), cluster=SingleProcess()), Count(4)).write(home / "selection.json")
     return home
 
 

@@ -18,7 +18,7 @@ from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.runs.checkpoints import list_checkpoints
 from kappaspeech.scan.checkpoint import open_checkpoint
-from kappaspeech.selection import SelectedTensor, TensorSelection
+from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.packing import pack

@@ -41,10 +41,11 @@ TESTED = [page for page in PAGES if commands_run_by(__file__, page)]
 def trained(train, home, tmp_path_factory) -> dict[str, Path]:
     """Two runs that differ in the tensors that they trained."""
     from kappaspeech.scan.ranking import KappaRanking
-    from kappaspeech.selection import select
+    from kappaspeech.selection.rules import Count
+    from kappaspeech.selection.select import select
 
     inverse = tmp_path_factory.mktemp("selections") / "inverse.json"
-    select(KappaRanking.read(home / "ranking.json"), order="largest", count=4).write(inverse)
+    select(KappaRanking.read(home / "ranking.json"), Count(4), order="largest").write(inverse)
     return {
         "kappa": train("documents-kappa", arm="smallest κ"),
         "inverse": train("documents-inverse", arm="largest κ", unfreeze__selection=str(inverse)),

@@ -52,7 +52,6 @@ ARROWS = {
     "ranks": set(),
     "tensor_files": set(),
     "selection": set(),
-    "exports": {"selection"},
     "runs": {"config", "selection", "ranks", "model", "speech"},
     "scan": {"selection", "ranks", "tensor_files", "model", "runs"},
     "speech": {"config"},
@@ -93,7 +92,6 @@ ARROWS = {
         "diagnosis",
         "comparison",
         "demo",
-        "exports",
         "launching",
         "blas",
     },
@@ -129,6 +127,66 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
     return names
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """What each module of this project imports of it, by dotted names; also inside functions, and for types alone."""
+    known = {dotted(path): path for path in modules()}
+    graph: dict[str, set[str]] = {name: set() for name in known}
+    for name, path in known.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inside = [f"{node.module}.{alias.name}" for alias in node.names]
+                graph[name] |= {module if module in known else node.module for module in inside}
+        graph[name] &= set(known)
+    return graph
+
+
+def find_circle(graph: dict[str, set[str]]) -> list[str]:
+    """A module, those through which it imports itself, and itself again; nothing where none does."""
+    done: set[str] = set()
+
+    def walk(name: str, trail: list[str]) -> list[str]:
+        if name in trail:
+            return [*trail[trail.index(name) :], name]
+        if name not in done:
+            for other in sorted(graph.get(name, ())):
+                if found := walk(other, [*trail, name]):
+                    return found
+            done.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := walk(name, []))), [])
+
+
+def test_no_module_imports_itself_through_others():
+    assert find_circle(import_graph()) == []
+
+
+def test_rooms_stand_in_no_circle():
+    assert (
+        find_circle({name: allowed | (GROUND - {name} if name not in GROUND else set()) for name, allowed in ARROWS.items()})
+        == []
+    )
+
+
+def test_a_circle_is_found_wherever_it_is():
+    graph = {"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"e"}, "e": {"b"}}
+    assert find_circle(graph) == ["b", "d", "e", "b"]
+    assert find_circle({**graph, "e": {"c"}}) == []
+
+
+def test_the_graph_holds_the_imports_inside_functions():
+    graph = import_graph()
+    assert "kappaspeech.ranks.mpi_cluster" in graph["kappaspeech.ranks.start"]
+    assert "kappaspeech.launching.leftovers" in graph["kappaspeech.launching.attempt"]
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

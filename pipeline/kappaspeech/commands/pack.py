@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kappaspeech.commands.choices import either
 from kappaspeech.escaping import for_terminal
+from kappaspeech.speech.layouts import LAYOUTS, find_recordings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,12 +20,7 @@ if TYPE_CHECKING:
 def pack(
     source: Annotated[Path, typer.Argument(help="A corpus: a folder, or a manifest of JSON lines.")],
     output: Annotated[Path, typer.Argument(help="Folder of the shards.")],
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            help="transcripts, librispeech, commonvoice, mls, voxpopuli, manifest or dataset. Default: recognised by the files."
-        ),
-    ] = None,
+    layout: Annotated[str | None, typer.Option(help=f"{either(LAYOUTS)}. Default: recognised by the files.")] = None,
     language: Annotated[str | None, typer.Option(help="The language, if the corpus doesn't name it.")] = None,
     split: Annotated[
         str | None,
@@ -41,7 +38,6 @@ def pack(
     """Pack recordings and transcripts into indexed WebDataset shards of 16 kHz FLAC. Finished shards are kept."""
     from kappaspeech.outputs import sweep, try_folder
     from kappaspeech.progress import ProgressBar
-    from kappaspeech.speech.layouts import find_recordings
     from kappaspeech.speech.packing import REPORT_NAME
     from kappaspeech.speech.packing import pack as run_pack
 

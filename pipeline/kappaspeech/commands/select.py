@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import re
+import functools
+import inspect
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from kappaspeech.commands.choices import either
 from kappaspeech.escaping import for_terminal
+from kappaspeech.scan.scores import SCORES
+from kappaspeech.selection.rules import RULES, Rule, RuleOption
 
 if TYPE_CHECKING:
-    from kappaspeech.selection import TensorSelection
-
-
-_FACTORS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
+    from kappaspeech.selection.tensor_selection import TensorSelection
 
 
 class Export(str, Enum):
@@ -28,38 +30,66 @@ class Export(str, Enum):
     kappatune = "kappatune"
 
 
+def with_rules(options: Sequence[RuleOption]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each rule, after `output`, and the one rule that they make as `rule`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for parameter in signature.parameters.values() if parameter.name != "rule"]
+        place = [parameter.name for parameter in own].index("output") + 1
+        own[place:place] = [
+            inspect.Parameter(
+                option.name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=None,
+                annotation=Annotated[option.kind | None, typer.Option(help=option.help)],
+            )
+            for option in options
+        ]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            given = {option: value for option in options if (value := values.pop(option.name)) not in (None, [])}
+            command(rule=_make_rule(given, options), **values)
+
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in own}
+        run.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _make_rule(given: Mapping[RuleOption, Any], options: Sequence[RuleOption]) -> Rule:
+    from kappaspeech.errors import SelectionError
+
+    if len(given) != 1:
+        names, wrong = (", ".join(f"--{option.name.replace('_', '-')}" for option in some) for some in (options, given))
+        raise SelectionError(f"Give exactly one of {names}; given: {wrong or 'none'}.")
+    ((option, value),) = given.items()
+    return option.make(value)
+
+
+@with_rules(RULES)
 def select(
     ranking: Annotated[Path, typer.Argument(help="The ranking, from `kappaspeech scan`.")],
     output: Annotated[Path, typer.Option(help="File of the selection (JSON).")] = Path("selection.json"),
-    count: Annotated[int | None, typer.Option(help="Number of tensors.")] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="Number of parameters that the tensors may have together: 20000000, 20M or 1.5B.")
-    ] = None,
-    threshold: Annotated[
-        str | None, typer.Option(help="All tensors up to this score (with --largest, from it on); auto finds it (Otsu).")
-    ] = None,
-    quota: Annotated[
-        list[str] | None, typer.Option(help="Number of tensors of a module type: v_proj=10. May be repeated.")
-    ] = None,
-    match_budget: Annotated[Path | None, typer.Option(help="Another selection, whose number of parameters is matched.")] = None,
     largest: Annotated[bool, typer.Option("--largest", help="From the largest score down, in place of the smallest up.")] = False,
     random: Annotated[bool, typer.Option("--random", help="In random order.")] = False,
     seed: Annotated[int, typer.Option(help="The seed of --random.")] = 0,
-    score: Annotated[
-        str, typer.Option(help="kappa, kappa-nonzero, kappa-over-gaussian, entropy-deficit or stable-rank.")
-    ] = "kappa",
+    score: Annotated[str, typer.Option(help=f"{either(SCORES)}.")] = "kappa",
     include: Annotated[list[str] | None, typer.Option(help="Only these tensors: a name or a glob. May be repeated.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="None of these: a name or a glob. May be repeated.")] = None,
     export: Annotated[list[Export] | None, typer.Option(help="Write it for another tool too. May be repeated.")] = None,
+    *,
+    rule: Rule,
 ) -> None:
     """Choose the tensors to train from a ranking, by default those of smallest κ."""
     from kappaspeech.errors import InputError
-    from kappaspeech.exports import is_of_gguf, write_export
     from kappaspeech.outputs import try_output
     from kappaspeech.planning.obstacles import find_obstacle
     from kappaspeech.scan.ranking import KappaRanking
-    from kappaspeech.selection import TensorSelection
-    from kappaspeech.selection import select as choose
+    from kappaspeech.selection.exports import is_of_gguf, write_export
+    from kappaspeech.selection.select import select as choose
 
     if largest and random:
         raise InputError("--largest and --random exclude each other.")
@@ -67,14 +97,10 @@ def select(
     order: Literal["smallest", "largest", "random"] = "largest" if largest else "random" if random else "smallest"
     chosen = choose(
         KappaRanking.read(ranking),
+        rule,
         order=order,
         seed=seed,
         score=score,
-        count=count,
-        budget=_parse_budget(budget),
-        threshold=_parse_threshold(threshold),
-        quotas=_parse_quotas(quota or []),
-        match=TensorSelection.read(match_budget) if match_budget else None,
         include=include or (),
         exclude=exclude or (),
     )
@@ -88,45 +114,11 @@ def select(
         print(for_terminal(str(write_export(chosen, kind.value, output))))
 
 
-def _parse_budget(text: str | None) -> int | None:
-    from kappaspeech.errors import InputError
-
-    if text is None:
-        return None
-    match = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]{1,2})?)([kmb]?)", text.strip().lower())
-    if match is None:
-        raise InputError(f"--budget is {text!r}; give a number of parameters, as in 20000000, 20M or 1.5B.")
-    return round(float(re.sub("[_,]", "", match[1])) * _FACTORS[match[2]])
-
-
-def _parse_threshold(text: str | None) -> Any:
-    from kappaspeech.errors import InputError
-
-    if text is None or text == "auto":
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"--threshold is {text!r}; give a number or auto.") from None
-
-
-def _parse_quotas(pairs: list[str]) -> dict[str, int]:
-    from kappaspeech.errors import InputError
-
-    quotas = {}
-    for pair in pairs:
-        kind, _, number = pair.rpartition("=")
-        if not kind or not number.isdigit():
-            raise InputError(f"--quota is {pair!r}; give a module type and a number, as in v_proj=10.")
-        quotas[kind] = int(number)
-    return quotas
-
-
 def _print_summary(chosen: TensorSelection, output: Path) -> None:
     from collections import Counter
 
     from kappaspeech.escaping import for_line, for_terminal
-    from kappaspeech.selection import module_type
+    from kappaspeech.selection.candidates import module_type
 
     kinds = Counter(module_type(name) for name in chosen.names)
     print(f"{len(chosen.names)} tensors, {chosen.num_parameters:,} parameters ({for_terminal(chosen.rule)})")

@@ -40,7 +40,7 @@ def show(
     from kappaspeech.scan.picture import write_picture
     from kappaspeech.scan.ranking import KappaRanking
     from kappaspeech.scan.scores import check_score
-    from kappaspeech.selection import TensorSelection
+    from kappaspeech.selection.tensor_selection import TensorSelection
 
     check_score(score)
     if parquet is not None:

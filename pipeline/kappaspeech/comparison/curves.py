@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal
 
+from kappaspeech.colours import PAPER
 from kappaspeech.comparison.runs import Arm, RunSummary
-from kappaspeech.comparison.theme import PAPER, Style, label_ends, label_points
+from kappaspeech.comparison.theme import Style, label_ends, label_points
 from kappaspeech.escaping import for_picture
 
 Clock = Literal["steps", "minutes"]

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
+from kappaspeech.colours import FAINT, GRID, INK
 from kappaspeech.comparison.runs import Arm, RunSummary
-from kappaspeech.comparison.theme import FAINT, GRID, INK, Style
+from kappaspeech.comparison.theme import Style
 from kappaspeech.escaping import for_picture
-from kappaspeech.selection import module_type
+from kappaspeech.selection.candidates import module_type
 
 _LAYER = re.compile(r"\.(\d+)\.")
 _NUM_TICKS = 8

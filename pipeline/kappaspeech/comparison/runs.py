@@ -16,7 +16,7 @@ from kappaspeech.redaction import redact_values
 from kappaspeech.runs.contents import DRIFT_FILE, EVALUATIONS_FILE, FROZEN_FILE, SELECTION_FILE, STEPS_FILE, hypotheses_path
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.records import is_evaluation, is_step, read_lines
-from kappaspeech.selection import SelectedTensor, TensorSelection
+from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 
 # What arms may differ in: their name and place, and which tensors they unfreeze.
 _ARM_KEYS = ("run_dir", "arm", "unfreeze")

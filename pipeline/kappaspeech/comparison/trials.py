@@ -19,7 +19,10 @@ from kappaspeech.redaction import find_secrets, redact_values
 from kappaspeech.runs.contents import RECORD_FILE, SELECTION_FILE
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.scan.ranking import KappaRanking
-from kappaspeech.selection import Order, TensorSelection, select
+from kappaspeech.selection.candidates import Order
+from kappaspeech.selection.rules import Count, Nearest
+from kappaspeech.selection.select import select
+from kappaspeech.selection.tensor_selection import TensorSelection
 
 State = Literal["waiting", "running", "resumable", "failed", "finished"]
 
@@ -59,18 +62,25 @@ def _make_lora(experiment: Experiment, trial: Trial, ranking: KappaRanking | Non
 
 def make_selection(experiment: Experiment, trial: Trial, ranking: KappaRanking) -> TensorSelection:
     """The tensors that `trial` trains or adapts. Raises `SelectionError` where the ranking has too few."""
-    config = experiment.config
+    config, count = experiment.config, _count(experiment)
     orders: dict[str, Order] = {"largest": "largest", "random": "random"}
     order = orders.get(trial.arm.select, "smallest")
     seed = trial.seed if trial.arm.seed is None else trial.arm.seed
     if config.equal == "count" or order == "smallest":
-        return select(ranking, order=order, seed=seed, count=config.count, exclude=config.exclude)
-    return select(ranking, order=order, seed=seed, match=_budget(experiment, ranking), exclude=config.exclude)
+        return select(ranking, count, order=order, seed=seed, exclude=config.exclude)
+    rule = Nearest(_budget(experiment, ranking).num_parameters)
+    return select(ranking, rule, order=order, seed=seed, exclude=config.exclude)
 
 
 def _budget(experiment: Experiment, ranking: KappaRanking) -> TensorSelection:
     """Whose parameters all arms are to have: the `count` tensors of smallest κ."""
-    return select(ranking, count=experiment.config.count, exclude=experiment.config.exclude)
+    return select(ranking, _count(experiment), exclude=experiment.config.exclude)
+
+
+def _count(experiment: Experiment) -> Count:
+    # an experiment that selects without one was refused when it was read
+    assert experiment.config.count is not None
+    return Count(experiment.config.count)
 
 
 def prepare(experiment: Experiment) -> None:

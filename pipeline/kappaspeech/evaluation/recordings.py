@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from kappaspeech.artefacts import read_json
 from kappaspeech.errors import DataError, KappaSpeechError
-from kappaspeech.speech.samples import AUDIO_EXTENSIONS, SAMPLE_RATE_HZ, BadSampleError, decode, read_recording
+from kappaspeech.speech.recordings import AUDIO_EXTENSIONS
+from kappaspeech.speech.samples import SAMPLE_RATE_HZ, BadSampleError, decode, read_recording
 
 STANDARD_INPUT = Path("-")
 # what ffmpeg reads and libsndfile doesn't

@@ -18,7 +18,7 @@ from kappaspeech.model.meta_llm import build_meta_llm, config_folder
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
 from kappaspeech.planning.known_models import find_encoder, list_encoders
 from kappaspeech.scan.checkpoint import open_checkpoint
-from kappaspeech.selection import TensorSelection
+from kappaspeech.selection.tensor_selection import TensorSelection
 
 _MAX_STATES = 1500
 _STATES_PREFIX = "encoder."

@@ -8,7 +8,7 @@ from kappaspeech.errors import KappaSpeechError
 from kappaspeech.model.freezing import check_tensors
 from kappaspeech.model.meta_llm import build_meta_llm
 from kappaspeech.model.stored_names import rename_shapes
-from kappaspeech.selection import TensorSelection
+from kappaspeech.selection.tensor_selection import TensorSelection
 from kappaspeech.tensor_files.weight_files import read_config
 
 

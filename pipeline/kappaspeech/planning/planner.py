@@ -23,7 +23,7 @@ from kappaspeech.planning.memory import WINDOW_TOKENS, TextLengths, read_setting
 from kappaspeech.planning.plan import Assumptions, Plan, Remedy, find_remedies, make_plan
 from kappaspeech.planning.sizes import measure_sizes
 from kappaspeech.speech.schedule import BatchBudget
-from kappaspeech.speech.sources import is_remote
+from kappaspeech.speech.source import is_remote
 from kappaspeech.speech.stream import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.table import MERGED_SUFFIX
 

@@ -31,7 +31,7 @@ from kappaspeech.runs.contents import (
 )
 from kappaspeech.runs.plan_comparison import compare_plan
 from kappaspeech.runs.readme import write_readme
-from kappaspeech.selection import TensorSelection
+from kappaspeech.selection.tensor_selection import TensorSelection
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("kappaspeech", "torch", "deepspeed", "transformers", "openai-whisper", "webdataset", "numpy")

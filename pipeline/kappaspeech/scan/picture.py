@@ -20,7 +20,7 @@ from kappaspeech.errors import InputError
 from kappaspeech.escaping import for_picture
 from kappaspeech.scan.places import Place, find_place, short_modules
 from kappaspeech.scan.ranking import KappaRanking
-from kappaspeech.selection import Candidate
+from kappaspeech.selection.candidates import Candidate
 
 _EXPERT = re.compile(r"\[\d+\]$")
 _FORMATS = ("png", "svg", "pdf")

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kappaspeech.errors import SelectionError
-from kappaspeech.scan.spectrum import SpectrumStats
+
+if TYPE_CHECKING:
+    from kappaspeech.scan.spectrum import SpectrumStats
 
 
 def kappa(stats: SpectrumStats) -> float:
@@ -52,6 +55,7 @@ def stable_rank(stats: SpectrumStats) -> float:
     return min(stats.shape) / stats.stable_rank if stats.stable_rank > 0 else math.inf
 
 
+# by the name that commands and files know it by; the help of `kappaspeech select` lists them
 SCORES: dict[str, Callable[[SpectrumStats], float]] = {
     "kappa": kappa,
     "kappa-nonzero": kappa_nonzero,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kappaspeech.progress import say_duration
 from kappaspeech.scan.ranking import KappaRanking
-from kappaspeech.selection import module_type
+from kappaspeech.selection.candidates import module_type
 
 # more types than this a person doesn't read
 _MAX_TYPES = 12

@@ -13,7 +13,7 @@ from kappaspeech.errors import InputError
 from kappaspeech.escaping import for_cell
 from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.scan.scores import SCORES
-from kappaspeech.selection import module_type
+from kappaspeech.selection.candidates import module_type
 
 
 def rows(ranking: KappaRanking, *, score: str = "kappa") -> list[dict[str, Any]]:

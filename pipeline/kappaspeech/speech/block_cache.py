@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 
 from kappaspeech.speech.cache_folder import CacheFolder
-from kappaspeech.speech.sources import ReadOptions, Source
+from kappaspeech.speech.source import ReadOptions, Source
 
 _BLOCK_BYTES = 4 << 20
 _PAGE_BYTES = 64 << 10

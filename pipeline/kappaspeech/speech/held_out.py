@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from kappaspeech.errors import DataError
 from kappaspeech.speech.loading import SampleReader, SampleRef
 from kappaspeech.speech.samples import AudioSample, BadSampleError
-from kappaspeech.speech.sources import ReadOptions
+from kappaspeech.speech.source import ReadOptions
 from kappaspeech.speech.stream import Corpus, SpeechDataset
 
 

@@ -24,7 +24,8 @@ from kappaspeech.speech.published import (
     read_mls,
     read_voxpopuli,
 )
-from kappaspeech.speech.recordings import Reader, Recording, Request, is_regular, make_key
+from kappaspeech.speech.recordings import Reader, Recording, Request, make_key
+from kappaspeech.speech.regular_files import is_regular
 from kappaspeech.speech.saved_datasets import is_dataset, read_dataset
 from kappaspeech.speech.splits import choose_splits, is_split
 from kappaspeech.speech.tar_members import escape_name
@@ -128,6 +129,7 @@ def _read_folder(folder: Path, language: str, request: Request) -> Iterator[Reco
         yield recording
 
 
+# how a corpus is known and read, by name, the surest signs first; the help of `kappaspeech pack` lists them
 LAYOUTS: dict[str, tuple[Callable[[Path], bool], Reader]] = {
     "manifest": (is_manifest, read_manifest),
     "transcripts": (_is_transcripts, _read_transcripts),

@@ -25,7 +25,8 @@ from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, FeatureCa
 from kappaspeech.speech.normalisers import TextNormalization, normalise_text
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, BadSampleError, decode, log_mel
 from kappaspeech.speech.shards import SampleEntry, check_header, parse_transcript
-from kappaspeech.speech.sources import ReadOptions, Source, open_source, read_many
+from kappaspeech.speech.source import ReadOptions, Source
+from kappaspeech.speech.sources import open_source, read_many
 from kappaspeech.speech.tar_members import HEADER_BYTES
 
 OverLong = Literal["mask", "cut"]

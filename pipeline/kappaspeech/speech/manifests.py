@@ -10,9 +10,8 @@ from typing import Any
 
 from kappaspeech.errors import DataError
 from kappaspeech.speech.languages import normalise_language
-from kappaspeech.speech.recordings import Recording, Request, make_key
-from kappaspeech.speech.shards import LANGUAGE_KEYS, LONGEST_SECONDS, TEXT_KEYS
-from kappaspeech.speech.text_files import check_unicode, find_text, parse_object, read_lines
+from kappaspeech.speech.recordings import LONGEST_SECONDS, Recording, Request, make_key
+from kappaspeech.speech.text_files import LANGUAGE_KEYS, TEXT_KEYS, check_unicode, find_text, parse_object, read_lines
 
 _AUDIO_KEYS = ("audio_filepath", "audio", "path", "wav")
 _SHOWN_LETTERS = 80

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from kappaspeech.errors import DataError
-from kappaspeech.speech.sources import scheme_of
+from kappaspeech.speech.source import scheme_of
 
 # Each is a file with an index; a list that is longer is a slip of the finger.
 MAX_SHARDS = 1_000_000

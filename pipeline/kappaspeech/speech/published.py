@@ -8,8 +8,8 @@ from pathlib import Path
 
 from kappaspeech.errors import DataError
 from kappaspeech.speech.languages import normalise_language
-from kappaspeech.speech.recordings import Recording, Request, is_regular, make_key
-from kappaspeech.speech.samples import AUDIO_EXTENSIONS
+from kappaspeech.speech.recordings import AUDIO_EXTENSIONS, Recording, Request, make_key
+from kappaspeech.speech.regular_files import is_regular
 from kappaspeech.speech.splits import choose_splits, is_split
 from kappaspeech.speech.text_files import read_lines, read_table
 

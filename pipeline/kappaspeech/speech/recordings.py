@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import errno
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kappaspeech.errors import DataError
+from kappaspeech.speech.dataset_rows import read_row
+from kappaspeech.speech.regular_files import read_regular
 from kappaspeech.speech.tar_members import escape_name
+
+AUDIO_EXTENSIONS = ("flac", "wav", "mp3", "opus", "ogg")
+# No clip that is trained on is near this.
+LONGEST_SECONDS = 1e6
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Something to pack: a file, `seconds` of it from `begin_seconds` on, or what `open_audio` gives in place of the file.
+    """Something to pack: a file, or `seconds` of it from `begin_seconds` on, or row `row` of a dataset in the folder `path`.
 
-    `row` is its number in a dataset in the folder `path`. `listed_seconds` is how long its list says that the whole file is.
-    `corpus` is where it was found. A `fault` (cause, detail) is why it can't be used, where
-    its list already shows that.
+    `listed_seconds` is how long its list says that the whole file is. `corpus` is where it was found. `fault` (cause, detail) is
+    why it can't be used, where its list already shows that.
     """
 
     key: str
@@ -40,8 +43,6 @@ class Recording:
     def read(self) -> bytes:
         """The encoded audio it lies in. Raises `OSError`."""
         if self.row is not None:
-            from kappaspeech.speech.saved_datasets import read_row
-
             return read_row(self.path, self.row)
         return read_regular(self.path)
 
@@ -63,21 +64,6 @@ class Request:
 
 
 Reader = Callable[[Path, Request], Iterator[Recording]]
-
-
-def read_regular(path: Path) -> bytes:
-    """All of a file. `OSError` for what is none: a pipe or a device may never end."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
-    return path.read_bytes()
-
-
-def is_regular(path: Path) -> bool:
-    """Whether there is such a file; also for names that can't be one."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def make_key(language: str, name: str) -> str:

@@ -14,7 +14,7 @@ from kappaspeech.errors import DataError
 from kappaspeech.redaction import HIDDEN, is_redacted
 from kappaspeech.speech import buckets, web
 from kappaspeech.speech.patterns import has_glob
-from kappaspeech.speech.sources import ReadOptions, scheme_of
+from kappaspeech.speech.source import ReadOptions, scheme_of
 from kappaspeech.speech.web import Description, ReadProblemError
 
 T = TypeVar("T")
@@ -83,7 +83,9 @@ class RemoteSource:
         return self._described
 
     async def _ask(self, system: Any) -> Description:
-        return await (web if self._is_web else buckets).describe(system, self.where)
+        if self._is_web:
+            return await web.describe(system, self.where)
+        return await buckets.describe(system, self.where)
 
     def read(self, offset: int, size: int) -> bytes:
         content = b""
@@ -101,7 +103,9 @@ class RemoteSource:
         """A server may send less than was asked for: the rest is asked for next."""
 
         async def get(system: Any) -> tuple[bytes, Description | None]:
-            return await (web if self._is_web else buckets).fetch(system, self.where, begin, end)
+            if self._is_web:
+                return await web.fetch(system, self.where, begin, end)
+            return await buckets.fetch(system, self.where, begin, end)
 
         part, description = _persist(self.where, get, self._options, num_bytes=end - begin)
         if description is None and time.monotonic() - self._seen_at > _VERSION_INTERVAL_SECONDS:

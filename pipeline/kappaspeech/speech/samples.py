@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kappaspeech.errors import DataError
+from kappaspeech.speech.recordings import AUDIO_EXTENSIONS
 
 SAMPLE_RATE_HZ = 16_000
 # Two hops of Whisper's spectrogram: its second convolution halves the frames, so their number is kept even.
@@ -19,7 +20,6 @@ LONGEST_PIECE_SECONDS = 24.0
 _PAUSE_SECONDS = 0.2
 # An encoder may round a clip's length; half-truncated mp3, wav and opus decode without an error, only shorter.
 _DURATION_TOLERANCE_SECONDS = 0.1
-AUDIO_EXTENSIONS = ("flac", "wav", "mp3", "opus", "ogg")
 # Resampling multiplies: a second at a few hertz would become hours.
 _RATES_HZ = (1_000, 1_000_000)
 # Lossy formats overshoot 1 a little; integers that were written as floats reach thousands.

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from kappaspeech.errors import DataError
+from kappaspeech.speech.dataset_rows import audio_column, open_dataset
 from kappaspeech.speech.languages import normalise_language
-from kappaspeech.speech.recordings import Recording, Request, make_key, read_regular
-from kappaspeech.speech.shards import LANGUAGE_KEYS, TEXT_KEYS
+from kappaspeech.speech.recordings import Recording, Request, make_key
 from kappaspeech.speech.splits import choose_splits
-from kappaspeech.speech.text_files import find_text
+from kappaspeech.speech.text_files import LANGUAGE_KEYS, TEXT_KEYS, find_text
 
 
 def is_dataset(source: Path) -> bool:
@@ -28,7 +27,7 @@ def read_dataset(source: Path, request: Request) -> Iterator[Recording]:
     """What `datasets.Dataset.save_to_disk` wrote: a column of audio, one of text, perhaps one of the language; and what
     `DatasetDict.save_to_disk` wrote, a folder a split."""
     if _is_one(source):
-        own = str(_open(source).split or source.resolve().name)
+        own = str(open_dataset(source).split or source.resolve().name)
         choose_splits(source, [own], request.split)
         yield from _read_one(source, request, "")
         return
@@ -39,14 +38,14 @@ def read_dataset(source: Path, request: Request) -> Iterator[Recording]:
 
 
 def _read_one(source: Path, request: Request, prefix: str) -> Iterator[Recording]:
-    dataset = _open(source)
+    dataset = open_dataset(source)
     text = next((name for name in TEXT_KEYS if name in dataset.column_names), None)
     named = next((name for name in LANGUAGE_KEYS if name in dataset.column_names), None)
     if text is None:
         raise DataError(f"{source} has no column of text ({', '.join(TEXT_KEYS)}); it has {', '.join(dataset.column_names)}.")
     if request.language is None and named is None:
         raise DataError(f"{source} has no column that names the language; give it with --language.")
-    _audio_column(source)
+    audio_column(source)
     languages = [request.language] * len(dataset) if request.language or named is None else _names_of(dataset, named)
     for row, (transcript, own) in enumerate(zip(dataset[text], languages, strict=True)):
         short = normalise_language(own, where=f"{source} [{row}]")
@@ -63,35 +62,3 @@ def _names_of(dataset: Any, column: str) -> list[Any]:
     """A column's values; the names where it holds classes by number."""
     feature = dataset.features[column]
     return [feature.int2str(value) for value in dataset[column]] if hasattr(feature, "int2str") else list(dataset[column])
-
-
-@lru_cache(maxsize=2)
-def _open(source: Path) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(f"{source} is a Hugging Face dataset; reading it needs «pip install 'kappaspeech[datasets]'».") from error
-    try:
-        dataset = datasets.load_from_disk(str(source))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{source} can't be read as a dataset that was saved to disk: {error}. Save it again.") from error
-    for name, feature in dataset.features.items():
-        if isinstance(feature, datasets.Audio):
-            # the bytes as they are: decoding is this project's own
-            dataset = dataset.cast_column(name, datasets.Audio(decode=False))
-    return dataset
-
-
-def _audio_column(source: Path) -> str:
-    dataset = _open(source)
-    for name, feature in dataset.features.items():
-        if type(feature).__name__ == "Audio":
-            return str(name)
-    raise DataError(f"{source} has no column of audio; it has {', '.join(dataset.column_names)}.")
-
-
-def read_row(source: Path, row: int) -> bytes:
-    """The encoded audio of a row. Raises `OSError`."""
-    audio = _open(source)[row][_audio_column(source)]
-    content: bytes = audio["bytes"] if audio.get("bytes") else read_regular(Path(audio["path"]))
-    return content

@@ -10,7 +10,8 @@ from typing import Any
 
 from kappaspeech.artefacts import digest_json, write_json
 from kappaspeech.errors import DataError
-from kappaspeech.speech.recordings import Recording, is_regular
+from kappaspeech.speech.recordings import Recording
+from kappaspeech.speech.regular_files import is_regular
 from kappaspeech.speech.shards import INDEX_SUFFIX, ShardIndex, read_index
 from kappaspeech.speech.text_files import parse_object
 

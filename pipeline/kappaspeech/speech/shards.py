@@ -21,17 +21,15 @@ from kappaspeech.errors import DataError
 from kappaspeech.outside import describe
 from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.patterns import beside, expand_braces, shard_name
-from kappaspeech.speech.samples import AUDIO_EXTENSIONS, explain_undecodable
-from kappaspeech.speech.sources import RangeFile, ReadOptions, Source, is_remote, open_source, read_many
+from kappaspeech.speech.recordings import AUDIO_EXTENSIONS, LONGEST_SECONDS
+from kappaspeech.speech.samples import explain_undecodable
+from kappaspeech.speech.source import ReadOptions, Source, is_remote
+from kappaspeech.speech.sources import RangeFile, open_source, read_many
 from kappaspeech.speech.tar_members import HEADER_BYTES, escape_name, read_members
-from kappaspeech.speech.text_files import check_unicode, find_text, parse_object
+from kappaspeech.speech.text_files import LANGUAGE_KEYS, TEXT_KEYS, check_unicode, find_text, parse_object
 
 INDEX_SUFFIX = ".index.json"
-# No clip that is trained on is near this.
-LONGEST_SECONDS = 1e6
 _SCHEMA_VERSION = 2
-TEXT_KEYS = ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_text")
-LANGUAGE_KEYS = ("language", "lang", "locale", "source_lang")
 _BUFFER_BYTES = 1 << 20
 # A sample takes about 200 bytes; lists of as many samples as this holds are merged indices.
 _MAX_INDEX_BYTES = 256 << 20

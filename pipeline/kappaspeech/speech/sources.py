@@ -1,7 +1,4 @@
-"""Where shards lie, read by ranges: local files here, remote ones in `remote`, a local copy of their blocks in `block_cache`.
-
-Nothing that is read can run code: there is no `pipe:` and nothing is unpickled.
-"""
+"""Sources, opened: local files here, remote ones in `remote`, a local copy of their blocks in `block_cache`."""
 
 from __future__ import annotations
 
@@ -11,71 +8,12 @@ import stat
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Protocol
-from urllib.parse import urlsplit
+from typing import Any
 
 from kappaspeech.errors import DataError
+from kappaspeech.speech.source import ReadOptions, Source, is_remote
 
-REMOTE_SCHEMES = ("http", "https", "s3", "gs")
 _PARALLEL_READS = 16
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How remote shards are read. A range is tried `attempts` times; `cache_dir` keeps at most `cache_bytes` of blocks."""
-
-    attempts: int = 6
-    stall_seconds: float = 30.0
-    cache_dir: str | None = None
-    cache_bytes: int = 20 << 30
-
-
-class Source(Protocol):
-    """One file, read by ranges. Safe to use from several threads."""
-
-    where: str
-
-    def num_bytes(self) -> int:
-        """Its size now. Raises `DataError` where it isn't there."""
-
-    def stamp(self) -> str:
-        """What changes when it is replaced: a modification time or an ETag; "" where nothing says."""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Exactly that range. Raises `DataError` where it can't be had, `EOFError` where the file ends before."""
-
-    def read_near(self, offset: int, size: int) -> bytes | None:
-        """The same where it lies on this machine's disk, else None, at once."""
-
-
-def is_remote(where: str) -> bool:
-    """Whether `where` is a URL. Raises `DataError` for one that is broken, or of a scheme that isn't read."""
-    return bool(scheme_of(where))
-
-
-def scheme_of(where: str) -> str:
-    """A URL's scheme; "" of a path. Raises `DataError` for a URL that is broken, or of a scheme that isn't read."""
-    if where.startswith("pipe:"):
-        scheme = "pipe"
-    elif "://" not in where:
-        return ""
-    else:
-        try:
-            parts = urlsplit(where)
-            scheme, host = parts.scheme, parts.hostname
-            # a brace list may stand there
-            if "{" not in parts.netloc:
-                _ = parts.port
-        except ValueError as error:
-            raise DataError(f"{where} is no URL that can be read: {error}.") from error
-        if scheme in REMOTE_SCHEMES and not host:
-            raise DataError(
-                f"{where} is no URL that can be read: it names no {'host' if scheme.startswith('http') else 'bucket'}."
-            )
-    if scheme and scheme not in REMOTE_SCHEMES:
-        raise DataError(f"{where}: shards are read from local paths and from {', '.join(REMOTE_SCHEMES)}; not from {scheme}.")
-    return scheme
 
 
 def open_source(where: str, options: ReadOptions, *, version: str = "") -> Source:

@@ -34,7 +34,8 @@ from kappaspeech.speech.normalisers import TextNormalization, normaliser_of
 from kappaspeech.speech.samples import BadSampleError
 from kappaspeech.speech.schedule import BatchBudget, DatasetLengths, MicroBatchPlan, Schedule
 from kappaspeech.speech.shards import SampleEntry, check_unchanged, expand, read_index
-from kappaspeech.speech.sources import ReadOptions, is_remote, open_source
+from kappaspeech.speech.source import ReadOptions, is_remote
+from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.table import MERGED_SUFFIX, SampleTable, read_merged
 
 

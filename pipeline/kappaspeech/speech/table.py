@@ -22,8 +22,9 @@ from kappaspeech.artefacts import digest_json, write_with
 from kappaspeech.errors import DataError
 from kappaspeech.outside import describe, open_regular, parse_json
 from kappaspeech.speech.patterns import shard_name
-from kappaspeech.speech.shards import LONGEST_SECONDS, SampleEntry, ShardIndex, ShardStamp, known_seconds
-from kappaspeech.speech.sources import is_remote
+from kappaspeech.speech.recordings import LONGEST_SECONDS
+from kappaspeech.speech.shards import SampleEntry, ShardIndex, ShardStamp, known_seconds
+from kappaspeech.speech.source import is_remote
 
 MERGED_SUFFIX = ".index"
 _SCHEMA_VERSION = "1"

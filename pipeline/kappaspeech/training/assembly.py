@@ -26,7 +26,7 @@ from kappaspeech.model.speech_llm import SpeechLLM, embedding_width, token_embed
 from kappaspeech.model.stored_names import model_names
 from kappaspeech.model.trained import build_adaptor
 from kappaspeech.scan.checkpoint import open_checkpoint
-from kappaspeech.selection import TensorSelection
+from kappaspeech.selection.tensor_selection import TensorSelection
 from kappaspeech.speech.batches import SpeechPrompt, make_prompt
 
 

@@ -11,7 +11,7 @@ from kappaspeech.model.freezing import unfreeze
 from kappaspeech.model.llm import load_llm
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.trained import build_adaptor
-from kappaspeech.selection import TensorSelection
+from kappaspeech.selection.tensor_selection import TensorSelection
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests import tiny

@@ -138,13 +138,14 @@ def test_experts_that_are_fused_on_loading_are_refused_with_the_remedy_and_the_r
     from kappaspeech.ranks.cluster import SingleProcess
     from kappaspeech.scan.checkpoint import open_checkpoint
     from kappaspeech.scan.stage import scan
-    from kappaspeech.selection import select
+    from kappaspeech.selection.rules import Count
+    from kappaspeech.selection.select import select
 
     refusals = {}
     for name, options in (("apart", {}), ("fused", {"save_original_format": False})):
         qwen_moe().save_pretrained(tmp_path / name, **options)
         ranking = scan(open_checkpoint(str(tmp_path / name)), cluster=SingleProcess())
-        selection = select(ranking, count=1, include=["model.layers.1.mlp.experts.*down_proj*"])
+        selection = select(ranking, Count(1), include=["model.layers.1.mlp.experts.*down_proj*"])
         llm = load_llm(str(tmp_path / name), dtype=torch.float32)
         try:
             assert unfreeze(llm, selection.shapes) == ["model.layers.1.mlp.experts.down_proj"]

@@ -18,7 +18,9 @@ from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.scan.scores import SCORES
 from kappaspeech.scan.stage import scan
 from kappaspeech.scan.table import rows
-from kappaspeech.selection import TensorSelection, select
+from kappaspeech.selection.rules import Count
+from kappaspeech.selection.select import select
+from kappaspeech.selection.tensor_selection import TensorSelection
 from safetensors.numpy import save_file
 
 from tests.fuzzing import cuts, damage, edits, fuzzed, json_changes, junk, numbers, texts, try_out, with_changes
@@ -148,7 +150,7 @@ def made(tmp_path_factory) -> Path:
     save_file({**tensors, "mlp.experts.w": experts, "norm": np.ones(3, "f4")}, folder / "m.safetensors")
     ranking = scan(open_checkpoint(folder / "m.safetensors"), journal=folder / "journal")
     ranking.write(folder / "ranking.json")
-    select(ranking, count=2).write(folder / "selection.json")
+    select(ranking, Count(2)).write(folder / "selection.json")
     return folder
 
 
@@ -162,7 +164,7 @@ def test_rankings_with_any_value_changed(tmp_path, made, changes):
         ranking = KappaRanking.read(path)
         rows(ranking)
         for score in SCORES:
-            select(ranking, count=1, score=score)
+            select(ranking, Count(1), score=score)
         ranking.write(path)
         assert len(ranking.digest) == 64
 

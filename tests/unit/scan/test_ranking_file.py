@@ -8,7 +8,7 @@ import json
 import pytest
 from kappaspeech.errors import InputError
 from kappaspeech.scan.ranking import KappaRanking
-from kappaspeech.selection import TensorSelection
+from kappaspeech.selection.tensor_selection import TensorSelection
 
 GONE = object()
 VALUES = [GONE, None, "x", -1, [], {}, 10**30, "\ud800"]

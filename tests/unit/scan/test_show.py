@@ -28,7 +28,7 @@ from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.scan.scores import SCORES
 from kappaspeech.scan.summary import format_kappa, summarise_scan
 from kappaspeech.scan.table import rows
-from kappaspeech.selection import module_type
+from kappaspeech.selection.candidates import module_type
 
 from tests.patience import patience
 

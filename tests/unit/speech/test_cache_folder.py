@@ -13,7 +13,7 @@ from kappaspeech.speech import block_cache
 from kappaspeech.speech.block_cache import CachedSource
 from kappaspeech.speech.cache_folder import MARKER_NAME, CacheFolder
 from kappaspeech.speech.feature_cache import FeatureCache, FeatureCacheOptions
-from kappaspeech.speech.sources import ReadOptions
+from kappaspeech.speech.source import ReadOptions
 
 BLOCK = 1000
 CONTENT = bytes(range(256)) * 64

@@ -9,7 +9,7 @@ import torch
 from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions, entry_name, from_bits, to_bits
 from kappaspeech.speech.loading import LoadedSample, Loader, LoadOptions, SampleRef
 from kappaspeech.speech.shards import SampleEntry, ShardStamp
-from kappaspeech.speech.sources import ReadOptions
+from kappaspeech.speech.source import ReadOptions
 
 ENTRY = SampleEntry("k", 1.0, "en", 512, 100, 1536, 10, False)
 STAMP = ShardStamp(4096, "0", "a" * 64)

@@ -18,7 +18,7 @@ from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.loading import SampleReader
 from kappaspeech.speech.samples import decode
 from kappaspeech.speech.shards import INDEX_SUFFIX, expand, index_shard, write_index
-from kappaspeech.speech.sources import ReadOptions
+from kappaspeech.speech.source import ReadOptions
 from kappaspeech.speech.stream import Corpus, SpeechDataset
 from kappaspeech.speech.table import SampleTable, write_merged
 

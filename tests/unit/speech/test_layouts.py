@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from kappaspeech.commands import main
 from kappaspeech.errors import DataError
 from kappaspeech.speech.held_out import read_test_batches
-from kappaspeech.speech.layouts import find_recordings
+from kappaspeech.speech.layouts import LAYOUTS, find_recordings
 from kappaspeech.speech.packing import pack
+from kappaspeech.speech.recordings import Recording, Request, make_key
 from kappaspeech.speech.stream import SpeechDataset
 
 from tests.speech_files import clip, save
@@ -154,3 +156,18 @@ def test_two_recordings_of_one_name_are_refused(tmp_path):
         save(tmp_path / part / "1-2-0000.flac", clip(1.0))
     with pytest.raises(DataError, match="would both be packed as en/1-2-0000"):
         find_recordings(tmp_path)
+
+
+def test_a_layout_that_joins_the_table_is_told_from_what_lies_there_and_packed(tmp_path, monkeypatch):
+    """A file of one's own a recording, its text beside it: two functions and an entry."""
+
+    def read_pairs(source: Path, _request: Request) -> Iterator[Recording]:
+        for path in sorted(source.glob("*.said")):
+            yield Recording(make_key("en", path.stem), path.with_suffix(".flac"), path.read_text(), "en")
+
+    monkeypatch.setitem(LAYOUTS, "pairs", (lambda source: any(source.glob("*.said")), read_pairs))
+    save(tmp_path / "pairs/a.said", "good morning")
+    save(tmp_path / "pairs/a.flac", clip(1.0))
+    assert [(item.key, item.transcript) for item in find_recordings(tmp_path / "pairs")] == [("en/a", "good morning")]
+    report = pack(find_recordings(tmp_path / "pairs", layout="pairs"), tmp_path / "shards", shard_size=10, num_processes=1)
+    assert sum(len(index.samples) for index in report.shards) == 1

@@ -19,7 +19,7 @@ from kappaspeech.speech.loading import LoaderPool, LoadOptions, SampleRef
 from kappaspeech.speech.normalisers import normalise_text
 from kappaspeech.speech.samples import log_mel
 from kappaspeech.speech.schedule import BatchBudget
-from kappaspeech.speech.sources import ReadOptions
+from kappaspeech.speech.source import ReadOptions
 from kappaspeech.speech.stream import Corpus, SpeechDataset, SpeechStream, StreamOptions
 
 OPTIONS = LoadOptions(num_mels=80, max_seconds=20.0)

@@ -14,7 +14,8 @@ from kappaspeech.errors import DataError
 from kappaspeech.speech import shards
 from kappaspeech.speech.remote import explain
 from kappaspeech.speech.shards import SampleEntry, ShardIndex, ShardStamp, expand, index_shard, read_index
-from kappaspeech.speech.sources import ReadOptions, open_source
+from kappaspeech.speech.source import ReadOptions
+from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.stream import Corpus, SpeechDataset
 from kappaspeech.speech.table import SampleTable, write_merged
 from kappaspeech.speech.web import ReadProblemError

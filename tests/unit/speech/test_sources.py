@@ -13,7 +13,8 @@ from kappaspeech.errors import DataError
 from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.loading import Loader, LoadOptions, SampleReader
 from kappaspeech.speech.shards import expand, index_shard, read_index, write_index
-from kappaspeech.speech.sources import ReadOptions, is_remote, open_source, read_many
+from kappaspeech.speech.source import ReadOptions, is_remote
+from kappaspeech.speech.sources import open_source, read_many
 from kappaspeech.speech.stream import Corpus, SpeechDataset
 from kappaspeech.speech.table import SampleTable, read_merged, write_merged
 

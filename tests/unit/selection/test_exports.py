@@ -11,9 +11,9 @@ import torch
 import yaml
 from kappaspeech.commands import main
 from kappaspeech.errors import SelectionError
-from kappaspeech.exports import EXPORTS, axolotl, kappatune, names, peft, write_export
 from kappaspeech.model.llm import load_llm
-from kappaspeech.selection import SelectedTensor, TensorSelection
+from kappaspeech.selection.exports import EXPORTS, axolotl, kappatune, names, peft, write_export
+from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 
 SELECTION = TensorSelection(
     rule="by hand",

@@ -11,7 +11,7 @@ from typing import Any
 
 from kappaspeech.artefacts import write_text
 from kappaspeech.errors import SelectionError
-from kappaspeech.selection import TensorSelection
+from kappaspeech.selection.tensor_selection import TensorSelection
 
 _WEIGHT = ".weight"
 # GGUF's names of a decoder of Llama's kind → transformers'

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kappaspeech.commands.select import _parse_budget
 from kappaspeech.errors import InputError, SelectionError
-from kappaspeech.selection import Candidate, TensorSelection, module_type, otsu_threshold, select
+from kappaspeech.selection.candidates import Candidate, module_type
+from kappaspeech.selection.otsu import otsu_threshold
+from kappaspeech.selection.rules import Budget, Count, Nearest, Quotas, Threshold
+from kappaspeech.selection.select import select
+from kappaspeech.selection.tensor_selection import TensorSelection
 
 
 @dataclass
@@ -41,39 +44,26 @@ RANKING = FixedRanking()
 
 
 def test_smallest_and_largest_take_opposite_ends():
-    assert select(RANKING, count=2).names == ("layers.0.q_proj.weight", "layers.1.v_proj.weight")
-    assert select(RANKING, count=2, order="largest").names == ("layers.11.up_proj.weight", "layers.10.v_proj.weight")
+    assert select(RANKING, Count(2)).names == ("layers.0.q_proj.weight", "layers.1.v_proj.weight")
+    assert select(RANKING, Count(2), order="largest").names == ("layers.11.up_proj.weight", "layers.10.v_proj.weight")
 
 
 def test_a_seed_fixes_the_random_set_on_any_machine():
-    first = select(RANKING, count=5, order="random", seed=7)
-    assert first.names == select(RANKING, count=5, order="random", seed=7).names
-    assert first.names != select(RANKING, count=5, order="random", seed=8).names
+    first = select(RANKING, Count(5), order="random", seed=7)
+    assert first.names == select(RANKING, Count(5), order="random", seed=7).names
+    assert first.names != select(RANKING, Count(5), order="random", seed=8).names
     # written down: the order must not change with a Python release
     assert first.names[0] == "layers.8.up_proj.weight"
 
 
 def test_the_score_decides_the_order():
-    assert select(RANKING, count=1, score="other").names == ("layers.11.up_proj.weight",)
-
-
-@pytest.mark.parametrize(
-    ("text", "number"), [("20M", 20_000_000), ("1.5b", 1_500_000_000), ("64_000", 64_000), ("2e6", 2_000_000)]
-)
-def test_a_budget_may_be_written_with_a_unit(text, number):
-    assert _parse_budget(text) == number
-
-
-@pytest.mark.parametrize("text", ["many", "20 Mio", "-5", "M", "1.2.3", ""])
-def test_a_budget_that_is_no_number_is_refused(text):
-    with pytest.raises(InputError, match="--budget is"):
-        _parse_budget(text)
+    assert select(RANKING, Count(1), score="other").names == ("layers.11.up_proj.weight",)
 
 
 @given(st.integers(100, 2400))
 @settings(deadline=None)
 def test_a_budget_is_never_exceeded_and_no_tensor_left_out_would_fit(budget):
-    chosen = select(RANKING, budget=budget)
+    chosen = select(RANKING, Budget(budget))
     assert chosen.num_parameters <= budget
     left = budget - chosen.num_parameters
     assert all(item.num_parameters > left for item in RANKING.candidates("kappa") if item.name not in chosen.names)
@@ -82,28 +72,28 @@ def test_a_budget_is_never_exceeded_and_no_tensor_left_out_would_fit(budget):
 @given(st.integers(100, 2400), st.sampled_from(["largest", "random"]))
 @settings(deadline=None)
 def test_a_matched_budget_is_at_least_as_near_as_a_budget(target, order):
-    goal = TensorSelection("", "", "", "", select(RANKING, budget=target).tensors)
-    matched = select(RANKING, match=goal, order=order)
-    greedy = select(RANKING, budget=goal.num_parameters, order=order)
+    goal = TensorSelection("", "", "", "", select(RANKING, Budget(target)).tensors)
+    matched = select(RANKING, Nearest(goal.num_parameters), order=order)
+    greedy = select(RANKING, Budget(goal.num_parameters), order=order)
     assert abs(matched.num_parameters - goal.num_parameters) <= goal.num_parameters - greedy.num_parameters
     assert f"({matched.num_parameters - goal.num_parameters:+d})" in matched.rule
 
 
 def test_quotas_take_so_many_of_each_type_and_no_other():
-    chosen = select(RANKING, quotas={"v_proj": 2, "q_proj": 1})
+    chosen = select(RANKING, Quotas({"v_proj": 2, "q_proj": 1}))
     assert chosen.names == ("layers.0.q_proj.weight", "layers.1.v_proj.weight", "layers.4.v_proj.weight")
 
 
 def test_a_threshold_keeps_its_side():
-    assert len(select(RANKING, threshold=3).names) == 3
-    assert len(select(RANKING, threshold=3, order="largest").names) == 10
+    assert len(select(RANKING, Threshold(3)).names) == 3
+    assert len(select(RANKING, Threshold(3), order="largest").names) == 10
 
 
 def test_otsu_splits_two_clouds_between_them():
     low, high = [3.0, 4.0, 5.0, 4.5], [900.0, 1100.0, 1000.0]
     assert 5 < otsu_threshold([*low, *high, math.inf]) < 900
     ranking = FixedRanking(scores=[*low, *high, *high, 4.2, math.inf])
-    assert select(ranking, threshold="auto").names == tuple(
+    assert select(ranking, Threshold("auto")).names == tuple(
         item.name for item in sorted(ranking.candidates("kappa"), key=lambda item: item.score)[:5]
     )
 
@@ -117,35 +107,37 @@ def test_otsu_is_invariant_to_the_scores_scale(scores):
 
 
 def test_include_and_exclude_are_exact_names_or_globs_of_any_alias():
-    assert select(RANKING, count=1, include=["head.weight"]).names == ("layers.4.v_proj.weight",)
-    assert "layers.4.v_proj.weight" not in select(RANKING, count=11, exclude=["head*"]).names
-    assert len(select(RANKING, count=4, include=["*.q_proj.weight"]).names) == 4
+    assert select(RANKING, Count(1), include=["head.weight"]).names == ("layers.4.v_proj.weight",)
+    assert "layers.4.v_proj.weight" not in select(RANKING, Count(11), exclude=["head*"]).names
+    assert len(select(RANKING, Count(4), include=["*.q_proj.weight"]).names) == 4
     # a name is never a substring: layers.1 doesn't take layers.10 and layers.11
     with pytest.raises(SelectionError, match=r"layers\.1"):
-        select(RANKING, count=1, include=["layers.1"])
+        select(RANKING, Count(1), include=["layers.1"])
 
 
 @pytest.mark.parametrize(
-    ("request_", "says"),
+    ("rule", "says"),
     [
-        ({"count": 13}, "12 are there"),
-        ({"count": 0}, "1 to 12"),
-        ({"budget": 99}, "smallest has 100"),
-        ({"threshold": 0.5}, "No tensor has"),
-        ({"quotas": {"w_proj": 1}}, "w_proj"),
-        ({"quotas": {"v_proj": 9}}, "4 are there"),
-        ({"threshold": 1.0, "order": "random"}, "no random one"),
-        ({}, "exactly one"),
-        ({"count": 1, "budget": 100}, "count, budget"),
+        (Count(13), "12 are there"),
+        (Count(0), "1 to 12"),
+        (Budget(99), "smallest has 100"),
+        (Threshold(0.5), "No tensor has"),
+        (Quotas({"w_proj": 1}), "w_proj"),
+        (Quotas({"v_proj": 9}), "4 are there"),
     ],
 )
-def test_a_request_that_the_ranking_cannot_meet_is_refused_by_name(request_, says):
+def test_a_request_that_the_ranking_cannot_meet_is_refused_by_name(rule, says):
     with pytest.raises(SelectionError, match=says):
-        select(RANKING, **request_)
+        select(RANKING, rule)
+
+
+def test_a_threshold_has_no_random_side():
+    with pytest.raises(SelectionError, match="no random one"):
+        select(RANKING, Threshold(1.0), order="random")
 
 
 def test_a_selection_survives_its_file(tmp_path):
-    chosen = select(RANKING, count=12)
+    chosen = select(RANKING, Count(12))
     chosen.write(tmp_path / "selection.json")
     assert TensorSelection.read(tmp_path / "selection.json") == chosen
     content = json.loads((tmp_path / "selection.json").read_text())
@@ -163,7 +155,7 @@ def test_a_selection_survives_its_file(tmp_path):
 )
 def test_a_file_that_makes_no_sense_is_refused(tmp_path, change, says):
     path = tmp_path / "selection.json"
-    select(RANKING, count=2).write(path)
+    select(RANKING, Count(2)).write(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(InputError, match=says):
         TensorSelection.read(path)

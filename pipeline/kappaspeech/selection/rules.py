@@ -1,0 +1,178 @@
+"""The rules by which a selection is made, as values: how many tensors are taken of those that an order puts first.
+
+`RULES` lists them for `kappaspeech select`. A rule of your own is a frozen class with `take` here and an entry there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from kappaspeech.errors import InputError, SelectionError
+from kappaspeech.selection.candidates import Candidate, Order, module_type
+from kappaspeech.selection.nearest import take_nearest
+from kappaspeech.selection.otsu import otsu_threshold
+
+_FACTORS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """Candidates in the order in which a rule takes them, and what they are ordered by."""
+
+    candidates: Sequence[Candidate]
+    order: Order
+    seed: int
+    score: str
+
+    @property
+    def by(self) -> str:
+        return f"random (seed {self.seed})" if self.order == "random" else f"{self.order} by {self.score}"
+
+
+class Rule(Protocol):
+    """How many are taken."""
+
+    def take(self, ordered: Ordered) -> tuple[list[Candidate], str]:
+        """The candidates that are chosen, and the rule in words. Raises `SelectionError` where it can't be met."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """So many tensors."""
+
+    num_tensors: int
+
+    def take(self, ordered: Ordered) -> tuple[list[Candidate], str]:
+        there = len(ordered.candidates)
+        if not 0 < self.num_tensors <= there:
+            raise SelectionError(f"{self.num_tensors} tensors are asked for, and {there} are there. Ask for 1 to {there}.")
+        return list(ordered.candidates[: self.num_tensors]), f"{self.num_tensors} {ordered.by}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """As many parameters as fit into `num_parameters`, passing over a tensor that no longer fits."""
+
+    num_parameters: int
+
+    def take(self, ordered: Ordered) -> tuple[list[Candidate], str]:
+        chosen, left = [], self.num_parameters
+        for candidate in ordered.candidates:
+            if candidate.num_parameters <= left:
+                chosen.append(candidate)
+                left -= candidate.num_parameters
+        if not chosen:
+            smallest = min(candidate.num_parameters for candidate in ordered.candidates)
+            raise SelectionError(f"No tensor fits into {self.num_parameters} parameters; the smallest has {smallest}.")
+        return chosen, f"{ordered.by}, up to {self.num_parameters} parameters"
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Those on the order's side of `limit`; «auto»: of Otsu's split of log score."""
+
+    limit: float | Literal["auto"]
+
+    def take(self, ordered: Ordered) -> tuple[list[Candidate], str]:
+        if ordered.order == "random":
+            raise SelectionError("A threshold has a smallest or a largest side, and no random one. Use a count or a budget.")
+        candidates = ordered.candidates
+        limit = otsu_threshold([candidate.score for candidate in candidates]) if self.limit == "auto" else self.limit
+        below = ordered.order == "smallest"
+        chosen = [item for item in candidates if (item.score <= limit if below else item.score >= limit)]
+        what = f"{ordered.score} {'≤' if below else '≥'} {limit:.6g}"
+        if not chosen:
+            raise SelectionError(f"No tensor has {what}.")
+        return chosen, what + (" (Otsu)" if self.limit == "auto" else "")
+
+
+@dataclass(frozen=True)
+class Quotas:
+    """So many of each module type («v_proj»: 5), and none of the others."""
+
+    of: Mapping[str, int]
+
+    def take(self, ordered: Ordered) -> tuple[list[Candidate], str]:
+        kinds = [module_type(candidate.name) for candidate in ordered.candidates]
+        for kind, number in self.of.items():
+            if kind not in kinds:
+                raise SelectionError(f"No module type {kind!r} is ranked. There are: {', '.join(sorted(set(kinds)))}.")
+            if not 0 < number <= kinds.count(kind):
+                raise SelectionError(f"{number} tensors of type {kind} are asked for, and {kinds.count(kind)} are there.")
+        left = dict(self.of)
+        chosen = []
+        for candidate, kind in zip(ordered.candidates, kinds, strict=True):
+            if left.get(kind, 0) > 0:
+                left[kind] -= 1
+                chosen.append(candidate)
+        return chosen, f"{ordered.by}, " + ", ".join(f"{number} {kind}" for kind, number in sorted(self.of.items()))
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """As near as possible to `num_parameters`, which another selection has, so that only the choice differs."""
+
+    num_parameters: int
+
+    def take(self, ordered: Ordered) -> tuple[list[Candidate], str]:
+        chosen = take_nearest(ordered.candidates, self.num_parameters)
+        total = sum(candidate.num_parameters for candidate in chosen)
+        difference = total - self.num_parameters
+        return chosen, f"{ordered.by}, {total} parameters to match {self.num_parameters} ({difference:+d})"
+
+
+@dataclass(frozen=True)
+class RuleOption:
+    """A rule as an option of the command: its name, the type and meaning of its value, and the rule that the value makes."""
+
+    name: str
+    kind: Any
+    help: str
+    make: Callable[[Any], Rule]
+
+
+def _read_budget(text: str) -> Budget:
+    match = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]{1,2})?)([kmb]?)", text.strip().lower())
+    if match is None:
+        raise InputError(f"--budget is {text!r}; give a number of parameters, as in 20000000, 20M or 1.5B.")
+    return Budget(round(float(re.sub("[_,]", "", match[1])) * _FACTORS[match[2]]))
+
+
+def _read_threshold(text: str) -> Threshold:
+    if text == "auto":
+        return Threshold("auto")
+    try:
+        return Threshold(float(text))
+    except ValueError:
+        raise InputError(f"--threshold is {text!r}; give a number or auto.") from None
+
+
+def _read_quotas(pairs: Sequence[str]) -> Quotas:
+    quotas = {}
+    for pair in pairs:
+        kind, _, number = pair.rpartition("=")
+        if not kind or not number.isdigit():
+            raise InputError(f"--quota is {pair!r}; give a module type and a number, as in v_proj=10.")
+        quotas[kind] = int(number)
+    return Quotas(quotas)
+
+
+def _read_size(path: Path) -> Nearest:
+    from kappaspeech.selection.tensor_selection import TensorSelection
+
+    return Nearest(TensorSelection.read(path).num_parameters)
+
+
+RULES = (
+    RuleOption("count", int, "Number of tensors.", Count),
+    RuleOption("budget", str, "Number of parameters that the tensors may have together: 20000000, 20M or 1.5B.", _read_budget),
+    RuleOption(
+        "threshold", str, "All tensors up to this score (with --largest, from it on); auto finds it (Otsu).", _read_threshold
+    ),
+    RuleOption("quota", list[str], "Number of tensors of a module type: v_proj=10. May be repeated.", _read_quotas),
+    RuleOption("match_budget", Path, "Another selection, whose number of parameters is matched.", _read_size),
+)

@@ -1,6 +1,6 @@
 """Ranks of one machine that their common parent connects: no port, no rendezvous, and no torch to load.
 
-To import torch and its distributed part takes each worker of a scan 1.0 s of a core and 182 MB beside 66 MB (PyTorch for CPUs, x86).
+To import torch and its distributed part costs a worker of a scan 1.0 s of a core, and 182 MB beside its 66 (CPU wheels, x86).
 
 The parent's `Hub` holds two socket pairs a rank, of which the rank inherits the other ends: one for its work, which may wait
 in a collective, and one for its heartbeat, which may not. Nobody else can reach them, so what travels may be pickled.

@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import processor
+
 from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.evaluation.decoding import Decoded
 from kappaspeech.evaluation.transcribe import Transcriber
@@ -40,7 +42,6 @@ from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
 from kappaspeech.speech.stream import make_datasets
 from kappaspeech.trained.opening import open_transcriber
-from machine import processor
 
 
 def make_untrained(llm: str, whisper: str, dtype: torch.dtype) -> Transcriber:

@@ -32,8 +32,9 @@ from typing import Any
 
 import torch
 from gpu_sections.cases import REPOSITORY, Case, Context, Differs, Report, fast_scratch
-from kappaspeech.artefacts import write_json, write_text
 from machine import processor
+
+from kappaspeech.artefacts import write_json, write_text
 
 # section: its module, its share of the time, and the bytes that its scratch takes at most
 SECTIONS = {

@@ -69,8 +69,9 @@ class Peak:
 def make_llama(folder: Path) -> int:
     """Write the model tensor by tensor; return its number of parameters."""
     import torch
-    from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
     from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
 
     config = LlamaConfig(**SHAPE, dtype="bfloat16", architectures=["LlamaForCausalLM"])
     with torch.device("meta"):
@@ -89,6 +90,7 @@ def run_rank(folder: Path) -> None:
     """The way of a training; rank 0 prints every rank's peaks as one line of JSON."""
     peak = Peak()
     import torch
+
     from kappaspeech.config.training_config import OptimizerConfig
     from kappaspeech.model.adaptor import AdaptorShape
     from kappaspeech.model.freezing import unfreeze

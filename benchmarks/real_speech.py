@@ -19,8 +19,9 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from kappaspeech.speech.layouts import find_recordings
 from machine import processor
+
+from kappaspeech.speech.layouts import find_recordings
 
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENT = REPOSITORY / "benchmarks/experiments/real_speech.yaml"

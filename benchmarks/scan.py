@@ -25,8 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kappaspeech.blas import pin_threads
 from machine import processor
+
+from kappaspeech.blas import pin_threads
 
 LAYER_SHAPES = {
     "self_attn.q_proj": (4096, 4096),

@@ -29,8 +29,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from kappaspeech.processors import count_cores
 from machine import processor
+
+from kappaspeech.processors import count_cores
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG = REPOSITORY / "launch/configs/quickstart.yaml"

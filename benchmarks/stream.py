@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kappaspeech.blas import pin_threads
 from machine import processor
+
+from kappaspeech.blas import pin_threads
 
 NUM_MELS = 80
 LEVELS = ("bytes", "waveform", "features")
@@ -72,6 +73,7 @@ def read_webdataset(urls: str, level: str, *, decode_by: str, epochs: int) -> It
     import soundfile
     import webdataset
     from braceexpand import braceexpand
+
     from kappaspeech.speech.samples import log_mel
 
     dataset = webdataset.WebDataset(list(braceexpand(urls)), shardshuffle=100, empty_check=False).shuffle(1000)
@@ -106,6 +108,7 @@ def measure_here(request: dict[str, Any]) -> dict[str, Any]:
     import torch
     import webdataset  # noqa: F401
     import whisper.audio  # noqa: F401
+
     from kappaspeech.speech.samples import log_mel
 
     torch.set_num_threads(1)
@@ -288,7 +291,6 @@ def main() -> None:
     from importlib.metadata import version
 
     from kappaspeech.speech.shards import expand, read_index
-
     from tests.web import FaultyServer
 
     shards = expand(arguments.shards)

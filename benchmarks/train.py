@@ -31,6 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import processor
+from train_peers import Step, run_padded, run_trainer
+from train_shapes import SHAPES, train_shape
+
 from kappaspeech.config.model_config import ModelConfig
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.config.training_config import OptimizerConfig
@@ -45,9 +49,6 @@ from kappaspeech.speech.stream import SpeechDataset, SpeechStream
 from kappaspeech.training.assembly import Assembly, assemble
 from kappaspeech.training.clip_encoder import ClipEncoder
 from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
-from machine import processor
-from train_peers import Step, run_padded, run_trainer
-from train_shapes import SHAPES, train_shape
 
 MICRO_BATCH, ACCUMULATE = 4, 2
 STEP_SIZE = MICRO_BATCH * ACCUMULATE

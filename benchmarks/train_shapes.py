@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
 from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.model.adaptor import AdaptorShape
@@ -28,7 +30,6 @@ from kappaspeech.training.phases import Phase, PhaseClock
 from kappaspeech.training.throughput import count_work
 from kappaspeech.training.totals import peak_memory_bytes
 from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
-from torch import nn
 
 NUM_STEPS, NUM_WARM_STEPS = 6, 2
 NUM_PROMPT_TOKENS, NUM_LABELS = 20, 60

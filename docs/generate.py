@@ -10,12 +10,13 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import typer
+from pydantic import BaseModel
+
 from kappaspeech.artefacts import write_text
 from kappaspeech.commands import app
 from kappaspeech.comparison.experiment import ExperimentConfig
 from kappaspeech.config.reference import list_sections
 from kappaspeech.config.run_config import RunConfig
-from pydantic import BaseModel
 
 _MADE = "<!-- made by python docs/generate.py -->"
 _CONFIGURATION = f"""{_MADE}

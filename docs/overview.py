@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from kappaspeech.comparison.theme import PALETTE, themed
 from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.selection.candidates import module_type

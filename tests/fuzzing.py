@@ -14,9 +14,9 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from kappaspeech.errors import KappaSpeechError
 from kappaspeech.speech.samples import BadSampleError
-
 from tests.patience import patience
 
 __all__ = ["cuts", "damage", "edits", "fuzzed", "given", "json_changes", "junk", "numbers", "texts", "try_out", "with_changes"]

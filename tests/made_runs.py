@@ -14,7 +14,6 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.evaluation.wer import Hypothesis, measure
 from kappaspeech.runs.folder import Movement, RunFolder
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
-
 from tests.tiny import WORDS
 
 KINDS = {

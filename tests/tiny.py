@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+
 from kappaspeech.model.arithmetic import Arithmetic
 
 WORDS = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from kappaspeech.artefacts import write_json
 
 REPOSITORY = Path(__file__).parents[2]

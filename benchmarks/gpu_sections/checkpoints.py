@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kappaspeech.artefacts import write_json
 from torch import Tensor
+
+from kappaspeech.artefacts import write_json
 
 _FILE_BYTES = 2 << 30
 _STD = 0.02

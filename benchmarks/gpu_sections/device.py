@@ -6,10 +6,10 @@ import shutil
 import subprocess
 
 import torch
-from kappaspeech.model.precision import measure_rates
 from torch.nn import functional
 
 from gpu_sections.cases import Case, Context, Report, command_line, median_seconds
+from kappaspeech.model.precision import measure_rates
 
 # dense bfloat16, from the makers' data sheets, by what a device's name holds; the first that fits counts
 _DATA_SHEETS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from gpu_sections.cases import PRESETS, Case, Context, Differs, Report
 from kappaspeech.model.lora import public_names
 from kappaspeech.ranks.cluster import SingleProcess
 from kappaspeech.ranks.start import start_training_cluster
@@ -19,9 +22,6 @@ from kappaspeech.selection.select import select
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.packing import pack
 from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
-from torch import Tensor
-
-from gpu_sections.cases import PRESETS, Case, Context, Differs, Report
 from tests import tiny
 from tests.parity import steps
 

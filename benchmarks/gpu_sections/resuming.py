@@ -12,6 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from train_shapes import SHAPES, TINY_SETUP, Setup, Shape, ShapeTraining, choose_tensors
+
+from gpu_sections.cases import PRESETS, Case, Context, Differs, Report, command_line
+from gpu_sections.checkpoints import write_llama, write_whisper
 from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.llm import load_tokenizer
@@ -26,10 +30,6 @@ from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
 from kappaspeech.speech.stream import make_datasets
 from kappaspeech.trained.opening import open_transcriber
 from kappaspeech.zero3 import engine_state
-from train_shapes import SHAPES, TINY_SETUP, Setup, Shape, ShapeTraining, choose_tensors
-
-from gpu_sections.cases import PRESETS, Case, Context, Differs, Report, command_line
-from gpu_sections.checkpoints import write_llama, write_whisper
 from tests import tiny
 
 # A GPU's sums come in another order each time, and bfloat16 rounds them to three digits.

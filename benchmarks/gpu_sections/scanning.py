@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kappaspeech.scan.checkpoint import open_checkpoint
 from torch import Tensor
 from train_shapes import SHAPES
 
 from gpu_sections.cases import Case, Context, Differs, Report, run_command
 from gpu_sections.checkpoints import write_llama
+from kappaspeech.scan.checkpoint import open_checkpoint
 
 # κ is asked for to this
 RTOL = 1e-6

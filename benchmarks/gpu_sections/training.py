@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable
 
 import torch
-from kappaspeech.ranks.start import start_training_cluster
 from train_shapes import SHAPES, TINY_SETUP, Setup, ShapeTraining
 
 from gpu_sections.cases import PRESETS, Case, Context, Report
 from gpu_sections.device import data_sheet_rate
 from gpu_sections.tracing import trace
+from kappaspeech.ranks.start import start_training_cluster
 
 # MLP matrices among the 100: with those of attention about 1.7, 2.6 and 3.8 billion parameters
 _FEW_MLP, _SOME_MLP, _MANY_MLP = 20, 40, 61

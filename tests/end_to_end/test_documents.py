@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from kappaspeech.commands import main
 
+from kappaspeech.commands import main
 from tests.conftest import clean_environment
 from tests.documents import DOCS, PAGES, REPOSITORY, blocks, commands_run_by
 from tests.patience import patience

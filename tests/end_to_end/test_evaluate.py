@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+
 from kappaspeech.commands import main
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kappaspeech.commands import main
 
+from kappaspeech.commands import main
 from tests import tiny
 from tests.conftest import clean_environment
 from tests.patience import patience

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kappaspeech.commands import main
 
+from kappaspeech.commands import main
 from tests import tiny
 from tests.patience import patience
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kappaspeech.zero3.engine import TrainingEngine
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from kappaspeech.zero3.engine import TrainingEngine
 
 # a number, or a length that the data decide, is read back: a device is waited for
 _READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2", "aten::masked_select")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from kappaspeech.config.model_config import LoraConfig, UnfreezeConfig
 from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.model.adaptor import AdaptorShape
@@ -22,7 +23,6 @@ from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelecti
 from kappaspeech.speech.batches import SpeechPrompt, make_prompt
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.stream import SpeechDataset, SpeechStream
-
 from tests import tiny
 
 NUM_STEPS = 20

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from kappaspeech.model.lora import public_names
 
+from kappaspeech.model.lora import public_names
 from tests.conftest import clean_environment, free_port
 from tests.parity.steps import BUDGET, CASES, FEW_STEPS, NUM_STEPS, OPTIMIZER, PRESETS, Case, build_parts, open_stream
 from tests.patience import patience

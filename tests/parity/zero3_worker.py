@@ -14,12 +14,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+
 from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.ranks.torch_cluster import TorchCluster
 from kappaspeech.zero3 import engine as engine_module
 from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
 from kappaspeech.zero3.weight_swap import averaged_weights
-
 from tests.parity.counting import StepCounter, counting_late_fetches
 from tests.parity.steps import CASES, OPTIMIZER, Case, Parts, build_parts, open_stream
 from tests.patience import patience

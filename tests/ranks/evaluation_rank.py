@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from kappaspeech.config.data_config import DatasetConfig, ReadConfig
 from kappaspeech.config.training_config import EvaluationConfig, OptimizerConfig
 from kappaspeech.evaluation.evaluate import evaluate, open_test_set, read_hypotheses
@@ -20,7 +21,6 @@ from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
 from kappaspeech.zero3.weight_swap import BasePartitions
-
 from tests.parity.steps import BUDGET, Case, build_parts, open_stream
 from tests.patience import patience
 

@@ -6,6 +6,7 @@ import json
 from unittest.mock import patch
 
 import torch.distributed as dist
+
 from kappaspeech.ranks.start import start_cluster
 
 # letters that ranks 0 and 1 bring; the second asks for more room than there is, and so do the largest, for which none is kept

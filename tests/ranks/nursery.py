@@ -131,7 +131,6 @@ def start(rank: int, port: int, request: dict[str, Any]) -> int:
             os.dup2(descriptor, stream)
         os.close(0)
         from kappaspeech.commands import main
-
         from tests.ranks import sabotage
 
         if request["sabotage"]:

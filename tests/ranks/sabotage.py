@@ -8,6 +8,8 @@ import signal
 import time
 from typing import Any
 
+from torch import Tensor
+
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.runs.records import RunLog, StepRecord
@@ -15,7 +17,6 @@ from kappaspeech.speech.stream import StepData
 from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
 from kappaspeech.training.stepper import Stepper
 from kappaspeech.zero3.engine import TrainingEngine
-from torch import Tensor
 
 
 def at_step(rank: str, step: str, what: str) -> None:

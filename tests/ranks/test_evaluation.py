@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from kappaspeech.model.llm import load_llm, load_tokenizer
 
+from kappaspeech.model.llm import load_llm, load_tokenizer
 from tests.conftest import clean_environment, free_port
 from tests.patience import patience
 from tests.ranks.evaluation_rank import CASES

@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 import torch
-from kappaspeech.commands import main
 from safetensors.torch import load_file
+
+from kappaspeech.commands import main
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from kappaspeech.commands import main
 from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.opening import open_transcriber
-
 from tests import tiny
 from tests.conftest import clean_environment, free_port
 from tests.patience import patience

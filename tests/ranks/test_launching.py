@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from kappaspeech.launching import leftovers
 
+from kappaspeech.launching import leftovers
 from tests import tiny
 from tests.conftest import clean_environment
 from tests.patience import patience

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from kappaspeech.commands import main
 from kappaspeech.scan.spectrum import spectrum_stats
 from kappaspeech.speech.samples import AudioSample, read_recording
 from kappaspeech.trained.opening import open_transcriber
-from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,6 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 
 from kappaspeech.speech import loading
-
 from tests.conftest import clean_environment
 from tests.patience import patience
 

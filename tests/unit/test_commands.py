@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
+
 from kappaspeech import __version__
 from kappaspeech.commands import main
-
 from tests import tiny
 from tests.conftest import clean_environment
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from kappaspeech.commands import main
 from kappaspeech.escaping import encodable, for_cell, for_line, for_picture, for_table, for_terminal, make_logger
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hypothesis import strategies as st
+
 from kappaspeech.comparison.experiment import read_experiment
 from kappaspeech.comparison.runs import read_run
 from kappaspeech.config.deepspeed_config import read_deepspeed_config
@@ -17,7 +18,6 @@ from kappaspeech.runs.best import read_best, repair_best
 from kappaspeech.runs.contents import EVALUATIONS_FILE, STEPS_FILE
 from kappaspeech.runs.records import is_evaluation, is_step, read_lines
 from kappaspeech.runs.saved_state import find_fault
-
 from tests.fuzzing import cuts, damage, edits, fuzzed, given, json_changes, junk, texts, try_out, with_changes
 from tests.made_runs import make_run
 

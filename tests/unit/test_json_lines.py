@@ -6,6 +6,7 @@ import json
 import logging
 
 import pytest
+
 from kappaspeech.errors import InputError
 from kappaspeech.json_lines import keep_lines, parse_lines, read_lines, write_lines
 

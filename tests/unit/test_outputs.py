@@ -12,9 +12,9 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from kappaspeech.artefacts import read_json, write_json, write_text
 from kappaspeech.outputs import explain, sweep, try_folder, try_output, write_with
-
 from tests.patience import patience
 
 

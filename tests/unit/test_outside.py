@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from pydantic import BaseModel
+
 from kappaspeech.artefacts import read_json
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.outside import describe, explained, open_regular, parse_json, read_json_file, read_regular
-from pydantic import BaseModel
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from kappaspeech.processes import read_stat
 
 

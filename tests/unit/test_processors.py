@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from kappaspeech.processors import count_cores
 
+from kappaspeech.processors import count_cores
 from tests.patience import patience
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 from kappaspeech.progress import ProgressBar, say_duration
-
 from tests.patience import patience
 
 CODE = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
+
 from kappaspeech.diagnosis.finding import Finding
 from kappaspeech.errors import ConfigError, DataError, RankFailure
 from kappaspeech.escaping import for_terminal

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
+
 from kappaspeech.commands.select import with_rules
 from kappaspeech.errors import InputError, SelectionError
 from kappaspeech.selection.candidates import Candidate

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from kappaspeech.comparison.equal_wer import compare_at_equal, state_price
 from kappaspeech.comparison.runs import Arm, read_run
-
 from tests.made_runs import make_run
 
 

@@ -9,11 +9,11 @@ import random
 from pathlib import Path
 
 import pytest
+
 from kappaspeech.commands import main
 from kappaspeech.comparison.runs import group_runs, read_run
 from kappaspeech.comparison.summary import summarise
 from kappaspeech.comparison.theme import spread_out
-
 from tests.browser import chromium
 from tests.made_runs import TENSORS, make_run
 

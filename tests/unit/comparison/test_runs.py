@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from kappaspeech.commands import main
 from kappaspeech.comparison.runs import find_differences, read_run
 from kappaspeech.errors import InputError
 from kappaspeech.evaluation.evaluate import read_hypotheses
 from kappaspeech.evaluation.wer import Hypothesis
 from kappaspeech.json_lines import write_lines
-
 from tests.made_runs import make_run
 
 

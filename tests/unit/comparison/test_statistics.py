@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from kappaspeech.comparison.runs import Arm, read_run
 from kappaspeech.comparison.statistics import check_same_utterances, compare_arms, measure_arm, spread
 from kappaspeech.errors import InputError
 from kappaspeech.evaluation.wer import compare_hypotheses
-
 from tests.made_runs import make_run
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from kappaspeech.comparison.experiment import read_experiment, slug
 from kappaspeech.comparison.trials import make_selection, make_trial_config, prepare, read_state
 from kappaspeech.model.llm import load_llm
 from kappaspeech.model.marking import mark_trained
 from kappaspeech.scan.ranking import KappaRanking
-
 from tests import tiny
 
 REPOSITORY = Path(__file__).parents[3]

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 import pytest
 import yaml
+from pydantic import BaseModel, Field
+
 from kappaspeech.commands import main
 from kappaspeech.config.reference import Key, list_sections
 from kappaspeech.config.run_config import RunConfig
-from pydantic import BaseModel, Field
 
 SECTIONS = list_sections(RunConfig)
 KEYS = [(section.path, key) for section in SECTIONS for key in section.keys]

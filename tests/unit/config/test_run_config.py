@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from kappaspeech.config.deepspeed_config import YAML_OWNED_KEYS, read_deepspeed_config, settle_gradients
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.errors import ConfigError

@@ -7,12 +7,12 @@ import time
 
 import pytest
 import yaml
+
 from kappaspeech.commands import main
 from kappaspeech.commands.train import read_settings
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.config.yaml_text import parse_yaml
 from kappaspeech.errors import ConfigError
-
 from tests.unit.config.test_run_config import MINIMAL, write
 
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "\n".join(

@@ -7,13 +7,13 @@ import sys
 import time
 
 import pytest
+
 from kappaspeech.demo.sentences import make_sentences, split_by_sentence, words_of
 from kappaspeech.demo.speech import generate_speech, split_recordings
 from kappaspeech.demo.texts import write_texts
 from kappaspeech.demo.voices import VOICES, Voice, speak
 from kappaspeech.errors import DataError, InputError
 from kappaspeech.speech.layouts import find_recordings
-
 from tests import tiny
 from tests.patience import patience
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from kappaspeech.demo.pace import Pace, choose_num_steps, describe_choice, read_step_seconds
 from kappaspeech.errors import InputError
 

@@ -9,6 +9,8 @@ import socket
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
 from kappaspeech.commands import main
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.diagnosis.arithmetic import check_dtype
@@ -19,8 +21,6 @@ from kappaspeech.diagnosis.packages import compare_versions
 from kappaspeech.model.precision import choose_dtype
 from kappaspeech.ranks.cluster import SingleProcess
 from kappaspeech.runs.lease import Lease
-from packaging.requirements import Requirement
-
 from tests import tiny
 
 
@@ -217,6 +217,7 @@ def test_models_that_cannot_be_read_leave_the_size_of_checkpoints_unknown(tmp_pa
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
     from huggingface_hub import constants
+
     from kappaspeech.diagnosis import configuration
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from kappaspeech.evaluation import bootstrap
 from kappaspeech.evaluation.bootstrap import interval, resampled_rates, two_sided_p_value
 

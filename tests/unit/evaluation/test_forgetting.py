@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+
 from kappaspeech.errors import DataError
 from kappaspeech.evaluation import forgetting
 from kappaspeech.evaluation.forgetting import TextScore, pool_scores, read_texts, relative_change, score_texts
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.llm import load_llm, load_tokenizer
 from kappaspeech.model.trained import find_base, load_trained_model
-
 from tests import tiny
 
 TEXTS = ["turn the red lamp on", "öffne die Tür", "x", "a green door and a kitchen garden"]

@@ -9,10 +9,10 @@ import subprocess
 import numpy as np
 import pytest
 import soundfile
+
 from kappaspeech.evaluation import page
 from kappaspeech.evaluation.page import align, make_page
 from kappaspeech.evaluation.wer import Hypothesis
-
 from tests.browser import find_chromium
 from tests.patience import patience
 

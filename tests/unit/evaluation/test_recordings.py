@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+
 from kappaspeech.errors import DataError
 from kappaspeech.evaluation.recordings import find_audio, read_audio, warn_of_length
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, cut_at_pauses

@@ -6,6 +6,7 @@ import json
 
 import jiwer
 import pytest
+
 from kappaspeech.evaluation.wer import (
     Hypothesis,
     WerCount,

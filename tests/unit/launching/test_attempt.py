@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from kappaspeech.errors import RankFailure, TrainingError
 from kappaspeech.launching import attempt as attempts
 from kappaspeech.launching import leftovers, reports, supervisor

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from kappaspeech.errors import ConfigError
 from kappaspeech.launching.command_lines import (
     FOLDER_VARIABLE,
@@ -22,7 +23,6 @@ from kappaspeech.launching.command_lines import (
     under_slurm,
 )
 from kappaspeech.launching.hostfile import Host, read_hostfile
-
 from tests.patience import patience
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from kappaspeech.launching import leftovers
 from kappaspeech.launching.guard import guarded
-
 from tests.patience import patience
 
 REPOSITORY = Path(__file__).parents[3]

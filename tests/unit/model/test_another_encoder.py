@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.encoder import EncoderDims
 from kappaspeech.model.flops import ClipLengths, speech_cost
@@ -14,7 +16,6 @@ from kappaspeech.model.trained import build_adaptor
 from kappaspeech.planning.sizes import measure_sizes
 from kappaspeech.speech.batches import Features, collate
 from kappaspeech.training.clip_encoder import ClipEncoder
-from torch import Tensor, nn
 
 
 class PooledMels(nn.Module):

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from transformers import AutoConfig
+
 from kappaspeech.errors import CheckpointError, ConfigError
 from kappaspeech.model.attention import MATMUL_ATTENTION, matmul_attention, register_matmul_attention
 from kappaspeech.model.family import attentions_of, find_class
 from kappaspeech.model.llm import choose_attention, load_llm
-from torch import nn
-from transformers import AutoConfig
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import whisper
+
 from kappaspeech.errors import CheckpointError
 from kappaspeech.model.encoder import choose_encoder_dtype, load_encoder
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from kappaspeech.errors import CheckpointError
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.adaptor import AdaptorShape
@@ -16,7 +17,6 @@ from kappaspeech.model.family import attentions_of, check_hears, find_class
 from kappaspeech.model.llm import decoder_layers
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width, token_embedding_std
 from kappaspeech.model.trained import build_adaptor
-
 from tests.families import FAMILIES, VOCABULARY, make_config, make_llm
 
 # what each is refused for, by name, before anything is loaded

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.encoder import load_encoder
 from kappaspeech.model.flops import ClipLengths, StackCost, speech_cost
@@ -12,8 +14,6 @@ from kappaspeech.model.llm import load_llm
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.trained import build_adaptor
 from kappaspeech.selection.tensor_selection import TensorSelection
-from torch.utils.flop_counter import FlopCounterMode
-
 from tests import tiny
 
 PREFIX, SUFFIX = torch.tensor([5, 6, 7]), torch.tensor([8, 9])
@@ -79,8 +79,9 @@ def test_padding_to_30_s_costs_30_s_of_every_clip(home, encoder, model):
 
 
 def test_a_token_of_a_mixture_meets_its_experts_alone():
-    from kappaspeech.model.flops import _decoder_cost
     from transformers import MixtralConfig, MixtralForCausalLM
+
+    from kappaspeech.model.flops import _decoder_cost
 
     config = MixtralConfig(
         vocab_size=11,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
 from kappaspeech.errors import SelectionError
 from kappaspeech.model.freezing import check_tensors_are_stored, unfreeze
 from kappaspeech.model.llm import load_llm
 from kappaspeech.model.lora import LoraShape, add_lora, is_factor, linear_tensors, merge, public_names
-from transformers import GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 SHAPE = LoraShape(rank=2, alpha=6.0, dropout=0.0)
 IDS = torch.arange(12)[None]

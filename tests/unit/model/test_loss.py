@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from kappaspeech.model.loss import label_nats
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from kappaspeech.model.loss import label_nats
 
 NUM_LABELS, VOCABULARY = 23, 40
 

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+
 from kappaspeech.model.precision import (
     LARGE_PRODUCTS,
     Product,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from kappaspeech.errors import ConfigError
 from kappaspeech.model.recomputation import count_recomputed, recompute_layers
 

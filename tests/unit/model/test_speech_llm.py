@@ -7,6 +7,8 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
+
 from kappaspeech.errors import SelectionError
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.adaptor import Adaptor, AdaptorShape, sinusoids, stack_states
@@ -15,7 +17,6 @@ from kappaspeech.model.llm import load_llm
 from kappaspeech.model.loss import alignment_nats
 from kappaspeech.model.speech_llm import SpeechLLM, token_embedding_std
 from kappaspeech.model.trained import build_adaptor
-from torch.nn import functional
 
 SHAPE = AdaptorShape(encoder_width=16, llm_width=32, width=24, num_heads=4, stacking=4, dropout=0.0, embedding_std=0.02)
 PREFIX, SUFFIX = torch.tensor([5, 6, 7]), torch.tensor([8, 9])

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from kappaspeech.errors import CheckpointError
 from kappaspeech.model.freezing import unfreeze
 from kappaspeech.model.llm import load_llm
@@ -16,8 +18,6 @@ from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.trained.difference import SPEECH_FILE, TRAINED_FILE
 from kappaspeech.trained.export import export
 from kappaspeech.trained.merged_files import read_base
-from safetensors.torch import load_file, save_file
-
 from tests.families import make_llm
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

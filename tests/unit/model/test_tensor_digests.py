@@ -6,6 +6,7 @@ import hashlib
 import threading
 
 import torch
+
 from kappaspeech.model import tensor_digests as digests
 from kappaspeech.model.tensor_digests import Hasher, share_out
 

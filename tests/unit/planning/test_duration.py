@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from kappaspeech.model.flops import SpeechCost, StackCost
 from kappaspeech.planning.batches import MicroBatchSize
 from kappaspeech.planning.duration import Rates, Traffic, count_traffic, count_updated, predict_step

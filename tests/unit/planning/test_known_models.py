@@ -8,10 +8,10 @@ import socket
 
 import pytest
 import torch
+
 from kappaspeech.commands import main
 from kappaspeech.errors import CheckpointError
 from kappaspeech.planning.known_models import encoder_name, find_encoder, find_llm, hub_answers, stand_in
-
 from tests import tiny
 from tests.documents import REPOSITORY
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+
 from kappaspeech.planning import machine
 from kappaspeech.planning.duration import Rates
 from kappaspeech.planning.machine import ModelProduct, measure_compute, measure_here, slowest

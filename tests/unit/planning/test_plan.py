@@ -9,6 +9,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
+
 from kappaspeech.commands import main
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.planning.batches import sizes_by_budget, sizes_by_lengths
@@ -19,8 +21,6 @@ from kappaspeech.planning.planner import Planner
 from kappaspeech.planning.sizes import LlmSizes, count_kept_inputs
 from kappaspeech.runs.plan_comparison import compare_with_run
 from kappaspeech.speech.schedule import BatchBudget
-from torch.autograd.graph import saved_tensors_hooks
-
 from tests import tiny
 
 REPOSITORY = Path(__file__).parents[3]

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from kappaspeech.errors import DataError, RankFailure
 from kappaspeech.ranks.agreement import agree
 from kappaspeech.ranks.cluster import SingleProcess

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from kappaspeech.ranks.cluster import SingleProcess
 from kappaspeech.ranks.hosts import check_alike, describe_clocks, describe_difference, software
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+
 from kappaspeech.ranks.cluster import MAX_POST_BYTES
 from kappaspeech.ranks.listening import listen_narrowly, narrowest_address
 from kappaspeech.ranks.liveness import fit

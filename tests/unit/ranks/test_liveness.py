@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+
 from kappaspeech.errors import RankFailure
 from kappaspeech.ranks import liveness
 from kappaspeech.ranks.cluster import SingleProcess

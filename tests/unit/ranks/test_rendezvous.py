@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
+
 from kappaspeech.errors import ConfigError
 from kappaspeech.ranks.rendezvous import Launch, count_local_rank, find_launch, first_host, job_port, prepare_rendezvous
 from kappaspeech.ranks.start import _choose_gpu
-
 from tests.conftest import clean_environment
 from tests.patience import patience
 

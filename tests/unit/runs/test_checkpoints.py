@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from kappaspeech.errors import CheckpointError, ConfigError, InputError
 from kappaspeech.runs.best import best_wer, mark_best, read_best
 from kappaspeech.runs.checkpoints import (
@@ -26,7 +28,6 @@ from kappaspeech.runs.checkpoints import (
 from kappaspeech.runs.saved_state import find_fault
 from kappaspeech.trained.opening import parse_step
 from kappaspeech.training.stopping import StopRequest, refuse_old_stop_file
-from safetensors.torch import save_file
 
 
 def make(folder: Path, step: int) -> Path:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from kappaspeech.commands import main
 from kappaspeech.config.run_config import RunConfig, read_run_config
 from kappaspeech.errors import InputError, TrainingError
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.readme import describe_outcome
-
 from tests.made_runs import make_run
 
 

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from kappaspeech.errors import InputError, TrainingError
 from kappaspeech.runs import lease as leases
 from kappaspeech.runs.contents import LEASE_FILE
 from kappaspeech.runs.lease import Lease, free, launch_of, make_start_id
-
 from tests.patience import patience
 
 HOLD = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from kappaspeech.artefacts import write_text
 from kappaspeech.launching.command_lines import MARK_VARIABLE
 from kappaspeech.launching.reports import write_report
@@ -11,7 +12,6 @@ from kappaspeech.runs.folder import _write_secrets
 from kappaspeech.runs.readme import write_readme
 from kappaspeech.runs.records import RunLog
 from kappaspeech.speech.loading import BadSample
-
 from tests.made_runs import make_run
 
 

@@ -9,13 +9,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from kappaspeech.errors import CheckpointError
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.scan.matrices import MatrixRef, StoredMatrix, list_matrices
 from kappaspeech.scan.stage import scan
 from kappaspeech.scan.torch_algebra import TorchAlgebra
 from kappaspeech.tensor_files.dtypes import widen
-from safetensors.torch import save_file
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.scan.journal import Journal
 from kappaspeech.scan.ranking import KappaRanking
@@ -21,8 +23,6 @@ from kappaspeech.scan.table import rows
 from kappaspeech.selection.rules import Count
 from kappaspeech.selection.select import select
 from kappaspeech.selection.tensor_selection import TensorSelection
-from safetensors.numpy import save_file
-
 from tests.fuzzing import cuts, damage, edits, fuzzed, json_changes, junk, numbers, texts, try_out, with_changes
 
 

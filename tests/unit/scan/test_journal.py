@@ -7,10 +7,11 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from kappaspeech.scan import partition, stage
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.scan.stage import scan
-from safetensors.torch import save_file
 
 
 def save(path, smallest: float) -> None:

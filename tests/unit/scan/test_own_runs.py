@@ -8,13 +8,13 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from kappaspeech.errors import CheckpointError
 from kappaspeech.model.lora import LoraShape, factors_of, merge
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.scan.matrices import list_matrices
 from kappaspeech.tensor_files.dtypes import widen
-from safetensors.torch import load_file, save_file
-
 from tests.families import make_llm
 
 PLAIN, FUSED, OTHER = (

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.scan.matrices import StoredMatrix, list_matrices
-from safetensors.torch import save_file
 
 P = "model.layers.0.self_attn.q_proj"
 E = "model.layers.0.mlp.experts"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from kappaspeech.scan.places import Place, find_place, short_modules, short_names
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 
 import pytest
+
 from kappaspeech.errors import InputError
 from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.selection.tensor_selection import TensorSelection

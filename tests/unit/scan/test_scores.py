@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from kappaspeech.errors import SelectionError
 from kappaspeech.scan.ranking import KappaRanking, RankedMatrix
 from kappaspeech.scan.scores import SCORES

@@ -13,6 +13,7 @@ from statistics import median
 
 import numpy as np
 import pytest
+
 from kappaspeech.commands import main
 from kappaspeech.scan.picture import write_picture
 from kappaspeech.scan.places import short_names
@@ -21,7 +22,6 @@ from kappaspeech.scan.scores import SCORES
 from kappaspeech.scan.summary import format_kappa, summarise_scan
 from kappaspeech.scan.table import rows
 from kappaspeech.selection.candidates import module_type
-
 from tests.terminals import run_on_terminal
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from kappaspeech.errors import InputError, ScanError
 from kappaspeech.scan.lanczos import largest_eigenpair
 from kappaspeech.scan.scores import SCORES

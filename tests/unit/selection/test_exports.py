@@ -9,6 +9,7 @@ import re
 import pytest
 import torch
 import yaml
+
 from kappaspeech.commands import main
 from kappaspeech.errors import SelectionError
 from kappaspeech.model.llm import load_llm

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kappaspeech.errors import InputError, SelectionError
 from kappaspeech.selection.candidates import Candidate, module_type
 from kappaspeech.selection.otsu import otsu_threshold

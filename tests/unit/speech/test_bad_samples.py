@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+
 from kappaspeech.errors import DataError
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.llm import load_tokenizer
@@ -20,7 +21,6 @@ from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.shards import INDEX_SUFFIX, index_shard, parse_transcript, read_index, write_index
 from kappaspeech.speech.stream import SpeechDataset, SpeechStream
 from kappaspeech.speech.table import SampleTable, write_merged
-
 from tests.patience import patience
 from tests.speech_files import clip, details, make_tar
 

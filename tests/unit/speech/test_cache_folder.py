@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from kappaspeech.errors import DataError
 from kappaspeech.speech import block_cache
 from kappaspeech.speech.block_cache import CachedSource

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions, entry_name, from_bits, to_bits
 from kappaspeech.speech.loading import LoadedSample, Loader, LoadOptions, SampleRef
 from kappaspeech.speech.shards import SampleEntry, ShardStamp

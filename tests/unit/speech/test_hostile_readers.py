@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from hypothesis import strategies as st
+
 from kappaspeech.errors import DataError
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.loading import SampleReader
@@ -21,7 +22,6 @@ from kappaspeech.speech.shards import INDEX_SUFFIX, expand, index_shard, write_i
 from kappaspeech.speech.source import ReadOptions
 from kappaspeech.speech.stream import Corpus, SpeechDataset
 from kappaspeech.speech.table import SampleTable, write_merged
-
 from tests.fuzzing import cuts, damage, edits, fuzzed, given, json_changes, junk, texts, try_out, with_changes
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from kappaspeech.commands import main
 from kappaspeech.errors import DataError
 from kappaspeech.speech.languages import normalise_language
-
 from tests.speech_files import clip, make_tar, save
 
 NOT_A_LANGUAGE = [

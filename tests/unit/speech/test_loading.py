@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+
 from kappaspeech.errors import DataError
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.llm import load_tokenizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
+
 from kappaspeech.speech.normalisers import normalise_text, normaliser_of, split_graphemes
 
 WHOLE = [

@@ -7,10 +7,10 @@ import io
 import numpy as np
 import pytest
 import soundfile
+
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.shards import index_shard, write_index
 from kappaspeech.speech.stream import Corpus, SpeechDataset
-
 from tests.speech_files import details, make_tar
 
 
@@ -55,7 +55,6 @@ def test_doctor_and_train_say_so(home, tmp_path, capsys):
     from kappaspeech.speech.schedule import BatchBudget
     from kappaspeech.speech.stream import SpeechStream, make_datasets
     from kappaspeech.training.loaded import warn_of_overlap
-
     from tests import tiny
 
     shards = str(home / "shards/train/en-*.tar")

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+
 from kappaspeech.commands import main
 from kappaspeech.errors import DataError
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.packing import pack
 from kappaspeech.speech.shard_claims import SOURCE_SUFFIX
 from kappaspeech.speech.shards import read_index
-
 from tests.speech_files import clip, save
 
 

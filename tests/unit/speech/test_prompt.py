@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from kappaspeech.errors import CheckpointError, InputError
-from kappaspeech.speech.batches import SpeechPrompt, make_prompt
 from tokenizers import processors
 from transformers import AutoTokenizer
+
+from kappaspeech.errors import CheckpointError, InputError
+from kappaspeech.speech.batches import SpeechPrompt, make_prompt
 
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[a]"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + PLAIN

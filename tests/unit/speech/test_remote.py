@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from kappaspeech.errors import DataError
 from kappaspeech.speech import shards
 from kappaspeech.speech.remote import explain
@@ -19,7 +20,6 @@ from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.stream import Corpus, SpeechDataset
 from kappaspeech.speech.table import SampleTable, write_merged
 from kappaspeech.speech.web import ReadProblemError
-
 from tests.unit.speech.test_sources import read_all
 from tests.web import FaultyServer, within
 

@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 import soundfile
+
 from kappaspeech.errors import DataError
 from kappaspeech.speech.samples import BadSampleError, check_whole, cut_at_pauses, decode, log_mel, read_recording
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kappaspeech.speech.schedule import BLOCK_SIZE, BatchBudget, DatasetLengths, Schedule, block_starts, cut_by_budget
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from kappaspeech.errors import DataError
 from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.loading import Loader, LoadOptions, SampleReader
@@ -17,7 +18,6 @@ from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import open_source, read_many
 from kappaspeech.speech.stream import Corpus, SpeechDataset
 from kappaspeech.speech.table import SampleTable, read_merged, write_merged
-
 from tests.web import FaultyServer, within
 
 pytest.importorskip("aiohttp", reason="aiohttp isn't installed")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+
 from kappaspeech.errors import DataError
 from kappaspeech.speech.layouts import find_recordings
-
 from tests.speech_files import save
 
 

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+
 from kappaspeech.errors import DataError
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.llm import load_tokenizer

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from kappaspeech.commands import main
 from kappaspeech.errors import DataError
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.text_files import read_lines
-
 from tests.speech_files import clip, save
 
 NO_LINE_ENDS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"]

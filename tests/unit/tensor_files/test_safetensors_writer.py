@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
 from safetensors.torch import load_file
+
+from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

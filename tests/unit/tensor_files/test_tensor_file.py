@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.tensor_files.dtypes import StoredArray
 from kappaspeech.tensor_files.tensor_file import StoredTensor

@@ -10,12 +10,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from kappaspeech.errors import CheckpointError
 from kappaspeech.model.config_limits import check_size
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.scan.matrices import list_matrices
 from kappaspeech.tensor_files.weight_files import read_config
-from safetensors.torch import save_file
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 

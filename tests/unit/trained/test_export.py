@@ -6,10 +6,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from kappaspeech.errors import CheckpointError
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.trained.merged_files import INDEX_NAME, list_output, write_merged
-from safetensors.torch import load_file, save_file
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

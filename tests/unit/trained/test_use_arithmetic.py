@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from kappaspeech.model.family import Attentions
 from kappaspeech.trained.arithmetic import UseArithmetic, keep_attention
 

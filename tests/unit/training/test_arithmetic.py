@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.errors import ConfigError
 from kappaspeech.model.family import Attentions
@@ -11,7 +12,6 @@ from kappaspeech.ranks.cluster import SingleProcess
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.training import arithmetic
 from kappaspeech.training.arithmetic import choose_arithmetic
-
 from tests import tiny
 
 CPU = torch.device("cpu")

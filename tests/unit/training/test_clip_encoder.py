@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from kappaspeech.model.encoder import load_encoder
 from kappaspeech.speech.batches import CacheTarget, Features, collate
 from kappaspeech.speech.feature_cache import CachedClip, from_bits, to_bits

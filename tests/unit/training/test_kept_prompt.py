@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from transformers import AutoTokenizer
+
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.errors import CheckpointError, ConfigError
 from kappaspeech.ranks.cluster import SingleProcess
 from kappaspeech.runs.checkpoints import check_fingerprints
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.training.kept_prompt import settle_prompt
-from transformers import AutoTokenizer
-
 from tests import tiny
 
 # as the day changes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+
 from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.training.learning_rate import rate_factor
 

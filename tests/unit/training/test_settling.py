@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.model.llm import load_llm
 from kappaspeech.training.run_plan import settle_by_plan
-
 from tests import tiny
 
 

@@ -13,7 +13,6 @@ from kappaspeech.ranks.launch_parent import LaunchParent
 from kappaspeech.ranks.liveness import own_place, process_state
 from kappaspeech.training.phases import PhaseClock
 from kappaspeech.training.stalls import StallJudge, find_behind, tell_standings
-
 from tests.patience import patience
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+
 from kappaspeech.training.stopping import StopRequest
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from kappaspeech.model.flops import ClipLengths, SpeechCost, StackCost
 from kappaspeech.speech.batches import Features, collate
 from kappaspeech.speech.feature_cache import CachedClip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from kappaspeech.errors import DataError
 from kappaspeech.speech.loading import BadSample
 from kappaspeech.speech.stream import StepData

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from kappaspeech.zero3.engine import average_decay
 
 

@@ -1,1 +1,1 @@
-"""What a trained model is worth: word error rate on speech, and what it has forgotten of text."""
+"""The measures of a trained model: word error rate on speech, and forgetting of text."""

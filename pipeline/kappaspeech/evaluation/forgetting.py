@@ -1,4 +1,4 @@
-"""What training has cost: perplexity of plain text, its distance from the base model, and how far the trained tensors have moved.
+"""The cost of training: perplexity of plain text, distance from the base model, and movement of the trained tensors.
 
 N tokens · V vocabulary
 """

@@ -52,7 +52,7 @@ class WerCount:
 
 
 def normaliser_name(language: str, scheme: Scheme = "chosen") -> str:
-    """What `normalise` puts a language's text through, in the words of every result."""
+    """The name of the normaliser of a language's text, as every result has it."""
     if scheme == "none":
         return "none"
     return normaliser_of(language if scheme == "chosen" else "")

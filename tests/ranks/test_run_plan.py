@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
+
+from safetensors import safe_open
 
 
 def test_a_run_holds_its_plan_and_what_was_measured(two_ranks):
@@ -23,6 +27,30 @@ def test_a_run_holds_its_plan_and_what_was_measured(two_ranks):
     parts = record["plan"]["step_seconds"]
     assert all(parts[name] > 0 for name in ("encoder", "forward", "backward", "elementwise", "communication", "optimizer"))
     assert parts["total"] > parts["forward"] + parts["backward"] + parts["communication"]
+
+
+def test_what_a_plan_gives_to_weights_is_what_the_files_of_model_and_checkpoint_hold(two_ranks, home):
+    """The peak of so small a model is the libraries' own; its parts are counted here, in elements of the files."""
+    record = json.loads((two_ranks / "run.json").read_text())
+    plan = record["plan"]
+    parts = {part["name"]: part["num_bytes"] for part in plan["parts"]}
+    llm = count_elements(home / "llm/model.safetensors")
+    trained = count_elements(next((two_ranks / "checkpoints").glob("step-*4")) / "trained.safetensors")
+    selected = {entry["name"] for entry in json.loads((home / "selection.json").read_text())["tensors"]}
+    assert {name.removeprefix("llm.") for name in trained if name.startswith("llm.")} == selected
+    frozen = sum(count for name, count in llm.items() if name not in selected)
+    itemsize = {"float32": 4, "bfloat16": 2}[record["dtype"]]
+    assert parts["frozen weights"] == itemsize * frozen // 2
+    assert parts["trained weights"] == itemsize * sum(trained.values()) // 2
+    # the weights in float32 and Adam's two moments
+    assert parts["fp32 master, Adam"] == 3 * 4 * sum(trained.values()) // 2
+    assert plan["state_bytes"] < plan["step_bytes"] <= plan["allocated_bytes"] < plan["peak_bytes"]
+    assert record["plan_comparison"]["peak_memory_bytes"]["predicted"] == plan["peak_bytes"]
+
+
+def count_elements(path: Path) -> dict[str, int]:
+    with safe_open(path, framework="pt") as file:
+        return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
 
 
 def test_a_rank_alone_communicates_nothing(one_rank):

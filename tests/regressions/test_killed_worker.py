@@ -11,7 +11,9 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 
-from kappaspeech.speech import loading
+from kappaspeech.speech import loader_pool
+from kappaspeech.speech.loading import LoadOptions
+from kappaspeech.speech.source import ReadOptions
 from tests.conftest import clean_environment
 from tests.patience import patience
 
@@ -36,8 +38,8 @@ def test_a_worker_killed_while_it_hands_over_a_result_is_noticed():
 
 
 def main() -> None:
-    loading._load_in_worker = die_in_the_middle_of_a_message
-    pool = loading.LoaderPool(loading.LoadOptions(80, 30.0), loading.ReadOptions(), num_workers=2)
+    loader_pool._load_in_worker = die_in_the_middle_of_a_message
+    pool = loader_pool.LoaderPool(LoadOptions(80, 30.0), ReadOptions(), num_workers=2)
     ticket = pool.submit(())
     try:
         pool._wait(ticket.future)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
 
 from kappaspeech.errors import DataError
 from kappaspeech.parenthood import end_with_parent
 from kappaspeech.speech.loading import BadSample, LoadedSample, Loader, LoadOptions
 from kappaspeech.speech.sample_reader import SampleRef
 from kappaspeech.speech.source import ReadOptions
+from kappaspeech.speech.worker_pool import WorkerPool
 
 _MAX_RESTARTS = 3
-_POLL_SECONDS = 1.0
-
 
 _worker_loader: Loader | None = None
 
@@ -50,7 +45,7 @@ class LoaderPool:
     def __init__(self, options: LoadOptions, read: ReadOptions, *, num_workers: int) -> None:
         self._options, self._read, self._num_workers = options, read, num_workers
         self._own = Loader(options, read) if num_workers == 0 else None
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: WorkerPool[Sequence[SampleRef], list[LoadedSample | BadSample]] | None = None
         self._generation = 0
 
     def submit(self, refs: Sequence[SampleRef]) -> Ticket:
@@ -60,7 +55,7 @@ class LoaderPool:
         while True:
             generation = self._generation
             try:
-                return Ticket(refs, self._start().submit(_load_in_worker, refs), generation)
+                return Ticket(refs, self._start().submit(refs), generation)
             except BrokenProcessPool as error:
                 self._replace(generation, error)
 
@@ -71,39 +66,15 @@ class LoaderPool:
         while True:
             assert ticket.future is not None
             try:
-                return self._wait(ticket.future)
+                return ticket.future.result()
             except BrokenProcessPool as error:
                 self._replace(ticket.generation, error)
                 ticket = self.submit(ticket.refs)
 
-    def _wait(self, future: Future[list[LoadedSample | BadSample]]) -> list[LoadedSample | BadSample]:
-        """Its result. Raises `BrokenProcessPool` also where a worker was killed while it handed a result over: the executor
-        then waits for the rest of it for ever, as its other workers wait for the lock that the dead one held."""
-        while True:
-            try:
-                return future.result(timeout=_POLL_SECONDS)
-            except FutureTimeoutError:
-                if future.done() or self._pool is None:
-                    continue
-                workers = list((self._pool._processes or {}).values())
-                if all(worker.exitcode is None for worker in workers):
-                    continue
-            # the executor has had its chance to notice
-            with contextlib.suppress(FutureTimeoutError):
-                return future.result(timeout=_POLL_SECONDS)
-            for worker in workers:
-                worker.kill()
-            # the last open end: now the executor reads an end of file
-            results: Any = self._pool._result_queue
-            results._writer.close()
-            return future.result()
-
-    def _start(self) -> ProcessPoolExecutor:
+    def _start(self) -> WorkerPool[Sequence[SampleRef], list[LoadedSample | BadSample]]:
         if self._pool is None:
-            # neither torch nor fsspec survives a fork of a process that has used it
-            context = multiprocessing.get_context("spawn")
             arguments = (os.getpid(), self._options, self._read)
-            self._pool = ProcessPoolExecutor(self._num_workers, mp_context=context, initializer=_start_worker, initargs=arguments)
+            self._pool = WorkerPool(_load_in_worker, num_workers=self._num_workers, prepare=_start_worker, arguments=arguments)
         return self._pool
 
     def _replace(self, generation: int, error: BrokenProcessPool) -> None:
@@ -122,7 +93,7 @@ class LoaderPool:
     def close(self) -> None:
         """End the workers."""
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.close()
             self._pool = None
 
 

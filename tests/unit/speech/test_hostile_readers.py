@@ -188,10 +188,11 @@ def test_names_of_shards_of_anything(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize(
     "change",
     [
-        {"shard_end": {"dtype": "I64", "data_offsets": [0, 0]}},
-        {"key_end": {"dtype": "I64", "data_offsets": [0, 8]}},
-        {"seconds": {"dtype": "F32", "data_offsets": [-8, 0]}},
-        {"seconds": {"dtype": "F32", "data_offsets": [0, 1e300]}},
+        {"shard_end": {"dtype": "I64", "shape": [0], "data_offsets": [0, 0]}},
+        {"key_end": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}},
+        {"seconds": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}},
+        {"seconds": {"dtype": "F32", "shape": [2], "data_offsets": [0, 1e300]}},
+        {"seconds": {"dtype": "F32", "shape": [2], "data_offsets": [0, 1 << 40]}},
         {"seconds": []},
         {"__metadata__": {"index": []}},
         {"__metadata__": []},

@@ -31,6 +31,7 @@ GROUND = {
     "parenthood",
     "signals",
     "shipped",
+    "package_versions",
 }
 ARROWS = {
     "processes": set(),
@@ -49,6 +50,7 @@ ARROWS = {
     "parenthood": set(),
     "signals": set(),
     "shipped": set(),
+    "package_versions": set(),
     "blas": set(),
     "config": set(),
     "ranks": set(),

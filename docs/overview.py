@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from kappaspeech.comparison.theme import PALETTE, themed
+from kappaspeech.colours import PALETTE
+from kappaspeech.comparison.theme import themed
 from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.selection.candidates import module_type
 from kappaspeech.selection.rules import Count

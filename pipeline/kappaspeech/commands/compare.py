@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 def compare(
     what: Annotated[
-        list[Path], typer.Argument(help="An experiment's YAML, or folders of finished runs; differences are against the first.")
+        list[Path],
+        typer.Argument(help="An experiment's YAML, or folders of finished runs."),
     ],
     output: Annotated[
-        Path | None, typer.Option(help="Where the report goes. Default: comparison, or the experiment's own output.")
+        Path | None, typer.Option(help="Folder of the report. Default: comparison, or the experiment's own output.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the experiment's trials with their numbers and states.")] = False,
     arm: Annotated[int | None, typer.Option(help="Train the trial of this number alone, as a SLURM array task does.")] = None,
+    reference: Annotated[str | None, typer.Option(help="The arm that the others are compared with. Default: the first.")] = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="Train nothing: report on what has finished.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Trials trained side by side.")] = 1,
 ) -> int:
@@ -41,7 +43,7 @@ def compare(
         from kappaspeech.comparison.runs import read_run
 
         try_folder(output or Path("comparison"))
-        _report([read_run(path) for path in what], output or Path("comparison"))
+        _report([read_run(path) for path in what], output or Path("comparison"), reference=reference)
         return 0
     if list_ + (arm is not None) + report_only > 1:
         raise InputError("--list, --arm and --report-only exclude each other.")
@@ -67,7 +69,7 @@ def compare(
         failures, stopped = _train(experiment, arm=arm, jobs=jobs)
         if arm is not None or stopped:
             return _exit_code(failures)
-    return _report_trials(experiment, failures, output or experiment.output)
+    return _report_trials(experiment, failures, output or experiment.output, reference=reference)
 
 
 def _train(experiment: Experiment, *, arm: int | None, jobs: int) -> tuple[list[Failure], bool]:
@@ -97,7 +99,7 @@ def _print_trials(experiment: Experiment) -> None:
         print("\t".join(for_line(str(column)) for column in columns))
 
 
-def _report_trials(experiment: Experiment, failures: Sequence[Failure], output: Path) -> int:
+def _report_trials(experiment: Experiment, failures: Sequence[Failure], output: Path, *, reference: str | None) -> int:
     from kappaspeech.comparison.runs import read_run
     from kappaspeech.comparison.trials import read_state
     from kappaspeech.errors import InputError
@@ -112,7 +114,7 @@ def _report_trials(experiment: Experiment, failures: Sequence[Failure], output: 
     }
     if not finished:
         raise InputError(f"No trial of this experiment has finished, so there is nothing to report on: {'; '.join(missing)}.")
-    _report([read_run(trial.run_dir) for trial in finished], output, missing=missing)
+    _report([read_run(trial.run_dir) for trial in finished], output, missing=missing, reference=reference)
     for name, cause in missing.items():
         print(for_terminal(f"missing: {name}: {cause}"))
     if not missing:
@@ -120,25 +122,29 @@ def _report_trials(experiment: Experiment, failures: Sequence[Failure], output: 
     return _exit_code(failures) if len(failures) == len(missing) else 1
 
 
-def _report(runs: Sequence[RunSummary], output: Path, *, missing: dict[str, str] | None = None) -> None:
+def _report(
+    runs: Sequence[RunSummary], output: Path, *, missing: dict[str, str] | None = None, reference: str | None = None
+) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from kappaspeech.comparison.equal_wer import state_price
     from kappaspeech.comparison.report import write_report
-    from kappaspeech.comparison.runs import group_runs
-    from kappaspeech.comparison.summary import make_table
+    from kappaspeech.comparison.runs import group_runs, put_first
+    from kappaspeech.comparison.tables import make_speech_table
+    from kappaspeech.comparison.words import say_verdict
     from kappaspeech.escaping import for_table, for_terminal
 
-    summary, paths = write_report(group_runs(runs), output, missing=missing or {})
-    header, rows = make_table(summary)
-    # what a terminal has room for; the page has all of it
-    shown = [header.index(name) for name in header if name in ("arm", "LLM parameters trained", "p") or "(95 %)" in name]
-    table = Table()
-    for column in shown:
-        table.add_column(for_table(header[column]))
-    for row in rows:
-        table.add_row(*(for_table(row[column].text) for column in shown))
+    summary, paths = write_report(put_first(group_runs(runs), reference), output, missing=missing or {})
+    content = make_speech_table(summary)
+    # the page has the other tables
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in content.header:
+        table.add_column(for_table(name))
+    for row in content.rows:
+        table.add_row(*(for_table(cell.text) for cell in row))
+    print(for_terminal(say_verdict(summary)))
     Console().print(table)
     for sentence in state_price(summary["equal"]):
         print(for_terminal(sentence))

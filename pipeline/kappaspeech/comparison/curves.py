@@ -7,15 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal
 
-from kappaspeech.colours import PAPER
+from kappaspeech.colours import FAINT, PAPER
 from kappaspeech.comparison.runs import Arm, RunSummary
 from kappaspeech.comparison.theme import Style, label_ends, label_points
 from kappaspeech.escaping import for_picture
 
 Clock = Literal["steps", "minutes"]
 Record = Mapping[str, Any]
-# Before it has learned to listen a model may write twice as many words as were said: what is above is cut off.
+# Before it has learned to listen a model may write twice as many words as were said: what is above is marked at the edge.
 _CEILING_PERCENT = 110.0
+_NUM_TICKS = 5
+_DECADE = 10.0
+_SHORT = {"perplexity": "perplexity", "kl_nats": "KL"}
 
 
 def draw_wer(axes: Any, arms: Sequence[Arm], *, clock: Clock, language: str | None = None) -> None:
@@ -25,14 +28,17 @@ def draw_wer(axes: Any, arms: Sequence[Arm], *, clock: Clock, language: str | No
         value = record["wer"]["mean_wer"] if language is None else record["wer"]["languages"][language]["wer"]
         return math.nan if value is None else 100 * float(value)
 
-    values = _draw_evaluations(axes, arms, rate, clock=clock)
-    axes.set_ylim(0, min(_CEILING_PERCENT, 1.05 * max((v for v in values if not math.isnan(v)), default=1.0)))
-    axes.set_title("Mean WER on test speech, %" if language is None else f"WER on {for_picture(language)} test speech, %")
+    drawn = _draw_evaluations(axes, arms, rate, clock=clock)
+    known = [(style, x, y) for style, x, y in drawn if not math.isnan(y)]
+    _cut_off(axes, known, most=max((y for *_, y in known), default=1.0))
+    over = "steps" if clock == "steps" else "time"
+    axes.set_title(f"Mean WER over {over}" if language is None else f"WER in {for_picture(language)} over {over}")
+    axes.set_ylabel("WER, %")
     label_ends(axes, [(style, *_end(arm, rate, clock)) for style, arm in _styled(arms)])
 
 
-def draw_text(axes: Any, arms: Sequence[Arm], *, language: str, key: str, title: str) -> None:
-    """What text costs over training: `key` of the text scores of `language`."""
+def draw_text(axes: Any, arms: Sequence[Arm], *, language: str, key: str) -> None:
+    """Text scores over training: `key` of those of `language`."""
 
     def value(record: Record) -> float:
         return float(record["text"][language][key])
@@ -40,7 +46,9 @@ def draw_text(axes: Any, arms: Sequence[Arm], *, language: str, key: str, title:
     _draw_evaluations(axes, arms, value, clock="steps")
     if key == "perplexity":
         _log_plain(axes.yaxis, axes.set_yscale)
-    axes.set_title(for_picture(title))
+    axes.set_ylabel("nats a token" if key == "kl_nats" else "perplexity")
+    name = _SHORT[key]
+    axes.set_title(f"{name[0].upper()}{name[1:]} of {for_picture(language)} text over steps")
     label_ends(axes, [(style, *_end(arm, value, "steps")) for style, arm in _styled(arms)])
 
 
@@ -56,13 +64,15 @@ def draw_loss(axes: Any, arms: Sequence[Arm]) -> None:
             ends.append((style, float(len(means)), means[-1]))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
-    axes.set_title("Training loss, nats a token")
+    axes.set_ylabel("nats a token")
+    _few_ticks(axes.xaxis)
+    axes.set_title("Training loss over steps")
     label_ends(axes, ends)
 
 
 def draw_forgetting(axes: Any, arms: Sequence[Arm], *, language: str, key: str, title: str) -> None:
     """Every checkpoint's mean WER against what it costs in text: down is better speech, left is better text."""
-    ends, ceiling = [], 0.0
+    ends, drawn = [], []
     for style, arm in _styled(arms):
         for run in arm.runs:
             points = [
@@ -73,7 +83,7 @@ def draw_forgetting(axes: Any, arms: Sequence[Arm], *, language: str, key: str, 
             if not points:
                 continue
             xs, ys = zip(*points, strict=True)
-            ceiling = max(ceiling, *ys)
+            drawn += [(style, x, y) for x, y in points]
             (line,) = axes.plot(xs, ys, color=style.colour, linewidth=1.0, alpha=0.6, marker=style.marker, markersize=3.5)
             (last,) = axes.plot(
                 xs[-1:], ys[-1:], style.marker, color=style.colour, markersize=8, markeredgecolor=PAPER, markeredgewidth=1.0
@@ -81,12 +91,45 @@ def draw_forgetting(axes: Any, arms: Sequence[Arm], *, language: str, key: str, 
             style.mark(line, last)
         end = [(run.last["text"][language][key], 100 * (run.last["wer"]["mean_wer"] or math.nan)) for run in arm.runs]
         ends.append((style, max(x for x, _ in end), fmean(y for _, y in end)))
-    axes.set_ylim(0, min(_CEILING_PERCENT, 1.05 * ceiling) or 1.0)
+    _cut_off(axes, drawn, most=max((y for *_, y in drawn), default=1.0))
     if key == "perplexity":
         _log_plain(axes.xaxis, axes.set_xscale)
+    else:
+        _few_ticks(axes.xaxis)
     axes.set_xlabel(for_picture(title))
-    axes.set_title("Mean WER, %")
+    axes.set_ylabel("mean WER, %")
+    axes.set_title(f"WER against {_SHORT[key]} of {for_picture(language)} text")
     label_points(axes, ends)
+
+
+def _cut_off(axes: Any, drawn: Sequence[tuple[Style, float, float]], *, most: float) -> None:
+    """End a WER axis at its ceiling; what lies above has a mark at the edge, and the range is written beside it."""
+    ceiling = min(_CEILING_PERCENT, 1.05 * most) or 1.0
+    axes.set_ylim(0, ceiling)
+    above = [(style, x, y) for style, x, y in drawn if y > ceiling]
+    if not above:
+        return
+    for style, x, _ in above:
+        (mark,) = axes.plot([x], [ceiling], "^", color=style.colour, markersize=6, clip_on=False, zorder=3)
+        style.mark(mark)
+    low, high = min(y for *_, y in above), max(y for *_, y in above)
+    span = f"{low:.0f} %" if round(low) == round(high) else f"{low:.0f} to {high:.0f} %"
+    axes.annotate(
+        f"▲ above: {span}",
+        (0.98, 0.97),
+        xycoords="axes fraction",
+        ha="right",
+        va="top",
+        color=FAINT,
+        fontsize=9,
+        bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
+    )
+
+
+def _few_ticks(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=_NUM_TICKS, min_n_ticks=2))
 
 
 def smooth(values: Sequence[float], factor: float = 0.9) -> list[float]:
@@ -103,9 +146,11 @@ def _styled(arms: Sequence[Arm]) -> list[tuple[Style, Arm]]:
     return [(Style(number, arm.name), arm) for number, arm in enumerate(arms)]
 
 
-def _draw_evaluations(axes: Any, arms: Sequence[Arm], value: Callable[[Record], float], *, clock: Clock) -> list[float]:
-    """Draw `value` of every evaluation; return all values drawn."""
-    drawn: list[float] = []
+def _draw_evaluations(
+    axes: Any, arms: Sequence[Arm], value: Callable[[Record], float], *, clock: Clock
+) -> list[tuple[Style, float, float]]:
+    """Draw `value` of every evaluation; return all that was drawn, with whose it is."""
+    drawn: list[tuple[Style, float, float]] = []
     for style, arm in _styled(arms):
         xs, rows = _aligned(arm, value, clock)
         middle = [fmean(row) for row in rows]
@@ -116,9 +161,10 @@ def _draw_evaluations(axes: Any, arms: Sequence[Arm], value: Callable[[Record], 
                 xs, [min(row) for row in rows], [max(row) for row in rows], color=style.colour, alpha=0.16, linewidth=0
             )
             style.mark(band)
-        drawn += [number for row in rows for number in row]
+        drawn += [(style, x, number) for x, row in zip(xs, rows, strict=True) for number in row]
     axes.set_xlabel("step" if clock == "steps" else "minutes of training")
     axes.set_xlim(left=0)
+    _few_ticks(axes.xaxis)
     return drawn
 
 
@@ -141,16 +187,29 @@ def _when(record: Record, clock: Clock) -> float:
 
 def _log_plain(axis: Any, set_scale: Callable[[str], None]) -> None:
     """A logarithmic axis with plain numbers: a range of less than a decade has ticks as well."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+    class PlainLocator(Locator):
+        """As many numbers as can be read beside each other: even steps within a decade, 1, 2 and 5 beyond."""
+
+        def __call__(self) -> Any:
+            return self.tick_values(*axis.get_view_interval())
+
+        def tick_values(self, vmin: float, vmax: float) -> Any:
+            low, high = sorted((max(vmin, 1e-9), max(vmax, 1e-9)))
+            if high / low < _DECADE:
+                return [tick for tick in MaxNLocator(nbins=_NUM_TICKS - 1).tick_values(low, high) if low <= tick <= high]
+            subs = (1.0, 2.0, 5.0) if high / low < _DECADE**2 else (1.0,)
+            return LogLocator(subs=subs, numticks=_NUM_TICKS + 2).tick_values(low, high)
 
     set_scale("log")
-    axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axis.set_major_locator(PlainLocator())
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
 def text_keys(runs: Sequence[RunSummary]) -> list[tuple[str, str, str]]:
-    """What every evaluation of every run says of text: language, key, and what it is called."""
+    """The text scores that every evaluation of every run has: language, key and name."""
     names = {"perplexity": "perplexity of {} text", "kl_nats": "KL from the base model on {} text, nats a token"}
     records = [record["text"] for run in runs for record in run.evaluations]
     return [

@@ -86,7 +86,7 @@ class Trial:
 
     @property
     def selection_path(self) -> Path | None:
-        """Where this trial's selection lies; None where it selects nothing."""
+        """The path of this trial's selection; None if it selects nothing."""
         return self.folder / "selections" / f"{self.name}.json" if self.arm.select in RANKED else None
 
 
@@ -149,7 +149,7 @@ def _problems(config: ExperimentConfig, base: RunConfig) -> list[str]:
 
 
 def needs_ranking(arm: ArmConfig, config: ExperimentConfig) -> bool:
-    """Whether what an arm trains follows from the ranking: its tensors, or how many parameters they have."""
+    """True if the ranking decides what an arm trains: its tensors, or their number of parameters."""
     return arm.select in RANKED or (arm.select in LORA and config.equal == "parameters")
 
 

@@ -87,13 +87,13 @@ def cross(path: Path, level: float) -> FloatArray:
 
 
 def draw_seeds(num_seeds: int) -> NDArray[np.int64]:
-    """Which of the seeds each resample takes, with replacement (R, S); the observed resample takes each once."""
+    """The seeds that each resample takes, with replacement (R, S); the observed resample takes each once."""
     drawn_RS = np.random.default_rng(1).integers(0, num_seeds, size=(NUM_RESAMPLES, num_seeds))
     return np.concatenate([np.arange(num_seeds)[None], drawn_RS])
 
 
 def price(paths: Sequence[Path], level: float) -> Estimate | None:
-    """What an arm has forgotten when its runs first reach `level`; None if one never does, or many resamples don't."""
+    """An arm's forgetting when its runs first reach `level`; None if one never does, or many resamples don't."""
     return _estimate(_cross_all(paths, level))
 
 

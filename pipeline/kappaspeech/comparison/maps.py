@@ -1,4 +1,4 @@
-"""Where arms unfreeze the LLM, layer by module, and how far what they unfroze has moved."""
+"""Maps of the tensors that arms unfreeze, layer by module, and of how far these have moved."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def _draw_grid(axes: Any, style: Style, arm: Arm, kinds: Sequence[str], layers: 
     axes.tick_params(length=0)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
-    more = f" + {', '.join(map(for_picture, sorted(outside)))}" if outside else ""
+    named = [name.removesuffix(".weight").rsplit(".", 1)[-1] for name in sorted(outside)]
+    more = f" + {for_picture(named[0]) if len(named) == 1 else f'{len(named)} outside of the layers'}" if named else ""
     number = fmean(len(run.trained_names) for run in arm.runs)
     # the tensors outside the layers have no place in the grid: they are named
     axes.set_title(f"{style.label}: {number:.0f} tensors{more}", color=style.colour)

@@ -27,6 +27,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
         numeric ? value(a) - value(b) : value(a).localeCompare(value(b)));
       if (!up) rows.reverse();
       table.tBodies[0].append(...rows);
+      /* the other tables keep the same order of arms */
+      const order = rows.map((row) => row.dataset.armRow);
+      for (const other of document.querySelectorAll("table.follows"))
+        other.tBodies[0].append(...order.map((arm) => other.querySelector(`[data-arm-row="${arm}"]`)));
     });
   });
 }

@@ -26,7 +26,7 @@ _SHARED_FACTS = ("checkpoint_digest", "adaptor", "dtype", "deepspeed_config", "v
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run left: its configuration, `run.json`, step and evaluation records, last hypotheses, drift and selection."""
+    """A run's files: its configuration, `run.json`, step and evaluation records, last hypotheses, drift and selection."""
 
     path: Path
     arm: str
@@ -163,8 +163,18 @@ def group_runs(runs: Sequence[RunSummary]) -> list[Arm]:
     return arms
 
 
+def put_first(arms: Sequence[Arm], name: str | None) -> list[Arm]:
+    """`arms` with the reference, of this name, before the others. Raises `InputError` where there is none."""
+    if name is None:
+        return list(arms)
+    chosen = [arm for arm in arms if arm.name == name]
+    if not chosen:
+        raise InputError(f"--reference is {name!r}; the arms are {', '.join(repr(arm.name) for arm in arms)}.")
+    return [*chosen, *(arm for arm in arms if arm.name != name)]
+
+
 def find_differences(first: RunSummary, second: RunSummary) -> list[str]:
-    """What differs between two runs beside arm and seed, by name."""
+    """The names of all that differs between two runs, arm and seed aside."""
     facts = [key for key in _SHARED_FACTS if first.record.get(key) != second.record.get(key)]
     steps = first.last["step"], second.last["step"]
     reached = [f"the step of the last evaluation, {steps[0]} and {steps[1]}"] if steps[0] != steps[1] else []
@@ -172,7 +182,7 @@ def find_differences(first: RunSummary, second: RunSummary) -> list[str]:
 
 
 def find_differences_of_seed(first: RunSummary, second: RunSummary) -> list[str]:
-    """What differs between two runs of one seed in where they start and in what they see, by name."""
+    """The names of what differs between two runs of one seed in their start and in their samples."""
     facts = ("data_fingerprint", "initial_weights_digest")
     differing = [key for key in facts if first.record.get(key) != second.record.get(key)]
     step = next((a["step"] for a, b in zip(first.steps, second.steps, strict=False) if _samples(a) != _samples(b)), None)

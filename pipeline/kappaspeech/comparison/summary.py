@@ -1,9 +1,8 @@
-"""The comparison in numbers: what report.json holds, and the table made from it."""
+"""The comparison in numbers: what report.json holds, its arms side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -105,106 +104,3 @@ def prove_alike(arms: Sequence[Arm]) -> list[dict[str, Any]]:
             }
         )
     return proofs
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What a table shows, and the number by which it is sorted."""
-
-    text: str
-    value: float | str
-
-
-def make_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
-    """The comparison as a header and rows, one row an arm."""
-    arms = summary["arms"]
-    languages = list(arms[0]["wer"]["languages"])
-    texts = list(arms[0]["text"])
-    header = [
-        "arm",
-        "seeds",
-        "tensors",
-        "LLM parameters trained",
-        "mean WER (95 %)",
-        f"minus {arms[0]['arm']}, points (95 %)",
-        "p",
-    ]
-    header += [f"WER {language}" for language in languages]
-    header += [f"perplexity {language}" for language in texts]
-    header += [f"KL {language}, nats" for language in texts if arms[0]["text"][language]["kl_nats"]]
-    header += ["drift", "target tokens", "minutes"]
-    return header, [_row(arm, languages, texts) for arm in arms]
-
-
-def make_equal_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
-    """Forgetting at equal levels as a header and rows, one row a level and an arm."""
-    equal = summary["equal"]
-    levels = [(f"{100 * level['level']:.0f} % WER", level) for level in equal["wer"]]
-    levels += [(f"training loss {level['level']:.2f}", level) for level in equal["loss"]]
-    first = summary["arms"][0]["arm"]
-    header = ["at", "arm", "forgotten, nats a token (95 %)", f"minus {first} (95 %)", "p"]
-    rows = []
-    for number, (name, level) in enumerate(levels):
-        for arm in level["arms"]:
-            low, high = arm["interval"]
-            cells = [Cell(name, number), Cell(arm["arm"], arm["arm"])]
-            cells.append(Cell(f"{arm['mean']:.3f} ({low:.3f} to {high:.3f})", arm["mean"]))
-            gap = arm["difference"]
-            if gap is None:
-                cells += [Cell("–", 0.0), Cell("–", 1.0)]
-            else:
-                low, high = gap["interval"]
-                cells.append(Cell(f"{gap['mean']:+.3f} ({low:+.3f} to {high:+.3f})", gap["mean"]))
-                cells.append(Cell(f"{gap['p_value']:.3f}", gap["p_value"]))
-            rows.append(cells)
-    return header, rows
-
-
-def _row(arm: Mapping[str, Any], languages: Sequence[str], texts: Sequence[str]) -> list[Cell]:
-    mean = arm["wer"]["mean"]
-    cells = [
-        Cell(arm["arm"], arm["arm"]),
-        Cell(str(len(arm["seeds"])), len(arm["seeds"])),
-        Cell(f"{arm['num_tensors']['mean']:.0f}", arm["num_tensors"]["mean"]),
-        Cell(f"{arm['num_llm_trained_parameters']['mean'] / 1e6:.2f} M", arm["num_llm_trained_parameters"]["mean"]),
-        Cell(f"{_percent(mean)} ({_range(mean['interval'])})", mean["mean"]),
-    ]
-    if arm["difference"] is None:
-        cells += [Cell("–", 0.0), Cell("–", 1.0)]
-    else:
-        gap = arm["difference"]["mean"]
-        low, high = (100 * bound for bound in gap["interval"])
-        cells.append(Cell(f"{100 * gap['mean']:+.1f} ({low:+.1f} to {high:+.1f})", gap["mean"]))
-        cells.append(Cell(f"{gap['p_value']:.3f}", gap["p_value"]))
-    for language in languages:
-        report = arm["wer"]["languages"][language]
-        before = arm["wer_before"].get(language)
-        cells.append(Cell(f"{before:.0%} → {_percent(report)}" if before is not None else _percent(report), report["mean"]))
-    for language in texts:
-        before, after = (arm["text"][language][key] for key in ("perplexity_before", "perplexity"))
-        cells.append(Cell(f"{before['mean']:.1f} → {_number(after, '.1f')}", after["mean"]))
-    kl = [arm["text"][language]["kl_nats"] for language in texts if arm["text"][language]["kl_nats"]]
-    cells += [Cell(_number(values, ".3f"), values["mean"]) for values in kl]
-    cells.append(Cell(_number(arm["mean_drift"], ".3f"), arm["mean_drift"]["mean"]))
-    cells.append(Cell(f"{arm['num_target_tokens']['mean']:,.0f}", arm["num_target_tokens"]["mean"]))
-    cells.append(Cell(_number({k: _minutes(v) for k, v in arm["train_seconds"].items()}, ".1f"), arm["train_seconds"]["mean"]))
-    return cells
-
-
-def _minutes(value: Any) -> Any:
-    return value / 60 if isinstance(value, float | int) else value
-
-
-def _number(values: Mapping[str, Any], form: str) -> str:
-    return f"{values['mean']:{form}}" + (f" ± {values['sd']:{form}}" if values["sd"] is not None else "")
-
-
-def _percent(values: Mapping[str, Any]) -> str:
-    if values["sd"] is None:
-        return f"{100 * values['mean']:.1f} %"
-    return f"{100 * values['mean']:.1f} ± {100 * values['sd']:.1f} %"
-
-
-def _range(bounds: Sequence[float]) -> str:
-    low, high = bounds
-    return f"{100 * low:.1f} to {100 * high:.1f} %"

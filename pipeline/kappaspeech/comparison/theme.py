@@ -1,4 +1,4 @@
-"""How the report's drawings look: colours that the colour-blind can tell apart, labels at the lines, light and dark."""
+"""The style of the report's drawings: colours that the colour-blind can tell apart, labels at the lines, light and dark."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NAME_WIDTH = 0.22
 
 @dataclass(frozen=True)
 class Style:
-    """What one arm is drawn with."""
+    """One arm's colour, marker and label."""
 
     number: int
     name: str
@@ -128,7 +128,7 @@ def label_points(axes: Any, points: Sequence[tuple[Style, float, float]]) -> Non
 
 
 def _share(value: float, limits: tuple[float, float], scale: str) -> float:
-    """Where a value lies between an axis's limits, from 0 to 1."""
+    """The place of a value between an axis's limits, from 0 to 1."""
     low, high = limits
     share = math.log(value / low) / math.log(high / low) if scale == "log" else (value - low) / (high - low)
     return min(max(share, 0.0), 1.0)

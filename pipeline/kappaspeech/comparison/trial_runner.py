@@ -146,7 +146,7 @@ def _lock(folder: Path, name: str, *, waits: bool) -> Iterator[IO[bytes] | None]
 
 
 def _last_error(log: Path, start: int) -> str | None:
-    """What training said last of why it failed, in its log from byte `start` on."""
+    """The last error in a training's log, from byte `start` on."""
     lines = log.read_bytes()[start:].decode(errors="replace").split("\n")
     return next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), None)
 

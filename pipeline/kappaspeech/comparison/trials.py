@@ -1,4 +1,4 @@
-"""What a trial needs before it trains, its selection and its run's YAML, and how far it has come."""
+"""A trial's selection and its run's YAML, made before it trains, and its state."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _check_same_run(trial: Trial, config: RunConfig, selection: TensorSelection 
 
 
 def read_state(trial: Trial) -> State:
-    """How far a trial has come, by its run folder: «running» also where it was killed."""
+    """A trial's state, by its run folder; it is «running» also if it was killed."""
     if not (trial.run_dir / RECORD_FILE).exists():
         return "waiting"
     state: State = RunFolder(trial.run_dir).read_record()["status"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
-from kappaspeech.evaluation.markup import for_page
+from kappaspeech.evaluation.markup import for_page, raw, render
 from kappaspeech.evaluation.wer import Hypothesis, WerCount, count_words, measure, normalise, normaliser_name
 
 # A page that a browser opens at once: so many utterances, those with the most errors, and of these so many clips and bytes.
@@ -30,40 +31,41 @@ def make_page(title: str, hypotheses: Sequence[Hypothesis], clips: Mapping[str, 
     ranked = worst_first(hypotheses)
     report = measure(hypotheses)
     rows = [_row(item, count, clips.get(item.key)) for item, count in ranked[:MAX_ROWS]]
-    shown = (
-        f"{len(rows)} of {len(ranked)} utterances, most errors first" if len(rows) < len(ranked) else f"{len(rows)} utterances"
-    )
-    languages = "".join(f"<option>{for_page(language)}" for language in report["languages"])
-    return "\n".join(
-        [
-            f"<!doctype html><html lang=en><meta charset=utf-8><title>{for_page(title)}</title><style>{_STYLE}</style>",
-            f"<h1>{for_page(title)}</h1>",
-            *(_summary(language, part) for language, part in report["languages"].items()),
-            "<p><s class=sub>said</s> <b class=sub>written</b> a word in another's place · <s class=del>said</s> left out · "
-            f"<b class=ins>written</b> put in. {shown}; {len(clips)} clips to play, of at most {MAX_CLIPS} and "
-            f"{MAX_CLIP_BYTES >> 20} MiB. <label>Language <select><option value=''>all{languages}</select></label></p>",
-            "<table><thead><tr>",
-            *(f"<th><button data-key={key}>{label}</button>" for key, label in _COLUMNS.items()),
-            "<th>said and written<tbody>",
-            *rows,
-            f"</table><script>{_SCRIPT}</script>",
-        ]
+    shown = f"{len(rows)} of {len(ranked)} utterances" if len(rows) < len(ranked) else f"{len(rows)} utterances"
+    endings = sorted({item.ending for item, _ in ranked[:MAX_ROWS]} & _ENDINGS.keys())
+    return render(
+        "kappaspeech.evaluation",
+        "hypotheses.html.jinja",
+        title=title,
+        style=raw(_asset("hypotheses.css")),
+        script=raw(_asset("hypotheses.js")),
+        summaries=[_summary(language, part) for language, part in report["languages"].items()],
+        shown=f"{shown}, most errors first",
+        clips=f"{len(clips)} clips to play, of at most {MAX_CLIPS} and {MAX_CLIP_BYTES >> 20} MiB",
+        cut="; ".join(f"{ending}, {_ENDINGS[ending]}" for ending in endings),
+        languages=list(report["languages"]),
+        columns=_COLUMNS,
+        rows=rows,
     )
 
 
-def _summary(language: str, report: Mapping[str, Any]) -> str:
+def _asset(name: str) -> str:
+    return resources.files("kappaspeech.evaluation").joinpath(name).read_text(encoding="utf-8")
+
+
+def _summary(language: str, report: Mapping[str, Any]) -> dict[str, str]:
     if report["wer"] is None:
-        return f"<p>{for_page(language)}: no reference word</p>"
+        return {"language": language, "rate": "", "rest": ""}
     low, high = report["interval"]
-    return (
-        f"<p>{for_page(language)}: WER <b>{report['wer']:.2%}</b> (95 % of resamples {low:.2%} to {high:.2%}), CER "
-        f"{report['cer']:.2%}; {report['num_utterances']} utterances, {report['reference_length']} words, "
-        f"{report['substitutions']} substitutions, {report['deletions']} deletions, {report['insertions']} insertions; "
-        f"normaliser {for_page(report['normaliser'])}</p>"
+    rest = (
+        f"(95 % of resamples {low:.2%} to {high:.2%}), CER {report['cer']:.2%}; {report['num_utterances']} utterances, "
+        f"{report['reference_length']} words, {report['substitutions']} substitutions, {report['deletions']} deletions, "
+        f"{report['insertions']} insertions; normaliser {report['normaliser']}"
     )
+    return {"language": language, "rate": f"{report['wer']:.2%}", "rest": rest}
 
 
-def _row(item: Hypothesis, count: WerCount, clip: bytes | None) -> str:
+def _row(item: Hypothesis, count: WerCount, clip: bytes | None) -> dict[str, Any]:
     rate = count.rate if count.reference_length else float(count.errors)
     cells = {
         "errors": (count.errors, str(count.errors)),
@@ -73,13 +75,22 @@ def _row(item: Hypothesis, count: WerCount, clip: bytes | None) -> str:
         "ending": (item.ending, "" if item.ending == "end" else item.ending),
         "key": (item.key, item.key),
     }
-    values = "".join(f'<td data-{key}="{for_page(str(v))}">{for_page(text)}' for key, (v, text) in cells.items())
-    audio = ""
+    source = ""
     if clip is not None:
         kind = _MAGIC.get(clip[:4], "audio/mpeg")
-        audio = f'<audio controls preload=none src="data:{kind};base64,{base64.b64encode(clip).decode()}"></audio>'
-    own = f"<small>{for_page(item.reference)}<br>{for_page(item.hypothesis)}</small>"
-    return f'<tr>{values}<td title="{for_page(normaliser_name(item.language))}">{align(item)}{own}{audio}'
+        source = f"data:{kind};base64,{base64.b64encode(clip).decode()}"
+    return {
+        "cells": [
+            {"key": key, "value": str(value), "text": text, "title": _ENDINGS.get(text, "") if key == "ending" else ""}
+            for key, (value, text) in cells.items()
+        ],
+        "normaliser": normaliser_name(item.language),
+        "aligned": raw(align(item)),
+        "reference": item.reference,
+        "hypothesis": item.hypothesis,
+        "clip": source,
+        "seconds": f"{item.seconds:.1f}",
+    }
 
 
 def align(item: Hypothesis) -> str:
@@ -117,30 +128,8 @@ _COLUMNS = {
     "ending": "cut",
     "key": "key",
 }
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:80rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}
-table{border-collapse:collapse;width:100%}thead{position:sticky;top:0;background:#fff}
-th,td{padding:.35rem .6rem;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}
-td{font-variant-numeric:tabular-nums}td:last-child{width:60%}
-button{font:inherit;font-weight:600;border:0;background:none;cursor:pointer;padding:0;white-space:nowrap}
-button[aria-sort]::after{content:" ▾"}button[aria-sort=ascending]::after{content:" ▴"}
-small{display:block;color:#666}audio{display:block;height:2rem;margin-top:.3rem}
-.sub{background:#ffe2a8}.del{background:#ffc9c9}.ins{background:#c5e3ff}b{font-weight:500}"""
-# #seconds or #-seconds at the end of the address sorts by a column from the start
-_SCRIPT = """const body=document.querySelector('tbody'),rows=[...body.rows];
-const texts=['language','ending','key'],buttons=[...document.querySelectorAll('button')];
-const value=(row,key)=>row.querySelector(`[data-${key}]`).dataset[key];
-function sort(key,up){
-  const compare=texts.includes(key)?(x,y)=>x.localeCompare(y):(x,y)=>x-y;
-  rows.sort((a,b)=>compare(value(a,key),value(b,key))*(up?1:-1));
-  body.append(...rows);
-  for(const button of buttons){
-    button.removeAttribute('aria-sort');
-    if(button.dataset.key===key)button.setAttribute('aria-sort',up?'ascending':'descending');
-  }
+# why decoding ended before the model's own end
+_ENDINGS = {
+    "loop": "the text repeated itself and was cut there",
+    "length": "the text reached the most tokens that evaluation.max_new_tokens allows",
 }
-for(const button of buttons)button.onclick=()=>sort(button.dataset.key,button.getAttribute('aria-sort')==='descending');
-document.querySelector('select').onchange=event=>{
-  for(const row of rows)row.hidden=event.target.value!==''&&value(row,'language')!==event.target.value;
-};
-const wish=location.hash.slice(1),column=wish.replace('-','');
-if(buttons.some(button=>button.dataset.key===column))sort(column,wish[0]!=='-');"""

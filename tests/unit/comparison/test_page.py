@@ -6,14 +6,18 @@ import itertools
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from kappaspeech.commands import main
+from kappaspeech.comparison.curves import _log_plain, draw_wer
 from kappaspeech.comparison.runs import group_runs, read_run
 from kappaspeech.comparison.summary import summarise
 from kappaspeech.comparison.theme import spread_out
+from kappaspeech.comparison.words import say_equals_p, say_gap
 from tests.browser import chromium
 from tests.made_runs import TENSORS, make_run
 
@@ -88,6 +92,123 @@ def test_the_page_works_in_a_browser(report, tmp_path):
         assert page.run("getComputedStyle(document.body).backgroundColor") != light
         assert page.run("document.documentElement.scrollWidth <= window.innerWidth"), "a narrow page scrolls sideways"
         assert page.messages == []
+
+
+CUT_OFF = """[...document.querySelectorAll('.scroll, td, th, figure, p, h1')].filter(
+    e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1).map(e => e.outerHTML.slice(0, 80))"""
+# the least height of a drawing's letters, in pixels
+SMALLEST_LETTER = """Math.min(...[...document.querySelectorAll('figure:not([hidden]) svg text')].map(
+    t => t.getBoundingClientRect().height).filter(h => h > 0))"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_cut_off_and_letters_can_be_read(report, tmp_path, width):
+    with chromium(tmp_path / "profile") as page:
+        for dark in (False, True):
+            page.open(report / "report.html", width=width, dark=dark)
+            assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
+            assert page.run(CUT_OFF) == []
+            assert page.run(SMALLEST_LETTER) > 8
+        # forgetting is seen without scrolling sideways
+        heads = "[...document.querySelectorAll('[data-label^=perplexity]')].map(e => e.getBoundingClientRect())"
+        assert page.run(f"{heads}.every(b => b.width > 0 && b.right <= window.innerWidth)")
+        assert page.messages == []
+
+
+@pytest.mark.slow
+def test_all_tables_keep_the_order_in_which_one_is_sorted(report, tmp_path):
+    with chromium(tmp_path / "profile") as page:
+        page.open(report / "report.html")
+        tables = "[...document.querySelectorAll('table.sortable, table.follows')]"
+        names = f"{tables}.map(t => [...t.tBodies[0].rows].map(r => r.cells[0].textContent))"
+        page.click("table.sortable th", 3)
+        page.click("table.sortable th", 3)
+        first, *others = page.run(names)
+        assert first[0] == "adaptor only"
+        assert len(others) > 1
+        assert all(order == first for order in others)
+
+
+def test_the_verdict_comes_first_and_the_reference_is_named(report):
+    text = (report / "report.html").read_text(encoding="utf-8")
+    first = re.search(r"<p class=verdict>(.*?)</p>", text)
+    assert first is not None
+    assert first[1].startswith("smallest κ has the lowest mean WER, ")
+    assert "adaptor only keeps text best: perplexity is 1.00 times what it was before training." in first[1]
+    assert text.index("class=verdict") < text.index("<table")
+    assert "Differences are against smallest κ." in text
+    assert "The reference, smallest κ: mean WER " in text
+
+
+def test_another_reference_is_chosen_by_its_name(report, tmp_path, capsys):
+    runs = [str(report.parent / str(number)) for number in range(2 * len(ARMS))]
+    assert main(["compare", *runs, "--reference", "random", "--output", str(tmp_path / "report")]) == 0
+    arms = json.loads((tmp_path / "report/report.json").read_text())["arms"]
+    assert [arm["arm"] for arm in arms] == ["random", "smallest κ", "largest κ", "adaptor only"]
+    assert main(["compare", *runs, "--reference", "nobody", "--output", str(tmp_path / "other")]) == 2
+    assert "--reference is 'nobody'; the arms are 'smallest κ', " in capsys.readouterr().err
+
+
+def test_one_arm_alone_is_told_before_and_after(report, tmp_path):
+    runs = [str(report.parent / "0"), str(report.parent / "4")]
+    assert main(["compare", *runs, "--output", str(tmp_path / "report")]) == 0
+    text = (tmp_path / "report/report.html").read_text(encoding="utf-8")
+    found = re.search(r"<p class=verdict>(.*?)</p>", text)
+    assert found is not None
+    assert re.fullmatch(r"smallest κ: mean WER \d+ → \d+\.\d %; de perplexity 90 → 117; en perplexity 70 → 91\.", found[1])
+    assert "minus" not in text
+    assert "reference" not in found[1]
+
+
+def test_names_of_arms_stay_text_on_the_page(tmp_path):
+    nasty = "<script>alert(1)</script>{{ 7 * 7 }}\u202e"
+    run = make_run(tmp_path / "run", nasty, seed=17, error_rate=0.1)
+    assert main(["compare", str(run), "--output", str(tmp_path / "report")]) == 0
+    text = (tmp_path / "report/report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    assert "{{ 7 * 7 }}" in text
+    assert "\u202e" not in text
+
+
+def test_wer_above_the_ceiling_is_marked_and_told(tmp_path):
+    run = make_run(tmp_path / "run", "alone", seed=17, error_rate=0.1)
+    (arm,) = group_runs([read_run(run)])
+    figure = Figure()
+    axes = figure.subplots()
+    draw_wer(axes, [arm], clock="steps")
+    above = [100 * item["wer"]["mean_wer"] for item in arm.runs[0].evaluations if item["wer"]["mean_wer"] > 1.1]
+    assert above
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "^" and len(line.get_xdata()) == 1] != []
+    assert any(f"{max(above):.0f} %" in text.get_text() for text in axes.texts)
+    assert axes.get_title() == "Mean WER over steps"
+
+
+def test_ticks_keep_their_distance():
+    for low, high in ((93.0, 105.0), (90.0, 411.0), (3.0, 5000.0)):
+        axes = Figure().subplots()
+        axes.set_xlim(low, high)
+        _log_plain(axes.xaxis, axes.set_xscale)
+        ticks = [tick for tick in axes.xaxis.get_majorticklocs() if low <= tick <= high]
+        assert 2 <= len(ticks) <= 8
+        places = [math.log(tick / low) / math.log(high / low) for tick in ticks]
+        assert all(after - before > 0.05 for before, after in itertools.pairwise(places))
+
+
+@pytest.mark.parametrize(
+    ("mean", "interval", "said"),
+    [
+        (-24.2, (-28.8, -20.0), ("24.2 points less", "20.0 to 28.8")),
+        (24.2, (20.0, 28.8), ("24.2 points more", "20.0 to 28.8")),
+        (-1.3, (-3.1, 0.4), ("1.3 points less", "0.4 more to 3.1 less")),
+    ],
+)
+def test_an_interval_has_the_signs_of_its_difference(mean, interval, said):
+    assert say_gap(mean, interval, unit="points") == said
+
+
+def test_the_smallest_p_is_told_as_a_bound():
+    assert [say_equals_p(p) for p in (2 / 2001, 0.0011, 0.5)] == ["p ≤ 0.001", "p = 0.001", "p = 0.500"]
 
 
 def test_the_reports_numbers_are_over_seeds_and_the_first_arm_is_the_reference(report):

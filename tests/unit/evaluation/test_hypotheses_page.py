@@ -13,7 +13,7 @@ import soundfile
 from kappaspeech.evaluation import page
 from kappaspeech.evaluation.page import align, make_page
 from kappaspeech.evaluation.wer import Hypothesis
-from tests.browser import find_chromium
+from tests.browser import chromium, find_chromium
 from tests.patience import patience
 
 HYPOTHESES = [
@@ -97,6 +97,35 @@ def test_a_browser_sorts_the_page_and_plays_a_clip(browse):
     assert keys(dom) == ["en/1", "en/3", "de/2"]
     assert re.findall(r'<tr hidden="">.*?data-key="([^"]+)"', dom) == ["de/2"]
     assert re.search(r'data-played="1\.5"', dom), "the clip didn't load"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_fits_screens_and_searches(tmp_path, width):
+    path = tmp_path / "page.html"
+    path.write_text(make_page("run", HYPOTHESES, {"en/1": flac(1.5)}), encoding="utf-8")
+    with chromium(tmp_path / "profile") as tab:
+        tab.open(path, width=width)
+        light = tab.run("getComputedStyle(document.body).backgroundColor")
+        assert tab.run("document.documentElement.scrollWidth <= window.innerWidth")
+        assert tab.run("document.querySelector('.player').textContent").strip() == "2.0 s"
+        search = "const i = document.querySelector('input'); i.value = {!r}; i.dispatchEvent(new Event('input'));"
+        rows = "[...document.querySelectorAll('tbody tr')].filter(r => !r.hidden)"
+        shown = f"{rows}.map(r => r.querySelector('[data-key]').dataset.key)"
+        tab.run("(() => {" + search.format("GREEN lamp") + "})()")
+        assert tab.run(shown) == ["en/1"]
+        assert tab.run("document.querySelector('output').textContent") == "1 of 3 shown"
+        tab.run("(() => {" + search.format("") + "})()")
+        assert len(tab.run(shown)) == 3
+        tab.open(path, width=width, dark=True)
+        assert tab.run("getComputedStyle(document.body).backgroundColor") != light
+        assert tab.messages == []
+
+
+def test_the_page_says_why_a_text_was_cut():
+    text = make_page("run", HYPOTHESES, {})
+    assert "Cut: loop, the text repeated itself and was cut there." in text
+    assert "Cut:" not in make_page("run", HYPOTHESES[:2], {})
 
 
 @pytest.mark.slow

@@ -162,9 +162,11 @@ def test_speed_moves_pitch_and_length():
 
 def test_the_schedule_leaves_room_for_what_speed_makes_longer(home):
     slow = stream(home, augmentation=Augmentation(speed_factors=(0.5,)))
-    for data in take(slow, 6):
-        for batch in data.batches:
-            assert batch.log_mel.shape[0] == 1 or batch.log_mel.shape[0] * batch.log_mel.shape[2] <= 20.0 * 100 + 2 * 3
+    shapes = [batch.log_mel.shape for data in take(slow, 6) for batch in data.batches]
+    # a clip alone may be longer than the budget
+    shared = [(rows, frames) for rows, _, frames in shapes if rows > 1]
+    assert shared
+    assert [(rows, frames) for rows, frames in shared if rows * frames > 20.0 * 100 + 2 * 3] == []
 
 
 def test_text_is_normalised_by_language_where_asked_for():

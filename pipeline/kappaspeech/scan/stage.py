@@ -107,6 +107,7 @@ def scan(
         matrices=ranked,
         skipped=[*skipped, *invalid],
         spectra=spectra,
+        gguf_architecture=checkpoint.gguf_architecture,
     )
 
 

@@ -112,6 +112,7 @@ def scan(
         matrices=ranked,
         skipped=[*skipped, *invalid],
         spectra=spectra,
+        gguf_architecture=checkpoint.gguf_architecture,
     )
 
 

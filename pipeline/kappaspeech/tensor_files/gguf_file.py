@@ -22,7 +22,7 @@ UNREADABLE = "undecodable_"
 class GgufFile:
     """Tensors under GGUF's own names. Those of block formats are listed by the format's name and read as float32.
 
-    `num_pieces` is of how many files the model is made. Raises `CheckpointError`.
+    `num_pieces` is of how many files the model is made, `architecture` what GGUF calls its family. Raises `CheckpointError`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,6 +39,8 @@ class GgufFile:
             self.tensors = [self._list(entry) for entry in header.entries]
         count = header.fields.get("split.count", 1)
         self.num_pieces = count if type(count) is int else 1
+        family = header.fields.get("general.architecture")
+        self.architecture = family if isinstance(family, str) else None
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):

@@ -56,7 +56,7 @@ def parse_yaml(text: str) -> Any:
             return None
         if _count_values(root, {}, depth=0) > _MAX_VALUES:
             raise yaml.YAMLError(f"it stands for more than {_MAX_VALUES:,} values, by aliases of aliases")
-        return _check_numbers(loader.construct_document(root))
+        return _copy(_check_numbers(loader.construct_document(root)))
     except RecursionError:
         raise yaml.YAMLError(f"it is nested more than {_MAX_DEPTH} deep") from None
     finally:
@@ -94,3 +94,10 @@ def _check_numbers(value: Any) -> Any:
             raise yaml.YAMLError(f"a whole number in it has about {int(math.log10(2) * item.bit_length()):,} digits")
         waiting += item.values() if isinstance(item, dict) else item if isinstance(item, list) else []
     return value
+
+
+def _copy(value: Any) -> Any:
+    """`value` with mappings and lists of its own at each place: an alias is the same object, and a change there a change here."""
+    if isinstance(value, dict):
+        return {key: _copy(inner) for key, inner in value.items()}
+    return [_copy(inner) for inner in value] if isinstance(value, list) else value

@@ -27,11 +27,11 @@ from kappaspeech.runs.contents import RECORD_FILE, STOP_FILE
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.lease import look
 from kappaspeech.speech.batches import make_prompt
+from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.shards import expand, read_index
 from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import open_source
-from kappaspeech.speech.stream import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.table import MERGED_SUFFIX, read_merged
 from kappaspeech.zero3.compiled_ops import find_compatible_ops
 

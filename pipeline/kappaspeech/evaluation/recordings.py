@@ -78,7 +78,7 @@ def warn_of_length(model: Path, longest_seconds: float) -> str | None:
     """A warning if pieces are far longer than the clips that a run was trained on; None also where that isn't recorded."""
     try:
         plan = read_json(model / "run.json", schema_version=1).get("plan") or {}
-        trained = float(plan["assumptions"]["batches"]["largest"]["clip_seconds"])
+        trained = float(plan["assumptions"]["batches"]["longest_seconds"])
     except (OSError, KeyError, TypeError, ValueError, KappaSpeechError):
         return None
     if longest_seconds <= _FAR_LONGER * trained:

@@ -34,9 +34,12 @@ class Certainty:
         self._steps_B.append(logits_BV.float().log_softmax(dim=-1).amax(dim=-1).cpu())
         return logits_BV
 
-    def of_row(self, row: int, num_tokens: int) -> float:
-        """The geometric mean of a row's token probabilities, that of the end among them, from 0 to 1."""
-        logs = [float(step_B[row]) for step_B in self._steps_B[: num_tokens + 1]]
+    def of_row(self, row: int, num_tokens: int, *, has_end: bool) -> float:
+        """The geometric mean of a row's token probabilities, from 0 to 1; with `has_end` that of the end is among them.
+
+        What comes after a row that was cut is padding, and is there only while its neighbours go on.
+        """
+        logs = [float(step_B[row]) for step_B in self._steps_B[: num_tokens + has_end]]
         return math.exp(fmean(logs)) if logs else 0.0
 
 
@@ -113,7 +116,10 @@ class Transcriber:
             )
         rows = [cut_at_end(row, self.tokenizer.eos_token_id) for row in ids_BL.tolist()]
         texts = self.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)
-        confidences = [certainty.of_row(row, len(ids)) if certainty else None for row, (ids, _) in enumerate(rows)]
+        confidences = [
+            certainty.of_row(row, len(ids), has_end=ending == "end") if certainty else None
+            for row, (ids, ending) in enumerate(rows)
+        ]
         return [
             Decoded(text.strip(), ending, confidence)
             for text, (_, ending), confidence in zip(texts, rows, confidences, strict=True)

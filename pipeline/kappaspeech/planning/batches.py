@@ -29,11 +29,15 @@ class MicroBatchSize:
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """The largest micro-batch, which memory must hold, and the mean one, which time goes by. `source` says how they are known."""
+    """The largest micro-batch, which memory must hold, and the mean one, which time goes by. `source` says how they are known.
+
+    `longest_seconds` is the longest clip that trains, which may stand in a smaller micro-batch; None where nobody has looked.
+    """
 
     largest: MicroBatchSize
     mean: MicroBatchSize
     source: str
+    longest_seconds: float | None = None
 
 
 def sizes_by_budget(budget: BatchBudget) -> BatchSizes:
@@ -51,10 +55,11 @@ def sizes_by_lengths(seconds: Sequence[NDArray[np.float32]], budget: BatchBudget
     lengths = lengths[lengths <= max_seconds]
     if not len(lengths):
         return sizes_by_budget(budget)
+    longest = float(lengths[-1])
     lengths = lengths[:: -(-len(lengths) // _MAX_CLIPS)]
     runs = cut_by_budget(lengths, budget)
     batches = [MicroBatchSize(end - start, float(lengths[end - 1])) for start, end in runs]
     largest = max(batches, key=lambda batch: batch.padded_seconds)
     num_samples = len(lengths) / len(batches)
     mean = MicroBatchSize(num_samples, sum(batch.padded_seconds for batch in batches) / len(batches) / num_samples)
-    return BatchSizes(largest, mean, f"the lengths of {len(lengths):,} clips")
+    return BatchSizes(largest, mean, f"the lengths of {len(lengths):,} clips", longest)

@@ -21,7 +21,8 @@ from typing import Any
 from kappaspeech.errors import KappaSpeechError, RankFailure
 from kappaspeech.escaping import for_terminal
 from kappaspeech.processes import read_stat
-from kappaspeech.ranks.agreement import is_agreed, is_broken_collective
+from kappaspeech.ranks.agreement import is_agreed
+from kappaspeech.ranks.broken_exchange import is_broken_collective
 from kappaspeech.ranks.cluster import MAX_POST_BYTES, Cluster
 from kappaspeech.redaction import redact
 

@@ -39,10 +39,12 @@ class TensorRef:
 
 
 class Checkpoint:
-    """The tensors of a checkpoint, by name. `where` is what the user called it."""
+    """The tensors of a checkpoint, by name. `where` is what the user called it, `gguf_architecture` its family in GGUF."""
 
     def __init__(self, where: str, files: Iterable[TensorFile], *, config: dict[str, Any] | None = None) -> None:
+        files = list(files)
         self.where = encodable(where)
+        self.gguf_architecture = next((found for file in files if (found := getattr(file, "architecture", None))), None)
         self._renamed: dict[str, str] = {}
         self._stored: dict[str, tuple[TensorFile, StoredTensor]] = {}
         sharing: dict[tuple[Path, int, tuple[int, ...], str], list[str]] = {}

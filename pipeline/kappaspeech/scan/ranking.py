@@ -18,7 +18,7 @@ from kappaspeech.outside import check_regular, explained
 from kappaspeech.scan.matrices import SkippedTensor
 from kappaspeech.scan.ranking_file import RankingEntry, RankingFile
 from kappaspeech.scan.scores import SCORES, check_score
-from kappaspeech.scan.spectrum import SpectrumStats
+from kappaspeech.scan.statistics import SpectrumStats
 from kappaspeech.selection.candidates import Candidate
 
 SCHEMA_VERSION = 1
@@ -111,6 +111,8 @@ class KappaRanking:
     skipped: tuple[SkippedTensor, ...]
     # every singular value by matrix, descending, float32, (m,); empty where they weren't asked for. Not in ranking.json.
     spectra: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, compare=False, repr=False)
+    # of a GGUF file: by it an export knows what the tensors are elsewhere
+    gguf_architecture: str | None = None
 
     @staticmethod
     def of(
@@ -122,17 +124,19 @@ class KappaRanking:
         matrices: Iterable[RankedMatrix],
         skipped: Iterable[SkippedTensor],
         spectra: Mapping[str, NDArray[np.float32]] | None = None,
+        gguf_architecture: str | None = None,
     ) -> KappaRanking:
         """A ranking in its order, whatever the order of what it is made from."""
         ordered = tuple(sorted(matrices, key=lambda matrix: (matrix.stats.kappa, matrix.name)))
+        left_out = tuple(sorted(skipped, key=lambda tensor: tensor.name))
         return KappaRanking(
-            model, checkpoint_digest, method, rtol, ordered, tuple(sorted(skipped, key=lambda tensor: tensor.name)), spectra or {}
+            model, checkpoint_digest, method, rtol, ordered, left_out, spectra or {}, gguf_architecture=gguf_architecture
         )
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of everything but what the model was called."""
-        return digest_json({key: value for key, value in self._to_json().items() if key != "model"})
+        """SHA-256 of everything but what the model and its family are called."""
+        return digest_json({key: value for key, value in self._to_json().items() if key not in ("model", "gguf_architecture")})
 
     def candidates(self, score: str) -> list[Candidate]:
         """One candidate a parameter. Fused experts train together: theirs is the mean over the experts, as PEFT takes it.
@@ -166,6 +170,7 @@ class KappaRanking:
             "rtol": self.rtol,
             "tensors": [matrix.to_json() for matrix in self.matrices],
             "skipped": [{"name": item.name, "shape": list(item.shape), "reason": item.reason} for item in self.skipped],
+            **({"gguf_architecture": self.gguf_architecture} if self.gguf_architecture else {}),
         }
 
     def write(self, path: Path) -> None:
@@ -210,6 +215,7 @@ class KappaRanking:
             rtol=file.rtol,
             matrices=tuple(RankedMatrix._of(entry) for entry in file.tensors),
             skipped=tuple(SkippedTensor(item.name, tuple(item.shape), item.reason) for item in file.skipped),
+            gguf_architecture=file.gguf_architecture,
         )
 
 

@@ -88,6 +88,7 @@ class RankingFile(_Strict):
     rtol: Magnitude
     tensors: list[RankingEntry]
     skipped: list[SkippedEntry]
+    gguf_architecture: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> RankingFile:

@@ -29,7 +29,9 @@ from kappaspeech.scan.known_matrices import digest_known, naming
 from kappaspeech.scan.matrices import MatrixRef, SkippedTensor, StoredMatrix, digest_matrix, list_matrices
 from kappaspeech.scan.partition import FIXED_SECONDS, Task, assign, blocking_seconds, finishing_cost, plan
 from kappaspeech.scan.ranking import KappaRanking, RankedMatrix
-from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, SpectrumStats, choose_algebra, measure, num_pieces, piece_gram
+from kappaspeech.scan.scaled_matrix import num_pieces, piece_gram
+from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, choose_algebra, measure
+from kappaspeech.scan.statistics import SpectrumStats
 from kappaspeech.tensor_files.dtypes import FLOATS, FloatArray
 
 
@@ -110,6 +112,7 @@ def scan(
         matrices=ranked,
         skipped=[*skipped, *invalid],
         spectra=spectra,
+        gguf_architecture=checkpoint.gguf_architecture,
     )
 
 

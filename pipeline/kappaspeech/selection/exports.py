@@ -14,7 +14,31 @@ from kappaspeech.errors import SelectionError
 from kappaspeech.selection.tensor_selection import TensorSelection
 
 _WEIGHT = ".weight"
-# GGUF's names of a decoder of Llama's kind → transformers'
+# GGUF's names of families, as far as transformers has the modules below for each of these parts; others fuse or rename some
+_LIKE_LLAMA = {
+    "llama",
+    "mistral3",
+    "qwen2",
+    "qwen3",
+    "qwen2moe",
+    "qwen3moe",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "olmo",
+    "olmo2",
+    "stablelm",
+    "granite",
+    "command-r",
+    "cohere2",
+    "exaone4",
+    "smollm3",
+    "arcee",
+    "minicpm",
+    "deepseek",
+    "deepseek2",
+}
+# GGUF's names of their tensors → transformers'
 _GGUF_BLOCK = re.compile(r"blk\.(\d+)\.([a-z_]+)\.weight")
 _GGUF_MODULES = {
     "attn_q": "self_attn.q_proj",
@@ -30,13 +54,21 @@ _GGUF_OUTSIDE = {"token_embd.weight": "model.embed_tokens.weight", "output.weigh
 
 def is_of_gguf(selection: TensorSelection) -> bool:
     """True if the selection's tensors have GGUF's names, which no other tool knows."""
-    return any(_GGUF_BLOCK.fullmatch(name) for name in selection.names)
+    return any(_GGUF_BLOCK.fullmatch(name) or name in _GGUF_OUTSIDE for name in selection.names)
 
 
 def with_transformers_names(selection: TensorSelection) -> TensorSelection:
     """A selection from a GGUF file by transformers' names, others as they are. Raises `SelectionError` for one without."""
     if not is_of_gguf(selection):
         return selection
+    if selection.gguf_architecture not in _LIKE_LLAMA:
+        family = selection.gguf_architecture
+        raise SelectionError(
+            f"{selection.model} is a GGUF file of the family {family}, whose tensors have other names and shapes in "
+            "transformers. Scan the model's safetensors checkpoint."
+            if family
+            else f"The selection of {selection.model} has GGUF's names and doesn't say of which family. Scan and select again."
+        )
     return replace(selection, tensors=tuple(replace(tensor, name=_rename(tensor.name)) for tensor in selection.tensors))
 
 

@@ -17,6 +17,8 @@ from kappaspeech.selection.nearest import take_nearest
 from kappaspeech.selection.otsu import otsu_threshold
 
 _FACTORS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
+# a comma stands before three digits each time: in 1,5B it is a decimal comma, which isn't read
+_BUDGET = re.compile(r"\+?((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*)(?:\.[0-9]+)?(?:e[0-9]{1,2})?)([kmb]?)")
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,11 @@ class RuleOption:
 
 
 def _read_budget(text: str) -> Budget:
-    match = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]{1,2})?)([kmb]?)", text.strip().lower())
-    if match is None:
-        raise InputError(f"--budget is {text!r}; give a number of parameters, as in 20000000, 20M or 1.5B.")
-    return Budget(round(float(re.sub("[_,]", "", match[1])) * _FACTORS[match[2]]))
+    match = _BUDGET.fullmatch(text.strip().lower())
+    number = 0 if match is None else round(float(re.sub("[_,]", "", match[1])) * _FACTORS[match[2]])
+    if number < 1:
+        raise InputError(f"--budget is {text!r}; give a number of parameters from 1 on, as in 20000000, 20,000,000, 20M or 1.5B.")
+    return Budget(number)
 
 
 def _read_threshold(text: str) -> Threshold:
@@ -152,11 +155,13 @@ def _read_threshold(text: str) -> Threshold:
 
 
 def _read_quotas(pairs: Sequence[str]) -> Quotas:
-    quotas = {}
+    quotas: dict[str, int] = {}
     for pair in pairs:
         kind, _, number = pair.rpartition("=")
-        if not kind or not number.isdigit():
+        if not kind or not number.isdecimal():
             raise InputError(f"--quota is {pair!r}; give a module type and a number, as in v_proj=10.")
+        if kind in quotas:
+            raise InputError(f"--quota gives {kind} twice: {quotas[kind]} and {number}. Give one number of each type.")
         quotas[kind] = int(number)
     return Quotas(quotas)
 

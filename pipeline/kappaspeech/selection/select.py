@@ -36,4 +36,5 @@ def select(
         checkpoint_digest=ranking.checkpoint_digest,
         ranking_digest=ranking.digest,
         tensors=tuple(SelectedTensor(item.name, item.shape, item.kappa, item.aliases) for item in chosen),
+        gguf_architecture=ranking.gguf_architecture,
     )

@@ -35,6 +35,7 @@ class TensorSelection:
     checkpoint_digest: str
     ranking_digest: str
     tensors: tuple[SelectedTensor, ...]
+    gguf_architecture: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -69,6 +70,7 @@ class TensorSelection:
                     }
                     for tensor in self.tensors
                 ],
+                **({"gguf_architecture": self.gguf_architecture} if self.gguf_architecture else {}),
             },
         )
 
@@ -89,6 +91,7 @@ class TensorSelection:
                 )
                 for entry in file.tensors
             ),
+            gguf_architecture=file.gguf_architecture,
         )
         if len(set(selection.names)) != len(selection.tensors):
             raise SelectionError(f"{path} names a tensor twice. Make it again with `kappaspeech select`.")
@@ -117,3 +120,4 @@ class _SelectionFile(BaseModel):
     checkpoint_digest: str
     ranking_digest: str
     tensors: list[_TensorEntry]
+    gguf_architecture: str | None = None

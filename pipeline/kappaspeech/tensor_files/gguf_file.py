@@ -11,19 +11,18 @@ import numpy as np
 
 from kappaspeech.errors import CheckpointError
 from kappaspeech.outside import explained, open_regular
-from kappaspeech.tensor_files.dtypes import StoredArray
+from kappaspeech.tensor_files.dtypes import FLOATS, StoredArray
 from kappaspeech.tensor_files.gguf_header import GgufEntry, read_header
 from kappaspeech.tensor_files.tensor_file import StoredTensor
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_ARRAYS = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 UNREADABLE = "undecodable_"
 
 
 class GgufFile:
     """Tensors under GGUF's own names. Those of block formats are listed by the format's name and read as float32.
 
-    `num_pieces` is of how many files the model is made. Raises `CheckpointError`.
+    `num_pieces` is of how many files the model is made, `architecture` what GGUF calls its family. Raises `CheckpointError`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,6 +39,8 @@ class GgufFile:
             self.tensors = [self._list(entry) for entry in header.entries]
         count = header.fields.get("split.count", 1)
         self.num_pieces = count if type(count) is int else 1
+        family = header.fields.get("general.architecture")
+        self.architecture = family if isinstance(family, str) else None
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
@@ -73,7 +74,7 @@ class GgufFile:
         """Elements `start` to `stop` of the flattened tensor: as stored, or as float32 for a block format. Raises `OSError`."""
         kind = self._gguf.GGMLQuantizationType(self._entries[name].kind)
         if kind.name in _DTYPES:
-            array = _ARRAYS[_DTYPES[kind.name]]
+            array = FLOATS[_DTYPES[kind.name]].array
             width = np.dtype(array).itemsize
             values: StoredArray = np.frombuffer(self.read_bytes(name, start * width, (stop - start) * width), dtype=array)
             return values

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import redirect_stdout
 
 
 def find_compatible_ops() -> dict[str, bool]:
@@ -11,6 +13,8 @@ def find_compatible_ops() -> dict[str, bool]:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from deepspeed.ops import __compatible_ops__
+    # its builders print what they miss, where a command's result may go
+    with redirect_stdout(sys.stderr):
+        from deepspeed.ops import __compatible_ops__
 
     return {str(name): bool(there) for name, there in __compatible_ops__.items()}

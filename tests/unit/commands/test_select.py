@@ -64,16 +64,30 @@ def test_exactly_one_rule_is_given(words, says):
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("20M", 20_000_000), ("1.5b", 1_500_000_000), ("64_000", 64_000), ("2e6", 2_000_000)]
+    ("text", "number"),
+    [
+        ("20M", 20_000_000),
+        ("1.5b", 1_500_000_000),
+        ("64_000", 64_000),
+        ("2e6", 2_000_000),
+        ("20,000,000", 20_000_000),
+        ("+20000000", 20_000_000),
+    ],
 )
 def test_a_budget_may_be_written_with_a_unit(text, number):
     assert rule_of("--budget", text) == Budget(number)
 
 
-@pytest.mark.parametrize("text", ["many", "20 Mio", "-5", "M", "1.2.3", ""])
+@pytest.mark.parametrize("text", ["many", "20 Mio", "-5", "M", "1.2.3", "", "1,5B", "1,50,000", "1234,567", "0", "0.0001k"])
 def test_a_budget_that_is_no_number_is_refused(text):
     with pytest.raises(InputError, match="--budget is"):
         rule_of(f"--budget={text}")
+
+
+@pytest.mark.parametrize("pairs", [["v_proj=²"], ["v_proj=2", "v_proj=3"]])
+def test_a_quota_is_one_number_for_each_type(pairs):
+    with pytest.raises(InputError, match="--quota"):
+        rule_of(*(word for pair in pairs for word in ("--quota", pair)))
 
 
 def test_a_rule_that_joins_the_table_is_an_option_and_chooses():

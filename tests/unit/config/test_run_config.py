@@ -55,7 +55,9 @@ def test_every_key_that_the_example_offers_in_a_comment_can_be_switched_on(line,
 
 
 def test_every_line_of_the_examples_says_what_it_is():
-    for path in (REPOSITORY / "launch/configs").glob("*.yaml"):
+    paths = list((REPOSITORY / "launch/configs").glob("*.yaml"))
+    assert paths
+    for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines():
             # a section's name alone, and one more entry of a list, need none
             assert "#" in line or re.fullmatch(r"\w+:", line) or line.strip().startswith("- "), line
@@ -256,3 +258,13 @@ def test_an_override_reaches_into_a_list(tmp_path):
     for key in ("data.train.7.language", "data.train.one.language", "data.train.9"):
         with pytest.raises(ConfigError, match="is no place in a list of 1, which are counted from 0"):
             read_run_config(path, overrides={key: "fr"})
+
+
+def test_an_override_leaves_an_alias_as_it_is(tmp_path):
+    content = yaml.safe_load(yaml.safe_dump(MINIMAL))
+    content["data"]["test"] = content["data"]["train"] = [{"shards": "s", "language": "de"}]
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert "&id001" in path.read_text()
+    config = read_run_config(path, overrides={"data.train.0.language": "fr"})
+    assert (config.data.train[0].language, config.data.test[0].language) == ("fr", "de")

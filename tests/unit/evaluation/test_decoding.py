@@ -178,5 +178,7 @@ def test_confidence_is_the_geometric_mean_of_the_likeliest_tokens():
         logits_BV = torch.tensor(rows).log() + 3.0
         assert certainty(torch.zeros(2, 1), logits_BV) is logits_BV
     # two tokens and the end; one token and the end
-    assert certainty.of_row(0, 2) == pytest.approx((0.9 * 0.4 * 0.9) ** (1 / 3))
-    assert certainty.of_row(1, 1) == pytest.approx((0.5 * 0.8) ** (1 / 2))
+    assert certainty.of_row(0, 2, has_end=True) == pytest.approx((0.9 * 0.4 * 0.9) ** (1 / 3))
+    assert certainty.of_row(1, 1, has_end=True) == pytest.approx((0.5 * 0.8) ** (1 / 2))
+    # one token, cut in a loop: the next step is its neighbour's
+    assert certainty.of_row(1, 1, has_end=False) == pytest.approx(0.5)

@@ -75,7 +75,8 @@ def test_pieces_are_as_short_as_asked_for():
 
 
 def test_pieces_far_longer_than_trained_are_warned_of(tmp_path):
-    plan = {"assumptions": {"batches": {"largest": {"clip_seconds": 4.0}}}}
+    # the micro-batch of most padded seconds holds shorter clips than the longest
+    plan = {"assumptions": {"batches": {"largest": {"clip_seconds": 2.0}, "longest_seconds": 4.0}}}
     (tmp_path / "run.json").write_text(json.dumps({"schema_version": 1, "status": "finished", "plan": plan}))
     assert warn_of_length(tmp_path, 5.9) is None
     warning = warn_of_length(tmp_path, 24.0)
@@ -84,4 +85,11 @@ def test_pieces_far_longer_than_trained_are_warned_of(tmp_path):
     assert "--piece-seconds 4" in warning
     assert warn_of_length(tmp_path / "an export", 24.0) is None
     (tmp_path / "run.json").write_text(json.dumps({"schema_version": 1, "status": "finished", "plan": {"error": "none"}}))
+    assert warn_of_length(tmp_path, 24.0) is None
+
+
+def test_nothing_is_said_where_a_plan_knew_no_lengths(tmp_path):
+    batches = {"largest": {"clip_seconds": 2.0}, "longest_seconds": None, "source": "the batch budget, filled"}
+    record = {"schema_version": 1, "status": "finished", "plan": {"assumptions": {"batches": batches}}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
     assert warn_of_length(tmp_path, 24.0) is None

@@ -6,6 +6,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,6 +14,8 @@ import yaml
 from kappaspeech.commands import main
 from kappaspeech.errors import SelectionError
 from kappaspeech.model.llm import load_llm
+from kappaspeech.scan.checkpoint import open_checkpoint
+from kappaspeech.scan.stage import scan
 from kappaspeech.selection.exports import EXPORTS, axolotl, kappatune, names, peft, write_export
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 
@@ -73,8 +76,9 @@ def test_select_writes_every_format_beside_the_selection(home, tmp_path, capsys)
     assert all(str(tmp_path / name) in printed for name in expected)
 
 
-def of_gguf(*found: str) -> TensorSelection:
-    return TensorSelection("by hand", "m.gguf", "c", "r", tuple(SelectedTensor(name, (4, 4), 2.0) for name in found))
+def of_gguf(*found: str, family: str | None = "llama") -> TensorSelection:
+    tensors = tuple(SelectedTensor(name, (4, 4), 2.0) for name in found)
+    return TensorSelection("by hand", "m.gguf", "c", "r", tensors, gguf_architecture=family)
 
 
 def test_a_selection_from_a_gguf_is_exported_by_transformers_names(tmp_path):
@@ -94,3 +98,30 @@ def test_a_gguf_tensor_that_transformers_fuses_is_refused(tmp_path):
     with pytest.raises(SelectionError, match=r"blk\.3\.ffn_gate_exps\.weight is GGUF's name"):
         write_export(of_gguf("blk.3.ffn_gate_exps.weight"), "peft", tmp_path / "s.json")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("family", "says"), [("phi3", "of the family phi3"), ("gpt2", "family gpt2"), ("glm4", "glm4"), (None, "of which family")]
+)
+@pytest.mark.parametrize("name", ["blk.3.ffn_up.weight", "token_embd.weight"])
+def test_a_gguf_of_a_family_with_other_modules_is_refused(tmp_path, family, says, name):
+    with pytest.raises(SelectionError, match=says):
+        write_export(of_gguf(name, family=family), "peft", tmp_path / "s.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_embedding_alone_is_renamed_too(tmp_path):
+    assert write_export(of_gguf("token_embd.weight"), "names", tmp_path / "s.json").read_text() == "model.embed_tokens.weight\n"
+
+
+def test_a_gguf_family_reaches_the_selection_through_its_ranking(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "qwen2")
+    writer.add_tensor("blk.0.ffn_up.weight", np.eye(4, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    scan(open_checkpoint(tmp_path / "m.gguf")).write(tmp_path / "ranking.json")
+    assert main(["select", str(tmp_path / "ranking.json"), "--count", "1", "--output", str(tmp_path / "s.json")]) == 0
+    assert TensorSelection.read(tmp_path / "s.json").gguf_architecture == "qwen2"

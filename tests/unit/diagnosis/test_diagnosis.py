@@ -7,9 +7,11 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from packaging.requirements import Requirement
@@ -288,3 +290,22 @@ def test_texts_may_be_a_folder_as_an_evaluation_reads_it(home, tmp_path):
     findings = check_configuration(read_run_config(path), world_size=1, environment={})
     status = {folder: [item.status for item in findings if str(folder) in item.found] for folder in (prose, empty)}
     assert status == {prose: ["ok"], empty: ["problem"]}
+
+
+def test_json_is_all_there_is_on_standard_output(home, tmp_path, monkeypatch, capsys):
+    class Ops(ModuleType):
+        @property
+        def __compatible_ops__(self):
+            print("[WARNING] async_io requires the dev libaio .so object")
+            return {"async_io": False}
+
+    monkeypatch.setitem(sys.modules, "deepspeed.ops", Ops("deepspeed.ops"))
+    offload = {"device": "nvme", "nvme_path": str(tmp_path)}
+    content = {"zero_optimization": {"stage": 3, "offload_optimizer": offload}, "zero_force_ds_cpu_optimizer": False}
+    (tmp_path / "ds.json").write_text(json.dumps(content))
+    path = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", deepspeed=str(tmp_path / "ds.json"))
+    assert main(["doctor", str(path), "--json"]) == 1
+    printed = capsys.readouterr()
+    findings = json.loads(printed.out)["findings"]
+    assert any("async_io" in finding["found"] for finding in findings)
+    assert "requires the dev libaio" in printed.err

@@ -30,6 +30,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def turn(folder: str) -> int:
+    """When the tests of a folder begin; a new folder's, or a file's beside the folders, come last."""
+    return _LONG_FIRST.index(folder) if folder in _LONG_FIRST else len(_LONG_FIRST)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where several processes share the tests, a file's stay together, for its fixtures."""
@@ -38,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> tuple[str, ...]:
         return item.path.relative_to(folders).parts
 
-    items.sort(key=lambda item: _LONG_FIRST.index(place(item)[0]))
+    items.sort(key=lambda item: turn(place(item)[0]))
     for item in items:
         folder = place(item)[0]
         group = "machine" if folder in _OF_THE_MACHINE else "-".join(place(item))

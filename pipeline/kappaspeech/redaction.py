@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
+# beside a run folder's config.json, which holds no secret: what it hides, for its owner's eyes
+SECRETS_FILE = "secrets.json"
 # what a URL ends at in running text
 _END = r"\s\"'<>«»`\\"
 _USER = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s]*@")

@@ -31,7 +31,7 @@ def try_out(families: tuple[str, ...], folder: Path, *, num_ranks: int) -> dict[
         env=clean_environment(OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
-        timeout=patience(400),
+        timeout=patience(400 if num_ranks > 1 else 300),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return {name: row["result"] for name, row in json.loads(record.read_text()).items()}

@@ -50,7 +50,7 @@ def offline_host(tmp_path_factory) -> dict[str, str] | None:
 
 
 @pytest.mark.slow
-def test_every_section_runs_at_the_tiny_shape_on_a_cpu_of_a_host_without_a_network(tmp_path, offline_host):
+def test_every_section_runs_at_the_tiny_shape_on_a_cpu(tmp_path, offline_host):
     done = run_gpu(tmp_path, "--shape", "8b", "--minutes", str(patience(270) / 60), **offline_host or {})
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     records = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in SECTIONS}
@@ -80,8 +80,22 @@ def test_every_section_runs_at_the_tiny_shape_on_a_cpu_of_a_host_without_a_netwo
     scans = {case["name"]: case for case in records["scan"]["cases"]}
     assert scans["several workers"]["equal_bytes"]
     assert len(scans["float64"]["compared"]) == 6
+
+
+@pytest.mark.slow
+def test_that_host_has_its_libraries_from_the_wheels_that_were_gathered(offline_host):
     if offline_host is None:
-        pytest.skip("every section ran, but in this environment: no package index answers")
+        pytest.skip("no package index answers: every section ran in this environment")
+    words = "import importlib.util as it; print(it.find_spec('transformers').origin)"
+    found = subprocess.run(
+        [offline_host["python"], "-c", words],
+        env={"PYTHONPATH": offline_host["PYTHONPATH"]},
+        capture_output=True,
+        text=True,
+        timeout=patience(60),
+        check=True,
+    )
+    assert found.stdout.startswith(offline_host["PYTHONPATH"].partition(":")[0])
 
 
 def test_what_has_no_time_left_is_left_out_and_written_down(tmp_path):

@@ -77,8 +77,8 @@ def _train(experiment: Experiment, *, arm: int | None, jobs: int) -> tuple[list[
     from kappaspeech.escaping import for_terminal
 
     trials = experiment.trials if arm is None else (experiment.trials[arm],)
-    with TrialRunner(experiment, say=lambda text: print(for_terminal(text), flush=True)) as launcher:
-        return launcher.train(trials, num_side_by_side=jobs), launcher.stopped_by is not None
+    with TrialRunner(experiment, say=lambda text: print(for_terminal(text), flush=True)) as runner:
+        return runner.train(trials, num_side_by_side=jobs), runner.stopped_by is not None
 
 
 def _exit_code(failures: Sequence[Failure]) -> int:

@@ -12,10 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from kappaspeech.config.yaml_text import parse_yaml
 from kappaspeech.errors import ConfigError
-from kappaspeech.redaction import restore_secrets
-
-# Beside a run folder's config.json, which holds no secret: what it hides, for its owner's eyes.
-SECRETS_NAME = "secrets.json"
+from kappaspeech.redaction import SECRETS_FILE, restore_secrets
 
 # a key that is less like a valid one than this was meant otherwise
 _NEAR = 0.6
@@ -52,7 +49,7 @@ def read_yaml(path: Path, model: type[Model], *, overrides: dict[str, Any] | Non
 def read_secrets(run_dir: Path) -> dict[str, str]:
     """What a run folder's config.json hides of URLs, by its place there; nothing where it can't be read."""
     try:
-        secrets = json.loads((run_dir / SECRETS_NAME).read_text(encoding="utf-8"))
+        secrets = json.loads((run_dir / SECRETS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return secrets if isinstance(secrets, dict) else {}

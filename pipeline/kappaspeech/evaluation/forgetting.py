@@ -81,13 +81,6 @@ def cut_windows(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
     return [window for window in windows if len(window) > 1]
 
 
-def score_texts(llm: Any, tokenizer: Any, texts: Sequence[str], *, base: BaseWeights | None = None) -> TextScore:
-    """Score texts one by one, each from its beginning: a text's score doesn't depend on its neighbours."""
-    windows = cut_windows(tokenizer, texts)
-    nats_sum, kl_nats_sum = score_windows(llm, windows, count=len(windows), base=base)
-    return TextScore(nats_sum, sum(map(len, windows)) - len(windows), count_bytes(texts), kl_nats_sum)
-
-
 def count_bytes(texts: Sequence[str]) -> int:
     """The length of texts in UTF-8."""
     return sum(len(text.encode()) for text in texts)

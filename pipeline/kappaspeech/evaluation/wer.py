@@ -198,14 +198,6 @@ def compare_hypotheses(first: Sequence[Hypothesis], second: Sequence[Hypothesis]
     }
 
 
-def paired_difference(
-    first: Sequence[Hypothesis], second: Sequence[Hypothesis], *, seed: int = 0
-) -> tuple[float, tuple[float, float]]:
-    """The pooled difference of `compare_hypotheses` and its interval."""
-    pooled = compare_hypotheses(first, second, seed=seed)["pooled"]
-    return pooled["difference"], (pooled["interval"][0], pooled["interval"][1])
-
-
 def _align_keys(first: Sequence[Hypothesis], second: Sequence[Hypothesis]) -> tuple[list[Hypothesis], list[Hypothesis]]:
     ours, theirs = (sorted(items, key=lambda item: item.key) for items in (first, second))
     if [(item.key, item.reference) for item in ours] != [(item.key, item.reference) for item in theirs]:

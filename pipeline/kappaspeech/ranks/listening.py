@@ -6,6 +6,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Collection
 from datetime import timedelta
@@ -14,6 +15,8 @@ from typing import Any
 from kappaspeech.escaping import make_logger
 
 _LOOPBACK_INTERFACE = "lo"
+# which containers and virtual machines of this host alone are behind: Docker's, libvirt's, Kubernetes'
+_BRIDGE = re.compile(r"(docker|virbr|cni|podman|lxcbr|lxdbr)\d+|br-[0-9a-f]{12}")
 _BACKLOG = 2048
 _log = make_logger(__name__)
 
@@ -34,11 +37,24 @@ def narrowest_address(master: str, resolved: set[str], *, is_one_host: bool, own
     return next(iter(resolved))
 
 
+def _find_address(master: str, *, is_one_host: bool) -> str | None:
+    resolved, own = _resolve(master), set[str]()
+    if not is_one_host:
+        try:
+            own = _own_addresses()
+        except OSError:
+            # a name may stand for addresses that aren't known
+            resolved.clear()
+    return narrowest_address(master, resolved, is_one_host=is_one_host, own=own)
+
+
 def _own_addresses() -> set[str]:
-    """By which other hosts may reach this one: of all interfaces, but those that hold on one link alone."""
+    """By which other hosts may reach this one: of interfaces that are up, but what holds on one link or in this host alone."""
     import psutil
 
-    found = {address.address.partition("%")[0] for interface in psutil.net_if_addrs().values() for address in interface}
+    addresses, states = psutil.net_if_addrs(), psutil.net_if_stats()
+    reachable = [name for name in addresses if name in states and states[name].isup and not _BRIDGE.fullmatch(name)]
+    found = {address.address.partition("%")[0] for name in reachable for address in addresses[name]}
     return {text for text in found if (address := _parse(text)) and not address.is_loopback and not address.is_link_local}
 
 
@@ -60,12 +76,9 @@ def _resolve(name: str) -> set[str]:
         return set()
 
 
-def listen_narrowly(master: str, port: int, *, is_one_host: bool = False) -> socket.socket | None:
-    """A socket that listens at the master address's own interface; None where that isn't known or isn't this host's (a service's
-    address, NAT): then torch's listens on all. Raises `RuntimeError` where the port is taken."""
-    address = narrowest_address(master, _resolve(master), is_one_host=is_one_host, own=_own_addresses())
-    if address is None:
-        return None
+def listen_narrowly(address: str, port: int) -> socket.socket:
+    """A socket that listens at `address` alone. Raises `OSError` where that isn't this host's (a service's address, NAT), and
+    `RuntimeError` where the port is taken."""
     listening = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -75,7 +88,7 @@ def listen_narrowly(master: str, port: int, *, is_one_host: bool = False) -> soc
         listening.close()
         if error.errno == errno.EADDRINUSE:
             raise RuntimeError(f"EADDRINUSE: {error}") from error
-        return None
+        raise
     return listening
 
 
@@ -86,19 +99,23 @@ def open_store(rank: int, *, timeout: timedelta) -> Any:
     """
     master, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_one_host = os.environ["WORLD_SIZE"] in ("1", os.environ.get("LOCAL_WORLD_SIZE"))
-    address = narrowest_address(master, _resolve(master), is_one_host=is_one_host, own=_own_addresses())
+    address = _find_address(master, is_one_host=is_one_host)
     if address is not None and _is_loopback(address) and _LOOPBACK_INTERFACE in [name for _, name in socket.if_nameindex()]:
         # gloo's sockets ask nobody either
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK_INTERFACE)
     if rank != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None
-    listening = listen_narrowly(master, port, is_one_host=is_one_host)
-    if listening is None:
+    if address is None:
         _log.warning(
             "%s may stand for several addresses of this host: the ranks' store listens on all of them. MASTER_ADDR as an address "
             "narrows it to one.",
             master,
         )
+        return None
+    try:
+        listening = listen_narrowly(address, port)
+    except OSError as error:
+        _log.warning("The ranks' store listens on all addresses of this host: %s alone it may not (%s).", address, error.strerror)
         return None
     import torch.distributed as dist
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-README_FILE, CONFIG_FILE, SECRETS_FILE, RECORD_FILE = "run.md", "config.json", "secrets.json", "run.json"
+from kappaspeech.redaction import SECRETS_FILE
+
+README_FILE, CONFIG_FILE, RECORD_FILE = "run.md", "config.json", "run.json"
 SELECTION_FILE, FROZEN_FILE, DRIFT_FILE = "selection.json", "frozen.json", "drift.json"
 STEPS_FILE, EVALUATIONS_FILE, BAD_SAMPLES_FILE = "steps.jsonl", "evaluations.jsonl", "bad_samples.jsonl"
 SKIPPED_STEPS_FILE, LEASE_FILE, STOP_FILE = "skipped_steps.jsonl", "lease.json", "STOP"
@@ -36,8 +38,6 @@ CONTENTS = (
     ("evaluation.hypotheses.jsonl", "every transcript of that"),
     ("evaluation.html", "the same as a page, with clips"),
 )
-# there for as long as a start is
-PASSING = (LEASE_FILE, STOP_FILE)
 
 
 def is_run(folder: Path) -> bool:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from kappaspeech.artefacts import digest_json, read_json, write_json, write_private, write_text
-from kappaspeech.config.reading import SECRETS_NAME, read_secrets
+from kappaspeech.config.reading import read_secrets
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import InputError, TrainingError
 from kappaspeech.escaping import make_logger
 from kappaspeech.package_versions import describe_versions
-from kappaspeech.redaction import find_secrets, redact_values, restore_secrets
+from kappaspeech.redaction import SECRETS_FILE, find_secrets, redact_values, restore_secrets
 from kappaspeech.runs.contents import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
@@ -63,7 +63,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         whole = config.model_dump(mode="json")
         content = redact_values(whole)
-        _write_secrets(self.path / SECRETS_NAME, find_secrets(whole))
+        _write_secrets(self.path / SECRETS_FILE, find_secrets(whole))
         write_json(self.path / CONFIG_FILE, {"schema_version": SCHEMA_VERSION, **content})
         if selection is not None:
             selection.write(self.path / SELECTION_FILE)

@@ -42,12 +42,10 @@ def run_workers(arguments: Sequence[str], *, num_workers: int) -> int:
     def pass_on(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    handling = Handling(pass_on, numbers=[signal.SIGTERM])
-    handling.__enter__()
     try:
-        return _wait(workers)
+        with Handling(pass_on, numbers=[signal.SIGTERM]):
+            return _wait(workers)
     finally:
-        handling.__exit__()
         for worker in workers:
             if worker.poll() is None:
                 worker.terminate()

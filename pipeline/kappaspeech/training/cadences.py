@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
+from contextlib import ExitStack
 
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.ranks.agreement import agreement
@@ -23,12 +23,13 @@ class StopWhenAsked(Cadence):
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
+        self._opened = ExitStack()
 
     def __enter__(self) -> None:
-        self._around.stop.__enter__()
+        self._opened.enter_context(self._around.stop)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._around.stop.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
 
     def wish(self) -> str | None:
         return self._around.stop.reason()

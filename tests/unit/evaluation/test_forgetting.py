@@ -9,7 +9,15 @@ import torch
 
 from kappaspeech.errors import DataError
 from kappaspeech.evaluation import forgetting
-from kappaspeech.evaluation.forgetting import TextScore, pool_scores, read_texts, relative_change, score_texts
+from kappaspeech.evaluation.forgetting import (
+    TextScore,
+    count_bytes,
+    cut_windows,
+    pool_scores,
+    read_texts,
+    relative_change,
+    score_windows,
+)
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.llm import load_llm, load_tokenizer
 from kappaspeech.model.trained import find_base, load_trained_model
@@ -27,6 +35,13 @@ def llm(home):
 @pytest.fixture(scope="module")
 def tokenizer(home):
     return load_tokenizer(str(home / "llm"))
+
+
+def score_texts(llm, tokenizer, texts, *, base=None) -> TextScore:
+    """All at once on one rank, as every number of ranks must score them."""
+    windows = cut_windows(tokenizer, texts)
+    nats_sum, kl_nats_sum = score_windows(llm, windows, count=len(windows), base=base)
+    return TextScore(nats_sum, sum(map(len, windows)) - len(windows), count_bytes(texts), kl_nats_sum)
 
 
 def test_a_text_scores_what_transformers_says(llm, tokenizer):

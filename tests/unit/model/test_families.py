@@ -67,7 +67,7 @@ def test_the_training_loss_is_the_models_own(name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_text_read_as_embeddings_is_text_read_as_tokens(name):
-    """What `score_texts` measures and what training minimises are one model's."""
+    """What `evaluation.forgetting` measures and what training minimises are one model's."""
     llm = load(name)
     ids = torch.randint(2, VOCABULARY, (2, 11), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import socket
+from collections.abc import Callable
+from datetime import timedelta
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
+from kappaspeech.ranks import listening
 from kappaspeech.ranks.cluster import MAX_POST_BYTES
 from kappaspeech.ranks.listening import listen_narrowly, narrowest_address
 from kappaspeech.ranks.liveness import fit
@@ -53,16 +57,50 @@ def test_a_name_means_the_same_to_all_ranks_of_one_host():
     assert narrowest_address("gpu07", {"127.0.1.1", "10.1.2.3"}, is_one_host=True, own={"10.1.2.3"}) is None
 
 
-def test_a_store_that_listens_on_all_addresses_says_so(monkeypatch, caplog):
-    from datetime import timedelta
+@pytest.fixture
+def two_hosts(monkeypatch) -> Callable[[str], None]:
+    """Be the first of two hosts, the master by this name."""
 
-    from kappaspeech.ranks import listening
+    def begin(master: str) -> None:
+        for name, value in (("MASTER_ADDR", master), ("MASTER_PORT", "0"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "1")):
+            monkeypatch.setenv(name, value)
 
+    return begin
+
+
+def test_a_store_that_listens_on_all_addresses_says_why(two_hosts, monkeypatch, caplog):
     monkeypatch.setattr(listening, "_resolve", lambda _name: {"127.0.1.1"})
-    for name, value in (("MASTER_ADDR", "gpu07"), ("MASTER_PORT", "1"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "1")):
-        monkeypatch.setenv(name, value)
+    two_hosts("gpu07")
     assert listening.open_store(0, timeout=timedelta(seconds=1)) is None
     assert "gpu07 may stand for several addresses of this host" in caplog.text
+    caplog.clear()
+    two_hosts("192.0.2.1")
+    assert listening.open_store(0, timeout=timedelta(seconds=1)) is None
+    assert "may stand for several" not in caplog.text
+    assert "192.0.2.1 alone it may not" in caplog.text
+
+
+def test_a_host_alone_does_not_ask_for_its_interfaces(two_hosts, monkeypatch):
+    def refuse() -> None:
+        raise PermissionError("no netlink here")
+
+    monkeypatch.setattr(psutil, "net_if_addrs", refuse)
+    monkeypatch.setattr(listening, "_resolve", lambda _name: {"10.1.2.3"})
+    # among several hosts, by which other addresses it goes isn't known then
+    two_hosts("gpu07")
+    assert listening.open_store(0, timeout=timedelta(seconds=1)) is None
+    two_hosts("127.0.0.1")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert listening.open_store(0, timeout=timedelta(seconds=9)) is not None
+
+
+def test_bridges_of_this_host_and_interfaces_that_are_down_are_no_way_to_it(monkeypatch):
+    addresses = {"eth0": "10.1.2.3", "eth1": "10.9.9.9", "docker0": "172.17.0.1", "virbr0": "192.168.122.1", "lo": "127.0.0.1"}
+    found = {name: [SimpleNamespace(address=address)] for name, address in addresses.items()}
+    states = {name: SimpleNamespace(isup=name != "eth1") for name in addresses}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
+    monkeypatch.setattr(psutil, "net_if_stats", lambda: states)
+    assert listening._own_addresses() == {"10.1.2.3"}
 
 
 def test_localhost_is_loopback_where_all_ranks_are_on_it():
@@ -70,19 +108,16 @@ def test_localhost_is_loopback_where_all_ranks_are_on_it():
 
 
 def test_a_socket_listens_at_that_address_alone():
-    listening = listen_narrowly("127.0.0.1", 0)
-    assert listening is not None
-    with listening:
-        assert listening.getsockname()[0] == "127.0.0.1"
+    with listen_narrowly("127.0.0.1", 0) as found:
+        assert found.getsockname()[0] == "127.0.0.1"
         with pytest.raises(RuntimeError, match="EADDRINUSE"):
-            listen_narrowly("127.0.0.1", listening.getsockname()[1])
+            listen_narrowly("127.0.0.1", found.getsockname()[1])
 
 
 def test_an_address_that_is_not_this_hosts_is_left_to_torch():
     # TEST-NET-1, RFC 5737
-    assert listen_narrowly("192.0.2.1", 0) is None
-    with socket.socket() as probe:
-        assert probe.fileno() > 0
+    with pytest.raises(OSError, match="assign"):
+        listen_narrowly("192.0.2.1", 0)
 
 
 @pytest.mark.parametrize("letter", ["x", "ü", "κ", "語", "\U0001f600", "\ud800", "\x1b", '"'])

@@ -5,11 +5,16 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from kappaspeech.ranks.cluster import SingleProcess
+from kappaspeech.runs.best import read_best
+from kappaspeech.runs.contents import checkpoint_path
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.speech.stream import StepData
 from kappaspeech.training.cadence import Cadence
-from kappaspeech.training.cadences import StopWhenAsked
+from kappaspeech.training.cadences import StopWhenAsked, make_cadences
+from kappaspeech.training.evaluating import Evaluator
 from kappaspeech.training.loop import Outcome, TrainingLoop
 from kappaspeech.training.phases import PhaseClock
 from kappaspeech.training.saving import SaveAtTheEnd, SaveEvery
@@ -101,3 +106,73 @@ def test_a_wish_is_heard_before_the_next_step_and_its_file_removed(tmp_path):
     assert (outcome.status, outcome.step, taken) == ("resumable", 2, [0, 1])
     assert outcome.reason == f"the file {tmp_path / 'STOP'} on rank 0"
     assert not (tmp_path / "STOP").exists()
+
+
+class Evaluated:
+    """A run whose evaluations and checkpoints are told in place of made; `rates` are the WERs by step."""
+
+    def __init__(self, around: Surroundings, monkeypatch, *, rates: dict[int, float | None]) -> None:
+        self.told: list[str] = []
+        self.recorded: list[int] = []
+        self._around, self._rates = around, rates
+        monkeypatch.setattr(Evaluator, "measure", lambda _, step, **_times: self._measure(step))
+
+    def save(self, step: int) -> None:
+        folder = checkpoint_path(self._around.folder.checkpoints, step)
+        if not folder.exists():
+            self.told.append(f"saved {step}")
+            folder.mkdir(parents=True)
+
+    def evaluated_steps(self) -> set[int]:
+        return set(self.recorded)
+
+    def add_evaluation(self, record: dict[str, Any]) -> None:
+        self.recorded.append(record["step"])
+
+    def _measure(self, step: int) -> dict[str, Any] | None:
+        self.told.append(f"evaluated {step}")
+        if step not in self._rates:
+            self._around.stop.known_reason = "a wish"
+            return None
+        return {"step": step, "wer": {"mean_wer": self._rates[step]}}
+
+    def cadences(self, *, keep_best: bool = False) -> list[Cadence]:
+        """What a configuration of six steps asks for."""
+        options = {"evaluate_every_steps": 2, "evaluate_every_minutes": None, "checkpoint_every_steps": 4}
+        config: Any = SimpleNamespace(training=SimpleNamespace(num_steps=6, keep_best=keep_best, **options))
+        state: Any = SimpleNamespace(totals=SimpleNamespace(train_seconds=0.0))
+        loaded: Any = SimpleNamespace(test_set=(), assembly=None)
+        known: Any = {"saver": self, "log": self, "forecast": SimpleNamespace(time_evaluation=lambda _began: None)}
+        partitioned: Any = None
+        return list(make_cadences(config, loaded, partitioned, state, self._around, **known))
+
+
+def test_a_run_is_saved_after_its_evaluations_but_before_the_last(tmp_path, monkeypatch):
+    around = surroundings(tmp_path)
+    made = Evaluated(around, monkeypatch, rates=dict.fromkeys((0, 2, 4, 6), 0.5))
+    run(around, made.cadences())
+    assert made.told == ["evaluated 0", "evaluated 2", "evaluated 4", "saved 4", "saved 6", "evaluated 6"]
+    assert made.recorded == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("rates", "best"), [({2: 0.4, 4: 0.3, 6: 0.35}, 4), ({2: 0.3, 4: 0.3, 6: 0.3}, 2), ({2: None, 4: None, 6: 0.9}, 6)]
+)
+def test_the_checkpoint_of_lowest_wer_is_kept_and_never_the_untrained_one(tmp_path, monkeypatch, rates, best):
+    around = surroundings(tmp_path)
+    run(around, Evaluated(around, monkeypatch, rates={0: 0.1, **rates}).cadences(keep_best=True))
+    assert read_best(around.folder.checkpoints) == checkpoint_path(around.folder.checkpoints, best)
+
+
+def test_an_evaluation_that_a_wish_cuts_short_is_owing_at_the_next_start(tmp_path, monkeypatch):
+    around = surroundings(tmp_path)
+    made = Evaluated(around, monkeypatch, rates={0: 0.5, 2: 0.4})
+    outcome, taken = run(around, made.cadences())
+    assert (outcome.status, outcome.reason, taken) == ("resumable", "a wish on rank 0", [0, 1, 2, 3])
+    assert made.recorded == [0, 2]
+    assert made.told[-2:] == ["evaluated 4", "saved 4"]
+    made._rates |= {4: 0.4, 6: 0.4}
+    around.stop.known_reason = None
+    made.told.clear()
+    run(around, made.cadences(), begin=4)
+    assert made.told == ["evaluated 4", "saved 6", "evaluated 6"]

@@ -26,7 +26,6 @@ import tempfile
 import time
 import traceback
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from gpu_sections.cases import REPOSITORY, Case, Context, Differs, Report, fast_
 from machine import processor
 
 from kappaspeech.artefacts import write_json, write_text
+from kappaspeech.package_versions import find_version
 
 # section: its module, its share of the time, and the bytes that its scratch takes at most
 SECTIONS = {
@@ -125,13 +125,7 @@ def without_places(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return {**found, "torch": torch.__version__, "cuda": torch.version.cuda}
+    return {**{package: find_version(package) for package in PACKAGES}, "torch": torch.__version__, "cuda": torch.version.cuda}
 
 
 def describe_command(options: Options) -> str:

@@ -272,15 +272,11 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure_here(arguments.one, arguments.model)))
         return
-    from importlib.metadata import PackageNotFoundError, version
+    from kappaspeech.package_versions import NOT_INSTALLED, describe_versions
 
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "scipy", "peft", "weightwatcher"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    methods = [method for method in METHODS if versions.get(method) != "not installed"]
+    packages = ("torch", "numpy", "scipy", "peft", "weightwatcher")
+    versions = {"python": platform.python_version(), **describe_versions(packages)}
+    methods = [method for method in METHODS if versions.get(method) != NOT_INSTALLED]
     results = {"model": compare(arguments.model, methods, arguments.repeats)}
     if not arguments.skip_layer:
         with tempfile.TemporaryDirectory() as scratch:

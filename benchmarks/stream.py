@@ -40,10 +40,11 @@ MAX_SAMPLES, MAX_SECONDS, MICRO_BATCHES = 16, 120.0, 16
 
 def read_ours(urls: str, level: str, *, epochs: int, cache: str | None) -> Iterator[float]:
     """Audio-seconds of each sample, in training's order."""
-    from kappaspeech.speech.loading import BadSample, Loader, LoadOptions, SampleReader
+    from kappaspeech.speech.corpus import Corpus, SpeechDataset
+    from kappaspeech.speech.loading import BadSample, Loader, LoadOptions
+    from kappaspeech.speech.sample_reader import SampleReader
     from kappaspeech.speech.schedule import BatchBudget, Schedule
     from kappaspeech.speech.source import ReadOptions
-    from kappaspeech.speech.stream import Corpus, SpeechDataset
 
     options = ReadOptions(cache_dir=cache)
     corpus = Corpus(SpeechDataset(urls), options)
@@ -206,8 +207,8 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def planning(local: str) -> dict[str, Any]:
     """Padding and balance of the schedule on these shards and on a long-tailed corpus; 10 million samples planned."""
+    from kappaspeech.speech.corpus import Corpus, SpeechDataset
     from kappaspeech.speech.schedule import BatchBudget, DatasetLengths, Schedule
-    from kappaspeech.speech.stream import Corpus, SpeechDataset
 
     rng = np.random.default_rng(0)
     # as read speech corpora are: a broad hump to 16 s, and a tail of short utterances

@@ -41,11 +41,12 @@ from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.precision import measure_rates
 from kappaspeech.ranks.start import start_training_cluster
+from kappaspeech.speech.corpus import SpeechDataset
 from kappaspeech.speech.layouts import Recording, find_recordings
 from kappaspeech.speech.packing import pack
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, read_recording
 from kappaspeech.speech.schedule import BatchBudget
-from kappaspeech.speech.stream import SpeechDataset, SpeechStream
+from kappaspeech.speech.stream import SpeechStream
 from kappaspeech.training.assembly import Assembly, assemble
 from kappaspeech.training.clip_encoder import ClipEncoder
 from kappaspeech.zero3.engine import MicroBatch, TrainingEngine

@@ -23,11 +23,11 @@ from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.runs.checkpoints import list_checkpoints
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
+from kappaspeech.speech.corpus import make_datasets
 from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.packing import pack
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
-from kappaspeech.speech.stream import make_datasets
 from kappaspeech.trained.opening import open_transcriber
 from kappaspeech.zero3 import engine_state
 from tests import tiny

@@ -9,8 +9,9 @@ import sys
 from dataclasses import replace
 
 from kappaspeech.model.llm import load_tokenizer
+from kappaspeech.speech.corpus import SpeechDataset
 from kappaspeech.speech.schedule import BatchBudget
-from kappaspeech.speech.stream import SpeechDataset, SpeechStream
+from kappaspeech.speech.stream import SpeechStream
 
 
 def main() -> None:

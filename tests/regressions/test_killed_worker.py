@@ -9,18 +9,21 @@ import struct
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.connection import Connection
 
-from kappaspeech.speech import loading
+from kappaspeech.speech import loader_pool
+from kappaspeech.speech.loading import LoadOptions
+from kappaspeech.speech.source import ReadOptions
 from tests.conftest import clean_environment
 from tests.patience import patience
 
 
 def die_in_the_middle_of_a_message(_refs: object) -> None:
-    """As a kill at the worst moment would: the queue's lock is held, and half a message lies in its pipe."""
-    for results in [item for item in gc.get_objects() if isinstance(item, SimpleQueue)]:
-        results._wlock.acquire()
-        os.write(results._writer.fileno(), struct.pack("!i", 1000) + b"half")
+    """As a kill at the worst moment would: half a message lies in the pipe."""
+    pipes = [item for item in gc.get_objects() if isinstance(item, Connection) and not item.closed]
+    assert pipes
+    for pipe in pipes:
+        os.write(pipe.fileno(), struct.pack("!i", 1000) + b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -36,11 +39,11 @@ def test_a_worker_killed_while_it_hands_over_a_result_is_noticed():
 
 
 def main() -> None:
-    loading._load_in_worker = die_in_the_middle_of_a_message
-    pool = loading.LoaderPool(loading.LoadOptions(80, 30.0), loading.ReadOptions(), num_workers=2)
+    loader_pool._load_in_worker = die_in_the_middle_of_a_message
+    pool = loader_pool.LoaderPool(LoadOptions(80, 30.0), ReadOptions(), num_workers=2)
     ticket = pool.submit(())
     try:
-        pool._wait(ticket.future)
+        ticket.future.result()
     except BrokenProcessPool:
         print("noticed")
     pool.close()

@@ -31,6 +31,7 @@ GROUND = {
     "parenthood",
     "signals",
     "shipped",
+    "package_versions",
 }
 ARROWS = {
     "processes": set(),
@@ -49,14 +50,15 @@ ARROWS = {
     "parenthood": set(),
     "signals": set(),
     "shipped": set(),
+    "package_versions": set(),
     "blas": set(),
     "config": set(),
     "ranks": set(),
     "tensor_files": set(),
     "selection": set(),
-    "runs": {"config", "selection", "ranks", "model", "speech"},
+    "runs": {"config", "selection", "ranks", "model", "speech", "tensor_files"},
     "scan": {"selection", "ranks", "tensor_files", "model", "runs"},
-    "speech": {"config"},
+    "speech": {"config", "tensor_files"},
     "model": set(),
     "planning": {"config", "model", "speech", "selection", "scan", "tensor_files"},
     "trained": {"config", "model", "speech", "scan", "runs", "evaluation", "tensor_files"},
@@ -231,3 +233,13 @@ def test_help_answers_at_once_and_loads_nothing_heavy():
     assert done.returncode == 0, done.stderr
     # processor time: what a busy machine adds to the wait isn't ours
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+@pytest.mark.parametrize(
+    "module", ["scan.stage", "scan.workers", "scan.picture", "ranks.pipe_cluster", "runs.folder", "runs.result"]
+)
+def test_a_scan_and_the_reading_of_runs_need_no_torch(module):
+    """A worker of a scan would pay for it with a second and 182 MB."""
+    code = f"import sys; sys.modules['torch'] = None; import kappaspeech.{module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience(60), cwd=PACKAGE.parent)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -16,22 +16,22 @@ from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.diagnosis.finding import Finding
-from kappaspeech.errors import InputError, KappaSpeechError
+from kappaspeech.errors import KappaSpeechError
 from kappaspeech.evaluation.forgetting import read_texts
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.outputs import explain
 from kappaspeech.planning.known_models import hub_answers
 from kappaspeech.planning.meta_model import build_meta_model
 from kappaspeech.planning.planner import Planner
-from kappaspeech.runs.contents import RECORD_FILE
+from kappaspeech.runs.contents import RECORD_FILE, STOP_FILE
 from kappaspeech.runs.folder import RunFolder
-from kappaspeech.runs.lease import free as wait_until_free
+from kappaspeech.runs.lease import look
 from kappaspeech.speech.batches import make_prompt
+from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.shards import expand, read_index
 from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import open_source
-from kappaspeech.speech.stream import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.table import MERGED_SUFFIX, read_merged
 from kappaspeech.zero3.compiled_ops import find_compatible_ops
 
@@ -252,8 +252,13 @@ def resumes(config: RunConfig) -> list[Finding]:
 
 def _describe_run(folder: RunFolder) -> Finding:
     record = folder.read_record()
-    try:
-        wait_until_free(folder.path)
-    except InputError as error:
-        return Finding("run folder", "warning", str(error))
+    holder = look(folder.path)
+    state = "gone" if holder is None else holder.state
+    if holder is not None and state in ("running", "stopped"):
+        remedy = f"Wait for that one, end it (touch {folder.path / STOP_FILE}), or give another run_dir."
+        return Finding("run folder", "warning", f"{folder.path} has been trained in for {holder.age} by {holder}", remedy)
+    if holder is not None and state == "unknown":
+        found = f"{folder.path} is or was trained in by {holder}; whether it lives can't be seen from here"
+        remedy = "Training waits for a sign of its life, and goes on with the run where there is none."
+        return Finding("run folder", "warning", found, remedy)
     return Finding("run folder", "ok", f"{folder.path} holds a run that is {record['status']}: training goes on with it")

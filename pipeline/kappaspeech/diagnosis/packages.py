@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 
 from packaging.requirements import Requirement
 
 from kappaspeech.diagnosis.finding import Finding
+from kappaspeech.package_versions import find_version
 
 _NAME = "kappaspeech"
 
@@ -27,12 +28,7 @@ def check_packages() -> list[Finding]:
 def installed_versions(names: Iterable[str]) -> dict[str, str]:
     """Versions of those of `names` that are installed, and of Python."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return found | {name: have for name in names if (have := find_version(name)) is not None}
 
 
 def compare_versions(wanted: list[Requirement], installed: Mapping[str, str]) -> list[Finding]:

@@ -24,9 +24,9 @@ from kappaspeech.json_lines import parse_lines, write_lines
 from kappaspeech.progress import ProgressBar
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.speech.corpus import make_datasets, make_read_options
 from kappaspeech.speech.held_out import list_test_samples, read_clips, read_test_batches
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
-from kappaspeech.speech.stream import make_datasets, make_read_options
 
 SCHEMA_VERSION = 1
 _STAND_IN_SECONDS = 0.2

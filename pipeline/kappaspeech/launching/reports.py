@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import socket
 import threading
 from dataclasses import asdict, dataclass
@@ -14,13 +13,12 @@ from pathlib import Path
 from kappaspeech.artefacts import write_json
 from kappaspeech.errors import KappaSpeechError, RankFailure
 from kappaspeech.launching.command_lines import MARK_VARIABLE
+from kappaspeech.ranks.broken_exchange import tells_of_broken_exchange
 from kappaspeech.redaction import redact
 from kappaspeech.runs.contents import LAUNCH_FOLDER
 
 # A rank that fails because its file system hangs must not hang on saying so.
 _TIMEOUT_SECONDS = 10.0
-# what gloo, NCCL and the ranks' store say when the other side of an exchange is gone
-_BROKEN_EXCHANGE = re.compile(r"gloo|nccl|Dist\w+Error|Connection (closed|reset)|Broken pipe", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def write_report(run_dir: Path, error: BaseException) -> None:
     known = isinstance(error, KappaSpeechError)
     cause = str(error) if known else redact(f"{type(error).__name__}: {error}")
     code = error.exit_code if isinstance(error, KappaSpeechError) else 1
-    is_echo = isinstance(error, RankFailure) or (not known and _BROKEN_EXCHANGE.search(cause) is not None)
+    is_echo = isinstance(error, RankFailure) or (not known and tells_of_broken_exchange(cause))
     report = RankReport(rank, socket.gethostname(), cause, code, is_echo)
     path = report_folder(run_dir, mark) / f"rank-{rank:05d}.json"
     writer = threading.Thread(target=_write, args=(path, report), daemon=True)

@@ -22,9 +22,9 @@ from kappaspeech.planning.duration import Rates
 from kappaspeech.planning.memory import WINDOW_TOKENS, TextLengths, read_settings
 from kappaspeech.planning.plan import Assumptions, Plan, Remedy, find_remedies, make_plan
 from kappaspeech.planning.sizes import measure_sizes
+from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.source import is_remote
-from kappaspeech.speech.stream import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.table import MERGED_SUFFIX
 
 _BYTES_PER_TOKEN = 2

@@ -13,25 +13,6 @@ from kappaspeech.ranks.cluster import Cluster
 T = TypeVar("T")
 
 _AGREED = "_known_to_all_ranks"
-# Parts of what gloo, NCCL, their store, MPI and this project say when another rank has gone away in a collective.
-_BROKEN_COLLECTIVE_WORDS = (
-    "gloo",
-    "nccl",
-    "connect",
-    "timed out",
-    "timeout",
-    "process group",
-    "store",
-    "mpi_",
-    "a rank ended",
-    "is gone",
-)
-
-
-def is_broken_collective(error: BaseException) -> bool:
-    """Whether an error tells of another rank's end and not of a fault here. Libraries have no type for it."""
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in text for word in _BROKEN_COLLECTIVE_WORDS)
 
 
 def is_agreed(error: BaseException) -> bool:

@@ -8,12 +8,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kappaspeech.artefacts import digest_file, digest_lines
 from kappaspeech.errors import ConfigError
 from kappaspeech.escaping import for_terminal
+from kappaspeech.package_versions import describe_versions
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.cluster import Cluster
 
@@ -25,13 +25,7 @@ MAX_CLOCK_SKEW_SECONDS = 5.0
 
 def software() -> dict[str, str]:
     """What this rank runs: Python, the packages that compute, and this project's own code by its digest."""
-    found = {"Python": platform.python_version(), "kappaspeech's code": _own_code()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {"Python": platform.python_version(), "kappaspeech's code": _own_code(), **describe_versions(_PACKAGES)}
 
 
 def _own_code() -> str:

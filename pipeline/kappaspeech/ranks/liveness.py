@@ -13,15 +13,16 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
 from kappaspeech.errors import KappaSpeechError, RankFailure
 from kappaspeech.escaping import for_terminal
 from kappaspeech.processes import read_stat
-from kappaspeech.ranks.agreement import is_agreed, is_broken_collective
+from kappaspeech.ranks.agreement import is_agreed
+from kappaspeech.ranks.broken_exchange import is_broken_collective
 from kappaspeech.ranks.cluster import MAX_POST_BYTES, Cluster
 from kappaspeech.redaction import redact
 
@@ -39,7 +40,7 @@ _SILENT: Post = {"beat": 0, "doing": "", "done": 0.0, "patience": 0.0, "cause": 
 
 
 class Watch:
-    """A context manager around work that holds no collective but the last. `on_progress` gets all ranks' summed progress.
+    """A context manager around work that holds no collective but the last; one a cluster, as its end is each rank's last word.
 
     Entering waits for the others to enter, a few seconds at most, so that the host of a rank that dies right then is known.
     `describe` gives what else to post with each heartbeat, a few hundred letters of JSON at most; it must not wait for a disk.
@@ -52,7 +53,6 @@ class Watch:
         self,
         cluster: Cluster,
         *,
-        on_progress: Callable[[float], None] = lambda _done: None,
         describe: Callable[[], Post] = dict,
         judge: Callable[[Sequence[Post]], RankFailure | None] = lambda _posts: None,
         on_failure: Callable[[RankFailure, Sequence[Post]], None] = lambda _failure, _posts: None,
@@ -61,7 +61,8 @@ class Watch:
         needs_parent: bool = True,
     ) -> None:
         self._cluster = cluster
-        self._on_progress, self._describe, self._judge = on_progress, describe, judge
+        self._on_progress: Callable[[float], None] = _tell_nobody
+        self._describe, self._judge = describe, judge
         self._on_failure, self._on_fatal = on_failure, on_fatal
         self._silence_seconds = silence_seconds
         # every rank reads every rank's post: of many ranks each takes longer turns
@@ -90,6 +91,15 @@ class Watch:
     def advance(self, amount: float) -> None:
         """Count `amount` as done."""
         self._done += amount
+
+    @contextmanager
+    def telling(self, on_progress: Callable[[float], None]) -> Iterator[None]:
+        """Give `on_progress` all ranks' summed progress for as long as the context is open."""
+        self._on_progress = on_progress
+        try:
+            yield
+        finally:
+            self._on_progress = _tell_nobody
 
     def check(self) -> None:
         """Raise `RankFailure` where another rank is known to have failed."""
@@ -224,6 +234,10 @@ class Watch:
             print(for_terminal(f"error: {failure}"), file=sys.stderr, flush=True)
         self._on_fatal(failure)
         os._exit(failure.exit_code)
+
+
+def _tell_nobody(_done: float) -> None:
+    pass
 
 
 def fit(post: Post) -> str:

@@ -21,6 +21,7 @@ from kappaspeech.escaping import make_logger
 from kappaspeech.outputs import sweep
 from kappaspeech.runs.best import read_best, repair_best
 from kappaspeech.runs.contents import step_of
+from kappaspeech.tensor_files.safetensors_header import find_data
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,7 +116,7 @@ def _checksum_of_tensors(path: Path) -> int:
     """CRC-32 of a safetensors file past its header."""
     checksum = 0
     with path.open("rb") as file:
-        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        file.seek(find_data(file.fileno()))
         while block := file.read(_BLOCK_BYTES):
             checksum = zlib.crc32(block, checksum)
     return checksum

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from kappaspeech.config.reading import SECRETS_NAME, read_secrets
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import InputError, TrainingError
 from kappaspeech.escaping import make_logger
+from kappaspeech.package_versions import describe_versions
 from kappaspeech.redaction import find_secrets, redact_values, restore_secrets
 from kappaspeech.runs.contents import (
     CHECKPOINTS_FOLDER,
@@ -78,7 +78,7 @@ class RunFolder:
                 "seed": config.seed,
                 **facts,
                 "git_commit": _git_commit(),
-                "versions": {"python": platform.python_version(), **_versions()},
+                "versions": {"python": platform.python_version(), **describe_versions(_PACKAGES)},
                 "status": "running",
             },
         )
@@ -169,16 +169,6 @@ def _git_commit() -> str | None:
     if commit is None:
         return None
     return commit + ("+changes" if ask("status", "--porcelain", "--untracked-files=no") else "")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _finite(value: float | None) -> float | None:

@@ -96,6 +96,12 @@ def free(folder: Path) -> None:
             _take_away(path, holder.id)
 
 
+def look(folder: Path) -> Holder | None:
+    """Who holds `folder`, or held it at the last; None for nobody. Takes nothing away and waits for nothing."""
+    found = _read(folder / LEASE_FILE)
+    return found and found[0]
+
+
 class Lease:
     """A run folder's, for the start `start_id`. Rank 0 holds it; other ranks have one that was never acquired."""
 

@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from kappaspeech.json_lines import Record, dump_line, keep_lines, read_lines
 from kappaspeech.runs.contents import BAD_SAMPLES_FILE, CURVES_FOLDER, EVALUATIONS_FILE, SKIPPED_STEPS_FILE, STEPS_FILE
-from kappaspeech.speech.loading import BadSample
+
+if TYPE_CHECKING:
+    from kappaspeech.speech.loading import BadSample
 
 __all__ = ["RunLog", "StepRecord", "is_evaluation", "is_step", "read_lines"]
 

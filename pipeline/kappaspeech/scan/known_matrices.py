@@ -14,7 +14,9 @@ from kappaspeech.scan.matrices import MatrixRef, digest_matrix
 from kappaspeech.scan.partition import assign, reading_cost
 
 
-def digest_known(checkpoint: Checkpoint, cluster: Cluster, refs: Sequence[MatrixRef], *, shown: bool) -> dict[str, str]:
+def digest_known(
+    checkpoint: Checkpoint, cluster: Cluster, refs: Sequence[MatrixRef], *, watch: Watch, shown: bool
+) -> dict[str, str]:
     """Digests of `refs`, of which the journal has values. The shares of work depend on whether the bytes are the same.
 
     A collective. Reading takes a hundredth of the time that measuring takes; what was read here isn't read for that again.
@@ -25,10 +27,7 @@ def digest_known(checkpoint: Checkpoint, cluster: Cluster, refs: Sequence[Matrix
     share = assign(costs, cluster.world_size)[cluster.rank]
     own: dict[str, str] = {}
     total = sum(costs[index] for index in share)
-    with (
-        ProgressBar("comparing with the journal", total=total, shown=shown and cluster.rank == 0) as bar,
-        Watch(cluster) as watch,
-    ):
+    with ProgressBar("comparing with the journal", total=total, shown=shown and cluster.rank == 0) as bar:
         for index in share:
             watch.check()
             watch.begin(refs[index].name)
@@ -36,8 +35,6 @@ def digest_known(checkpoint: Checkpoint, cluster: Cluster, refs: Sequence[Matrix
                 own[refs[index].name] = digest_matrix(checkpoint, refs[index])
             bar.advance(costs[index])
         watch.begin("")
-        # the gather that follows waits for the slowest: it must be watched too
-        cluster.barrier()
     return {name: digest for found in cluster.gather(own) for name, digest in found.items()}
 
 

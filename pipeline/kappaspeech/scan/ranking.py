@@ -18,7 +18,7 @@ from kappaspeech.outside import check_regular, explained
 from kappaspeech.scan.matrices import SkippedTensor
 from kappaspeech.scan.ranking_file import RankingEntry, RankingFile
 from kappaspeech.scan.scores import SCORES, check_score
-from kappaspeech.scan.spectrum import SpectrumStats
+from kappaspeech.scan.statistics import SpectrumStats
 from kappaspeech.selection.candidates import Candidate
 
 SCHEMA_VERSION = 1

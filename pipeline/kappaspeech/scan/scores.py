@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kappaspeech.errors import SelectionError
 
 if TYPE_CHECKING:
-    from kappaspeech.scan.spectrum import SpectrumStats
+    from kappaspeech.scan.statistics import SpectrumStats
 
 
 def kappa(stats: SpectrumStats) -> float:

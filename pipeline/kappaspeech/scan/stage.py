@@ -29,7 +29,9 @@ from kappaspeech.scan.known_matrices import digest_known, naming
 from kappaspeech.scan.matrices import MatrixRef, SkippedTensor, StoredMatrix, digest_matrix, list_matrices
 from kappaspeech.scan.partition import FIXED_SECONDS, Task, assign, blocking_seconds, finishing_cost, plan
 from kappaspeech.scan.ranking import KappaRanking, RankedMatrix
-from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, SpectrumStats, choose_algebra, measure, num_pieces, piece_gram
+from kappaspeech.scan.scaled_matrix import num_pieces, piece_gram
+from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, choose_algebra, measure
+from kappaspeech.scan.statistics import SpectrumStats
 from kappaspeech.tensor_files.dtypes import FLOATS, FloatArray
 
 
@@ -82,12 +84,15 @@ def scan(
         for key, values in share.items():
             kept.setdefault(key, {}).update(values)
     results: dict[str, dict[str, Any]] = {}
-    digests = digest_known(checkpoint, cluster, [ref for ref in matrices if book and book.key(ref) in kept], shown=shows_progress)
-    worker = _Worker(checkpoint, cluster, options, algebra, book, matrices, kept, digests)
-    total = sum(task.cost for task in worker.tasks)
-    with ProgressBar("scanning", total=total, shown=shows_progress and cluster.rank == 0) as bar:
-        for share in cluster.gather(worker.run(bar)):
-            results.update(share)
+    known = [ref for ref in matrices if book and book.key(ref) in kept]
+    with Watch(cluster) as watch:
+        digests = digest_known(checkpoint, cluster, known, watch=watch, shown=shows_progress)
+        worker = _Worker(checkpoint, cluster, options, algebra, watch, book, matrices, kept, digests)
+        total = sum(task.cost for task in worker.tasks)
+        with ProgressBar("scanning", total=total, shown=shows_progress and cluster.rank == 0) as bar:
+            own = worker.run(bar)
+    for share in cluster.gather(own):
+        results.update(share)
     if book:
         book.close()
     ranked, invalid, spectra = [], [], {}
@@ -119,6 +124,7 @@ class _Worker:
     cluster: Cluster
     options: ScanOptions
     algebra: Algebra
+    watch: Watch
     journal: Journal | None
     matrices: list[MatrixRef]
     kept: Found
@@ -139,23 +145,23 @@ class _Worker:
     def run(self, bar: ProgressBar) -> dict[str, dict[str, Any]]:
         """Measure whole matrices and form pieces, then bring the pieces together."""
         self._bar, self._shown = bar, 0.0
-        with Watch(self.cluster, on_progress=self._show) as watch, tempfile.TemporaryDirectory(prefix="kappaspeech-") as spill:
-            self._watch, self._spill = watch, Path(spill)
+        with self.watch.telling(self._show), tempfile.TemporaryDirectory(prefix="kappaspeech-") as spill:
+            self._spill = Path(spill)
             mine: list[Task] = []
             for task in self._take_tasks():
-                watch.check()
+                self.watch.check()
                 ref = self.matrices[task.matrix]
-                watch.begin(ref.name, patience_seconds=blocking_seconds(ref.shape))
+                self.watch.begin(ref.name, patience_seconds=blocking_seconds(ref.shape))
                 if task.piece is None:
                     self._measure(ref)
                 else:
                     with naming(self.checkpoint, ref):
-                        source = StoredMatrix(self.checkpoint, ref, watch=watch.check)
+                        source = StoredMatrix(self.checkpoint, ref, watch=self.watch.check)
                         gram = piece_gram(source, task.piece, algebra=self.algebra)
                         np.save(self._path(task), gram)
                     mine.append(task)
                 self._advance(task.cost)
-            watch.begin("")
+            self.watch.begin("")
             if any(task.piece is not None for task in self.tasks):
                 self._join_pieces(mine)
             # the gather that follows waits for the slowest: it must be watched too
@@ -183,13 +189,13 @@ class _Worker:
                     gram = received if self.cluster.rank == owner else gram
             if gram is not None:
                 ref = self.matrices[cut[shares[self.cluster.rank][turn]]]
-                self._watch.begin(ref.name, patience_seconds=blocking_seconds(ref.shape))
+                self.watch.begin(ref.name, patience_seconds=blocking_seconds(ref.shape))
                 self._measure(ref, gram=gram)
 
     def _receive(self, matrix: int, owner: int, holders: dict[tuple[int, int | None], int]) -> FloatArray | None:
         total: FloatArray | None = None
         for piece in range(num_pieces(max(self.matrices[matrix].shape))):
-            self._watch.check()
+            self.watch.check()
             holder = holders[matrix, piece]
             gram = np.load(self._path(Task(matrix, 0.0, piece))) if self.cluster.rank == holder else None
             gram = self.cluster.move(gram, source=holder, target=owner)
@@ -214,7 +220,7 @@ class _Worker:
             if kept is not None:
                 self.results[ref.name] = kept
                 return
-            source = StoredMatrix(self.checkpoint, ref, watch=self._watch.check)
+            source = StoredMatrix(self.checkpoint, ref, watch=self.watch.check)
             try:
                 stats = measure(
                     source,
@@ -234,7 +240,7 @@ class _Worker:
             self.journal.append(ref, digest, value)
 
     def _advance(self, cost: float) -> None:
-        self._watch.advance(cost)
+        self.watch.advance(cost)
         if self.cluster.world_size == 1:
             self._bar.advance(cost)
 

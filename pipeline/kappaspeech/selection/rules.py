@@ -155,7 +155,7 @@ def _read_threshold(text: str) -> Threshold:
 
 
 def _read_quotas(pairs: Sequence[str]) -> Quotas:
-    quotas = {}
+    quotas: dict[str, int] = {}
     for pair in pairs:
         kind, _, number = pair.rpartition("=")
         if not kind or not number.isdecimal():

@@ -98,7 +98,7 @@ class CachedSource:
             size = self._block_size(number)
             if os.fstat(descriptor).st_size != _header_bytes(size) + size:
                 return None
-            os.utime(descriptor)
+            self._cache.touch(descriptor)
             return _read_checked(descriptor, size, begin, end)
         except OSError:
             return None
@@ -115,22 +115,11 @@ class CachedSource:
     def _keep(self, path: Path, content: bytes) -> None:
         self._cache.prepare()
         block = _checksums(content) + content
-        if self._cache.reserve(len(block), self._options.cache_bytes, self._make_room):
-            self._cache.write(path, block)
+        self._cache.keep(path, block, limit=self._options.cache_bytes, make_room=self._make_room)
 
     def _make_room(self, wanted: int) -> int:
         """Remove the least recently used blocks until all take at most `wanted` bytes and a little less; what they then take."""
-        entries = self._cache.entries()
-        total = sum(size for _, size, _ in entries)
-        if total <= wanted:
-            return total
-        for _, size, path in entries:
-            if total <= min(wanted, self._options.cache_bytes * _KEPT_SHARE):
-                break
-            with contextlib.suppress(OSError):
-                path.unlink()
-                total -= size
-        return total
+        return self._cache.shrink(min(wanted, self._options.cache_bytes * _KEPT_SHARE), over=wanted)
 
 
 def _header_bytes(size: int) -> int:

@@ -49,8 +49,40 @@ class CacheFolder:
             )
         marker.write_text(MARKER_TEXT, encoding="utf-8")
 
-    def write(self, path: Path, content: bytes) -> None:
-        """Write an entry, whole or not at all. Raises `OSError`."""
+    def keep(self, path: Path, content: bytes, *, limit: int, make_room: Callable[[int], int]) -> bool:
+        """Write an entry, whole or not at all, unless the cache would hold more than `limit` bytes; say whether there was room.
+        Raises `OSError`.
+
+        `make_room(wanted)` removes what may go until entries take at most `wanted` bytes, and returns how many they take. It is
+        called only when the count is over the limit, so that an entry costs no look at all the others.
+        """
+        has_room = self._reserve(len(content), limit, make_room)
+        if has_room:
+            self._write(path, content)
+        return has_room
+
+    def shrink(self, most_bytes: float, *, over: int, may_go: Callable[[Path], bool] = lambda _: True) -> int:
+        """Where entries take more than `over` bytes, remove the oldest of those that `may_go` until they take at most
+        `most_bytes`; how many they then take. `most_bytes` is no larger than `over`."""
+        entries = self.entries()
+        total = sum(size for _, size, _ in entries)
+        if total <= over:
+            return total
+        for _, size, path in entries:
+            if total <= most_bytes:
+                break
+            if may_go(path):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    total -= size
+        return total
+
+    @staticmethod
+    def touch(descriptor: int) -> None:
+        """Mark an open entry as used just now. Raises `OSError`."""
+        os.utime(descriptor)
+
+    def _write(self, path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=_TEMPORARY_SUFFIX)
         try:
@@ -78,12 +110,8 @@ class CacheFolder:
         if time.time() - status.st_mtime > _STALE_SECONDS:
             path.unlink()
 
-    def reserve(self, size: int, limit: int, make_room: Callable[[int], int]) -> bool:
-        """Count `size` more bytes in, unless the cache would hold more than `limit`; say whether there is room.
-
-        `make_room(wanted)` removes what may go until entries take at most `wanted` bytes, and returns how many they take. It is
-        called only when the count is over the limit, so that an entry costs no look at all the others.
-        """
+    def _reserve(self, size: int, limit: int, make_room: Callable[[int], int]) -> bool:
+        """Count `size` more bytes in, if there is room."""
         with self._counted() as descriptor:
             content = os.pread(descriptor, 8, 0)
             total = struct.unpack("<q", content)[0] if len(content) == 8 else limit

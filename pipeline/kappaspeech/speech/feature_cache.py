@@ -108,9 +108,8 @@ class FeatureCache:
             {"states": torch.from_numpy(clip.states_SE), "num_frames": torch.tensor(clip.num_frames), "transcript": transcript}
         )
         with contextlib.suppress(OSError):
-            if self._cache.reserve(_DIGEST_BYTES + len(body), self._limit, self._make_room):
-                self._cache.write(self._path(name), hashlib.sha256(body).digest() + body)
-            else:
+            content = hashlib.sha256(body).digest() + body
+            if not self._cache.keep(self._path(name), content, limit=self._limit, make_room=self._make_room):
                 self._full_until = time.monotonic() + _LOOK_AGAIN_SECONDS
 
     def _path(self, name: str) -> Path:
@@ -118,13 +117,4 @@ class FeatureCache:
 
     def _make_room(self, wanted: int) -> int:
         """Remove other namespaces' entries until all take at most `wanted` bytes, if they can; how many they then take."""
-        entries = self._cache.entries()
-        total = sum(size for _, size, _ in entries)
-        for _, size, path in entries:
-            if total <= wanted:
-                break
-            if path.parent.parent != self._folder:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    total -= size
-        return total
+        return self._cache.shrink(wanted, over=wanted, may_go=lambda path: path.parent.parent != self._folder)

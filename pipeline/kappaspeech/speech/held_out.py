@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Sequence
 
 from kappaspeech.errors import DataError
-from kappaspeech.speech.loading import SampleReader, SampleRef
+from kappaspeech.speech.corpus import Corpus, SpeechDataset
+from kappaspeech.speech.sample_reader import SampleReader, SampleRef
 from kappaspeech.speech.samples import AudioSample, BadSampleError
 from kappaspeech.speech.source import ReadOptions
-from kappaspeech.speech.stream import Corpus, SpeechDataset
 
 
 def read_test_batches(

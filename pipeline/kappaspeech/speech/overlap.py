@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kappaspeech.errors import DataError
-from kappaspeech.speech.loading import SampleRef
+from kappaspeech.speech.corpus import Corpus
+from kappaspeech.speech.sample_reader import SampleRef
 from kappaspeech.speech.shards import parse_transcript
 from kappaspeech.speech.source import ReadOptions, Source, is_remote
 from kappaspeech.speech.sources import open_source, read_many
-from kappaspeech.speech.stream import Corpus
 
 # Transcripts that are read of either side, and of shards that aren't on this machine; each is one small read.
 _MOST_TEXTS = 20_000

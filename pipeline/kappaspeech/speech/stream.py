@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kappaspeech.artefacts import digest_json
-from kappaspeech.config.data_config import DataConfig, DatasetConfig, ReadConfig
-from kappaspeech.errors import DataError
+from kappaspeech.config.data_config import DataConfig
 from kappaspeech.speech.augment import Augmentation
 from kappaspeech.speech.batches import CacheTarget, Features, SpeechBatch, collate, empty_batch, label_ids
-from kappaspeech.speech.feature_cache import FeatureCacheOptions, entry_name
-from kappaspeech.speech.loading import (
-    BadSample,
-    LoadedSample,
-    LoaderPool,
-    LoadOptions,
-    OverLong,
-    SampleRef,
-    Ticket,
-    sample_errors,
-)
-from kappaspeech.speech.normalisers import TextNormalization, normaliser_of
+from kappaspeech.speech.corpus import Corpus, SpeechDataset, make_read_options
+from kappaspeech.speech.feature_cache import FeatureCacheOptions
+from kappaspeech.speech.loader_pool import LoaderPool, Ticket
+from kappaspeech.speech.loading import BadSample, LoadedSample, LoadOptions, OverLong
+from kappaspeech.speech.prefetcher import Prefetcher
+from kappaspeech.speech.sample_reader import SampleRef, sample_errors
 from kappaspeech.speech.samples import BadSampleError
-from kappaspeech.speech.schedule import BatchBudget, DatasetLengths, MicroBatchPlan, Schedule
-from kappaspeech.speech.shards import SampleEntry, check_unchanged, expand, read_index
-from kappaspeech.speech.source import ReadOptions, is_remote
-from kappaspeech.speech.sources import open_source
-from kappaspeech.speech.table import MERGED_SUFFIX, SampleTable, read_merged
-
-
-@dataclass(frozen=True)
-class SpeechDataset:
-    """Shards (path, URL, glob, brace list, or a merged index), with their share of the mixture. `language` keeps samples of
-    that one alone; `text_normalization` says how transcripts are written."""
-
-    shards: str
-    language: str | None = None
-    weight: float = 1.0
-    text_normalization: TextNormalization = "none"
+from kappaspeech.speech.schedule import BatchBudget, MicroBatchPlan, Schedule
+from kappaspeech.speech.source import ReadOptions
 
 
 @dataclass(frozen=True)
@@ -89,16 +65,6 @@ class StepData:
         return [key for batch in self.batches for key in batch.keys]
 
 
-def make_datasets(items: Sequence[DatasetConfig]) -> list[SpeechDataset]:
-    """Make the data sets of a configuration's `data.train` or `data.test`."""
-    return [SpeechDataset(item.shards, item.language, item.weight, item.text_normalization) for item in items]
-
-
-def make_read_options(config: ReadConfig) -> ReadOptions:
-    """Make the options by which a configuration reads remote shards."""
-    return ReadOptions(config.attempts, config.stall_seconds, config.cache_dir, int(config.cache_gb * 2**30))
-
-
 def make_stream_options(config: DataConfig) -> StreamOptions:
     """Make the options by which a configuration streams its training data."""
     augmentation = config.augmentation.model_dump()
@@ -109,90 +75,6 @@ def make_stream_options(config: DataConfig) -> StreamOptions:
         num_workers=config.num_workers,
         prefetch_steps=config.prefetch_steps,
     )
-
-
-class Corpus:
-    """One data set's samples, in their order."""
-
-    def __init__(
-        self,
-        dataset: SpeechDataset,
-        read: ReadOptions | None = None,
-        *,
-        named: bool = False,
-        most_shards: int | None = None,
-    ) -> None:
-        """Read the indices, of `most_shards` from all over the data set if there are more; `named` samples have names in the
-        feature cache.
-
-        Raises `DataError` where shards or indices are missing or don't fit each other.
-        """
-        self.dataset = dataset
-        self._named = named
-        self._read = read or ReadOptions()
-        if dataset.shards.endswith(MERGED_SUFFIX) and not is_remote(dataset.shards):
-            self.table = read_merged(Path(dataset.shards).expanduser())
-            self._unchecked = set(range(len(self.table.shards)))
-            self._check_sizes()
-        else:
-            places = expand(dataset.shards, self._read)
-            if most_shards is not None and len(places) > most_shards:
-                places = [places[i * len(places) // most_shards] for i in range(most_shards)]
-            self.table = SampleTable.of([read_index(where, self._read) for where in places])
-            self._unchecked = set()
-        self._rows = self._rows_of(dataset.language)
-        self.num_samples = len(self.table) if self._rows is None else len(self._rows)
-        if not self.num_samples:
-            raise DataError(f"{dataset.shards} holds no sample in language {dataset.language!r}.")
-
-    def _check_sizes(self) -> None:
-        """A local shard that is gone or cut is told at the start; the rest of what may have changed, when it is first read."""
-        for where, stamp in self.table.shards:
-            if not is_remote(where) and open_source(where, self._read).num_bytes() != stamp.num_bytes:
-                check_unchanged(open_source(where, self._read), stamp, [])
-
-    def _rows_of(self, language: str | None) -> NDArray[np.uint32] | None:
-        """Rows of the table that are in the data set; None for all."""
-        if language is None or self.table.languages == (language,):
-            return None
-        if language not in self.table.languages:
-            return np.empty(0, dtype=np.uint32)
-        return np.flatnonzero(self.table.columns["language"] == self.table.languages.index(language)).astype(np.uint32)
-
-    def column(self, name: str) -> NDArray[Any]:
-        """A column of the table, of the data set's samples alone."""
-        values = self.table.columns[name]
-        return values if self._rows is None else values[self._rows]
-
-    def row(self, index: int) -> int:
-        """The table's row of the data set's sample number `index`."""
-        return index if self._rows is None else int(self._rows[index])
-
-    def ref(self, index: int, *counter: int) -> SampleRef:
-        """Make the reference to load a sample by. Raises `DataError` where its shard has changed since it was indexed."""
-        row = self.row(index)
-        shard = self.table.shard_of(row)
-        where, stamp = self.table.shards[shard]
-        if shard in self._unchecked:
-            check_unchanged(open_source(where, self._read), stamp, self.table.shard_entries(shard))
-            self._unchecked.discard(shard)
-        entry, normalization = self.table.entry(row), self.dataset.text_normalization
-        written = normalization if normalization == "none" else f"{normalization}: {normaliser_of(entry.language)}"
-        name = entry_name(entry, stamp, written) if self._named else None
-        return SampleRef(where, entry, normalization, counter, name, stamp.digest)
-
-    def entry(self, index: int) -> SampleEntry:
-        """One sample, as its index lists it."""
-        return self.table.entry(self.row(index))
-
-    def lengths(self, *, longest_factor: float = 1.0) -> DatasetLengths:
-        """The lengths that the schedule needs, where samples may become `longest_factor` times longer."""
-        seconds, ends = self.table.seconds, self.table.columns["shard_end"]
-        if self._rows is not None:
-            seconds, ends = seconds[self._rows], np.searchsorted(self._rows, ends)
-        starts = np.unique(np.append(0, ends[ends < len(seconds)])).astype(np.int64)
-        seconds = seconds if longest_factor == 1 else seconds * np.float32(longest_factor)
-        return DatasetLengths(seconds, starts, self.dataset.weight)
 
 
 class SpeechStream:
@@ -254,7 +136,7 @@ class SpeechStream:
         pool = LoaderPool(self._load_options, self._options.read, num_workers=self._options.num_workers)
         prepared = self._prepare_all(first_step, hint, pool)
         try:
-            with _Prefetcher(lambda: next(prepared), depth=self._options.prefetch_steps) as ready:
+            with Prefetcher(lambda: next(prepared), depth=self._options.prefetch_steps) as ready:
                 while True:
                     began = time.monotonic()
                     data = ready.take()
@@ -319,45 +201,3 @@ class SpeechStream:
         wanted = item.cached is None and ref.cache_name is not None
         target = CacheTarget(ref.cache_name or "", item.transcript) if wanted else None
         return Features(ref.entry.key, ref.entry.language, item.log_mel, ids, item.cached, target)
-
-
-class _Prefetcher:
-    """Calls `make` ahead in one thread and hands out its results in order; what it raises is raised in `take`."""
-
-    def __init__(self, make: Callable[[], StepData], *, depth: int) -> None:
-        self._make = make
-        self._ready: queue.Queue[StepData | BaseException] = queue.Queue(maxsize=max(depth, 1))
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="speech-prefetch", daemon=True)
-
-    def __enter__(self) -> _Prefetcher:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        while not self._ready.empty():
-            self._ready.get_nowait()
-        self._thread.join(timeout=10)
-
-    def take(self) -> StepData:
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            item: StepData | BaseException
-            try:
-                item = self._make()
-            except BaseException as error:  # noqa: BLE001 - handed to the consumer, whatever it is
-                item = error
-            while not self._stopped.is_set():
-                try:
-                    self._ready.put(item, timeout=0.2)
-                    break
-                except queue.Full:
-                    continue
-            if isinstance(item, BaseException):
-                return

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -25,6 +24,7 @@ from kappaspeech.speech.patterns import shard_name
 from kappaspeech.speech.recordings import LONGEST_SECONDS
 from kappaspeech.speech.shards import SampleEntry, ShardIndex, ShardStamp, known_seconds
 from kappaspeech.speech.source import is_remote
+from kappaspeech.tensor_files.safetensors_header import FORMATS, HeaderEntry, parse_entry, read_header
 
 MERGED_SUFFIX = ".index"
 _SCHEMA_VERSION = "1"
@@ -42,7 +42,7 @@ _COLUMNS: dict[str, np.dtype[Any]] = {
     "key_bytes": np.dtype("<u1"),
     "shard_end": np.dtype("<i8"),
 }
-_SAFETENSORS_NAMES = {"<f4": "F32", "|u1": "U8", "<u2": "U16", "<i8": "I64"}
+_STORED_AS = {np.dtype(FORMATS[code].array): code for code in ("F32", "U8", "U16", "I64")}
 _WIDE_LANGUAGE = np.dtype("<u2")
 
 
@@ -152,33 +152,32 @@ def read_merged(path: Path) -> SampleTable:
     """Map a merged index. Raises `DataError` where it isn't one."""
     try:
         with os.fdopen(open_regular(path), "rb") as file:
+            header = read_header(file.fileno(), most_bytes=_MAX_HEADER_BYTES)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        (length,) = struct.unpack("<Q", mapped[:8])
-        header = parse_json(mapped[8 : 8 + min(length, _MAX_HEADER_BYTES)])
-        content = parse_json(header["__metadata__"]["index"].encode())
+        content = parse_json(header.metadata["index"].encode())
         if content["schema_version"] != _SCHEMA_VERSION:
             raise ValueError(f"version {content['schema_version']}")
-        columns = {name: _map_column(mapped, 8 + length, header[name], name) for name in _COLUMNS}
+        columns = {name: _map_column(mapped, header.data_begin, parse_entry(header.entries[name]), name) for name in _COLUMNS}
         shards = tuple((_absolute(where, path.resolve().parent), _parse_stamp(stamp)) for where, stamp in content["shards"])
         table = SampleTable(shards, tuple(content["languages"]), columns, content["fingerprint"])
         _check(table)
         return table
     except FileNotFoundError:
         raise DataError(f"There is no merged index at {path}. Make it with «kappaspeech index SHARDS --output {path}».") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no merged index ({describe(error)}). Make it again with «kappaspeech index».") from error
 
 
-def _map_column(mapped: mmap.mmap, start: int, described: dict[str, Any], name: str) -> NDArray[Any]:
+def _map_column(mapped: mmap.mmap, start: int, entry: HeaderEntry, name: str) -> NDArray[Any]:
     dtype = _COLUMNS[name]
-    if name == "language" and described["dtype"] == _SAFETENSORS_NAMES[_WIDE_LANGUAGE.str]:
+    if name == "language" and entry.dtype == _STORED_AS[_WIDE_LANGUAGE]:
         dtype = _WIDE_LANGUAGE
-    begin, end = described["data_offsets"]
-    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end <= len(mapped) - start:
-        raise ValueError(f"column {name} lies at bytes {begin!r} to {end!r}")
-    if described["dtype"] != _SAFETENSORS_NAMES[dtype.str] or (end - begin) % dtype.itemsize:
-        raise ValueError(f"column {name} is of {described['dtype']!r}")
-    return np.frombuffer(mapped, dtype, (end - begin) // dtype.itemsize, start + begin)
+    num_bytes = entry.end - entry.begin
+    if entry.end > len(mapped) - start:
+        raise ValueError(f"column {name} lies at bytes {entry.begin} to {entry.end}")
+    if entry.dtype != _STORED_AS[dtype] or num_bytes % dtype.itemsize:
+        raise ValueError(f"column {name} is of {entry.dtype!r}")
+    return np.frombuffer(mapped, dtype, num_bytes // dtype.itemsize, start + entry.begin)
 
 
 def _parse_stamp(stamp: dict[str, Any]) -> ShardStamp:

@@ -11,12 +11,11 @@ import numpy as np
 
 from kappaspeech.errors import CheckpointError
 from kappaspeech.outside import explained, open_regular
-from kappaspeech.tensor_files.dtypes import StoredArray
+from kappaspeech.tensor_files.dtypes import FLOATS, StoredArray
 from kappaspeech.tensor_files.gguf_header import GgufEntry, read_header
 from kappaspeech.tensor_files.tensor_file import StoredTensor
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_ARRAYS = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 UNREADABLE = "undecodable_"
 
 
@@ -75,7 +74,7 @@ class GgufFile:
         """Elements `start` to `stop` of the flattened tensor: as stored, or as float32 for a block format. Raises `OSError`."""
         kind = self._gguf.GGMLQuantizationType(self._entries[name].kind)
         if kind.name in _DTYPES:
-            array = _ARRAYS[_DTYPES[kind.name]]
+            array = FLOATS[_DTYPES[kind.name]].array
             width = np.dtype(array).itemsize
             values: StoredArray = np.frombuffer(self.read_bytes(name, start * width, (stop - start) * width), dtype=array)
             return values

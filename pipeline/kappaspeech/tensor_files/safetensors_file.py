@@ -9,38 +9,20 @@ from __future__ import annotations
 import errno
 import math
 import os
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kappaspeech.errors import CheckpointError
-from kappaspeech.outside import explained, open_regular, parse_json
+from kappaspeech.outside import explained, open_regular
 from kappaspeech.tensor_files.dtypes import StoredArray
+from kappaspeech.tensor_files.safetensors_header import FORMATS, Header, StoredFormat, TornHeaderError, parse_entry, read_header
 from kappaspeech.tensor_files.tensor_file import StoredTensor
 
-_MAX_HEADER_BYTES = 100_000_000
-_MAX_DIMENSIONS = 64
 # a hole as large as this was never written; where a file system makes holes of zeros, smaller ones may be weights
 _MIN_HOLE_BYTES = 64 << 20
 _BLOCK_BYTES = 1 << 20
-# The format's names; what isn't here (4- and 6-bit formats) is listed under its own name and never read.
-_DTYPES = {
-    "F64": ("float64", "<f8"),
-    "F32": ("float32", "<f4"),
-    "F16": ("float16", "<f2"),
-    "BF16": ("bfloat16", "<u2"),
-    "F8_E4M3": ("float8_e4m3fn", "u1"),
-    "F8_E5M2": ("float8_e5m2", "u1"),
-    "F8_E8M0": ("float8_e8m0fnu", "u1"),
-    "I64": ("int64", "<i8"),
-    "I32": ("int32", "<i4"),
-    "I16": ("int16", "<i2"),
-    "I8": ("int8", "i1"),
-    "U8": ("uint8", "u1"),
-    "BOOL": ("bool", "u1"),
-}
 
 
 class SafetensorsFile:
@@ -53,43 +35,34 @@ class SafetensorsFile:
             self._num_bytes = os.fstat(self._descriptor).st_size
             header = self._read_header()
         self._entries: dict[str, tuple[str, int]] = {}
-        self.tensors = [self._parse(name, entry) for name, entry in header.items() if name != "__metadata__"]
+        self._data_begin = header.data_begin
+        self.tensors = [self._parse(name, described) for name, described in header.entries.items()]
         self._check_ranges()
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
 
-    def _read_header(self) -> dict[str, Any]:
-        prefix = os.pread(self._descriptor, 8, 0)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-        if not 2 <= length <= min(_MAX_HEADER_BYTES, self._num_bytes - 8):
-            raise CheckpointError(
-                f"{self.path} is no whole safetensors file: it has {self._num_bytes} bytes and announces a header of {length}. "
-                "Fetch it again (a git-lfs pointer of a few lines looks like this too)."
-            )
+    def _read_header(self) -> Header:
         try:
-            header = parse_json(os.pread(self._descriptor, length, 8), is_unique=True)
+            return read_header(self._descriptor)
+        except TornHeaderError as error:
+            raise CheckpointError(
+                f"{self.path} is no whole safetensors file: {error}. Fetch it again (a git-lfs pointer of a few lines looks like "
+                "this too)."
+            ) from error
         except ValueError as error:
-            raise CheckpointError(f"{self.path} is no safetensors file: its header is no JSON to go by ({error}).") from error
-        if not isinstance(header, dict):
-            raise CheckpointError(f"{self.path} is no safetensors file: its header is a {type(header).__name__}.")
-        self._data_begin = 8 + length
-        return header
+            raise CheckpointError(f"{self.path} is no safetensors file: {error}.") from error
 
-    def _parse(self, name: str, entry: Any) -> StoredTensor:
+    def _parse(self, name: str, described: Any) -> StoredTensor:
         try:
-            stored, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            numbers = [*shape, begin, end]
-            is_sound = isinstance(stored, str) and all(type(number) is int and 0 <= number < 2**63 for number in numbers)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.path}: the header's entry for {name} can't be understood ({error!r}).") from error
-        if not is_sound or len(shape) > _MAX_DIMENSIONS or begin > end:
+            entry = parse_entry(described)
+        except ValueError as error:
             raise CheckpointError(
-                f"{self.path}: the header's entry for {name} can't be understood: a dtype's name, a shape of whole numbers and "
-                "the two ends of its bytes are expected. Fetch it again."
-            )
-        dtype, array = _DTYPES.get(stored, (stored.lower(), ""))
+                f"{self.path}: the header's entry for {name} can't be understood: {error}. Fetch it again."
+            ) from error
+        shape, begin, end = entry.shape, entry.begin, entry.end
+        dtype, array = FORMATS.get(entry.dtype, StoredFormat(entry.dtype.lower(), ""))
         if array and end - begin != math.prod(shape) * np.dtype(array).itemsize:
             raise CheckpointError(f"{self.path}: {name} has shape {shape} of {dtype} but {end - begin} bytes. Fetch it again.")
         if self._data_begin + end > self._num_bytes:

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-# https://github.com/huggingface/safetensors#format
-_DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_ALIGNMENT_BYTES = 8
+from kappaspeech.tensor_files.safetensors_header import FORMATS, HeaderEntry, pack_header
+
+_DTYPE_NAMES = {form.name: code for code, form in FORMATS.items()}
 
 
 class SafetensorsWriter:
@@ -44,20 +28,14 @@ class SafetensorsWriter:
         self._dtypes = dict.fromkeys(shapes, dtype) if isinstance(dtype, torch.dtype) else dict(dtype)
         self._pending = list(shapes)
         self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
-        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        entries: dict[str, HeaderEntry] = {}
         offset = 0
         for name, shape in self._shapes.items():
-            size = self._num_bytes(name)
-            header[name] = {
-                "dtype": _DTYPE_NAMES[self._dtypes[name]],
-                "shape": list(shape),
-                "data_offsets": [offset, offset + size],
-            }
-            offset += size
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % _ALIGNMENT_BYTES)
+            end = offset + self._num_bytes(name)
+            entries[name] = HeaderEntry(_DTYPE_NAMES[str(self._dtypes[name]).removeprefix("torch.")], shape, offset, end)
+            offset = end
         self._file = path.open("wb")
-        self._file.write(struct.pack("<Q", len(text)) + text)
+        self._file.write(pack_header(entries, metadata))
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Append the next tensor, cast to its dtype in the file."""

@@ -17,10 +17,11 @@ from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.ranks.hosts import check_alike
 from kappaspeech.runs.contents import RECORD_FILE
+from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.feature_cache import FeatureCacheOptions
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.schedule import BatchBudget
-from kappaspeech.speech.stream import Corpus, SpeechStream, make_datasets, make_read_options, make_stream_options
+from kappaspeech.speech.stream import SpeechStream, make_stream_options
 from kappaspeech.training.agreed import Agreed
 from kappaspeech.training.assembly import Assembly, assemble, digest_trained
 from kappaspeech.training.frozen_check import digest_frozen, digest_start

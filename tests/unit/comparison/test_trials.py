@@ -111,10 +111,15 @@ def test_lora_has_its_rank_from_the_arm_or_from_the_budget(home, tmp_path):
 def test_trials_differ_from_the_base_in_place_name_seed_and_selection_alone(home, tmp_path):
     experiment = read(tmp_path, home)
     base = experiment.base.model_dump()
-    for trial in experiment.trials:
-        config = make_trial_config(experiment, trial, KappaRanking.read(home / "ranking.json")).model_dump()
+    ranking = KappaRanking.read(home / "ranking.json")
+    configs = [make_trial_config(experiment, trial, ranking).model_dump() for trial in experiment.trials]
+    assert len(configs) == 16
+    for trial, config in zip(experiment.trials, configs, strict=True):
         assert {key for key in base if config[key] != base[key]} <= {"run_dir", "arm", "seed", "unfreeze"}
         assert (config["arm"], config["seed"]) == (trial.arm.name, trial.seed)
+    # no two are the same run, and arms of a seed differ in what they unfreeze
+    assert len({config["run_dir"] for config in configs}) == 16
+    assert len({str(config["unfreeze"]) for config in configs if config["seed"] == 17}) == 8
 
 
 def test_preparing_twice_writes_the_same_bytes(home, tmp_path):

@@ -55,7 +55,9 @@ def test_every_key_that_the_example_offers_in_a_comment_can_be_switched_on(line,
 
 
 def test_every_line_of_the_examples_says_what_it_is():
-    for path in (REPOSITORY / "launch/configs").glob("*.yaml"):
+    paths = list((REPOSITORY / "launch/configs").glob("*.yaml"))
+    assert paths
+    for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines():
             # a section's name alone, and one more entry of a list, need none
             assert "#" in line or re.fullmatch(r"\w+:", line) or line.strip().startswith("- "), line

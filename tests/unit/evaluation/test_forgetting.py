@@ -85,8 +85,12 @@ def test_the_distance_to_the_base_is_that_between_two_models(llm, tokenizer, tra
 
 def test_the_trained_tensors_are_back_after_the_base_has_spoken(tokenizer, trained):
     before = {name: parameter.detach().clone() for name, parameter in trained.llm.named_parameters()}
-    score_texts(trained.llm, tokenizer, TEXTS, base=find_base(trained))
-    assert all(torch.equal(parameter, before[name]) for name, parameter in trained.llm.named_parameters())
+    score = score_texts(trained.llm, tokenizer, TEXTS, base=find_base(trained))
+    # the base has spoken, and it is another model
+    assert score.kl_nats_sum > 0
+    after = dict(trained.llm.named_parameters())
+    assert after.keys() == before.keys()
+    assert [name for name, parameter in after.items() if not torch.equal(parameter, before[name])] == []
 
 
 def test_the_distance_does_not_depend_on_how_many_logits_are_held(tokenizer, trained, monkeypatch):

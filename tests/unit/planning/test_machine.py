@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from torch.nn import functional
 
 from kappaspeech.planning import machine
 from kappaspeech.planning.duration import Rates
@@ -25,8 +26,27 @@ def test_what_is_measured_is_what_a_product_takes():
     else:
         pytest.fail(f"plain products give {plain:.3g} operations a second, measured were {rates}")
     assert rates.encoder_flops_per_second > 0
-    assert 1e7 < rates.memory_bytes_per_second < 1e13
-    assert 1e7 < rates.elementwise_bytes_per_second < 1e13
+
+
+def test_rates_of_memory_are_what_a_copy_and_an_activation_take_by_hand():
+    source, gate = torch.ones(8 << 20), torch.randn(LLM.rows, LLM.inner)
+    for _ in range(8):
+        rates = measure_compute(CPU, LLM, LLM)
+        copied = 2 * source.nbytes / mean_seconds(source.clone().copy_, source, count=4)
+        activated = 5 * gate.nbytes / mean_seconds(lambda values: functional.silu(values) * values, gate, count=400)
+        pairs = (rates.memory_bytes_per_second, copied), (rates.elementwise_bytes_per_second, activated)
+        if all(by_hand / 20 < rate < by_hand * 20 for rate, by_hand in pairs):
+            break
+    else:
+        pytest.fail(f"measured and by hand: {pairs}")
+
+
+def mean_seconds(work, argument: torch.Tensor, *, count: int) -> float:
+    work(argument)
+    began = time.perf_counter()
+    for _ in range(count):
+        work(argument)
+    return (time.perf_counter() - began) / count
 
 
 def time_plain_product() -> float:
@@ -44,6 +64,22 @@ def test_ranks_of_one_machine_exchange_while_they_compute():
     assert 1e5 < two.bytes_per_second < 1e11
     assert 1e5 < two.reduced_bytes_per_second < 1e11
     assert 0 < two.seconds_per_message < 1
+
+
+def test_what_ranks_exchange_is_counted_in_bytes_that_each_receives(monkeypatch):
+    """Every timing takes half a second here, so that each rate is what it counts over what it divides by."""
+
+    def take(_device, work) -> float:
+        work()
+        return 0.5
+
+    monkeypatch.setattr(machine, "_timed", take)
+    rates = measure_here(2, num_threads=1, llm=LLM, encoder=LLM, reduced_dtype=torch.float32)
+    # the first message says that half as much of it may be sent, and the two ranks hold half of that each
+    received = 4 * int(0.5 * (machine._FIRST_MESSAGE_BYTES // 4 // 2 + 1))
+    assert rates.bytes_per_second == received / (0.5 / machine._NUM_MESSAGES)
+    assert rates.reduced_bytes_per_second == rates.bytes_per_second
+    assert rates.seconds_per_message == 0.5 / machine._NUM_SMALL_MESSAGES
 
 
 def test_over_a_slow_network_little_is_sent(monkeypatch):

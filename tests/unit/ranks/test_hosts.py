@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import platform
+import re
+import socket
+import threading
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
 import pytest
 
+from kappaspeech.errors import ConfigError, RankFailure
 from kappaspeech.ranks.cluster import SingleProcess
 from kappaspeech.ranks.hosts import check_alike, describe_clocks, describe_difference, software
+from tests.patience import patience
 
 
 def test_the_minority_differs_even_where_it_holds_rank_0():
@@ -22,8 +32,66 @@ def test_between_two_the_one_without_rank_0_is_named():
     assert difference == "torch is 2.12 on h2, and 2.13 on h1 (rank 0); numpy is 1 on h2, and 2 on h1 (rank 0)"
 
 
-def test_one_process_is_like_itself():
-    check_alike(SingleProcess(), software(), remedy="none")
+class Seat(SingleProcess):
+    """A rank of several that are threads of this process."""
+
+    def __init__(self, rank: int, table: list[Any], meeting: threading.Barrier) -> None:
+        super().__init__()
+        self.rank, self.world_size = rank, len(table)
+        self._table, self._meeting = table, meeting
+
+    def gather(self, value: Any) -> list[Any]:
+        self._table[self.rank] = value
+        self._meeting.wait()
+        everywhere = list(self._table)
+        self._meeting.wait()
+        return everywhere
+
+
+def check_together(monkeypatch, facts: Mapping[str, Mapping[str, str]]) -> dict[str, Exception | None]:
+    """What `check_alike` raises on each host of `facts`, whose ranks it runs at once."""
+    monkeypatch.setattr(socket, "gethostname", lambda: threading.current_thread().name)
+    table, meeting = [None] * len(facts), threading.Barrier(len(facts), timeout=patience(10))
+    raised: dict[str, Exception | None] = {}
+
+    def be_rank(rank: int, host: str) -> None:
+        try:
+            check_alike(Seat(rank, table, meeting), facts[host], remedy="Install the same on all hosts.")
+            raised[host] = None
+        except (ConfigError, RankFailure) as error:
+            raised[host] = error
+
+    threads = [threading.Thread(target=be_rank, args=pair, name=pair[1]) for pair in enumerate(facts)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+def test_hosts_that_run_alike_go_on(monkeypatch):
+    assert check_together(monkeypatch, {"h1": software(), "h2": software()}) == {"h1": None, "h2": None}
+
+
+def test_a_host_that_runs_another_version_is_told_by_name_on_every_host(monkeypatch):
+    raised = check_together(monkeypatch, {"h1": software(), "h2": {**software(), "numpy": "0.9"}, "h3": software()})
+    numpy = software()["numpy"]
+    said = f"numpy is 0.9 on h2, and {numpy} on h1 (rank 0). Install the same on all hosts."
+    assert isinstance(raised["h2"], ConfigError)
+    assert str(raised["h2"]) == said
+    for host in ("h1", "h3"):
+        failure = raised[host]
+        assert isinstance(failure, RankFailure)
+        assert (failure.rank, failure.exit_code) == (1, 2)
+        assert str(failure) == f"rank 1 on h2 failed: {said}"
+
+
+def test_what_a_host_runs_is_its_python_its_packages_and_this_projects_code():
+    found = software()
+    assert found["Python"] == platform.python_version()
+    assert found["torch"] == version("torch")
+    assert re.fullmatch("[0-9a-f]{64}", found["kappaspeech's code"])
+    assert "not installed" not in found.values()
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(90.0, "90 s ahead of"), (-90.0, "90 s behind"), (4.0, None)])

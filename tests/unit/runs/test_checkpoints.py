@@ -90,7 +90,8 @@ def test_a_damaged_checkpoint_is_set_aside_with_a_warning_and_the_one_before_is_
     assert names(tmp_path) == ["damaged-step-000004", "step-000002"]
     (message,) = (record.getMessage() for record in caplog.records)
     assert "step-000004 is damaged (" in message
-    assert file in message or "header" in message
+    # a header that can't be read is the library's own word for it
+    assert ("header" if damage is garble_header and file != "state.json" else file) in message
     assert "going on from step-000002" in message
 
 

@@ -180,6 +180,9 @@ def test_a_torch_file_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_p
     with pytest.raises(CheckpointError, match="code beside"):
         open_checkpoint(tmp_path / "model.pt")
     assert "code ran" not in capsys.readouterr().out
+    # it would have
+    torch.load(tmp_path / "model.pt", weights_only=False)
+    assert "code ran" in capsys.readouterr().out
 
 
 def test_gguf_blocks_are_dequantised(tmp_path):

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from kappaspeech.errors import InputError, ScanError
 from kappaspeech.scan.lanczos import largest_eigenpair
+from kappaspeech.scan.scaled_matrix import PIECE_VECTORS, num_pieces, piece_gram
 from kappaspeech.scan.scores import SCORES
-from kappaspeech.scan.spectrum import PIECE_VECTORS, ArrayMatrix, SpectrumStats, measure, num_pieces, piece_gram, spectrum_stats
+from kappaspeech.scan.spectrum import ArrayMatrix, measure, spectrum_stats
+from kappaspeech.scan.statistics import SpectrumStats
 
 SHAPES = st.tuples(st.integers(2, 24), st.integers(2, 24))
 SEEDS = st.integers(0, 2**32 - 1)

@@ -16,10 +16,11 @@ from kappaspeech.errors import DataError
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.speech.batches import label_ids
+from kappaspeech.speech.corpus import SpeechDataset
 from kappaspeech.speech.samples import BadSampleError, decode
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.shards import INDEX_SUFFIX, index_shard, parse_transcript, read_index, write_index
-from kappaspeech.speech.stream import SpeechDataset, SpeechStream
+from kappaspeech.speech.stream import SpeechStream
 from kappaspeech.speech.table import SampleTable, write_merged
 from tests.patience import patience
 from tests.speech_files import clip, details, make_tar

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions, entry_name, from_bits, to_bits
-from kappaspeech.speech.loading import LoadedSample, Loader, LoadOptions, SampleRef
+from kappaspeech.speech.loading import LoadedSample, Loader, LoadOptions
+from kappaspeech.speech.sample_reader import SampleRef
 from kappaspeech.speech.shards import SampleEntry, ShardStamp
 from kappaspeech.speech.source import ReadOptions
 

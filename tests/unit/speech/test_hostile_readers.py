@@ -15,12 +15,12 @@ import soundfile
 from hypothesis import strategies as st
 
 from kappaspeech.errors import DataError
+from kappaspeech.speech.corpus import Corpus, SpeechDataset
 from kappaspeech.speech.layouts import find_recordings
-from kappaspeech.speech.loading import SampleReader
+from kappaspeech.speech.sample_reader import SampleReader
 from kappaspeech.speech.samples import decode
 from kappaspeech.speech.shards import INDEX_SUFFIX, expand, index_shard, write_index
 from kappaspeech.speech.source import ReadOptions
-from kappaspeech.speech.stream import Corpus, SpeechDataset
 from kappaspeech.speech.table import SampleTable, write_merged
 from tests.fuzzing import cuts, damage, edits, fuzzed, given, json_changes, junk, texts, try_out, with_changes
 
@@ -188,10 +188,11 @@ def test_names_of_shards_of_anything(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize(
     "change",
     [
-        {"shard_end": {"dtype": "I64", "data_offsets": [0, 0]}},
-        {"key_end": {"dtype": "I64", "data_offsets": [0, 8]}},
-        {"seconds": {"dtype": "F32", "data_offsets": [-8, 0]}},
-        {"seconds": {"dtype": "F32", "data_offsets": [0, 1e300]}},
+        {"shard_end": {"dtype": "I64", "shape": [0], "data_offsets": [0, 0]}},
+        {"key_end": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}},
+        {"seconds": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}},
+        {"seconds": {"dtype": "F32", "shape": [2], "data_offsets": [0, 1e300]}},
+        {"seconds": {"dtype": "F32", "shape": [2], "data_offsets": [0, 1 << 40]}},
         {"seconds": []},
         {"__metadata__": {"index": []}},
         {"__metadata__": []},

@@ -11,11 +11,11 @@ import pytest
 
 from kappaspeech.commands import main
 from kappaspeech.errors import DataError
+from kappaspeech.speech.corpus import SpeechDataset
 from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.layouts import LAYOUTS, find_recordings
 from kappaspeech.speech.packing import pack
 from kappaspeech.speech.recordings import Recording, Request, make_key
-from kappaspeech.speech.stream import SpeechDataset
 from tests.speech_files import clip, save
 
 

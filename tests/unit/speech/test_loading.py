@@ -17,12 +17,15 @@ from kappaspeech.errors import DataError
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.speech.augment import Augmentation, change_speed, generator, mask_spectrogram
-from kappaspeech.speech.loading import LoaderPool, LoadOptions, SampleRef
+from kappaspeech.speech.corpus import Corpus, SpeechDataset
+from kappaspeech.speech.loader_pool import LoaderPool
+from kappaspeech.speech.loading import LoadOptions
 from kappaspeech.speech.normalisers import normalise_text
+from kappaspeech.speech.sample_reader import SampleRef
 from kappaspeech.speech.samples import log_mel
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.source import ReadOptions
-from kappaspeech.speech.stream import Corpus, SpeechDataset, SpeechStream, StreamOptions
+from kappaspeech.speech.stream import SpeechStream, StreamOptions
 
 OPTIONS = LoadOptions(num_mels=80, max_seconds=20.0)
 
@@ -87,7 +90,7 @@ def test_workers_load_what_this_process_loads_also_when_one_is_killed(home):
 
 @pytest.mark.slow
 def test_workers_that_keep_dying_are_an_error(refs, monkeypatch):
-    monkeypatch.setattr("kappaspeech.speech.loading._MAX_RESTARTS", 0)
+    monkeypatch.setattr("kappaspeech.speech.loader_pool._MAX_RESTARTS", 0)
     others = workers()
     pool = LoaderPool(OPTIONS, ReadOptions(), num_workers=1)
     pool.take(pool.submit(refs[:1]))
@@ -159,9 +162,11 @@ def test_speed_moves_pitch_and_length():
 
 def test_the_schedule_leaves_room_for_what_speed_makes_longer(home):
     slow = stream(home, augmentation=Augmentation(speed_factors=(0.5,)))
-    for data in take(slow, 6):
-        for batch in data.batches:
-            assert batch.log_mel.shape[0] == 1 or batch.log_mel.shape[0] * batch.log_mel.shape[2] <= 20.0 * 100 + 2 * 3
+    shapes = [batch.log_mel.shape for data in take(slow, 6) for batch in data.batches]
+    # a clip alone may be longer than the budget
+    shared = [(rows, frames) for rows, _, frames in shapes if rows > 1]
+    assert shared
+    assert [(rows, frames) for rows, frames in shared if rows * frames > 20.0 * 100 + 2 * 3] == []
 
 
 def test_text_is_normalised_by_language_where_asked_for():

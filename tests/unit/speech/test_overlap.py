@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from kappaspeech.speech.corpus import Corpus, SpeechDataset
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.shards import index_shard, write_index
-from kappaspeech.speech.stream import Corpus, SpeechDataset
 from tests.speech_files import details, make_tar
 
 
@@ -52,8 +52,9 @@ def test_apart_they_share_nothing(corpus):
 def test_doctor_and_train_say_so(home, tmp_path, capsys):
     from kappaspeech.config.run_config import read_run_config
     from kappaspeech.diagnosis.configuration import check_configuration
+    from kappaspeech.speech.corpus import make_datasets
     from kappaspeech.speech.schedule import BatchBudget
-    from kappaspeech.speech.stream import SpeechStream, make_datasets
+    from kappaspeech.speech.stream import SpeechStream
     from kappaspeech.training.loaded import warn_of_overlap
     from tests import tiny
 

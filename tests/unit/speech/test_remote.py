@@ -13,11 +13,11 @@ import pytest
 
 from kappaspeech.errors import DataError
 from kappaspeech.speech import shards
+from kappaspeech.speech.corpus import Corpus, SpeechDataset
 from kappaspeech.speech.remote import explain
 from kappaspeech.speech.shards import SampleEntry, ShardIndex, ShardStamp, expand, index_shard, read_index
 from kappaspeech.speech.source import ReadOptions
 from kappaspeech.speech.sources import open_source
-from kappaspeech.speech.stream import Corpus, SpeechDataset
 from kappaspeech.speech.table import SampleTable, write_merged
 from kappaspeech.speech.web import ReadProblemError
 from tests.unit.speech.test_sources import read_all

@@ -9,11 +9,11 @@ import pytest
 import soundfile
 
 from kappaspeech.errors import DataError
+from kappaspeech.speech.corpus import SpeechDataset
 from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.packing import pack
 from kappaspeech.speech.shards import expand, index_shard, normalise_language, read_index, write_index
-from kappaspeech.speech.stream import SpeechDataset
 from tests import tiny
 from tests.speech_files import clip, details, make_tar
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from kappaspeech.errors import DataError
+from kappaspeech.speech.corpus import Corpus, SpeechDataset
 from kappaspeech.speech.held_out import read_test_batches
-from kappaspeech.speech.loading import Loader, LoadOptions, SampleReader
+from kappaspeech.speech.loading import Loader, LoadOptions
+from kappaspeech.speech.sample_reader import SampleReader
 from kappaspeech.speech.shards import expand, index_shard, read_index, write_index
 from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import open_source, read_many
-from kappaspeech.speech.stream import Corpus, SpeechDataset
 from kappaspeech.speech.table import SampleTable, read_merged, write_merged
 from tests.web import FaultyServer, within
 

@@ -12,8 +12,9 @@ from kappaspeech.errors import DataError
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.speech.batches import collate, empty_batch, label_ids, make_prompt
+from kappaspeech.speech.corpus import SpeechDataset
 from kappaspeech.speech.schedule import BatchBudget
-from kappaspeech.speech.stream import SpeechDataset, SpeechStream
+from kappaspeech.speech.stream import SpeechStream
 
 # A shard whose samples' heads have changed isn't opened at all.
 KEPT_BYTES = 512

@@ -57,6 +57,8 @@ def test_frozen_tensors_keep_their_bytes_and_trained_ones_are_rounded(tmp_path, 
 def test_a_float32_base_is_written_as_the_training_saw_it(tmp_path):
     base = make_base(tmp_path / "base", dtype=torch.float32)
     merged = merge(tmp_path / "base", {})
+    assert merged.keys() == base.keys()
+    assert {tensor.dtype for tensor in base.values()} == {torch.float32}
     assert all(same_bytes(merged[name], base[name].bfloat16()) for name in base)
 
 

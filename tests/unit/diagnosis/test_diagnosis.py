@@ -6,7 +6,10 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -14,15 +17,15 @@ import pytest
 from packaging.requirements import Requirement
 
 from kappaspeech.commands import main
-from kappaspeech.config.run_config import read_run_config
+from kappaspeech.config.run_config import RunConfig, read_run_config
 from kappaspeech.diagnosis.arithmetic import check_dtype
-from kappaspeech.diagnosis.configuration import check_configuration, check_disk, check_ranks
+from kappaspeech.diagnosis.configuration import check_configuration, check_disk, check_ranks, resumes
 from kappaspeech.diagnosis.finding import Finding, RankFindings, combine
 from kappaspeech.diagnosis.host import check_build_folder, check_open_files, check_port, check_shared_memory, find_build_folder
 from kappaspeech.diagnosis.packages import compare_versions
 from kappaspeech.model.precision import choose_dtype
 from kappaspeech.ranks.cluster import SingleProcess
-from kappaspeech.runs.lease import Lease
+from kappaspeech.runs.lease import EXPIRY_SECONDS, Holder, Lease
 from tests import tiny
 
 
@@ -241,6 +244,26 @@ def test_a_run_that_goes_on_in_the_folder_is_a_warning(home, tmp_path, capsys):
     finally:
         lease.release()
     assert "warning  run folder: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("machine", "status"), [(None, "ok"), ("another boot", "warning")])
+def test_what_a_dead_start_left_in_the_folder_is_looked_at_alone(tmp_path, machine, status):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"schema_version": 1, "status": "running"}))
+    dead = subprocess.Popen(["sleep", "60"])
+    here = Holder.here("a dead start")
+    place = [*(here.place or ())[:2], dead.pid, 0]
+    dead.kill()
+    dead.wait()
+    lease = {"schema_version": 1, **asdict(here), "machine": machine or here.machine, "place": place}
+    (run / "lease.json").write_text(json.dumps(lease))
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.iterdir()}
+    began = time.monotonic()
+    (finding,) = resumes(RunConfig.model_construct(run_dir=str(run)))
+    assert time.monotonic() - began < EXPIRY_SECONDS / 2
+    assert finding.status == status
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.iterdir()} == before
 
 
 def test_json_holds_the_findings_and_nothing_else(capsys):

@@ -21,7 +21,7 @@ def run(words: list[str], *, stdout, **variables: str) -> subprocess.CompletedPr
         stderr=subprocess.PIPE,
         encoding="utf-8",
         env={**os.environ, **variables},
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         timeout=patience(60),
     )
 
@@ -60,7 +60,7 @@ def test_a_closed_standard_output_costs_nothing_but_the_text(words, closed):
         shell,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         timeout=patience(60),
     )
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr

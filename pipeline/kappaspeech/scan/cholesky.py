@@ -1,0 +1,126 @@
+"""The rungs gram and cholqr2 of `spectrum.py`: a matrix's statistics from Cholesky factors of its Gram matrix.
+
+u = 2⁻⁵³ is float64's unit roundoff throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from kappaspeech.scan.algebra import Factor
+from kappaspeech.scan.lanczos import Eigenpair, estimate_norm, largest_eigenpair
+from kappaspeech.scan.scaled_matrix import ScaledMatrix
+from kappaspeech.scan.statistics import UNIT_ROUNDOFF, SpectrumStats, backward_error, finish_ends, with_whole_spectrum
+from kappaspeech.tensor_files.dtypes import FloatArray
+
+_MAX_STEPS = 400
+_NUM_ETA_STEPS = 8
+_ETA_MARGIN = 2.0
+# η came out at 0.05 to 4 times u·κ²: below the one it needn't be estimated in vain, beyond the other it is never larger
+_LEAST_ETA, _MOST_ETA = 0.05, 10.0
+
+
+def measure_by_cholesky(
+    scaled: ScaledMatrix, gram: Any, squares: FloatArray, *, rtol: float, with_sigmas: bool
+) -> SpectrumStats | None:
+    """The rungs that rest on a Cholesky factor; None where they can't reach `rtol`."""
+    algebra = scaled.algebra
+    triangle = algebra.cholesky(gram)
+    if triangle is None or not algebra.diagonal(triangle).min() ** 2 >= 4 * scaled.short * UNIT_ROUNDOFF * squares.max():
+        return None
+    frobenius = math.sqrt(float(squares.sum()))
+    factor = algebra.factor([triangle])
+    ends = _find_ends(factor, rtol=rtol)
+    if ends is not None:
+        stats = _accept_gram(scaled, factor, ends, frobenius=frobenius, rtol=rtol)
+        if stats is not None:
+            return with_whole_spectrum(scaled, stats, algebra.svdvals_by_square(triangle)) if with_sigmas else stats
+    second = _second_triangle(scaled, triangle)
+    if second is None:
+        return None
+    factor = algebra.factor([triangle, second])
+    ends = _find_ends(factor, rtol=rtol)
+    if ends is None:
+        return None
+    largest, smallest = ends
+    sigmas = math.sqrt(largest.value), 1 / math.sqrt(smallest.value)
+    # the second pass leaves a backward error of a few u·‖W‖, as an SVD does
+    bound = backward_error(scaled, sigmas[0] / sigmas[1]) + largest.error + smallest.error
+    if bound > rtol:
+        return None
+    stats = finish_ends(scaled, *sigmas, factor=factor, bound=bound, rung="cholqr2", frobenius=frobenius)
+    return with_whole_spectrum(scaled, stats, algebra.svdvals(algebra.multiply(triangle, second))) if with_sigmas else stats
+
+
+def _find_ends(factor: Factor, *, rtol: float) -> tuple[Eigenpair, Eigenpair] | None:
+    """The largest eigenpairs of F·Fᵀ and of its inverse, to a fraction of `rtol`; None where rounding makes nonsense of them."""
+    with np.errstate(all="ignore"):
+        largest = largest_eigenpair(factor.square, factor.size, rtol=rtol / 10, max_steps=_MAX_STEPS)
+        smallest = largest_eigenpair(partial(_solve_twice, factor), factor.size, rtol=rtol / 10, max_steps=_MAX_STEPS)
+    numbers = (largest.value, smallest.value, largest.error, smallest.error)
+    return (largest, smallest) if all(math.isfinite(number) for number in numbers) and smallest.value > 0 else None
+
+
+def _solve_twice(factor: Factor, x: FloatArray) -> FloatArray:
+    """(F·Fᵀ)⁻¹·x"""
+    return factor.solve(factor.solve(x), transposed=True)
+
+
+def _accept_gram(
+    scaled: ScaledMatrix, factor: Factor, ends: tuple[Eigenpair, Eigenpair], *, frobenius: float, rtol: float
+) -> SpectrumStats | None:
+    """The Gram's answer where its error is within `rtol`: by κ alone, or by η = ‖L⁻¹·W·Wᵀ·L⁻ᵀ − I‖ (Ostrowski)."""
+    largest, smallest = ends
+    sigma_max, sigma_min = math.sqrt(largest.value), 1 / math.sqrt(smallest.value)
+    kappa = sigma_max / sigma_min
+    lanczos_error = largest.error + smallest.error
+    eta = _MOST_ETA * UNIT_ROUNDOFF * kappa**2
+    if eta + lanczos_error > rtol:
+        if _LEAST_ETA * UNIT_ROUNDOFF * kappa**2 > rtol:
+            return None
+        eta = _ETA_MARGIN * _estimate_eta(scaled, factor)
+        if not eta < 0.5 or eta + lanczos_error > rtol:
+            return None
+    bound = eta + lanczos_error + backward_error(scaled, kappa)
+    if eta > rtol / 100:
+        # one more inverse step clears the vector of the large end, which ‖Wᵀu‖ would weigh κ² times
+        vector = _solve_twice(factor, smallest.vector)
+        above = _norm_through(scaled, vector / np.linalg.norm(vector))
+        sigma_min = above if above <= sigma_min * (1 + bound) else sigma_min
+    return finish_ends(scaled, sigma_max, sigma_min, factor=factor, bound=bound, rung="gram", frobenius=frobenius)
+
+
+def _estimate_eta(scaled: ScaledMatrix, factor: Factor) -> float:
+    """‖L⁻¹·W·Wᵀ·L⁻ᵀ − I‖₂, from a few Lanczos steps: a pass over W each."""
+
+    def apply(x: FloatArray) -> FloatArray:
+        y = factor.solve(x, transposed=True)
+        image = np.zeros(scaled.short)
+        for block in scaled.blocks():
+            image += scaled.algebra.weigh_twice(block, y)
+        return factor.solve(image) - x
+
+    return estimate_norm(apply, scaled.short, num_steps=_NUM_ETA_STEPS)
+
+
+def _norm_through(scaled: ScaledMatrix, vector: FloatArray) -> float:
+    """‖Wᵀu‖: for a unit u near the last left singular vector, σ_min to second order, and never below it."""
+    return math.sqrt(sum(float(np.sum(scaled.algebra.weigh(block, vector) ** 2)) for block in scaled.blocks()))
+
+
+def _second_triangle(scaled: ScaledMatrix, triangle: Any) -> Any | None:
+    """The Cholesky factor of Y·Yᵀ with Y = L⁻¹·W; None where Y is too far from orthonormal rows for it to help."""
+    algebra = scaled.algebra
+    gram = algebra.zeros(scaled.short)
+    for block in scaled.blocks():
+        algebra.add_square(algebra.solve_block(triangle, block), gram)
+    squares = algebra.diagonal(gram)
+    if not (np.isfinite(squares).all() and squares.min() > 0.1 and squares.max() < 10):
+        return None
+    second = algebra.cholesky(gram)
+    # the first factor must have left a well-conditioned rest
+    return None if second is None or algebra.diagonal(second).min() < 0.3 else second

@@ -1,0 +1,114 @@
+"""Samples read from their shards, checked and decoded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from kappaspeech.errors import DataError
+from kappaspeech.speech.normalisers import TextNormalization, normalise_text
+from kappaspeech.speech.samples import AudioSample, BadSampleError, decode
+from kappaspeech.speech.shards import SampleEntry, check_header, parse_transcript
+from kappaspeech.speech.source import ReadOptions, Source
+from kappaspeech.speech.sources import open_source, read_many
+from kappaspeech.speech.tar_members import HEADER_BYTES
+
+# Audio and text that lie this near to each other are read at once.
+_LARGEST_GAP_BYTES = 1 << 16
+_MAX_OPEN_SOURCES = 512
+
+
+@dataclass(frozen=True)
+class SampleRef:
+    """A sample to load: its shard, where in it, how its text is written, the counter of its random numbers, its name in the
+    feature cache, and a digest of the shard as it was indexed."""
+
+    where: str
+    entry: SampleEntry
+    normalization: TextNormalization = "none"
+    counter: tuple[int, ...] = ()
+    cache_name: str | None = None
+    version: str = ""
+
+
+class SampleReader:
+    """Reads samples of any shards; keeps the last few hundred open."""
+
+    def __init__(self, options: ReadOptions) -> None:
+        self._open = lru_cache(maxsize=_MAX_OPEN_SOURCES)(lambda where, version: open_source(where, options, version=version))
+
+    def source(self, ref: SampleRef) -> Source:
+        """The open shard of a sample."""
+        return self._open(ref.where, ref.version)
+
+    def fetch(self, refs: Sequence[SampleRef]) -> list[list[bytes | Exception]]:
+        """Read the `_ranges` of each sample from its shard; in place of unreadable bytes, the error."""
+        places = [_ranges(ref.entry) for ref in refs]
+        requests = [
+            (self.source(ref), begin, end - begin) for ref, ranges in zip(refs, places, strict=True) for begin, end in ranges
+        ]
+        contents = iter(read_many(requests))
+        return [[next(contents) for _ in ranges] for ranges in places]
+
+    def read(self, refs: Sequence[SampleRef]) -> list[AudioSample | BadSampleError]:
+        """Each sample, decoded, or what is wrong with it. Raises `DataError` where a shard can't be had at all."""
+        samples: list[AudioSample | BadSampleError] = []
+        for ref, parts in zip(refs, self.fetch(refs), strict=True):
+            try:
+                with sample_errors():
+                    samples.append(_parse(ref, _ranges(ref.entry), parts))
+            except BadSampleError as error:
+                samples.append(error)
+        return samples
+
+
+@contextlib.contextmanager
+def sample_errors() -> Iterator[None]:
+    """Whatever one sample raises within is a `BadSampleError`, so that it is counted and costs no more than itself; but for a
+    `DataError`, which is of its whole shard."""
+    try:
+        yield
+    except (BadSampleError, DataError):
+        raise
+    except Exception as error:
+        raise BadSampleError("unusable", f"{type(error).__name__}: {error}") from error
+
+
+def _ranges(entry: SampleEntry) -> list[tuple[int, int]]:
+    """The byte ranges to read for a sample, tar headers included: one if its members are neighbours, else two."""
+    audio = entry.audio_offset - HEADER_BYTES, entry.audio_offset + entry.audio_bytes
+    text = entry.text_offset - HEADER_BYTES, entry.text_offset + entry.text_bytes
+    first, second = sorted((audio, text))
+    is_near = second[0] - first[1] <= _LARGEST_GAP_BYTES
+    return [(first[0], max(first[1], second[1]))] if is_near else [audio, text]
+
+
+def _parse(ref: SampleRef, ranges: Sequence[tuple[int, int]], parts: Sequence[bytes | Exception]) -> AudioSample:
+    entry = ref.entry
+
+    def member(offset: int, size: int) -> bytes:
+        for (begin, end), part in zip(ranges, parts, strict=True):
+            if begin <= offset - HEADER_BYTES and offset + size <= end:
+                if isinstance(part, EOFError):
+                    raise BadSampleError("shard", str(part))
+                if isinstance(part, Exception):
+                    raise part
+                place = offset - begin
+                try:
+                    check_header(part[place - HEADER_BYTES : place], entry.key, size)
+                except ValueError as error:
+                    raise BadSampleError("shard", f"{ref.where} isn't as it was indexed at byte {offset}: {error}") from error
+                return part[place : place + size]
+        raise BadSampleError("shard", f"the index of {ref.where} has audio and text lie in each other at byte {offset}")
+
+    waveform = decode(member(entry.audio_offset, entry.audio_bytes), expected_seconds=entry.seconds)
+    try:
+        text = parse_transcript(member(entry.text_offset, entry.text_bytes), is_json=entry.text_is_json)
+    except (ValueError, TypeError) as error:
+        raise BadSampleError("text", str(error)) from error
+    text = normalise_text(text, entry.language, ref.normalization)
+    if not text:
+        raise BadSampleError("empty text", entry.key)
+    return AudioSample(entry.key, waveform, text, entry.language)

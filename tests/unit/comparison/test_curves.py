@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import pytest
+
+from kappaspeech.comparison.curves import smooth, text_keys
+
+
+def test_a_smoothed_curve_begins_at_its_first_value_and_keeps_what_is_constant():
+    assert smooth([]) == []
+    assert smooth([4.0] * 30) == pytest.approx([4.0] * 30)
+    assert smooth([1.0, 2.0], factor=0.5) == pytest.approx([1.0, 5 / 3])
+
+
+def test_smoothing_takes_noise_away_and_follows_in_the_end():
+    source = random.Random(0)
+    noisy = [source.gauss(5.0, 1.0) for _ in range(200)]
+    late = smooth(noisy)[100:]
+    assert max(late) - min(late) < (max(noisy) - min(noisy)) / 2
+    assert smooth([0.0] * 50 + [1.0] * 100)[-1] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_only_what_every_evaluation_says_of_text_is_drawn():
+    whole = {"en": {"perplexity": 9.0, "kl_nats": 0.1}, "de": {"perplexity": 8.0, "kl_nats": 0.2}}
+    first = {"en": {"perplexity": 9.0, "kl_nats": None}}
+    runs = [SimpleNamespace(evaluations=[{"text": first}, {"text": whole}]), SimpleNamespace(evaluations=[{"text": whole}])]
+    assert text_keys(runs) == [("en", "perplexity", "perplexity of en text")]
+    assert [(language, key) for language, key, _ in text_keys(runs[1:])] == [
+        ("de", "perplexity"),
+        ("de", "kl_nats"),
+        ("en", "perplexity"),
+        ("en", "kl_nats"),
+    ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from kappaspeech.colours import PALETTE
 from kappaspeech.comparison.theme import themed
+from kappaspeech.scan.places import find_place
 from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.selection.candidates import module_type
 from kappaspeech.selection.rules import Count
@@ -24,7 +24,6 @@ from kappaspeech.selection.select import select
 
 REPOSITORY = Path(__file__).parents[1]
 NUM_TENSORS = 100
-_LAYER = re.compile(r"\.(\d+)\.")
 
 
 def draw(ranking: KappaRanking, record: dict[str, Any], path: Path) -> None:
@@ -42,8 +41,8 @@ def draw(ranking: KappaRanking, record: dict[str, Any], path: Path) -> None:
 def draw_heat(figure: Any, axes: Any, ranking: KappaRanking) -> None:
     """κ by module and layer, with the tensors of smallest κ marked."""
     selected = set(select(ranking, Count(NUM_TENSORS)).names)
-    layered = [(candidate, _LAYER.search(candidate.name)) for candidate in ranking.candidates("kappa")]
-    places = {candidate.name: (module_type(candidate.name), int(found[1])) for candidate, found in layered if found}
+    layered = [(candidate, find_place(candidate.name)) for candidate in ranking.candidates("kappa")]
+    places = {candidate.name: (module_type(candidate.name), found.layer) for candidate, found in layered if found}
     kinds = sorted({kind for kind, _ in places.values()})
     values = np.full((len(kinds), 1 + max(layer for _, layer in places.values())), math.nan)
     for candidate, _ in layered:

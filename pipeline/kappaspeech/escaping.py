@@ -26,8 +26,12 @@ def for_terminal(text: str) -> str:
 
 def for_line(name: str) -> str:
     """A name within a line or a table's cell: as `for_terminal`, on one line, its middle left out where it is very long."""
-    text = for_terminal(name).replace("\n", "\\n").replace("\t", "\\t")
-    return _clip(text, _MAX_NAME)
+    return _clip(for_column(name), _MAX_NAME)
+
+
+def for_column(text: str) -> str:
+    """A value of a line that programs read, between its tabs: as `for_terminal`, on one line, and whole."""
+    return for_terminal(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 class _ForTerminal(logging.Filter):
@@ -59,7 +63,7 @@ def for_cell(value: Any) -> Any:
     """A cell of a spreadsheet: text that would be taken for a formula has an apostrophe before it."""
     if not isinstance(value, str):
         return value
-    text = for_terminal(value).replace("\n", "\\n").replace("\t", "\\t")
+    text = for_column(value)
     return f"'{text}" if _FORMULA.match(text) else text
 
 

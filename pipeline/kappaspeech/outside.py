@@ -44,10 +44,12 @@ def check_regular(status: os.stat_result) -> None:
         raise OSError(0, f"it is a {_KINDS.get(stat.S_IFMT(status.st_mode), 'special file')} and no file with an end")
 
 
-def read_regular(path: Path, *, most_bytes: int) -> bytes:
+def read_regular(path: Path, *, most_bytes: int | None = None) -> bytes:
     """The whole of a regular file. Raises `OSError`, also where it is longer than `most_bytes`."""
     descriptor = open_regular(path)
     with os.fdopen(descriptor, "rb") as file:
+        if most_bytes is None:
+            return file.read()
         num_bytes = os.fstat(descriptor).st_size
         content = file.read(most_bytes + 1) if num_bytes <= most_bytes else b""
     if max(num_bytes, len(content)) > most_bytes:

@@ -149,5 +149,5 @@ def test_whatever_is_printed_has_been_escaped():
         if not isinstance(argument, ast.Constant)
     ]
     assert len(calls) > 40
-    bare = [call for call in calls if not re.search(r"for_(terminal|line)\b", call[1])]
+    bare = [call for call in calls if not re.search(r"for_(terminal|line|column)\b", call[1])]
     assert [call for call in bare if not re.match(rf"(f?['\"])?({'|'.join(AS_IT_IS)})", call[1])] == []

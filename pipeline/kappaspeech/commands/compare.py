@@ -92,11 +92,11 @@ def _exit_code(failures: Sequence[Failure]) -> int:
 
 def _print_trials(experiment: Experiment) -> None:
     from kappaspeech.comparison.trials import read_state
-    from kappaspeech.escaping import for_line
+    from kappaspeech.escaping import for_column
 
     for trial in experiment.trials:
         columns = (trial.number, trial.arm.name, f"seed {trial.seed}", read_state(trial), trial.run_dir)
-        print("\t".join(for_line(str(column)) for column in columns))
+        print("\t".join(for_column(str(column)) for column in columns))
 
 
 def _report_trials(experiment: Experiment, failures: Sequence[Failure], output: Path, *, reference: str | None) -> int:

@@ -25,7 +25,8 @@ _NEAR_GBS, _FAR_GBS = 200.0, 40.0
 _GPU_MEMORY_GB = 80.0
 _HOST_GPUS = 8
 _PROMPT_TOKENS = 40
-# Of an LLM's parameters, if nobody says which will train: the 100 tensors of the quickstart are 46 % of its LLM; and rank 64.
+# Of an LLM's parameters, if nobody says which will train: the 100 tensors of the quickstart are 46 % of its LLM.
+# LoRA's share is that of rank 64.
 _TRAINED_SHARE, _LORA_SHARE = 0.5, 0.03
 
 
@@ -92,7 +93,9 @@ def plan(
         "schema_version": 1,
         "gpu_memory_gb": memory[0],
         "assumed": absent,
-        "plans": [{**made.to_json(), "fits": fit} for made, fit in zip(plans, fits, strict=True)],
+        "plans": [
+            {**made.to_json(), "gpu_memory_gb": room, "fits": fit} for made, room, fit in zip(plans, memory, fits, strict=True)
+        ],
     }
     if output is not None:
         write_json(output, content)
@@ -224,7 +227,7 @@ def _count_prompt(settings: RunConfig) -> int:
     except CheckpointError:
         return _PROMPT_TOKENS
     prompt = make_prompt(tokenizer, settings.model.instruction, chat=settings.model.chat_template)
-    return int(prompt.prefix_ids.numel() + prompt.suffix_ids.numel())
+    return prompt.num_tokens
 
 
 def _host_gb() -> float:

@@ -89,7 +89,7 @@ def _print_json(content: KappaRanking, listed: Sequence[dict[str, Any]], selecte
 
 def _print_lines(listed: Sequence[dict[str, Any]], selected: set[str] | None, *, score: str) -> None:
     """Tab-separated, for `sort`, `cut` and data frames: names and numbers whole."""
-    from kappaspeech.escaping import for_line
+    from kappaspeech.escaping import for_column
 
     key = f"score_{score.replace('-', '_')}"
     columns = ["rank", "name", "shape", "kappa", "log2_volume", "error_bound", *([key] if score != "kappa" else [])]
@@ -98,7 +98,7 @@ def _print_lines(listed: Sequence[dict[str, Any]], selected: set[str] | None, *,
         cells = ["inf" if row[column] is None else str(row[column]) for column in columns]
         if selected is not None:
             cells.append("yes" if row["parameter"] in selected else "no")
-        print("\t".join(map(for_line, cells)))
+        print("\t".join(map(for_column, cells)))
 
 
 def _print_table(

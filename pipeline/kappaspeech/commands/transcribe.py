@@ -52,7 +52,6 @@ def transcribe(
 ) -> int:
     """Transcribe recordings; long ones are cut at their quietest points. One that can't be read is named and left out."""
     from kappaspeech.errors import DataError, InputError
-    from kappaspeech.escaping import for_terminal
     from kappaspeech.evaluation.recordings import find_audio, warn_of_length
     from kappaspeech.outputs import try_folder, try_output
     from kappaspeech.speech.samples import LONGEST_PIECE_SECONDS, SAMPLE_RATE_HZ

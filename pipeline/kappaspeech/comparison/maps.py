@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
@@ -11,9 +10,9 @@ from kappaspeech.colours import FAINT, GRID, INK
 from kappaspeech.comparison.runs import Arm, RunSummary
 from kappaspeech.comparison.theme import Style
 from kappaspeech.escaping import for_picture
+from kappaspeech.scan.places import find_place
 from kappaspeech.selection.candidates import module_type
 
-_LAYER = re.compile(r"\.(\d+)\.")
 _NUM_TICKS = 8
 
 
@@ -21,8 +20,8 @@ def draw_map(figure: Any, arms: Sequence[Arm]) -> None:
     """A grid of layers by modules an arm: full where every seed unfreezes the tensor, paler where some do."""
     names = {name for arm in arms for run in arm.runs for name in run.llm_names}
     chosen = {name for arm in arms for run in arm.runs for name in run.trained_names}
-    kinds = sorted({module_type(name) for name in chosen if _LAYER.search(name)})
-    layers = sorted({_layer(name) for name in names if _LAYER.search(name)})
+    kinds = sorted({module_type(name) for name in chosen if find_place(name)})
+    layers = sorted({_layer(name) for name in names if find_place(name)})
     grids = figure.subplots(len(arms), 1, squeeze=False, sharex=True)[:, 0]
     for axes, (number, arm) in zip(grids, enumerate(arms), strict=True):
         _draw_grid(axes, Style(number, arm.name), arm, kinds, layers)
@@ -36,7 +35,7 @@ def _draw_grid(axes: Any, style: Style, arm: Arm, kinds: Sequence[str], layers: 
     outside: set[str] = set()
     for run in arm.runs:
         for name in run.trained_names:
-            if _LAYER.search(name):
+            if find_place(name):
                 place = _layer(name), module_type(name)
                 counts[place] = counts.get(place, 0) + 1
             else:
@@ -104,6 +103,6 @@ def _draw_matrices(axes: Any, arms: Sequence[Arm], value: Callable[[RunSummary, 
 
 
 def _layer(name: str) -> int:
-    match = _LAYER.search(name)
-    assert match is not None
-    return int(match[1])
+    place = find_place(name)
+    assert place is not None
+    return place.layer

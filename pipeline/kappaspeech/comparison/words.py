@@ -27,7 +27,8 @@ def say_equals_p(p_value: float) -> str:
 def say_gap(mean: float, interval: Sequence[float], *, unit: str = "", digits: int = 1) -> tuple[str, str]:
     """A difference as `24.2 points less` and its interval with signs that agree: `20.0 to 28.8`, or `3.1 less to 0.4 more`."""
     word = "more" if mean > 0 else "less"
-    low, high = sorted(math.copysign(1, mean) * bound for bound in interval)
+    # a zero added makes −0.0 a zero without a sign
+    low, high = sorted((bound if word == "more" else -bound) + 0.0 for bound in interval)
     size = f"{abs(mean):.{digits}f}{f' {unit}' if unit else ''} {word}"
     if low >= 0:
         return size, f"{low:.{digits}f} to {high:.{digits}f}"

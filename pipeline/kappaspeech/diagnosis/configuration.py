@@ -127,7 +127,7 @@ def _check_deepspeed(config: RunConfig) -> list[Finding]:
 def _check_tokenizer(config: RunConfig) -> list[Finding]:
     tokenizer = load_tokenizer(config.model.llm)
     prompt = make_prompt(tokenizer, config.model.instruction, chat=config.model.chat_template)
-    count = prompt.prefix_ids.numel() + prompt.suffix_ids.numel()
+    count = prompt.num_tokens
     if not config.model.chat_template:
         return [Finding("tokenizer", "ok", f"plain text, {count} tokens around the audio")]
     if getattr(tokenizer, "chat_template", None):

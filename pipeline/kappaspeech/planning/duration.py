@@ -9,10 +9,9 @@ from kappaspeech.planning.batches import LABEL_TOKENS_PER_SECOND, MicroBatchSize
 from kappaspeech.planning.elementwise import count_elementwise
 from kappaspeech.planning.memory import ZeroSettings, count_tokens
 from kappaspeech.planning.offload import count_offloaded
-from kappaspeech.planning.sizes import SpeechSizes
+from kappaspeech.planning.sizes import FLOAT32_BYTES, SpeechSizes
 
 _FRAMES_PER_SECOND = 100
-_FLOAT32 = 4
 
 
 @dataclass(frozen=True)
@@ -164,6 +163,6 @@ def count_updated(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int
     reduced = settings.reduced_itemsize if world_size > 1 else computed
     exchanged = 0 if world_size > 1 else 4 * reduced
     collected = trained * (computed + 5 * reduced + exchanged) + trained * (reduced + 3 * added) // world_size
-    cast = added + _FLOAT32 if added != _FLOAT32 else 0
-    update = trained * (cast + added + 2 * _FLOAT32 + 7 * _FLOAT32 + (_FLOAT32 + computed)) // world_size
+    cast = added + FLOAT32_BYTES if added != FLOAT32_BYTES else 0
+    update = trained * (cast + added + 2 * FLOAT32_BYTES + 7 * FLOAT32_BYTES + (FLOAT32_BYTES + computed)) // world_size
     return collected * micro_batches_per_rank + update

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from kappaspeech.model.loss import CHUNK_ELEMENTS
 from kappaspeech.planning.memory import TokenCounts
-from kappaspeech.planning.sizes import LlmSizes, SpeechSizes
+from kappaspeech.planning.sizes import FLOAT32_BYTES, LlmSizes, SpeechSizes
 
-_FLOAT32 = 4
 # Gradients go through twice of what the forward did: each operation's is read, and one is written for each operand.
 _BACKWARD = 2
 
@@ -23,7 +22,7 @@ def count_elementwise(sizes: SpeechSizes, tokens: TokenCounts, *, itemsize: int)
         layer += tokens.squares * llm.num_heads * 5 * itemsize
     adaptor_layer = _norm_passes(itemsize) * sizes.adaptor_width + (3 + 8) * itemsize * sizes.adaptor_width
     # cast, log-softmax and choice, of which the backward writes the gradient
-    loss = tokens.labels * llm.vocabulary * (itemsize + 4 * _FLOAT32)
+    loss = tokens.labels * llm.vocabulary * (itemsize + 4 * FLOAT32_BYTES)
     forward = llm.num_layers * layer + tokens.audio * sizes.num_adaptor_layers * adaptor_layer + loss
     # of several chunks of logits, each is computed again for its gradient
     again = loss if tokens.labels * llm.vocabulary > CHUNK_ELEMENTS else 0
@@ -45,5 +44,5 @@ def _layer_bytes_per_token(llm: LlmSizes, *, itemsize: int) -> int:
 
 def _norm_passes(itemsize: int) -> int:
     """Bytes an element of a norm in float32: cast, squared, averaged, scaled, cast back, weighted."""
-    casts = 2 * (itemsize + _FLOAT32) if itemsize != _FLOAT32 else 0
-    return casts + 5 * _FLOAT32 + 2 * itemsize
+    casts = 2 * (itemsize + FLOAT32_BYTES) if itemsize != FLOAT32_BYTES else 0
+    return casts + 5 * FLOAT32_BYTES + 2 * itemsize

@@ -124,7 +124,10 @@ def stand_in(llm: str, encoder: str, folder: Path) -> StandIn:
             taken.append(f"model.llm: {llm} isn't here; its shape is {name}'s, known by name")
             llm = str(folder)
         else:
-            llm = fetch_config(llm) or llm
+            fetched = fetch_config(llm)
+            if fetched is not None:
+                taken.append(f"model.llm: {llm} isn't here; its shape is from the hub's config.json of that name")
+                llm = fetched
     if not Path(encoder).is_file() and find_encoder(encoder) is None and find_encoder(name := encoder_name(encoder)) is not None:
         taken.append(f"model.encoder: {encoder} isn't here; its shape is that of Whisper {name}, known by name")
         encoder = name

@@ -11,14 +11,13 @@ from typing import Any
 
 from kappaspeech.model.loss import CHUNK_ELEMENTS
 from kappaspeech.planning.batches import LABEL_TOKENS_PER_SECOND, MicroBatchSize
-from kappaspeech.planning.sizes import LlmSizes, SpeechSizes
+from kappaspeech.planning.sizes import FLOAT32_BYTES, LlmSizes, SpeechSizes
 
-_FLOAT32 = 4
 # by DeepSpeed's names
 _ITEMSIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # weights and Adam's two moments
-_OPTIMIZER_BYTES = 3 * _FLOAT32
-# in float32: two models' logits and log-probabilities, probabilities, a difference and a product
+_OPTIMIZER_BYTES = 3 * FLOAT32_BYTES
+# in float32: two models' log-probabilities, the base's probabilities, a difference and a product
 _KL_PASSES = 5
 # as evaluation/forgetting.py has them, which a plan doesn't load; a test holds them to it
 WINDOW_TOKENS, HELD_LOGITS_BYTES = 1_024, 1 << 30
@@ -43,8 +42,8 @@ class ZeroSettings:
     optimizer_on_host: bool
     parameters_on_host: bool
     overlaps_communication: bool
-    gradient_itemsize: int = _FLOAT32
-    reduced_itemsize: int = _FLOAT32
+    gradient_itemsize: int = FLOAT32_BYTES
+    reduced_itemsize: int = FLOAT32_BYTES
     may_keep_frozen: bool = False
     keeps_frozen: bool = False
 
@@ -63,7 +62,7 @@ def read_settings(deepspeed_config: Mapping[str, Any]) -> ZeroSettings:
     zero = deepspeed_config.get("zero_optimization", {})
     on_host = {key: zero.get(key, {}).get("device", "none") != "none" for key in ("offload_optimizer", "offload_param")}
     return ZeroSettings(
-        itemsize=2 if deepspeed_config.get("bf16", {}).get("enabled") else _FLOAT32,
+        itemsize=2 if deepspeed_config.get("bf16", {}).get("enabled") else FLOAT32_BYTES,
         max_live=_number(zero, "stage3_max_live_parameters", 1_000_000_000),
         prefetch=_number(zero, "stage3_prefetch_bucket_size", 50_000_000),
         reduce_bucket=_number(zero, "reduce_bucket_size", 500_000_000) if zero.get("contiguous_gradients", True) else 0,
@@ -72,8 +71,8 @@ def read_settings(deepspeed_config: Mapping[str, Any]) -> ZeroSettings:
         optimizer_on_host=on_host["offload_optimizer"],
         parameters_on_host=on_host["offload_param"],
         overlaps_communication=bool(zero.get("overlap_comm", True)),
-        gradient_itemsize=_ITEMSIZES.get(str(deepspeed_config.get("data_types", {}).get("grad_accum_dtype")), _FLOAT32),
-        reduced_itemsize=_ITEMSIZES.get(str(deepspeed_config.get("communication_data_type")), _FLOAT32),
+        gradient_itemsize=_ITEMSIZES.get(str(deepspeed_config.get("data_types", {}).get("grad_accum_dtype")), FLOAT32_BYTES),
+        reduced_itemsize=_ITEMSIZES.get(str(deepspeed_config.get("communication_data_type")), FLOAT32_BYTES),
     )
 
 
@@ -95,8 +94,8 @@ def count_state(
     optimizer = _OPTIMIZER_BYTES * trained // world_size
     if settings.optimizer_on_host:
         # DeepSpeed keeps a float32 copy of the gradients there beside those that are added up
-        optimizer += _FLOAT32 * trained // world_size
-    average = _FLOAT32 * trained // world_size if keeps_average else 0
+        optimizer += FLOAT32_BYTES * trained // world_size
+    average = FLOAT32_BYTES * trained // world_size if keeps_average else 0
     # alone, a rank has nothing to sum: its bucket stays in the compute dtype
     reduced = settings.reduced_itemsize if world_size > 1 else b
     used = min(settings.reduce_bucket, trained)
@@ -158,10 +157,10 @@ def kept_bytes_per_token(llm: LlmSizes, *, itemsize: int) -> int:
     and after SiLU, and its other factor. Frozen linear layers keep nothing of their input. A test holds this against torch's
     saved-tensor hooks.
     """
-    norms = 2 * (_FLOAT32 * llm.width + _FLOAT32)
+    norms = 2 * (FLOAT32_BYTES * llm.width + FLOAT32_BYTES)
     attention = itemsize * (llm.query_width + 2 * llm.key_width)
     if llm.fused_attention:
-        attention += itemsize * llm.query_width + _FLOAT32 * llm.num_heads
+        attention += itemsize * llm.query_width + FLOAT32_BYTES * llm.num_heads
     return norms + attention + itemsize * 3 * llm.inner_width
 
 
@@ -180,13 +179,13 @@ def count_activations(
     num_whole = max(llm.num_layers - num_recomputed, min(num_recomputed, 1))
     kept = num_recomputed * b * llm.width + num_whole * kept_a_layer + num_whole * kept_inputs // llm.num_layers
     # gradients of the MLP's three inner states, or of a norm in float32
-    transient = max(3 * b * llm.inner_width, 3 * _FLOAT32 * llm.width)
+    transient = max(3 * b * llm.inner_width, 3 * FLOAT32_BYTES * llm.width)
     adaptor_widths = sizes.num_adaptor_layers * 8 * sizes.adaptor_width + 2 * sizes.adaptor_width
     adaptor = b * (adaptor_widths + sizes.stacking * sizes.encoder_width + llm.width)
     # the logits and, of a chunk at a time, the float32 copy and its softmax or gradient; of several chunks, the whole gradient
     logits = tokens.labels * llm.vocabulary
     in_chunks = logits > CHUNK_ELEMENTS
-    logits_bytes = (2 * b if in_chunks else b) * logits + 2 * _FLOAT32 * min(logits, CHUNK_ELEMENTS)
+    logits_bytes = (2 * b if in_chunks else b) * logits + 2 * FLOAT32_BYTES * min(logits, CHUNK_ELEMENTS)
     encoding = sizes.encoder_itemsize * sizes.encoder_width * _ENCODER_TRANSIENT_WIDTHS * tokens.states
     encoded = sizes.encoder_itemsize * sizes.encoder_width * tokens.states
     return [
@@ -205,7 +204,7 @@ def count_update(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int)
     if settings.optimizer_on_host:
         return 0
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
-    return _FLOAT32 * min(trained // world_size, settings.sub_group)
+    return FLOAT32_BYTES * min(trained // world_size, settings.sub_group)
 
 
 @dataclass(frozen=True)
@@ -244,4 +243,4 @@ def count_scoring(sizes: SpeechSizes, settings: ZeroSettings, texts: TextLengths
     b, vocabulary = settings.itemsize, sizes.llm.vocabulary
     most_held = max(1, HELD_LOGITS_BYTES // (WINDOW_TOKENS * vocabulary * b))
     window = min(texts.window_tokens, WINDOW_TOKENS) * vocabulary
-    return b * window * (min(texts.num_windows, most_held) + 1) + _KL_PASSES * _FLOAT32 * window
+    return b * window * (min(texts.num_windows, most_held) + 1) + _KL_PASSES * FLOAT32_BYTES * window

@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from kappaspeech.errors import KappaSpeechError
-from kappaspeech.model.freezing import check_tensors
-from kappaspeech.model.meta_llm import build_meta_llm
-from kappaspeech.model.stored_names import rename_shapes
 from kappaspeech.selection.tensor_selection import TensorSelection
 from kappaspeech.tensor_files.weight_files import read_config
 
@@ -20,6 +17,10 @@ def find_obstacle(selection: TensorSelection) -> str | None:
     try:
         if not Path(selection.model).is_dir() or "model_type" not in (read_config(Path(selection.model)) or {}):
             return None
+        from kappaspeech.model.freezing import check_tensors
+        from kappaspeech.model.meta_llm import build_meta_llm
+        from kappaspeech.model.stored_names import rename_shapes
+
         llm = build_meta_llm(selection.model)
         check_tensors(llm, rename_shapes(llm, selection.shapes))
     except KappaSpeechError as error:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kappaspeech.planning.memory import ZeroSettings
-from kappaspeech.planning.sizes import SpeechSizes
-
-_FLOAT32 = 4
+from kappaspeech.planning.sizes import FLOAT32_BYTES, SpeechSizes
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ def count_offloaded(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: i
     if settings.optimizer_on_host:
         to_host += micro_batches_per_rank * settings.reduced_itemsize * trained
         from_host += (micro_batches_per_rank - 1) * settings.reduced_itemsize * trained + settings.itemsize * trained
-        updated += (7 * _FLOAT32 + settings.itemsize) * trained
+        updated += (7 * FLOAT32_BYTES + settings.itemsize) * trained
     if settings.parameters_on_host:
         gathers = (1 if sum(sizes.tensor_sizes) <= settings.max_live else 2) * micro_batches_per_rank
         from_host += gathers * settings.itemsize * sum(sizes.tensor_sizes) // world_size

@@ -34,7 +34,6 @@ HOST_BASE_BYTES = 545 * (1 << 20)
 # What glibc keeps beyond what is counted, since it gives nothing back (`keep_freed_memory`): evaluations' replicas and batches of
 # all lengths leave holes. At the quickstart's end a rank's heap was 2.1 times what is counted in bfloat16, 1.8 in float32.
 HOST_FRAGMENTATION = 1.15
-_FIRST_STEPS = 2
 # What is chosen by the plan leaves this much of the memory for what the plan doesn't know.
 _AUTO_SHARE = 0.9
 # How far steps have been from the plan on processors, whose speed was measured; and how far GPUs may be, where it is assumed.

@@ -52,7 +52,7 @@ def describe_plan(plan: Plan, *, gpu_memory_gb: float) -> list[str]:
 
 
 def describe_table(plans: Sequence[Plan], *, gpu_memory_gb: Sequence[float]) -> list[str]:
-    """A line a number of ranks, which has so much memory a rank; all memory in GB a rank."""
+    """One line for each number of ranks, with the memory that a rank has there; all memory in GB a rank."""
     alike = len(set(gpu_memory_gb)) == 1
     verdict = f"in {gpu_memory_gb[0]:g} GB" if alike else "its share"
     header = f"{'ranks':>5} {'state':>6} {'step':>6} {'replica':>7} {'peak, GB':>13}  {verdict:9} {'step':>9} {'run, h:mm':>15}"

@@ -11,6 +11,8 @@ from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.model.llm import decoder_layers
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
 
+FLOAT32_BYTES = 4
+
 _FUSED = ("sdpa", "flash_attention_2")
 # what families call the inner width of an MLP
 _INNER_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_ff")

@@ -17,7 +17,7 @@ from kappaspeech.scan.partition import assign, reading_cost
 def digest_known(
     checkpoint: Checkpoint, cluster: Cluster, refs: Sequence[MatrixRef], *, watch: Watch, shown: bool
 ) -> dict[str, str]:
-    """Digests of `refs`, of which the journal has values: whether these are of the same bytes, the shares of work depend on.
+    """Digests of `refs`, of which the journal has values. The shares of work depend on whether the bytes are the same.
 
     A collective. Reading takes a hundredth of the time that measuring takes; what was read here isn't read for that again.
     """

@@ -68,8 +68,8 @@ def _draw(ranking: KappaRanking, *, score: str, selected: set[str]) -> Any:
         axes = figure.add_subplot(grid[row, 0])
         chosen = [cell for cell in cells if cell.place.tower == tower and cell.place.module in kinds[tower]]
         _draw_tower(figure, axes, chosen, kinds[tower], by=by, tower=tower, limits=limits, selected=selected)
-        if left_out and row == len(towers) - 1:
-            axes.set_xlabel(f"layer ({left_out} more towers aren't drawn)")
+        missing = _say_missing(cells, tower, kinds[tower], num_towers=left_out if row == len(towers) - 1 else 0)
+        axes.set_xlabel(f"layer{missing}")
     side = [figure.add_subplot(grid[:, column]) for column in (1, 2)]
     groups = _group(cells, towers, kinds)
     if ranking.spectra:
@@ -91,6 +91,13 @@ class Cell:
 def _choose_modules(cells: Sequence[Cell]) -> list[str]:
     """A tower's modules that are drawn, in order of name: the `_MAX_TYPES` commonest."""
     return sorted(module for module, _ in Counter(cell.place.module for cell in cells).most_common(_MAX_TYPES))
+
+
+def _say_missing(cells: Sequence[Cell], tower: str, drawn: Sequence[str], *, num_towers: int) -> str:
+    """What of a tower, and below the last one of the model, isn't drawn, in brackets; nothing where all is."""
+    num_modules = len({cell.place.module for cell in cells if cell.place.tower == tower}) - len(drawn)
+    counts = [f"{number} more {what}" for number, what in ((num_modules, "modules"), (num_towers, "towers")) if number]
+    return f" ({' and '.join(counts)} aren't drawn)" if counts else ""
 
 
 def _limits(cells: Sequence[Cell]) -> tuple[float, float]:
@@ -130,7 +137,6 @@ def _draw_tower(
     axes.set_yticks(range(len(modules)), [for_picture(short[module]) for module in modules])
     step = max(1, len(layers) // 12)
     axes.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
-    axes.set_xlabel("layer")
     num_experts = max(map(len, found.values()), default=1)
     several = f", median of {num_experts} experts" if num_experts > 1 else ""
     title = f"{for_picture(tower)}: log₁₀ {by}{several}" + ("; dots are selected" if selected else "")

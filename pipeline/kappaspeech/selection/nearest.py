@@ -1,4 +1,4 @@
-"""The tensors that have, together, nearly so many parameters."""
+"""Tensors whose parameters add up to nearly a given number."""
 
 from __future__ import annotations
 

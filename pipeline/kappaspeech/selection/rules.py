@@ -44,7 +44,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Count:
-    """So many tensors."""
+    """A given number of tensors."""
 
     num_tensors: int
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kappaspeech.errors import DataError
-from kappaspeech.speech.regular_files import read_regular
+from kappaspeech.outside import read_regular
 
 
 @lru_cache(maxsize=2)

@@ -49,7 +49,7 @@ def normalise_text(text: str, language: str, normalization: TextNormalization) -
 
 
 def _keep_marks(text: str, *, dotted_i: bool) -> str:
-    """Normalise as Whisper's basic normaliser does, but keep combining marks, and lower the Turkish i rightly."""
+    """Normalise as Whisper's basic normaliser does, but keep combining marks, and lower-case the Turkish i correctly."""
     if dotted_i:
         text = unicodedata.normalize("NFC", text).replace("İ", "i").replace("I", "ı")
     text = _PARENTHESES.sub("", _BRACKETS.sub("", text.lower()))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kappaspeech.errors import DataError
+from kappaspeech.outside import read_regular
 from kappaspeech.speech.dataset_rows import read_row
-from kappaspeech.speech.regular_files import read_regular
 from kappaspeech.speech.tar_members import escape_name
 
 AUDIO_EXTENSIONS = ("flac", "wav", "mp3", "opus", "ogg")

@@ -160,7 +160,7 @@ def read_recording(path: Any) -> NDArray[np.float32]:
 def cut_at_pauses(waveform: NDArray[np.float32], *, longest_seconds: float = LONGEST_PIECE_SECONDS) -> list[NDArray[np.float32]]:
     """Pieces of at most `longest_seconds`, cut where the last third of each is quietest; together the whole waveform."""
     hop = int(_PAUSE_SECONDS * SAMPLE_RATE_HZ)
-    longest = int(longest_seconds / _PAUSE_SECONDS) * hop
+    longest = round(longest_seconds * SAMPLE_RATE_HZ) // hop * hop
     pieces = []
     while len(waveform) > longest:
         power = np.square(waveform[:longest].reshape(-1, hop)).mean(axis=1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,3 +100,15 @@ def test_a_rule_that_joins_the_table_is_an_option_and_chooses():
     chosen, what = rule.take(Ordered(candidates, "smallest", 0, "kappa"))
     assert [item.name for item in chosen] == ["b", "c"]
     assert what == "smallest by kappa, of 200 parameters or more"
+
+
+def test_nothing_heavy_is_loaded_to_find_no_obstacle():
+    code = """
+import sys
+from kappaspeech.planning.obstacles import find_obstacle
+from kappaspeech.selection.tensor_selection import TensorSelection
+assert find_obstacle(TensorSelection("by hand", "/no/where", "c", "r", ())) is None
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

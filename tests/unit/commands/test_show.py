@@ -168,3 +168,21 @@ def test_kappas_are_written_whole():
         "∞",
         "1e+13",
     ]
+
+
+def test_modules_and_towers_that_find_no_place_are_counted(tmp_path, ranking):
+    made = [f"a.blocks.{layer}.part{number}.weight" for layer in (0, 1) for number in range(43)]
+    made += [f"tower{number}.blocks.0.q.weight" for number in range(7)]
+    matrices = tuple(replace(ranking.matrices[0], name=name, parameter=name, aliases=()) for name in made)
+    write_picture(replace(ranking, matrices=matrices), tmp_path / "r.svg", score="kappa")
+    drawn = re.findall(r"<!-- (.*?) -->", (tmp_path / "r.svg").read_text())
+    assert "layer (3 more modules aren't drawn)" in drawn
+    assert "layer (2 more towers aren't drawn)" in drawn
+
+
+def test_a_pipe_gets_the_whole_of_a_very_long_name(tmp_path, capsys, ranking):
+    name = f"model.layers.0.{'long.' * 60}q\tproj.weight"
+    matrices = (replace(ranking.matrices[0], name=name, parameter=name, aliases=()),)
+    replace(ranking, matrices=matrices).write(tmp_path / "ranking.json")
+    assert main(["show", str(tmp_path / "ranking.json")]) == 0
+    assert name.replace("\t", "\\t") in capsys.readouterr().out.splitlines()[1].split("\t")

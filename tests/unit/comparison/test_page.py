@@ -201,6 +201,8 @@ def test_ticks_keep_their_distance():
         (-24.2, (-28.8, -20.0), ("24.2 points less", "20.0 to 28.8")),
         (24.2, (20.0, 28.8), ("24.2 points more", "20.0 to 28.8")),
         (-1.3, (-3.1, 0.4), ("1.3 points less", "0.4 more to 3.1 less")),
+        (0.0, (-1.0, 2.0), ("0.0 points less", "2.0 more to 1.0 less")),
+        (-1.0, (-2.0, 0.0), ("1.0 points less", "0.0 to 2.0")),
     ],
 )
 def test_an_interval_has_the_signs_of_its_difference(mean, interval, said):

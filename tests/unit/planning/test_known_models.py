@@ -121,3 +121,10 @@ def test_the_doctor_takes_no_model_by_its_name(home, tmp_path):
     config = read_run_config(path, overrides={"model.llm": "meta-llama/Llama-3.1-8B"})
     with pytest.raises(CheckpointError):
         build_meta_model(config)
+
+
+def test_a_shape_that_the_hub_gave_is_told(home, tmp_path, monkeypatch):
+    monkeypatch.setattr("kappaspeech.planning.known_models.fetch_config", lambda _name: str(home / "llm"))
+    found = stand_in("someone/new-model", str(home / "whisper.pt"), tmp_path)
+    assert found.llm == str(home / "llm")
+    assert found.taken == ("model.llm: someone/new-model isn't here; its shape is from the hub's config.json of that name",)

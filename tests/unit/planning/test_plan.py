@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,17 @@ import psutil
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kappaspeech.commands import main
 from kappaspeech.config.run_config import read_run_config
+from kappaspeech.evaluation import forgetting
+from kappaspeech.planning import memory
 from kappaspeech.planning.batches import sizes_by_budget, sizes_by_lengths
 from kappaspeech.planning.duration import Rates
-from kappaspeech.planning.memory import count_state, kept_bytes_per_token, read_settings
+from kappaspeech.planning.memory import TextLengths, count_scoring, count_state, kept_bytes_per_token, read_settings
 from kappaspeech.planning.meta_model import build_meta_model
-from kappaspeech.planning.planner import Planner
+from kappaspeech.planning.planner import Planner, measure_texts
 from kappaspeech.planning.sizes import LlmSizes, count_kept_inputs
 from kappaspeech.runs.plan_comparison import compare_with_run
 from kappaspeech.speech.schedule import BatchBudget
@@ -256,6 +260,10 @@ def test_micro_batches_are_cut_as_the_schedule_cuts_them():
     assert sizes.mean.num_samples == 3
     assert sizes.mean.padded_seconds == pytest.approx((4 + 18) / 2)
     assert sizes_by_budget(budget).largest.padded_seconds == 20
+    assert sizes_by_budget(budget).longest_seconds is None
+    # nine clips of 2 s fill more than the longest alone
+    several = sizes_by_lengths([np.float32([2] * 9 + [12])], BatchBudget(9, 20.0, 2), max_seconds=20.0)
+    assert (several.largest.clip_seconds, several.longest_seconds) == (2, 12)
 
 
 def test_a_run_is_compared_with_its_plan_once_it_has_warmed_up(config):
@@ -311,7 +319,58 @@ def test_a_plan_of_this_machine_goes_by_what_is_measured(home, tmp_path, capsys)
         assert main(["plan", str(config), "--here", *words]) == 2
 
 
+def test_each_plan_of_this_machine_has_the_memory_of_a_rank(home, tmp_path, capsys):
+    config = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run")
+    assert main(["plan", str(config), "--here", "--world-size", "1,2", "--json"]) == 0
+    one, two = json.loads(capsys.readouterr().out)["plans"]
+    assert two["gpu_memory_gb"] == pytest.approx(one["gpu_memory_gb"] / 2, abs=0.1)
+
+
 @pytest.mark.parametrize("words", [["--world-size", "two"], ["--world-size", "0"], ["--set", "model.llm=nobody/nothing"]])
 def test_nonsense_is_refused(words, capsys):
     assert main(["plan", str(REPOSITORY / "launch/configs/llama8b.yaml"), "--trained-parameters", "1e9", *words]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+class Living(TorchDispatchMode):
+    """Counts the float32 results that live at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float32 and result.ndim == 2:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            weakref.finalize(result, self._lose)
+        return result
+
+    def _lose(self):
+        self.now -= 1
+
+
+def test_scoring_takes_what_the_plan_counts(config):
+    assert (memory.WINDOW_TOKENS, memory.HELD_LOGITS_BYTES) == (forgetting.WINDOW_TOKENS, forgetting._HELD_LOGITS_BYTES)
+    with Living() as living:
+        forgetting._kl_nats(torch.zeros(4, 8, dtype=torch.bfloat16), torch.zeros(4, 8, dtype=torch.bfloat16))
+    assert living.most == memory._KL_PASSES
+    sizes = Planner(config, modules=build_meta_model(config)).sizes
+    settings = read_settings({"bf16": {"enabled": True}})
+    logits = 100 * sizes.llm.vocabulary
+    # three windows' logits are held and one more is there, in two bytes; then the arrays of the distance
+    assert count_scoring(sizes, settings, TextLengths(100, 3)) == 4 * 2 * logits + memory._KL_PASSES * 4 * logits
+    whole = memory.WINDOW_TOKENS * sizes.llm.vocabulary
+    held = memory.HELD_LOGITS_BYTES // (2 * whole)
+    assert count_scoring(sizes, settings, TextLengths(5_000, 10**9)) == (held + 1) * 2 * whole + memory._KL_PASSES * 4 * whole
+
+
+def test_texts_are_measured_by_the_sizes_of_their_files(tmp_path):
+    assert measure_texts({}) is None
+    (tmp_path / "lines.txt").write_bytes(b"a" * 300 + b"\n" + b"b" * 5_000 + b"\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/one.txt").write_bytes(b"c\n" * 100)
+    # two bytes a token: 150 tokens, and 2,500 in three windows; a file of a folder is one text
+    assert measure_texts({"a": str(tmp_path / "lines.txt")}) == TextLengths(memory.WINDOW_TOKENS, 4)
+    assert measure_texts({"b": str(tmp_path / "folder")}) == TextLengths(100, 1)

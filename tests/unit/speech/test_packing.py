@@ -220,7 +220,7 @@ def test_what_is_no_file_is_no_recording(tmp_path, kind):
     elif kind == "folder":
         path.mkdir()
     save(tmp_path / "m.jsonl", json.dumps({"audio_filepath": str(path), "text": "x", "lang": "en"}))
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="and no file with an end"):
         pack(find_recordings(tmp_path / "m.jsonl"), tmp_path / "shards", shard_size=10, num_processes=1)
 
 

@@ -132,3 +132,10 @@ def test_a_long_recording_is_cut_in_its_pauses_and_nothing_is_lost():
     assert all(len(piece) <= 24 * 16_000 for piece in pieces)
     first_pause = len(speech) + 140_000
     assert first_pause <= len(pieces[0]) <= first_pause + len(pause)
+
+
+def test_a_piece_may_be_as_long_as_asked_for():
+    waveform = tone(2.0)
+    # the sixth fifth of a second is the quietest, and the last that 1.2 s have
+    waveform[16_000:19_200] = 0
+    assert [len(piece) for piece in cut_at_pauses(waveform, longest_seconds=1.2)] == [17_600, 14_400]

@@ -57,7 +57,6 @@ THROUGH_OTHERS = {
     "tensor_files.torch_file",
     "trained.target",
     "training.agreed",
-    "training.evaluating",
     "training.frozen_check",
     "training.partitioned",
     "training.replica_or_zero3",

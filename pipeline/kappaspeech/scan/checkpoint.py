@@ -97,6 +97,7 @@ class Checkpoint:
                     "model back that it was trained on."
                 )
         after = object.__new__(Checkpoint)
+        after.gguf_architecture = self.gguf_architecture
         after.where, after._stored, after._renamed = encodable(where), dict(self._stored), self._renamed
         refs = {ref.name: ref for ref in self.tensors}
         for name, tensor in trained.items():

@@ -25,6 +25,7 @@ class FixedRanking:
     model: str = "a model"
     checkpoint_digest: str = "c" * 64
     digest: str = "d" * 64
+    gguf_architecture: str | None = None
     scores: list[float] = field(default_factory=lambda: [*map(float, range(1, 12)), math.inf])
 
     def candidates(self, score: str) -> list[Candidate]:

@@ -12,4 +12,4 @@ mypy
 # its own advertisement aside, the site must build without a warning
 NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir "$(mktemp -d)/site"
 cores=$(nproc)
-exec python -m pytest --numprocesses "${TEST_PROCESSES:-$((cores < 8 ? cores : 8))}" --dist loadgroup --no-loadscope-reorder "$@"
+exec python -m pytest --numprocesses "${TEST_PROCESSES:-$((cores < 8 ? cores : 8))}" --dist loadscope --no-loadscope-reorder "$@"

@@ -35,19 +35,23 @@ def turn(folder: str) -> int:
     return _LONG_FIRST.index(folder) if folder in _LONG_FIRST else len(_LONG_FIRST)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, a file's stay together, for its fixtures."""
-    folders = Path(__file__).parent
+    items.sort(key=lambda item: turn(item.path.relative_to(Path(__file__).parent).parts[0]))
 
-    def place(item: pytest.Item) -> tuple[str, ...]:
-        return item.path.relative_to(folders).parts
 
-    items.sort(key=lambda item: turn(place(item)[0]))
-    for item in items:
-        folder = place(item)[0]
-        group = "machine" if folder in _OF_THE_MACHINE else "-".join(place(item))
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where several processes share the tests, a file's stay together: for its fixtures, and as some end processes by a mark."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = Path(nodeid.partition("::")[0])
+            if path.parts[1] in _OF_THE_MACHINE:
+                return "machine"
+            return str(path.parent if path.parent.name == "launching" else path)
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def test_what_another_start_says_of_the_run_meanwhile_counts_for_nothing(tmp_pat
     content = json.dumps({"schema_version": 1, "status": "failed", "start_id": "another/1"})
     script = f"echo '{content}' > {tmp_path}/run.json; sleep 1; touch {tmp_path}/survived; exit 3"
     ended = start(tmp_path, script)
-    assert (tmp_path / "survived").exists()
+    assert (tmp_path / "survived").exists(), ended
     assert "the launcher ended with 3 before the run began" in ended.causes[0]
     own = json.dumps({"schema_version": 1, "status": "finished", "start_id": "m/1"})
     assert start(tmp_path, f"echo '{own}' > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/run.json").status == "finished"

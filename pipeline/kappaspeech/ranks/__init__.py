@@ -1,1 +1,1 @@
-"""How processes work as one: the cluster and its kinds, where they meet, agreement, and the watch that all live."""
+"""Processes that work as one: the cluster and its kinds, the place where they meet, agreement, and the watch over each other."""

@@ -16,16 +16,16 @@ _AGREED = "_known_to_all_ranks"
 
 
 def is_agreed(error: BaseException) -> bool:
-    """Whether an `agreement` raised this error, so that every rank knows of it."""
+    """Return whether an `agreement` raised this error, so that every rank knows of it."""
     return getattr(error, _AGREED, False)
 
 
 @contextlib.contextmanager
 def agreement(cluster: Cluster) -> Iterator[None]:
-    """Run a block that may fail on some ranks; where it did, raise on every rank after it.
+    """Run a block that may fail on some ranks; if it did, raise on every rank after it.
 
-    The lowest rank that failed raises its own error, the others a `RankFailure` that names it, so that a cause that all
-    ranks share is told once. No collective may stand inside the block: a rank that failed early wouldn't reach it.
+    The lowest rank that failed raises its own error. The others raise a `RankFailure` that names it, so that a cause that all
+    ranks share is reported once. The block may hold no collective: a rank that failed early wouldn't reach it.
     """
     failure: Exception | None = None
     try:
@@ -36,9 +36,9 @@ def agreement(cluster: Cluster) -> Iterator[None]:
 
 
 def agree(cluster: Cluster, make: Callable[[], T]) -> list[T]:
-    """Every rank's `make()`, in rank order, on every rank; where it failed on some, raise on every rank as `agreement` does.
+    """Return every rank's `make()`, in rank order, on every rank; if one failed, raise on every rank as `agreement` does.
 
-    One collective, where a block in `agreement` and a gather after it are two.
+    It takes one collective. A block in `agreement` and a gather after it take two.
     """
     failure: Exception | None = None
     value: Any = None
@@ -50,7 +50,7 @@ def agree(cluster: Cluster, make: Callable[[], T]) -> list[T]:
 
 
 def _settle(cluster: Cluster, failure: Exception | None, value: Any) -> list[Any]:
-    """Exchange how it went on each rank: raise on all where it failed on one, else every rank's `value`."""
+    """Exchange each rank's outcome: raise on all if one failed, else return every rank's `value`."""
     status = None
     if failure is not None:
         code = failure.exit_code if isinstance(failure, KappaSpeechError) else 1

@@ -1,7 +1,7 @@
-"""How ranks exchange values, behind one small interface, and the world of one rank.
+"""A small interface by which ranks exchange values, and the world of one rank.
 
 Every method of a `Cluster` is a collective unless it says otherwise: each rank must call it, in the same order. The kinds are in
-`torch_cluster`, `mpi_cluster` and `pipe_cluster`; `start` finds out which of them this process belongs to.
+`torch_cluster`, `mpi_cluster` and `pipe_cluster`; `start` finds out to which of them this process belongs.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Cluster(Protocol):
         """Leave `text` (at most `MAX_POST_BYTES`) where every rank can read it. Not a collective."""
 
     def read_posts(self) -> list[str]:
-        """What each rank posted last, "" where nothing yet. Not a collective."""
+        """The last post of each rank, "" if it has none yet. Not a collective."""
 
     def move(self, array: FloatArray | None, *, source: int, target: int) -> FloatArray | None:
-        """Carry `source`'s square float64 array to `target`, which gets it; others get None. Called by all ranks alike."""
+        """Carry `source`'s square float64 array to `target`, which gets it; others get None. All ranks call it."""
 
     def close(self) -> None:
-        """Leave the group, for good. Called by all ranks alike, at the end of what went well."""
+        """Leave the group, for good. All ranks call it, at the end of work that went well."""
 
 
 class SingleProcess:

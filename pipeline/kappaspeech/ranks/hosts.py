@@ -1,4 +1,4 @@
-"""What must be alike on every rank before a step is worth anything, and which host is the odd one."""
+"""The facts that must be alike on every rank before a step is worth anything, and the host that differs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_CLOCK_SKEW_SECONDS = 5.0
 
 
 def software() -> dict[str, str]:
-    """What this rank runs: Python, the packages that compute, and this project's own code by its digest."""
+    """The software of this rank: Python, the packages that compute, and this project's own code by its digest."""
     return {"Python": platform.python_version(), "kappaspeech's code": _own_code(), **describe_versions(_PACKAGES)}
 
 
@@ -34,9 +34,9 @@ def _own_code() -> str:
 
 
 def check_alike(cluster: Cluster, facts: Mapping[str, str], *, remedy: str) -> None:
-    """Raise on every rank, naming host and facts, where a rank's `facts` aren't those of most. A collective.
+    """Raise on every rank, naming host and facts, if a rank's `facts` aren't those of most. A collective.
 
-    Where no value has a majority, rank 0's counts.
+    If no value has a majority, rank 0's counts.
     """
     everywhere = cluster.gather((socket.gethostname(), dict(facts)))
     difference = describe_difference(everywhere, cluster.rank)
@@ -46,7 +46,7 @@ def check_alike(cluster: Cluster, facts: Mapping[str, str], *, remedy: str) -> N
 
 
 def describe_difference(everywhere: Sequence[tuple[str, Mapping[str, str]]], rank: int) -> str | None:
-    """How `rank`'s facts differ from the most frequent ones; `everywhere` has (host, facts) of each rank."""
+    """Describe the difference of `rank`'s facts from the most frequent ones; `everywhere` has (host, facts) of each rank."""
     host, own = everywhere[rank]
     parts = []
     for name, value in own.items():
@@ -60,7 +60,7 @@ def describe_difference(everywhere: Sequence[tuple[str, Mapping[str, str]]], ran
 
 
 def warn_of_clocks(cluster: Cluster) -> None:
-    """Say on rank 0's standard error which hosts' clocks are apart from its own, and by how much. A collective."""
+    """Name on rank 0's standard error the hosts whose clocks differ from its own, and by how much. A collective."""
     cluster.barrier()
     times = cluster.gather((socket.gethostname(), time.time()))
     if cluster.rank == 0:

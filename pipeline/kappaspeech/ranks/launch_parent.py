@@ -1,4 +1,4 @@
-"""Whether whoever started this rank is still there: ranks whose launcher was killed would train on, unseen, on taken GPUs."""
+"""The process that started this rank: if a launcher is killed, its ranks would train on, unseen, on taken GPUs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class LaunchParent:
         self._grandparent = _parent_of(self._parent) if _DEEPSPEED_MODULE in _words_of(self._parent) else None
 
     def is_gone(self) -> bool:
-        """Whether one of them has ended: a process whose parent ends gets another one."""
+        """Return whether one of them has ended: a process whose parent ends gets another one."""
         if os.getppid() != self._parent:
             return True
         return self._grandparent is not None and _parent_of(self._parent) != self._grandparent
 
 
 def _parent_of(pid: int) -> int | None:
-    """The parent of a process; None where nobody says."""
+    """The parent of a process; None if it can't be found out."""
     try:
         return read_stat(pid).parent
     except OSError:

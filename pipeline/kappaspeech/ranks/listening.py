@@ -1,4 +1,4 @@
-"""Where the ranks' common store listens: not on every interface, as torch's does, for it asks nobody who he is."""
+"""The address at which the ranks' common store listens: not every interface, as torch's does, since it authenticates nobody."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Any
 from kappaspeech.escaping import make_logger
 
 _LOOPBACK_INTERFACE = "lo"
-# which containers and virtual machines of this host alone are behind: Docker's, libvirt's, Kubernetes'
+# interfaces that lead to containers and virtual machines of this host alone: Docker's, libvirt's, Kubernetes'
 _BRIDGE = re.compile(r"(docker|virbr|cni|podman|lxcbr|lxdbr)\d+|br-[0-9a-f]{12}")
 _BACKLOG = 2048
 _log = make_logger(__name__)
 
 
 def narrowest_address(master: str, resolved: set[str], *, is_one_host: bool, own: Collection[str] = ()) -> str | None:
-    """The one address at which all ranks find the host `master`, which its own host resolves to `resolved`; None for unknown.
+    """The one address at which all ranks find the host `master`, resolved by its own host to `resolved`; None if unknown.
 
-    A host that knows itself by loopback alone (127.0.1.1 of Debian) is known to others by another address, and so may be one that
-    has several (`own`): a name stands for what each host's own files and servers say. One that is told «localhost» may be the
+    A host that knows itself by loopback alone (127.0.1.1 of Debian) is known to others by another address. So may be a host that
+    has several (`own`): each host's own files and servers decide what a name means. A host that is given "localhost" may be the
     first of several (Kubeflow), unless all ranks are known to be on it.
     """
     if is_one_host and master == "localhost":
@@ -43,13 +43,13 @@ def _find_address(master: str, *, is_one_host: bool) -> str | None:
         try:
             own = _own_addresses()
         except OSError:
-            # a name may stand for addresses that aren't known
+            # a name may resolve to addresses that aren't known
             resolved.clear()
     return narrowest_address(master, resolved, is_one_host=is_one_host, own=own)
 
 
 def _own_addresses() -> set[str]:
-    """By which other hosts may reach this one: of interfaces that are up, but what holds on one link or in this host alone."""
+    """The addresses by which other hosts may reach this one: of interfaces that are up, not of one link or of this host alone."""
     import psutil
 
     addresses, states = psutil.net_if_addrs(), psutil.net_if_stats()
@@ -77,8 +77,8 @@ def _resolve(name: str) -> set[str]:
 
 
 def listen_narrowly(address: str, port: int) -> socket.socket:
-    """A socket that listens at `address` alone. Raises `OSError` where that isn't this host's (a service's address, NAT), and
-    `RuntimeError` where the port is taken."""
+    """A socket that listens at `address` alone. Raises `OSError` if that isn't this host's (a service's address, NAT), and
+    `RuntimeError` if the port is taken."""
     listening = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -93,15 +93,15 @@ def listen_narrowly(address: str, port: int) -> socket.socket:
 
 
 def open_store(rank: int, *, timeout: timedelta) -> Any:
-    """On rank 0 the server of the store, to be kept: what torch or DeepSpeed then start for `env://` finds it by its port.
+    """The server of rank 0's store, to be kept: the store that torch or DeepSpeed start for `env://` finds it by its port.
 
-    None on other ranks, under torchrun, whose agent has the store, and where only torch's own will do. Raises `RuntimeError`.
+    None on other ranks, under torchrun, whose agent has the store, and if only torch's own will do. Raises `RuntimeError`.
     """
     master, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_one_host = os.environ["WORLD_SIZE"] in ("1", os.environ.get("LOCAL_WORLD_SIZE"))
     address = _find_address(master, is_one_host=is_one_host)
     if address is not None and _is_loopback(address) and _LOOPBACK_INTERFACE in [name for _, name in socket.if_nameindex()]:
-        # gloo's sockets ask nobody either
+        # gloo's sockets authenticate nobody either
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK_INTERFACE)
     if rank != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None

@@ -1,8 +1,8 @@
-"""Ranks that watch each other, so that one's end is everyone's within seconds, with its cause.
+"""Ranks that watch each other, so that one rank's end reaches all within seconds, with its cause.
 
-Between two collectives nobody notices that a rank is gone, and in one nobody learns why. So each rank posts a heartbeat that
-carries what it does and, should it fail, the reason; a thread reads the others'. On a failure the work is told at its next
-`check`; where it is stuck in a long call or a collective, the process ends.
+Between two collectives no rank notices that another is gone. Inside a collective no rank learns why. So each rank posts a
+heartbeat that carries its present activity and, if it fails, the reason; a thread reads the others'. On a failure the work's next
+`check` raises; if the work is stuck in a long call or a collective, the process ends.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ _BEAT_SECONDS = 1.0
 _RANKS_PER_BEAT = 64
 _SHORTEST_BEAT_SECONDS = 0.05
 _SILENCE_SECONDS = 15.0
-# How long the work may take to reach a `check` before the process is ended.
+# The time that the work may take to reach a `check` before the process is ended.
 _GRACE_SECONDS = 5.0
-# How long entering waits for the others' first posts.
+# The time that entering waits for the others' first posts.
 _MEETING_SECONDS = 5.0
 _MAX_CAUSE_LETTERS = 300
 _SILENT: Post = {"beat": 0, "doing": "", "done": 0.0, "patience": 0.0, "cause": None, "over": False, "place": None}
 
 
 class Watch:
-    """A context manager around work that holds no collective but the last; one a cluster, as its end is each rank's last word.
+    """A context manager around work that holds no collective except at its end; one per cluster, since its end is each rank's
+    last post.
 
     Entering waits for the others to enter, a few seconds at most, so that the host of a rank that dies right then is known.
     `describe` gives what else to post with each heartbeat, a few hundred letters of JSON at most; it must not wait for a disk.
-    `judge` gets all ranks' posts after each, in rank order, and returns the failure that it sees in them. `on_failure` is told of
-    one with the last posts, at once and in a thread; `on_fatal` before the process is ended from within. `needs_parent`: to
-    lose the process that started this one is a failure.
+    `judge` gets all ranks' posts after each, in rank order, and returns the failure that it sees in them. `on_failure` is called
+    with a failure and the last posts, at once and in a thread; `on_fatal` is called before the process is ended from within. With
+    `needs_parent`, losing the process that started this one is a failure.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Watch:
         self._describe, self._judge = describe, judge
         self._on_failure, self._on_fatal = on_failure, on_fatal
         self._silence_seconds = silence_seconds
-        # every rank reads every rank's post: of many ranks each takes longer turns
+        # every rank reads every rank's post: with many ranks, each takes longer turns
         self._beat_seconds = _BEAT_SECONDS * max(1.0, cluster.world_size / _RANKS_PER_BEAT)
         self.posts: Sequence[Post] = [_SILENT] * cluster.world_size
         self._doing, self._done, self._patience = "", 0.0, 0.0
@@ -84,7 +85,7 @@ class Watch:
         self._place = own_place()
 
     def begin(self, what: str, *, patience_seconds: float = 0.0) -> None:
-        """Say what is being done, and how long it may keep this rank from answering beyond the usual."""
+        """Name the activity that begins, and how much longer than usual it may keep this rank from answering."""
         self._doing, self._patience = what, patience_seconds
         self._news.set()
 
@@ -102,12 +103,12 @@ class Watch:
             self._on_progress = _tell_nobody
 
     def check(self) -> None:
-        """Raise `RankFailure` where another rank is known to have failed."""
+        """Raise `RankFailure` if another rank is known to have failed."""
         if self._failure is not None:
             raise self._failure
 
     def __enter__(self) -> Watch:
-        # with one rank there is nobody to watch, and progress can be told at once
+        # with one rank there is nobody to watch, and progress can be reported at once, and progress can be told at once
         if self._cluster.world_size > 1:
             self._beat()
             self._threads = [threading.Thread(target=loop, daemon=True) for loop in (self._run, self._guard)]
@@ -140,7 +141,7 @@ class Watch:
                     self._beat()
 
     def _explain(self, error: BaseException) -> None:
-        """A collective broke: wait for the heartbeats to say which rank is gone, and raise that in its place."""
+        """Wait for the heartbeats to name the rank whose end broke a collective, and raise that in the error's place."""
         deadline = time.monotonic() + self._silence_seconds + 3 * self._beat_seconds
         while time.monotonic() < deadline and self._failure is None:
             time.sleep(self._beat_seconds / 4)
@@ -149,7 +150,7 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stop.wait(_SHORTEST_BEAT_SECONDS * self._beat_seconds / _BEAT_SECONDS):
-            # what is begun is told at once: a rank that dies of it can't tell later
+            # what is begun is posted at once: a rank that dies of it can't tell later
             has_met = self._met.is_set()
             has_news = self._news.wait(self._beat_seconds if has_met else 0)
             self._news.clear()
@@ -195,7 +196,7 @@ class Watch:
         self._know(RankFailure(rank, cause, host=place[0] if place else None))
 
     def _examine(self, rank: int, post: Post, now: float) -> RankFailure | None:
-        """What is wrong with another rank, by what it says, by its silence, or by its process where that is on this host."""
+        """The failure of another rank, if any, by its post, by its silence, or by its process if that is on this host."""
         host = post["place"][0] if post["place"] else None
         if post["cause"] is not None:
             return RankFailure(rank, post["cause"][0], exit_code=post["cause"][1], host=host, is_told=True)
@@ -204,7 +205,7 @@ class Watch:
         if state == "gone":
             if rank in self._missing:
                 return RankFailure(rank, f"it ended without a word{doing}: killed, or out of memory (dmesg may tell)", host=host)
-            # its last words may have come between the two
+            # its last post may have come between the two
             self._missing.add(rank)
         beat, since = self._heard.get(rank, (-1, now))
         if post["beat"] != beat:
@@ -215,7 +216,7 @@ class Watch:
         return None
 
     def _guard(self) -> None:
-        """End the process where the work doesn't heed a failure, where the store doesn't answer, or where its parent died."""
+        """End the process if the work doesn't heed a failure, if the store doesn't answer, or if its parent died."""
         known_since: float | None = None
         while not self._stop.wait(self._beat_seconds):
             now = time.monotonic()
@@ -241,7 +242,7 @@ def _tell_nobody(_done: float) -> None:
 
 
 def fit(post: Post) -> str:
-    """A post as JSON that every `Cluster` carries, whatever letters it holds: where it is too long, texts lose their middles."""
+    """A post as JSON that every `Cluster` carries, whatever letters it holds; if it is too long, texts lose their middles."""
     letters = MAX_POST_BYTES
     while True:
         text = json.dumps(post, ensure_ascii=False).encode(errors="replace")
@@ -260,12 +261,12 @@ def _shorten(value: Any, letters: int) -> Any:
 
 
 def voice(failure: RankFailure) -> int:
-    """The one rank that tells of a failure that all know: the first, unless that is the one that can't."""
+    """The one rank that reports a failure that all know: the first, unless that is the one that can't."""
     return 1 if failure.rank == 0 and not failure.is_told else 0
 
 
 def own_place() -> list[Any] | None:
-    """Host, process namespace, id and start, by which other ranks of the host find this process; None without /proc."""
+    """Host, process namespace, id and start of this process, by which other ranks of the host find it; None without /proc."""
     try:
         return [socket.gethostname(), os.readlink("/proc/self/ns/pid"), os.getpid(), read_stat(os.getpid()).started]
     except OSError:
@@ -273,7 +274,7 @@ def own_place() -> list[Any] | None:
 
 
 def process_state(place: Sequence[Any] | None) -> str:
-    """«gone», «stopped» or «running» of a process on this host; «unknown» of any other."""
+    """The state of a process on this host: "gone", "stopped" or "running"; "unknown" for one of any other host."""
     own = own_place()
     if place is None or own is None or list(place[:2]) != own[:2]:
         return "unknown"

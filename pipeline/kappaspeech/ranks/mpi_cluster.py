@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _POST_BYTES = MAX_POST_BYTES + 48
 _MAX_QUEUES = 16
-# One-sided operations reach a busy rank of another host only when that rank enters MPI: somebody there must look in.
+# One-sided operations reach a busy rank of another host only when that rank enters MPI: a thread there must look in.
 _PROGRESS_SECONDS = 0.02
 
 

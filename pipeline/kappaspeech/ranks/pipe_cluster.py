@@ -1,10 +1,10 @@
 """Ranks of one machine that their common parent connects: no port, no rendezvous, and no torch to load.
 
-To import torch and its distributed part takes each worker of a scan 1.0 s of a core, and 182 MB beside
-66 MB (PyTorch for CPUs, x86).
+Importing torch and its distributed part takes each worker of a scan 1.0 s of a core, and 182 MB instead of 66 MB (PyTorch for
+CPUs, x86).
 
-The parent's `Hub` holds two socket pairs a rank, of which the rank inherits the other ends: one for its work, which may wait
-in a collective, and one for its heartbeat, which may not. Nobody else can reach them, so what travels may be pickled.
+The parent's `Hub` holds two socket pairs per rank, and the rank inherits the other ends. One is for its work, which may wait in a
+collective; one is for its heartbeat, which may not. Nobody else can reach them, so values may be pickled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HUB_VARIABLE = "KAPPASPEECH_HUB"
 
 
 class Hub:
-    """Answers the ranks that its process starts. `file_descriptors` of a rank are to be inherited and named to it."""
+    """The server of the ranks that its process starts. A rank inherits its `file_descriptors`, and is given their numbers."""
 
     def __init__(self, world_size: int) -> None:
         self._world_size = world_size
@@ -43,7 +43,7 @@ class Hub:
                 threading.Thread(target=self._serve, args=(rank, Connection(near.detach())), daemon=True).start()
 
     def file_descriptors(self, rank: int) -> tuple[int, ...]:
-        """What `rank` must inherit."""
+        """The file descriptors that `rank` must inherit."""
         return tuple(far.fileno() for far in self._far[rank])
 
     def environment(self, rank: int) -> dict[str, str]:
@@ -51,7 +51,7 @@ class Hub:
         return {HUB_VARIABLE: ",".join(map(str, self.file_descriptors(rank)))}
 
     def close_far_ends(self) -> None:
-        """Call once all ranks have started: then a rank's end is seen as the end of its connections."""
+        """Close the ranks' ends here, once all ranks have started: then a rank's end shows as the end of its connections."""
         for ends in self._far:
             for far in ends:
                 far.close()
@@ -79,7 +79,7 @@ class Hub:
         return [self._mark(rank, post) for rank, post in enumerate(self._posts)]
 
     def _mark(self, rank: int, post: str) -> str:
-        """The post of the rank that was the first to go says so, where it gave no cause itself."""
+        """The post of a rank, marked as that of the first to go if it gave no cause itself."""
         if self._gone[:1] != [rank] or not post:
             return post
         status = json.loads(post)
@@ -89,7 +89,7 @@ class Hub:
         return json.dumps(status)
 
     def _on_gather(self, rank: int, turn: int, value: Any) -> list[Any] | None:
-        """Every rank's value, once all have come; None where one is gone."""
+        """Every rank's value, once all have come; None if one is gone."""
         key = ("gather", turn)
         with self._changed:
             box = self._boxes.setdefault(key, {})
@@ -116,7 +116,7 @@ class Hub:
 
 
 class PipeCluster:
-    """A rank of a `Hub`, as a `Cluster`. A rank that is gone is a `RuntimeError` in whoever waits for it."""
+    """A rank of a `Hub`, as a `Cluster`. If a rank is gone, whoever waits for it gets a `RuntimeError`."""
 
     def __init__(self, launch: Launch) -> None:
         work, beat = map(int, os.environ[HUB_VARIABLE].split(","))

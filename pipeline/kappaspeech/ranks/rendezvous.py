@@ -1,4 +1,5 @@
-"""Who this process is among those that a launcher started, and where they meet: from what launchers leave in the environment."""
+"""The place of this process among those that a launcher started, and where they meet, read from the launcher's environment
+variables."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ _PORTS_BETWEEN_STEPS = 1009
 
 @dataclass(frozen=True)
 class Launch:
-    """Where this process stands among those a launcher started. `launcher` names whose variables said so.
+    """The place of this process among those that a launcher started. `launcher` names the launcher whose variables gave it.
 
-    `local_rank` is None where no launcher said it: ranks that meet find it out by `count_local_rank`.
+    `local_rank` is None if no launcher gave it: the ranks that meet then find it by `count_local_rank`.
     """
 
     rank: int
@@ -41,10 +42,10 @@ _LAUNCHER_VARIABLES = (
 
 
 def find_launch(environment: Mapping[str, str]) -> Launch:
-    """Read rank and world size from what torchrun, deepspeed, Open MPI, MPICH or srun left in `environment`.
+    """Read rank and world size from the variables that torchrun, deepspeed, Open MPI, MPICH or srun left in `environment`.
 
-    Without any of them the process is alone. SLURM_STEP_NUM_TASKS exists inside an srun step alone, so a command typed into
-    a batch script is one process and not task 0 of N. Raises `ConfigError` on a value that makes no sense.
+    Without any of them the process is alone. SLURM_STEP_NUM_TASKS exists inside an srun step alone, so a command typed into a
+    batch script is one process and not task 0 of N. Raises `ConfigError` on a value that makes no sense.
     """
     for launcher, rank_name, size_name, local_name in _LAUNCHER_VARIABLES:
         if rank_name not in environment or size_name not in environment:
@@ -61,7 +62,8 @@ def find_launch(environment: Mapping[str, str]) -> Launch:
 
 
 def _find_local_rank(environment: Mapping[str, str], rank: int, world_size: int) -> int | None:
-    """What any launcher that speaks of the same rank and world says: RANK is often exported by hand from srun's variables."""
+    """The local rank from any launcher that gives the same rank and world: RANK is often exported by hand from srun's
+    variables."""
     for _, rank_name, size_name, local_name in _LAUNCHER_VARIABLES:
         same = (environment.get(rank_name), environment.get(size_name)) == (str(rank), str(world_size))
         if same and local_name in environment:
@@ -75,10 +77,10 @@ def count_local_rank(rank: int, hosts: Sequence[str]) -> int:
 
 
 def prepare_rendezvous(launch: Launch) -> None:
-    """Give torch and DeepSpeed the variables they rendezvous by, whoever launched the ranks. MASTER_ADDR, where set, stays.
+    """Give torch and DeepSpeed the variables they rendezvous by, whoever launched the ranks. MASTER_ADDR, if set, stays.
 
-    mpirun tells nobody where rank 0 is, so its ranks ask over MPI, a collective; srun tells everyone the step's hosts. Raises
-    `ConfigError` where the ranks can't find each other.
+    mpirun gives no rank the address of rank 0, so its ranks ask over MPI, a collective; srun gives every rank the step's hosts.
+    Raises `ConfigError` if the ranks can't find each other.
     """
     os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
     if launch.local_rank is not None:
@@ -100,7 +102,7 @@ def prepare_rendezvous(launch: Launch) -> None:
 
 
 def job_port(environment: Mapping[str, str]) -> int:
-    """A port that jobs, and steps of a job, don't share where they share a node: from SLURM's ids; else torch's own default."""
+    """A port that jobs, and steps of a job, don't share on a node that they share: from SLURM's ids; else torch's own default."""
     if "SLURM_JOB_ID" not in environment:
         return _DEFAULT_PORT
     job, step = int(environment["SLURM_JOB_ID"]), int(environment.get("SLURM_STEP_ID", "0"))
@@ -108,9 +110,9 @@ def job_port(environment: Mapping[str, str]) -> int:
 
 
 def first_host(node_list: str) -> str:
-    """The first of SLURM's list of hosts: «gpu[03-05,9],login» → gpu03. Containers have no `scontrol` to ask.
+    """The first of SLURM's list of hosts: "gpu[03-05,9],login" → gpu03. Containers have no `scontrol` to ask.
 
-    Not SLURM_LAUNCH_NODE_IPADDR: where srun is typed on a login node, that is the login node.
+    Not SLURM_LAUNCH_NODE_IPADDR: if srun is typed on a login node, that is the login node.
     """
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", node_list)
     assert first is not None
@@ -140,7 +142,7 @@ def _ask_rank_0(launch: Launch) -> dict[str, str]:
 
 
 def _own_address() -> str:
-    """What other hosts reach this one by: its address, or its name where it knows itself by loopback alone."""
+    """The address by which other hosts reach this one, or its name if it knows itself by loopback alone."""
     name = socket.gethostname()
     try:
         address = socket.gethostbyname(name)
@@ -151,7 +153,7 @@ def _own_address() -> str:
 
 @contextlib.contextmanager
 def explained_meeting(launch: Launch) -> Iterator[None]:
-    """Say in this project's words why the ranks couldn't meet. Raises `ClusterError`."""
+    """Explain in this project's words why the ranks couldn't meet. Raises `ClusterError`."""
     own = f"rank {launch.rank} on {socket.gethostname()}"
     try:
         yield

@@ -1,4 +1,4 @@
-"""A process joins the ranks that it was launched with: as torch's, MPI's or the pipes' cluster, or alone."""
+"""The start of a process: it joins the ranks that it was launched with, as torch's, MPI's or the pipes' cluster, or alone."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
 
 
 def _meet_for_local_rank(launch: Launch, *, timeout: timedelta) -> tuple[Launch, Any]:
-    """Count the ranks before this one on its host; return that with the store where the ranks met.
+    """Count the ranks before this one on its host; return that with the store by which the ranks met.
 
     A rank must know its GPU before its first collective; so they exchange their hosts' names by that store.
     """
@@ -101,7 +101,7 @@ def _meet_for_local_rank(launch: Launch, *, timeout: timedelta) -> tuple[Launch,
 
 
 def _choose_gpu(launch: Launch, num_visible: int) -> int:
-    """The GPU of a rank: its host's next one, or the only one where each rank was given one (srun --gpus-per-task=1)."""
+    """The GPU of a rank: its host's next one, or the only one if each rank was given one (srun --gpus-per-task=1)."""
     assert launch.local_rank is not None
     if num_visible > 1 and launch.local_rank >= num_visible:
         raise ConfigError(

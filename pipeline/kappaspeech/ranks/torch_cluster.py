@@ -19,7 +19,7 @@ from kappaspeech.ranks.rendezvous import Launch, count_local_rank, explained_mee
 if TYPE_CHECKING:
     from kappaspeech.ranks.cluster import FloatArray
 
-# Of what each rank gathers: its size, and at least so much room for it.
+# Bytes of what each rank gathers: its size, and at least this much room for it.
 _HEADER_BYTES = 8
 _MIN_ROOM = 4096
 _MOST_KEPT_ROOM = 1 << 16
@@ -61,10 +61,10 @@ class TorchCluster:
         return count_local_rank(self.rank, self.gather(socket.gethostname()))
 
     def gather(self, value: Any) -> list[Any]:
-        """By one collective, where no value is larger than the largest of the last time; torch's own takes two.
+        """Gather by one collective if no value is larger than the largest of the last time; torch's own takes two.
 
-        Each rank sends the size of its value and as much of it as there was room for. All see all sizes, so that all know
-        alike whether to do it again with more room.
+        Each rank sends the size of its value and as much of it as there was room for. All see all sizes, so all decide alike
+        whether to do it again with more room.
         """
         import torch
 
@@ -144,7 +144,7 @@ class TorchCluster:
             return
         # the store that all others ask is rank 0's
         self.barrier()
-        # A group's threads end with the last reference to it. Where they outlive the interpreter, they abort the process.
+        # A group's threads end with the last reference to it. If they outlive the interpreter, they abort the process.
         del self._group, self._post_store
         self._leave_world()
         self._server = None

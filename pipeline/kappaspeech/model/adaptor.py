@@ -21,7 +21,7 @@ _MADE_POSITIONS = 375
 
 @dataclass(frozen=True)
 class AdaptorShape:
-    """The adaptor's few options. `embedding_std` is the scale of the embeddings that it speaks to."""
+    """The options of the adaptor. `embedding_std` is the scale of the embeddings that it speaks to."""
 
     encoder_width: int
     llm_width: int
@@ -55,7 +55,7 @@ class Adaptor(nn.Module):
     def forward(self, states_BSE: Tensor, num_states_B: Tensor) -> tuple[Tensor, Tensor]:
         """Map states (B, S, E), zero past `num_states_B`, to audio embeddings (B, A, H) and their counts (B,).
 
-        Counts lie where the states' do: on the host, where nobody is to wait for a device to read them.
+        The counts lie on the same device as the states' counts: on the host, so that reading them waits for no device.
         """
         stacked_BAF = stack_states(states_BSE, self.shape.stacking)
         num_audio_B = torch.div(num_states_B + self.shape.stacking - 1, self.shape.stacking, rounding_mode="floor")

@@ -1,4 +1,4 @@
-"""What a model computes in: dtypes and attention, with the reason."""
+"""The arithmetic of a model: its dtypes and attention, with the reason."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from kappaspeech.model.precision import DTYPES, is_worth_it
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The LLM's and the encoder's dtype, the LLM's attention as transformers knows it, and in words why.
+    """The LLM's and the encoder's dtype, the LLM's attention as transformers knows it, and the reason in words.
 
-    `flops_per_second`: what a core or GPU of the slowest rank multiplies in each dtype.
+    `flops_per_second`: the rate at which a core or GPU of the slowest rank multiplies in each dtype.
     """
 
     dtype: str
@@ -37,8 +37,8 @@ class Arithmetic:
         takes: Attentions | None = None,
         reason: str = "as asked for",
     ) -> Arithmetic:
-        """What goes with a dtype of the LLM, where a core or GPU multiplies at these `rates`; auto is what is fastest of what the
-        LLM's family `takes`. Raises `ConfigError` for an attention that it doesn't."""
+        """The arithmetic that goes with a dtype of the LLM, if a core or GPU multiplies at these `rates`; auto is the fastest
+        that the LLM's family `takes`. Raises `ConfigError` for an attention that it doesn't take."""
         is_fast = is_worth_it(rates)
         return Arithmetic(
             dtype=dtype,
@@ -58,11 +58,11 @@ class Arithmetic:
 
     @property
     def line(self) -> str:
-        """What a person is told."""
+        """The line that a person reads."""
         return f"{self.dtype}: {self.reason}"
 
     def resolve(self, deepspeed_config: Mapping[str, Any]) -> dict[str, Any]:
-        """The DeepSpeed JSON with its «auto» replaced, for DeepSpeed knows none."""
+        """The DeepSpeed JSON with its "auto" replaced, since DeepSpeed knows none."""
         if "bf16" not in deepspeed_config:
             return dict(deepspeed_config)
         return {**deepspeed_config, "bf16": {**deepspeed_config["bf16"], "enabled": self.dtype == "bfloat16"}}

@@ -1,10 +1,10 @@
 """Attention by plain matrix products, for bfloat16 on processors.
 
-PyTorch's fused attention computes in float32 on a CPU. Where the processor multiplies in bfloat16 itself, two products and a
-softmax take a third of its time or less, forward and backward, at the lengths that speech has here.
+PyTorch's fused attention computes in float32 on a CPU. If the processor multiplies in bfloat16 itself, two products and a softmax
+take a third of its time or less, forward and backward, at the lengths that speech has here.
 
-B batch · H query heads · C key-value heads · G query heads to a key-value head · Q queries · K keys · D head width ·
-W width of a value's head
+B batch · H query heads · C key-value heads · G query heads to a key-value head · Q queries · K keys · D head width · W width of a
+value's head
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kappaspeech.errors import CheckpointError
 
 MATMUL_ATTENTION = "kappaspeech_matmul"
-# what transformers gives to attentions and this one doesn't compute: logits' caps, and sinks beside the keys
+# arguments that transformers gives to attentions and this one doesn't compute: logits' caps, and sinks beside the keys
 _NOT_COMPUTED = ("softcap", "s_aux", "sinks")
 
 
@@ -44,7 +44,7 @@ def matmul_attention(
 ) -> tuple[Tensor, None]:
     """softmax(Q·Kᵀ·scaling + mask + bias)·V as (B, Q, H, W), by transformers' interface. `attention_mask` is added to the scores.
 
-    Raises `CheckpointError` where a model's attention is more than that.
+    Raises `CheckpointError` if a model's attention is more than that.
     """
     more = [name for name in _NOT_COMPUTED if others.get(name) is not None]
     if more:

@@ -1,4 +1,4 @@
-"""How large a model a config.json may describe: one that says more would keep a machine busy for ever before anything fails."""
+"""Limits of the model that a config.json may describe: a larger one would keep a machine busy for ever before anything fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST = {
 
 
 def check_size(where: str, config: Any) -> None:
-    """Raise `CheckpointError` where a transformers config describes what nobody could have trained."""
+    """Raise `CheckpointError` if a transformers config describes a model that nobody could have trained."""
     for part in (config, getattr(config, "text_config", None)):
         for name, most in _MOST.items():
             value = getattr(part, name, None)

@@ -1,4 +1,4 @@
-"""Whether an LLM meets words that are given to it as embeddings as it meets their tokens: audio stands among such words."""
+"""A check that an LLM treats words given as embeddings as it treats their tokens: audio lies among such words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _MetError(Exception):
 
 @torch.no_grad()
 def check_embedded_words(llm: Any) -> None:
-    """Raise `CheckpointError` where the first layer's input differs between tokens and their embeddings.
+    """Raise `CheckpointError` if the first layer's input differs between tokens and their embeddings.
 
     Some families scale embeddings on the way from tokens alone. Only two rows of the embedding are read.
     """

@@ -23,7 +23,7 @@ _LOG_MEL_RANGE = 2.0
 
 @dataclass(frozen=True)
 class EncoderDims:
-    """What the rest of the pipeline must know of an encoder."""
+    """The dimensions of an encoder that the rest of the pipeline must know."""
 
     num_mels: int
     width: int
@@ -40,16 +40,16 @@ class EncoderDims:
         return self.max_states * self.seconds_per_state
 
     def count_states(self, num_frames: int) -> int:
-        """The states of a clip of so many log-mel frames."""
+        """The number of states of a clip of `num_frames` log-mel frames."""
         return -(-num_frames // self.frames_per_state)
 
 
 class FrozenWhisperEncoder(nn.Module):
     """openai-whisper's `AudioEncoder` with a key mask, always in eval mode and without gradients.
 
-    The stock forward asserts 3,000 frames, so that a two-second clip costs as much as thirty seconds. Here a clip is encoded
-    at its own length, independently of what it is batched with: positions past its end are zeroed before each convolution
-    and masked as keys. With `pad_to_30s` every clip is filled up with silence instead, as Whisper was trained.
+    The stock forward asserts 3,000 frames, so that a two-second clip costs as much as thirty seconds. Here a clip is encoded at
+    its own length, independently of the other clips of its batch: positions past its end are zeroed before each convolution and
+    masked as keys. With `pad_to_30s` every clip is filled up with silence instead, as Whisper was trained.
     """
 
     def __init__(self, audio_encoder: nn.Module, dims: EncoderDims, *, pad_to_30s: bool = False) -> None:
@@ -62,7 +62,7 @@ class FrozenWhisperEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What log-mels are encoded in, and what states come in."""
+        """The dtype in which log-mels are encoded and states are returned."""
         dtype: torch.dtype = self.whisper.conv1.weight.dtype
         return dtype
 
@@ -72,7 +72,7 @@ class FrozenWhisperEncoder(nn.Module):
 
     @property
     def weights_per_state(self) -> int:
-        """The weights that a state is multiplied with: the first convolution's at each of its frames."""
+        """The number of weights that a state is multiplied with: the first convolution's at each of its frames."""
         convolutions = self.dims.frames_per_state * self.whisper.conv1.weight.numel() + self.whisper.conv2.weight.numel()
         return int(convolutions + sum(p.numel() for p in self.whisper.blocks.parameters() if p.ndim == 2))
 
@@ -87,9 +87,9 @@ class FrozenWhisperEncoder(nn.Module):
     def forward(self, log_mel_BMT: Tensor, num_frames_B: Tensor) -> tuple[Tensor, Tensor]:
         """Encode log-mels (B, M, T), zero past `num_frames_B`, into states (B, S, E) and their counts (B,), S = ⌈T/2⌉.
 
-        States past a clip's count are zero. `num_frames_B`, and with it the counts, may lie on the CPU, and should beside a GPU:
-        to learn the lengths from a tensor of its own it would be waited for. `ValueError` where a clip is longer than the
-        encoder's positions (30 s).
+        States past a clip's count are zero. `num_frames_B`, and with it the counts, may lie on the CPU. Beside a GPU it should:
+        reading the lengths from a tensor on the GPU would wait for it. Raises `ValueError` if a clip is longer than the encoder's
+        positions (30 s).
         """
         longest = int(num_frames_B.max())
         max_frames = self.dims.max_states * self.dims.frames_per_state
@@ -139,7 +139,7 @@ def _attend(attention: Any, states_BSE: Tensor, attention_mask: Tensor | None) -
 
 
 def _mask(lengths_B: Tensor, longest: int) -> Tensor:
-    """True (B, longest) where a position lies inside its row's length."""
+    """A mask (B, longest), True if a position lies inside its row's length."""
     return torch.arange(longest, device=lengths_B.device)[None, :] < lengths_B[:, None]
 
 
@@ -176,7 +176,7 @@ def load_encoder(name_or_path: str, *, pad_to_30s: bool = False, dtype: torch.dt
 def load_whisper(name_or_path: str, *, given_as: str = "the model") -> Any:
     """A whole openai-whisper model on the CPU, by path to its `.pt` or by official name (which may download it).
 
-    Raises `CheckpointError` where there is no such model or the file isn't one.
+    Raises `CheckpointError` if there is no such model or the file isn't one.
     """
     import whisper
 

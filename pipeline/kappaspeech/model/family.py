@@ -1,4 +1,4 @@
-"""What transformers knows of an LLM's family, by its config alone: nothing of the model is loaded or built."""
+"""Facts that transformers knows of an LLM's family, by its config alone: nothing of the model is loaded or built."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from kappaspeech.errors import CheckpointError, ConfigError
 from kappaspeech.model.config_limits import check_size
 
 _COMMON_WIDTH = 4096
-# what transformers raises for configs, files and tokenizers that it can't make sense of
+# errors that transformers raises for configs, files and tokenizers that it can't make sense of
 LOADING_ERRORS = (OSError, ValueError, LookupError, ImportError, AttributeError, TypeError, RuntimeError)
 FLASH_ATTENTION = "flash_attention_2"
 
 
 @dataclass(frozen=True)
 class Attentions:
-    """Which attention a family takes beside eager: torch's fused one, FlashAttention 2, and one that is registered.
+    """The attentions that a family takes beside eager: torch's fused one, FlashAttention 2, and one that is registered.
 
-    A soft cap or sinks are more than the fused one computes, so that families with these lack it.
+    A soft cap or sinks are more than the fused one computes, so families with these lack it.
     """
 
     family: str = "this model"
@@ -30,7 +30,7 @@ class Attentions:
 
     @property
     def default(self) -> str:
-        """What serves on every machine."""
+        """The attention that serves on every machine."""
         return "sdpa" if self.sdpa else "eager"
 
     def check(self, attention: str) -> None:
@@ -56,7 +56,7 @@ def read_config(name_or_path: str) -> Any:
 
 
 def find_class(config: Any) -> Any:
-    """The class of causal LMs of this config. Raises `CheckpointError` where transformers has none."""
+    """The class of causal LMs of this config. Raises `CheckpointError` if transformers has none."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -69,12 +69,12 @@ def find_class(config: Any) -> Any:
 
 
 def read_attentions(name_or_path: str) -> Attentions:
-    """What an LLM takes. Raises `CheckpointError`."""
+    """The attentions that an LLM takes. Raises `CheckpointError`."""
     return attentions_of(find_class(read_config(name_or_path)))
 
 
 def attentions_of(llm_class: Any) -> Attentions:
-    """By what transformers says of its classes."""
+    """The attentions of a class, by transformers' own flags."""
     kernels = getattr(llm_class, "_compatible_flash_implementations", None)
     return Attentions(
         family=llm_class.__name__,
@@ -110,7 +110,7 @@ def check_hears(config: Any) -> None:
 def read_widths(name_or_path: str) -> tuple[int, int]:
     """The width of an LLM and the inner width of its MLP, by its config. Raises `CheckpointError`.
 
-    Where the config doesn't name them, as large as a common one's.
+    If the config doesn't name them, they are those of a common LLM.
     """
     config = read_config(name_or_path).get_text_config(decoder=True)
     width = getattr(config, "hidden_size", None)
@@ -119,7 +119,7 @@ def read_widths(name_or_path: str) -> tuple[int, int]:
 
 
 def explain(name_or_path: str, error: Exception) -> str:
-    """What a user is told where transformers couldn't load an LLM or its tokenizer."""
+    """The message for a user if transformers couldn't load an LLM or its tokenizer."""
     if Path(name_or_path).is_dir():
         return f"{name_or_path} can't be loaded as a causal LM: {error}"
     return (

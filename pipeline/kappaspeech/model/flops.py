@@ -1,8 +1,8 @@
-"""Floating-point operations of a training step, from shapes: what the model needs, whoever computes it and however.
+"""Floating-point operations of a training step, from shapes: those that the model needs, on any device and by any method.
 
-A multiplication and its addition are two operations. Matrix products and attention are counted, with whole squares of
-positions though they are causal, as in PaLM's appendix B (arXiv:2204.02311) and in torch's `FlopCounterMode`; norms, activations
-and sums are not, nor is what is computed twice to save memory.
+A multiplication and its addition are two operations. Matrix products and attention are counted, with whole squares of positions
+though they are causal, as in PaLM's appendix B (arXiv:2204.02311) and in torch's `FlopCounterMode`. Norms, activations and sums
+are not counted, nor is a computation that is repeated to save memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ATTENTION_PRODUCTS = 2
 
 @dataclass(frozen=True)
 class StackCost:
-    """A stack of layers: how many weights every position is multiplied by, and how wide attention is, summed over layers.
+    """A stack of layers: the weights that every position is multiplied by, and the width of attention, summed over layers.
 
     `input_weights` are those of `weights` whose input needs no gradient.
     """
@@ -35,11 +35,11 @@ class StackCost:
     input_weights: int = 0
 
     def forward(self, lengths: Sequence[int]) -> int:
-        """For rows of these lengths."""
+        """Operations of the forward pass for rows of these lengths."""
         return _FLOPS_PER_WEIGHT * self.weights * sum(lengths) + self._attention(lengths)
 
     def backward(self, lengths: Sequence[int]) -> int:
-        """Gradients of all activations, and of the weights that train."""
+        """Operations for the gradients of all activations, and of the weights that train."""
         products = self.weights - self.input_weights + self.trained_weights
         return _FLOPS_PER_WEIGHT * products * sum(lengths) + 2 * self._attention(lengths)
 
@@ -72,7 +72,7 @@ class StepFlops:
 
 @dataclass(frozen=True)
 class SpeechCost:
-    """The costs of a whole speech LLM. The adaptor trains and stands first, so gradients pass through all of the LLM."""
+    """The costs of a whole speech LLM. The adaptor trains and comes first, so gradients pass through all of the LLM."""
 
     encoder: StackCost
     adaptor: StackCost
@@ -85,7 +85,7 @@ class SpeechCost:
     frames_per_state: int = 2
 
     def num_llm_tokens(self, clip: ClipLengths) -> int:
-        """Positions of the LLM that a clip takes: prompt, audio and labels."""
+        """The number of the LLM's positions that a clip takes: prompt, audio and labels."""
         num_states = -(-clip.num_frames // self.frames_per_state)
         return self.num_prompt_tokens + -(-num_states // self.stacking) + clip.num_labels
 
@@ -106,7 +106,7 @@ class SpeechCost:
 
 
 def speech_cost(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_prompt_tokens: int) -> SpeechCost:
-    """The costs of these modules, by their shapes and by what of them trains; they may lie on torch's meta device or be
+    """The costs of these modules, by their shapes and by the part of them that trains; they may lie on torch's meta device or be
     partitioned by ZeRO-3."""
     return SpeechCost(
         encoder=encoder_cost(encoder),

@@ -13,10 +13,10 @@ from kappaspeech.errors import CheckpointError
 
 
 def label_logits(llm: Any, embeds_BNH: Tensor, rows_R: Tensor, positions_R: Tensor) -> Tensor:
-    """What `llm` says (R, V) at these positions, with all that it does after its head: soft caps, logit scales.
+    """The logits (R, V) of `llm` at these positions, with all that it does after its head: soft caps, logit scales.
 
     Its whole forward runs, and the head is given the states of these positions in place of all: a vocabulary's logits are the
-    most that a step could hold. Raises `CheckpointError` for an LLM that has no head of its own to be given them.
+    most that a step could hold. Raises `CheckpointError` for an LLM whose head can't be given them.
     """
 
     def pick(_head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

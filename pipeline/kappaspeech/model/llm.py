@@ -14,15 +14,15 @@ from kappaspeech.model.family import FLASH_ATTENTION, LOADING_ERRORS, Attentions
 
 
 def load_llm(name_or_path: str, *, dtype: torch.dtype | None, attention: str = "auto") -> Any:
-    """A transformers causal LM on the CPU, its files mapped and not copied where they are of `dtype` (None: whatever they are).
+    """A transformers causal LM on the CPU, its files mapped and not copied if they are of `dtype` (None: as they are).
 
-    `attention` is transformers' `attn_implementation`, this project's own, or auto: what its family takes on every machine.
-    Raises `CheckpointError`.
+    `attention` is transformers' `attn_implementation`, this project's own, or auto: the one that its family takes on every
+    machine. Raises `CheckpointError`.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    # its bar for each of several loads a run would hide this project's own
+    # transformers' bar for each of a run's several loads would hide this project's own
     logging.disable_progress_bar()
     try:
         read_config(name_or_path)
@@ -36,7 +36,7 @@ def load_llm(name_or_path: str, *, dtype: torch.dtype | None, attention: str = "
 
 
 def _check_complete(name_or_path: str, llm: Any, found: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` where the files lack parameters: transformers draws them at random, with a warning."""
+    """Raise `CheckpointError` if the files lack parameters: transformers draws them at random, with a warning."""
     parameters = {name for name, _ in llm.named_parameters()}
     missing = sorted(parameters.intersection(found["missing_keys"]))
     if missing:
@@ -49,7 +49,7 @@ def _check_complete(name_or_path: str, llm: Any, found: Mapping[str, Any]) -> No
 
 
 def settle(llm: Any) -> Any:
-    """`llm` with nothing but its logits to give: what experts' routers say would be a second output with a graph, which ZeRO-3
+    """`llm` with its logits as its only output: experts' router logits would be a second output with a graph, which ZeRO-3
     doesn't bear, and their loss isn't the transcripts'."""
     for config in (llm.config, llm.config.get_text_config(decoder=True)):
         if getattr(config, "output_router_logits", False):
@@ -58,7 +58,7 @@ def settle(llm: Any) -> Any:
 
 
 def decoder_layers(llm: Any) -> nn.ModuleList:
-    """The LLM's layers, whatever its family calls their list: of all lists, the one that holds the most."""
+    """The LLM's layers, under any name that its family gives their list: of all lists, the one that holds the most."""
     lists = [module for module in llm.get_decoder().modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise CheckpointError(f"{type(llm).__name__} has no list of layers. Give another model as model.llm.")
@@ -66,14 +66,14 @@ def decoder_layers(llm: Any) -> nn.ModuleList:
 
 
 def _numel(parameter: Any) -> int:
-    """The whole tensor's, also where ZeRO-3 has partitioned it."""
+    """The number of elements of the whole tensor, also if ZeRO-3 has partitioned it."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def choose_attention(attention: str, *, dtype: str, bfloat16_is_fast: bool, takes: Attentions | None = None) -> str:
-    """`attention`, with auto resolved: FlashAttention 2 where a GPU, the package and a 16-bit dtype are there; matrix products
-    on processors that are fast in bfloat16, where it is computed in; else torch's fused one; and eager for a family that
-    computes more than these (`takes`). Raises `ConfigError` for one that the family lacks."""
+    """`attention`, with auto resolved. Auto is FlashAttention 2 if a GPU, the package and a 16-bit dtype are there; matrix
+    products on processors that are fast in bfloat16, if the model computes in it; else torch's fused one; and eager for a family
+    that computes more than these (`takes`). Raises `ConfigError` for one that the family lacks."""
     takes = takes or Attentions()
     if attention != "auto":
         takes.check(attention)

@@ -19,13 +19,13 @@ _ADAPTER = "default"
 _WEIGHT = ".weight"
 _FACTORS = ("lora_A", "lora_B")
 _NUM_NAMED = 3
-# wrappers of one module's several tensors lie in each other
+# wrappers of one module's several tensors are nested
 _WRAPPED = re.compile(r"\.base_layer(?=\.|$)")
 
 
 @dataclass(frozen=True)
 class LoraShape:
-    """W + `scaling`·B·A. `transposed` names fused experts that lie as (E, I, O) and not as (E, O, I)."""
+    """The shape of W + `scaling`·B·A. `transposed` names fused experts that lie as (E, I, O) and not as (E, O, I)."""
 
     rank: int
     alpha: float
@@ -43,12 +43,12 @@ def lora_from_record(record: Mapping[str, Any] | None) -> LoraShape | None:
 
 
 def lora_to_record(lora: LoraShape | None) -> dict[str, Any] | None:
-    """`run.json`'s «lora»."""
+    """`run.json`'s "lora"."""
     return None if lora is None else asdict(lora)
 
 
 def linear_tensors(llm: Any) -> list[str]:
-    """Names of the weights of every linear module but the head: what LoRA adapts without a selection."""
+    """Names of the weights of every linear module but the head: those that LoRA adapts without a selection."""
     head = llm.get_output_embeddings()
     return [f"{name}{_WEIGHT}" for name, module in llm.named_modules() if isinstance(module, nn.Linear) and module is not head]
 
@@ -110,7 +110,7 @@ def _check_adaptable(llm: Any, names: list[str]) -> None:
 
 
 def public_names(model: nn.Module) -> dict[str, str]:
-    """What each parameter is called in files: the base model's name, and X.lora_A.weight, X.lora_B.weight for factors of X.
+    """Each parameter's name in files: the base model's name, and X.lora_A.weight, X.lora_B.weight for factors of X.
 
     PEFT moves a module to its wrapper's `base_layer`, and names the factors of fused experts after their module alone.
     """
@@ -127,20 +127,20 @@ def public_names(model: nn.Module) -> dict[str, str]:
 
 
 def is_factor(public_name: str) -> bool:
-    """Whether a trained tensor is one of LoRA's factors."""
+    """Return whether a trained tensor is one of LoRA's factors."""
     return public_name.endswith(tuple(f".{factor}{_WEIGHT}" for factor in _FACTORS))
 
 
 def factors_of(name: str) -> tuple[str, str]:
-    """What the factors of the tensor `name` are called, A and B."""
+    """Names of the factors of the tensor `name`, A and B."""
     stem = name.removesuffix(_WEIGHT)
     return f"{stem}.{_FACTORS[0]}{_WEIGHT}", f"{stem}.{_FACTORS[1]}{_WEIGHT}"
 
 
 def merge(name: str, base: Tensor, trained: Mapping[str, Tensor], lora: LoraShape | None) -> Tensor:
-    """The LLM's tensor `name` after training: `base` itself where nothing trained it, its successor, or base + scaling·B·A.
+    """The LLM's tensor `name` after training: `base` itself if nothing trained it, its successor, or base + scaling·B·A.
 
-    `trained` has public names, without any prefix of the LLM's. Sums are float32; whoever keeps the tensor rounds it once.
+    `trained` has public names, without any prefix of the LLM's. Sums are float32; the caller rounds a tensor that it keeps, once.
     """
     first, second = (trained.get(factor) for factor in factors_of(name))
     if first is None or second is None:

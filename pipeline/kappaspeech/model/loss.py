@@ -1,7 +1,7 @@
-"""What training minimises, in nats: the transcripts' labels from their logits, and the adaptor's alignment with their words.
+"""The training loss, in nats: of the transcripts' labels from their logits, and of the adaptor's alignment with their words.
 
-B batch · A audio positions · L label tokens · H LLM width · V vocabulary · R label positions of the batch, flattened ·
-C rows of a chunk, or different labels of the batch
+B batch · A audio positions · L label tokens · H LLM width · V vocabulary · R label positions of the batch, flattened · C rows of
+a chunk, or different labels of the batch
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from kappaspeech.labels import IGNORED_LABEL
 
-# Of logits whose float32 copy, softmax and gradient are there at once.
+# Elements of the logits whose float32 copy, softmax and gradient are there at once.
 CHUNK_ELEMENTS = 1 << 26
-# What a cosine of 1 is worth in logits: enough for a clear choice among a batch's words.
+# The logit of a cosine of 1: enough for a clear choice among a batch's words.
 _ALIGNMENT_SCALE = 30.0
 
 
@@ -30,7 +30,7 @@ def alignment_nats(audio_BAH: Tensor, num_audio_B: Tensor, label_embeds_RH: Tens
     """Σ −log p of each row's words read off its audio embeddings alone, in order: CTC (Graves 2006).
 
     At each audio position one of the batch's words is chosen by the cosine of its token embedding (`label_embeds_RH`, without a
-    gradient), the last label's (the end of a text) standing for none. So the adaptor learns at once to put words where they are
+    gradient). The last label's (the end of a text) is CTC's blank. So the adaptor learns at once to put words where they are
     said, in vectors that the LLM knows, long before the LLM listens to it. Only the adaptor gets a gradient. A row with more
     words than audio positions gives 0; there must be a label.
     """
@@ -59,9 +59,9 @@ def alignment_nats(audio_BAH: Tensor, num_audio_B: Tensor, label_embeds_RH: Tens
 def label_nats(logits_RV: Tensor, labels_R: Tensor, *, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
     """−log p of each label (R,), in nats, float32.
 
-    Beside the logits and their gradient, both in their own dtype, at most `chunk_elements` of them are ever held in float32: of
-    6,600 labels among 128,000 words, copy and softmax would be 7 GB. Loss and gradient are those of all rows at once, bit by
-    bit: rows don't meet.
+    Beside the logits and their gradient, both in their own dtype, at most `chunk_elements` of them are ever held in float32: for
+    6,600 labels among 128,000 words, copy and softmax would be 7 GB. Loss and gradient equal those of all rows at once, bit by
+    bit, since rows are independent.
     """
     num_rows = max(1, chunk_elements // logits_RV.shape[1])
     if len(labels_R) <= num_rows:
@@ -75,7 +75,7 @@ def _nats(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
 
 
 class _ChunkedNats(torch.autograd.Function):
-    """`_nats` of a chunk after the other, each computed again for its gradient."""
+    """`_nats` of one chunk after another, each computed again for its gradient."""
 
     @staticmethod
     def forward(context: Any, logits_RV: Tensor, labels_R: Tensor, num_rows: int) -> Tensor:

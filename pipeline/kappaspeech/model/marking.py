@@ -1,4 +1,4 @@
-"""Which tensors of an LLM train: `requires_grad` by the configuration's mode and a selection's names."""
+"""The choice of the LLM's tensors that train: `requires_grad` by the configuration's mode and a selection's names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Factors(Protocol):
 
 
 class Unfreezing(Protocol):
-    """`unfreeze` of a configuration, as far as it is asked."""
+    """The part of a configuration's `unfreeze` that is read here."""
 
     @property
     def mode(self) -> str: ...
@@ -38,9 +38,9 @@ class Selection(Protocol):
 
 
 def mark_trained(llm: Any, options: Unfreezing, selection: Selection | None, *, seed: int) -> LoraShape | None:
-    """Set `requires_grad` in `llm` as `options.mode` says, adding LoRA's factors where it asks for them.
+    """Set `requires_grad` in `llm` as `options.mode` says, adding LoRA's factors if it asks for them.
 
-    Before DeepSpeed sees the model: it would give optimizer state to whatever isn't frozen by then.
+    Call it before DeepSpeed sees the model: DeepSpeed gives optimizer state to every tensor that isn't frozen by then.
     """
     # a scan knows a checkpoint's files alone
     shapes = rename_shapes(llm, selection.shapes) if selection else {}

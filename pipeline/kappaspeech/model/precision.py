@@ -1,7 +1,7 @@
-"""Which dtype this machine multiplies in fastest, found by timing products like those of a model.
+"""The dtype that this machine multiplies in fastest, found by timing products like those of a model.
 
-Processors and GPUs say which formats they accept, not which they are fast in: without its own instructions a processor
-multiplies bfloat16 at a third of its float32 rate, or at a hundredth. So both are timed, in a fraction of a second.
+Processors and GPUs say which formats they accept, not which they are fast in: without its own instructions a processor multiplies
+bfloat16 at a third of its float32 rate, or at a hundredth. So both are timed, in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # bfloat16 rounds each product, so it has to be worth it. Machines lie far from this: those that have it reach 1.7 times
 # their float32 rate or more, those that emulate it half or less.
 _WORTH_IT = 1.2
-# About how long is timed, from few rows on to as many as that allows.
+# The approximate time of one timing, which begins with few rows and goes to as many as that allows.
 _BUDGET_SECONDS = 0.3
 _PROBE_ROWS, _GROWTH = 8, 4
 _MIN_WIDTH = 512
@@ -32,13 +32,13 @@ class Product:
     columns: int
 
 
-# Of a size that each device's best rate shows at.
+# Of a size at which each device shows its best rate.
 LARGE_PRODUCTS = {"cpu": Product(256, 1024, 1024), "cuda": Product(8192, 8192, 8192)}
 
 
 @dataclass(frozen=True)
 class DtypeChoice:
-    """The dtype by name, and why it was chosen, in words."""
+    """The dtype by name, and the reason for its choice, in words."""
 
     dtype: str
     reason: str
@@ -54,7 +54,7 @@ def like_model(width: int, inner_width: int, device: torch.device) -> Product:
 def measure_rates(device: torch.device, product: Product | None = None) -> dict[str, float]:
     """Operations a second of `product` in each dtype, by name, on one thread: the best of several tries that take turns.
 
-    What one dtype gains over the other is a matter of each core, and one thread waits for no other on a busy host.
+    The gain of one dtype over the other is a matter of each core, and one thread waits for no other on a busy host.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -71,7 +71,8 @@ def measure_rate(device: torch.device, dtype: torch.dtype, product: Product | No
 
 
 def _measure(device: torch.device, names: Sequence[str], product: Product) -> dict[str, float]:
-    """Of random numbers, as some devices multiply zeros and ones faster. A dtype that is slow is timed on few rows."""
+    """Operations a second by dtype, on random numbers: some devices multiply zeros and ones faster. A slow dtype gets few
+    rows."""
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(product.rows, product.inner, generator=generator)
     right = torch.randn(product.inner, product.columns, generator=generator)
@@ -113,12 +114,12 @@ def _wait_for(device: torch.device) -> None:
 
 
 def is_worth_it(rates: Mapping[str, float]) -> bool:
-    """Whether bfloat16 is enough faster than float32 at these operations a second."""
+    """Return whether bfloat16 is enough faster than float32 at these operations a second."""
     return rates["bfloat16"] > _WORTH_IT * rates["float32"]
 
 
 def slowest(rates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What ranks that wait for each other reach in each dtype: the least of them."""
+    """The rates in each dtype of ranks that wait for each other: the least of theirs."""
     return {name: min(rank[name] for rank in rates) for name in DTYPES}
 
 

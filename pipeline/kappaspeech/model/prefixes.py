@@ -1,3 +1,3 @@
-"""What tensors' names begin with in `SpeechLLM`, and so in a run's files."""
+"""Prefixes of tensors' names in `SpeechLLM`, and so in a run's files."""
 
 LLM_PREFIX, ADAPTOR_PREFIX = "llm.", "adaptor."

@@ -1,4 +1,4 @@
-"""Which decoder layers keep nothing for the backward pass but their input, and are computed again there."""
+"""The decoder layers that keep only their input for the backward pass, and are computed again there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _KEY = "training.activation_checkpointing"
 
 
 def count_recomputed(wanted: bool | int, *, num_layers: int) -> int:
-    """How many of `num_layers` layers `training.activation_checkpointing` means. Raises `ConfigError` for more than there are."""
+    """The number of `num_layers` layers that `training.activation_checkpointing` means. Raises `ConfigError` past that."""
     if isinstance(wanted, bool):
         return num_layers if wanted else 0
     if wanted > num_layers:
@@ -23,15 +23,15 @@ def count_recomputed(wanted: bool | int, *, num_layers: int) -> int:
 
 
 def most_recomputed(num_layers: int) -> int:
-    """How many layers it saves memory to compute again: all but the last, which the backward comes to at once."""
+    """The most layers that it saves memory to compute again: all but the last, which the backward comes to at once."""
     return max(num_layers - 1, 0)
 
 
 def recompute_layers(llm: Any, wanted: bool | int | Literal["auto"]) -> int:
-    """Let `llm` compute the first so many decoder layers again in each backward pass; return how many these are.
+    """Let `llm` compute its first layers, `wanted` of them, again in each backward pass; return their number.
 
-    Those are the last that the backward comes to: by then, what the other layers kept is gone. auto is all that saves memory,
-    until somebody knows better. A model that knows but all or none gets all. Raises `ConfigError`.
+    The backward comes to these last: by then, what the other layers kept is gone. auto is all that saves memory, until a plan
+    decides otherwise. A model that knows only all or none gets all. Raises `ConfigError`.
     """
     layers = decoder_layers(llm)
     number = most_recomputed(len(layers)) if wanted == "auto" else count_recomputed(wanted, num_layers=len(layers))

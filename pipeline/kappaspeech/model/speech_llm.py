@@ -26,7 +26,7 @@ _BLOCK_ROWS = 4_096
 class Spliced:
     """A batch of sequences [prefix | audio | suffix | labels], each without gaps, padded at the right.
 
-    `embeds_BNH`, `lengths_B` where the labels lay, and for each label its row, the position that predicts it, and the label
+    `embeds_BNH`, `lengths_B` on the labels' device, and for each label its row, the position that predicts it, and the label
     itself (R,).
     """
 
@@ -41,24 +41,23 @@ class SpeechLLM(nn.Module):
     """The adaptor and the LLM: all that trains lives here, and this is what DeepSpeed wraps."""
 
     def __init__(self, adaptor: Adaptor, llm: Any, *, alignment_weight: float = 0.0) -> None:
-        """`alignment_weight`: how much of the adaptor's alignment loss is added to what is minimised."""
+        """`alignment_weight`: the weight of the adaptor's alignment loss in the loss that is minimised."""
         super().__init__()
         self.alignment_weight = alignment_weight
         self.adaptor = adaptor
         self.llm = llm
-        # what stood where training has changed the LLM, by its own names; None where nobody knows
+        # the LLM's tensors before training changed them, by its own names; None if nobody knows
         self.base_tensors: dict[str, Tensor] | None = None
 
     def forward(
         self, states_BSE: Tensor, num_states_B: Tensor, prefix_ids_P: Tensor, suffix_ids_Q: Tensor, label_ids_BL: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What is minimised; and, without a graph, its part Σ −log p(label) over every label that isn't `IGNORED_LABEL`. In nats,
-        float32.
+        """The loss to minimise; and, without a graph, its part Σ −log p(label) over each label that isn't `IGNORED_LABEL`.
 
-        One of the two has a graph: under ZeRO-3, DeepSpeed 0.19.8 counts a module's outputs that have one, and with two the
-        ranks' orders of gathering came apart, so that all waited for each other. Sums and no means: the caller divides once
-        by the target tokens of all ranks and micro-batches. A batch without labels gives 0 through the whole graph, so that its
-        rank runs every module its peers run.
+        Both are float32, in nats. One of the two has a graph: under ZeRO-3, DeepSpeed 0.19.8 counts a module's outputs that have
+        one, and with two the ranks' orders of gathering came apart, so that all waited for each other. Both are sums and no
+        means: the caller divides once by the target tokens of all ranks and micro-batches. A batch without labels gives 0 through
+        the whole graph, so that its rank runs every module its peers run.
         """
         audio_BAH, num_audio_B = self.adaptor(states_BSE, num_states_B)
         spliced = self.splice(audio_BAH, num_audio_B, prefix_ids_P, suffix_ids_Q, label_ids_BL)
@@ -66,7 +65,7 @@ class SpeechLLM(nn.Module):
         nats = transcript_nats(logits_RV, spliced.labels_R)
         loss = nats
         if self.alignment_weight and bool((label_ids_BL != IGNORED_LABEL).any()):
-            # a label's own embedding stands one position after the one that predicts it
+            # a label's own embedding lies one position after the one that predicts it
             label_embeds_RH = spliced.embeds_BNH[spliced.rows_R, spliced.positions_R + 1].detach()
             loss = nats + self.alignment_weight * alignment_nats(audio_BAH, num_audio_B, label_embeds_RH, label_ids_BL)
         return loss, nats.detach()
@@ -76,7 +75,7 @@ class SpeechLLM(nn.Module):
     ) -> Spliced:
         """Lay out [prefix | audio | suffix | labels] for each row; labels are right-padded with `IGNORED_LABEL`.
 
-        It is worked out where the labels lie: on the host, in training, so that nobody waits for the device to learn a length.
+        It is worked out on the labels' device: on the host, in training, so that nothing waits for the device to learn a length.
         """
         device, where = audio_BAH.device, label_ids_BL.device
         num_audio_B, prefix_ids_P, suffix_ids_Q = (ids.to(where) for ids in (num_audio_B, prefix_ids_P, suffix_ids_Q))
@@ -125,7 +124,7 @@ def embedding_width(llm: Any) -> int:
 def token_embedding_std(llm: Any) -> float:
     """Standard deviation of the LLM's token embeddings as its layers meet them; a block at a time, in float64.
 
-    Of what the module gives and not of its weight, which some multiply: Gemma by the root of its width.
+    It is that of the module's output and not of its weight, which some multiply: Gemma by the root of its width.
     """
     embed = llm.get_input_embeddings()
     num_tokens = embed.weight.shape[0]

@@ -1,4 +1,4 @@
-"""What a model calls the tensors of its files: transformers renames, fuses and ties them on loading."""
+"""A model's names for the tensors of its files: transformers renames, fuses and ties them on loading."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 def model_names(llm: Any, stored: Iterable[str]) -> dict[str, str]:
     """The parameter of `llm` that each of these stored tensors is loaded into, by transformers' own conversion.
 
-    A parameter of several names goes by its first, as `named_parameters` yields it. What is fused with others, or not loaded at
-    all, is left out. `llm` may lie on torch's meta device.
+    A parameter of several names goes by its first, as `named_parameters` yields it. A tensor that is fused with others, or not
+    loaded at all, is left out. `llm` may lie on torch's meta device.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
-    # they remember what they have met, so each call has its own
+    # they remember the tensors that they have met, so each call has its own
     mapping = get_model_conversion_mapping(llm)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]

@@ -1,4 +1,4 @@
-"""SHA-256 of tensors, hashed beside whatever makes the next one ready."""
+"""SHA-256 of tensors, hashed while the next one is made ready."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-# What copies may wait to be hashed: four of an 8B model's larger tensors. A single one that is larger may too.
+# Bytes of copies that may wait to be hashed: four of an 8B model's larger tensors. A single one that is larger may too.
 _WAITING_BYTES = 512 << 20
 _MOST_THREADS = 4
 
 
 class Hasher:
-    """Hashes tensors in threads of its own, which hashlib lets run at once, and holds few copies at a time."""
+    """A hasher of tensors in threads of its own, which hashlib lets run at once; it holds few copies at a time."""
 
     def __init__(self, *, waiting_bytes: int = _WAITING_BYTES) -> None:
         self._threads = ThreadPoolExecutor(max(1, min(_MOST_THREADS, torch.get_num_threads())))
@@ -25,7 +25,7 @@ class Hasher:
         self._found: dict[str, Future[str]] = {}
 
     def add(self, name: str, tensor: Tensor, *, stays: bool = False) -> None:
-        """Have `tensor` hashed, or a copy on the host unless it `stays` as it is; wait first where too much is waiting."""
+        """Have `tensor` hashed, or a copy on the host unless it `stays` as it is; wait first if too many bytes are waiting."""
         while self._waiting and self._waiting_bytes + tensor.nbytes > self._limit:
             num_bytes, oldest = self._waiting.popleft()
             oldest.result()

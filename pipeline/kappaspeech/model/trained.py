@@ -1,4 +1,4 @@
-"""A whole model, in one process: the base LLM with what was trained put into it."""
+"""A whole model, in one process: the base LLM with its trained tensors put into it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load_trained_model(
 ) -> SpeechLLM:
     """The base at `llm` with an adaptor of `shape`, changed by `trained` (public names in `SpeechLLM`), in eval mode.
 
-    Raises `CheckpointError` where a trained tensor has no place in the model.
+    Raises `CheckpointError` if a trained tensor has no place in the model.
     """
     model = SpeechLLM(build_adaptor(shape, seed=0).to(dtype), load_llm(llm, dtype=dtype, attention=attention))
     before = {name: parameter.data for name, parameter in model.llm.named_parameters()}
@@ -74,8 +74,7 @@ def apply_trained(model: SpeechLLM, trained: Mapping[str, Tensor], *, lora: Lora
 
 @contextmanager
 def base_weights(model: SpeechLLM) -> Iterator[None]:
-    """Put the base's tensors in the places that training changed, for as long as the context is open. Nothing is copied but
-    to another device."""
+    """Put the base's tensors in the places that training changed, while the context is open. Only another device needs a copy."""
     assert model.base_tensors is not None, "an export doesn't know its base"
     parameters = dict(model.llm.named_parameters())
     trained = {name: parameters[name].data for name in model.base_tensors}
@@ -89,5 +88,5 @@ def base_weights(model: SpeechLLM) -> Iterator[None]:
 
 
 def find_base(model: SpeechLLM) -> Callable[[], AbstractContextManager[None]] | None:
-    """`base_weights` of `model`, or None where its base isn't known."""
+    """`base_weights` of `model`, or None if its base isn't known."""
     return None if model.base_tensors is None else partial(base_weights, model)

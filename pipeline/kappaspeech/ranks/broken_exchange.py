@@ -1,4 +1,4 @@
-"""Recognises an error that means that the other side of an exchange is gone: libraries have no type for it, only words.
+"""Errors that mean that the other side of an exchange is gone: libraries have no type for them, only words.
 
 Two callers ask, with different stakes. A watch that sees such an error waits a few seconds for the heartbeats to name the rank,
 so it accepts whatever may be one. A report of such an error is placed after all others, so it accepts only what can't be a rank's

@@ -108,7 +108,7 @@ class Watch:
             raise self._failure
 
     def __enter__(self) -> Watch:
-        # with one rank there is nobody to watch, and progress can be reported at once, and progress can be told at once
+        # with one rank there is nobody to watch, and progress can be reported at once
         if self._cluster.world_size > 1:
             self._beat()
             self._threads = [threading.Thread(target=loop, daemon=True) for loop in (self._run, self._guard)]

@@ -1,5 +1,4 @@
-"""The place of this process among those that a launcher started, and where they meet, read from the launcher's environment
-variables."""
+"""The place of this process among those that a launcher started, and where they meet: from its environment variables."""
 
 from __future__ import annotations
 
@@ -62,8 +61,7 @@ def find_launch(environment: Mapping[str, str]) -> Launch:
 
 
 def _find_local_rank(environment: Mapping[str, str], rank: int, world_size: int) -> int | None:
-    """The local rank from any launcher that gives the same rank and world: RANK is often exported by hand from srun's
-    variables."""
+    """The local rank by any launcher that gives the same rank and world: RANK is often exported by hand from srun's variables."""
     for _, rank_name, size_name, local_name in _LAUNCHER_VARIABLES:
         same = (environment.get(rank_name), environment.get(size_name)) == (str(rank), str(world_size))
         if same and local_name in environment:

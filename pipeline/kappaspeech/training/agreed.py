@@ -1,4 +1,4 @@
-"""The first thing that a run's ranks do: find out that they run alike, and settle what they compute in."""
+"""The first act of a run's ranks: they find out that they run alike, and settle their arithmetic."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kappaspeech.training.surroundings import Surroundings
 
 @dataclass(frozen=True)
 class Agreed:
-    """What all ranks compute in, and the DeepSpeed JSON without its «auto»; `device` is this rank's own."""
+    """The arithmetic of all ranks, and the DeepSpeed JSON without its "auto"; `device` is this rank's own."""
 
     deepspeed_config: dict[str, Any]
     arithmetic: Arithmetic
@@ -33,7 +33,7 @@ class Agreed:
 
 
 def agree_on_settings(config: RunConfig, around: Surroundings) -> Agreed:
-    """Raise `ConfigError` where software or configuration differ between hosts; else choose the arithmetic. A collective."""
+    """Raise `ConfigError` if software or configuration differ between hosts; else choose the arithmetic. A collective."""
     cluster = around.cluster
     check_alike(cluster, software(), remedy="Install the same on all hosts.")
     warn_of_clocks(cluster)

@@ -1,4 +1,4 @@
-"""What a run computes in: chosen once by what its machines do fastest, written down, and kept when it goes on."""
+"""The arithmetic of a run: chosen once, by the rates of its machines, recorded, and kept when the run resumes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from kappaspeech.runs.folder import SCHEMA_VERSION, RunFolder
 def choose_arithmetic(
     config: RunConfig, deepspeed_config: Mapping[str, Any], *, cluster: Cluster, device: torch.device, folder: RunFolder
 ) -> Arithmetic:
-    """What all ranks compute in. A collective.
+    """Choose the arithmetic of all ranks. A collective.
 
-    What YAML and JSON say counts. Of what they leave to the machine, a run that goes on keeps what it began with, and a new
-    one takes what the slowest rank does fastest.
+    An explicit value in YAML or JSON counts. For values that they leave to the machine, a run that resumes keeps those that it
+    began with, and a new one takes those that the slowest rank computes fastest.
     """
     # a model that one host lacks must not leave the others waiting
     llm = config.model.llm
@@ -54,7 +54,7 @@ def choose_arithmetic(
 
 
 def _read_recorded(folder: RunFolder) -> dict[str, str] | None:
-    """What a run that has a checkpoint to go on from wrote of its arithmetic; None where it hadn't come to that."""
+    """The recorded arithmetic of a run that has a checkpoint to resume from; None if it recorded none."""
     path = Path(folder.path) / RECORD_FILE
     if not path.exists() or not list_checkpoints(folder.checkpoints):
         return None

@@ -1,4 +1,4 @@
-"""What a run is made of, read and fitted together before DeepSpeed takes hold of it."""
+"""The parts of a run, read and fitted together before DeepSpeed takes hold of them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Assembly:
 
     @property
     def rule(self) -> str:
-        """What trains beside the adaptor, in words."""
+        """The rule by which tensors beside the adaptor train, in words."""
         chosen = self.selection.rule if self.selection else None
         if self.lora is not None:
             return f"LoRA of rank {self.lora.rank} on {chosen or 'every linear module but the head'}"
@@ -56,7 +56,7 @@ class Assembly:
 
 
 def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
-    """Read models and selection, check that they fit each other, and mark what trains. No rank talks to another here."""
+    """Read models and selection, check that they fit each other, and mark the tensors that train. No rank talks to another."""
     checkpoint = open_checkpoint(config.model.llm)
     base_digest = checkpoint.digest
     selection = TensorSelection.read(Path(config.unfreeze.selection)) if config.unfreeze.selection else None
@@ -73,7 +73,7 @@ def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
     check_embedded_words(llm)
     shape = adaptor_shape(config, encoder, llm)
     if config.unfreeze.mode == "all":
-        # what is trained under a name that the files don't have couldn't be put back among them
+        # a tensor trained under a name that the files don't have couldn't be put back among them
         stored = [alias for ref in checkpoint.tensors for alias in (ref.name, *ref.aliases)]
         check_tensors_are_stored(llm, [*stored, *model_names(llm, stored).values()])
     lora = mark_trained(llm, config.unfreeze, selection, seed=config.seed)
@@ -86,14 +86,14 @@ def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
 
 
 def _settle_dtype(llm: Any, dtype: torch.dtype) -> None:
-    """Bring what trains to one dtype, as ZeRO-3 wants it: some families keep a router or norms in float32. Masters are anyway."""
+    """Bring the tensors that train to one dtype, as ZeRO-3 needs: some families keep norms or a router in float32."""
     for parameter in llm.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
 
 
 def digest_trained(options: UnfreezeConfig, selection: TensorSelection | None) -> str:
-    """What decides which tensors train, as 64 hex digits."""
+    """A digest of the options and selection that decide which tensors train, as 64 hex digits."""
     shapes = selection.shapes if selection else {}
     if options.mode in ("selection", "adaptor"):
         return digest_json(shapes)
@@ -101,7 +101,7 @@ def digest_trained(options: UnfreezeConfig, selection: TensorSelection | None) -
 
 
 def adaptor_shape(config: RunConfig, encoder: FrozenWhisperEncoder, llm: Any) -> AdaptorShape:
-    """The adaptor's options with what they take from the two models between which it stands."""
+    """The adaptor's options, with the widths that it takes from the two models on its sides."""
     options = config.model.adaptor
     llm_width = embedding_width(llm)
     return AdaptorShape(

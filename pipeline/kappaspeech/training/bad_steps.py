@@ -1,4 +1,4 @@
-"""Which steps are bad: a loss or a gradient that isn't finite, or one that is out of all proportion."""
+"""Bad steps: a loss or a gradient that isn't finite, or one that is out of all proportion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from kappaspeech.config.training_config import TrainingConfig
 from kappaspeech.zero3.engine import StepResult
 
-# The median of this many good steps' norms is what a new one is held against, once there are enough of them.
+# A new norm is compared with the median of this many good steps' norms, once there are enough of them.
 _WINDOW_STEPS = 50
 _FEWEST_STEPS = 20
 _NUM_NAMED = 5
@@ -20,14 +20,14 @@ _NUM_NAMED = 5
 
 @dataclass(frozen=True)
 class BadStep:
-    """A line of skipped_steps.jsonl, where null is a number that isn't finite; and why the run can't go on, if so."""
+    """A line of skipped_steps.jsonl, in which null is a number that isn't finite; and why the run can't go on, if it can't."""
 
     record: dict[str, Any]
     why_stop: str | None
 
 
 class BadSteps:
-    """The rule, and what it has to remember. All ranks hold the same, for they are told the same."""
+    """The rule, and its memory. All ranks hold the same, since they are given the same values."""
 
     def __init__(self, config: TrainingConfig) -> None:
         self._config = config
@@ -72,10 +72,10 @@ class BadSteps:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What `restore` goes on from."""
+        """The state that `restore` reads."""
         return {"norms": list(self._norms), "num_in_a_row": self._num_in_a_row, "num_skipped": self.num_skipped}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `to_json` gave."""
+        """Go on from the state of `to_json`."""
         self._norms = deque(state["norms"], maxlen=_WINDOW_STEPS)
         self._num_in_a_row, self.num_skipped = state["num_in_a_row"], state["num_skipped"]

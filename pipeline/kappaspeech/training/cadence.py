@@ -1,4 +1,4 @@
-"""What is done beside a run's steps, now and then: the form in which the loop knows it."""
+"""Work beside a run's steps, now and then: the form in which the loop knows it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from types import TracebackType
 
 
 class Cadence:
-    """Each method does nothing until a kind of cadence says what. All ranks call them alike, so that each may be a collective.
+    """Base of all cadences, whose methods do nothing. All ranks call them alike, so each may be a collective.
 
     The loop opens them as contexts for as long as it takes steps. A reason that is returned stops the run, which goes on from
     there at its next start.
@@ -19,13 +19,13 @@ class Cadence:
         pass
 
     def begin(self, step: int) -> str | None:
-        """`step` steps have been taken, and a start goes on from there."""
+        """Hook at a start that goes on from `step` steps."""
 
     def after(self, step: int) -> str | None:
-        """One more has been taken, `step` in all."""
+        """Hook after one more step, `step` in all."""
 
     def wish(self) -> str | None:
-        """Why this rank would rather not take another step; no collective, for the ranks tell each other."""
+        """The reason why this rank would rather not take another step. Not a collective: the ranks exchange their wishes."""
 
     def end(self, step: int, reason: str | None) -> None:
-        """No more steps are taken: all are, or there is a `reason`."""
+        """Hook after the last step: all steps are taken, or there is a `reason` to stop."""

@@ -19,7 +19,7 @@ from kappaspeech.training.surroundings import Surroundings
 
 
 class StopWhenAsked(Cadence):
-    """By signals, the STOP file, a time budget or the end of a launcher: what ranks wish, and all do."""
+    """Stops by signals, the STOP file, a time budget or the end of a launcher: if one rank wishes it, all stop."""
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
@@ -53,7 +53,7 @@ def make_cadences(
     log: RunLog | None,
     forecast: Forecast,
 ) -> Sequence[Cadence]:
-    """What `config` asks for."""
+    """The cadences that `config` asks for."""
     options = config.training
     cadences: list[Cadence] = [SaveAtTheEnd(saver, num_steps=options.num_steps)]
     if loaded.test_set is not None:

@@ -1,4 +1,4 @@
-"""A micro-batch's encoder states, from the encoder or from where an earlier epoch left them."""
+"""A micro-batch's encoder states, from the encoder or from the cache of an earlier epoch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, to_bits
 
 
 class ClipEncoder:
-    """Encodes micro-batches on `device`, and keeps what `cache` is to keep.
+    """An encoder of micro-batches on `device`, which hands `cache` the states that it keeps.
 
-    On a CPU each clip is encoded alone: its states then don't depend, not even in their last bit, on what it is batched with, so
-    that a clip from the cache gives the losses that encoding it again would give. On a GPU those of a micro-batch that aren't
-    cached are encoded together, with one wait for them where they are to be kept. There a clip's states depend on its company,
-    in the last bits of the encoder's dtype, and losses with the cache are those without it to that precision and not to the bit.
+    On a CPU each clip is encoded alone. Its states then don't depend, not even in their last bit, on the other clips of its
+    batch, and a clip from the cache gives the losses that encoding it again would give. On a GPU those clips of a micro-batch
+    that aren't cached are encoded together, with one wait for them if they are to be kept. There a clip's states depend on the
+    other clips, in the last bits of the encoder's dtype, and losses with the cache equal those without it to that precision and
+    not to the bit.
     """
 
     def __init__(self, encoder: FrozenWhisperEncoder, device: torch.device, *, cache: FeatureCache | None = None) -> None:
@@ -43,7 +44,7 @@ class ClipEncoder:
         return torch.nn.utils.rnn.pad_sequence(present, batch_first=True), num_states_B
 
     def _keep(self, batch: SpeechBatch, rows: list[int], states_FSE: Tensor) -> None:
-        """Hand the cache what it is to keep of these rows, whose states these are."""
+        """Hand the cache those of these rows' states that it is to keep."""
         if self._cache is None or all(batch.to_cache[row] is None for row in rows):
             return
         # all at once: a device is waited for by each copy

@@ -1,4 +1,4 @@
-"""How far a run's trained weights have moved from where they began."""
+"""The distance of a run's trained weights from their start."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from kappaspeech.zero3.engine import TrainingEngine
 
 
 def write_drift(engine: TrainingEngine, assembly: Assembly, config: RunConfig, cluster: Cluster, folder: RunFolder) -> None:
-    """Write how far each trained tensor of the LLM has moved from the base model, and its κ before and after. A collective.
+    """Write the distance of each trained tensor of the LLM from the base model, and its κ before and after. A collective.
 
-    Ranks share the tensors out as they are gathered, and measure their share once all are: a rank that measured in between
-    would keep the others waiting.
+    Ranks share the tensors out as they are gathered, and measure their share once all are: a rank that measured in between would
+    keep the others waiting.
     """
     base: dict[str, Tensor] = {}
     with agreement(cluster):
-        # of the files' own dtype, so that they are mapped and not copied
+        # in the files' own dtype, so that they are mapped and not copied
         llm = load_llm(config.model.llm, dtype=None, attention=assembly.arithmetic.attention)
         base = {name: parameter.detach() for name, parameter in llm.named_parameters()}
     factors: dict[str, Tensor] = {}
@@ -54,6 +54,6 @@ def write_drift(engine: TrainingEngine, assembly: Assembly, config: RunConfig, c
 
 
 def measure_movement(before: Tensor, after: Tensor, *, device: str | None = None) -> Movement:
-    """How a tensor has moved; κ is measured of matrices alone, on `device` or the CPU."""
+    """The movement of a tensor; κ is measured of matrices alone, on `device` or the CPU."""
     kappas = [spectrum_stats(tensor, device=device).kappa if tensor.dim() == 2 else None for tensor in (before, after)]
     return Movement(relative_change(before, after), *kappas)

@@ -24,7 +24,7 @@ from kappaspeech.zero3.weight_swap import averaged_weights
 
 
 class Evaluator:
-    """Measures the model as it now is: with its moving average, where one is kept."""
+    """Measures the model in its present state: with its moving average, if one is kept."""
 
     def __init__(
         self, config: RunConfig, assembly: Assembly, partitioned: Partitioned, test_set: TestSet, around: Surroundings
@@ -36,7 +36,7 @@ class Evaluator:
         self._around = around
 
     def measure(self, step: int, *, train_seconds: float) -> dict[str, Any] | None:
-        """The record of an evaluation after `step` steps; None where a wish to stop cut it short. A collective."""
+        """The record of an evaluation after `step` steps; None if a wish to stop cut it short. A collective."""
         engine, cluster = self._partitioned.engine, self._around.cluster
         self._around.phases.enter("evaluation")
         with averaged_weights(engine):
@@ -79,7 +79,7 @@ class Evaluate(Cadence):
 
     def begin(self, step: int) -> str | None:
         evaluated = self._around.cluster.broadcast(self._log.evaluated_steps() if self._log else None)
-        # a stop during the evaluation of this step, or a first start, leaves it owing
+        # due after a stop during the evaluation of this step, or at a first start
         return None if step in evaluated else self.after(step)
 
     def after(self, step: int) -> str | None:
@@ -98,7 +98,7 @@ class Evaluate(Cadence):
         return None
 
     def _has_passed_minutes(self) -> bool:
-        """Whether the last step crossed a multiple of `evaluate_every_minutes` of training, by rank 0's clock. A collective."""
+        """Return whether the last step crossed a multiple of `evaluate_every_minutes`, by rank 0's clock. A collective."""
         minutes = self._options.evaluate_every_minutes
         if minutes is None:
             return False

@@ -1,4 +1,4 @@
-"""How long a run will take, said once its first steps are timed."""
+"""A forecast of a run's time, given once its first steps are timed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Forecast:
         self._evaluation_seconds: float | None = None
 
     def time_evaluation(self, began: float) -> None:
-        """An evaluation that began at this second of the monotonic clock has ended."""
+        """Take the time of an evaluation that began at this second of the monotonic clock and has just ended."""
         self._evaluation_seconds = time.monotonic() - began
 
     def time_step(self, seconds: float, step: int) -> str | None:
-        """What to tell a person after `step` steps in all, of which the last took `seconds`: once, after the first ten."""
+        """A sentence for a person after `step` steps in all, of which the last took `seconds`: once, after the first ten."""
         self._step_seconds.append(seconds)
         left = self._cadence.num_steps - step
         if len(self._step_seconds) != _NUM_STEPS or left <= 0:
@@ -38,7 +38,7 @@ class Forecast:
 
 
 def describe(step_seconds: Sequence[float], steps_left: int, evaluation_seconds: float | None, evaluations_left: int) -> str:
-    """A sentence of how long it will be to the end. Without a first evaluation nothing is known of those to come."""
+    """A sentence on the time to the end. Without a first evaluation, the time of those to come is unknown."""
     typical = statistics.median(step_seconds)
     seconds, counted = typical * steps_left, f"{steps_left} steps of {typical:.2g} s"
     if evaluation_seconds is not None:

@@ -1,4 +1,4 @@
-"""What a run proves of its frozen weights: that they are bit-equal after training."""
+"""A run's proof that its frozen weights are bit-equal after training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def digest_frozen(assembly: Assembly, cluster: Cluster) -> dict[str, str]:
 
 
 def digest_start(assembly: Assembly, encoder_digests: Mapping[str, str]) -> str:
-    """SHA-256 of all weights that training starts from, whatever of them trains: alike in arms that may be compared."""
+    """SHA-256 of all weights that training starts from, whether they train or not: alike in arms that may be compared."""
     adaptor = {name: digest_tensor(tensor) for name, tensor in assembly.model.adaptor.state_dict().items()}
     return digest_json({"adaptor": adaptor, "encoder": encoder_digests, "base": assembly.base_digest})
 
@@ -34,7 +34,7 @@ def digest_start(assembly: Assembly, encoder_digests: Mapping[str, str]) -> str:
 def check_frozen(
     engine: TrainingEngine, assembly: Assembly, cluster: Cluster, folder: RunFolder, before: Mapping[str, str]
 ) -> None:
-    """Write every frozen tensor's digest before and after; raise where one has changed, for then the run proves nothing."""
+    """Write every frozen tensor's digest before and after; raise if one has changed, since the run then proves nothing."""
     after = {**assembly.encoder.digests(), **engine.frozen_digests()}
     with agreement(cluster):
         if cluster.rank == 0:

@@ -1,4 +1,4 @@
-"""The prompt of a run: made once by rank 0, written down, and kept when it goes on."""
+"""The prompt of a run: made once by rank 0, recorded, and kept when the run resumes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from kappaspeech.speech.batches import SpeechPrompt, make_prompt
 
 
 def settle_prompt(config: RunConfig, tokenizer: Any, *, cluster: Cluster, folder: RunFolder) -> SpeechPrompt:
-    """What all ranks put around the audio. A collective.
+    """The prompt that all ranks put around the audio. A collective.
 
-    A template may write the day's date: each day would have a prompt of its own, and two hosts at midnight. So a run that goes on
-    takes the ids that it began with, and a new one rank 0's. Raises `ConfigError` where the configuration now asks for another.
+    A template may contain the day's date: each day would have a prompt of its own, and two hosts at midnight would have two. So a
+    run that resumes takes the ids that it began with, and a new one takes rank 0's. Raises `ConfigError` if the configuration now
+    asks for another.
     """
 
     def settle() -> SpeechPrompt | None:
@@ -45,11 +46,11 @@ def _keep_or_make(config: RunConfig, tokenizer: Any, folder: RunFolder) -> Speec
     recorded = folder.read_record().get("prompt")
     if recorded is not None:
         return SpeechPrompt.from_json(recorded)
-    # a run of a version that wrote none down
+    # a run of a version that recorded none
     return make_prompt(tokenizer, model.instruction, chat=model.chat_template, as_before=True)
 
 
 def digest_prompt_source(config: RunConfig, tokenizer: Any) -> str:
-    """Of what a prompt is made from, whatever the day: hosts must have the same."""
+    """A digest of the prompt's sources, without the day: hosts must have the same."""
     ids = tokenizer(config.model.instruction, add_special_tokens=False)["input_ids"]
     return digest_json([ids, getattr(tokenizer, "chat_template", None)])

@@ -8,7 +8,7 @@ from kappaspeech.config.training_config import OptimizerConfig
 
 
 def rate_factor(step: int, *, num_steps: int, config: OptimizerConfig) -> float:
-    """What both peak rates are multiplied by at 0-based `step`: linear warm-up, then constant or a half cosine.
+    """The factor of both peak rates at 0-based `step`: linear warm-up, then constant or a half cosine.
 
     The cosine ends at `final_fraction` on the last step.
     """

@@ -1,4 +1,4 @@
-"""What a run reads before DeepSpeed takes hold of it: models, data, and the digests by which they are known again."""
+"""The inputs that a run reads before DeepSpeed takes hold of it: models, data, and the digests that identify them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MOST_COMPARED_TEXTS = 2_000
 class Loaded:
     """Models, whole and on the CPU; data; digests of every tensor that stays as it is, and of all that training starts from.
 
-    `fingerprints` say what a checkpoint must have been trained with; the counts are of parameters that train.
+    `fingerprints` identify the inputs that a checkpoint must have been trained with; the counts are of parameters that train.
     """
 
     assembly: Assembly
@@ -52,7 +52,7 @@ class Loaded:
 
 
 def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
-    """Read all that `config` names. Raises on every rank where one can't, or hosts have read other things. A collective."""
+    """Read all that `config` names. Raises on every rank if one can't, or if hosts have read other things. A collective."""
     cluster, folder = around.cluster, around.folder
     with agreement(cluster):
         refuse_old_stop_file(folder.path)
@@ -102,7 +102,7 @@ def _inputs(config: RunConfig, assembly: Assembly, encoder_digests: Mapping[str,
 
 
 def warn_of_overlap(config: RunConfig, stream: SpeechStream) -> None:
-    """Say where what is tested on is trained on: word error rates then tell what was learned by heart."""
+    """Warn if test data is also trained on: word error rates then measure memory of the training data."""
     read = make_read_options(config.data.read)
     test = [Corpus(dataset, read) for dataset in make_datasets(config.data.test)]
     try:
@@ -117,7 +117,7 @@ def warn_of_overlap(config: RunConfig, stream: SpeechStream) -> None:
 def feature_cache_options(
     config: RunConfig, assembly: Assembly, encoder_digests: Mapping[str, str]
 ) -> FeatureCacheOptions | None:
-    """Where states are kept, if they are: apart for each encoder, and for each way of coming to its input."""
+    """The folder of cached states, if they are kept: a separate one for each encoder, and for each way of making its input."""
     data, encoder = config.data, assembly.encoder
     if data.feature_cache_dir is None:
         return None

@@ -21,7 +21,7 @@ TakeStep = Callable[[StepData, int], StepRecord | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `status` is «finished», or «resumable» with the reason why it stopped early."""
+    """The end of a run: `status` is "finished", or "resumable" with the reason why it stopped early."""
 
     status: str
     step: int
@@ -30,7 +30,7 @@ class Outcome:
 
 
 class TrainingLoop:
-    """Takes a run's steps one after the other. What is done beside them, the cadences know."""
+    """The loop that takes a run's steps one after another. Work beside them is the cadences'."""
 
     def __init__(
         self,
@@ -80,9 +80,9 @@ class TrainingLoop:
         return Outcome("finished" if reason is None else "resumable", step, reason, str(self._around.folder.path))
 
     def _fetch(self, steps: Iterator[StepData]) -> tuple[StepData, int, str | None]:
-        """This rank's data for the next step, the target tokens of all ranks, and why to stop before it, if any rank wants to.
+        """Get this rank's data for the next step, the target tokens of all ranks, and any rank's reason to stop before it.
 
-        A collective, and the only one before the step: what one rank can't read doesn't leave the others waiting.
+        A collective, and the only one before the step: data that one rank can't read doesn't leave the others waiting.
         """
         phases = self._around.phases
         fetched: list[StepData] = []

@@ -1,4 +1,4 @@
-"""What a run goes on from, beside its tensors: its totals, what it knows of bad steps, and where its data stands."""
+"""The state that a run resumes from, beside its tensors: its totals, its memory of bad steps, and the place in its data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kappaspeech.training.totals import Totals
 
 
 class LoopState:
-    """Grows with each step; all ranks hold the same."""
+    """The state after the steps so far; all ranks hold the same."""
 
     def __init__(self, config: RunConfig, stream: SpeechStream) -> None:
         self.totals = Totals(num_samples=stream.num_samples, max_bad_fraction=config.data.max_bad_fraction)
@@ -20,11 +20,11 @@ class LoopState:
         self.hint = (0, 0)
 
     def to_json(self) -> dict[str, Any]:
-        """What `restore` goes on from."""
+        """The state that `restore` reads."""
         return {"hint": list(self.hint), "bad_steps": self.bad_steps.to_json(), **self.totals.to_json()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `to_json` gave."""
+        """Go on from the state of `to_json`."""
         self.bad_steps.restore(state["bad_steps"])
         self.hint = (state["hint"][0], state["hint"][1])
         self.totals.restore(state)

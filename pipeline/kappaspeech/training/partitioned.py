@@ -23,9 +23,9 @@ from kappaspeech.zero3.weight_swap import BasePartitions
 
 @dataclass(frozen=True)
 class Partitioned:
-    """The engine, and what encodes for it. `base` is the LLM as it began, where text is measured against it.
+    """The engine, and the encoder of its clips. `base` is the LLM as it began, if text is measured against it.
 
-    `plan` is what the step was planned to take, `matmul_rates` what each rank's device multiplies at.
+    `plan` is the planned cost of a step, `matmul_rates` the rates at which each rank's device multiplies.
     """
 
     engine: TrainingEngine
@@ -36,7 +36,7 @@ class Partitioned:
 
 
 def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroundings) -> Partitioned:
-    """Cut the model into the ranks' partitions and do what its plan says of what was left to the memory. A collective."""
+    """Cut the model into the ranks' partitions, and settle by its plan the options that were left to the memory. A collective."""
     cluster, assembly = around.cluster, loaded.assembly
     with agreement(cluster):
         planner = describe_run(config, assembly.encoder, assembly.model, loaded.stream)

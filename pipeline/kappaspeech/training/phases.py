@@ -1,4 +1,4 @@
-"""What this rank is doing now, and how the time of a step was spent."""
+"""The present activity of this rank, and the time of a step by activity."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-# «exchange» waits for other ranks outside DeepSpeed; «rest» is what no other name fits.
+# "exchange" waits for other ranks outside DeepSpeed; "rest" is everything that no other name fits.
 Phase = Literal["data", "encoder", "forward_backward", "optimizer", "exchange", "evaluation", "checkpoint", "rest"]
 
 
 @dataclass(frozen=True)
 class PhaseMark:
-    """Where a rank stands: its phase since `began_seconds` of the monotonic clock, the global step, and its samples' keys."""
+    """A rank's place in its work: its phase since `began_seconds` of the monotonic clock, global step, samples' keys."""
 
     phase: Phase
     began_seconds: float
@@ -22,14 +22,14 @@ class PhaseMark:
 
 
 class PhaseClock:
-    """A rank is in exactly one phase at any time. The training's thread enters phases; any thread may read `mark`.
+    """The clock of a rank's phases, one at any time. The training's thread enters phases; any thread may read `mark`.
 
-    Times are the host's: what a GPU was given to do counts where the host next waits for it.
+    Times are the host's: the time of work given to a GPU counts in the phase in which the host next waits for it.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[Phase, float] = {}
-        # how many phases have begun, by which ranks can be told apart that do the same things in the same order; and signs of
+        # the number of phases begun, which tells apart ranks that do the same things in the same order; and signs of
         # life within phases
         self.num_turns = self.num_ticks = 0
         self.mark = PhaseMark("rest", time.monotonic())
@@ -39,7 +39,7 @@ class PhaseClock:
         self._turn(PhaseMark(phase, time.monotonic(), self.mark.step, self.mark.keys))
 
     def begin_step(self, step: int) -> None:
-        """From now on what is done is done for global step `step`, whose samples aren't known yet."""
+        """Begin global step `step`, whose samples aren't known yet."""
         self._turn(PhaseMark("rest", time.monotonic(), step))
 
     def name_samples(self, keys: Sequence[str]) -> None:
@@ -47,15 +47,15 @@ class PhaseClock:
         self.mark = PhaseMark(self.mark.phase, self.mark.began_seconds, self.mark.step, tuple(keys))
 
     def tick(self) -> None:
-        """A long phase has made progress."""
+        """Record progress within a long phase."""
         self.num_ticks += 1
 
     def end_steps(self) -> None:
-        """What comes now belongs to no step."""
+        """Leave the steps: the phases that follow belong to none."""
         self._turn(PhaseMark("rest", time.monotonic()))
 
     def take_seconds(self) -> dict[Phase, float]:
-        """Seconds in each phase since the last call, the current one's part included; together, all of that time."""
+        """Seconds in each phase since the last call, the current one's part included; their sum is all of that time."""
         self.enter(self.mark.phase)
         taken, self._seconds = self._seconds, {}
         return taken

@@ -1,4 +1,4 @@
-"""The model that is being trained, made ready to be measured: as a replica in each rank, or partitioned as it is."""
+"""The model in training, made ready to be measured: as a replica in each rank, or partitioned as it is."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from kappaspeech.training.assembly import Assembly
 from kappaspeech.zero3.engine import TrainingEngine
 from kappaspeech.zero3.weight_swap import BasePartitions
 
-# What a replica may take of the memory that is free: the rest is for what decoding computes.
+# The share of free memory that a replica may take: the rest is for the decoding.
 _USABLE_SHARE = 0.7
 
 
 def make_transcriber(
     engine: TrainingEngine, assembly: Assembly, config: RunConfig, cluster: Cluster, *, base: BasePartitions | None
 ) -> Transcriber:
-    """What decodes with the model as it now is, by evaluation.decode. A collective."""
+    """A transcriber with the model in its present state, by evaluation.decode. A collective."""
     options = config.evaluation
     decode = options.decode if options.decode != "auto" else choose_decoding(engine, cluster)
     base_weights: BaseWeights | None
@@ -54,14 +54,14 @@ def make_transcriber(
 
 
 def choose_decoding(engine: TrainingEngine, cluster: Cluster) -> str:
-    """«replica», which is several times faster, where every rank has room for one beside its partition; else «zero3».
+    """Return "replica", which is several times faster, if every rank has room for one beside its partition; else "zero3".
 
     The ranks of a host without GPUs share its memory. A collective: all choose alike.
     """
     needed = engine.model_bytes()
     hosts = cluster.gather((_host(), torch.cuda.is_available()))
     if torch.cuda.is_available():
-        # what torch holds back for itself is free to it
+        # memory that torch holds back for itself is free to it
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     else:
         import psutil

@@ -1,6 +1,6 @@
 """Stage 2 as a whole: from a configuration to a run folder. Every rank calls `train`, and every rank returns or raises.
 
-`_train` is the page: agree, load, partition, take steps, prove.
+`_train` has the steps in order: agree, load, partition, take steps, prove.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ _LAST_WORDS_SECONDS = 5.0
 
 
 def train(config: RunConfig, *, on_fatal: Callable[[RankFailure], None] = lambda _failure: None) -> Outcome:
-    """Train as `config` says, resuming from the run folder's last checkpoint where it has one. A collective of all ranks.
+    """Train as `config` says, resuming from the run folder's last checkpoint if it has one. A collective of all ranks.
 
-    `on_fatal` is told of what ends a process that is stuck, in place of an error raised.
+    `on_fatal` is called with the failure that ends a stuck process, in place of an error raised.
     """
     options = config.training
     cluster = start_training_cluster(timeout_seconds=options.collective_timeout_seconds)
@@ -118,7 +118,7 @@ def _train(config: RunConfig, around: Surroundings) -> Outcome:
 
 
 def _record_start(config: RunConfig, agreed: Agreed, loaded: Loaded, partitioned: Partitioned, around: Surroundings) -> None:
-    """Write down what is trained, from what, in what, and what it was planned to take. A collective."""
+    """Record what is trained, from which weights, in which arithmetic, and the plan's cost. A collective."""
     assembly, arithmetic = loaded.assembly, agreed.arithmetic
     facts = {
         "num_trained_parameters": loaded.num_adaptor + loaded.num_llm,
@@ -145,7 +145,7 @@ def _record_start(config: RunConfig, agreed: Agreed, loaded: Loaded, partitioned
 
 
 def _take_steps(config: RunConfig, loaded: Loaded, partitioned: Partitioned, around: Surroundings) -> Outcome:
-    """Train from wherever the folder's last checkpoint stands. Raises `TrainingError` where the folder can't be used."""
+    """Train from the folder's last checkpoint on. Raises `TrainingError` if the folder can't be used."""
     state, forecast = LoopState(config, loaded.stream), Forecast(config.training)
     saver = Saver(partitioned.engine, state, around, fingerprints=loaded.fingerprints, keep=config.training.keep_checkpoints)
     with _explaining(around.folder.path), ExitStack() as opened:
@@ -153,7 +153,7 @@ def _take_steps(config: RunConfig, loaded: Loaded, partitioned: Partitioned, aro
         log = None
         with agreement(around.cluster):
             if around.is_writer:
-                # what is still to be written when it is closed may be what a full disk refuses
+                # the rest, written when it is closed, may be what a full disk refuses
                 log = opened.enter_context(closing(RunLog(around.folder.path, resume_step=step, check=around.lease.check)))
         stepper = Stepper(config, loaded.assembly, partitioned, state, around, log=log)
         cadences = make_cadences(config, loaded, partitioned, state, around, saver=saver, log=log, forecast=forecast)
@@ -163,7 +163,7 @@ def _take_steps(config: RunConfig, loaded: Loaded, partitioned: Partitioned, aro
 
 @contextmanager
 def _explaining(run_dir: Path) -> Iterator[None]:
-    """Turns an `OSError` into a `TrainingError` that says where, and how to go on."""
+    """Turn an `OSError` into a `TrainingError` that names the place, and says how to go on."""
     try:
         yield
     except OSError as error:
@@ -174,7 +174,7 @@ def _explaining(run_dir: Path) -> Iterator[None]:
 
 
 def _prove(config: RunConfig, loaded: Loaded, partitioned: Partitioned, around: Surroundings) -> None:
-    """Show that every frozen tensor is bit-equal, and how far each trained one has moved. A collective."""
+    """Prove that every frozen tensor is bit-equal, and record the distance that each trained one has moved. A collective."""
     with agreement(around.cluster):
         around.lease.check()
     check_frozen(partitioned.engine, loaded.assembly, around.cluster, around.folder, loaded.frozen)

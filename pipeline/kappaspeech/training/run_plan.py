@@ -1,6 +1,6 @@
 """A run's plan of itself: its modules are described before ZeRO-3 takes them, and planned at rates that are measured then.
 
-By it a run settles what its configuration leaves to the memory.
+A run settles by it the options that its configuration leaves to the memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kappaspeech.zero3.engine import TrainingEngine
 
 
 def describe_run(config: RunConfig, encoder: FrozenWhisperEncoder, model: SpeechLLM, stream: SpeechStream) -> Planner | str:
-    """The planner of a run whose modules are still whole; or why it can't be planned, which is no reason not to train it."""
+    """The planner of a run whose modules are still whole; or the reason why it has no plan, which doesn't stop training."""
     try:
         return Planner(config, modules=(encoder, model), clip_seconds=stream.clip_seconds())
     except InputError as error:
@@ -63,7 +63,7 @@ def plan_run(
 
 
 def settle_by_plan(config: RunConfig, engine: TrainingEngine, plan: Mapping[str, Any]) -> list[str]:
-    """Do what the plan says of what was left to the memory, and without one what needs least; say what that is."""
+    """Apply the plan to the options that were left to the memory, or without a plan choose what needs least; name the choices."""
     lines = []
     if config.training.activation_checkpointing == "auto":
         llm = engine.model.llm
@@ -78,7 +78,7 @@ def settle_by_plan(config: RunConfig, engine: TrainingEngine, plan: Mapping[str,
 
 
 def _measure_memory(cluster: Cluster, device: torch.device) -> int:
-    """What a rank's device has for it, beside what others hold there: the least of all ranks'. A collective."""
+    """The memory of a rank's device for it, beside other processes' there: the least of all ranks'. A collective."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         # a plan counts the context, which this process has by now

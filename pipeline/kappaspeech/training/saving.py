@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written when they are due, and gone on from."""
+"""Checkpoints of a run: written when they are due, and resumed from."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Saver:
         self._saved_step = 0
 
     def resume(self) -> int:
-        """The step to go on with: that of the last checkpoint, restored; else 0."""
+        """The step to resume at: that of the last checkpoint, restored; else 0."""
         cluster, folder = self._around.cluster, self._around.folder.checkpoints
         last, content = None, {}
         with agreement(cluster):
@@ -45,7 +45,7 @@ class Saver:
         return self._saved_step
 
     def save(self, step: int) -> None:
-        """Save the state after `step` steps, unless it has been."""
+        """Save the state after `step` steps, unless it is saved already."""
         if step == self._saved_step:
             return
         cluster = self._around.cluster
@@ -65,7 +65,7 @@ class Saver:
 
 
 class SaveAtTheEnd(Cadence):
-    """After the last step, before the last evaluation, which may be long; and wherever a run stops."""
+    """Saves after the last step, before the last evaluation, which may be long; and at any stop."""
 
     def __init__(self, saver: Saver, *, num_steps: int) -> None:
         self._saver = saver
@@ -81,7 +81,7 @@ class SaveAtTheEnd(Cadence):
 
 
 class SaveEvery(Cadence):
-    """So that no more steps than these are lost in a fault."""
+    """Saves at a fixed distance of steps, so that a fault loses no more than these."""
 
     def __init__(self, saver: Saver, num_steps: int | None) -> None:
         self._saver = saver

@@ -1,4 +1,4 @@
-"""A run whose ranks stand still, or one of them: who waits for whom, and where each one is."""
+"""Stalls of a run, in which ranks make no progress: who waits for whom, and the place of each one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kappaspeech.training.phases import PhaseClock
 # A process that is alive posts each second. Swapping, a long call that holds the interpreter, or a network that is down for a
 # moment may keep it from that; a minute of silence is none of these.
 _LONGEST_SILENCE_SECONDS = 60.0
-# To load a replica, score long texts or write to a slow disk shows no sign of life for longer than a step's phases.
+# Loading a replica, scoring long texts or writing to a slow disk shows no sign of life for longer than a step's phases.
 _SLOW_PHASES = ("evaluation", "checkpoint")
 _SLOW_FACTOR = 4
 _NUM_KEYS = 3
@@ -28,10 +28,10 @@ _NUM_LISTED = 32
 
 
 class StallJudge:
-    """Says after how long without any rank's progress a run has stalled, and on whom it waits. Holds what it has seen.
+    """A judge of how long no rank has made progress, whether that is a stall, and for whom the run waits. Holds what it has seen.
 
-    Before the first step and after the last nothing is judged: to load a large model takes as long as it takes. Evaluations and
-    checkpoints have four times the limit.
+    Before the first step and after the last nothing is judged: loading a large model has no limit. Evaluations and checkpoints
+    have four times the limit.
     """
 
     def __init__(self, stall_seconds: float) -> None:
@@ -40,9 +40,9 @@ class StallJudge:
         self._moved_seconds = self._asked_seconds = -float("inf")
 
     def judge(self, posts: Sequence[Post], now_seconds: float) -> RankFailure | None:
-        """Take in what the ranks say at `now_seconds`; the failure, if this is a stall, of the rank that is furthest behind."""
+        """Take in the ranks' posts at `now_seconds`; return the failure, if this is a stall, of the rank furthest behind."""
         standing = [post.get("at") for post in posts]
-        # asked late: this process was held up itself, so that what it hasn't seen meanwhile says nothing
+        # asked late: this process itself was held up, so that nothing it has missed meanwhile is evidence
         late = now_seconds - self._asked_seconds > self._stall_seconds / 2
         self._asked_seconds = now_seconds
         if late or standing != self._seen or not all(at and at[0] is not None for at in standing):
@@ -63,7 +63,7 @@ class StallJudge:
 
 
 def find_behind(posts: Sequence[Post]) -> list[int]:
-    """The ranks that have passed fewest phases, which the others wait for; none where all have passed as many."""
+    """The ranks that have passed fewest phases, for which the others wait; none if all have passed the same number."""
     turns = [post["at"][2] if post.get("at") else -1 for post in posts]
     return [rank for rank, turn in enumerate(turns) if turn == min(turns)] if len(set(turns)) > 1 else []
 
@@ -101,10 +101,10 @@ def watch_training(
     wish: Callable[[], str | None],
     on_fatal: Callable[[RankFailure], None],
 ) -> Watch:
-    """A watch under which a rank that is dead, stopped or stuck ends all, after it has been told where each one stood.
+    """A watch under which a rank that is dead, stopped or stuck ends all, after a report of each one's place.
 
-    `wish` is this rank's wish to stop, which the others can read. A collective that has timed out doesn't wait any longer for a
-    silent rank to be known as such.
+    `wish` is this rank's wish to stop, which the others can read. A silent rank is known as such by the time that a collective
+    times out.
     """
     stalls = StallJudge(stall_seconds)
     main_thread = threading.get_ident()
@@ -118,7 +118,7 @@ def watch_training(
         return {"doing": doing, "at": at, "for": time.monotonic() - mark.began_seconds, "keys": keys + more, "wish": wish()}
 
     def tell(failure: RankFailure, posts: Sequence[Post]) -> None:
-        # a rank that failed by itself has said why; how the others stood then is of no interest
+        # a rank that failed by itself has reported its cause; the others' places are then of no interest
         if posts[failure.rank].get("cause") is not None:
             return
         if cluster.rank == voice(failure):

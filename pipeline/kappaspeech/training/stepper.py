@@ -25,7 +25,7 @@ _log = make_logger(__name__)
 
 
 class Stepper:
-    """Takes steps, counts them into the loop's state, and records them where this rank has a log."""
+    """Takes steps, adds them to the loop's state, and records them if this rank has a log."""
 
     def __init__(
         self,
@@ -94,13 +94,13 @@ class Stepper:
         return record
 
     def _encode(self, batches: Sequence[SpeechBatch]) -> Iterator[MicroBatch]:
-        """Each micro-batch with its encoder states, made when it is asked for: at 1500 s of audio they are 192 MB."""
+        """Each micro-batch with its encoder states, made on demand: at 1500 s of audio they are 192 MB."""
         for batch in batches:
             self._around.phases.enter("encoder")
             yield MicroBatch(*self._encoder.encode(batch), batch.label_ids)
 
     def _skip(self, bad: BadStep) -> None:
-        """Record a bad step; raise `TrainingError`, alike on every rank, where the run can't go on."""
+        """Record a bad step; raise `TrainingError`, alike on every rank, if the run can't go on."""
         if self._log is not None:
             self._log.add_skipped_step(bad.record)
         if bad.why_stop is not None:

@@ -15,13 +15,13 @@ from kappaspeech.signals import Handling
 
 
 class StopRequest:
-    """Why this rank wishes to stop, if it does. Handlers are installed for as long as the context is open."""
+    """The reason why this rank wishes to stop, if it has one. Handlers are installed for as long as the context is open."""
 
     def __init__(self, run_dir: Path, *, budget_seconds: float | None = None, launcher: LaunchParent | None = None) -> None:
         self._launcher = launcher
         self._stop_file = run_dir / STOP_FILE
         self._deadline = None if budget_seconds is None else time.monotonic() + budget_seconds
-        # what has come up so far, without a look at the disk
+        # the reason that has come up so far, without a look at the disk
         self.known_reason: str | None = None
         self._handling = Handling(self._on_signal)
 
@@ -44,7 +44,7 @@ class StopRequest:
         return self.known_reason
 
     def clear_file(self) -> None:
-        """Remove the stop file once it has been obeyed, so that the next start isn't stopped by it."""
+        """Remove the stop file once it has been obeyed, so that it doesn't stop the next start."""
         self._stop_file.unlink(missing_ok=True)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
@@ -52,7 +52,7 @@ class StopRequest:
 
 
 def refuse_old_stop_file(run_dir: Path) -> None:
-    """Raise `ConfigError` where a stop file was left by somebody while no run was there to obey it."""
+    """Raise `ConfigError` if somebody left a stop file while no run was there to obey it."""
     path = run_dir / STOP_FILE
     if path.exists():
         raise ConfigError(f"{path} was there before this start, which it would stop at once. Remove it to train.")

@@ -1,4 +1,4 @@
-"""What a run has around it on this rank, from before its models are read until its folder is closed."""
+"""The surroundings of a run on this rank, from before its models are read until its folder is closed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kappaspeech.training.stopping import StopRequest
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The other ranks, the run's folder and who holds it, where this rank stands, whether it wishes to stop, and who watches."""
+    """The other ranks, the run's folder and its holder, this rank's phase, its wish to stop, and its watch."""
 
     cluster: Cluster
     folder: RunFolder
@@ -25,11 +25,11 @@ class Surroundings:
 
     @property
     def is_writer(self) -> bool:
-        """Whether this rank writes what all have made; collectives never stand under it."""
+        """Return whether this rank writes the results of all; no collective may depend on it."""
         return self.cluster.rank == 0
 
     def wants_to_stop(self) -> bool:
-        """In the middle of what ranks do without each other: a sign of life, and whether any rank wishes to stop."""
+        """Show a sign of life in work that ranks do without each other, and return whether any rank wishes to stop."""
         self.phases.tick()
         self.watch.check()
         return self.stop.reason() is not None or any(post.get("wish") for post in self.watch.posts)

@@ -1,4 +1,4 @@
-"""How much a run computes: operations and tokens of its batches."""
+"""The amount of a run's computation: operations and tokens of its batches."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from kappaspeech.speech.batches import SpeechBatch
 
 @dataclass(frozen=True)
 class StepWork:
-    """What a rank did in a step: the LLM's tokens (prompt, audio, labels; no padding) and all operations of its model."""
+    """The work of a rank in a step: the LLM's tokens (prompt, audio, labels; no padding) and all operations of its model."""
 
     num_llm_tokens: int
     flops: int
 
 
 def count_work(cost: SpeechCost, batches: Sequence[SpeechBatch]) -> StepWork:
-    """The work that these batches are. A masked sample is none."""
+    """The work of these batches. A masked sample is none."""
     clips = [
         ClipLengths(num_frames, num_labels, encoded=states is None)
         for batch in batches

@@ -1,4 +1,4 @@
-"""What a run has seen so far, over all ranks: time, hours by language, samples that can't be used; and the record of a step."""
+"""Totals of a run over all ranks: time, hours by language, samples that can't be used; and the record of a step."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from kappaspeech.training.phases import Phase
 from kappaspeech.training.throughput import StepWork
 
 _NUM_NAMED = 5
-# Too few samples say nothing about a share of bad ones: it is judged against this many, or all where there are fewer.
+# A share of bad samples is judged against at least this many samples, or all if there are fewer: few say nothing.
 _JUDGED_SAMPLES = 1_000
 
 
 @dataclass(frozen=True)
 class RankShare:
-    """What one rank tells the others of its part of a step. `data` is without its batches, whose keys are in `keys`."""
+    """One rank's part of a step, as the others receive it. `data` is without its batches, whose keys are in `keys`."""
 
     loss_sum_nats: float
     data: StepData
@@ -38,7 +38,7 @@ class RankShare:
 
 
 class Totals:
-    """Counts up step by step; all ranks hold the same but for the times, which are rank 0's where it matters."""
+    """Totals step by step; all ranks hold the same except for the times: rank 0's are the ones that count."""
 
     def __init__(self, *, num_samples: int, max_bad_fraction: float) -> None:
         self._num_samples, self._max_bad_fraction = num_samples, max_bad_fraction
@@ -49,7 +49,7 @@ class Totals:
         self._bad: dict[str, BadSample] = {}
 
     def add(self, shares: Sequence[RankShare], *, seconds: float) -> None:
-        """Count a step that took so long."""
+        """Count a step that took `seconds`."""
         self._seconds_before = self.train_seconds
         self.train_seconds += seconds
         for share in shares:
@@ -59,7 +59,7 @@ class Totals:
                 self._hours[language] = self._hours.get(language, 0.0) + audio_seconds / 3600
 
     def has_passed(self, minutes: float) -> bool:
-        """Whether the last step crossed a multiple of so many minutes of training."""
+        """Return whether the last step crossed a multiple of `minutes` of training."""
         now, before = (seconds // (60 * minutes) for seconds in (self.train_seconds, self._seconds_before))
         return now > before
 
@@ -114,7 +114,7 @@ class Totals:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What `restore` goes on from."""
+        """The state that `restore` reads."""
         return {
             "train_seconds": self.train_seconds,
             "num_seen": self._num_seen,
@@ -123,14 +123,14 @@ class Totals:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `to_json` gave."""
+        """Go on from the state of `to_json`."""
         self.train_seconds = self._seconds_before = state["train_seconds"]
         self._num_seen, self._hours = state["num_seen"], state["hours_seen"]
         self._bad = {item["key"]: BadSample(**item) for item in state["bad_samples"]}
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has held: of the GPU where it uses one, else of the host."""
+    """The most memory this process has held: of the GPU if it uses one, else of the host."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     import resource

@@ -1,1 +1,1 @@
-"""The run folder as a format: what training writes, and all that scan, comparison, launching and commands read of a run."""
+"""The run folder as a format: the files that training writes, and that scan, comparison, launching and commands read of a run."""

@@ -1,4 +1,4 @@
-"""Which checkpoint is the best by WER: `best.json` beside the checkpoints, or where that is damaged the evaluations."""
+"""The best checkpoint by WER: `best.json` beside the checkpoints, or the evaluations if that is damaged."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _log = make_logger(__name__)
 
 
 def mark_best(folder: Path, *, step: int, mean_wer: float) -> None:
-    """Say that the checkpoint of `step` has the lowest WER yet, so that it is kept."""
+    """Mark the checkpoint of `step` as that of the lowest WER so far, so that it is kept."""
     write_json(folder / BEST_FILE, {"schema_version": _SCHEMA_VERSION, "step": step, "mean_wer": mean_wer})
 
 
 def read_best(folder: Path) -> Path | None:
-    """The checkpoint that is marked as the best; None where none is, or it is gone."""
+    """The checkpoint that is marked as the best; None if none is, or if it is gone."""
     found = _find(folder)
     return None if found is None else checkpoint_path(folder, found[0])
 
 
 def best_wer(folder: Path) -> float:
-    """The WER of the best checkpoint, infinite where there is none."""
+    """The WER of the best checkpoint, infinite if there is none."""
     found = _find(folder)
     return math.inf if found is None else found[1]
 
 
 def repair_best(folder: Path) -> None:
-    """Set a damaged `best.json` aside, with a warning, and write what the evaluations say in its place."""
+    """Set a damaged `best.json` aside, with a warning, and write one from the evaluations in its place."""
     path = folder / BEST_FILE
     try:
         _read(path)

@@ -1,8 +1,8 @@
-"""Checkpoints that hold what was trained: its float32 weights, Adam's moments, and fingerprints of all that was not.
+"""Checkpoints of the trained tensors: their float32 weights, Adam's moments, and fingerprints of all that was not trained.
 
-A checkpoint is a folder that appears by one rename, so a kill at any instant leaves the last good one. Tensors are kept
-whole, not as partitions: any number of ranks can resume from them. One that its disk has damaged is known by its files'
-sizes and checksums. `best.py` knows the one of lowest WER, and `zero3/engine_state.py` writes them.
+A checkpoint is a folder that appears by one rename, so a kill at any instant leaves the last good one. Tensors are kept whole,
+not as partitions: any number of ranks can resume from them. Files' sizes and checksums reveal a checkpoint that its disk has
+damaged. `best.py` knows the one of lowest WER, and `zero3/engine_state.py` writes them.
 """
 
 from __future__ import annotations
@@ -58,12 +58,11 @@ def prune(folder: Path, *, keep: int) -> None:
 
 
 def prepare_resume(folder: Path, *, find_fault: Callable[[Mapping[str, Any]], str | None] = lambda _: None) -> Path | None:
-    """Clear away what killed saves left, and choose the newest whole checkpoint; None where there has never been one.
+    """Clear away the remains of killed saves, and choose the newest whole checkpoint; None if there has never been one.
 
-    `find_fault` says what a checkpoint's state lacks.
-    A checkpoint that its disk has damaged is set aside under the name damaged-step-…, with a warning, and the one before is
-    used: the steps between are trained again, on the same samples. Raises `CheckpointError` where none is whole, for a run that
-    silently began again would be worse. For one rank alone.
+    `find_fault` names what a checkpoint's state lacks. A checkpoint that its disk has damaged is set aside under the name
+    damaged-step-…, with a warning, and the one before is used: the steps between are trained again, on the same samples. Raises
+    `CheckpointError` if none is whole, since a run that silently began again would be worse. For one rank alone.
     """
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover)
@@ -90,7 +89,7 @@ def prepare_resume(folder: Path, *, find_fault: Callable[[Mapping[str, Any]], st
 
 
 def find_damage(checkpoint: Path, *, find_fault: Callable[[Mapping[str, Any]], str | None] = lambda _: None) -> str | None:
-    """What keeps a checkpoint from being used, None where it is whole: a file that is missing, cut, or has other bytes."""
+    """The damage that makes a checkpoint unusable, None if it is whole: a file that is missing, cut, or has other bytes."""
     try:
         state = read_state(checkpoint)
         if (fault := find_fault(state)) is not None:
@@ -128,7 +127,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def check_fingerprints(checkpoint: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> None:
-    """Raise `CheckpointError`, by name, where what a checkpoint doesn't hold has changed since it was written."""
+    """Raise `CheckpointError`, by name, if an input that a checkpoint doesn't hold has changed since it was written."""
     changed = [name for name in current if saved.get(name) != current[name] and (name in saved or name not in _NEWER)]
     if changed:
         details = "; ".join(f"{name} was {str(saved.get(name))[:12]}, is {current[name][:12]}" for name in changed)
@@ -139,7 +138,7 @@ def check_fingerprints(checkpoint: Path, saved: Mapping[str, str], current: Mapp
 
 
 def find_weights(checkpoint: Path) -> Path:
-    """The file of the weights that a checkpoint is worth: their moving average where the run kept one, else themselves."""
+    """The file of a checkpoint's weights for use: their moving average if the run kept one, else the weights themselves."""
     average = checkpoint / AVERAGE_FILE
     return average if average.exists() else checkpoint / TRAINED_FILE
 

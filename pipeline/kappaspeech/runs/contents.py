@@ -1,4 +1,4 @@
-"""What lies in a run's folder: each file's name and what it is, for who writes it, who reads it, and the list in run.md."""
+"""The contents of a run's folder: each file's name and meaning, for its writer, its readers, and the list in run.md."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CONTENTS = (
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` is the folder of a training run that has begun."""
+    """Return whether `folder` is the folder of a training run that has begun."""
     return (folder / RECORD_FILE).exists() and (folder / CONFIG_FILE).exists()
 
 
@@ -51,7 +51,7 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step of a checkpoint, by its name; None where this is none that was finished."""
+    """The step of a checkpoint, by its name; None if it isn't a finished one."""
     match = _CHECKPOINT.fullmatch(checkpoint.name)
     return int(match[1]) if match else None
 

@@ -1,4 +1,4 @@
-"""A run's folder: what made it, what it did, and whether it ended. Written by rank 0."""
+"""A run's folder: its inputs, its record, and its end. Written by rank 0."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from kappaspeech.selection.tensor_selection import TensorSelection
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("kappaspeech", "torch", "deepspeed", "transformers", "openai-whisper", "webdataset", "numpy")
-# Where a run lies and what it is called don't change what it computes.
+# A run's folder and name don't change what it computes.
 _NAMING_KEYS = {"run_dir", "arm"}
 _log = make_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Movement:
-    """How a tensor has moved in training: ‖W − W₀‖_F / ‖W₀‖_F, None where W₀ is zero; κ before and after, None of no matrix."""
+    """The movement of a tensor in training: ‖W − W₀‖_F / ‖W₀‖_F, None if W₀ is zero; κ before and after, None if no matrix."""
 
     relative_frobenius: float | None
     kappa_before: float | None
@@ -50,7 +50,7 @@ class Movement:
 
 
 class RunFolder:
-    """Paths of a run, and the small files that explain it. What `start_id` began, no other start may end."""
+    """Paths of a run, and the small files that explain it. Only the start `start_id` may end the run that it began."""
 
     def __init__(self, path: Path, *, start_id: str | None = None) -> None:
         self.path = path
@@ -59,7 +59,7 @@ class RunFolder:
         self.hypotheses = path / HYPOTHESES_FOLDER
 
     def begin(self, config: RunConfig, *, selection: TensorSelection | None, rule: str, facts: Mapping[str, Any]) -> None:
-        """Write the resolved configuration, the selection and `run.json` with `status` «running»."""
+        """Write the resolved configuration, the selection and `run.json` with `status` "running"."""
         self.path.mkdir(parents=True, exist_ok=True)
         whole = config.model_dump(mode="json")
         content = redact_values(whole)
@@ -85,18 +85,18 @@ class RunFolder:
         write_text(self.path / README_FILE, write_readme(self.path))
 
     def end(self, status: str, **facts: Any) -> None:
-        """Record how the run ended: «finished» is the marker of success, whatever a launcher's exit code says."""
+        """Record the end of the run: "finished" is the marker of success, whatever a launcher's exit code says."""
         record = self.read_record()
         if record.get("start_id") != self.start_id:
             raise TrainingError(f"{self.path / RECORD_FILE} is another start's by now; what this one saved is left as it is.")
         record |= {"status": status, **facts}
-        # the status first: what follows is for people
+        # the status first: the rest is for people
         write_json(self.path / RECORD_FILE, record)
         write_json(self.path / RECORD_FILE, {**record, "plan_comparison": compare_plan(self.path)})
         write_text(self.path / README_FILE, write_readme(self.path))
 
     def fail(self, reason: str) -> None:
-        """Record that the run has failed, where this start began it; a disk that can't take even that hides no cause."""
+        """Record that the run has failed, if this start began it; a disk that can't take even that hides no cause."""
         try:
             if (self.path / RECORD_FILE).exists() and self.read_record().get("start_id") == self.start_id:
                 self.end("failed", reason=reason)
@@ -114,7 +114,7 @@ class RunFolder:
             )
 
     def write_drift(self, moved: Mapping[str, Movement]) -> None:
-        """Write `drift.json`: of each trained tensor of the LLM ‖W − W₀‖_F / ‖W₀‖_F, those that began as zero left out, and of
+        """Write `drift.json`: for each trained tensor of the LLM ‖W − W₀‖_F / ‖W₀‖_F, without those that began as zero, and for
         each matrix κ before and after; null is infinite."""
         measured = {name: item for name, item in moved.items() if item.kappa_before is not None}
         write_json(
@@ -128,7 +128,7 @@ class RunFolder:
         )
 
     def read_record(self) -> dict[str, Any]:
-        """What `begin` and `end` wrote to `run.json`. Raises `InputError`."""
+        """The content that `begin` and `end` wrote to `run.json`. Raises `InputError`."""
         record = read_json(self.path / RECORD_FILE, schema_version=SCHEMA_VERSION)
         if not isinstance(record.get("status"), str):
             raise InputError(
@@ -137,7 +137,7 @@ class RunFolder:
         return record
 
     def read_config(self) -> RunConfig:
-        """The configuration that the run was made with. Raises `InputError` where this is no run folder."""
+        """The configuration of the run. Raises `InputError` if this is no run folder."""
         if not (self.path / CONFIG_FILE).exists():
             raise InputError(f"{self.path} is no run folder: it has no config.json. Give the run_dir of a training.")
         content = read_json(self.path / CONFIG_FILE, schema_version=SCHEMA_VERSION)
@@ -147,7 +147,7 @@ class RunFolder:
 
 
 def _write_secrets(path: Path, secrets: Mapping[str, str]) -> None:
-    """Write what config.json hides, readable by its owner alone; without any, no such file stays."""
+    """Write the values that config.json hides, readable by the file's owner alone; without any, no such file stays."""
     if not secrets:
         path.unlink(missing_ok=True)
         return
@@ -155,7 +155,7 @@ def _write_secrets(path: Path, secrets: Mapping[str, str]) -> None:
 
 
 def _git_commit() -> str | None:
-    """The commit that this code runs from, with «+changes» where files differ from it; None outside a repository."""
+    """The commit of this code, with "+changes" if files differ from it; None outside a repository."""
     git = shutil.which("git")
     if git is None:
         return None
@@ -172,5 +172,5 @@ def _git_commit() -> str | None:
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no infinity."""
+    """`value`, or None if it is infinite: JSON has no infinity."""
     return value if value is not None and math.isfinite(value) else None

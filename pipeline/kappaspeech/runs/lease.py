@@ -1,7 +1,7 @@
-"""Who trains in a run folder: one start at a time, of all hosts that share the folder.
+"""The right to train in a run folder: one start at a time, of all hosts that share the folder.
 
 The holder writes a file and touches it every few seconds, in a thread of its own: the ranks' heartbeat must not wait for a file
-system that hangs. Whoever comes next asks the process itself where it is on this machine; anywhere else it watches for touches,
+system that hangs. The next start asks the process itself if it is on this machine. For any other machine it watches for touches,
 and takes no host's clock for another's. A lease that isn't touched for `EXPIRY_SECONDS` is a dead host's.
 """
 
@@ -30,7 +30,7 @@ RENEWAL_SECONDS = 3.0
 EXPIRY_SECONDS = 30.0
 _POLL_SECONDS = 0.2
 _JOIN_SECONDS = 2.0
-# what `kappaspeech train` gives all ranks of one start, where it started them
+# the id that `kappaspeech train` gives all ranks of one start, if it started them
 _MARK_VARIABLE = "KAPPASPEECH_LAUNCH"
 _UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60))
 
@@ -52,7 +52,7 @@ class Holder:
 
     @property
     def state(self) -> str:
-        """«gone», «stopped» or «running»; «unknown» where this isn't its machine."""
+        """The holder's state: "gone", "stopped" or "running"; "unknown" if this isn't its machine."""
         same = self.machine is not None and self.machine == _machine()
         return process_state(self.place) if same else "unknown"
 
@@ -62,26 +62,26 @@ class Holder:
 
     @property
     def age(self) -> str:
-        """How long ago it began, by this host's clock."""
+        """The time since it began, by this host's clock."""
         seconds = time.time() - self.began_seconds
         unit, size = next(((u, s) for u, s in _UNITS if seconds >= 2 * s), ("second", 1))
         return f"{max(0.0, seconds) / size:.0f} {unit}s" if self.host else "moments"
 
 
 def make_start_id() -> str:
-    """What tells one start from all others; its first part is its launch's, where `kappaspeech train` made one."""
+    """An id that differs for each start; its first part is its launch's, if `kappaspeech train` made one."""
     return f"{os.environ.get(_MARK_VARIABLE, '')}/{secrets.token_hex(8)}"
 
 
 def launch_of(start_id: object) -> str | None:
-    """The launch that a start was part of, «» where there was none; None where `start_id` isn't one."""
+    """The launch that a start was part of, "" if there was none; None if `start_id` isn't one."""
     return start_id.rpartition("/")[0] if isinstance(start_id, str) else None
 
 
 def free(folder: Path) -> None:
     """Return once nobody holds `folder`, taking a dead start's lease away; `EXPIRY_SECONDS` later at most.
 
-    Raises `InputError`, naming the holder, where it lives.
+    Raises `InputError`, naming the holder, if it lives.
     """
     path = folder / LEASE_FILE
     while (found := _read(path)) is not None:
@@ -97,13 +97,13 @@ def free(folder: Path) -> None:
 
 
 def look(folder: Path) -> Holder | None:
-    """Who holds `folder`, or held it at the last; None for nobody. Takes nothing away and waits for nothing."""
+    """The holder of `folder`, or its last one; None for nobody. Takes nothing away and waits for nothing."""
     found = _read(folder / LEASE_FILE)
     return found and found[0]
 
 
 class Lease:
-    """A run folder's, for the start `start_id`. Rank 0 holds it; other ranks have one that was never acquired."""
+    """The lease of a run folder, for the start `start_id`. Rank 0 holds it; other ranks have one that was never acquired."""
 
     def __init__(self, folder: Path, start_id: str) -> None:
         self.start_id = start_id
@@ -117,7 +117,7 @@ class Lease:
         self._keeper: threading.Thread | None = None
 
     def acquire(self) -> None:
-        """Hold the folder from now on, or raise `InputError`, within seconds where the holder lives."""
+        """Hold the folder from now on, or raise `InputError`, within seconds if the holder lives."""
         self._made_folder = not self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ class Lease:
         self._keeper.start()
 
     def release(self) -> None:
-        """Let others have it; a folder that was made for this start, and in which nothing was written, goes too."""
+        """Release the folder; one that was made for this start, and in which nothing was written, is removed."""
         self._closed.set()
         if not self._is_held:
             return
@@ -149,7 +149,7 @@ class Lease:
                 self.folder.rmdir()
 
     def check(self) -> None:
-        """Raise `TrainingError` where another start has the folder: this process was held up so long that it seemed dead."""
+        """Raise `TrainingError` if another start has the folder: this process was held up so long that it seemed dead."""
         if not self._is_held:
             return
         if _now_seconds() - self._renewed_seconds > EXPIRY_SECONDS:
@@ -161,7 +161,7 @@ class Lease:
             )
 
     def _write(self) -> bool:
-        """Make the file; False where there is one."""
+        """Make the file; False if there is one."""
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
@@ -194,7 +194,7 @@ class Lease:
 def _read(path: Path) -> tuple[Holder, int] | None:
     """The holder that a file names and when it was last touched, in its file system's nanoseconds; None without a file.
 
-    A holder without a host stands for a file that says nothing: one that is just being written, or that was cut.
+    A holder without a host means an empty or unreadable file: one that is just being written, or that was cut.
     """
     try:
         # opening asks a network file system's server, which a stat alone may not
@@ -220,7 +220,7 @@ def _parse(content: bytes) -> Holder | None:
 
 
 def _watch(path: Path, holder: Holder, touched: int) -> str:
-    """What becomes of a lease from elsewhere: «running» where it is touched, «gone» where it isn't, else «changed»."""
+    """The fate of another machine's lease: "running" if it is touched, "gone" if it isn't, else "changed"."""
     began = time.monotonic()
     told = False
     while time.monotonic() - began < EXPIRY_SECONDS:
@@ -250,7 +250,7 @@ def _take_away(path: Path, start_id: str) -> None:
 
 
 def _machine() -> str | None:
-    """This boot of this host: names, and even process namespaces' numbers, are the same on many hosts."""
+    """An id of this boot of this host: names, and even process namespaces' numbers, are the same on many hosts."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""A run's plan beside what its steps measured."""
+"""A run's plan beside the measurements of its steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FIRST_STEPS = 2
 
 
 def compare_plan(run_dir: Path) -> dict[str, Any] | None:
-    """The plan in run.json beside the steps' records; None where there was no plan, or too few steps."""
+    """The plan in run.json beside the steps' records; None if there was no plan, or too few steps."""
     plan = read_json(run_dir / RECORD_FILE, schema_version=1).get("plan")
     if not plan or "error" in plan:
         return None
@@ -27,12 +27,12 @@ def compare_plan(run_dir: Path) -> dict[str, Any] | None:
 def compare_with_run(plan: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """A plan's JSON beside a run's step records: the peak, and the median step without the first two, which warm up.
 
-    None for a run of so few steps that nothing can be said.
+    None for a run of too few steps to compare.
     """
     settled = [float(step["seconds"]) for step in steps[_FIRST_STEPS:]]
     if not settled:
         return None
-    # a GPU's records say what torch has allocated, a CPU's what the process holds
+    # a GPU's records give the memory that torch has allocated, a CPU's the memory of the process
     key = "peak_bytes" if plan["assumptions"]["device"] == "cpu" else "allocated_bytes"
     peak, seconds = max(int(step["peak_memory_bytes"]) for step in steps), statistics.median(settled)
     predicted_seconds = float(plan["step_seconds"]["total"])

@@ -1,4 +1,4 @@
-"""A run's folder in words: what each file is and how to go on, written from what is there."""
+"""A run's folder in words: the meaning of each file and the way to go on, written from the files that are there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kappaspeech.runs.records import is_evaluation, is_step, read_lines
 
 
 def describe_outcome(run_dir: Path) -> list[str]:
-    """A few lines for a person: how far the run came, its WER, its plan against what was measured, its last checkpoint."""
+    """A few lines for a person: the run's progress, its WER, its plan against the measurements, its last checkpoint."""
     record = read_json(run_dir / RECORD_FILE, schema_version=1)
     reason = f" ({record['reason']})" if record.get("reason") else ""
     lines = [f"{record['status']}{reason}: {_progress(run_dir, record)}"]
@@ -36,7 +36,7 @@ def describe_outcome(run_dir: Path) -> list[str]:
 
 
 def _rate(mean_wer: float | None) -> str:
-    """No language had a reference word where there is none."""
+    """A WER in words; None means that no language had a reference word."""
     return "unknown" if mean_wer is None else f"{mean_wer:.2%}"
 
 

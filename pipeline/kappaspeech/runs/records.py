@@ -1,4 +1,4 @@
-"""What a run leaves for people and programs: step and evaluation records as JSON lines, and TensorBoard curves."""
+"""Records of a run for people and programs: step and evaluation records as JSON lines, and TensorBoard curves."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _CURVES = (
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step, over all ranks. Losses in nats per target token, rates and norms as they were used.
+    """One optimizer step, over all ranks. Losses are in nats per target token, rates and norms as they were used.
 
-    `seconds` is the step's wall time on rank 0 and `phase_seconds` how rank 0 spent it, by the phases of `phases.py`;
-    `tokens_per_second` counts prompt, audio and labels of the LLM, and `mfu` is the model FLOPs utilisation: the operations that
-    the samples need without padding (`model/flops.py`) over what the devices can at best, `matmul_flops_per_second` of run.json.
-    `wait_seconds` is the longest wait of any rank for data. `padding` is the share of the encoder's frames that were padding,
-    `llm_padding` that of the LLM's audio positions and labels; `hours_seen` counts usable audio since the run began, by language.
-    `keys_digest` identifies the samples and their order.
+    `seconds` is the step's wall time on rank 0, and `phase_seconds` its parts by the phases of `phases.py`. `tokens_per_second`
+    counts prompt, audio and labels of the LLM. `mfu` is the model FLOPs utilisation: the operations that the samples need without
+    padding (`model/flops.py`) over the most that the devices can do, `matmul_flops_per_second` of run.json. `wait_seconds` is the
+    longest wait of any rank for data. `padding` is the share of the encoder's frames that were padding, `llm_padding` that of the
+    LLM's audio positions and labels; `hours_seen` counts usable audio since the run began, by language. `keys_digest` identifies
+    the samples and their order.
     """
 
     step: int
@@ -68,7 +68,7 @@ class RunLog:
     def __init__(self, run_dir: Path, *, resume_step: int, check: Callable[[], None] = lambda: None) -> None:
         """Open the log to go on at `resume_step`: records of later steps, from a run that was cut, are dropped.
 
-        `check` is called before each write, and raises where the folder is another start's by now.
+        `check` is called before each write, and raises if the folder is another start's by now.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -83,7 +83,7 @@ class RunLog:
         self._curves = SummaryWriter(str(run_dir / CURVES_FOLDER), purge_step=resume_step)
 
     def evaluated_steps(self) -> set[int]:
-        """Steps of which there is an evaluation."""
+        """Steps that have an evaluation."""
         return {int(record["step"]) for record in read_lines(self._run_dir / EVALUATIONS_FILE, is_record=is_evaluation)}
 
     def add_step(self, record: StepRecord) -> None:
@@ -98,7 +98,7 @@ class RunLog:
         self._curves.add_scalar("train/peak_memory_gb", record.peak_memory_bytes / 1e9, record.step)
 
     def add_bad_samples(self, step: int, samples: Sequence[BadSample]) -> None:
-        """Name samples that were masked in a step."""
+        """Record the names of samples that were masked in a step."""
         if not samples:
             return
         self._check()
@@ -107,7 +107,7 @@ class RunLog:
                 file.write(dump_line({"step": step, **asdict(sample)}))
 
     def add_skipped_step(self, record: dict[str, Any]) -> None:
-        """Name the samples of a step that moved no weight; it has no other record."""
+        """Record the names of the samples of a step that moved no weight; it has no other record."""
         self._check()
         with _open_to_append(self._run_dir / SKIPPED_STEPS_FILE) as file:
             file.write(dump_line(record))
@@ -138,22 +138,22 @@ class RunLog:
 
 
 def _open_to_append(path: Path) -> TextIO:
-    # half of a surrogate pair is no text; its escape is what JSON has for it
+    # half of a surrogate pair is no text; JSON has an escape for it
     return path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def is_of_step(record: Record) -> bool:
-    """Whether a record says of which step it is."""
+    """Return whether a record names its step."""
     return type(record.get("step")) is int
 
 
 def is_step(record: Record) -> bool:
-    """Whether a record is of a step, with what is told of any."""
+    """Return whether a record is of a step, with the fields that every step's has."""
     return is_of_step(record) and all(isinstance(record.get(name), float | int) for name in ("loss_nats", "seconds"))
 
 
 def is_evaluation(record: Record) -> bool:
-    """Whether a record is of an evaluation."""
+    """Return whether a record is of an evaluation."""
     rates = record.get("wer")
     if not is_of_step(record) or not isinstance(rates, dict) or not isinstance(record.get("text"), dict):
         return False

@@ -1,4 +1,4 @@
-"""What a run is worth: its base model and the weights of its last checkpoint, as a scan takes them."""
+"""The result of a run: its base model and the weights of its last checkpoint, as a scan takes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_RECORD_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run's base model, the file of what it is worth, and how that becomes the LLM's tensors. None: the run doesn't say."""
+    """A run's base model, the file of its resulting weights, and how they become the LLM's tensors. None: the run doesn't say."""
 
     base: str
     base_digest: str | None
@@ -29,7 +29,7 @@ class RunResult:
 
 
 def read_result(folder: Path) -> RunResult:
-    """What a run's last checkpoint is made of. Raises `CheckpointError`."""
+    """The result in a run's last checkpoint. Raises `CheckpointError`."""
     # its factors' shapes need torch, which no scan of a base does
     from kappaspeech.model.lora import lora_from_record
 

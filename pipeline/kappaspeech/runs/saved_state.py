@@ -1,4 +1,4 @@
-"""What `state.json` of a checkpoint must hold for a run to go on from it."""
+"""The fields that `state.json` of a checkpoint must hold for a run to resume from it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _BadSample(_Part):
 
 
 class SavedState(_Part):
-    """The fields that are read; others may stand beside them."""
+    """The fields that are read; others may be beside them."""
 
     step: Count
     fingerprints: dict[str, str]
@@ -43,7 +43,7 @@ class SavedState(_Part):
 
 
 def find_fault(state: Mapping[str, Any]) -> str | None:
-    """The first field that is missing or of the wrong kind, in words; None where all are there."""
+    """The first field that is missing or of the wrong kind, in words; None if all are there."""
     try:
         SavedState.model_validate(dict(state))
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Which of DeepSpeed's compiled ops this host can have."""
+"""DeepSpeed's compiled ops that this host can have."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import redirect_stdout
 
 
 def find_compatible_ops() -> dict[str, bool]:
-    """By DeepSpeed's own judgement: whether each op's needs are met here. Nothing is compiled."""
+    """Each op, and whether its needs are met here by DeepSpeed's own judgement. Nothing is compiled."""
     import torch
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # its builders print what they miss, where a command's result may go
+    # its builders print their missing parts to where a command's result may go
     with redirect_stdout(sys.stderr):
         from deepspeed.ops import __compatible_ops__
 

@@ -44,7 +44,7 @@ class MicroBatch:
 class StepResult:
     """This rank's summed loss in nats, and the norm of the whole model's gradient before clipping, infinite where it is NaN.
 
-    `is_applied`: the optimizer has moved, on all ranks; or on none.
+    `is_applied`: the optimizer has updated the weights, on all ranks; or on none.
     """
 
     loss_sum_nats: float
@@ -68,9 +68,10 @@ class TrainingEngine:
     ) -> None:
         """Partition `model`, whose `requires_grad` already says what trains, and build its optimizer.
 
-        `model` must be the same on every rank. Frozen tensors stay in the model's dtype and get no optimizer state. Gradients
-        are added up in float32 unless `deepspeed_config` says otherwise (`settle_gradients`). With `ema_decay` an exponential
-        moving average of the float32 weights is kept beside them, partitioned like them. `on_phase` is told what begins.
+        `model` must be the same on every rank. Frozen tensors stay in the model's dtype and get no optimizer state. Gradients are
+        added up in float32 unless `deepspeed_config` says otherwise (`settle_gradients`). With `ema_decay` an exponential moving
+        average of the float32 weights is kept beside them, partitioned like them. `on_phase` is called with each phase that
+        begins.
         """
         import deepspeed
 
@@ -85,7 +86,7 @@ class TrainingEngine:
         self._deepspeed = deepspeed
         self._names = public_names(model)
         # A decoder layer is gathered and reduced whole, by one hook and not by one for each tensor. DeepSpeed asks that its input
-        # needs a gradient; it does, for the adaptor stands before it. PEFT's wrappers of fused experts depend on it too: they
+        # needs a gradient; it does, for the adaptor comes before it. PEFT's wrappers of fused experts depend on it too: they
         # read weights that aren't their own.
         deepspeed.utils.set_z3_leaf_modules(model.llm, list({type(layer) for layer in decoder_layers(model.llm)}))
         cut_into_partitions(model, settings)
@@ -129,16 +130,16 @@ class TrainingEngine:
         seeds: Sequence[int],
         norm_limit: float = math.inf,
     ) -> StepResult:
-        """One optimizer step over this rank's micro-batches; the loss is divided by the tokens of *all* ranks, once.
+        """Take one optimizer step over this rank's micro-batches; the loss is divided by the tokens of *all* ranks, once.
 
-        `batches` are asked for one at a time, each when all is done with the one before.
-        ZeRO-3 averages gradients over ranks, hence the factor world_size. `seeds`, one a micro-batch, make dropout a function
-        of the data and not of who computes it. Where the gradient's norm isn't finite or is above `norm_limit`, the optimizer
-        doesn't move: no weight, moment or count of updates changes.
+        `batches` are asked for one at a time, each when the work on the one before is done. ZeRO-3 averages gradients over ranks,
+        hence the factor world_size. `seeds`, one a micro-batch, make dropout a function of the data and not of the rank that
+        computes it. If the gradient's norm isn't finite or is above `norm_limit`, the optimizer doesn't move: no weight, moment
+        or count of updates changes.
         """
         self._norm_limit = norm_limit
         self._engine.train()
-        # it stays where it is computed: to read it there would wait for the device after each micro-batch
+        # it stays on its device: reading it there would wait for the device after each micro-batch
         loss_sum_nats = torch.zeros((), dtype=torch.float64, device=self.device)
         coming = iter(batches)
         for seed in seeds:
@@ -160,13 +161,13 @@ class TrainingEngine:
         return StepResult(total_nats, grad_norm, is_applied)
 
     def _read(self, loss_sum_nats: Tensor, grad_norm: Any) -> tuple[float, float]:
-        """Both as numbers, with one wait for the device; the norm is 0 where DeepSpeed has none."""
+        """Both as numbers, with one wait for the device; the norm is 0 if DeepSpeed has none."""
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=torch.float64, device=self.device)
         on_host = torch.stack([loss_sum_nats, norm]).cpu()
         return float(on_host[0]), float(on_host[1])
 
     def _withhold(self, adamw: Any, _arguments: Any, _named: Any) -> None:
-        """Before AdamW moves a partition: take its gradient away where the whole norm, the same on all ranks, is above the limit.
+        """Take a partition's gradient away before AdamW moves it, if the whole norm, the same on all ranks, is above the limit.
 
         DeepSpeed itself leaves out a step whose norm isn't finite, and calls this for none of its partitions.
         """
@@ -176,7 +177,7 @@ class TrainingEngine:
                     partition.grad = None
 
     def trained_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and whole shapes of what trains, in the order in which it is gathered."""
+        """Names and whole shapes of the trained tensors, in the order in which they are gathered."""
         return {name: tuple(parameter.ds_shape) for name, parameter in self._trained()}
 
     def gather_trained(self) -> Iterator[tuple[str, Tensor]]:
@@ -194,11 +195,11 @@ class TrainingEngine:
             yield name, safe_get_full_optimizer_state(parameter, _AVERAGE).detach().cpu()
 
     def gather_result(self) -> Iterator[tuple[str, Tensor]]:
-        """What the training is worth, which is evaluated and exported: the moving average where one is kept, else the weights."""
+        """The result of the training, which is evaluated and exported: the moving average if one is kept, else the weights."""
         return self.gather_average() if self.keeps_average else self.gather_trained()
 
     def local_average(self) -> list[tuple[Any, Tensor]]:
-        """Each trained parameter with this rank's partition of its moving average; none where none is kept."""
+        """Each trained parameter with this rank's partition of its moving average; none if none is kept."""
         from deepspeed.utils import safe_get_local_optimizer_state
 
         if not self.keeps_average:
@@ -210,7 +211,7 @@ class TrainingEngine:
         return self._ema_decay is not None
 
     def gather_optimizer(self) -> Iterator[tuple[str, str, Tensor]]:
-        """(name, Adam state, whole tensor) of everything that trains, one at a time."""
+        """(name, Adam state, whole tensor) of every trained tensor, one at a time."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         for name, parameter in self._trained():
@@ -225,7 +226,7 @@ class TrainingEngine:
         *,
         num_updates: int,
     ) -> None:
-        """Put back what the gathering methods gave, on whatever number of ranks, after `num_updates` steps."""
+        """Put back the tensors of the gathering methods, on any number of ranks, after `num_updates` steps."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         self._begin_states(num_updates=num_updates)
@@ -246,7 +247,7 @@ class TrainingEngine:
         persist_frozen(self._engine.optimizer, self.model)
 
     def release_gathered(self) -> None:
-        """Give back every tensor that is still gathered whole; who needs it next gathers it again."""
+        """Give back every tensor that is still gathered whole; its next user gathers it again."""
         self._engine.empty_partition_cache()
 
     def model_bytes(self) -> int:

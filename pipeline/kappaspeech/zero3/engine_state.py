@@ -1,4 +1,4 @@
-"""An engine's state to a checkpoint's files, and back on any number of ranks. What a checkpoint is: `runs/checkpoints.py`."""
+"""An engine's state to a checkpoint's files, and back on any number of ranks. `runs/checkpoints.py` defines a checkpoint."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class _Content:
-    """One file of a checkpoint: its tensors' shapes, and what gathers them in that order, a collective."""
+    """One file of a checkpoint: its tensors' shapes, and the function that gathers them in that order, a collective."""
 
     name: str
     shapes: Shapes
@@ -52,8 +52,8 @@ def save(
 ) -> Path:
     """Write `folder`/step-NNNNNN, then remove all but the newest `keep` and the one marked as best. A collective.
 
-    `state` is JSON; `on_progress` is called after each tensor. Raises `TrainingError` on every rank where rank 0 can't write;
-    older checkpoints are untouched then.
+    `state` is JSON; `on_progress` is called after each tensor. Raises `TrainingError` on every rank if rank 0 can't write; older
+    checkpoints are then untouched.
     """
     target = checkpoint_path(folder, step)
     temporary = folder / f".{target.name}.tmp"
@@ -87,7 +87,7 @@ def _contents(engine: TrainingEngine) -> list[_Content]:
 
 @contextmanager
 def _explaining(path: Path) -> Iterator[None]:
-    """Turns an `OSError` of writing a checkpoint into a `TrainingError` that says which one, and what is safe."""
+    """Turn an `OSError` of writing a checkpoint into a `TrainingError` that names it, and says what is safe."""
     try:
         yield
     except OSError as error:
@@ -108,9 +108,9 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def _write_all(cluster: Cluster, path: Path, content: _Content, target: Path, on_progress: Callable[[], None]) -> dict[str, int]:
-    """Rank 0 writes what all ranks gather; how many bytes, and their checksum, as rank 0 knows them. `target` is for errors.
+    """Write on rank 0 the tensors that all ranks gather; return the number of bytes and their checksum, as rank 0 knows them.
 
-    A write that fails must not keep rank 0 from the gathers still to come.
+    `target` is for errors. A write that fails must not keep rank 0 from the gathers still to come.
     """
     failure: OSError | None = None
     checksum = 0
@@ -142,7 +142,7 @@ def _write_all(cluster: Cluster, path: Path, content: _Content, target: Path, on
 def restore(engine: TrainingEngine, checkpoint: Path, cluster: Cluster, *, num_updates: int) -> None:
     """Put a checkpoint's tensors back into the engine, on any number of ranks. A collective.
 
-    Raises `CheckpointError` on every rank where one can't open the files.
+    Raises `CheckpointError` on every rank if one can't open the files.
     """
     with ExitStack() as files:
         with agreement(cluster):

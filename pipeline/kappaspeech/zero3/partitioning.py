@@ -16,8 +16,8 @@ def cut_into_partitions(model: nn.Module, settings: Mapping[str, Any]) -> None:
     """Cut every parameter into the ranks' partitions, a few at a time, so that no rank holds the model whole.
 
     DeepSpeed first broadcasts each from rank 0. On a CPU that writes into the pages that the other ranks have mapped from the
-    model's files, and such a page becomes memory of the rank's own until the last tensor of its file is gone: so a copy of each
-    is broadcast into. On a GPU DeepSpeed makes that copy itself.
+    model's files, and such a page becomes memory of the rank's own until the last tensor of its file is gone. So the broadcast
+    goes into a copy of each. On a GPU DeepSpeed makes that copy itself.
     """
     import deepspeed
 
@@ -39,7 +39,7 @@ def cut_into_partitions(model: nn.Module, settings: Mapping[str, Any]) -> None:
 def _secondary_group(settings: Mapping[str, Any]) -> Any:
     """The ranks that share hpZ's second copy of the weights; None without hpZ.
 
-    `zero.Init` would make it at each call, and asserts that nobody has made it before.
+    `zero.Init` would make it at each call, and asserts that it hasn't been made before.
     """
     from deepspeed.utils import groups
 

@@ -15,7 +15,7 @@ from kappaspeech.zero3.engine import TrainingEngine
 class BasePartitions:
     """Copies, on the host, of this rank's partitions of the LLM's trained tensors; to be made before any step or resume.
 
-    LoRA's factors begin at a product of zero, so that their beginning is the base as well.
+    LoRA's factors begin at a product of zero, so their beginning is the base as well.
     """
 
     def __init__(self, engine: TrainingEngine) -> None:
@@ -32,7 +32,7 @@ class BasePartitions:
 
 @contextmanager
 def averaged_weights(engine: TrainingEngine) -> Iterator[None]:
-    """Let the model compute with the moving average of its weights, where one is kept. Every rank must open it."""
+    """Let the model compute with the moving average of its weights, if one is kept. Every rank must open it."""
     average = engine.local_average()
     with _exchanged(engine, [parameter for parameter, _ in average], [partition for _, partition in average]):
         yield
@@ -50,7 +50,7 @@ def _exchanged(engine: TrainingEngine, parameters: list[Any], partitions: list[T
 
 @torch.no_grad()
 def _put(engine: TrainingEngine, parameters: list[Any], partitions: list[Tensor]) -> None:
-    # what is still gathered whole would be computed with instead
+    # a tensor that is still gathered whole would be computed with instead
     engine.release_gathered()
     for parameter, partition in zip(parameters, partitions, strict=True):
         _partition(parameter).copy_(partition)

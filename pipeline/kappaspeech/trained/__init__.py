@@ -1,1 +1,1 @@
-"""After training: a run or its export opened for use, merged into its base, written for others, and named for an evaluation."""
+"""The work after training: a run or its export opened for use, merged into its base, exported, and named for an evaluation."""

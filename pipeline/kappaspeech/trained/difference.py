@@ -1,4 +1,4 @@
-"""What a training added to its base, and all that a speech LLM needs beside its LLM's own folder."""
+"""The difference that a training made to its base, and all that a speech LLM needs beside its LLM's own folder."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ class SpeechParts:
         return DTYPES[self.dtype]
 
     def make_prompt(self, tokenizer: Any) -> SpeechPrompt:
-        """The one that was trained with; what versions made that didn't write theirs down."""
+        """The prompt of the training; for a version that didn't record its prompt, the one that it made."""
         if self.prompt is not None:
             return SpeechPrompt.from_json(self.prompt)
         return make_prompt(tokenizer, self.instruction, chat=self.chat_template, as_before=True)
 
     def choose_attention(self, use: UseArithmetic, llm: str) -> str:
-        """What the LLM at `llm` is loaded with here."""
+        """The attention with which the LLM at `llm` is loaded here."""
         return use.attention(self.dtype, kept=self.attention, takes=read_attentions(llm))
 
     def to_json(self) -> dict[str, Any]:
-        """For an export, which may be used from another working folder than the run's."""
+        """The content of `speech.json` of an export, which may be used from another working folder than the run's."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self), "encoder": _portable(self.encoder)}
 
     @staticmethod
@@ -69,7 +69,7 @@ class SpeechParts:
 
 @dataclass(frozen=True)
 class Difference:
-    """What a training added to its base: the file of trained tensors (names as in `SpeechLLM`), and the base that they fit."""
+    """The difference that a training made to its base: the file of trained tensors (names as in `SpeechLLM`), and their base."""
 
     where: Path
     parts: SpeechParts
@@ -82,7 +82,7 @@ class Difference:
         return {"llm": _portable(self.llm), "checkpoint_digest": self.base_digest}
 
     def open_base(self) -> Checkpoint:
-        """The base's tensors, unread. Raises `CheckpointError` where it isn't the one that was trained on."""
+        """The base's tensors, unread. Raises `CheckpointError` if it isn't the one that was trained on."""
         base = open_checkpoint(self.llm)
         if base.digest != self.base_digest:
             raise CheckpointError(
@@ -92,9 +92,9 @@ class Difference:
         return base
 
     def load_model(self, use: UseArithmetic) -> SpeechLLM:
-        """The base model with what was trained, as `use` says. Raises `CheckpointError`, also where the base has changed."""
+        """The base model with the trained tensors, as `use` says. Raises `CheckpointError`, also if the base has changed."""
         self.open_base()
-        # the masters are float32: what they trained is their rounding; a LoRA's product is rounded once, when it is merged
+        # masters are float32, and training computed with their rounding; a LoRA's product is rounded once, when it is merged
         trained = {
             name: tensor if is_factor(name) else tensor.to(self.parts.torch_dtype)
             for name, tensor in read_trained(self.trained).items()
@@ -110,12 +110,12 @@ class Difference:
 
 
 def _read_encoder_dtype(content: dict[str, Any]) -> str:
-    """Of an export: «auto», or nothing, is what versions before this one wrote, and meant float32 but on GPUs."""
+    """The encoder's dtype of an export: "auto", or nothing, comes from older versions, and meant float32 except on GPUs."""
     dtype = str(content.get("encoder_dtype", "auto"))
     return "float32" if dtype == "auto" else dtype
 
 
 def _portable(name_or_path: str) -> str:
-    """A path counts from the working folder; an export may be used from another one."""
+    """A name or path that also holds in another working folder, from which an export may be used."""
     path = Path(name_or_path)
     return str(path.resolve()) if path.exists() else name_or_path

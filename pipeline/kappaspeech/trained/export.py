@@ -27,7 +27,7 @@ from kappaspeech.trained.opening import Step, open_difference
 
 Shapes = Mapping[str, tuple[int, ...]]
 GENERATION_CONFIG_FILE = "generation_config.json"
-# what is written beside the tensors (tokenizer, JSON) is below this
+# the files beside the tensors (tokenizer, JSON) are smaller than this
 _SMALL_FILES_BYTES = 64 << 20
 
 
@@ -35,8 +35,8 @@ def export(source: Path, output: Path, *, step: Step = None, base: str | None = 
     """Write the LLM and tokenizer as transformers reads them, `adaptor.safetensors` and `speech.json` to `output`.
 
     `source` is a run, or a difference, which needs its `base`. The LLM goes from the base's files to the new ones tensor by
-    tensor: every frozen tensor keeps its bytes, and no more than one tensor is in memory. The folder appears whole or not at
-    all. Returns its files. Raises `InputError` where `output` exists, `CheckpointError` for a base that can't be merged.
+    tensor: every frozen tensor keeps its bytes, and no more than one tensor is in memory. The folder appears whole or not at all.
+    Returns its files. Raises `InputError` if `output` exists, `CheckpointError` for a base that can't be merged.
     """
     difference = open_difference(source, step=step, base=base)
     checkpoint = difference.open_base()
@@ -71,7 +71,7 @@ def export(source: Path, output: Path, *, step: Step = None, base: str | None = 
 
 
 def export_difference(source: Path, output: Path, *, step: Step = None) -> list[Path]:
-    """Write what a run trained, alone: the LLM's tensors in the training's dtype, the adaptor in float32, and the base's digest.
+    """Write only what a run trained: the LLM's tensors in the training's dtype, the adaptor in float32, and the base's digest.
 
     `kappaspeech transcribe` and `export` put it together with its base again. Returns the files. Raises as `export`.
     """
@@ -94,7 +94,7 @@ def export_difference(source: Path, output: Path, *, step: Step = None) -> list[
 
 
 def _changed_shapes(base: Checkpoint, trained: Shapes) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the LLM's tensors that training changed: those it trained whole, and those LoRA's factors belong to."""
+    """Names and shapes of the LLM's tensors that training changed: those trained whole, and those with LoRA factors."""
     of_llm = {name.removeprefix(LLM_PREFIX): shape for name, shape in trained.items() if name.startswith(LLM_PREFIX)}
     changed = {name: shape for name, shape in of_llm.items() if not is_factor(name)}
     stored = {alias: ref.shape for ref in base.tensors for alias in (ref.name, *ref.aliases)}

@@ -1,6 +1,6 @@
 """The base checkpoint's files with trained tensors in their places, written tensor by tensor.
 
-The most that is in memory is one tensor: a 70B model is exported on a laptop.
+At most one tensor is in memory: a 70B model is exported on a laptop.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu)
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """A tensor of the merged model: its name, that of the trained tensor that replaces it if one does, and what is written."""
+    """A tensor of the merged model: its name, that of the trained tensor that replaces it if one does, and its stored form."""
 
     name: str
     trained: str | None
@@ -40,9 +40,9 @@ class OutputTensor:
 def list_output(base: Checkpoint, trained: Mapping[str, Sequence[int]], *, dtype: torch.dtype) -> list[OutputTensor]:
     """Every stored tensor of the base, those that share storage or are tied with a trained one replaced alike.
 
-    Trained tensors are written in `dtype`, which is what the training computed in; frozen ones as they are stored, where the
-    base is stored in that dtype, else cast to it as the training's were. `trained` maps names to shapes. Raises
-    `CheckpointError` where one has no place in the base, and for stored codes that need scales to be numbers.
+    Trained tensors are written in `dtype`, in which the training computed. Frozen ones are written as they are stored if the base
+    is stored in that dtype, else cast to it as the training's were. `trained` maps names to shapes. Raises `CheckpointError` if
+    one has no place in the base, and for stored codes that need scales to be numbers.
     """
     stored = _main_dtype(base)
     by_name = {alias: ref for ref in base.tensors for alias in (ref.name, *ref.aliases)}

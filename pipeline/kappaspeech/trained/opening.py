@@ -27,7 +27,7 @@ from kappaspeech.runs.folder import RunFolder
 from kappaspeech.trained.arithmetic import UseArithmetic, keep_attention
 from kappaspeech.trained.difference import ADAPTOR_FILE, SCHEMA_VERSION, SPEECH_FILE, TRAINED_FILE, Difference, SpeechParts
 
-# which of a run's checkpoints: that of a step, the one of lowest WER, or the last
+# one of a run's checkpoints: that of a step, the one of lowest WER, or the last
 Step = int | Literal["best"] | None
 
 
@@ -63,17 +63,17 @@ class TrainedRun:
         return Difference(self.path, self.parts, self.config.model.llm, digest, find_weights(self.checkpoint), lora)
 
     def load_model(self, use: UseArithmetic) -> SpeechLLM:
-        """The base model with what this checkpoint trained. Raises `CheckpointError`, also where the base has changed."""
+        """The base model with this checkpoint's trained tensors. Raises `CheckpointError`, also if the base has changed."""
         return self.difference.load_model(use)
 
 
 def choose_device(local_rank: int) -> torch.device:
-    """This rank's GPU where there is one, else the CPU."""
+    """This rank's GPU if there is one, else the CPU."""
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def parse_step(text: str | None) -> Step:
-    """What --step was given: a step, «best», or nothing. Raises `InputError`."""
+    """The value of --step: a step, "best", or nothing. Raises `InputError`."""
     if text is None or text == "best":
         return text  # type: ignore[return-value]
     if not text.isdecimal():
@@ -101,9 +101,9 @@ def open_run(path: Path, *, step: Step = None) -> TrainedRun:
 
 
 def open_difference(path: Path, *, step: Step = None, base: str | None = None) -> Difference:
-    """What a run folder's checkpoint (the last, that of `step`, the best) trained, or what `export --only difference` wrote.
+    """The trained tensors of a run folder's checkpoint (the last, that of `step`, the best), or of `export --only difference`.
 
-    `base` names the base model where it isn't where it was. Raises `InputError` where `path` is neither.
+    `base` names the base model if it isn't in its recorded place. Raises `InputError` if `path` is neither.
     """
     if (path / RECORD_FILE).exists():
         found = open_run(path, step=step).difference
@@ -128,10 +128,10 @@ def open_transcriber(
     base: str | None = None,
     use: UseArithmetic | None = None,
 ) -> Transcriber:
-    """What transcribes with a run folder's checkpoint (the last, that of `step`, the best), with an export, or with a difference.
+    """A transcriber with a run folder's checkpoint (the last, that of `step`, the best), with an export, or with a difference.
 
-    `base` names the base model of a run or difference where it isn't where it was. `use` is what to compute in, by default what
-    this process finds fast. Raises `InputError` where `path` is none of these.
+    `base` names the base model of a run or difference if it isn't in its recorded place. `use` is the arithmetic, by default the
+    one that this process finds fast. Raises `InputError` if `path` is none of these.
     """
     use = use or UseArithmetic.of(measure_rates(device))
     if (path / SPEECH_FILE).exists() and (path / ADAPTOR_FILE).exists():
@@ -142,7 +142,7 @@ def open_transcriber(
         llm = str(path)
         dtype, attention = use.dtype(parts.dtype), parts.choose_attention(use, llm)
         model = load_trained_model(llm, parts.adaptor, trained, dtype=dtype, attention=attention)
-        model.base_tensors = None  # what this folder has for a base is what was trained
+        model.base_tensors = None  # this folder's base is the trained model itself
     elif (path / SPEECH_FILE).exists() or (path / RECORD_FILE).exists():
         difference = open_difference(path, step=step, base=base)
         parts, model, llm = difference.parts, difference.load_model(use), difference.llm

@@ -1,4 +1,4 @@
-"""What `kappaspeech evaluate` is given: a run, an export or plain Whisper, and what it is measured on."""
+"""The target of `kappaspeech evaluate`: a run, an export or plain Whisper, and the data on which it is measured."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ WHISPER_PREFIX = "whisper:"
 
 @dataclass(frozen=True)
 class EvaluationTarget:
-    """A model, not yet loaded, and the speech and text (language → path) that it is measured on.
+    """A model, not yet loaded, and the speech and text (language → path) on which it is measured.
 
-    `folder` is where its record goes unless the user says otherwise.
+    `folder` is the place of its record unless the user gives another.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ def find_target(
     base: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> EvaluationTarget:
-    """Find out what `model` is. `data` are shards and `text` is LANGUAGE=PATH; a run brings its own where they aren't given.
+    """Find the kind of `model`. `data` are shards and `text` is LANGUAGE=PATH; a run brings its own if they aren't given.
 
     `options` take the place of a run's evaluation.* or of their defaults, `base` that of the base model it was trained on. Raises
     `InputError`.

@@ -1,1 +1,1 @@
-"""Files of tensors: safetensors read and written, PyTorch and GGUF files read, and which of a folder are its weights."""
+"""Files of tensors: safetensors read and written, PyTorch and GGUF files read, and a folder's files of weights."""

@@ -17,7 +17,7 @@ StoredArray = NDArray[Any]
 
 @dataclass(frozen=True)
 class StoredDtype:
-    """`array` is the numpy dtype its bytes are read as; `unit_roundoff` the largest relative error of storing a number."""
+    """`array` is the numpy dtype that its bytes are read as; `unit_roundoff` the largest relative error of storing a number."""
 
     name: str
     array: str

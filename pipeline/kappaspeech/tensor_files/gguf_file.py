@@ -22,7 +22,7 @@ UNREADABLE = "undecodable_"
 class GgufFile:
     """Tensors under GGUF's own names. Those of block formats are listed by the format's name and read as float32.
 
-    `num_pieces` is of how many files the model is made, `architecture` what GGUF calls its family. Raises `CheckpointError`.
+    `num_pieces` is the number of files of the model, `architecture` GGUF's name of its family. Raises `CheckpointError`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,7 +62,7 @@ class GgufFile:
         return StoredTensor(entry.name, entry.shape, dtype, num_bytes, entry.begin)
 
     def _can_decode(self, kind: Any, block_bytes: int) -> bool:
-        """Formats of activations, and whole numbers, are never decoded."""
+        """Return whether a format is decoded: formats of activations, and whole numbers, never are."""
         try:
             with np.errstate(all="ignore"):
                 self._gguf.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
@@ -86,7 +86,7 @@ class GgufFile:
         return decoded[start - first * block : stop - first * block]
 
     def read_bytes(self, name: str, offset: int, size: int) -> bytes:
-        """`size` raw bytes of a tensor from `offset` on. Raises `OSError` where the file ends before."""
+        """`size` raw bytes of a tensor from `offset` on. Raises `OSError` if the file ends before."""
         begin = self._entries[name].begin + offset
         parts, done = [], 0
         while done < size:

@@ -1,4 +1,4 @@
-"""A GGUF file's table of contents, read with every length held against the file's own.
+"""A GGUF file's table of contents, read with every length checked against the file's own.
 
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -21,13 +21,13 @@ _MAX_STRINGS = 10_000_000
 # type number → struct's letter
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-# what a tensor's entry and a field take at least
+# the least bytes of a tensor's entry and of a field
 _LEAST_TENSOR_BYTES, _LEAST_FIELD_BYTES = 24, 13
 
 
 @dataclass(frozen=True)
 class GgufEntry:
-    """A tensor's entry: `shape` with the fastest dimension last, the number of its kind, where its bytes begin in the file."""
+    """A tensor's entry: `shape` with the fastest dimension last, its kind's number, and its first byte's place in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ class GgufHeader:
 
 
 def read_header(file: BinaryIO) -> GgufHeader:
-    """The table of contents of an open file. Raises `ValueError` where it makes no sense."""
+    """The table of contents of an open file. Raises `ValueError` if it makes no sense."""
     return _Reader(file).read()
 
 

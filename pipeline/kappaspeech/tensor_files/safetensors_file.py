@@ -1,7 +1,7 @@
 """One safetensors file: its header, and any range of a tensor's elements.
 
-Read with `pread` and not through a map: a file that shrinks under a scan then raises an error that can be told, where a map
-would kill the process. https://github.com/huggingface/safetensors#format
+It is read with `pread` and not through a map: a file that shrinks under a scan then raises an error that can be reported, while a
+map would kill the process. https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from kappaspeech.tensor_files.dtypes import StoredArray
 from kappaspeech.tensor_files.safetensors_header import FORMATS, Header, StoredFormat, TornHeaderError, parse_entry, read_header
 from kappaspeech.tensor_files.tensor_file import StoredTensor
 
-# a hole as large as this was never written; where a file system makes holes of zeros, smaller ones may be weights
+# a hole as large as this was never written; if a file system makes holes of zeros, smaller ones may be weights
 _MIN_HOLE_BYTES = 64 << 20
 _BLOCK_BYTES = 1 << 20
 
 
 class SafetensorsFile:
-    """The header is read at once, tensors when asked for. Raises `CheckpointError` on a file that is torn or no safetensors."""
+    """The header is read at once, tensors on demand. Raises `CheckpointError` on a file that is torn or no safetensors."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,7 +87,7 @@ class SafetensorsFile:
             return error.errno == errno.ENXIO
 
     def _check_ranges(self) -> None:
-        """Two names may share all of their bytes, and none share some."""
+        """Check that two names share all of their bytes or none."""
         reached, before = 0, None
         for tensor in sorted(self.tensors, key=lambda tensor: (tensor.storage, tensor.num_bytes)):
             if tensor.num_bytes == 0:
@@ -105,7 +105,7 @@ class SafetensorsFile:
         return os.pread(self._descriptor, size, self._data_begin + self._entries[name][1] + offset)
 
     def read(self, name: str, start: int, stop: int) -> StoredArray:
-        """Elements `start` to `stop` of the flattened tensor, as stored. Raises `OSError` where the file ends before."""
+        """Elements `start` to `stop` of the flattened tensor, as stored. Raises `OSError` if the file ends before."""
         array, begin = self._entries[name]
         values: StoredArray = np.empty(stop - start, dtype=array)
         view = values.view(np.uint8).data

@@ -25,7 +25,7 @@ class StoredFormat(NamedTuple):
     array: str
 
 
-# By the format's own names; what isn't here (4- and 6-bit formats) is listed under its own name and never read.
+# By the format's own names; a format that isn't here (4- and 6-bit formats) is listed under its own name and never read.
 FORMATS = {
     "F64": StoredFormat("float64", "<f8"),
     "F32": StoredFormat("float32", "<f4"),
@@ -61,7 +61,7 @@ class HeaderEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """`entries` as they are found, for `parse_entry`; `data_begin` is where in the file the tensors' bytes begin."""
+    """`entries` as they are found, for `parse_entry`; `data_begin` is the place in the file at which the tensors' bytes begin."""
 
     entries: dict[str, Any]
     metadata: Any
@@ -69,7 +69,7 @@ class Header:
 
 
 def find_data(descriptor: int, *, most_bytes: int = MAX_HEADER_BYTES) -> int:
-    """Where in an open file the tensors' bytes begin. Raises `TornHeaderError`, also for a header of over `most_bytes`."""
+    """The place in an open file of the first tensor's bytes. Raises `TornHeaderError`, also for a header of over `most_bytes`."""
     num_bytes = os.fstat(descriptor).st_size
     prefix = os.pread(descriptor, _PREFIX.size, 0)
     length: int = _PREFIX.unpack(prefix)[0] if len(prefix) == _PREFIX.size else -1
@@ -79,7 +79,7 @@ def find_data(descriptor: int, *, most_bytes: int = MAX_HEADER_BYTES) -> int:
 
 
 def read_header(descriptor: int, *, most_bytes: int = MAX_HEADER_BYTES) -> Header:
-    """The header of an open file. Raises `TornHeaderError`, `ValueError` where it is no header, and `OSError`."""
+    """The header of an open file. Raises `TornHeaderError`, `ValueError` if it is no header, and `OSError`."""
     data_begin = find_data(descriptor, most_bytes=most_bytes)
     try:
         entries = parse_json(os.pread(descriptor, data_begin - _PREFIX.size, _PREFIX.size), is_unique=True)
@@ -92,7 +92,7 @@ def read_header(descriptor: int, *, most_bytes: int = MAX_HEADER_BYTES) -> Heade
 
 
 def parse_entry(described: Any) -> HeaderEntry:
-    """A tensor's entry. Raises `ValueError` where it makes no sense; whether the file is as long, the caller knows."""
+    """A tensor's entry. Raises `ValueError` if it makes no sense; the caller knows if the file is long enough."""
     try:
         dtype, shape, (begin, end) = described["dtype"], tuple(described["shape"]), described["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
@@ -104,7 +104,7 @@ def parse_entry(described: Any) -> HeaderEntry:
 
 
 def pack_header(entries: Mapping[str, HeaderEntry], metadata: Mapping[str, str] | None = None) -> bytes:
-    """What a file begins with, up to the tensors' bytes."""
+    """The beginning of a file, up to the tensors' bytes."""
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     for name, entry in entries.items():
         header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.begin, entry.end]}

@@ -15,7 +15,7 @@ _DTYPE_NAMES = {form.name: code for code, form in FORMATS.items()}
 
 
 class SafetensorsWriter:
-    """Writes the tensors named in `shapes`, of one dtype or of one each, in that order. `add` each of them, then `close`."""
+    """A writer of the tensors named in `shapes`, of one dtype or of one each, in that order. `add` each of them, then `close`."""
 
     def __init__(
         self,
@@ -61,5 +61,5 @@ class SafetensorsWriter:
         self._file.close()
 
     def abandon(self) -> None:
-        """Close an unfinished file; whoever made its folder removes it."""
+        """Close an unfinished file; the maker of its folder removes it."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""What every file of tensors answers, whatever its format."""
+"""The interface of every file of tensors, whatever its format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kappaspeech.tensor_files.dtypes import StoredArray
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as its file lists it. `storage` is equal for two names exactly where they share their bytes."""
+    """A tensor as its file lists it. `storage` is equal for two names if and only if they share their bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -21,7 +21,7 @@ class StoredTensor:
 
 
 class TensorFile(Protocol):
-    """One file: what it holds, and any range of a tensor, as numbers and as bytes. Raises `CheckpointError` when it is opened."""
+    """One file: its list of tensors, and any range of a tensor, as numbers and as bytes. Opening raises `CheckpointError`."""
 
     path: Path
     tensors: list[StoredTensor]

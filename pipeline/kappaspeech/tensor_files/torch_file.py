@@ -1,4 +1,4 @@
-"""A `torch.save` file: pytorch_model.bin, openai-whisper's .pt. Mapped, so that only what is read is in memory."""
+"""A `torch.save` file: pytorch_model.bin, openai-whisper's .pt. It is mapped, so only the bytes that are read are in memory."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from kappaspeech.outside import check_regular, explained
 from kappaspeech.tensor_files.dtypes import FLOATS, StoredArray
 from kappaspeech.tensor_files.tensor_file import StoredTensor
 
-# Where a file holds more than weights, they lie under one of these.
+# If a file holds more than weights, they lie under one of these.
 _STATE_KEYS = ("model_state_dict", "state_dict", "model")
-# PyTorch stores its archive's members as they are; what is packed away may be a thousand times as large
+# PyTorch stores its archive's members as they are; a packed one may be a thousand times as large
 _MAX_PACKED_BYTES = 64 << 20
 
 
 class TorchFile:
-    """Tensors by name. Read with `weights_only`, so that no code in the file runs. Raises `CheckpointError`.
+    """Tensors by name. They are read with `weights_only`, so that no code in the file runs. Raises `CheckpointError`.
 
-    Sparse, quantised, nested and virtual tensors are listed by what they are, and never read.
+    Sparse, quantised, nested and virtual tensors are listed by their kind, and never read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,9 +83,9 @@ class TorchFile:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise `ValueError` where the archive's members are packed to a small part of their size."""
+    """Raise `ValueError` if the archive's members are packed to a small part of their size."""
     if not zipfile.is_zipfile(path):
-        return  # torch says what it is
+        return  # torch's own error explains it
     with zipfile.ZipFile(path) as archive:
         packed = sum(member.file_size for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED)
     if packed > _MAX_PACKED_BYTES:
@@ -93,7 +93,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _odd_kind(tensor: Any) -> str | None:
-    """What makes a tensor's bytes no matrix row by row; None where nothing does."""
+    """The kind of a tensor whose bytes are no matrix row by row; None for a plain one."""
     import torch
 
     if tensor.is_nested:

@@ -1,4 +1,4 @@
-"""Which files of a folder are the model's weights: those that transformers would load, so that all stages mean the same ones."""
+"""The weight files of a model's folder: those that transformers would load, so that all stages mean the same ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = make_logger(__name__)
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """The config.json of a model's folder; None where it has none. Raises `CheckpointError`."""
+    """The config.json of a model's folder; None if it has none. Raises `CheckpointError`."""
     path = folder / "config.json"
     with explained(f"{path} can't be read as JSON", "Fetch it again.", kind=CheckpointError):
         if not path.exists():
@@ -32,7 +32,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def open_folder(folder: Path, config: dict[str, Any] | None) -> list[TensorFile]:
-    """A model folder's files. Raises `CheckpointError` where there are none, some are missing, or two models lie in it."""
+    """A model folder's files. Raises `CheckpointError` if there are none, some are missing, or two models lie in it."""
     with explained(f"{folder} can't be read", kind=CheckpointError):
         return _open_folder(folder, config)
 
@@ -126,7 +126,7 @@ def _check_present(names_them: Path, paths: list[Path]) -> list[Path]:
 
 
 def _check_one_set(folder: Path, paths: list[Path]) -> None:
-    """Raise `CheckpointError` where pieces of a model lie beside other files, or aren't all there."""
+    """Raise `CheckpointError` if pieces of a model lie beside other files, or aren't all there."""
     sets = _sets(paths)
     others = [path.name for path in paths if _PIECE.fullmatch(path.stem) is None]
     if (sets and (len(sets) > 1 or others)) or ("consolidated.safetensors" in others and len(others) > 1):
@@ -144,7 +144,7 @@ def _check_one_set(folder: Path, paths: list[Path]) -> None:
 
 
 def _sets(paths: list[Path]) -> dict[tuple[str, int], set[int]]:
-    """The models of which there are pieces, as a stem and how many pieces there should be, with the numbers that are there."""
+    """The models in pieces, as a stem and the number of pieces that there should be, with the numbers that are there."""
     sets: dict[tuple[str, int], set[int]] = {}
     for path in paths:
         match = _PIECE.fullmatch(path.stem)
@@ -154,7 +154,7 @@ def _sets(paths: list[Path]) -> dict[tuple[str, int], set[int]]:
 
 
 def _warn_of_second(folder: Path, whole: str, index: str) -> None:
-    """Say which weights count where a whole file and an index of other files lie side by side."""
+    """Name the weights that count if a whole file and an index of other files lie side by side."""
     try:
         content = read_json_file(folder / index)
         others = {name for name in content["weight_map"].values() if name != whole}
@@ -180,7 +180,7 @@ OPENERS: dict[str, Callable[[Path], TensorFile]] = {
     ".pth": TorchFile,
     ".gguf": GgufFile,
 }
-# transformers' order, then what it wouldn't load
+# transformers' order, then the files that it wouldn't load
 _KINDS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),

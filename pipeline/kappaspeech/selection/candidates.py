@@ -1,6 +1,6 @@
-"""What a selection is made from: parameters that could be trained, their order, and names that include or exclude them.
+"""The candidates of a selection: parameters that could be trained, their order, and names that include or exclude them.
 
-Knows no checkpoint and no matrix: the scan's ranking makes the candidates, so that the arrow points from there to here.
+This module knows no checkpoint and no matrix: the scan's ranking makes the candidates, so the import points from there to here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Order = Literal["smallest", "largest", "random"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A parameter that could be trained. `score` is what it is ordered by (smaller is better conditioned), `kappa` its κ;
-    both are infinite for a rank-deficient tensor. `aliases` are other names of the same storage."""
+    """A parameter that could be trained. `score` is the value that it is ordered by (smaller is better conditioned), `kappa` its
+    κ; both are infinite for a rank-deficient tensor. `aliases` are other names of the same storage."""
 
     name: str
     shape: tuple[int, ...]
@@ -49,7 +49,7 @@ class Ranking(Protocol):
 
 
 def module_type(name: str) -> str:
-    """A parameter's type in its layer: «v_proj» of model.layers.3.self_attn.v_proj.weight, «mlp.0» of blocks.1.mlp.0.weight."""
+    """A parameter's type in its layer: "v_proj" of model.layers.3.self_attn.v_proj.weight, "mlp.0" of blocks.1.mlp.0.weight."""
     parts = re.sub(r"\[\d+\]$", "", name).removesuffix(".weight").split(".")
     return ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
 
@@ -63,7 +63,7 @@ def sort_candidates(candidates: Sequence[Candidate], *, order: Order, seed: int)
 
 
 def filter_candidates(candidates: Sequence[Candidate], *, include: Sequence[str], exclude: Sequence[str]) -> list[Candidate]:
-    """Those that a name or glob of `include` means, if there are any, and none of `exclude`; a tied tensor by any of its names.
+    """Candidates that a name or glob of `include` means, if there are any, and none of `exclude`; a tied one by any of its names.
 
     Raises `SelectionError` for a glob that matches nothing.
     """

@@ -14,7 +14,7 @@ from kappaspeech.errors import SelectionError
 from kappaspeech.selection.tensor_selection import TensorSelection
 
 _WEIGHT = ".weight"
-# GGUF's names of families, as far as transformers has the modules below for each of these parts; others fuse or rename some
+# GGUF's names of families in which transformers has the modules below for each of these parts; others fuse or rename some
 _LIKE_LLAMA = {
     "llama",
     "mistral3",
@@ -58,7 +58,7 @@ def is_of_gguf(selection: TensorSelection) -> bool:
 
 
 def with_transformers_names(selection: TensorSelection) -> TensorSelection:
-    """A selection from a GGUF file by transformers' names, others as they are. Raises `SelectionError` for one without."""
+    """A selection from a GGUF file by transformers' names, others as they are. Raises `SelectionError` if one has none."""
     if not is_of_gguf(selection):
         return selection
     if selection.gguf_architecture not in _LIKE_LLAMA:
@@ -100,7 +100,7 @@ def peft(selection: TensorSelection) -> str:
 
 
 def axolotl(selection: TensorSelection) -> str:
-    """YAML of `unfrozen_parameters`, which axolotl takes for regular expressions: anchored, with their dots escaped."""
+    """YAML of `unfrozen_parameters`, which axolotl reads as regular expressions: anchored, with their dots escaped."""
     import yaml
 
     patterns = [f"^{re.escape(name)}$" for name in selection.names]
@@ -113,7 +113,7 @@ def kappatune(selection: TensorSelection) -> str:
     return _to_json({tensor.name: tensor.kappa for tensor in selection.tensors})
 
 
-# format → (what comes after the selection's stem, how it is made)
+# format → (suffix after the selection's stem, function that makes it)
 EXPORTS: dict[str, tuple[str, Callable[[TensorSelection], str]]] = {
     "names": (".names.txt", names),
     "peft": (".peft.json", peft),

@@ -9,10 +9,10 @@ from kappaspeech.selection.candidates import Candidate
 
 
 def take_nearest(ordered: Sequence[Candidate], target: int) -> list[Candidate]:
-    """As a budget takes them, then add, drop or exchange one tensor at a time while that comes nearer to `target`.
+    """Take tensors as a budget does, then add, drop or exchange one at a time while that comes nearer to `target`.
 
-    Among equally near moves the one that disturbs the order least wins: it drops late tensors and adds early ones.
-    Raises `SelectionError` where none comes near.
+    Among equally near moves the one that disturbs the order least wins: it drops late tensors and adds early ones. Raises
+    `SelectionError` if none comes near.
     """
     sizes = [candidate.num_parameters for candidate in ordered]
     taken = [False] * len(ordered)

@@ -1,4 +1,4 @@
-"""Where a list of scores falls into two."""
+"""The split of a list of scores in two."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kappaspeech.errors import SelectionError
 def otsu_threshold(scores: Sequence[float]) -> float:
     """The score that best splits `scores` in two: greatest between-class variance of log score (Otsu 1979), exact.
 
-    Lies half-way (in log) between the two classes. Scores that are infinite or not positive take no part. Raises
+    It lies half-way (in log) between the two classes. Scores that are infinite or not positive take no part. Raises
     `SelectionError` with fewer than two distinct ones.
     """
     logs = sorted(math.log(score) for score in scores if 0 < score < math.inf)

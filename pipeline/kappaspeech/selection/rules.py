@@ -1,4 +1,4 @@
-"""The rules by which a selection is made, as values: how many tensors are taken of those that an order puts first.
+"""The rules of a selection, as values: the number of tensors taken of those that an order puts first.
 
 `RULES` lists them for `kappaspeech select`. A rule of your own is a frozen class with `take` here and an entry there.
 """
@@ -17,13 +17,13 @@ from kappaspeech.selection.nearest import take_nearest
 from kappaspeech.selection.otsu import otsu_threshold
 
 _FACTORS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
-# a comma stands before three digits each time: in 1,5B it is a decimal comma, which isn't read
+# a comma precedes three digits each time: in 1,5B it is a decimal comma, which isn't read
 _BUDGET = re.compile(r"\+?((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*)(?:\.[0-9]+)?(?:e[0-9]{1,2})?)([kmb]?)")
 
 
 @dataclass(frozen=True)
 class Ordered:
-    """Candidates in the order in which a rule takes them, and what they are ordered by."""
+    """Candidates in the order in which a rule takes them, and the name of the score that orders them."""
 
     candidates: Sequence[Candidate]
     order: Order
@@ -36,10 +36,10 @@ class Ordered:
 
 
 class Rule(Protocol):
-    """How many are taken."""
+    """A rule for how many are taken."""
 
     def take(self, ordered: Ordered) -> tuple[list[Candidate], str]:
-        """The candidates that are chosen, and the rule in words. Raises `SelectionError` where it can't be met."""
+        """The chosen candidates, and the rule in words. Raises `SelectionError` if it can't be met."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Those on the order's side of `limit`; «auto»: of Otsu's split of log score."""
+    """Those on the order's side of `limit`; "auto": of Otsu's split of log score."""
 
     limit: float | Literal["auto"]
 
@@ -94,7 +94,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Quotas:
-    """So many of each module type («v_proj»: 5), and none of the others."""
+    """A given number of each module type ("v_proj": 5), and none of the others."""
 
     of: Mapping[str, int]
 

@@ -1,4 +1,4 @@
-"""A ranking becomes the set of tensors to train."""
+"""The choice of the tensors to train from a ranking."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def select(
 ) -> TensorSelection:
     """Choose tensors of `ranking` by a rule, such as `Count(100)`, which takes them in `order` of `score`.
 
-    `include` and `exclude` are exact names or globs, applied first, to any name of a tied tensor. «random» shuffles by `seed`,
+    `include` and `exclude` are exact names or globs, applied first, to any name of a tied tensor. "random" shuffles by `seed`,
     the same on any machine. Raises `SelectionError` for a request that the ranking can't meet.
     """
     left = filter_candidates(ranking.candidates(score), include=include, exclude=exclude)

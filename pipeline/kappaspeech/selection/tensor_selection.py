@@ -76,7 +76,7 @@ class TensorSelection:
 
     @staticmethod
     def read(path: Path) -> TensorSelection:
-        """Read a `selection.json`. Raises `InputError` where it is missing or torn, `SelectionError` where it makes no sense."""
+        """Read a `selection.json`. Raises `InputError` if it is missing or torn, `SelectionError` if it makes no sense."""
         content = read_json(path, schema_version=SCHEMA_VERSION)
         with explained(f"{path} is no selection", "Make it again with `kappaspeech select`.", kind=SelectionError):
             file = _SelectionFile.model_validate(content)

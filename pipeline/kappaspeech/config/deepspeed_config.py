@@ -23,7 +23,7 @@ YAML_OWNED_KEYS = (
     "scheduler",
 )
 
-# Sections of a DeepSpeed JSON that are looked into here.
+# Sections of a DeepSpeed JSON that are read here.
 _SECTIONS = ("zero_optimization", "bf16", "fp16", "data_types")
 _ZERO_SECTIONS = ("offload_optimizer", "offload_param")
 
@@ -36,9 +36,9 @@ def _find_preset(path: Path) -> Path:
 
 
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
-    """Read the DeepSpeed JSON. `ds_configs/NAME.json` names a preset wherever one works.
+    """Read the DeepSpeed JSON. `ds_configs/NAME.json` names a preset in any working folder.
 
-    Raises `ConfigError` where it is missing, isn't ZeRO-3, or sets what the YAML owns.
+    Raises `ConfigError` if it is missing, isn't ZeRO-3, or sets a key that the YAML owns.
     """
     try:
         content = json.loads(_find_preset(path).read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
@@ -70,7 +70,7 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
 
 
 def _settle_sections(content: dict[str, Any], names: tuple[str, ...], path: Path) -> None:
-    """Take away sections that are null, which says as much as nothing; refuse what is none."""
+    """Remove sections that are null, which means the same as absent; refuse a value that is no section."""
     for name in names:
         if content.get(name) is None:
             content.pop(name, None)
@@ -84,7 +84,7 @@ def _refuse_constant(name: str) -> float:
 
 
 def read_precision(deepspeed_config: Mapping[str, Any]) -> Literal["auto", "bfloat16", "float32"]:
-    """What a DeepSpeed JSON says of the dtype: bf16.enabled true, false or absent, or «auto», which leaves it to the machine."""
+    """The dtype of a DeepSpeed JSON: bf16.enabled true, false or absent, or "auto", which leaves it to the machine."""
     enabled = deepspeed_config.get("bf16", {}).get("enabled", False)
     return "auto" if enabled == "auto" else "bfloat16" if enabled else "float32"
 
@@ -92,10 +92,10 @@ def read_precision(deepspeed_config: Mapping[str, Any]) -> Literal["auto", "bflo
 def settle_gradients(deepspeed_config: Mapping[str, Any], *, world_size: int) -> dict[str, Any]:
     """A DeepSpeed JSON in which gradients are added up, over micro-batches and over ranks, in float32, unless it says otherwise.
 
-    Left to itself DeepSpeed 0.19 takes the compute dtype for both. In bfloat16, of 8 bits, the one loses digits with each
-    micro-batch and the other with each rank. ZeRO-3 honours both keys on all its paths, offload among them. They cost 2 more
-    bytes a trained parameter over the ranks, and 2 more an element in the reduce bucket, in its copy, and on the wire. One rank
-    alone sums nothing, so its bucket holds gradients as they come, whatever the JSON says.
+    Left to itself DeepSpeed 0.19 takes the compute dtype for both sums. In bfloat16, of 8 bits, the sum over micro-batches loses
+    digits with each micro-batch and the sum over ranks with each rank. ZeRO-3 honours both keys on all its paths, offload among
+    them. They cost 2 more bytes a trained parameter over the ranks, and 2 more an element in the reduce bucket, in its copy, and
+    on the wire. One rank alone sums nothing, so its bucket holds gradients as they come, whatever the JSON says.
     """
     settled = dict(deepspeed_config)
     if read_precision(settled) != "bfloat16":

@@ -1,4 +1,4 @@
-"""The configuration's part on the models, and on what of them trains."""
+"""The configuration's part on the models, and on the tensors of them that train."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A YAML file becomes a strict model, with every problem reported at once."""
+"""The reading of a YAML file into a strict model, with every problem reported at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kappaspeech.config.yaml_text import parse_yaml
 from kappaspeech.errors import ConfigError
 from kappaspeech.redaction import SECRETS_FILE, restore_secrets
 
-# a key that is less like a valid one than this was meant otherwise
+# a key that is less like a valid one than this isn't a misspelling of it
 _NEAR = 0.6
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -47,7 +47,7 @@ def read_yaml(path: Path, model: type[Model], *, overrides: dict[str, Any] | Non
 
 
 def read_secrets(run_dir: Path) -> dict[str, str]:
-    """What a run folder's config.json hides of URLs, by its place there; nothing where it can't be read."""
+    """The parts of URLs that a run folder's config.json hides, by their place there; nothing if it can't be read."""
     try:
         secrets = json.loads((run_dir / SECRETS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -56,7 +56,7 @@ def read_secrets(run_dir: Path) -> dict[str, str]:
 
 
 def _set_dotted(content: dict[str, Any], key: str, value: Any) -> None:
-    """Set a value at `key`, as in `data.train.0.language`: a number is the place in a list that is there."""
+    """Set a value at `key`, as in `data.train.0.language`: a number is the place in a list that exists."""
     *sections, last = key.split(".")
     place: Any = content
     for index, section in enumerate(sections):
@@ -81,7 +81,7 @@ def _go_down(place: Any, name: str, key: str) -> Any:
 
 
 def _explain(error: ValidationError, root: type[BaseModel]) -> list[str]:
-    """One line a problem: where, what, and for an unknown key the nearest valid one."""
+    """One line per problem: the key, the problem, and for an unknown key the nearest valid one."""
     problems = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])

@@ -35,7 +35,7 @@ class Section:
 
 
 def list_sections(model: type[BaseModel]) -> list[Section]:
-    """All sections of a configuration, each before those inside it; one that stands in two places is listed at the first."""
+    """All sections of a configuration, each before those inside it; one in two places is listed at the first."""
     return list(_walk(model, "", seen=set()))
 
 

@@ -1,4 +1,4 @@
-"""What every section of a configuration is, and the numbers in it."""
+"""The base of every section of a configuration, and the types of its numbers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """YAML from outside: parsed into plain values, or refused in a sentence; no text makes it take long or much memory.
 
-YAML 1.1 takes 1e-4 for a word, `no` for false also where it is a key, and what looks like a date for one. Here the first is a
+YAML 1.1 reads 1e-4 as a word, `no` as false even as a key, and a word that looks like a date as a date. Here the first is a
 number, a key is text, and a date is text.
 """
 
@@ -15,7 +15,7 @@ from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode
 
 _MAX_LETTERS = 16 << 20
-# values that a text stands for with every alias written out; each has its own place in memory, or in what is made of it
+# the most values of a text with every alias written out; each takes its own place in memory, or in objects made of it
 _MAX_VALUES = 200_000
 _MAX_DEPTH = 100
 _TEXT_TAG = "tag:yaml.org,2002:str"
@@ -23,7 +23,7 @@ _TIME_TAG = "tag:yaml.org,2002:timestamp"
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader whose faults are all YAML errors that name the value."""
+    """A SafeLoader whose faults are all YAML errors that name the value."""
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
@@ -46,7 +46,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML document. Raises `yaml.YAMLError` whatever is wrong with it."""
+    """The value of a YAML document. Raises `yaml.YAMLError` for any fault in it."""
     if len(text) > _MAX_LETTERS:
         raise yaml.YAMLError(f"it has {len(text):,} letters, and at most {_MAX_LETTERS:,} are read")
     loader = _Loader(text)
@@ -64,7 +64,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _count_values(node: Node, known: dict[int, int | None], *, depth: int) -> int:
-    """How many values a node stands for, its aliases written out; keys become text on the way."""
+    """The number of values of a node, its aliases written out; keys become text on the way."""
     if isinstance(node, ScalarNode):
         return 1
     if depth > _MAX_DEPTH:
@@ -86,7 +86,7 @@ def _count_values(node: Node, known: dict[int, int | None], *, depth: int) -> in
 
 
 def _check_numbers(value: Any) -> Any:
-    """`value`, where every whole number in it can be written down again: Python writes those of over 4,300 digits no more."""
+    """`value`, if every whole number in it can be written down again: Python doesn't write those of over 4,300 digits."""
     waiting = [value]
     while waiting:
         item = waiting.pop()
@@ -97,7 +97,8 @@ def _check_numbers(value: Any) -> Any:
 
 
 def _copy(value: Any) -> Any:
-    """`value` with mappings and lists of its own at each place: an alias is the same object, and a change there a change here."""
+    """A copy of `value` with its own mappings and lists at each place: an alias is the same object, so a change there is one
+    here."""
     if isinstance(value, dict):
         return {key: _copy(inner) for key, inner in value.items()}
     return [_copy(inner) for inner in value] if isinstance(value, list) else value

@@ -1,1 +1,1 @@
-"""Starting a run's ranks on this host, on several hosts or under SLURM, and starting them again after a fault."""
+"""The start of a run's ranks on this host, on several hosts or under SLURM, and the restarts after a fault."""

@@ -1,7 +1,7 @@
-"""One start of a run: its ranks from the first to the last, and how it really ended.
+"""One start of a run: its ranks from the first to the last, and its real outcome.
 
-A launcher's exit code says little: `deepspeed` ends with 0 where its child was ended by a signal, and lives on where ssh
-hangs. What counts is the status that the run itself wrote.
+A launcher's exit code says little: `deepspeed` ends with 0 if its child was ended by a signal, and lives on if ssh hangs. The
+status that the run itself wrote is what counts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.lease import launch_of
 from kappaspeech.signals import Handling
 
-# How long ranks and launcher may take to end by themselves once a rank has failed or the run has ended.
+# The time that ranks and launcher may take to end by themselves once a rank has failed or the run has ended.
 GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.2
 _STOP_TEXT = "asked of kappaspeech train"
@@ -35,7 +35,7 @@ _STOP_TEXT = "asked of kappaspeech train"
 
 @dataclass(frozen=True)
 class Attempt:
-    """The end of a start: `status` «finished», «resumable», or «failed» with its causes, the first cause first."""
+    """The end of a start: `status` "finished", "resumable", or "failed" with its causes, the first cause first."""
 
     status: str
     exit_code: int
@@ -43,7 +43,7 @@ class Attempt:
 
 
 class Signals:
-    """SIGINT, SIGTERM and SIGUSR1 while the context is open: how many have come, and which came last."""
+    """SIGINT, SIGTERM and SIGUSR1 while the context is open: the number that have come, and the last of them."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -70,11 +70,11 @@ def run_attempt(
     hosts_by_rank: Sequence[str] = (),
     end_remote: Callable[[], list[str]] | None = None,
 ) -> Attempt:
-    """Start `command`, wait until it has ended, end what it left behind, and say how the run stands.
+    """Start `command`, wait until it has ended, end the processes that it left behind, and return the run's outcome.
 
     A first signal asks the ranks, through the run folder's STOP file, to save and end; a second one ends them at once.
-    `end_remote` ends what is left on other hosts and tells where it couldn't. `hosts_by_rank` names those that said nothing.
-    A run folder that hasn't answered for `stall_seconds` ends the start too.
+    `end_remote` ends the processes left on other hosts and returns the problems. `hosts_by_rank` names the hosts of ranks without
+    a report. A run folder that hasn't answered for `stall_seconds` ends the start too.
     """
     before = _identity(run_dir)
     environment = {**os.environ, **command.variables, MARK_VARIABLE: mark}
@@ -106,9 +106,9 @@ def run_attempt(
 def _wait(
     launcher: subprocess.Popen[bytes], *, watch: FolderWatch, signals: Signals, ask_to_stop: Callable[[], None]
 ) -> str | None:
-    """Return once the launcher has ended, or has had its time after the run did, or a second signal came.
+    """Wait until the launcher has ended, or has had its time after the run's end, or a second signal has come.
 
-    What is returned is why the run folder can't be used any more, or None.
+    Return the reason why the run folder can't be used any more, or None.
     """
     over_since = None
     asked = False
@@ -135,9 +135,9 @@ def judge(
     hosts_by_rank: Sequence[str],
     problems: Sequence[str],
 ) -> Attempt:
-    """How a start ended: `status` is what its ranks wrote to run.json, `code` its launcher's, None where that was still running.
+    """The outcome of a start: `status` is the one that its ranks wrote to run.json, `code` its launcher's, None if it still ran.
 
-    Causes come in this order: what ranks say of themselves, ranks that could say nothing, what the others saw of that.
+    Causes come in this order: ranks' reports of themselves, ranks that left no report, the others' reports of those.
     """
     if status == "finished":
         return Attempt("finished", 0)
@@ -157,7 +157,7 @@ def judge(
 
 
 def _identity(run_dir: Path) -> object:
-    """What tells one writing of run.json from another; each replaces the file."""
+    """An id of one writing of run.json, which differs from another's: each replaces the file."""
     try:
         found = (run_dir / RECORD_FILE).stat()
     except OSError:
@@ -166,7 +166,7 @@ def _identity(run_dir: Path) -> object:
 
 
 def _status(run_dir: Path, before: object, mark: str) -> str | None:
-    """The status that this start's ranks wrote, or None where they haven't: another start's says nothing of this one."""
+    """The status that this start's ranks wrote, or None if they haven't: another start's says nothing of this one."""
     if _identity(run_dir) == before:
         return None
     try:
@@ -179,7 +179,7 @@ def _status(run_dir: Path, before: object, mark: str) -> str | None:
 
 @contextlib.contextmanager
 def _stop_file(run_dir: Path) -> Iterator[Callable[[], None]]:
-    """What asks the ranks to stop; the file is removed afterwards, and so is one that a killed start left."""
+    """A function that asks the ranks to stop; the file is removed afterwards, and so is one that a killed start left."""
     path = run_dir / STOP_FILE
     written = False
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kappaspeech.errors import ConfigError
 
-# Carried by every process of one start, so that what a failed one leaves behind can be told from everybody else's.
+# Every process of one start carries it: it distinguishes those that a failed start leaves behind from all others.
 MARK_VARIABLE = "KAPPASPEECH_LAUNCH"
 # An ssh whose host is gone would wait for ever; so it ends after two unanswered questions, five seconds apart.
 SSH_KEEP_ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=2"
@@ -24,18 +24,18 @@ FORWARDED_VARIABLES = (
     "HF_HUB_OFFLINE",
     "DEEPSPEED_TIMEOUT",
 )
-# Where ranks on other hosts work, when DeepSpeed can't be told (`launch/train.sh` reads it).
+# The working folder of ranks on other hosts, if DeepSpeed can't be given it (`launch/train.sh` reads it).
 FOLDER_VARIABLE = "KAPPASPEECH_FOLDER"
-# What DeepSpeed's launcher carries to other hosts by itself, between double quotes in which a shell still finds these.
+# Variables that DeepSpeed's launcher carries to other hosts, between double quotes in which a shell still expands these.
 _CARRIED_PREFIXES = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL", "LD_LIBRARY", "PATH")
 _ALIVE_IN_QUOTES = re.compile(r'[\\"$`%]')
-# What a shell takes as it is, and pdsh too.
+# Letters that a shell takes as they are, and pdsh too.
 _PLAIN = re.compile(r"[\w@+=:,./-]*")
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """A command: what is set in front of it, and its words."""
+    """A command: the variables set in front of it, and its words."""
 
     words: tuple[str, ...]
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -61,9 +61,9 @@ def on_hosts(
 ) -> CommandLine:
     """DeepSpeed's launcher on all hosts of `hostfile` but those `left_out`.
 
-    `environment_file` holds what DeepSpeed would read from `.deepspeed_env`. `ssh` holds options that the user's own
-    PDSH_SSH_ARGS_APPEND has. Where one host remains, `--force_multi` keeps the ranks on it and not on this one. DeepSpeed writes
-    the working folder into a line that a shell reads on each host: from one with a space or `$(…)` in its name it starts in /.
+    `environment_file` holds the text that DeepSpeed would read from `.deepspeed_env`. `ssh` holds options that the user's own
+    PDSH_SSH_ARGS_APPEND has. If one host remains, `--force_multi` keeps the ranks on it and not on this one. DeepSpeed writes the
+    working folder into a line that a shell reads on each host: from one with a space or `$(…)` in its name it starts in /.
     """
     folder = None
     if not is_plain(str(Path.cwd())):
@@ -78,12 +78,12 @@ def on_hosts(
 
 
 def under_slurm(script: str, arguments: Sequence[str], *, options: str) -> CommandLine:
-    """sbatch with the user's `options`, as «--nodes=2 --time=8:00:00»."""
+    """sbatch with the user's `options`, as "--nodes=2 --time=8:00:00"."""
     return CommandLine(("sbatch", *split_words(options, what="--slurm"), script, *arguments))
 
 
 def split_words(text: str, *, what: str) -> list[str]:
-    """Words as a shell would divide them. Raises `ConfigError`, which names `what` holds them."""
+    """Words as a shell would divide them. Raises `ConfigError`, which names by `what` the text that holds them."""
     try:
         return shlex.split(text)
     except ValueError as error:
@@ -101,7 +101,7 @@ def is_plain(text: str) -> bool:
 
 
 def quote_for_pdsh(word: str) -> str:
-    """`word` so that it arrives whole: pdsh replaces %n and the like, and a shell on the other host reads the line.
+    """`word`, quoted so that it arrives whole: pdsh replaces %n and the like, and a shell on the other host reads the line.
 
     DeepSpeed itself puts a word with a space into double quotes, escapes the double quotes in it and nothing else.
     """
@@ -114,7 +114,7 @@ def quote_for_pdsh(word: str) -> str:
 
 
 def quote_for_export(value: str) -> str:
-    """A variable's value so that it arrives whole: DeepSpeed puts one that isn't plain into double quotes, escaping nothing."""
+    """A variable's value, quoted so that it arrives whole: DeepSpeed double-quotes one that isn't plain, escaping nothing."""
     if re.fullmatch(r"[\w@%+=:,./-]*", value):
         return value.replace("%", "%%")
     for character in '\\"$`':
@@ -123,9 +123,9 @@ def quote_for_export(value: str) -> str:
 
 
 def carried_variables(environment: Mapping[str, str], *, folder: str) -> dict[str, str]:
-    """What ranks on other hosts need: `FORWARDED_VARIABLES`, and whatever DeepSpeed itself carries there but would spoil.
+    """The variables that ranks on other hosts need: `FORWARDED_VARIABLES`, and those that DeepSpeed carries but would spoil.
 
-    The working `folder` stands first in PYTHONPATH, where DeepSpeed puts it too.
+    The working `folder` comes first in PYTHONPATH, where DeepSpeed puts it too.
     """
     carried = {name: environment[name] for name in FORWARDED_VARIABLES if name in environment}
     path = ":".join(filter(None, (folder, environment.get("PYTHONPATH"))))
@@ -140,7 +140,7 @@ def carried_variables(environment: Mapping[str, str], *, folder: str) -> dict[st
 def environment_file_text(own: str, forwarded: Mapping[str, str]) -> str:
     """The content of `.deepspeed_env` for DeepSpeed: the user's `own`, then `forwarded` if `own` doesn't set it.
 
-    DeepSpeed reads one such file; so ours takes the user's in, and leaves it as it is. What is forwarded is quoted here.
+    DeepSpeed reads one such file; so ours takes the user's in, and leaves it as it is. Forwarded values are quoted here.
     """
     lines = [line.strip() for line in own.splitlines() if "=" in line and not line.lstrip().startswith("#")]
     names = {line.partition("=")[0].strip() for line in lines}

@@ -1,4 +1,4 @@
-"""Tell if a file system still answers without waiting for it: a process that waits for a stalled one may not even be killed."""
+"""A check whether a file system still answers, without waiting: a process stuck in a stalled one may not even be killable."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _POLL_SECONDS = 0.2
 
 
 class FolderWatch:
-    """Looks at a folder's files in a thread, and writes small ones to it in processes, so that the caller never waits.
+    """A watch that looks at a folder's files in a thread, and writes small ones to it in processes; the caller never waits.
 
-    `is_over` is what `look` last returned. A context manager.
+    `is_over` is the last value that `look` returned. A context manager.
     """
 
     def __init__(self, folder: Path, *, timeout_seconds: float, look: Callable[[], bool]) -> None:
@@ -44,7 +44,7 @@ class FolderWatch:
             self._writer.poll()
 
     def problem(self) -> str | None:
-        """Why the folder can't be used, or None; returns at once."""
+        """The reason why the folder can't be used, or None; returns at once."""
         now = time.monotonic()
         if self._writer is None and now - self._written > _INTERVAL_SECONDS:
             self._writer, self._written = start_writer(self._folder), now
@@ -68,7 +68,7 @@ def start_writer(folder: Path) -> subprocess.Popen[str]:
 
 
 def find_problem(folder: Path, *, timeout_seconds: float) -> str | None:
-    """Why `folder` can't be written now, or None; returns within `timeout_seconds`."""
+    """The reason why `folder` can't be written now, or None; returns within `timeout_seconds`."""
     writer = start_writer(folder)
     try:
         _, said = writer.communicate(timeout=timeout_seconds)
@@ -80,7 +80,7 @@ def find_problem(folder: Path, *, timeout_seconds: float) -> str | None:
 
 
 def describe_stall(folder: Path, seconds: float) -> str:
-    """The message for a file system that hasn't answered for so long."""
+    """The message for a file system that hasn't answered for `seconds`."""
     return (
         f"the file system of {folder} hasn't answered on {socket.gethostname()} for {seconds:.0f} s. What was saved is whole; "
         "the same command goes on once it answers"

@@ -1,7 +1,7 @@
-"""Ends a start whose supervisor is killed: ranks aren't its children, and those on other hosts can't see it at all.
+"""A guard that ends a start whose supervisor is killed: ranks aren't its children, and those on other hosts can't see it at all.
 
-A process of its own beside the launcher, which waits for the supervisor's end: `python -m kappaspeech.launching.guard PID MARK
-SSH-OPTIONS [HOST ...]`. While all goes well the supervisor ends it.
+It is a process of its own beside the launcher, and waits for the supervisor's end: `python -m kappaspeech.launching.guard PID
+MARK SSH-OPTIONS [HOST ...]`. While all goes well the supervisor ends it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kappaspeech.parenthood import wait_for_the_end_of
 
 @contextlib.contextmanager
 def guarded(mark: str, *, hosts: Sequence[str], ssh_options: Sequence[str]) -> Iterator[None]:
-    """While the context is open, what carries `mark` here and on `hosts` ends where this process ends without closing it."""
+    """While the context is open, end the processes with `mark` here and on `hosts` if this process ends without closing it."""
     words = [sys.executable, "-m", __name__, str(os.getpid()), mark, shlex.join(ssh_options), *hosts]
     # without the mark it isn't taken for a part of the start; a session of its own, as a closed terminal takes whole ones
     environment = {name: value for name, value in os.environ.items() if name != leftovers.VARIABLE}

@@ -13,7 +13,7 @@ _LINE = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s+slots=(?P<slots>[1-9
 
 @dataclass(frozen=True)
 class Host:
-    """A name that ssh knows, and how many ranks it takes."""
+    """A name that ssh knows, and the number of ranks that it takes."""
 
     name: str
     slots: int

@@ -1,4 +1,4 @@
-"""Asking hosts something over ssh, all at once, each with a limit of its own."""
+"""Questions to hosts over ssh, all at once, each with a limit of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FREE_PORT = "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getso
 
 @dataclass(frozen=True)
 class Answer:
-    """A host's answer: `text`, or the `problem` for which there is none."""
+    """A host's answer: `text`, or the `problem` that prevented it."""
 
     host: str
     text: str
@@ -46,11 +46,11 @@ def ask(hosts: Sequence[str], words: Sequence[str], *, ssh_options: Sequence[str
 
 
 def find_ports(hosts: Sequence[str], *, ssh_options: Sequence[str]) -> list[Answer]:
-    """A free port of each host; a host that doesn't answer, or lacks this Python, tells why."""
+    """A free port of each host; a host that doesn't answer, or lacks this Python, has a `problem` instead."""
     return ask(hosts, [sys.executable, "-c", _FREE_PORT], ssh_options=ssh_options)
 
 
 def end_leftovers(hosts: Sequence[str], mark: str, *, ssh_options: Sequence[str]) -> list[Answer]:
-    """Kill what the start `mark` left on each host; the answer is how many processes that were."""
+    """Kill the processes that the start `mark` left on each host; the answer is their number."""
     source = Path(leftovers.__file__).read_text(encoding="utf-8")
     return ask(hosts, [sys.executable, "-", mark], ssh_options=ssh_options, source=source)

@@ -23,7 +23,7 @@ _TIMEOUT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class RankReport:
-    """Why a rank ended. `is_echo`: it ended because another one did, or could no longer be reached."""
+    """The reason why a rank ended. `is_echo`: it ended because another one did, or could no longer be reached."""
 
     rank: int
     host: str
@@ -36,12 +36,12 @@ class RankReport:
 
 
 def report_folder(run_dir: Path, mark: str) -> Path:
-    """Where the start `mark` keeps its command line and its ranks' reports."""
+    """The folder in which the start `mark` keeps its command line and its ranks' reports."""
     return run_dir / LAUNCH_FOLDER / mark
 
 
 def write_report(run_dir: Path, error: BaseException) -> None:
-    """Leave this rank's cause for whoever started it with a mark; without one, nothing. Returns within ten seconds."""
+    """Leave this rank's cause for the parent that started it with a mark; without one, nothing. Returns within ten seconds."""
     mark = os.environ.get(MARK_VARIABLE)
     if mark is None:
         return

@@ -50,7 +50,7 @@ LONGEST_DELAY_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Request:
-    """A start: the arguments of `train`, the folder they name, the hosts of the ranks, and how long one may stall."""
+    """A start: the arguments of `train`, the folder they name, the hosts of the ranks, and the longest stall of one."""
 
     arguments: tuple[str, ...]
     run_dir: Path
@@ -61,7 +61,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Start:
-    """A command line with what has to stand on disk before it runs, the host of each rank, and the hosts reached by ssh."""
+    """A command line with the files that must be on disk before it runs, the host of each rank, and the hosts reached by ssh."""
 
     command: CommandLine
     mark: str
@@ -99,7 +99,7 @@ def count_gpus() -> int:
 def prepare_start(request: Request, *, ask_hosts: bool) -> Start:
     """The next start: a fresh mark, a free port, and without the hosts that don't answer.
 
-    With `ask_hosts` False no host is asked, and the port is DeepSpeed's own. Raises `TrainingError` where no host answers.
+    With `ask_hosts` False no host is asked, and the port is DeepSpeed's own. Raises `TrainingError` if no host answers.
     """
     mark = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     script = find_script("train.sh")
@@ -149,7 +149,7 @@ def prepare_start(request: Request, *, ask_hosts: bool) -> Start:
 
 
 def _processor_variables(num_ranks: int) -> dict[str, str]:
-    """What ranks on processors need: without it DeepSpeed looks for a GPU, and every rank takes all cores."""
+    """The variables that ranks on processors need: without them DeepSpeed looks for a GPU, and every rank takes all cores."""
     if "DS_ACCELERATOR" in os.environ or count_gpus():
         return {}
     cores = count_cores()
@@ -169,10 +169,10 @@ def _ssh_options() -> list[str]:
 
 
 def supervise(request: Request, *, max_restarts: int = 0, first_delay_seconds: float = FIRST_DELAY_SECONDS) -> Attempt:
-    """Start the run, and again after each fault, at most `max_restarts` times; return how it ended.
+    """Start the run, and again after each fault, at most `max_restarts` times; return its end.
 
-    Each start leaves out the hosts that don't answer then. The delay doubles for as long as no new checkpoint appears.
-    What is wrong with the input is wrong again the next time: it ends the run at once.
+    Each start leaves out the hosts that don't answer then. The delay doubles for as long as no new checkpoint appears. A fault in
+    the input would come again the next time: it ends the run at once.
     """
     history: list[str] = []
     delay = first_delay_seconds
@@ -199,7 +199,7 @@ def _start(request: Request, signals: Signals) -> Attempt:
     if problem is not None:
         return Attempt("failed", 1, (problem,))
     try:
-        # before this start touches anything of one that runs
+        # before this start touches the files of one that runs
         free(request.run_dir)
         start = prepare_start(request, ask_hosts=True)
         write_text(report_folder(request.run_dir, start.mark) / "command.txt", redact(f"{start}\n"))
@@ -244,7 +244,7 @@ def _newest_checkpoint(run_dir: Path) -> str | None:
 
 
 def _pause(seconds: float, signals: Signals) -> bool:
-    """Wait; False where a signal came meanwhile."""
+    """Wait; False if a signal came meanwhile."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not signals.count:
         time.sleep(0.1)

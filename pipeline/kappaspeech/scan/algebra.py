@@ -1,7 +1,7 @@
 """The operations on a matrix that the scan's methods need, by BLAS and LAPACK on the CPU. `torch_algebra` has them on a device.
 
-Dimension letters: m the short side, b the vectors of the long side that are read at a time. Vectors are numpy arrays on the
-host; what is m² or m·b large is whatever the algebra keeps it in.
+Dimension letters: m the short side, b the vectors of the long side that are read at a time. Vectors are numpy arrays on the host;
+arrays of m² or m·b numbers have the algebra's own type.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Factor(Protocol):
 
 
 class Algebra(Protocol):
-    """Arrays marked Any are the algebra's own: `Gram` (m, m) of which the lower triangle counts, `block` (m, b)."""
+    """The operations. Arrays of type Any are the algebra's own: `Gram` (m, m), whose lower triangle counts, `block` (m, b)."""
 
     # numbers in a block
     block_numbers: int
@@ -55,7 +55,7 @@ class Algebra(Protocol):
         """A block of `matrix`·2^−exponent in float64."""
 
     def peak(self, block: Any) -> float:
-        """The largest magnitude; NaN or infinite where there is one."""
+        """The largest magnitude; NaN or infinite if there is one."""
 
     def zeros(self, size: int) -> Any:
         """An empty Gram."""
@@ -67,13 +67,13 @@ class Algebra(Protocol):
         """A Gram as ranks send it to each other."""
 
     def from_host(self, gram: FloatArray) -> Any:
-        """A Gram as ranks send it to each other, taken in; it may be overwritten."""
+        """A Gram as ranks send it to each other, in the algebra's own type; the given one may be overwritten."""
 
     def diagonal(self, square: Any) -> FloatArray:
         """The diagonal of a Gram or triangle."""
 
     def cholesky(self, gram: Any) -> Any | None:
-        """L of G = L·Lᵀ, in the place of G; None where G isn't positive definite."""
+        """L of G = L·Lᵀ, in the place of G; None if G isn't positive definite."""
 
     def factor(self, triangles: list[Any]) -> Factor:
         """The product of triangles."""
@@ -178,7 +178,7 @@ class HostAlgebra:
         return np.triu(upper)
 
     def svdvals(self, triangle: FloatArray) -> FloatArray:
-        # numpy's lets other threads run meanwhile, scipy's doesn't: the ranks' heartbeat would stop
+        # numpy's lets other threads run meanwhile; scipy's doesn't, and the ranks' heartbeat would stop
         return np.asarray(np.linalg.svd(triangle, compute_uv=False), dtype=np.float64)
 
     def svdvals_by_square(self, triangle: FloatArray) -> FloatArray:

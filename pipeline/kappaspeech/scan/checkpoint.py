@@ -1,4 +1,4 @@
-"""Any checkpoint's tensors: listed from headers alone, read one range at a time, known by a digest. Nothing is instantiated."""
+"""The tensors of any checkpoint: listed from headers, read by ranges, identified by a digest. Nothing is instantiated."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TensorRef:
 
 
 class Checkpoint:
-    """The tensors of a checkpoint, by name. `where` is what the user called it, `gguf_architecture` its family in GGUF."""
+    """The tensors of a checkpoint, by name. `where` is the user's name for it, `gguf_architecture` its family in GGUF."""
 
     def __init__(self, where: str, files: Iterable[TensorFile], *, config: dict[str, Any] | None = None) -> None:
         files = list(files)
@@ -54,7 +54,7 @@ class Checkpoint:
                     first = self._stored[tensor.name][0].path
                     raise CheckpointError(f"{where} holds {tensor.name} twice: in {first} and in {file.path}.")
                 self._stored[tensor.name] = (file, tensor)
-                # an empty tensor has the offset of whatever follows it
+                # an empty tensor has the offset of its successor
                 key = (file.path, tensor.storage if tensor.num_bytes else -1 - len(self._stored), tensor.shape, tensor.dtype)
                 sharing.setdefault(key, []).append(tensor.name)
         if not self._stored:
@@ -86,8 +86,8 @@ class Checkpoint:
         return TensorRef(name, file.path.name, tensor.shape, tensor.dtype, tuple(sorted(group - {name})))
 
     def replaced(self, where: str, trained: Mapping[str, StoredTensor], file: TensorFile) -> Checkpoint:
-        """This checkpoint, called `where`, with tensors of `file` in the places of those of the same names, and of all that
-        share their storage. Raises `CheckpointError` where one has no place."""
+        """This checkpoint, called `where`, with tensors of `file` in the places of those of the same names, and of all that share
+        their storage. Raises `CheckpointError` if one has no place."""
         owners = {name: ref for ref in self.tensors for name in (ref.name, *ref.aliases)}
         for name, tensor in trained.items():
             if name not in owners or owners[name].shape != tensor.shape:
@@ -108,7 +108,7 @@ class Checkpoint:
         return after
 
     def also_named(self, names: Mapping[str, str]) -> Checkpoint:
-        """The same tensors, known by these names too: what a model calls what is stored."""
+        """The same tensors, known by these names too: a model's names for the stored tensors."""
         known = copy(self)
         known._renamed = {own: stored for stored, own in names.items() if stored in self._stored}
         known.tensors = tuple(
@@ -169,7 +169,7 @@ class Checkpoint:
     def digest(self) -> str:
         """SHA-256 over each stored tensor's name, shape, dtype and sampled bytes, as 64 hex digits.
 
-        The same however the tensors are cut into files; another one after any training that moves all weights.
+        The digest doesn't depend on the division into files. It changes after any training that moves all weights.
         """
         total = hashlib.sha256()
         for name, (_, tensor) in sorted(self._stored.items()):
@@ -179,7 +179,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
-    """Open a folder or file of weights, a run of ours, or a hub id. Raises `CheckpointError` naming what is wrong.
+    """Open a folder or file of weights, a run of ours, or a hub id. Raises `CheckpointError` naming the fault.
 
     Kinds: safetensors and pytorch_model.bin (one file, or an index of several), openai-whisper's .pt, GGUF.
     """
@@ -224,7 +224,7 @@ def _open_run(folder: Path) -> Checkpoint:
 
 
 def named_as_model(base: Checkpoint, llm: str, changed: Iterable[str]) -> Checkpoint:
-    """`base`, its tensors known by the model's names too, where its files have others: training went by the model's.
+    """`base`, its tensors known by the model's names too, if its files have others: training went by the model's.
 
     `llm` is its folder or hub id, `changed` the names that training used, LoRA's factors among them.
     """
@@ -238,7 +238,7 @@ def named_as_model(base: Checkpoint, llm: str, changed: Iterable[str]) -> Checkp
     try:
         return base.also_named(model_names(build_meta_llm(llm), stored))
     except CheckpointError:
-        # no config that says what a model would call them: what doesn't fit is told by its name
+        # no config from which a model's names follow: a tensor that doesn't fit is named in the error
         return base
 
 

@@ -20,14 +20,14 @@ from kappaspeech.tensor_files.dtypes import FloatArray
 _MAX_STEPS = 400
 _NUM_ETA_STEPS = 8
 _ETA_MARGIN = 2.0
-# η came out at 0.05 to 4 times u·κ²: below the one it needn't be estimated in vain, beyond the other it is never larger
+# η was measured at 0.05 to 4 times u·κ²: if the first limit is past rtol, an estimate is in vain; η is never past the second
 _LEAST_ETA, _MOST_ETA = 0.05, 10.0
 
 
 def measure_by_cholesky(
     scaled: ScaledMatrix, gram: Any, squares: FloatArray, *, rtol: float, with_sigmas: bool
 ) -> SpectrumStats | None:
-    """The rungs that rest on a Cholesky factor; None where they can't reach `rtol`."""
+    """The rungs that rest on a Cholesky factor; None if they can't reach `rtol`."""
     algebra = scaled.algebra
     triangle = algebra.cholesky(gram)
     if triangle is None or not algebra.diagonal(triangle).min() ** 2 >= 4 * scaled.short * UNIT_ROUNDOFF * squares.max():
@@ -57,7 +57,7 @@ def measure_by_cholesky(
 
 
 def _find_ends(factor: Factor, *, rtol: float) -> tuple[Eigenpair, Eigenpair] | None:
-    """The largest eigenpairs of F·Fᵀ and of its inverse, to a fraction of `rtol`; None where rounding makes nonsense of them."""
+    """The largest eigenpairs of F·Fᵀ and of its inverse, to a fraction of `rtol`; None if rounding makes nonsense of them."""
     with np.errstate(all="ignore"):
         largest = largest_eigenpair(factor.square, factor.size, rtol=rtol / 10, max_steps=_MAX_STEPS)
         smallest = largest_eigenpair(partial(_solve_twice, factor), factor.size, rtol=rtol / 10, max_steps=_MAX_STEPS)
@@ -73,7 +73,7 @@ def _solve_twice(factor: Factor, x: FloatArray) -> FloatArray:
 def _accept_gram(
     scaled: ScaledMatrix, factor: Factor, ends: tuple[Eigenpair, Eigenpair], *, frobenius: float, rtol: float
 ) -> SpectrumStats | None:
-    """The Gram's answer where its error is within `rtol`: by κ alone, or by η = ‖L⁻¹·W·Wᵀ·L⁻ᵀ − I‖ (Ostrowski)."""
+    """The Gram's answer if its error is within `rtol`: by κ alone, or by η = ‖L⁻¹·W·Wᵀ·L⁻ᵀ − I‖ (Ostrowski)."""
     largest, smallest = ends
     sigma_max, sigma_min = math.sqrt(largest.value), 1 / math.sqrt(smallest.value)
     kappa = sigma_max / sigma_min
@@ -113,7 +113,7 @@ def _norm_through(scaled: ScaledMatrix, vector: FloatArray) -> float:
 
 
 def _second_triangle(scaled: ScaledMatrix, triangle: Any) -> Any | None:
-    """The Cholesky factor of Y·Yᵀ with Y = L⁻¹·W; None where Y is too far from orthonormal rows for it to help."""
+    """The Cholesky factor of Y·Yᵀ with Y = L⁻¹·W; None if Y is too far from orthonormal rows for it to help."""
     algebra = scaled.algebra
     gram = algebra.zeros(scaled.short)
     for block in scaled.blocks():

@@ -1,8 +1,8 @@
 """A journal of measured matrices, written as they are measured: a killed scan continues, and a second one has less to do.
 
-A folder of JSON lines, one file a process: appending needs no lock, also on a network file system. A line's key says what was
-measured and how, and it holds a digest of the bytes that were: it counts where the file still has them, whatever its date and
-size. Reading them for that takes a hundredth of the time that measuring takes. A line torn by a kill counts for nothing.
+A folder of JSON lines, one file a process: appending needs no lock, also on a network file system. A line's key identifies the
+matrix and the method, and the line holds a digest of the measured bytes: it counts if the file still has them, whatever its date
+and size. Reading them for that takes a hundredth of the time that measuring takes. A line torn by a kill is ignored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Found = dict[str, dict[str, Any]]
 
 
 class Journal:
-    """Measured matrices of a checkpoint in `folder`, by key. Raises `InputError` where the folder can't be written."""
+    """The journal in `folder` of a checkpoint's measured matrices, by key. Raises `InputError` if the folder can't be written."""
 
     def __init__(self, folder: Path, checkpoint: Checkpoint, **options: Any) -> None:
         self._folder = folder
@@ -66,11 +66,12 @@ class Journal:
                     _check(entry["value"])
                     found.setdefault(str(entry["key"]), {})[str(entry["bytes"])] = entry["value"]
                 except (ValueError, KeyError, TypeError, AttributeError):
-                    continue  # torn by a kill, or what no matrix has: it is measured again
+                    continue  # torn by a kill, or a value that no matrix has: it is measured again
         return found
 
     def append(self, ref: MatrixRef, digest: str, value: Mapping[str, Any]) -> None:
-        """Keep what `ref` measured, of bytes with that digest. One write, so that a kill leaves a whole line or a torn one."""
+        """Keep the measurement of `ref`, whose bytes have `digest`. It is one write, so a kill leaves a whole line or a torn
+        one."""
         if self._is_full:
             return
         line = json.dumps({"key": self.key(ref), "bytes": digest, "value": value}, allow_nan=False).encode()
@@ -83,7 +84,7 @@ class Journal:
             )
 
     def close(self) -> None:
-        """Close this process's file, and remove it where nothing was measured."""
+        """Close this process's file, and remove it if nothing was measured."""
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
             if self._path.stat().st_size == 0:
@@ -91,7 +92,7 @@ class Journal:
 
 
 def _check(value: Mapping[str, Any]) -> None:
-    """Raise `ValueError` where `value` is nothing that a scan could have measured."""
+    """Raise `ValueError` if no scan could have measured `value`."""
     if value.keys() == {"invalid"}:
         return
     matrix = RankedMatrix.from_json({name: item for name, item in value.items() if name != "sigmas"})
@@ -104,7 +105,7 @@ def _read_lines(path: Path) -> Iterator[bytes]:
         with os.fdopen(open_regular(path), "rb") as file:
             yield from file
     except OSError:
-        return  # what it would have said is measured again
+        return  # its matrices are measured again
 
 
 def default_folder(checkpoint: Checkpoint) -> Path:

@@ -1,4 +1,4 @@
-"""Which matrices a journal knows: not by their names, which another checkpoint in its folder may share, but by their bytes."""
+"""Matrices that a journal knows: not by their names, which another checkpoint in its folder may share, but by their bytes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kappaspeech.scan.partition import assign, reading_cost
 def digest_known(
     checkpoint: Checkpoint, cluster: Cluster, refs: Sequence[MatrixRef], *, watch: Watch, shown: bool
 ) -> dict[str, str]:
-    """Digests of `refs`, of which the journal has values. The shares of work depend on whether the bytes are the same.
+    """Digests of those of `refs` that have values in the journal. The shares of work depend on whether the bytes are the same.
 
-    A collective. Reading takes a hundredth of the time that measuring takes; what was read here isn't read for that again.
+    A collective. Reading takes a hundredth of the time that measuring takes; no byte is read twice for it.
     """
     if not refs:
         return {}
@@ -40,7 +40,7 @@ def digest_known(
 
 @contextlib.contextmanager
 def naming(checkpoint: Checkpoint, ref: MatrixRef) -> Iterator[None]:
-    """Let a read that fails say which tensor of which file it was."""
+    """Add to a failed read the tensor and the file that it was reading."""
     try:
         yield
     except (OSError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""The largest eigenvalue of a symmetric positive semi-definite operator, with a bound on what is still missing."""
+"""The largest eigenvalue of a symmetric positive semi-definite operator, with a bound on the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from kappaspeech.tensor_files.dtypes import FloatArray
 
 _SEED = 20250616
-# The start holds each eigenvector with a weight of g/√size, g standard normal; this is the least |g| reckoned with.
+# The start holds each eigenvector with a weight of g/√size, g standard normal; this is the least |g| that the bound assumes.
 _LEAST_WEIGHT = 0.1
 # Solving the small tridiagonal problem costs about as much as a few steps on a small matrix.
 _STEPS_BETWEEN_CHECKS = 6
@@ -19,7 +19,7 @@ _STEPS_BETWEEN_CHECKS = 6
 
 @dataclass(frozen=True)
 class Eigenpair:
-    """`value`, its unit `vector`, and `error`: how far, relative to `value`, the true one may lie above."""
+    """`value`, its unit `vector`, and `error`: a bound, relative to `value`, on how far the true one lies above."""
 
     value: float
     vector: FloatArray
@@ -29,10 +29,10 @@ class Eigenpair:
 def largest_eigenpair(apply: Callable[[FloatArray], FloatArray], size: int, *, rtol: float, max_steps: int) -> Eigenpair:
     """Lanczos with full reorthogonalisation from a fixed random start, until the error bound is below `rtol`.
 
-    A residual r says that some eigenvalue is within r, not that it is the largest, and r²/gap (Parlett, The Symmetric
-    Eigenvalue Problem, 1998, §10.5) wants the gap to eigenvalues that a cluster hides. But r ≥ w·(λ₁ − θ), w being the weight
-    of the largest one's vector in the Ritz vector: no less than in the start, as the Ritz polynomial grows past its last root.
-    Hence the bound r/w, with the least w that a random start has. Stops after `max_steps` with the bound it has.
+    A residual r means that some eigenvalue is within r, not that it is the largest. The bound r²/gap (Parlett, The Symmetric
+    Eigenvalue Problem, 1998, §10.5) needs the gap to eigenvalues that a cluster hides. But r ≥ w·(λ₁ − θ), w being the weight of
+    the largest one's vector in the Ritz vector: no less than in the start, as the Ritz polynomial grows past its last root. Hence
+    the bound r/w, with the least w that a random start has. It stops after `max_steps` with the bound it has.
     """
     steps = min(size, max_steps)
     basis = np.empty((min(steps + 1, 64), size))
@@ -65,7 +65,7 @@ def largest_eigenpair(apply: Callable[[FloatArray], FloatArray], size: int, *, r
 
 
 def estimate_norm(apply: Callable[[FloatArray], FloatArray], size: int, *, num_steps: int) -> float:
-    """The spectral norm of a symmetric operator, from below, by `num_steps` Lanczos steps; `inf` where it isn't finite."""
+    """The spectral norm of a symmetric operator, from below, by `num_steps` Lanczos steps; `inf` if it isn't finite."""
     vector = np.random.Generator(np.random.PCG64(_SEED)).standard_normal(size)
     vector /= np.linalg.norm(vector)
     before, norm = np.zeros(size), 0.0

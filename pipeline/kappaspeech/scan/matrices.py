@@ -18,13 +18,13 @@ from kappaspeech.scan.scales import Scales, scale_blocks
 from kappaspeech.tensor_files.dtypes import CODES, FLOATS, FloatArray, StoredArray, widen
 from kappaspeech.tensor_files.gguf_file import UNREADABLE
 
-# A matrix of at most so many stored bytes is kept while it is measured; a larger one is read again for each pass.
+# A matrix of at most this many stored bytes is kept while it is measured; a larger one is read again for each pass.
 _MAX_HELD_BYTES = 256 << 20
 # Three-dimensional parameters that stack one matrix per expert: transformers' fused experts, granite's, GGUF's.
 _EXPERTS = re.compile(r"experts?\b|experts?\.|_exps\b|moe\.(input|output)_linear|\.(gate_up_proj|down_proj|gate_proj|up_proj)$")
 _DIGEST_BYTES = 8 << 20
 _FLAGS = ("uint8", "int8", "int32", "int64", "bool")
-# A tensor of more elements is none that a program could have made.
+# No program could have made a tensor of more elements.
 _MAX_ELEMENTS = 2**48
 
 
@@ -53,7 +53,7 @@ class SkippedTensor:
 
 
 def list_matrices(checkpoint: Checkpoint) -> tuple[list[MatrixRef], list[SkippedTensor]]:
-    """Every matrix of a checkpoint, and every tensor that isn't one with the reason."""
+    """Every matrix of a checkpoint, and every other tensor with the reason why it is none."""
     matrices, skipped = [], []
     packed = find_packed(checkpoint.dtypes)
     for ref in checkpoint.tensors:
@@ -121,7 +121,7 @@ def _read_small(checkpoint: Checkpoint, name: str) -> StoredArray:
 
 
 def digest_matrix(checkpoint: Checkpoint, ref: MatrixRef) -> str:
-    """A digest of all stored bytes that `ref` is made of, those of its scales too. Raises `OSError`."""
+    """A digest of all stored bytes of `ref`, those of its scales too. Raises `OSError`."""
     total = hashlib.sha256()
     num_bytes = checkpoint.num_bytes_of(ref.tensor.name)
     begin, size = 0, num_bytes
@@ -177,7 +177,7 @@ class StoredMatrix:
         return wide.T if self._is_tall else wide
 
     def stored_block(self, start: int, stop: int) -> tuple[StoredArray, str]:
-        """The same in the stored bits where those are whole numbers of torch's and unscaled, else in float64."""
+        """The same in the stored bits if torch has their format and they are unscaled, else in float64."""
         dtype = self._ref.tensor.dtype
         if self._scales is not None or dtype not in ("bfloat16", "float16", "float32"):
             return self.block(start, stop), "float64"

@@ -1,7 +1,8 @@
-"""Quantised checkpoints: which tensors are packed codes, and which only help to decode others: no ranking takes them for weights.
+"""Packed codes of quantised checkpoints, and tensors that only help to decode others: no ranking takes them for weights.
 
-Known by their names, as GPTQ, AWQ, bitsandbytes, compressed-tensors, HQQ, MXFP4, NVFP4, FP8, torchao, quanto, AQLM, VPTQ, QuIP#
-and EXL2/3 write them. Codes that are plain once scaled (FP8, 8-bit integers) are ranked, with what `find_scale` finds.
+They are known by their names, as GPTQ, AWQ, bitsandbytes, compressed-tensors, HQQ, MXFP4, NVFP4, FP8, torchao, quanto, AQLM,
+VPTQ, QuIP# and EXL2/3 write them. Codes that are plain once scaled (FP8, 8-bit integers) are ranked, with the scales that
+`find_scale` finds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from kappaspeech.tensor_files.dtypes import CODES, FLOATS
 
-# a module's tensor that shows how it is packed → what must lie beside it, if anything, and the scheme
+# a module's tensor that shows its packing → the tensor that must lie beside it, if any, and the scheme
 _MARKERS = {
     "qweight": (None, "GPTQ or AWQ"),
     "W_q": (None, "HQQ"),
@@ -30,7 +31,7 @@ _MARKERS = {
     "trellis": (None, "EXL3"),
     "B": ("s", "Marlin"),
 }
-# experts that lie together in one module are told apart by what comes before the last part of the name
+# experts that lie together in one module differ in the part before the last of the name
 _FUSED_MARKER = re.compile(r"(?P<stem>.+)_blocks")
 _HELPER = re.compile(
     r"(^|[._])(scales?|scale_inv|scale_[0-9]|scb|q?zeros?|zero_points?|zp|shifts?|absmax|quant_map|codebooks?|centroids|g_idx|"
@@ -48,8 +49,8 @@ SCALE_DTYPES = {*FLOATS, "float8_e8m0fnu"}
 
 @dataclass(frozen=True)
 class Scale:
-    """The scales that codes are multiplied with: their tensor's name, what they are multiplied with themselves, and the name of
-    the tensor that is taken from the codes before, if there is one. A stored number in `layout` must be zero."""
+    """The scales that codes are multiplied with: their tensor's name, a `factor` on the scales, and the name of the tensor that
+    is subtracted from the codes before, if there is one. A stored number in `layout` must be zero."""
 
     name: str
     factor: float = 1.0
@@ -74,7 +75,8 @@ def find_scale(name: str, dtype: str, stored: Mapping[str, str]) -> Scale | None
 
 
 def find_packed(stored: Mapping[str, str]) -> dict[str, str]:
-    """Why each of the tensors `stored` (dtypes by name) that is part of a packed weight, or no weight at all, isn't ranked."""
+    """The reason why a tensor of `stored` (dtypes by name), part of a packed weight or no weight at all, isn't ranked; by
+    name."""
     modules: dict[str, str] = {}
     for name in stored:
         module = _module(name)

@@ -1,4 +1,4 @@
-"""The cost of a matrix, and the assignment of matrices to ranks. Pure: knows no process."""
+"""The cost of a matrix, and the assignment of matrices to ranks. Pure: it knows no process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _GRAM_RATE = 3.85e10
 _CHOLESKY_RATE = 1.2e11
 _LANCZOS_SECONDS = 1.25 / 4096**2
 _READING_SECONDS = 1e-8
-# What a matrix costs however small it is: Python, a read, a line in the journal.
+# The least cost of a matrix, however small: Python, a read, a line in the journal.
 FIXED_SECONDS = 2e-3
 _LARGEST_SHARE = 0.25
 
@@ -75,7 +75,7 @@ def plan(
 
 
 def assign(costs: Sequence[float], world_size: int) -> list[list[int]]:
-    """Indices of `costs` for each rank: the costliest first, each to the rank that has least (LPT; Graham 1969)."""
+    """Indices of `costs` for each rank: the costliest first, each to the rank with the least so far (LPT; Graham 1969)."""
     shares: list[list[int]] = [[] for _ in range(world_size)]
     loads = [(0.0, rank) for rank in range(world_size)]
     for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):

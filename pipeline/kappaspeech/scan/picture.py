@@ -1,4 +1,4 @@
-"""A ranking at a glance: κ by layer and module of each tower, its spread or spectra by type, and what a count costs."""
+"""A picture of a ranking: κ by layer and module of each tower, its spread or spectra by type, and the cost of a count."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kappaspeech.selection.candidates import Candidate
 
 _EXPERT = re.compile(r"\[\d+\]$")
 _FORMATS = ("png", "svg", "pdf")
-# more rows, panels and lines than this nobody can tell apart
+# nobody can tell more rows, panels and lines than this apart
 _MAX_TYPES = 40
 _MAX_TOWERS = 6
 _MAX_LINES = 14
@@ -33,8 +33,8 @@ _MAX_LINES = 14
 def write_picture(ranking: KappaRanking, path: Path, *, score: str, selected: Sequence[str] = ()) -> None:
     """Draw `ranking` by `score`, with the tensors `selected` marked, as PNG, SVG or PDF by the name of `path`.
 
-    Where the ranking has spectra, each module type's is drawn: the median over its matrices. Raises `InputError` for another
-    format, and `SelectionError` for an unknown score.
+    If the ranking has spectra, each module type's is drawn: the median over its matrices. Raises `InputError` for another format,
+    and `SelectionError` for an unknown score.
     """
     kind = path.suffix.removeprefix(".")
     if kind not in _FORMATS:
@@ -94,7 +94,7 @@ def _choose_modules(cells: Sequence[Cell]) -> list[str]:
 
 
 def _say_missing(cells: Sequence[Cell], tower: str, drawn: Sequence[str], *, num_towers: int) -> str:
-    """What of a tower, and below the last one of the model, isn't drawn, in brackets; nothing where all is."""
+    """A remark in brackets on the parts of a tower, and below the last one of the model, that aren't drawn; "" if all are."""
     num_modules = len({cell.place.module for cell in cells if cell.place.tower == tower}) - len(drawn)
     counts = [f"{number} more {what}" for number, what in ((num_modules, "modules"), (num_towers, "towers")) if number]
     return f" ({' and '.join(counts)} aren't drawn)" if counts else ""
@@ -117,7 +117,7 @@ def _draw_tower(
     limits: tuple[float, float],
     selected: set[str],
 ) -> None:
-    """Modules by layers. A cell of several experts shows their median, and a dot where one of them is selected."""
+    """Draw modules by layers. A cell of several experts shows their median, and a dot if one of them is selected."""
     from matplotlib.colors import LinearSegmentedColormap
 
     layers = sorted({cell.place.layer for cell in cells})
@@ -145,7 +145,7 @@ def _draw_tower(
 
 
 def _group(cells: Sequence[Cell], towers: Sequence[str], kinds: Mapping[str, Sequence[str]]) -> dict[str, list[Candidate]]:
-    """Candidates by what a line of the middle panel stands for: a module, with its tower's first word if there are several."""
+    """Candidates by the meaning of a line of the middle panel: a module, with its tower's first word if there are several."""
     groups: dict[str, list[Candidate]] = {}
     for tower in towers:
         short = short_modules(kinds[tower])
@@ -173,7 +173,7 @@ def _draw_spread(axes: Any, groups: Mapping[str, Sequence[Candidate]], *, by: st
 
 
 def _draw_spectra(axes: Any, spectra: Mapping[str, NDArray[np.float32]], groups: Mapping[str, Sequence[Candidate]]) -> None:
-    """Each type's median σᵢ/σ₁ over its matrices, at 200 places along the spectrum."""
+    """Draw each type's median σᵢ/σ₁ over its matrices, at 200 places along the spectrum."""
     places = np.linspace(0, 1, 200)
     for number, (kind, members) in enumerate(sorted(groups.items())[:_MAX_LINES]):
         names = {item.name for item in members}
@@ -191,7 +191,7 @@ def _draw_spectra(axes: Any, spectra: Mapping[str, NDArray[np.float32]], groups:
 
 
 def _draw_legend(axes: Any, num_groups: int) -> None:
-    """Below the axes, where no line runs through it."""
+    """Draw the legend below the axes, so that no line runs through it."""
     if not axes.lines:
         return
     left_out = num_groups - len(axes.lines)

@@ -35,7 +35,7 @@ def _without_weight(name: str) -> str:
 
 
 def short_modules(modules: Iterable[str]) -> dict[str, str]:
-    """Each module by its last word, or by as many as tell it from the others: `v_proj`, but `cross_attn.query`."""
+    """Each module by its last word, or by as many as distinguish it from the others: `v_proj`, but `cross_attn.query`."""
     names = list(dict.fromkeys(modules))
     short: dict[str, str] = {}
     for name in names:
@@ -47,7 +47,8 @@ def short_modules(modules: Iterable[str]) -> dict[str, str]:
 
 
 def short_names(names: Iterable[str]) -> Mapping[str, str]:
-    """Each tensor without what all of the tower share: `10.self_attn.v_proj`, with the tower's own word if there are several."""
+    """Each tensor's name without the words that its tower shares: `10.self_attn.v_proj`, with the tower's if there are
+    several."""
     given = list(names)
     towers = {place.tower for name in given if (place := find_place(name)) is not None}
     word = {tower: tower.split(".")[0] if len({t.split(".")[0] for t in towers}) == len(towers) else tower for tower in towers}

@@ -1,4 +1,4 @@
-"""The scan's result: every matrix's spectrum in order of κ, and why the other tensors aren't in it. JSON in and out."""
+"""The result of a scan: every matrix's spectrum in order of κ, and the other tensors with the reason. JSON in and out."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ SCHEMA_VERSION = 1
 class RankedMatrix:
     """A measured matrix. `name` is its parameter's, with [expert] for one of many; `shape` is the parameter's.
 
-    `storage_noise` is how far, relative to it, rounding to the stored dtype moves σ_min as a rule (one standard deviation of
-    uᵀEv); at 1 and above κ says more of the rounding than of the weights. None where the rounding isn't known.
+    `storage_noise` is the usual change of σ_min by rounding to the stored dtype, relative to it (one standard deviation of uᵀEv).
+    At 1 and above κ says more of the rounding than of the weights. None if the rounding isn't known.
     """
 
     name: str
@@ -46,7 +46,7 @@ class RankedMatrix:
         return self.storage_noise is not None and self.storage_noise >= 1
 
     def to_json(self) -> dict[str, Any]:
-        """As ranking.json holds it. JSON has no infinity: κ is null beside `zero_sigmas` > 0."""
+        """The entry of ranking.json. JSON has no infinity: κ is null beside `zero_sigmas` > 0."""
         stats = self.stats
         return {
             "name": self.name,
@@ -72,7 +72,8 @@ class RankedMatrix:
 
     @staticmethod
     def from_json(entry: Mapping[str, Any], *, is_trusted: bool = False) -> RankedMatrix:
-        """Raises `ValueError` where `entry` isn't one, or says what no matrix has; unchecked where it was just made."""
+        """The matrix of an entry. Raises `ValueError` if `entry` isn't one, or has values of no matrix; `is_trusted` skips
+        that."""
         return RankedMatrix._of(RankingEntry.model_construct(**entry) if is_trusted else RankingEntry.model_validate(entry))
 
     @staticmethod
@@ -109,9 +110,9 @@ class KappaRanking:
     rtol: float
     matrices: tuple[RankedMatrix, ...]
     skipped: tuple[SkippedTensor, ...]
-    # every singular value by matrix, descending, float32, (m,); empty where they weren't asked for. Not in ranking.json.
+    # every singular value by matrix, descending, float32, (m,); empty if they weren't asked for. Not in ranking.json.
     spectra: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, compare=False, repr=False)
-    # of a GGUF file: by it an export knows what the tensors are elsewhere
+    # of a GGUF file: from it an export derives the tensors' names in transformers
     gguf_architecture: str | None = None
 
     @staticmethod
@@ -126,7 +127,7 @@ class KappaRanking:
         spectra: Mapping[str, NDArray[np.float32]] | None = None,
         gguf_architecture: str | None = None,
     ) -> KappaRanking:
-        """A ranking in its order, whatever the order of what it is made from."""
+        """A ranking in its order, whatever the order of its parts."""
         ordered = tuple(sorted(matrices, key=lambda matrix: (matrix.stats.kappa, matrix.name)))
         left_out = tuple(sorted(skipped, key=lambda tensor: tensor.name))
         return KappaRanking(
@@ -135,11 +136,11 @@ class KappaRanking:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of everything but what the model and its family are called."""
+        """SHA-256 of everything but the names of the model and its family."""
         return digest_json({key: value for key, value in self._to_json().items() if key not in ("model", "gguf_architecture")})
 
     def candidates(self, score: str) -> list[Candidate]:
-        """One candidate a parameter. Fused experts train together: theirs is the mean over the experts, as PEFT takes it.
+        """One candidate per parameter. Fused experts train together: theirs is the mean over the experts, as PEFT takes it.
 
         Raises `SelectionError` for a score that isn't one.
         """
@@ -187,7 +188,7 @@ class KappaRanking:
         write_with(path, lambda temporary: save_file(spectra, temporary, metadata=metadata))
 
     def with_spectra(self, path: Path) -> KappaRanking:
-        """This ranking with the spectra that `write_spectra` kept. Raises `InputError` where they are another checkpoint's."""
+        """This ranking with the spectra that `write_spectra` kept. Raises `InputError` if they are another checkpoint's."""
         from safetensors import safe_open
 
         with explained(f"{path} is no file of spectra", "Make it with `kappaspeech scan --spectrum`."):
@@ -204,7 +205,7 @@ class KappaRanking:
 
     @staticmethod
     def read(path: Path) -> KappaRanking:
-        """Read a `ranking.json`. Raises `InputError` where it isn't one."""
+        """Read a `ranking.json`. Raises `InputError` if it isn't one."""
         content = read_json(path, schema_version=SCHEMA_VERSION)
         with explained(f"{path} is no ranking", "Make it again with `kappaspeech scan`."):
             file = RankingFile.model_validate(content)

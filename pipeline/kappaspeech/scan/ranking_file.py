@@ -21,7 +21,7 @@ class _Strict(BaseModel):
 
 
 class RankingEntry(_Strict):
-    """One measured matrix, as `RankedMatrix.to_json` writes it; what can be computed from the rest may be absent."""
+    """One measured matrix, as `RankedMatrix.to_json` writes it; values that follow from the rest may be absent."""
 
     name: str
     parameter: str
@@ -80,7 +80,7 @@ class SkippedEntry(_Strict):
 
 
 class RankingFile(_Strict):
-    """ranking.json but its schema_version."""
+    """The content of ranking.json except its schema_version."""
 
     model: str
     checkpoint_digest: str

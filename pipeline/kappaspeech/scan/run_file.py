@@ -1,4 +1,4 @@
-"""A training run of ours as a checkpoint: the base model, with what the run trained in its place, as its export would hold it."""
+"""A training run of ours as a checkpoint: the base model with the trained tensors in their places, as in its export."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kappaspeech.tensor_files.dtypes import FLOATS, StoredArray
 from kappaspeech.tensor_files.safetensors_file import SafetensorsFile
 from kappaspeech.tensor_files.tensor_file import StoredTensor
 
-# LoRA is merged so many rows at a time, cut at the same places for whoever reads, so that all read the same bits
+# LoRA is merged this many rows at a time, cut at the same places for every reader, so that all read the same bits
 _BLOCK_ROWS = 512
 
 
 class Base(Protocol):
-    """What is asked of the base's checkpoint."""
+    """The part of a checkpoint's interface that is needed of the base."""
 
     def read(self, name: str, start: int, stop: int) -> StoredArray: ...
     def dtype_of(self, name: str) -> str: ...

@@ -13,7 +13,7 @@ from kappaspeech.errors import ScanError
 from kappaspeech.scan.algebra import Algebra, HostAlgebra, Matrix
 from kappaspeech.tensor_files.dtypes import FloatArray
 
-# Grams of this many long-side vectors are summed apart and then in order, so that the sum is the same bits whoever formed them.
+# Grams of this many long-side vectors are summed apart and then in order, so the sum has the same bits on any rank.
 PIECE_VECTORS = 1 << 14
 
 
@@ -33,7 +33,7 @@ class ScaledMatrix:
 
 
 def find_exponent(matrix: Matrix, algebra: Algebra) -> int:
-    """The binary exponent of the largest magnitude, exact to divide by."""
+    """The binary exponent of the largest magnitude; division by its power of two is exact."""
     peaks = [algebra.peak(block) for block in ScaledMatrix(matrix, 0, algebra).blocks()]
     peak = max(peaks, key=lambda value: math.inf if math.isnan(value) else value)
     check_finite(peak)
@@ -41,7 +41,7 @@ def find_exponent(matrix: Matrix, algebra: Algebra) -> int:
 
 
 def check_finite(value: float) -> None:
-    """Raise `ScanError` for what a NaN or an infinity among the weights has made."""
+    """Raise `ScanError` for a value that a NaN or an infinity among the weights has made."""
     if not math.isfinite(value):
         raise ScanError("it holds NaN or infinity, so it has no singular values")
 
@@ -52,8 +52,8 @@ def num_pieces(long: int) -> int:
 
 
 def piece_gram(matrix: Matrix, piece: int, *, algebra: Algebra | None = None) -> FloatArray:
-    """G of one piece of the long side, (m, m) in Fortran order, of which the lower triangle counts. Of narrow formats only:
-    nothing is scaled."""
+    """G of one piece of the long side, (m, m) in Fortran order; the lower triangle counts. For narrow formats only: nothing is
+    scaled."""
     assert not matrix.is_float64
     algebra = algebra or HostAlgebra()
     return algebra.to_host(sum_pieces(ScaledMatrix(matrix, 0, algebra), [piece]))

@@ -8,12 +8,12 @@ import numpy as np
 
 from kappaspeech.tensor_files.dtypes import FloatArray
 
-# DeepSeek's block first: where a cut last block leaves the width open, it is this one.
+# DeepSeek's block first: if a cut last block leaves the width open, it is this one.
 _BLOCK_WIDTHS = (128, 32, 64, 256, 512)
 
 
 def scale_blocks(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int] | None:
-    """Rows and columns of `shape` that one scale covers; None where scales of that shape can't be told apart."""
+    """Rows and columns of `shape` that one scale covers; None if scales of that shape are ambiguous."""
     rows, columns = shape
     if math.prod(scales) == 1:
         return rows, columns
@@ -26,7 +26,7 @@ def scale_blocks(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, 
 
 
 def _block_width(size: int, count: int) -> int:
-    """The width that cuts `size` into `count` blocks, the last one perhaps short; 0 where none does."""
+    """The width that cuts `size` into `count` blocks, the last one perhaps short; 0 if none does."""
     if count in (1, size):
         return size // count
     even = (size // count,) if count and size % count == 0 else ()

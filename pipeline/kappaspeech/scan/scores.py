@@ -1,6 +1,6 @@
 """The scores by which tensors can be ordered. Small means well conditioned, and none depends on the matrix's scale.
 
-Raw κ mostly tells shapes apart: square matrices have a large one. The other scores depend less on the shape.
+Raw κ mostly separates shapes: square matrices have a large one. The other scores depend less on the shape.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def kappa(stats: SpectrumStats) -> float:
-    """κ = σ₁/σₘ, `inf` where rank deficient: the paper's score."""
+    """κ = σ₁/σₘ, `inf` if rank deficient: the paper's score."""
     return stats.kappa
 
 
@@ -27,7 +27,7 @@ def kappa_nonzero(stats: SpectrumStats) -> float:
 
 
 def kappa_over_gaussian(stats: SpectrumStats) -> float:
-    """κ over what a Gaussian matrix of this shape has: κ₀ = (√n + √m)/(√n − √(m−1)) (Marchenko–Pastur; Edelman 1988)."""
+    """κ over that of a Gaussian matrix of this shape: κ₀ = (√n + √m)/(√n − √(m−1)) (Marchenko–Pastur; Edelman 1988)."""
     short, long = sorted(stats.shape)
     gaussian = (math.sqrt(long) + math.sqrt(short)) / (math.sqrt(long) - math.sqrt(short - 1))
     return stats.kappa / gaussian
@@ -36,12 +36,12 @@ def kappa_over_gaussian(stats: SpectrumStats) -> float:
 def entropy_deficit(stats: SpectrumStats) -> float:
     """2 to the bits a dimension loses to unequal singular values, over a Gaussian's: 2^(D − D₀).
 
-    D = log₂(‖W‖_F/√m) − (1/m)·Σ log₂ σᵢ is 0 iff κ = 1 (arXiv:2506.16289, Theorem 1); D₀ is a Gaussian matrix's mean of it.
-    `inf` where rank deficient. As a power of two it is positive, like the other scores.
+    D = log₂(‖W‖_F/√m) − (1/m)·Σ log₂ σᵢ is 0 iff κ = 1 (arXiv:2506.16289, Theorem 1); D₀ is a Gaussian matrix's mean of it. `inf`
+    if rank deficient. As a power of two it is positive, like the other scores.
     """
     if stats.zero_sigmas:
         return math.inf
-    from scipy.special import digamma  # half of what a scan would import, and most never ask for this score
+    from scipy.special import digamma  # half of a scan's imports, and most scans never ask for this score
 
     short, long = sorted(stats.shape)
     deficit = math.log2(stats.frobenius / math.sqrt(short)) - stats.log2_volume / short
@@ -51,11 +51,11 @@ def entropy_deficit(stats: SpectrumStats) -> float:
 
 
 def stable_rank(stats: SpectrumStats) -> float:
-    """m over the stable rank ‖W‖²_F/σ₁²: 1 where all singular values are equal, m for a matrix of rank one."""
+    """m over the stable rank ‖W‖²_F/σ₁²: 1 if all singular values are equal, m for a matrix of rank one."""
     return min(stats.shape) / stats.stable_rank if stats.stable_rank > 0 else math.inf
 
 
-# by the name that commands and files know it by; the help of `kappaspeech select` lists them
+# by their names in commands and files; the help of `kappaspeech select` lists them
 SCORES: dict[str, Callable[[SpectrumStats], float]] = {
     "kappa": kappa,
     "kappa-nonzero": kappa_nonzero,

@@ -48,8 +48,8 @@ def spectrum_stats(
 ) -> SpectrumStats:
     """Measure one matrix: a 2-D numpy array or torch tensor of any float dtype, computed in float64 on the CPU or `device`.
 
-    κ is within `rtol` where float64 can give that, and within the result's `error_bound` always. `with_sigmas` keeps all
-    singular values. Raises `ScanError` on a NaN or an infinity, `ValueError` for what has not two dimensions of at least one,
+    κ is within `rtol` if float64 can give that, and within the result's `error_bound` always. `with_sigmas` keeps all singular
+    values. Raises `ScanError` on a NaN or an infinity, `ValueError` for an array without two dimensions of at least one,
     `InputError` for a device that isn't there.
     """
     if hasattr(weight, "detach"):
@@ -80,7 +80,7 @@ def measure(
     with_sigmas: bool = False,
     algebra: Algebra | None = None,
 ) -> SpectrumStats:
-    """Climb the ladder until κ is known to `rtol`. `gram`, where others have formed it, is overwritten. Raises `ScanError`.
+    """Climb the ladder until κ is known to `rtol`. `gram`, if others have formed it, is overwritten. Raises `ScanError`.
 
     `shape` of the result is (short, long).
     """

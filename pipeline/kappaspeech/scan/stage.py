@@ -1,7 +1,7 @@
 """Stage 1: list a checkpoint's matrices, share them among the ranks, measure each, gather one ranking.
 
-The numbers don't depend on the number of ranks: a large matrix's Gram is always the sum of the same pieces in the same
-order, whether one rank forms them all or several bring theirs together.
+The numbers don't depend on the number of ranks: a large matrix's Gram is always the sum of the same pieces in the same order,
+whether one rank forms them all or several add theirs.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def scan(
 ) -> KappaRanking:
     """Measure every matrix of `checkpoint`, κ to `rtol`, and rank them. A collective: every rank gets the same ranking.
 
-    Matrices are taken from a common queue, the costliest first, or assigned beforehand where `is_static`. `journal` is a
-    folder in which measured matrices are kept and found again. `with_sigmas` keeps every singular value (`spectra`). `device`
-    is torch's name of one to compute on; `cuda` means a rank's own. A matrix with NaN or infinity is listed as skipped. Raises
-    `ScanError` naming the tensor that can't be read, `RankFailure` on the other ranks, `InputError` for an absent device.
+    Matrices are taken from a common queue, the costliest first, or assigned beforehand if `is_static`. `journal` is a folder in
+    which measured matrices are kept and found again. `with_sigmas` keeps every singular value (`spectra`). `device` is torch's
+    name of one to compute on; `cuda` means a rank's own. A matrix with NaN or infinity is listed as skipped. Raises `ScanError`
+    naming the tensor that can't be read, `RankFailure` on the other ranks, `InputError` for an absent device.
     """
     cluster = cluster or SingleProcess()
     options = ScanOptions(rtol, method, is_static, with_sigmas, own_device(device, cluster.local_rank) if device else None)
@@ -118,7 +118,7 @@ def scan(
 
 @dataclass
 class _Worker:
-    """One rank's share of the work, and what it measured: a matrix's JSON by name."""
+    """One rank's share of the work, and its measurements: a matrix's JSON by name."""
 
     checkpoint: Checkpoint
     cluster: Cluster
@@ -207,7 +207,7 @@ class _Worker:
         return self._spill / f"{task.matrix}-{task.piece}.npy"
 
     def _find_kept(self, ref: MatrixRef, digest: str) -> dict[str, Any] | None:
-        """What the journal has of a matrix of that name, dtype and bytes."""
+        """The journal's value of a matrix of that name, dtype and bytes."""
         if not self.journal or not self.kept:
             return None
         value = self.kept.get(self.journal.key(ref), {}).get(digest)
@@ -250,7 +250,7 @@ class _Worker:
 
 
 def own_device(device: str, local_rank: int) -> str:
-    """`cuda` as the rank's own GPU, in turns where ranks outnumber them; any other name as it is."""
+    """`cuda` as the rank's own GPU, in turns if there are more ranks than GPUs; any other name as it is."""
     import torch
 
     if device != "cuda" or not torch.cuda.is_available():
@@ -259,7 +259,7 @@ def own_device(device: str, local_rank: int) -> str:
 
 
 def describe(ref: MatrixRef, stats: SpectrumStats) -> RankedMatrix:
-    """A measured matrix with what its checkpoint says of it."""
+    """A measured matrix with the facts that its checkpoint has of it."""
     suffix = "" if ref.expert is None else f"[{ref.expert}]"
     return RankedMatrix(
         name=ref.name,
@@ -274,10 +274,10 @@ def describe(ref: MatrixRef, stats: SpectrumStats) -> RankedMatrix:
 
 
 def storage_noise(stats: SpectrumStats, dtype: str) -> float | None:
-    """About one standard deviation of what rounding to `dtype` does to σ_min, relative to it.
+    """The relative change of σ_min by rounding to `dtype`: about one standard deviation.
 
-    A stored number is off by a relative error of standard deviation u/√6 or so (uniform within half a unit in the last
-    place); to first order σ_min moves by uᵀEv, whose deviation is one entry's.
+    A stored number is off by a relative error of standard deviation u/√6 or so (uniform within half a unit in the last place); to
+    first order σ_min moves by uᵀEv, whose deviation is one entry's.
     """
     if dtype not in FLOATS or stats.sigma_min == 0:
         return None

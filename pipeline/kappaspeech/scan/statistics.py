@@ -1,4 +1,4 @@
-"""What is said of a matrix's singular values, and how it follows from all of them or from their two ends."""
+"""Statistics of a matrix's singular values, from all of them or from their two ends."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ UNIT_ROUNDOFF = 2.0**-53
 class SpectrumStats:
     """Statistics of a matrix's singular values σ₁ ≥ … ≥ σₘ.
 
-    `sigma_min` is the smallest that isn't zero; `zero_sigmas` how many are zero, that is at most max(m, n)·2⁻⁵²·σ₁.
-    `log2_volume` is Σ log₂ σᵢ over those that aren't. `error_bound` bounds the relative error of σ₁/`sigma_min`; `rung` is
-    the method. A zero matrix has `sigma_max` = `sigma_min` = 0.
+    `sigma_min` is the smallest that isn't zero; `zero_sigmas` the number that are zero, that is at most max(m, n)·2⁻⁵²·σ₁.
+    `log2_volume` is Σ log₂ σᵢ over those that aren't. `error_bound` bounds the relative error of σ₁/`sigma_min`; `rung` is the
+    method. A zero matrix has `sigma_max` = `sigma_min` = 0.
     """
 
     shape: tuple[int, int]
@@ -34,7 +34,7 @@ class SpectrumStats:
     frobenius: float
     error_bound: float
     rung: str
-    # all σᵢ, descending, (m,), where they were asked for
+    # all σᵢ, descending, (m,), if they were asked for
     sigmas: FloatArray | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -60,7 +60,7 @@ class SpectrumStats:
 
 
 def backward_error(scaled: ScaledMatrix, kappa: float) -> float:
-    """The relative error of κ that a backward error of a few roundings of σ₁ makes."""
+    """The relative error of κ by a backward error of a few roundings of σ₁."""
     return 8 * math.sqrt(scaled.short) * UNIT_ROUNDOFF * kappa
 
 
@@ -84,12 +84,12 @@ def finish(scaled: ScaledMatrix, sigmas: FloatArray, rung: str, *, frobenius: fl
 
 
 def _unscale(scaled: ScaledMatrix, value: float) -> float:
-    """`value` of the matrix itself. Raises `ScanError` where float64 can't hold it."""
+    """`value` of the matrix itself. Raises `ScanError` if float64 can't hold it."""
     try:
         plain = math.ldexp(value, scaled.exponent)
     except OverflowError:
         plain = math.inf
-    # what is below the least normal number has lost digits
+    # a value below the least normal number has lost digits
     if math.isinf(plain) or (value > 0 and plain < sys.float_info.min):
         raise ScanError("its singular values are beyond the range of float64")
     return plain

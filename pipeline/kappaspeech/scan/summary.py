@@ -12,21 +12,21 @@ from kappaspeech.progress import say_duration
 from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.selection.candidates import module_type
 
-# more types than this a person doesn't read
+# nobody reads more types than this
 _MAX_TYPES = 12
 _MAX_REASONS = 4
 _COUNT = 100
 
 
 def format_kappa(kappa: float | None) -> str:
-    """κ with whole numbers as they are read: 3.94939, 1,340,291, ∞."""
+    """κ as a person reads it, whole numbers whole: 3.94939, 1,340,291, ∞."""
     if kappa is None or math.isinf(kappa):
         return "∞"
     return f"{kappa:,.0f}" if 1000 <= kappa < 1e12 else f"{kappa:.6g}"
 
 
 def summarise_scan(ranking: KappaRanking, output: Path, *, seconds: float) -> list[str]:
-    """The range of κ by module type, what is less sure than asked for, what isn't ranked, and the next command."""
+    """The range of κ by module type, matrices less exact than asked for, tensors not ranked, and the next command."""
     matrices = ranking.matrices
     lines = [f"{len(matrices)} matrices ranked in {say_duration(seconds)}: {output}"]
     by_type: dict[str, list[float]] = defaultdict(list)

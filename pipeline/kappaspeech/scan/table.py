@@ -17,7 +17,7 @@ from kappaspeech.selection.candidates import module_type
 
 
 def rows(ranking: KappaRanking, *, score: str = "kappa") -> list[dict[str, Any]]:
-    """One flat row a matrix, by rank from 1 in order of `score`: what ranking.json says, its module type, and every score."""
+    """One flat row per matrix, by rank from 1 in order of `score`: the fields of ranking.json, module type, and every score."""
     table = []
     ordered = sorted(ranking.matrices, key=lambda matrix: (SCORES[score](matrix.stats), matrix.stats.kappa, matrix.name))
     for place, matrix in enumerate(ordered, start=1):

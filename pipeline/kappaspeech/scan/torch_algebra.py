@@ -1,4 +1,4 @@
-"""`Algebra` on a device that torch knows: what is large stays there, in float64; vectors come and go.
+"""`Algebra` on a device that torch knows: large arrays stay there, in float64; vectors come and go.
 
 Triangular solves of one vector are slow on a GPU, so each triangle is inverted once and its solves are products.
 """
@@ -16,7 +16,7 @@ from kappaspeech.errors import InputError
 from kappaspeech.scan.algebra import Matrix
 from kappaspeech.tensor_files.dtypes import FloatArray
 
-# numpy's dtype for the bits, and what they are to torch
+# numpy's dtype for the bits, and torch's meaning of them
 _STORED = {
     "bfloat16": ("<i2", torch.bfloat16),
     "float16": ("<i2", torch.float16),
@@ -26,7 +26,7 @@ _STORED = {
 
 
 def open_device(name: str) -> torch.device:
-    """A device by torch's name for it, as `cuda` or `cuda:1`. Raises `InputError` where none by it computes in float64."""
+    """A device by torch's name for it, as `cuda` or `cuda:1`. Raises `InputError` if none by it computes in float64."""
     try:
         device = torch.device(name)
         torch.zeros(1, dtype=torch.float64, device=device).item()
@@ -75,7 +75,7 @@ class TorchAlgebra:
     def block(self, matrix: Matrix, start: int, stop: int, *, exponent: int) -> Tensor:
         stored, dtype = matrix.stored_block(start, stop)
         bits, kind = _STORED[dtype]
-        # a view of read-only or strided memory would not do; what is transposed stays so on the way
+        # a view of read-only or strided memory would not do; a transposed array stays so on the way
         is_transposed = stored.flags.f_contiguous and not stored.flags.c_contiguous
         flat = np.ascontiguousarray(stored.T if is_transposed else stored).view(bits)
         block = torch.from_numpy(flat).view(kind).to(self.device).double()

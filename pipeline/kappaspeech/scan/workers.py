@@ -15,12 +15,12 @@ from kappaspeech.ranks.pipe_cluster import Hub
 from kappaspeech.signals import Handling
 
 _POLL_SECONDS = 0.02
-# Ranks that outlive a dead one find out by themselves and say more than we could; then they have had their time.
+# Ranks that outlive a dead one find out by themselves and report more than this process could; they get this time for it.
 _PATIENCE_SECONDS = 40.0
 
 
 def count_devices(device: str) -> int:
-    """The number of ranks that `device` is for: as many as there are GPUs for `cuda`, one for any other."""
+    """The number of ranks that `device` is for: the number of GPUs for `cuda`, one for any other."""
     import torch
 
     return max(1, torch.cuda.device_count()) if device == "cuda" else 1
@@ -29,7 +29,7 @@ def count_devices(device: str) -> int:
 def run_workers(arguments: Sequence[str], *, num_workers: int) -> int:
     """Start `kappaspeech ARGUMENTS` as that many ranks and wait; return their exit code, the first that isn't 0.
 
-    A signal that ends this process ends them; where it has no chance to, they notice that it is gone.
+    A signal that ends this process ends them; if it has no chance to, they notice that it is gone.
     """
     hub = Hub(num_workers)
     command = [sys.executable, "-m", "kappaspeech", *arguments]

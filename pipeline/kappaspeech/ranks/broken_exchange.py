@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-# Parts of what gloo, NCCL, their store, MPI and this project say when another rank has gone away in a collective.
+# Parts of the messages of gloo, NCCL, their store, MPI and this project if another rank has gone away in a collective.
 _MAYBE = (
     "gloo",
     "nccl",

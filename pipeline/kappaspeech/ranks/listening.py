@@ -62,7 +62,7 @@ def _parse(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return ipaddress.ip_address(text)
     except ValueError:
-        return None  # a card's own
+        return None  # a network card's hardware address
 
 
 def _is_loopback(address: str) -> bool:

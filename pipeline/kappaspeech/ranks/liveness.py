@@ -136,7 +136,7 @@ class Watch:
             for thread in self._threads:
                 thread.join(self._beat_seconds)
             if self._threads and self._failure is None:
-                # a store that went with rank 0's process, which was the first to end, needs no last word
+                # a store that ended with rank 0's process, which was the first to end, needs no last post
                 with suppress(Exception):
                     self._beat()
 
@@ -150,7 +150,7 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stop.wait(_SHORTEST_BEAT_SECONDS * self._beat_seconds / _BEAT_SECONDS):
-            # what is begun is posted at once: a rank that dies of it can't tell later
+            # a new activity is posted at once: a rank that dies of it can't post later
             has_met = self._met.is_set()
             has_news = self._news.wait(self._beat_seconds if has_met else 0)
             self._news.clear()
@@ -173,7 +173,7 @@ class Watch:
         now = time.monotonic()
         posts: list[Post] = [json.loads(post) if post else _SILENT for post in self._cluster.read_posts()]
         if now - self._last_beat > 5 * self._beat_seconds:
-            # this process itself was held up, or the whole job suspended: what it hasn't heard meanwhile says nothing
+            # this process itself was held up, or the whole job suspended: the others' silence meanwhile proves nothing
             self._heard = {rank: (beat, now) for rank, (beat, _) in self._heard.items()}
         self.posts = posts
         if all(post["beat"] for post in posts):
@@ -205,7 +205,7 @@ class Watch:
         if state == "gone":
             if rank in self._missing:
                 return RankFailure(rank, f"it ended without a word{doing}: killed, or out of memory (dmesg may tell)", host=host)
-            # its last post may have come between the two
+            # its last post may have come between the reading of the posts and this look
             self._missing.add(rank)
         beat, since = self._heard.get(rank, (-1, now))
         if post["beat"] != beat:

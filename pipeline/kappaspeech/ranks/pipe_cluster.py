@@ -33,7 +33,7 @@ class Hub:
         self._posts = [""] * world_size
         self._boxes: dict[tuple[str, int], dict[int, Any]] = {}
         self._read: dict[tuple[str, int], int] = {}
-        # in the order of their ends: later ones are the first one's doing
+        # in the order in which they ended: the first one causes the later ends
         self._gone: list[int] = []
         self._far: list[list[socket.socket]] = []
         for rank in range(world_size):
@@ -120,7 +120,7 @@ class PipeCluster:
 
     def __init__(self, launch: Launch) -> None:
         work, beat = map(int, os.environ[HUB_VARIABLE].split(","))
-        # all ranks are this host's
+        # all ranks are on this host
         self.rank, self.world_size, self.local_rank = launch.rank, launch.world_size, launch.rank
         self._work, self._beat = Connection(work), Connection(beat)
         self._lock = threading.Lock()

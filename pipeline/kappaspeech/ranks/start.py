@@ -74,7 +74,7 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with explained_meeting(launch):
         if store is not None:
-            # DeepSpeed joins what it finds; it is imported first, since its defaults keep a world that is there for ever
+            # DeepSpeed joins an existing world; it is imported first, since its defaults keep a world that exists for ever
             torch.distributed.init_process_group(
                 backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
             )

@@ -49,7 +49,7 @@ class TorchCluster:
         self._post_store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
         self._group = dist.new_group(backend="gloo", timeout=timeout)
         self.world_size = dist.get_world_size()
-        # anybody who reaches the store may write there: what is signed with this was written by a rank
+        # anybody who reaches the store may write there: a post signed with this was written by a rank
         self._secret: bytes = self.broadcast(secrets.token_bytes(_SECRET_BYTES))
         self._last_posts = [""] * self.world_size
         # from here on all posts are there, and are read in one request
@@ -100,7 +100,7 @@ class TorchCluster:
 
     def read_posts(self) -> list[str]:
         keys = [f"kappaspeech/post/{rank}" for rank in range(self.world_size)]
-        # what isn't there, because somebody removed it, would be waited for
+        # reading a post that isn't there, because somebody removed it, would wait
         if self._post_store.check(keys):
             found = self._post_store.multi_get(keys)
         else:

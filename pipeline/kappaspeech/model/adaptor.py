@@ -49,7 +49,7 @@ class Adaptor(nn.Module):
         self.layers = nn.ModuleList(_SelfAttention(shape) for _ in range(_NUM_ATTENTION_LAYERS))
         self.to_llm = nn.Linear(shape.width, shape.llm_width)
         self.output_norm = nn.LayerNorm(shape.llm_width)
-        # no buffer: it is in no checkpoint, and nobody broadcasts it
+        # no buffer: it is in no checkpoint, and no rank broadcasts it
         self._sinusoids: Tensor | None = None
 
     def forward(self, states_BSE: Tensor, num_states_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ class Adaptor(nn.Module):
         return audio_BAH, num_audio_B
 
     def _positions(self, length: int, like: Tensor) -> Tensor:
-        """Sinusoids (length, D) in the dtype and on the device of `like`, where they stay for the next batch."""
+        """Sinusoids (length, D) in the dtype and on the device of `like`, kept there for the next batch."""
         kept = self._sinusoids
         if kept is None or len(kept) < length or (kept.dtype, kept.device) != (like.dtype, like.device):
             kept = self._sinusoids = sinusoids(max(length, _MADE_POSITIONS), self.shape.width).to(like)

@@ -6,7 +6,7 @@ from typing import Any
 
 from kappaspeech.errors import CheckpointError
 
-# name → the most that any model has had, a hundredfold and more
+# name → a hundredfold or more of the most that any model has had
 _MOST = {
     "num_hidden_layers": 10_000,
     "n_layer": 10_000,

@@ -79,7 +79,7 @@ def attentions_of(llm_class: Any) -> Attentions:
     return Attentions(
         family=llm_class.__name__,
         sdpa=bool(getattr(llm_class, "_supports_sdpa", False)),
-        # others would be fetched from the hub
+        # other kernels would be fetched from the hub
         flash=bool(getattr(llm_class, "_supports_flash_attn", False)) and (not kernels or FLASH_ATTENTION in kernels),
         registered=bool(getattr(llm_class, "_supports_attention_backend", False)),
     )

@@ -18,7 +18,7 @@ from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.model.speech_llm import SpeechLLM
 
 _FLOPS_PER_WEIGHT = 2
-# queries by keys, and their softmax by values
+# products of attention: queries by keys, and their softmax by values
 _ATTENTION_PRODUCTS = 2
 
 
@@ -121,19 +121,19 @@ def speech_cost(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_prompt_t
 
 
 def encoder_cost(encoder: FrozenWhisperEncoder) -> StackCost:
-    """The encoder, by states."""
+    """The cost of the encoder, by states."""
     return StackCost(encoder.weights_per_state, attention_width=encoder.num_layers * encoder.dims.width)
 
 
 def adaptor_cost(adaptor: Adaptor) -> StackCost:
-    """The adaptor, by audio positions. Nothing before its first layer needs a gradient."""
+    """The cost of the adaptor, by audio positions. Nothing before its first layer needs a gradient."""
     cost = _weights_cost(_matrices(adaptor))
     attention_width = len(adaptor.layers) * adaptor.shape.width
     return StackCost(cost.weights, cost.trained_weights, attention_width, input_weights=_numel(adaptor.project.weight))
 
 
 def _decoder_cost(llm: Any) -> StackCost:
-    """The LLM's layers, by tokens. Of a stack of experts, a token meets as many as it is routed to."""
+    """The cost of the LLM's layers, by tokens. Of a stack of experts, a token meets as many as it is routed to."""
     config = llm.config.get_text_config(decoder=True)
     embedding = llm.get_input_embeddings().weight
     cost = _weights_cost((p for p in _matrices(llm.get_decoder()) if p is not embedding), active_experts=_active_experts(config))
@@ -145,7 +145,7 @@ def _decoder_cost(llm: Any) -> StackCost:
 
 
 def _weights_cost(parameters: Iterable[Any], *, active_experts: int = 1) -> StackCost:
-    """Matrices as they are; of three-dimensional ones, stacks of experts, `active_experts` of each."""
+    """The cost of matrices as they are; of three-dimensional ones, stacks of experts, `active_experts` of each."""
     weights = trained = 0
     for parameter in parameters:
         shape = _shape(parameter)
@@ -164,7 +164,7 @@ def _matrices(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _shape(parameter: Any) -> tuple[int, ...]:
-    """The whole tensor's, also where ZeRO-3 has partitioned it."""
+    """The shape of the whole tensor, also if ZeRO-3 has partitioned it."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 

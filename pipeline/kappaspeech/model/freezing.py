@@ -1,4 +1,4 @@
-"""Which parameters train: the adaptor, and of the LLM exactly the tensors that a selection names."""
+"""The parameters that train: the adaptor, and of the LLM exactly the tensors that a selection names."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _EXPERT_APART = re.compile(r"(.*\.experts)\.\d+\..*")
 def unfreeze(llm: nn.Module, shapes: Mapping[str, Sequence[int]]) -> list[str]:
     """Set `requires_grad` on the parameters of `llm` that `shapes` names and on no other; return their names, sorted.
 
-    By exact name and shape. A name may be any of a tied parameter's names. Raises `SelectionError` for a name that the model
-    lacks or a shape that differs. Shapes are those of the whole tensor, also where ZeRO-3 has partitioned it. Fused experts
-    are one tensor and train together.
+    They are matched by exact name and shape. A name may be any of a tied parameter's names. Raises `SelectionError` for a name
+    that the model lacks or a shape that differs. Shapes are those of the whole tensor, also if ZeRO-3 has partitioned it. Fused
+    experts are one tensor and train together.
     """
     check_tensors(llm, shapes)
     parameters = dict(llm.named_parameters(remove_duplicate=False))
@@ -52,7 +52,7 @@ def check_tensors(llm: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
 
 
 def check_tensors_are_stored(llm: nn.Module, stored: Collection[str]) -> None:
-    """Raise `SelectionError` where `llm` has a parameter under a name that its checkpoint hasn't: fused when it was loaded."""
+    """Raise `SelectionError` if `llm` has a parameter under a name that its checkpoint lacks: fused when it was loaded."""
     names = set(stored)
     absent = [name for name, _ in llm.named_parameters() if name not in names]
     if absent:
@@ -63,7 +63,7 @@ def check_tensors_are_stored(llm: nn.Module, stored: Collection[str]) -> None:
 
 
 def _explain_missing(name: str, parameters: Mapping[str, nn.Parameter]) -> str:
-    """Why a model hasn't got a tensor, and what to do."""
+    """The reason why a model lacks a tensor, and the remedy."""
     one = _ONE_EXPERT.fullmatch(name)
     if one and one[1] in parameters:
         return f"The experts of {one[1]} are one tensor and train together: name it without the number."

@@ -1,4 +1,4 @@
-"""Models that the Hugging Face hub's local cache has."""
+"""Models in the Hugging Face hub's local cache."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class SpeechLLM(nn.Module):
         self.alignment_weight = alignment_weight
         self.adaptor = adaptor
         self.llm = llm
-        # the LLM's tensors before training changed them, by its own names; None if nobody knows
+        # the LLM's tensors before training changed them, by its own names; None if they aren't known
         self.base_tensors: dict[str, Tensor] | None = None
 
     def forward(
@@ -110,7 +110,7 @@ class SpeechLLM(nn.Module):
 
 
 def _pick(ids_BL: Tensor, index_BN: Tensor) -> Tensor:
-    """`ids_BL[b, index_BN[b, n]]`, with indices out of range clamped (the caller masks them); zeros where L = 0."""
+    """`ids_BL[b, index_BN[b, n]]`, with indices out of range clamped (the caller masks them); zeros if L = 0."""
     if ids_BL.shape[1] == 0:
         return torch.zeros_like(index_BN)
     return ids_BL.gather(1, index_BN.clamp(0, ids_BL.shape[1] - 1))

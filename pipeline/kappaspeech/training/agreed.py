@@ -59,7 +59,7 @@ def _set_threads(config: RunConfig) -> None:
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
     elif "OMP_NUM_THREADS" not in os.environ:
-        # torchrun's name, DeepSpeed's
+        # torchrun's name, DeepSpeed's name, and the number of all ranks
         names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
         local = int(next((os.environ[name] for name in names if name in os.environ), "1"))
         torch.set_num_threads(max(1, count_cores() // local))

@@ -86,7 +86,10 @@ def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
 
 
 def _settle_dtype(llm: Any, dtype: torch.dtype) -> None:
-    """Bring the tensors that train to one dtype, as ZeRO-3 needs: some families keep norms or a router in float32."""
+    """Bring the tensors that train to one dtype, as ZeRO-3 needs: some families keep a router or norms in float32.
+
+    Their masters are float32 in any case.
+    """
     for parameter in llm.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)

@@ -47,7 +47,7 @@ class ClipEncoder:
         """Hand the cache those of these rows' states that it is to keep."""
         if self._cache is None or all(batch.to_cache[row] is None for row in rows):
             return
-        # all at once: a device is waited for by each copy
+        # all at once: each copy waits for the device
         host_FSE = states_FSE.cpu()
         for states_SE, row in zip(host_FSE, rows, strict=True):
             if (target := batch.to_cache[row]) is not None:

@@ -61,7 +61,7 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
         cache = feature_cache_options(config, assembly, encoder_digests)
         stream = _open_stream(config, assembly, cluster, cache)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
-        # the first start says it
+        # only the first start warns
         if around.is_writer and config.data.test and not (folder.path / RECORD_FILE).exists():
             warn_of_overlap(config, stream)
     assembly = replace(assembly, prompt=settle_prompt(config, assembly.tokenizer, cluster=cluster, folder=folder))

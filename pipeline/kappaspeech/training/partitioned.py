@@ -50,7 +50,7 @@ def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroun
         ema_decay=config.training.ema_decay,
     )
     assembly.encoder.to(engine.device)
-    # all at once, as they will compute: ranks of one host share its cores
+    # all ranks at once, as they will compute: ranks of one host share its cores
     matmul_rates = cluster.gather(measure_rate(engine.device, agreed.arithmetic.torch_dtype))
     plan = plan_run(
         planner,

@@ -29,7 +29,7 @@ class PhaseClock:
 
     def __init__(self) -> None:
         self._seconds: dict[Phase, float] = {}
-        # the number of phases begun, which tells apart ranks that do the same things in the same order; and signs of
+        # the number of phases begun, which distinguishes ranks that do the same things in the same order; and signs of
         # life within phases
         self.num_turns = self.num_ticks = 0
         self.mark = PhaseMark("rest", time.monotonic())

@@ -94,7 +94,7 @@ def _train_watched(config: RunConfig, cluster: Cluster, lease: Lease, *, on_fata
         on_fatal=end,
     )
     try:
-        # outside of the watch it is known which rank was the cause
+        # an error that leaves the watch names the rank that caused it
         with watch:
             return _train(config, Surroundings(cluster, folder, lease, phases, stop, watch))
     except Exception as error:

@@ -67,7 +67,7 @@ def settle_by_plan(config: RunConfig, engine: TrainingEngine, plan: Mapping[str,
     lines = []
     if config.training.activation_checkpointing == "auto":
         llm = engine.model.llm
-        # a plan doesn't ask whether a family can
+        # a plan doesn't check whether a family can
         wanted = plan.get("num_recomputed_layers", "auto") if llm.supports_gradient_checkpointing else 0
         number = recompute_layers(llm, wanted)
         lines.append(f"activation_checkpointing auto: {number} of {len(decoder_layers(llm))} layers are computed again")

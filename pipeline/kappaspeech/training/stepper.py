@@ -44,7 +44,7 @@ class Stepper:
         self._state = state
         self._around = around
         self._log = log
-        # of all ranks' devices together
+        # the sum over all ranks' devices
         self._peak_flops_per_second = sum(partitioned.matmul_rates)
         self._cost = speech_cost(assembly.encoder, assembly.model, num_prompt_tokens=assembly.prompt.num_tokens)
 

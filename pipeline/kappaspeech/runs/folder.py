@@ -50,7 +50,7 @@ class Movement:
 
 
 class RunFolder:
-    """Paths of a run, and the small files that explain it. Only the start `start_id` may end the run that it began."""
+    """Paths of a run, and the small files that explain it. No other start may end a run that `start_id` began."""
 
     def __init__(self, path: Path, *, start_id: str | None = None) -> None:
         self.path = path

@@ -139,7 +139,7 @@ class Lease:
             return
         self._is_held = False
         if self._keeper is not None:
-            # it may be about to touch the file, or to make it again; a file system that hangs holds nobody up
+            # its thread may be about to touch the file, or to make it again; a file system that hangs delays nothing else
             self._keeper.join(_JOIN_SECONDS)
         with contextlib.suppress(OSError):
             found = _read(self._path)
@@ -173,7 +173,7 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._closed.wait(RENEWAL_SECONDS):
-            # a full disk, or one that comes back: the next turn tries again
+            # the disk may be full, or gone for a while: the next turn tries again
             with contextlib.suppress(OSError):
                 self._renew()
 
@@ -197,7 +197,7 @@ def _read(path: Path) -> tuple[Holder, int] | None:
     A holder without a host means an empty or unreadable file: one that is just being written, or that was cut.
     """
     try:
-        # opening asks a network file system's server, which a stat alone may not
+        # opening asks a network file system's server, and a stat alone may not
         with path.open("rb") as file:
             touched, content = os.fstat(file.fileno()).st_mtime_ns, file.read()
     except FileNotFoundError:

@@ -13,7 +13,7 @@ def find_compatible_ops() -> dict[str, bool]:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # its builders print their missing parts to where a command's result may go
+    # its builders print their missing needs to standard output, which may hold a command's result
     with redirect_stdout(sys.stderr):
         from deepspeed.ops import __compatible_ops__
 

@@ -42,7 +42,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepResult:
-    """This rank's summed loss in nats, and the norm of the whole model's gradient before clipping, infinite where it is NaN.
+    """This rank's summed loss in nats, and the norm of the whole model's gradient before clipping, infinite if it is NaN.
 
     `is_applied`: the optimizer has updated the weights, on all ranks; or on none.
     """
@@ -263,7 +263,7 @@ class TrainingEngine:
         adamw = self._engine.optimizer
         for partition in adamw.fp32_partitioned_groups_flat:
             adamw.optimizer.state[partition] = {
-                # a fused AdamW counts where it computes
+                # a fused AdamW keeps its count on the device where it computes
                 "step": torch.tensor(float(num_updates), device=partition.device),
                 **{state: torch.zeros_like(partition) for state in ADAM_STATES},
                 **({_AVERAGE: partition.detach().clone()} if self.keeps_average else {}),

@@ -38,7 +38,7 @@ def persist_frozen(optimizer: Any, model: nn.Module) -> None:
     for parameter in model.parameters():
         if not parameter.requires_grad and not parameter.ds_persist:  # type: ignore[attr-defined]
             parameter.ds_persist = True  # type: ignore[attr-defined]
-            # after a step those are gathered that a pass without a trace has given back
+            # after a step DeepSpeed gathers those of this list that a pass without a trace has given back
             optimizer.persistent_parameters.append(parameter)
 
 

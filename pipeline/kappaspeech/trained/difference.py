@@ -61,7 +61,7 @@ class SpeechParts:
     @staticmethod
     def from_json(content: dict[str, Any]) -> SpeechParts:
         plain = {key: content[key] for key in ("encoder", "pad_to_30s", "instruction", "dtype")}
-        # versions before this one had the template alone, and left attention to the machine
+        # versions before this one recorded the template alone, and left attention to the machine
         plain |= {"chat_template": content.get("chat_template", True), "attention": content.get("attention", "auto")}
         plain["prompt"] = content.get("prompt")
         return SpeechParts(**plain, adaptor=AdaptorShape(**content["adaptor"]), encoder_dtype=_read_encoder_dtype(content))

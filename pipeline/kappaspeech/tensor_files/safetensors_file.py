@@ -83,7 +83,7 @@ class SafetensorsFile:
             # blocks at the ends may hold a neighbour's bytes
             return os.lseek(self._descriptor, begin + _BLOCK_BYTES, os.SEEK_DATA) >= end - _BLOCK_BYTES
         except OSError as error:
-            # no data beyond; a file system that knows no holes says something else
+            # no data beyond; a file system without holes gives another error
             return error.errno == errno.ENXIO
 
     def _check_ranges(self) -> None:

@@ -38,7 +38,7 @@ FORMATS = {
     "I32": StoredFormat("int32", "<i4"),
     "I16": StoredFormat("int16", "<i2"),
     "I8": StoredFormat("int8", "i1"),
-    # under a name of its own in the digests of checkpoints that have been scanned
+    # digests of checkpoints that have been scanned hold this name
     "U16": StoredFormat("u16", "<u2"),
     "U8": StoredFormat("uint8", "u1"),
     "BOOL": StoredFormat("bool", "u1"),

@@ -60,7 +60,7 @@ class TorchFile:
     def read(self, name: str, start: int, stop: int) -> StoredArray:
         """Elements `start` to `stop` of the flattened tensor, as stored."""
         dtype = _dtype(self._state[name])
-        # a scale that is a power of two has no name in numpy
+        # numpy has no name for a scale that is a power of two
         other = "u1" if dtype == "float8_e8m0fnu" else dtype
         return self._read_raw(name, start, stop).view(FLOATS[dtype].array if dtype in FLOATS else other)
 

@@ -159,7 +159,7 @@ def _warn_of_second(folder: Path, whole: str, index: str) -> None:
         content = read_json_file(folder / index)
         others = {name for name in content["weight_map"].values() if name != whole}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return  # there is none, or none that anyone could follow
+        return  # there is no index, or none that can be followed
     if others:
         _log.warning(
             "%s holds %s and, by %s, %d other file(s): %s is used, as transformers does.",
@@ -172,7 +172,7 @@ def _warn_of_second(folder: Path, whole: str, index: str) -> None:
 
 
 _EXPECTED = "safetensors or pytorch_model.bin (one file, or several with an index), a .pt of openai-whisper, or a .gguf"
-# a format is a class that answers as `TensorFile` does, and an entry here
+# to add a format, write a class that answers as `TensorFile` does, and an entry here
 OPENERS: dict[str, Callable[[Path], TensorFile]] = {
     ".safetensors": SafetensorsFile,
     ".bin": TorchFile,

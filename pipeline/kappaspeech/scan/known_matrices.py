@@ -19,7 +19,7 @@ def digest_known(
 ) -> dict[str, str]:
     """Digests of those of `refs` that have values in the journal. The shares of work depend on whether the bytes are the same.
 
-    A collective. Reading takes a hundredth of the time that measuring takes; no byte is read twice for it.
+    A collective. Reading takes a hundredth of the time that measuring takes; bytes read here aren't read again for it.
     """
     if not refs:
         return {}

@@ -45,7 +45,7 @@ def largest_eigenpair(apply: Callable[[FloatArray], FloatArray], size: int, *, r
         image = apply(basis[step])
         diagonal.append(float(image @ basis[step]))
         known = basis[: step + 1]
-        # twice is enough (Parlett §6.9)
+        # orthogonalising twice is enough (Parlett §6.9)
         image = image - known.T @ (known @ image)
         image = image - known.T @ (known @ image)
         norm = float(np.linalg.norm(image))

@@ -40,7 +40,7 @@ _HELPER = re.compile(
 )
 _LORA = re.compile(r"(^|\.)lora_(embedding_)?(A|B|magnitude_vector)(\.|$)")
 _BIAS = re.compile(r"(^|[._])bias$")
-# of the tensor W: W + suffix; of X.weight: X + suffix
+# the scale of the tensor W is W + suffix; that of X.weight is X + suffix
 _SCALE_SUFFIXES = ("_scale_inv", "_scale")
 _ZERO_POINT_SUFFIX = "_zero_point"
 _FORMAT_SUFFIX = ".weight_format"
@@ -97,7 +97,7 @@ def _refuse(
     name: str, dtype: str, modules: Mapping[str, str], stems: set[str], coded: set[str], stored: Mapping[str, str]
 ) -> str | None:
     module = _module(name)
-    # a table may be a module of its own within the packed one
+    # a table may be a module of its own inside the packed one
     module = next((each for each in (module, _module(module)) if each in modules), module)
     if module in modules:
         # NVFP4's second scale lies beside FP8's weights too

@@ -24,7 +24,7 @@ from kappaspeech.selection.candidates import Candidate
 
 _EXPERT = re.compile(r"\[\d+\]$")
 _FORMATS = ("png", "svg", "pdf")
-# nobody can tell more rows, panels and lines than this apart
+# more rows, panels and lines than this are indistinguishable
 _MAX_TYPES = 40
 _MAX_TOWERS = 6
 _MAX_LINES = 14
@@ -157,7 +157,7 @@ def _group(cells: Sequence[Cell], towers: Sequence[str], kinds: Mapping[str, Seq
 
 
 def _style(number: int) -> dict[str, Any]:
-    """Colours that can be told apart, and another dash once all have been used."""
+    """Distinguishable colours, and another dash once all have been used."""
     dash = ("-", "--", ":", "-.")[number // len(PALETTE) % 4]
     return {"color": PALETTE[number % len(PALETTE)][0], "linestyle": dash, "linewidth": 1.4}
 

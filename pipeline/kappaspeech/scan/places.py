@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 _LAYER = re.compile(r"^(.*?)\.([0-9]{1,6})\.(.+)$")
-# of an expert: in the middle of a name, or in brackets behind it; a number at the end is a module's own, as mlp.0
+# an expert's number: in the middle of a name, or in brackets behind it; a number at the end is a module's own, as mlp.0
 _NUMBER = re.compile(r"\.\d+(?=\.)|\[\d+\]$")
 
 

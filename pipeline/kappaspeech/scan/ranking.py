@@ -112,7 +112,7 @@ class KappaRanking:
     skipped: tuple[SkippedTensor, ...]
     # every singular value by matrix, descending, float32, (m,); empty if they weren't asked for. Not in ranking.json.
     spectra: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, compare=False, repr=False)
-    # of a GGUF file: from it an export derives the tensors' names in transformers
+    # the family of a GGUF file: from it an export derives the tensors' names in transformers
     gguf_architecture: str | None = None
 
     @staticmethod
@@ -183,7 +183,7 @@ class KappaRanking:
         from safetensors.numpy import save_file
 
         spectra = {name: np.ascontiguousarray(sigmas) for name, sigmas in self.spectra.items()}
-        # one entry: several would come in another order each time
+        # one entry only: several would be written in another order each time
         metadata = {"checkpoint_digest": self.checkpoint_digest}
         write_with(path, lambda temporary: save_file(spectra, temporary, metadata=metadata))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# a Gram of more would need terabytes: nobody has measured one
+# a larger Gram would need terabytes, so no scan has measured one
 _MAX_SHORT_SIDE = 1 << 20
 _ROUNDING = 1e-6
 
@@ -49,7 +49,7 @@ class RankingEntry(_Strict):
         if short > _MAX_SHORT_SIDE or size >= 2**48:
             raise ValueError(f"no matrix of shape {self.matrix_shape} can have been measured")
         rank = short - self.zero_sigmas
-        # σ themselves are known to the tolerance of the scan
+        # each σ is known to the tolerance of the scan
         room, most = _ROUNDING + 4 * self.error_bound, math.sqrt(short) * self.sigma_max
         if rank < 0 or self.sigma_min > self.sigma_max * (1 + room) or (self.sigma_min > 0) != (rank > 0):
             raise ValueError(f"no matrix has σ from {self.sigma_max} to {self.sigma_min}, {self.zero_sigmas} of them zero")

@@ -1,7 +1,7 @@
 """One matrix's singular spectrum: its two ends, its volume, and how exact they are. Pure maths.
 
 Dimension letters: m the short side, n the long side, b the vectors read at a time. A matrix is only ever seen as blocks
-(m, b) along its long side, so memory is m² and not m·n. Methods, from the fastest to the surest («rungs»):
+(m, b) along its long side, so memory is m² and not m·n. Methods, from the fastest to the surest ("rungs"):
 
 gram      G = W·Wᵀ summed block by block, Cholesky G = L·Lᵀ, Lanczos on L·Lᵀ and its inverse, ‖Wᵀu‖ for the small end.
 cholqr2   as gram, but of Y = L⁻¹·W, whose own factor L₂ mends what the first lost: W = L·L₂·Q (Yamamoto et al. 2015).

@@ -128,7 +128,7 @@ class _Worker:
     journal: Journal | None
     matrices: list[MatrixRef]
     kept: Found
-    # of matrices that the journal has, of this checkpoint or of another that shares its folder
+    # digests of matrices that the journal has, of this checkpoint or of another that shares its folder
     digests: dict[str, str]
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
 

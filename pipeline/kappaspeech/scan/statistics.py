@@ -13,7 +13,7 @@ from kappaspeech.scan.algebra import Factor
 from kappaspeech.scan.scaled_matrix import ScaledMatrix
 from kappaspeech.tensor_files.dtypes import FloatArray
 
-# of float64
+# float64's unit roundoff
 UNIT_ROUNDOFF = 2.0**-53
 
 

@@ -131,5 +131,5 @@ def write_export(selection: TensorSelection, kind: str, beside: Path) -> Path:
 
 
 def _to_json(value: Any) -> str:
-    # an infinite κ is written as Python's json reads it back, for that is what these tools use
+    # an infinite κ is written as Python's json reads it back, since these tools use that
     return json.dumps(value, indent=1) + "\n"

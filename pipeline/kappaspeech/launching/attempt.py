@@ -198,6 +198,6 @@ def _stop_file(run_dir: Path) -> Iterator[Callable[[], None]]:
     try:
         yield write
     finally:
-        # not on a file system that may have stalled, unless there is something to remove
+        # a file system that may have stalled is touched only if there is something to remove
         if written:
             remove()

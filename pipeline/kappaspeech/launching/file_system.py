@@ -61,7 +61,7 @@ class FolderWatch:
 
 def start_writer(folder: Path) -> subprocess.Popen[str]:
     """A process that makes `folder` and writes a small file to it, which it removes again."""
-    # one that hangs must not keep the caller's standard output open
+    # a process that hangs must not keep the caller's standard output open
     return subprocess.Popen(
         [sys.executable, "-c", _WRITE, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

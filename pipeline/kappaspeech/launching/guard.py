@@ -35,7 +35,7 @@ def main(words: Sequence[str]) -> None:
     """Wait, then end the start; ranks that stay on a host which doesn't answer end with the others they train with."""
     parent, mark, ssh_options, *hosts = words
     wait_for_the_end_of(int(parent))
-    # the launcher is here, and would report ranks that are ended first
+    # this host first: the launcher is here, and would report ranks that ended before it
     with contextlib.suppress(TimeoutError):
         leftovers.end(mark)
     if hosts:

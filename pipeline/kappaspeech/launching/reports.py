@@ -58,7 +58,7 @@ def write_report(run_dir: Path, error: BaseException) -> None:
 
 
 def _write(path: Path, report: RankReport) -> None:
-    # a full or missing disk: the rank's own message on its standard error has to do
+    # the disk may be full or missing: the rank's own message on its standard error has to do
     with contextlib.suppress(OSError):
         write_json(path, asdict(report))
 

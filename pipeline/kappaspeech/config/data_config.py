@@ -13,7 +13,7 @@ class DatasetConfig(StrictSection):
     """One set of indexed shards."""
 
     shards: str = Field(description="Shards: a path, URL, glob or brace list of .tar files, or a merged .index file.")
-    # YAML 1.1 takes no, Norwegian, for false
+    # YAML 1.1 reads `no`, Norwegian, as false
     language: Annotated[str | None, BeforeValidator(lambda value: "no" if value is False else value)] = Field(
         default=None, description="Use the samples of this language alone. null: use all samples."
     )

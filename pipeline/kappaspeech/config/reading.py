@@ -38,7 +38,7 @@ def read_yaml(path: Path, model: type[Model], *, overrides: dict[str, Any] | Non
     for key, value in (overrides or {}).items():
         _set_dotted(content, key, value)
     try:
-        # lax only in that YAML has no tuples and writes 1 for 1.0
+        # JSON's validation is laxer only because YAML has no tuples and writes 1 for 1.0
         return model.model_validate_json(json.dumps(content))
     except (TypeError, ValueError) as error:
         problems = _explain(error, model) if isinstance(error, ValidationError) else [str(error)]

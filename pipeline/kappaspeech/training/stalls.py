@@ -28,7 +28,7 @@ _NUM_LISTED = 32
 
 
 class StallJudge:
-    """A judge of how long no rank has made progress, whether that is a stall, and for whom the run waits. Holds what it has seen.
+    """A judge of stalls: how long no rank has made progress, and for whom the run waits. It holds what it has seen.
 
     Before the first step and after the last nothing is judged: loading a large model has no limit. Evaluations and checkpoints
     have four times the limit.

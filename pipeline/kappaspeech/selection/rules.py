@@ -75,7 +75,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Those on the order's side of `limit`; "auto": of Otsu's split of log score."""
+    """Candidates on the order's side of `limit`; "auto": of Otsu's split of log score."""
 
     limit: float | Literal["auto"]
 

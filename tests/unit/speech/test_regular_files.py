@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from kappaspeech.speech.regular_files import is_regular, read_regular
+from kappaspeech.outside import read_regular
+from kappaspeech.speech.regular_files import is_regular
 
 
 def test_a_file_is_read_whole(tmp_path):
@@ -19,7 +20,7 @@ def test_a_pipe_that_nobody_writes_to_and_a_device_that_never_ends_are_refused_a
     (tmp_path / "zero").symlink_to("/dev/zero")
     for name in ("pipe", "zero"):
         assert not is_regular(tmp_path / name)
-        with pytest.raises(OSError, match="no regular file"):
+        with pytest.raises(OSError, match="no file with an end"):
             read_regular(tmp_path / name)
 
 

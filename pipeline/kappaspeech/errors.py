@@ -7,14 +7,27 @@ from __future__ import annotations
 
 from kappaspeech.redaction import redact
 
+# a value out of a damaged file may be as long as the file
+_MAX_LETTERS, _TAIL_LETTERS = 10_000, 2_000
+
 
 class KappaSpeechError(Exception):
-    """Root of every error that is shown to a user without a traceback; no secret of a URL is in its message."""
+    """Root of every error that is shown to a user without a traceback.
+
+    No secret of a URL is in its message, and of a message that is too long to read the middle is left out.
+    """
 
     exit_code = 1
 
     def __init__(self, *arguments: object) -> None:
-        super().__init__(*(redact(item) if isinstance(item, str) else item for item in arguments))
+        super().__init__(*(_shorten(redact(item)) if isinstance(item, str) else item for item in arguments))
+
+
+def _shorten(message: str) -> str:
+    left_out = len(message) - _MAX_LETTERS
+    if left_out <= 0:
+        return message
+    return f"{message[: _MAX_LETTERS - _TAIL_LETTERS]} … ({left_out:,} characters left out) … {message[-_TAIL_LETTERS:]}"
 
 
 class InputError(KappaSpeechError):

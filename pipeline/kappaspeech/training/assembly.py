@@ -86,10 +86,7 @@ def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
 
 
 def _settle_dtype(llm: Any, dtype: torch.dtype) -> None:
-    """Bring the tensors that train to one dtype, as ZeRO-3 needs: some families keep a router or norms in float32.
-
-    Their masters are float32 in any case.
-    """
+    """Bring the tensors that train to one dtype, as ZeRO-3 needs: some families keep a few in float32. Masters are anyway."""
     for parameter in llm.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)

@@ -16,8 +16,7 @@ class ClipEncoder:
     On a CPU each clip is encoded alone. Its states then don't depend, not even in their last bit, on the other clips of its
     batch, and a clip from the cache gives the losses that encoding it again would give. On a GPU those clips of a micro-batch
     that aren't cached are encoded together, with one wait for them if they are to be kept. There a clip's states depend on the
-    other clips, in the last bits of the encoder's dtype, and losses with the cache equal those without it to that precision and
-    not to the bit.
+    other clips, in the last bits of the encoder's dtype, and losses with the cache equal those without it to that precision.
     """
 
     def __init__(self, encoder: FrozenWhisperEncoder, device: torch.device, *, cache: FeatureCache | None = None) -> None:

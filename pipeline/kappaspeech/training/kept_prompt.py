@@ -19,8 +19,7 @@ def settle_prompt(config: RunConfig, tokenizer: Any, *, cluster: Cluster, folder
     """The prompt that all ranks put around the audio. A collective.
 
     A template may contain the day's date: each day would have a prompt of its own, and two hosts at midnight would have two. So a
-    run that resumes takes the ids that it began with, and a new one takes rank 0's. Raises `ConfigError` if the configuration now
-    asks for another.
+    run that resumes takes the ids that it began with, and a new one rank 0's. Raises `ConfigError` if another is now asked for.
     """
 
     def settle() -> SpeechPrompt | None:

@@ -1,7 +1,7 @@
 # PYTHON's environment has the project with its extras demo and test; launch/test.sh makes one.
 PYTHON ?= python
-# the tests, shared by a process a core
-SHARED = --numprocesses logical --dist loadscope --no-loadscope-reorder
+# the tests, shared by a process a core, eight at most
+SHARED = --numprocesses logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 .PHONY: check quick style
 

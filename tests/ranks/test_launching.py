@@ -62,12 +62,7 @@ def test_a_killed_rank_ends_a_start_and_the_next_one_goes_on_to_the_same_losses(
     run = tmp_path / "run"
     process = start(config, "--nproc", 2, "--max-restarts", 1)
     try:
-        deadline = time.monotonic() + patience(120)
-        while not (run / "steps.jsonl").exists():
-            assert time.monotonic() < deadline
-            assert process.poll() is None, process.stdout and process.stdout.read()
-            time.sleep(0.02)
-        (mark,) = [path.name for path in (run / "launch").iterdir()]
+        mark = wait_for_a_step(process, run)
         os.kill(find_rank(mark, 1), signal.SIGKILL)
         output, _ = process.communicate(timeout=patience(150))
     finally:
@@ -85,12 +80,7 @@ def test_ranks_end_with_a_supervisor_that_is_killed(config, tmp_path):
     run = tmp_path / "run"
     process = start(config, "--nproc", 2, "--set", "training.num_steps=10000")
     try:
-        deadline = time.monotonic() + patience(120)
-        while not (run / "steps.jsonl").exists():
-            assert time.monotonic() < deadline
-            assert process.poll() is None, process.stdout and process.stdout.read()
-            time.sleep(0.02)
-        (mark,) = [path.name for path in (run / "launch").iterdir()]
+        mark = wait_for_a_step(process, run)
         assert len(leftovers.find(mark)) >= 3
     finally:
         process.kill()
@@ -99,6 +89,17 @@ def test_ranks_end_with_a_supervisor_that_is_killed(config, tmp_path):
     while leftovers.find(mark):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def wait_for_a_step(process: subprocess.Popen[str], run: Path) -> str:
+    """The mark of the start whose ranks have taken a step."""
+    deadline = time.monotonic() + patience(120)
+    while not (run / "steps.jsonl").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        time.sleep(0.02)
+    (mark,) = [path.name for path in (run / "launch").iterdir()]
+    return mark
 
 
 def find_rank(mark: str, rank: int) -> int:

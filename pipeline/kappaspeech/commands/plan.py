@@ -172,7 +172,7 @@ def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: i
     from kappaspeech.allocator import keep_freed_memory
     from kappaspeech.config.deepspeed_config import read_deepspeed_config
     from kappaspeech.errors import InputError
-    from kappaspeech.planning.machine import find_products, measure_here
+    from kappaspeech.planning.machine import measure_here
     from kappaspeech.planning.meta_model import build_meta_model
     from kappaspeech.planning.planner import Planner
     from kappaspeech.processors import count_cores
@@ -198,14 +198,7 @@ def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: i
     modules = build_meta_model(settings, read_selection=num_trained is None, arithmetic=arithmetic)
     planner = Planner(settings, modules=modules, num_trained=num_trained)
     prompt_tokens = _count_prompt(settings)
-    products = find_products(
-        planner.sizes,
-        planner.batches,
-        prompt_tokens=prompt_tokens,
-        dtype=arithmetic.torch_dtype,
-        encoder_dtype=arithmetic.encoder_torch_dtype,
-        device_type=cpu.type,
-    )
+    products = planner.find_products(arithmetic, prompt_tokens=prompt_tokens, device_type=cpu.type)
     plans = []
     for count, room in ranks:
         num_threads = settings.training.num_threads or max(1, cores // count)

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import DataError
+from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.model.flops import speech_cost
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.planning.batches import BatchSizes, sizes_by_budget, sizes_by_lengths
 from kappaspeech.planning.buckets import leaves_frozen_to_memory, settle_buckets
 from kappaspeech.planning.duration import Rates
+from kappaspeech.planning.machine import ModelProduct, find_products
 from kappaspeech.planning.memory import WINDOW_TOKENS, TextLengths, read_settings
 from kappaspeech.planning.plan import Assumptions, Plan, Remedy, find_remedies, make_plan
 from kappaspeech.planning.sizes import measure_sizes
@@ -64,6 +66,17 @@ class Planner:
         self.batches = _cut_batches(config, clip_seconds, max_seconds=encoder.dims.max_seconds)
         self._texts = measure_texts(config.data.text)
         self._encoded_share = _share_encoded(config, clip_seconds, self.batches)
+
+    def find_products(self, arithmetic: Arithmetic, *, prompt_tokens: int, device_type: str) -> tuple[ModelProduct, ModelProduct]:
+        """The LLM's and the encoder's products by which a device's rate is measured."""
+        return find_products(
+            self.sizes,
+            self.batches,
+            prompt_tokens=prompt_tokens,
+            dtype=arithmetic.torch_dtype,
+            encoder_dtype=arithmetic.encoder_torch_dtype,
+            device_type=device_type,
+        )
 
     def plan(
         self, world_size: int, *, rates: Rates, prompt_tokens: int, on_gpu: bool = True, memory_bytes: int | None = None

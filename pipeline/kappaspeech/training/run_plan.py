@@ -18,7 +18,7 @@ from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.model.llm import decoder_layers
 from kappaspeech.model.recomputation import recompute_layers
 from kappaspeech.model.speech_llm import SpeechLLM
-from kappaspeech.planning.machine import find_products, measure_compute, measure_exchange, slowest
+from kappaspeech.planning.machine import measure_compute, measure_exchange, slowest
 from kappaspeech.planning.plan import GPU_CONTEXT_BYTES
 from kappaspeech.planning.planner import Planner
 from kappaspeech.ranks.cluster import Cluster
@@ -40,14 +40,7 @@ def plan_run(
     """The plan as JSON, at the rates of the slowest rank, all measuring at once, as they will train. A collective."""
     if isinstance(planner, str):
         return {"error": planner}
-    products = find_products(
-        planner.sizes,
-        planner.batches,
-        prompt_tokens=prompt_tokens,
-        dtype=arithmetic.torch_dtype,
-        encoder_dtype=arithmetic.encoder_torch_dtype,
-        device_type=device.type,
-    )
+    products = planner.find_products(arithmetic, prompt_tokens=prompt_tokens, device_type=device.type)
     cluster.barrier()
     mine = measure_compute(device, *products)
     mine = measure_exchange(mine, torch.distributed.group.WORLD, device, planner.reduced_dtype)

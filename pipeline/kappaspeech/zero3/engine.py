@@ -24,8 +24,10 @@ from kappaspeech.planning.sizes import largest_layer
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.zero3.partitioning import cut_into_partitions
 from kappaspeech.zero3.residency import keep_frozen_whole, persist_frozen
+from kappaspeech.zero3.whole_tensors import collect, spread
 
-ADAM_STATES = ("exp_avg", "exp_avg_sq")
+Kind = Literal["weight", "exp_avg", "exp_avg_sq", "average"]
+ADAM_STATES: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
 _AVERAGE = "moving_average"
 EnginePhase = Literal["forward_backward", "optimizer"]
 _MASK_64 = (1 << 64) - 1
@@ -180,19 +182,19 @@ class TrainingEngine:
         """Names and whole shapes of the trained tensors, in the order in which they are gathered."""
         return {name: tuple(parameter.ds_shape) for name, parameter in self._trained()}
 
-    def gather_trained(self, *, to_host: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """Each trained tensor, whole, as its float32 master weights, one at a time; on every rank's host, or on its device."""
+    def gather_trained(self) -> Iterator[tuple[str, Tensor]]:
+        """Each trained tensor, whole, as its float32 master weights, on the CPU of every rank, one at a time."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         for name, parameter in self._trained():
-            yield name, _take(safe_get_full_fp32_param(parameter), to_host=to_host)
+            yield name, safe_get_full_fp32_param(parameter).detach().cpu()
 
-    def gather_average(self, *, to_host: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """Each trained tensor's moving average, as `gather_trained` gives the weights."""
+    def gather_average(self) -> Iterator[tuple[str, Tensor]]:
+        """Each trained tensor's moving average, whole, in float32, on the CPU of every rank, one at a time."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         for name, parameter in self._trained():
-            yield name, _take(safe_get_full_optimizer_state(parameter, _AVERAGE), to_host=to_host)
+            yield name, safe_get_full_optimizer_state(parameter, _AVERAGE).detach().cpu()
 
     def gather_result(self) -> Iterator[tuple[str, Tensor]]:
         """The result of the training, which is evaluated and exported: the moving average if one is kept, else the weights."""
@@ -210,13 +212,21 @@ class TrainingEngine:
     def keeps_average(self) -> bool:
         return self._ema_decay is not None
 
-    def gather_optimizer(self, *, to_host: bool = True) -> Iterator[tuple[str, str, Tensor]]:
-        """(name, Adam state, whole tensor) of every trained tensor, as `gather_trained` gives the weights."""
+    def gather_optimizer(self) -> Iterator[tuple[str, str, Tensor]]:
+        """(name, Adam state, whole tensor) of every trained tensor, one at a time."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         for name, parameter in self._trained():
             for state in ADAM_STATES:
-                yield name, state, _take(safe_get_full_optimizer_state(parameter, state), to_host=to_host)
+                yield name, state, safe_get_full_optimizer_state(parameter, state).detach().cpu()
+
+    def collect(self, kinds: Sequence[Kind], owners: Iterator[int]) -> Iterator[tuple[str, Kind, Tensor | None]]:
+        """(name, kind, whole tensor) of every trained tensor, one at a time, on the device of its owner, None on other ranks."""
+        for name, parameter in self._trained():
+            for kind in kinds:
+                state = {"weight": None, "average": _AVERAGE}.get(kind, kind)
+                rank, world_size = self._cluster.rank, self._world_size
+                yield name, kind, collect(parameter, state, owner=next(owners), rank=rank, world_size=world_size)
 
     def restore(
         self,
@@ -227,19 +237,18 @@ class TrainingEngine:
         num_updates: int,
     ) -> None:
         """Put back the tensors of the gathering methods, on any number of ranks, after `num_updates` steps."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
         self._begin_states(num_updates=num_updates)
+        rank = self._cluster.rank
         for name, parameter in self._trained():
             value = read_weight(name).to(self.device)
-            safe_set_full_fp32_param(parameter, value)
+            spread(parameter, None, value, rank=rank)
             for state in ADAM_STATES:
-                safe_set_full_optimizer_state(parameter, read_state(name, state).to(self.device), state)
+                spread(parameter, state, read_state(name, state), rank=rank)
             if read_average is not None:
-                safe_set_full_optimizer_state(parameter, read_average(name).to(self.device), _AVERAGE)
+                spread(parameter, _AVERAGE, read_average(name), rank=rank)
             # the 16-bit partition is refreshed by a step only, and the next forward reads it before one
             with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                if self._cluster.rank == 0:
+                if rank == 0:
                     parameter.data.copy_(value)
 
     def persist_frozen(self) -> None:
@@ -301,10 +310,6 @@ class TrainingEngine:
 
     def _trained(self) -> list[tuple[str, Any]]:
         return [(self._names[name], parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-
-
-def _take(gathered: Tensor, *, to_host: bool) -> Tensor:
-    return gathered.detach().cpu() if to_host else gathered.detach()
 
 
 def average_decay(num_updates: int, *, decay: float) -> float:

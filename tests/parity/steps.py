@@ -55,6 +55,7 @@ class Case:
     checkpointing: bool | int = False
     ema_decay: float | None = None
     alignment_weight: float = 0.0
+    alignment_steps: int = 0
     experts: bool = False
     preset: str | None = None
     # as DeepSpeed does it by itself
@@ -95,6 +96,7 @@ CASES: dict[int, dict[str, Case]] = {
         "lora": Case(mode="lora"),
         "average": Case(ema_decay=0.6),
         "aligned": Case(alignment_weight=0.5, num_steps=FEW_STEPS),
+        "aligned first": Case(alignment_steps=2, num_steps=FEW_STEPS),
         "checkpointed": Case(checkpointing=True),
         "one layer checkpointed": Case(checkpointing=1, num_steps=FEW_STEPS),
         "adaptor": Case(mode="adaptor", num_steps=FEW_STEPS),

@@ -72,11 +72,20 @@ def train_plainly(home, case: Case) -> dict[str, Any]:
         minimised, total, num_tokens = torch.zeros(()), torch.zeros(()), 0
         for batch in data.batches:
             states, counts = parts.encoder(batch.log_mel, batch.num_frames)
-            loss, nats = parts.model(states, counts, parts.prompt.prefix_ids, parts.prompt.suffix_ids, batch.label_ids)
+            loss, nats = parts.model(
+                states,
+                counts,
+                parts.prompt.prefix_ids,
+                parts.prompt.suffix_ids,
+                batch.label_ids,
+                alignment_only=data.global_step < case.alignment_steps,
+            )
             minimised, total = minimised + loss, total + nats
             num_tokens += batch.num_target_tokens
         adamw.zero_grad()
         (minimised / num_tokens).backward()
+        if data.global_step < case.alignment_steps:
+            assert all(p.grad is None for p in parts.model.llm.parameters())
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained.values(), OPTIMIZER.clip_norm)))
         adamw.step()
         losses.append(float(total) / num_tokens)
@@ -181,6 +190,14 @@ def test_the_alignment_loss_trains_under_zero3_as_in_plain_pytorch(home, zero3, 
     # it has an effect, and the losses that are recorded leave it out
     assert aligned["losses"][0] == pytest.approx(plain["losses"][0], rel=1e-6)
     assert aligned["norms"][0] != pytest.approx(plain["norms"][0], rel=1e-2)
+
+
+def test_the_adaptor_aligned_alone_first_trains_under_zero3_as_in_plain_pytorch(home, zero3, plain):
+    computed, aligned = zero3(2)["aligned first"], train_plainly(home, CASES[2]["aligned first"])
+    assert_equal_steps(computed, aligned, num_steps=FEW_STEPS)
+    # the LLM's first update is that of a new AdamW, as here
+    assert_equal_weights(computed, aligned, num_steps=FEW_STEPS)
+    assert aligned["losses"][2] != pytest.approx(plain["losses"][2], rel=1e-2)
 
 
 def test_bfloat16_stays_near_float32(zero3, plain):

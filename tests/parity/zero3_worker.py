@@ -75,6 +75,7 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
                 suffix_ids=parts.prompt.suffix_ids,
                 num_target_tokens=num_tokens,
                 seeds=[0] * len(batches),
+                alignment_only=data.global_step < case.alignment_steps,
             )
         losses.append(sum(cluster.gather(result.loss_sum_nats)) / num_tokens)
         norms.append(result.grad_norm)

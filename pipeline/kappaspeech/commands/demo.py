@@ -69,8 +69,8 @@ def steps(
     from kappaspeech.demo.pace import Pace, choose_num_steps, describe_choice, read_step_seconds
 
     recipe = read_run_config(config).training
-    pace = Pace.of(read_step_seconds(probe), spent_seconds=spent_seconds)
-    cadence = recipe.evaluate_every_steps
-    num_steps = choose_num_steps(pace, minutes=minutes, recipe_num_steps=recipe.num_steps, evaluate_every_steps=cadence)
+    seconds, aligning = read_step_seconds(probe)
+    pace = Pace.of(seconds, aligning=aligning, spent_seconds=spent_seconds)
+    num_steps = choose_num_steps(pace, minutes=minutes, recipe=recipe)
     write_text(output, f"{num_steps}\n")
     print(describe_choice(num_steps, pace, minutes=minutes, recipe_num_steps=recipe.num_steps))

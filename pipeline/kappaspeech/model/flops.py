@@ -8,7 +8,7 @@ are not counted, nor is a computation that is repeated to save memory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -88,6 +88,10 @@ class SpeechCost:
         """The number of the LLM's positions that a clip takes: prompt, audio and labels."""
         num_states = -(-clip.num_frames // self.frames_per_state)
         return self.num_prompt_tokens + -(-num_states // self.stacking) + clip.num_labels
+
+    def without_llm(self) -> SpeechCost:
+        """The costs of a step that aligns the adaptor alone."""
+        return replace(self, llm=StackCost(0), head=StackCost(0))
 
     def step(self, clips: Sequence[ClipLengths]) -> StepFlops:
         """Operations for these rows, without padding."""

@@ -50,16 +50,27 @@ class SpeechLLM(nn.Module):
         self.base_tensors: dict[str, Tensor] | None = None
 
     def forward(
-        self, states_BSE: Tensor, num_states_B: Tensor, prefix_ids_P: Tensor, suffix_ids_Q: Tensor, label_ids_BL: Tensor
+        self,
+        states_BSE: Tensor,
+        num_states_B: Tensor,
+        prefix_ids_P: Tensor,
+        suffix_ids_Q: Tensor,
+        label_ids_BL: Tensor,
+        *,
+        alignment_only: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """The loss to minimise; and, without a graph, its part Σ −log p(label) over each label that isn't `IGNORED_LABEL`.
 
         Both are float32, in nats. One of the two has a graph: under ZeRO-3, DeepSpeed 0.19.8 counts a module's outputs that have
         one, and with two the ranks' orders of gathering came apart, so that all waited for each other. Both are sums and no
         means: the caller divides once by the target tokens of all ranks and micro-batches. A batch without labels gives 0 through
-        the whole graph, so that its rank runs every module its peers run.
+        the whole graph, so that its rank runs every module its peers run. With `alignment_only` both are the adaptor's alignment
+        loss, and no layer of the LLM is run.
         """
         audio_BAH, num_audio_B = self.adaptor(states_BSE, num_states_B)
+        if alignment_only:
+            nats = self._align(audio_BAH, num_audio_B, label_ids_BL)
+            return nats, nats.detach()
         spliced = self.splice(audio_BAH, num_audio_B, prefix_ids_P, suffix_ids_Q, label_ids_BL)
         logits_RV = label_logits(self.llm, spliced.embeds_BNH, spliced.rows_R, spliced.positions_R)
         nats = transcript_nats(logits_RV, spliced.labels_R)
@@ -69,6 +80,14 @@ class SpeechLLM(nn.Module):
             label_embeds_RH = spliced.embeds_BNH[spliced.rows_R, spliced.positions_R + 1].detach()
             loss = nats + self.alignment_weight * alignment_nats(audio_BAH, num_audio_B, label_embeds_RH, label_ids_BL)
         return loss, nats.detach()
+
+    def _align(self, audio_BAH: Tensor, num_audio_B: Tensor, label_ids_BL: Tensor) -> Tensor:
+        ids_R = label_ids_BL[label_ids_BL != IGNORED_LABEL]
+        has_labels = len(ids_R) > 0
+        embeds_RH = self.llm.get_input_embeddings()((ids_R if has_labels else ids_R.new_zeros(1)).to(audio_BAH.device))
+        if not has_labels:
+            return 0.0 * audio_BAH.float().sum()
+        return alignment_nats(audio_BAH, num_audio_B, embeds_RH.detach(), label_ids_BL)
 
     def splice(
         self, audio_BAH: Tensor, num_audio_B: Tensor, prefix_ids_P: Tensor, suffix_ids_Q: Tensor, label_ids_BL: Tensor

@@ -87,8 +87,7 @@ def predict_step(
     `num_recomputed` layers are computed again. `encoded_share` of the clips meet the encoder, the others' states being kept from
     before.
     """
-    labels = round(batch.clip_seconds * LABEL_TOKENS_PER_SECOND) + 1
-    clip = ClipLengths(max(1, round(batch.clip_seconds * _FRAMES_PER_SECOND)), labels)
+    clip = _typical_clip(batch)
     flops = cost.step([clip])
     num_clips = batch.num_samples * micro_batches_per_rank
     forward_rate = rates.flops_per_second
@@ -124,6 +123,19 @@ def predict_step(
     busy = max(rest, communication) if overlaps and settings.overlaps_communication else rest + communication
     total = encoder + busy + optimizer + offload
     return StepTime(encoder, forward, backward, again, elementwise, communication, optimizer, offload, total)
+
+
+def predict_alignment(step: StepTime, cost: SpeechCost, batch: MicroBatchSize) -> float:
+    """Seconds of a step like `step` that aligns the adaptor alone: encoder, the adaptor's share of products, update."""
+    clip = [_typical_clip(batch)]
+    whole, aligned = cost.step(clip), cost.without_llm().step(clip)
+    share = (aligned.forward + aligned.backward) / (whole.forward + whole.backward)
+    return step.encoder + share * (step.forward + step.backward) + step.optimizer + step.offload
+
+
+def _typical_clip(batch: MicroBatchSize) -> ClipLengths:
+    labels = round(batch.clip_seconds * LABEL_TOKENS_PER_SECOND) + 1
+    return ClipLengths(max(1, round(batch.clip_seconds * _FRAMES_PER_SECOND)), labels)
 
 
 def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> Traffic:

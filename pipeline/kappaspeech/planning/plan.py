@@ -10,7 +10,7 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.model.flops import SpeechCost
 from kappaspeech.model.recomputation import count_recomputed, most_recomputed
 from kappaspeech.planning.batches import BatchSizes
-from kappaspeech.planning.duration import Rates, StepTime, predict_step
+from kappaspeech.planning.duration import Rates, StepTime, predict_alignment, predict_step
 from kappaspeech.planning.memory import (
     MemoryPart,
     TextLengths,
@@ -78,6 +78,10 @@ class Plan:
     num_recomputed: int
     keeps_frozen: bool
     num_steps: int
+    alignment_steps: int
+    """Of the steps, those that align the adaptor alone."""
+    alignment_seconds: float
+    """Seconds of such a step."""
 
     def fits(self, gpu_memory_gb: float) -> bool:
         """True if a device of this many GB holds a rank."""
@@ -125,7 +129,8 @@ class Plan:
     def run_seconds(self) -> tuple[float, float]:
         """From and to how long all steps take, evaluations and checkpoints aside."""
         low, high = MEASURED_RANGE if self.assumptions.rates.are_measured else ASSUMED_RANGE
-        seconds = self.num_steps * self.step_time.total
+        aligning = self.alignment_steps * self.alignment_seconds
+        seconds = (self.num_steps - self.alignment_steps) * self.step_time.total + aligning
         return low * seconds, high * seconds
 
     @property
@@ -151,6 +156,7 @@ class Plan:
             "least_bytes": self.least_bytes,
             "host_bytes": self.host_bytes,
             "step_seconds": asdict(self.step_time),
+            "alignment_seconds": self.alignment_seconds,
             "run_seconds": list(self.run_seconds),
             "audio_seconds_per_step": self.audio_seconds_per_step,
             "idle_share": self.idle_share,
@@ -224,6 +230,18 @@ def _make_plan(
         on_cpu=assumptions.device == "cpu",
         keeps_average=config.training.ema_decay is not None,
     )
+    step_time = predict_step(
+        cost,
+        sizes,
+        settings,
+        batches.mean,
+        rates=assumptions.rates,
+        micro_batches_per_rank=per_rank,
+        world_size=world_size,
+        num_recomputed=num_recomputed,
+        overlaps=assumptions.device == "gpu",
+        encoded_share=assumptions.encoded_share,
+    )
     return Plan(
         assumptions=assumptions,
         parts=tuple(state),
@@ -231,23 +249,14 @@ def _make_plan(
         evaluation_bytes=evaluation,
         decodes_by=config.evaluation.decode,
         update_bytes=count_update(sizes, settings, world_size=world_size),
-        step_time=predict_step(
-            cost,
-            sizes,
-            settings,
-            batches.mean,
-            rates=assumptions.rates,
-            micro_batches_per_rank=per_rank,
-            world_size=world_size,
-            num_recomputed=num_recomputed,
-            overlaps=assumptions.device == "gpu",
-            encoded_share=assumptions.encoded_share,
-        ),
+        step_time=step_time,
         audio_seconds_per_step=batches.mean.padded_seconds * config.batch.micro_batches_per_step,
         micro_batches_per_step=config.batch.micro_batches_per_step,
         num_recomputed=num_recomputed,
         keeps_frozen=settings.keeps_frozen,
         num_steps=config.training.num_steps,
+        alignment_steps=config.training.alignment_steps,
+        alignment_seconds=predict_alignment(step_time, cost, batches.mean),
     )
 
 

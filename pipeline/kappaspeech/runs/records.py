@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from kappaspeech.json_lines import Record, dump_line, keep_lines, read_lines
 from kappaspeech.runs.contents import BAD_SAMPLES_FILE, CURVES_FOLDER, EVALUATIONS_FILE, SKIPPED_STEPS_FILE, STEPS_FILE
@@ -14,10 +14,10 @@ from kappaspeech.runs.contents import BAD_SAMPLES_FILE, CURVES_FOLDER, EVALUATIO
 if TYPE_CHECKING:
     from kappaspeech.speech.loading import BadSample
 
-__all__ = ["RunLog", "StepRecord", "is_evaluation", "is_step", "read_lines"]
+__all__ = ["RunLog", "StepRecord", "is_evaluation", "is_step", "is_transcript_step", "read_lines"]
 
+Objective = Literal["alignment", "transcript"]
 _CURVES = (
-    "loss_nats",
     "grad_norm",
     "seconds",
     "wait_seconds",
@@ -32,6 +32,8 @@ _CURVES = (
 @dataclass(frozen=True)
 class StepRecord:
     """One optimizer step, over all ranks. Losses are in nats per target token, rates and norms as they were used.
+
+    `objective` is the loss that the step minimised and recorded: the transcript's, or the adaptor's alignment alone.
 
     `seconds` is the step's wall time on rank 0, and `phase_seconds` its parts by the phases of `phases.py`. `tokens_per_second`
     counts prompt, audio and labels of the LLM. `mfu` is the model FLOPs utilisation: the operations that the samples need without
@@ -60,6 +62,7 @@ class StepRecord:
     bad_samples: dict[str, int]
     peak_memory_bytes: int
     keys_digest: str
+    objective: Objective = "transcript"
 
 
 class RunLog:
@@ -91,6 +94,8 @@ class RunLog:
         self._check()
         self._steps.write(dump_line(asdict(record)))
         self._steps.flush()
+        loss = "loss_nats" if record.objective == "transcript" else "alignment_nats"
+        self._curves.add_scalar(f"train/{loss}", record.loss_nats, record.step)
         for name in _CURVES:
             self._curves.add_scalar(f"train/{name}", getattr(record, name), record.step)
         for group, rate in record.learning_rates.items():
@@ -150,6 +155,11 @@ def is_of_step(record: Record) -> bool:
 def is_step(record: Record) -> bool:
     """Return whether a record is of a step, with the fields that every step's has."""
     return is_of_step(record) and all(isinstance(record.get(name), float | int) for name in ("loss_nats", "seconds"))
+
+
+def is_transcript_step(record: Record) -> bool:
+    """Return whether a record is of a step on the transcripts: all that don't say that they aligned the adaptor alone."""
+    return is_step(record) and record.get("objective", "transcript") == "transcript"
 
 
 def is_evaluation(record: Record) -> bool:

@@ -39,7 +39,7 @@ class Saver:
         if name is None:
             return 0
         self._state.restore(content)
-        num_updates = content["step"] - self._state.bad_steps.num_skipped
+        num_updates = self._state.bad_steps.num_updates(content["step"])
         engine_state.restore(self._engine, folder / name, cluster, num_updates=num_updates)
         self._saved_step = int(content["step"])
         return self._saved_step

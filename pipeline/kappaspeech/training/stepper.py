@@ -47,12 +47,19 @@ class Stepper:
         # the sum over all ranks' devices
         self._peak_flops_per_second = sum(partitioned.matmul_rates)
         self._cost = speech_cost(assembly.encoder, assembly.model, num_prompt_tokens=assembly.prompt.num_tokens)
+        self._alignment_cost = self._cost.without_llm()
 
     def step(self, data: StepData, num_tokens: int) -> StepRecord | None:
         """One optimizer step on all ranks; None for a bad one, which is left out."""
         config = self._config
+        options, is_alignment = config.training, data.global_step < config.training.alignment_steps
         rates = self._engine.set_rates(
-            rate_factor(data.global_step, num_steps=config.training.num_steps, config=config.optimizer)
+            rate_factor(
+                data.global_step,
+                num_steps=options.num_steps,
+                config=config.optimizer,
+                alignment_steps=options.alignment_steps,
+            )
         )
         first = data.global_step * config.batch.micro_batches_per_step + self._around.cluster.rank
         result = self._engine.step(
@@ -62,8 +69,9 @@ class Stepper:
             num_target_tokens=num_tokens,
             seeds=[config.seed + first + i * self._around.cluster.world_size for i in range(len(data.batches))],
             norm_limit=self._state.bad_steps.norm_limit,
+            alignment_only=is_alignment,
         )
-        work = count_work(self._cost, data.batches)
+        work = count_work(self._alignment_cost if is_alignment else self._cost, data.batches)
         self._around.phases.enter("exchange")
         share = RankShare.of(data, loss_sum_nats=result.loss_sum_nats, work=work)
         shares = self._around.cluster.gather(share)
@@ -86,6 +94,7 @@ class Stepper:
             num_target_tokens=num_tokens,
             learning_rates=rates,
             grad_norm=result.grad_norm,
+            objective="alignment" if is_alignment else "transcript",
             phase_seconds=phase_seconds,
             peak_flops_per_second=self._peak_flops_per_second,
         )

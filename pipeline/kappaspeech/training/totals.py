@@ -11,7 +11,7 @@ import torch
 
 from kappaspeech.artefacts import digest_lines
 from kappaspeech.errors import DataError
-from kappaspeech.runs.records import StepRecord
+from kappaspeech.runs.records import Objective, StepRecord
 from kappaspeech.speech.loading import BadSample
 from kappaspeech.speech.stream import StepData
 from kappaspeech.training.phases import Phase
@@ -84,6 +84,7 @@ class Totals:
         num_target_tokens: int,
         learning_rates: dict[str, float],
         grad_norm: float,
+        objective: Objective,
         phase_seconds: Mapping[Phase, float],
         peak_flops_per_second: float,
     ) -> StepRecord:
@@ -93,6 +94,7 @@ class Totals:
         audio_seconds = sum(share.data.audio_seconds for share in shares)
         return StepRecord(
             step=shares[0].data.global_step,
+            objective=objective,
             loss_nats=loss_sum / max(num_target_tokens, 1),
             loss_sum_nats=loss_sum,
             num_target_tokens=num_target_tokens,

@@ -52,6 +52,14 @@ class StepResult:
     is_applied: bool
 
 
+@dataclass(frozen=True)
+class Updates:
+    """Updates so far of the adaptor and of the LLM's tensors, which are fewer if the adaptor was aligned alone at first."""
+
+    adaptor: int = 0
+    llm: int = 0
+
+
 class TrainingEngine:
     """The adaptor and the LLM under ZeRO-3, with AdamW on what trains."""
 
@@ -102,7 +110,7 @@ class TrainingEngine:
             groups, fused=True, betas=optimizer.betas, eps=optimizer.epsilon, weight_decay=optimizer.weight_decay
         )
         adamw.register_step_pre_hook(self._withhold)
-        self._norm_limit = math.inf
+        self._norm_limit, self._keeps_llm = math.inf, False
         self._peak_rates = {str(group["name"]): float(group["lr"]) for group in groups}
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=settings, dist_init_required=False)
         keep_frozen_whole(self._engine.optimizer, model)
@@ -112,7 +120,7 @@ class TrainingEngine:
         self._world_size = cluster.world_size
         self._on_phase = on_phase
         self._ema_decay = ema_decay
-        self._begin_states(num_updates=0)
+        self._begin_states(Updates())
 
     def set_rates(self, factor: float) -> dict[str, float]:
         """Set each group's learning rate to its peak times `factor`; return them by group name."""
@@ -129,15 +137,16 @@ class TrainingEngine:
         num_target_tokens: int,
         seeds: Sequence[int],
         norm_limit: float = math.inf,
+        alignment_only: bool = False,
     ) -> StepResult:
         """Take one optimizer step over this rank's micro-batches; the loss is divided by the tokens of *all* ranks, once.
 
         `batches` are asked for one at a time, each when the work on the one before is done. ZeRO-3 averages gradients over ranks,
         hence the factor world_size. `seeds`, one a micro-batch, make dropout a function of the data and not of the rank that
         computes it. If the gradient's norm isn't finite or is above `norm_limit`, the optimizer doesn't move: no weight, moment
-        or count of updates changes.
+        or count of updates changes. With `alignment_only` the loss is the adaptor's alignment, and the LLM's tensors don't move.
         """
-        self._norm_limit = norm_limit
+        self._norm_limit, self._keeps_llm = norm_limit, alignment_only
         self._engine.train()
         # it stays on its device: reading it there would wait for the device after each micro-batch
         loss_sum_nats = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -147,7 +156,14 @@ class TrainingEngine:
             batch = next(coming)
             self._on_phase("forward_backward")
             torch.manual_seed(seed & _MASK_64)
-            loss, nats = self._engine(batch.states_BSE, batch.num_states_B, prefix_ids, suffix_ids, batch.label_ids_BL)
+            loss, nats = self._engine(
+                batch.states_BSE,
+                batch.num_states_B,
+                prefix_ids,
+                suffix_ids,
+                batch.label_ids_BL,
+                alignment_only=alignment_only,
+            )
             loss_sum_nats += nats
             self._engine.backward(loss * (self._world_size / max(num_target_tokens, 1)), scale_wrt_gas=False)
             self._on_phase("optimizer")
@@ -157,7 +173,7 @@ class TrainingEngine:
         total_nats, grad_norm = self._read(loss_sum_nats, self._engine.get_global_grad_norm())
         is_applied = math.isfinite(grad_norm) and grad_norm <= norm_limit
         if is_applied:
-            self._update_average()
+            self._count_update()
         return StepResult(total_nats, grad_norm, is_applied)
 
     def _read(self, loss_sum_nats: Tensor, grad_norm: Any) -> tuple[float, float]:
@@ -169,10 +185,12 @@ class TrainingEngine:
     def _withhold(self, adamw: Any, _arguments: Any, _named: Any) -> None:
         """Take a partition's gradient away before AdamW moves it, if the whole norm, the same on all ranks, is above the limit.
 
+        Also of the LLM's partitions while the adaptor is aligned alone: a gradient of zeros would count as an update of theirs.
         DeepSpeed itself leaves out a step whose norm isn't finite, and calls this for none of its partitions.
         """
-        if self._norm_limit < math.inf and float(self._engine.optimizer._global_grad_norm) > self._norm_limit:
-            for group in adamw.param_groups:
+        is_above = self._norm_limit < math.inf and float(self._engine.optimizer._global_grad_norm) > self._norm_limit
+        for group in adamw.param_groups:
+            if is_above or (self._keeps_llm and group["name"] == "llm"):
                 for partition in group["params"]:
                     partition.grad = None
 
@@ -224,12 +242,12 @@ class TrainingEngine:
         read_state: Callable[[str, str], Tensor],
         read_average: Callable[[str], Tensor] | None = None,
         *,
-        num_updates: int,
+        num_updates: Updates,
     ) -> None:
-        """Put back the tensors of the gathering methods, on any number of ranks, after `num_updates` steps."""
+        """Put back the tensors of the gathering methods, on any number of ranks, after so many updates."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        self._begin_states(num_updates=num_updates)
+        self._begin_states(num_updates)
         for name, parameter in self._trained():
             value = read_weight(name).to(self.device)
             safe_set_full_fp32_param(parameter, value)
@@ -255,22 +273,24 @@ class TrainingEngine:
         parameters: list[Any] = list(self.model.parameters())
         return sum(int(parameter.ds_numel) * parameter.dtype.itemsize for parameter in parameters)
 
-    def _begin_states(self, *, num_updates: int) -> None:
+    def _begin_states(self, num_updates: Updates) -> None:
         """Give each partition the states that AdamW would make at its first step, and the average beside them.
 
         DeepSpeed's own access to states reaches the average there too.
         """
         adamw = self._engine.optimizer
-        for partition in adamw.fp32_partitioned_groups_flat:
+        for index, partition in enumerate(adamw.fp32_partitioned_groups_flat):
+            name = adamw.param_groups[adamw.sub_group_to_group_id[index]]["name"]
+            count = float(num_updates.llm if name == "llm" else num_updates.adaptor)
             adamw.optimizer.state[partition] = {
                 # a fused AdamW keeps its count on the device where it computes
-                "step": torch.tensor(float(num_updates), device=partition.device),
+                "step": torch.tensor(count, device=partition.device),
                 **{state: torch.zeros_like(partition) for state in ADAM_STATES},
                 **({_AVERAGE: partition.detach().clone()} if self.keeps_average else {}),
             }
-        self._num_updates = num_updates
+        self._num_updates = num_updates.adaptor
 
-    def _update_average(self) -> None:
+    def _count_update(self) -> None:
         self._num_updates += 1
         if self._ema_decay is None:
             return

@@ -22,7 +22,7 @@ from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.runs.checkpoints import AVERAGE_FILE, OPTIMIZER_FILE, SCHEMA_VERSION, STATE_FILE, TRAINED_FILE, prune
 from kappaspeech.runs.contents import checkpoint_path
 from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
-from kappaspeech.zero3.engine import ADAM_STATES, TrainingEngine
+from kappaspeech.zero3.engine import ADAM_STATES, TrainingEngine, Updates
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -139,7 +139,7 @@ def _write_all(cluster: Cluster, path: Path, content: _Content, target: Path, on
     return {"num_bytes": path.stat().st_size, "crc32": checksum} if cluster.rank == 0 else {}
 
 
-def restore(engine: TrainingEngine, checkpoint: Path, cluster: Cluster, *, num_updates: int) -> None:
+def restore(engine: TrainingEngine, checkpoint: Path, cluster: Cluster, *, num_updates: Updates) -> None:
     """Put a checkpoint's tensors back into the engine, on any number of ranks. A collective.
 
     Raises `CheckpointError` on every rank if one can't open the files.

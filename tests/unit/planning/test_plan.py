@@ -21,6 +21,7 @@ from kappaspeech.planning.batches import sizes_by_budget, sizes_by_lengths
 from kappaspeech.planning.duration import Rates
 from kappaspeech.planning.memory import TextLengths, count_scoring, count_state, kept_bytes_per_token, read_settings
 from kappaspeech.planning.meta_model import build_meta_model
+from kappaspeech.planning.plan import ASSUMED_RANGE
 from kappaspeech.planning.planner import Planner, measure_texts
 from kappaspeech.planning.sizes import LlmSizes, count_kept_inputs
 from kappaspeech.runs.plan_comparison import compare_with_run
@@ -275,6 +276,14 @@ def test_a_run_is_compared_with_its_plan_once_it_has_warmed_up(config):
     assert compared["step_seconds"]["measured"] == 2.0
     assert compared["peak_memory_bytes"]["measured"] == 1004
     assert compared["peak_memory_bytes"]["predicted"] == plan.peak_bytes
+
+
+def test_steps_that_align_the_adaptor_alone_take_their_part_of_the_runs_time(home, tmp_path):
+    path = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", training={"num_steps": 8, "alignment_steps": 5})
+    (plan,) = plans(read_run_config(path), 1, on_gpu=False)
+    assert 0 < plan.alignment_seconds < plan.step_time.total
+    expected = 5 * plan.alignment_seconds + 3 * plan.step_time.total
+    assert plan.run_seconds == pytest.approx([factor * expected for factor in ASSUMED_RANGE])
 
 
 def test_the_sizes_of_an_8b_model_need_neither_its_weights_nor_data(tmp_path, capsys, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kappaspeech.config.training_config import TrainingConfig
 from kappaspeech.ranks.cluster import SingleProcess
 from kappaspeech.runs.best import read_best
 from kappaspeech.runs.contents import checkpoint_path
@@ -15,6 +16,7 @@ from kappaspeech.speech.stream import StepData
 from kappaspeech.training.cadence import Cadence
 from kappaspeech.training.cadences import StopWhenAsked, make_cadences
 from kappaspeech.training.evaluating import Evaluator
+from kappaspeech.training.forecast import Forecast
 from kappaspeech.training.loop import Outcome, TrainingLoop
 from kappaspeech.training.phases import PhaseClock
 from kappaspeech.training.saving import SaveAtTheEnd, SaveEvery
@@ -45,7 +47,8 @@ def run(around: Surroundings, cadences: list[Cadence], *, begin: int = 0, total:
         taken.append(data.global_step)
 
     stream: Any = Stream()
-    loop = TrainingLoop(stream, take_step, state, around, cadences=cadences, forecast=SimpleNamespace())  # type: ignore[arg-type]
+    forecast = Forecast(TrainingConfig(num_steps=total))
+    loop = TrainingLoop(stream, take_step, state, around, cadences=cadences, forecast=forecast)
     return loop.run(begin, total), taken
 
 

@@ -28,6 +28,7 @@ def record(totals: Totals, shares: list[RankShare]):
         num_target_tokens=12,
         learning_rates={"llm": 1e-4},
         grad_norm=1.0,
+        objective="transcript",
         phase_seconds={"encoder": 1.5, "rest": 0.5},
         peak_flops_per_second=10_000.0,
     )

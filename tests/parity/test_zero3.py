@@ -311,3 +311,13 @@ def test_the_weights_are_back_after_the_average_stood_in_their_place(zero3, case
     before, averaged, after = zero3(2)[case]["around_average"]
     assert averaged != before
     assert after == before
+
+
+def test_a_checkpoints_files_are_byte_equal_from_one_two_three_and_four_ranks(zero3):
+    found = [zero3(num_ranks)["selection"]["saved"] for num_ranks in (1, 2, 3)]
+    averaged = [zero3(num_ranks)["zero3_hpz"]["saved"] for num_ranks in (2, 4)]
+    assert averaged[0].keys() == {"trained.safetensors", "optimizer.safetensors", "average.safetensors"}
+    assert averaged[0] == averaged[1]
+    average = averaged[0].pop("average.safetensors")
+    assert found[0] == found[1] == found[2] == averaged[0]
+    assert average != averaged[0]["trained.safetensors"]

@@ -207,6 +207,12 @@ def count_update(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int)
     return FLOAT32_BYTES * min(trained // world_size, settings.sub_group)
 
 
+def count_checkpoint_copy(sizes: SpeechSizes, *, world_size: int, keeps_average: bool = False) -> int:
+    """Bytes of a rank's share of a checkpoint, which lie in its host's memory while they are written beside the steps."""
+    trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    return (_OPTIMIZER_BYTES + (FLOAT32_BYTES if keeps_average else 0)) * trained // world_size
+
+
 @dataclass(frozen=True)
 class TextLengths:
     """The lengths of an evaluation's texts: the longest one's tokens, a window at most, and the number of windows."""

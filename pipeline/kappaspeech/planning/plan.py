@@ -16,6 +16,7 @@ from kappaspeech.planning.memory import (
     TextLengths,
     ZeroSettings,
     count_activations,
+    count_checkpoint_copy,
     count_evaluation,
     count_live,
     count_state,
@@ -64,6 +65,7 @@ class Assumptions:
 class Plan:
     """`parts` lie in a rank's memory all the time, `step_parts` at a step's widest point; `evaluation_bytes` and `update_bytes`
     come in their place in an evaluation and in the optimizer's step. `overhead_bytes` is outside of what torch allocates.
+    `checkpoint_copy_bytes` of host memory come to them while a checkpoint is written, if they are there: if not, the steps wait.
     `num_recomputed` of the LLM's layers are computed again. `keeps_frozen`: frozen weights of any size stay whole."""
 
     assumptions: Assumptions
@@ -72,6 +74,7 @@ class Plan:
     evaluation_bytes: int
     decodes_by: Literal["replica", "zero3", "auto"]
     update_bytes: int
+    checkpoint_copy_bytes: int
     step_time: StepTime
     audio_seconds_per_step: float
     micro_batches_per_step: int
@@ -155,6 +158,7 @@ class Plan:
             "peak_bytes": self.peak_bytes,
             "least_bytes": self.least_bytes,
             "host_bytes": self.host_bytes,
+            "checkpoint_copy_bytes": self.checkpoint_copy_bytes,
             "step_seconds": asdict(self.step_time),
             "alignment_seconds": self.alignment_seconds,
             "run_seconds": list(self.run_seconds),
@@ -223,13 +227,8 @@ def _make_plan(
             new_tokens=config.evaluation.max_new_tokens + assumptions.prompt_tokens,
             texts=assumptions.texts,
         )
-    state = count_state(
-        sizes,
-        settings,
-        world_size=world_size,
-        on_cpu=assumptions.device == "cpu",
-        keeps_average=config.training.ema_decay is not None,
-    )
+    keeps_average = config.training.ema_decay is not None
+    state = count_state(sizes, settings, world_size=world_size, on_cpu=assumptions.device == "cpu", keeps_average=keeps_average)
     step_time = predict_step(
         cost,
         sizes,
@@ -250,6 +249,7 @@ def _make_plan(
         decodes_by=config.evaluation.decode,
         update_bytes=count_update(sizes, settings, world_size=world_size),
         step_time=step_time,
+        checkpoint_copy_bytes=count_checkpoint_copy(sizes, world_size=world_size, keeps_average=keeps_average),
         audio_seconds_per_step=batches.mean.padded_seconds * config.batch.micro_batches_per_step,
         micro_batches_per_step=config.batch.micro_batches_per_step,
         num_recomputed=num_recomputed,

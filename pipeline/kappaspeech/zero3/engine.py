@@ -198,19 +198,19 @@ class TrainingEngine:
         """Names and whole shapes of the trained tensors, in the order in which they are gathered."""
         return {name: tuple(parameter.ds_shape) for name, parameter in self._trained()}
 
-    def gather_trained(self) -> Iterator[tuple[str, Tensor]]:
-        """Each trained tensor, whole, as its float32 master weights, on the CPU of every rank, one at a time."""
+    def gather_trained(self, *, to_host: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """Each trained tensor, whole, as its float32 master weights, one at a time; on every rank's host, or on its device."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         for name, parameter in self._trained():
-            yield name, safe_get_full_fp32_param(parameter).detach().cpu()
+            yield name, _take(safe_get_full_fp32_param(parameter), to_host=to_host)
 
-    def gather_average(self) -> Iterator[tuple[str, Tensor]]:
-        """Each trained tensor's moving average, whole, in float32, on the CPU of every rank, one at a time."""
+    def gather_average(self, *, to_host: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """Each trained tensor's moving average, as `gather_trained` gives the weights."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         for name, parameter in self._trained():
-            yield name, safe_get_full_optimizer_state(parameter, _AVERAGE).detach().cpu()
+            yield name, _take(safe_get_full_optimizer_state(parameter, _AVERAGE), to_host=to_host)
 
     def gather_result(self) -> Iterator[tuple[str, Tensor]]:
         """The result of the training, which is evaluated and exported: the moving average if one is kept, else the weights."""
@@ -228,13 +228,13 @@ class TrainingEngine:
     def keeps_average(self) -> bool:
         return self._ema_decay is not None
 
-    def gather_optimizer(self) -> Iterator[tuple[str, str, Tensor]]:
-        """(name, Adam state, whole tensor) of every trained tensor, one at a time."""
+    def gather_optimizer(self, *, to_host: bool = True) -> Iterator[tuple[str, str, Tensor]]:
+        """(name, Adam state, whole tensor) of every trained tensor, as `gather_trained` gives the weights."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         for name, parameter in self._trained():
             for state in ADAM_STATES:
-                yield name, state, safe_get_full_optimizer_state(parameter, state).detach().cpu()
+                yield name, state, _take(safe_get_full_optimizer_state(parameter, state), to_host=to_host)
 
     def restore(
         self,
@@ -321,6 +321,10 @@ class TrainingEngine:
 
     def _trained(self) -> list[tuple[str, Any]]:
         return [(self._names[name], parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+
+def _take(gathered: Tensor, *, to_host: bool) -> Tensor:
+    return gathered.detach().cpu() if to_host else gathered.detach()
 
 
 def average_decay(num_updates: int, *, decay: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,16 @@ def test_a_moving_average_takes_four_bytes_a_trained_parameter(config):
     assert more.state_bytes - plain.state_bytes == 4 * (sizes.llm.num_trained + sizes.num_adaptor_parameters) // 2
 
 
+def test_a_checkpoints_copy_takes_what_a_ranks_share_of_its_files_does(config):
+    averaged = config.model_copy(update={"training": config.training.model_copy(update={"ema_decay": 0.99})})
+    (plain,), (more,) = plans(config, 4), plans(averaged, 4)
+    sizes = Planner(config, modules=build_meta_model(config)).sizes
+    trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    assert (plain.checkpoint_copy_bytes, more.checkpoint_copy_bytes) == (12 * trained // 4, 16 * trained // 4)
+    # it is no part of what a step needs: without it the steps wait
+    assert plain.step_bytes == replace(plain, checkpoint_copy_bytes=0).step_bytes
+
+
 def test_offloading_the_optimizer_leaves_the_weights_that_are_computed_with(config):
     sizes = Planner(config, modules=build_meta_model(config)).sizes
     content = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}, "bf16": {"enabled": True}}
@@ -299,6 +310,7 @@ def test_the_sizes_of_an_8b_model_need_neither_its_weights_nor_data(tmp_path, ca
     parts = {part["name"]: part["num_bytes"] for part in content["plans"][1]["parts"]}
     assert parts["frozen weights"] == 2 * frozen // 8
     assert parts["gradients"] == pytest.approx(4 * trained / 8, rel=0.01)
+    assert content["plans"][1]["checkpoint_copy_bytes"] == 12 * trained // 8
     assert main([*words[:-1], "1", "--trained-parameters", "1.5e9", "--gpu-memory", "24"]) == 1
     assert "does not fit into 24 GB" in capsys.readouterr().out
 

@@ -9,7 +9,7 @@ import pytest
 
 from kappaspeech.config.training_config import TrainingConfig
 from kappaspeech.ranks.cluster import SingleProcess
-from kappaspeech.runs.best import read_best
+from kappaspeech.runs.best import mark_best, read_best
 from kappaspeech.runs.contents import checkpoint_path
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.speech.stream import StepData
@@ -72,6 +72,12 @@ class Saved(list):
         if step not in self:
             self.append(step)
 
+    def look(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
 
 def test_a_cadence_is_added_without_touching_the_loop(tmp_path):
     told: list[str] = []
@@ -120,11 +126,19 @@ class Evaluated:
         self._around, self._rates = around, rates
         monkeypatch.setattr(Evaluator, "measure", lambda _, step, **_times: self._measure(step))
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *, best_wer: float | None = None) -> None:
         folder = checkpoint_path(self._around.folder.checkpoints, step)
         if not folder.exists():
             self.told.append(f"saved {step}")
             folder.mkdir(parents=True)
+        if best_wer is not None:
+            mark_best(folder.parent, step=step, mean_wer=best_wer)
+
+    def look(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
 
     def evaluated_steps(self) -> set[int]:
         return set(self.recorded)

@@ -31,7 +31,7 @@ STATE_FILE, TRAINED_FILE, OPTIMIZER_FILE = "state.json", "trained.safetensors", 
 AVERAGE_FILE = "average.safetensors"
 _BLOCK_BYTES = 1 << 24
 # fingerprints that checkpoints of versions before this one lack
-_NEWER = ("prompt",)
+_NEWER = ("prompt", "replayed text")
 
 _log = make_logger(__name__)
 

@@ -82,7 +82,7 @@ ARROWS = {
     "zero3": {"config", "ranks", "tensor_files", "model", "planning", "runs"},
     "comparison": {"config", "selection", "scan", "model", "evaluation", "runs"},
     "launching": {"runs", "ranks"},
-    "demo": {"speech", "runs"},
+    "demo": {"speech", "runs", "model"},
     "commands": {
         "config",
         "ranks",

@@ -56,6 +56,23 @@ def texts(output: Annotated[Path, typer.Argument(help="Folder of the text files.
 
 
 @demo.command()
+def replay(
+    llm: Annotated[Path, typer.Argument(help="The LLM's folder.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the text files.")],
+    count: Annotated[int, typer.Option(min=1, help="Texts a language.")] = 100,
+    num_tokens: Annotated[int, typer.Option(min=8, help="About the length of a text.")] = 64,
+    seed: Annotated[int, typer.Option(help="The seed of the sampling.")] = 17,
+) -> None:
+    """Let the LLM itself write English and German texts: what to replay (replay.texts) where there are none."""
+    from kappaspeech.demo.own_texts import write_own_texts
+    from kappaspeech.outputs import try_folder
+
+    try_folder(output)
+    for path in write_own_texts(str(llm), output, count=count, num_tokens=num_tokens, seed=seed):
+        print(for_terminal(str(path)))
+
+
+@demo.command()
 def steps(
     probe: Annotated[Path, typer.Argument(help="The folder of a short run of the same configuration, without evaluations.")],
     config: Annotated[Path, typer.Argument(help="The recipe's YAML.")],

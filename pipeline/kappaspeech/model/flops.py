@@ -108,6 +108,15 @@ class SpeechCost:
             backward=sum(part.backward(lengths) for part, lengths in parts),
         )
 
+    def replay(self, lengths: Sequence[int], *, anchored: bool) -> StepFlops:
+        """Operations for texts of these lengths; with an anchor, the head computes their base's logits again."""
+        foretold = [length - 1 for length in lengths]
+        return StepFlops(
+            encoder=0,
+            forward=self.llm.forward(lengths) + (2 if anchored else 1) * self.head.forward(foretold),
+            backward=self.llm.backward(lengths) + self.head.backward(foretold),
+        )
+
 
 def speech_cost(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_prompt_tokens: int) -> SpeechCost:
     """The costs of these modules, by their shapes and by the part of them that trains; they may lie on torch's meta device or be

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kappaspeech.model.flops import ClipLengths, SpeechCost
 from kappaspeech.planning.batches import LABEL_TOKENS_PER_SECOND, MicroBatchSize
 from kappaspeech.planning.elementwise import count_elementwise
-from kappaspeech.planning.memory import ZeroSettings, count_tokens
+from kappaspeech.planning.memory import ReplayedTexts, ZeroSettings, count_tokens
 from kappaspeech.planning.offload import count_offloaded
 from kappaspeech.planning.sizes import FLOAT32_BYTES, SpeechSizes
 
@@ -79,13 +79,14 @@ def predict_step(
     num_recomputed: int,
     overlaps: bool,
     encoded_share: float = 1.0,
+    replayed: ReplayedTexts | None = None,
 ) -> StepTime:
     """Seconds of a step of `micro_batches_per_rank` micro-batches like `batch`.
 
     All are computed padded, so `batch`'s clips are taken to be of one length. `overlaps`: the device can compute and
     communicate at once, where the settings have it do so; what is copied to and from a host is taken to hide behind nothing.
     `num_recomputed` layers are computed again. `encoded_share` of the clips meet the encoder, the others' states being kept from
-    before.
+    before. `replayed` texts stand beside the clips of each micro-batch.
     """
     clip = _typical_clip(batch)
     flops = cost.step([clip])
@@ -93,14 +94,21 @@ def predict_step(
     forward_rate = rates.flops_per_second
     backward_rate = rates.backward_flops_per_second or forward_rate
     encoder_rate = rates.encoder_flops_per_second or forward_rate
-    tokens = [cost.num_llm_tokens(clip)]
     share = num_recomputed / sizes.llm.num_layers
-    again = share * cost.llm.forward(tokens) * num_clips / forward_rate
+    again = share * cost.llm.forward([cost.num_llm_tokens(clip)]) * num_clips / forward_rate
     encoder = encoded_share * flops.encoder * num_clips / encoder_rate
     forward, backward = flops.forward * num_clips / forward_rate, flops.backward * num_clips / backward_rate
+    if replayed is not None:
+        num_texts = replayed.num_texts * micro_batches_per_rank
+        text = cost.replay([replayed.num_tokens], anchored=replayed.anchored)
+        again += share * cost.llm.forward([replayed.num_tokens]) * num_texts / forward_rate
+        forward, backward = (
+            forward + text.forward * num_texts / forward_rate,
+            backward + text.backward * num_texts / backward_rate,
+        )
     elementwise = 0.0
     if rates.elementwise_bytes_per_second is not None:
-        counts = count_tokens(batch, sizes, prompt_tokens=cost.num_prompt_tokens)
+        counts = count_tokens(batch, sizes, prompt_tokens=cost.num_prompt_tokens, replayed=replayed)
         once, back = count_elementwise(sizes, counts, itemsize=settings.itemsize)
         moved = (1 + share) * once + back
         elementwise = moved * micro_batches_per_rank / rates.elementwise_bytes_per_second

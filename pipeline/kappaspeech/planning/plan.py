@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from kappaspeech.planning.batches import BatchSizes
 from kappaspeech.planning.duration import Rates, StepTime, predict_alignment, predict_step
 from kappaspeech.planning.memory import (
     MemoryPart,
+    ReplayedTexts,
     TextLengths,
     ZeroSettings,
     count_activations,
@@ -214,7 +216,10 @@ def _make_plan(
 ) -> Plan:
     world_size, batches = assumptions.world_size, assumptions.batches
     per_rank = -(-config.batch.micro_batches_per_step // world_size)
-    tokens = count_tokens(batches.largest, sizes, prompt_tokens=assumptions.prompt_tokens)
+    replayed = _replayed_texts(config)
+    # of a micro-batch that has one more than others
+    most = replace(replayed, num_texts=math.ceil(replayed.num_texts)) if replayed else None
+    tokens = count_tokens(batches.largest, sizes, prompt_tokens=assumptions.prompt_tokens, replayed=most)
     activations = count_activations(sizes, settings, tokens, num_recomputed=num_recomputed)
     live = MemoryPart("gathered weights", count_live(sizes, settings, world_size=world_size))
     evaluation = 0
@@ -240,6 +245,7 @@ def _make_plan(
         num_recomputed=num_recomputed,
         overlaps=assumptions.device == "gpu",
         encoded_share=assumptions.encoded_share,
+        replayed=replayed,
     )
     return Plan(
         assumptions=assumptions,
@@ -258,6 +264,15 @@ def _make_plan(
         alignment_steps=config.training.alignment_steps,
         alignment_seconds=predict_alignment(step_time, cost, batches.mean),
     )
+
+
+def _replayed_texts(config: RunConfig) -> ReplayedTexts | None:
+    """The texts beside each micro-batch, all taken to be as long as they may be."""
+    options = config.replay
+    if options is None:
+        return None
+    number = options.texts_per_step / config.batch.micro_batches_per_step
+    return ReplayedTexts(number, options.max_tokens, anchored=options.anchor_weight > 0)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ _CURVES = (
     "tokens_per_second",
     "mfu",
 )
+# of runs that replay text
+_REPLAY_CURVES = ("replay_nats", "anchor_nats")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class StepRecord:
     padding (`model/flops.py`) over the most that the devices can do, `matmul_flops_per_second` of run.json. `wait_seconds` is the
     longest wait of any rank for data. `padding` is the share of the encoder's frames that were padding, `llm_padding` that of the
     LLM's audio positions and labels; `hours_seen` counts usable audio since the run began, by language. `keys_digest` identifies
-    the samples and their order.
+    the samples and their order. `replay_nats` is the mean −log p of the `num_replayed_tokens` of replayed text, and `anchor_nats`
+    their mean KL(base ‖ now), both without their weights; None where there are none.
     """
 
     step: int
@@ -63,6 +66,9 @@ class StepRecord:
     peak_memory_bytes: int
     keys_digest: str
     objective: Objective = "transcript"
+    num_replayed_tokens: int = 0
+    replay_nats: float | None = None
+    anchor_nats: float | None = None
 
 
 class RunLog:
@@ -98,6 +104,9 @@ class RunLog:
         self._curves.add_scalar(f"train/{loss}", record.loss_nats, record.step)
         for name in _CURVES:
             self._curves.add_scalar(f"train/{name}", getattr(record, name), record.step)
+        for name in _REPLAY_CURVES:
+            if getattr(record, name) is not None:
+                self._curves.add_scalar(f"train/{name}", getattr(record, name), record.step)
         for group, rate in record.learning_rates.items():
             self._curves.add_scalar(f"train/learning_rate_{group}", rate, record.step)
         self._curves.add_scalar("train/peak_memory_gb", record.peak_memory_bytes / 1e9, record.step)

@@ -157,7 +157,7 @@ def _take_steps(config: RunConfig, loaded: Loaded, partitioned: Partitioned, aro
             if around.is_writer:
                 # the rest, written when it is closed, may be what a full disk refuses
                 log = opened.enter_context(closing(RunLog(around.folder.path, resume_step=step, check=around.lease.check)))
-        stepper = Stepper(config, loaded.assembly, partitioned, state, around, log=log)
+        stepper = Stepper(config, loaded, partitioned, state, around, log=log)
         cadences = make_cadences(config, loaded, partitioned, state, around, saver=saver, log=log, forecast=forecast)
         loop = TrainingLoop(loaded.stream, stepper.step, state, around, cadences=cadences, forecast=forecast)
         return loop.run(step, config.training.num_steps)

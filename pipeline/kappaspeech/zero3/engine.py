@@ -19,6 +19,7 @@ from kappaspeech.model.llm import decoder_layers
 from kappaspeech.model.lora import public_names
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.tensor_digests import Hasher, share_out
+from kappaspeech.model.text_rows import TextRows
 from kappaspeech.planning.buckets import settle_buckets
 from kappaspeech.planning.sizes import largest_layer
 from kappaspeech.ranks.cluster import Cluster
@@ -33,23 +34,30 @@ _MASK_64 = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The tensors of one pass: encoder states (B, S, E) on the device; their counts (B,) and labels (B, L), best on the host."""
+    """The tensors of one pass: encoder states (B, S, E) on the device; their counts (B,) and labels (B, L), best on the host.
+
+    `text` stands beside them, and its weights in the loss with it.
+    """
 
     states_BSE: Tensor
     num_states_B: Tensor
     label_ids_BL: Tensor
+    text: TextRows | None = None
 
 
 @dataclass(frozen=True)
 class StepResult:
     """This rank's summed loss in nats, and the norm of the whole model's gradient before clipping, infinite if it is NaN.
 
-    `is_applied`: the optimizer has updated the weights, on all ranks; or on none.
+    `is_applied`: the optimizer has updated the weights, on all ranks; or on none. Of replayed text this rank's Σ −log p and
+    Σ KL(base ‖ now), in nats and without weights.
     """
 
     loss_sum_nats: float
     grad_norm: float
     is_applied: bool
+    replay_sum_nats: float = 0.0
+    anchor_sum_nats: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -149,38 +157,34 @@ class TrainingEngine:
         self._norm_limit, self._keeps_llm = norm_limit, alignment_only
         self._engine.train()
         # it stays on its device: reading it there would wait for the device after each micro-batch
-        loss_sum_nats = torch.zeros((), dtype=torch.float64, device=self.device)
+        sums_nats = torch.zeros(3, dtype=torch.float64, device=self.device)
         coming = iter(batches)
         for seed in seeds:
             # not by zip, which would hold on to one batch while it asks for the next
             batch = next(coming)
             self._on_phase("forward_backward")
             torch.manual_seed(seed & _MASK_64)
-            loss, nats = self._engine(
-                batch.states_BSE,
-                batch.num_states_B,
-                prefix_ids,
-                suffix_ids,
-                batch.label_ids_BL,
-                alignment_only=alignment_only,
-            )
-            loss_sum_nats += nats
+            parts = (batch.states_BSE, batch.num_states_B, prefix_ids, suffix_ids, batch.label_ids_BL, batch.text)
+            loss, nats, *replayed = self._engine(*parts, alignment_only=alignment_only)
+            sums_nats[0] += nats
+            if replayed:
+                sums_nats[1:] += replayed[0]
             self._engine.backward(loss * (self._world_size / max(num_target_tokens, 1)), scale_wrt_gas=False)
             self._on_phase("optimizer")
             self._engine.step()
             del batch
         assert next(coming, None) is None, "more micro-batches than seeds"
-        total_nats, grad_norm = self._read(loss_sum_nats, self._engine.get_global_grad_norm())
+        total_nats, replay_nats, anchor_nats, grad_norm = self._read(sums_nats, self._engine.get_global_grad_norm())
         is_applied = math.isfinite(grad_norm) and grad_norm <= norm_limit
         if is_applied:
             self._count_update()
-        return StepResult(total_nats, grad_norm, is_applied)
+        return StepResult(total_nats, grad_norm, is_applied, replay_nats, anchor_nats)
 
-    def _read(self, loss_sum_nats: Tensor, grad_norm: Any) -> tuple[float, float]:
-        """Both as numbers, with one wait for the device; the norm is 0 if DeepSpeed has none."""
+    def _read(self, sums_nats: Tensor, grad_norm: Any) -> list[float]:
+        """All as numbers, with one wait for the device; the norm is 0 if DeepSpeed has none."""
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=torch.float64, device=self.device)
-        on_host = torch.stack([loss_sum_nats, norm]).cpu()
-        return float(on_host[0]), float(on_host[1])
+        numbers: list[float] = torch.cat([sums_nats, norm.reshape(1)]).tolist()
+        return numbers
 
     def _withhold(self, adamw: Any, _arguments: Any, _named: Any) -> None:
         """Take a partition's gradient away before AdamW moves it, if the whole norm, the same on all ranks, is above the limit.

@@ -395,3 +395,12 @@ def test_texts_are_measured_by_the_sizes_of_their_files(tmp_path):
     # two bytes a token: 150 tokens, and 2,500 in three windows; a file of a folder is one text
     assert measure_texts({"a": str(tmp_path / "lines.txt")}) == TextLengths(memory.WINDOW_TOKENS, 4)
     assert measure_texts({"b": str(tmp_path / "folder")}) == TextLengths(100, 1)
+
+
+def test_replayed_text_takes_memory_and_time(home, tmp_path, config):
+    replaying = read_run_config(
+        tiny.write_config(tmp_path / "replay.yaml", home, tmp_path / "run", replay={"texts": {"x": "x.txt"}, "texts_per_step": 3})
+    )
+    plans = [Planner(item, modules=build_meta_model(item)).plan(1, rates=RATES, prompt_tokens=6) for item in (config, replaying)]
+    assert plans[1].step_bytes > plans[0].step_bytes
+    assert plans[1].step_time.total > plans[0].step_time.total

@@ -56,6 +56,18 @@ def test_an_evaluation_takes_the_place_of_one_of_the_same_step(tmp_path):
     assert [line["wer"]["mean_wer"] for line in read_lines(tmp_path / "evaluations.jsonl")] == [0.25]
 
 
+def test_replayed_text_has_curves_of_its_own_where_there_is_any(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = RunLog(tmp_path, resume_step=0)
+    log.add_step(replace(record(0), num_replayed_tokens=9, replay_nats=3.5, anchor_nats=0.25))
+    log.add_step(record(1))
+    log.close()
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name, value in (("replay_nats", 3.5), ("anchor_nats", 0.25)):
+        assert [(item.step, item.value) for item in curves.Scalars(f"train/{name}")] == [(0, value)]
+
+
 def test_curves_hold_wer_by_language_the_distance_of_text_and_memory(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

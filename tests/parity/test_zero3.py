@@ -114,7 +114,13 @@ def assert_equal_weights(
     for name, tensor in computed["trained"].items():
         moved = (tensor - reference["before"][name]).abs().max()
         assert moved > num_steps / 2 * WEIGHT_TOLERANCE, f"{name} hardly moved, so the comparison would say nothing"
-        torch.testing.assert_close(tensor, reference[key][name].float(), rtol=0, atol=WEIGHT_TOLERANCE)
+        expected = reference[key][name].float()
+        if name.endswith("query_key_value.bias"):
+            # softmax is blind to a bias of all keys: its gradient is rounding alone, which Adam makes as large as any other
+            query, _, value = tensor.chunk(3)
+            expected_query, _, expected_value = expected.chunk(3)
+            tensor, expected = torch.cat([query, value]), torch.cat([expected_query, expected_value])
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=WEIGHT_TOLERANCE)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])

@@ -82,7 +82,7 @@ ARROWS = {
     "zero3": {"config", "ranks", "tensor_files", "model", "planning", "runs"},
     "comparison": {"config", "selection", "scan", "model", "evaluation", "runs"},
     "launching": {"runs", "ranks"},
-    "demo": {"speech", "runs", "model"},
+    "demo": {"speech", "runs", "model", "config"},
     "commands": {
         "config",
         "ranks",

@@ -35,7 +35,6 @@ THROUGH_OTHERS = {
     "evaluation.lm_harness",
     "model.hub_cache",
     "model.prefixes",
-    "planning.plan",
     "planning.report",
     "ranks.mpi_cluster",
     "scan.algebra",

@@ -108,7 +108,7 @@ def _report_trials(experiment: Experiment, failures: Sequence[Failure], output: 
     told = {failure.trial.number: failure.cause for failure in failures}
     finished = [trial for trial in experiment.trials if read_state(trial) == "finished"]
     missing = {
-        f"{trial.arm.name}, seed {trial.seed}": told.get(trial.number, f"its state is «{read_state(trial)}»")
+        f"{trial.arm.name}, seed {trial.seed}": told.get(trial.number, f"its state is '{read_state(trial)}'")
         for trial in experiment.trials
         if trial not in finished
     }

@@ -22,7 +22,7 @@ def train(
         list[str] | None, typer.Option("--set", help="Change a value: optimizer.clip_norm=0.5. May be repeated.")
     ] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this host.")] = None,
-    hostfile: Annotated[Path | None, typer.Option(help="Start ranks on these hosts, over ssh: lines of «name slots=N».")] = None,
+    hostfile: Annotated[Path | None, typer.Option(help="Start ranks on these hosts, over ssh: lines of 'name slots=N'.")] = None,
     slurm: Annotated[str | None, typer.Option(help="Submit to SLURM with these options: '--nodes=2 --time=8:00:00'.")] = None,
     max_restarts: Annotated[int, typer.Option(min=0, help="Start again after a fault, this often at most.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")] = False,

@@ -100,7 +100,7 @@ class Plan:
 
     @property
     def allocated_bytes(self) -> int:
-        """The most that is allocated at any time. On a GPU, «auto» takes no replica where there is no room for one."""
+        """The most that is allocated at any time. On a GPU, "auto" takes no replica where there is no room for one."""
         replica = self.decodes_by == "replica" or (self.decodes_by == "auto" and self.assumptions.device == "cpu")
         return max(self.step_bytes, self.state_bytes + self.evaluation_bytes if replica else 0)
 

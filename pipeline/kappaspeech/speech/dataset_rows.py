@@ -16,7 +16,7 @@ def open_dataset(source: Path) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(f"{source} is a Hugging Face dataset; reading it needs «pip install 'kappaspeech[datasets]'».") from error
+        raise DataError(f"{source} is a Hugging Face dataset; reading it needs `pip install 'kappaspeech[datasets]'`.") from error
     try:
         dataset = datasets.load_from_disk(str(source))
     except (OSError, ValueError, KeyError, TypeError) as error:

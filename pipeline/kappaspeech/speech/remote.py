@@ -126,7 +126,7 @@ class RemoteSource:
         elif now.is_other_than(self._seen):
             raise DataError(
                 f"{self.where} was replaced while it was read: it had {self._seen.num_bytes} bytes and version "
-                f"«{self._seen.stamp}», and has {now.num_bytes} and «{now.stamp}». Put it back, or index it again."
+                f"'{self._seen.stamp}', and has {now.num_bytes} and '{now.stamp}'. Put it back, or index it again."
             )
         elif self._seen.num_bytes is None:
             self._seen = now

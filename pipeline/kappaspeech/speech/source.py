@@ -16,7 +16,7 @@ REMOTE_SCHEMES = ("http", "https", "s3", "gs")
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How remote shards are read. A range is tried `attempts` times; `cache_dir` keeps at most `cache_bytes` of blocks."""
+    """Options of reading remote shards. A range is tried `attempts` times; `cache_dir` keeps at most `cache_bytes` of blocks."""
 
     attempts: int = 6
     stall_seconds: float = 30.0
@@ -33,7 +33,7 @@ class Source(Protocol):
         """Its size now. Raises `DataError` where it isn't there."""
 
     def stamp(self) -> str:
-        """What changes when it is replaced: a modification time or an ETag; "" where nothing says."""
+        """A file's modification time or ETag, which changes if the file is replaced; "" if neither is known."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly that range. Raises `DataError` where it can't be had, `EOFError` where the file ends before."""
@@ -43,7 +43,7 @@ class Source(Protocol):
 
 
 def is_remote(where: str) -> bool:
-    """Whether `where` is a URL. Raises `DataError` for one that is broken, or of a scheme that isn't read."""
+    """True if `where` is a URL. Raises `DataError` for one that is broken, or of a scheme that isn't read."""
     return bool(scheme_of(where))
 
 

@@ -1,4 +1,4 @@
-"""What is done beside a run's steps, and that the loop needs to know nothing of it."""
+"""Work beside a run's steps, of which the loop needs to know nothing."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Evaluated:
         return {"step": step, "wer": {"mean_wer": self._rates[step]}}
 
     def cadences(self, *, keep_best: bool = False) -> list[Cadence]:
-        """What a configuration of six steps asks for."""
+        """The cadences of a configuration of six steps."""
         options = {"evaluate_every_steps": 2, "evaluate_every_minutes": None, "checkpoint_every_steps": 4}
         config: Any = SimpleNamespace(training=SimpleNamespace(num_steps=6, keep_best=keep_best, **options))
         state: Any = SimpleNamespace(totals=SimpleNamespace(train_seconds=0.0))

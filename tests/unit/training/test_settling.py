@@ -1,4 +1,4 @@
-"""What a run does of its plan where its configuration leaves it to the memory."""
+"""Decisions that a run's configuration leaves to the memory."""
 
 from __future__ import annotations
 

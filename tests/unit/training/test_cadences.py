@@ -24,7 +24,8 @@ from kappaspeech.training.surroundings import Surroundings
 
 def surroundings(folder) -> Surroundings:
     watch: Any = SimpleNamespace(check=lambda: None, posts=[])
-    return Surroundings(SingleProcess(), RunFolder(folder), None, PhaseClock(), StopRequest(folder), watch)  # type: ignore[arg-type]
+    lease: Any = SimpleNamespace(check=lambda: None)
+    return Surroundings(SingleProcess(), RunFolder(folder), lease, PhaseClock(), StopRequest(folder), watch)
 
 
 class Stream:
@@ -142,7 +143,11 @@ class Evaluated:
         config: Any = SimpleNamespace(training=SimpleNamespace(num_steps=6, keep_best=keep_best, **options))
         state: Any = SimpleNamespace(totals=SimpleNamespace(train_seconds=0.0))
         loaded: Any = SimpleNamespace(test_set=(), assembly=None)
-        known: Any = {"saver": self, "log": self, "forecast": SimpleNamespace(time_evaluation=lambda _began: None)}
+        known: Any = {
+            "saver": self,
+            "log": self,
+            "forecast": SimpleNamespace(time_evaluation=lambda _: None, seconds_left=lambda _: 1.0),
+        }
         partitioned: Any = None
         return list(make_cadences(config, loaded, partitioned, state, self._around, **known))
 

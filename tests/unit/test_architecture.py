@@ -32,6 +32,7 @@ GROUND = {
     "signals",
     "shipped",
     "package_versions",
+    "needed_packages",
 }
 ARROWS = {
     "processes": set(),
@@ -51,6 +52,7 @@ ARROWS = {
     "signals": set(),
     "shipped": set(),
     "package_versions": set(),
+    "needed_packages": {"errors"},
     "blas": set(),
     "config": set(),
     "ranks": set(),

@@ -70,7 +70,9 @@ def _train_here(settings: Any) -> int:
     if "RANK" not in os.environ:
         from kappaspeech.outputs import try_folder
         from kappaspeech.runs.lease import free
+        from kappaspeech.training.needs import check_packages
 
+        check_packages(settings)
         # before torch and DeepSpeed are loaded: a second start is told at once, and so is a disk that takes nothing
         try_folder(Path(settings.run_dir))
         free(Path(settings.run_dir))

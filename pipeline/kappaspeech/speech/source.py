@@ -10,8 +10,11 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from kappaspeech.errors import DataError
+from kappaspeech.needed_packages import need
 
-REMOTE_SCHEMES = ("http", "https", "s3", "gs")
+# scheme → the library by which fsspec reads it
+_READERS = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
+REMOTE_SCHEMES = tuple(_READERS)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,17 @@ class Source(Protocol):
 
     def read_near(self, offset: int, size: int) -> bytes | None:
         """The same where it lies on this machine's disk, else None, at once."""
+
+
+def need_reader(where: str) -> None:
+    """Raise `DataError` if the libraries that read a URL aren't installed; a path needs none."""
+    if scheme := scheme_of(where):
+        need_reader_of(scheme)
+
+
+def need_reader_of(scheme: str) -> None:
+    """Raise `DataError` if the libraries that read URLs of a scheme aren't installed."""
+    need(f"Reading {scheme}://", "fsspec", _READERS[scheme], kind=DataError)
 
 
 def is_remote(where: str) -> bool:

@@ -65,8 +65,6 @@ def scan(
     if backend is Backend.mpi:
         need("--backend mpi", "mpi4py")
     pin_threads(os.environ, threads)
-    # torch prints a C++ stack where a store's other end is gone; the watch says the same in one line
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from kappaspeech.outputs import try_output
     from kappaspeech.scan.checkpoint import open_checkpoint
     from kappaspeech.scan.journal import default_folder

@@ -61,8 +61,6 @@ def train(
 
 
 def _train_here(settings: Any) -> int:
-    # torch would tell of every lost connection with a C++ stack; who is gone, and why, is told in words
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from kappaspeech.launching.reports import write_report
     from kappaspeech.runs.contents import README_FILE
     from kappaspeech.runs.readme import describe_outcome

@@ -33,7 +33,7 @@ if [ -n "$steps" ] && [ -n "$minutes" ]; then
   exit 2
 fi
 if [ -n "$minutes" ] && ! [[ $minutes =~ ^[1-9][0-9]*$ ]]; then
-  echo "error: --minutes is «$minutes»; give whole minutes, as in --minutes 10." >&2
+  echo "error: --minutes is '$minutes'; give whole minutes, as in --minutes 10." >&2
   exit 2
 fi
 

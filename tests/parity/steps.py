@@ -1,4 +1,4 @@
-"""What both sides of the parity tests share: models, data, options and cases, and nothing of how a step is computed."""
+"""Shared by both sides of the parity tests: models, data, options and cases, and nothing of how a step is computed."""
 
 from __future__ import annotations
 

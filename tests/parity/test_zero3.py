@@ -32,7 +32,7 @@ PRESET_CASES = ("zero3", "zero3_cpu", "zero3_hpz", "zero3_lean", "zero3_offload"
 
 @pytest.fixture(scope="module")
 def zero3(home, tmp_path_factory):
-    """What each case computed on a number of ranks, which are started once."""
+    """The results of each case on a number of ranks, which are started once."""
     folder = tmp_path_factory.mktemp("zero3")
 
     @cache

@@ -145,7 +145,7 @@ def losses_around_average(engine: TrainingEngine, parts: Parts, batches: list[Mi
 
 
 def copied_kilobytes() -> int | None:
-    """How much of the model's file, where it is mapped, has become memory of this process's own by being written to."""
+    """The part of the mapped model file that has become this process's own memory by being written to."""
     mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
     of_file = [mapping for mapping in mappings if mapping.partition("\n")[0].endswith("model.safetensors")]
     counts = [int(number) for mapping in of_file for number in re.findall(r"^Anonymous: +(\d+) kB", mapping, flags=re.MULTILINE)]

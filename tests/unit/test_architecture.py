@@ -33,6 +33,7 @@ GROUND = {
     "signals",
     "shipped",
     "package_versions",
+    "needed_packages",
 }
 ARROWS = {
     "processes": set(),
@@ -53,6 +54,7 @@ ARROWS = {
     "signals": set(),
     "shipped": set(),
     "package_versions": set(),
+    "needed_packages": {"errors"},
     "blas": set(),
     "config": set(),
     "ranks": set(),
@@ -141,7 +143,7 @@ def dotted(path: Path) -> str:
 
 
 def import_graph() -> dict[str, set[str]]:
-    """What each module of this project imports of it, by dotted names; also inside functions, and for types alone."""
+    """The imports between this project's modules, by dotted names; also inside functions, and for types alone."""
     known = {dotted(path): path for path in modules()}
     graph: dict[str, set[str]] = {name: set() for name in known}
     for name, path in known.items():

@@ -124,7 +124,7 @@ def _check_same_run(trial: Trial, config: RunConfig, selection: TensorSelection 
 
 
 def read_state(trial: Trial) -> State:
-    """A trial's state, by its run folder; it is «running» also if it was killed."""
+    """A trial's state, by its run folder; it is "running" also if it was killed."""
     if not (trial.run_dir / RECORD_FILE).exists():
         return "waiting"
     state: State = RunFolder(trial.run_dir).read_record()["status"]

@@ -105,7 +105,7 @@ class TrainingConfig(StrictSection):
 
 
 class EvaluationConfig(StrictSection):
-    """How `data.test` is decoded."""
+    """Decoding of `data.test`."""
 
     batch_size: Count = Field(default=32, description="Utterances decoded together.")
     max_new_tokens: Count = Field(default=200, description="Most tokens of a transcript.")

@@ -1,4 +1,4 @@
-"""How many steps of a recipe fit a time on this machine, told by the steps of a short run."""
+"""The number of a recipe's steps that fit a time on this machine, measured by the steps of a short run."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _seconds_of(num_steps: int, pace: Pace, recipe: TrainingConfig) -> float:
 
 
 def describe_choice(num_steps: int, pace: Pace, *, minutes: float, recipe_num_steps: int) -> str:
-    """What a person should expect of `num_steps`."""
+    """Say in a line or two what a person should expect of `num_steps`."""
     said = f"a step takes {pace.step_seconds:.2g} s here: "
     if num_steps == recipe_num_steps:
         return f"{said}all {recipe_num_steps} steps of the recipe fit {minutes:g} minutes"

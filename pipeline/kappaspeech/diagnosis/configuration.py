@@ -122,7 +122,7 @@ def _check_deepspeed(config: RunConfig) -> list[Finding]:
         return [*findings, Finding("DeepSpeed JSON", "problem", found, remedy)]
     on_disk = "nvme" in (offload, zero.get("offload_param", {}).get("device"))
     if on_disk and not find_compatible_ops().get("async_io"):
-        remedy = "Install what «ds_report» names (a compiler, ninja, libaio-dev), or take a preset without offload to disks."
+        remedy = "Install what `ds_report` names (a compiler, ninja, libaio-dev), or take a preset without offload to disks."
         return [*findings, Finding("DeepSpeed JSON", "problem", "offload to NVMe needs the op async_io", remedy)]
     return [*findings, Finding("DeepSpeed JSON", "ok", f"offload to {offload}")]
 
@@ -176,7 +176,7 @@ def _check_overlap(config: RunConfig, read: ReadOptions) -> list[Finding]:
 
 
 def _check_text(path: Path) -> list[Finding]:
-    """What an evaluation would read: a file of one text a line, or a folder of them."""
+    """Check the text that an evaluation would read: a file of one text a line, or a folder of them."""
     return [Finding("data", "ok", f"data.text: {path} has {len(read_texts(path)):,} texts")]
 
 

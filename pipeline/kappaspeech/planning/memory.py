@@ -78,7 +78,7 @@ def read_settings(deepspeed_config: Mapping[str, Any]) -> ZeroSettings:
 
 def _number(zero: Mapping[str, Any], key: str, default: int) -> int:
     value = zero.get(key, default)
-    # «auto» is for transformers' Trainer to fill in
+    # "auto" is for transformers' Trainer to fill in
     return int(float(value)) if isinstance(value, (int, float)) else default
 
 

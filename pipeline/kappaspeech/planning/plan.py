@@ -109,7 +109,7 @@ class Plan:
 
     @property
     def allocated_bytes(self) -> int:
-        """The most that is allocated at any time. On a GPU, «auto» takes no replica where there is no room for one."""
+        """The most that is allocated at any time. On a GPU, "auto" takes no replica where there is no room for one."""
         replica = self.decodes_by == "replica" or (self.decodes_by == "auto" and self.assumptions.device == "cpu")
         return max(self.step_bytes, self.state_bytes + self.evaluation_bytes if replica else 0)
 
@@ -303,7 +303,10 @@ def find_remedies(
     all_away = replace(settings, optimizer_on_host=True, parameters_on_host=True)
     tried: list[tuple[str, Callable[[], Plan]]] = [
         ("training.activation_checkpointing: true", lambda: plan(config=checkpointed)),
-        ("half of batch.max_seconds and batch.max_samples, twice the micro_batches_per_step", lambda: plan(assumptions=smaller)),
+        (
+            "half of batch.max_seconds and batch.max_samples, twice batch.micro_batches_per_step",
+            lambda: plan(assumptions=smaller),
+        ),
         ("DeepSpeed JSON: a tenth of reduce_bucket_size, a quarter of stage3_max_live_parameters", lambda: plan(settings=lean)),
         ("evaluation.decode: zero3", lambda: plan(config=together)),
         ("deepspeed: ds_configs/zero3_offload_optimizer.json", lambda: plan(settings=optimizer_away)),

@@ -52,7 +52,7 @@ class Overlap:
             named = ", ".join(self.recordings)
             parts.append(f"{self.num_recordings} of {self.num_test} test recordings are trained on (first: {named})")
         if self.num_sentences:
-            named = ", ".join(f"«{text}»" for text in self.sentences)
+            named = ", ".join(f"'{text}'" for text in self.sentences)
             looked = f"{self.num_looked_at} test sentences stand among {self.num_train_looked_at} of training"
             parts.append(f"{self.num_sentences} of {looked} (first: {named})")
         return "; ".join(parts)

@@ -91,7 +91,9 @@ def open_run(path: Path, *, step: Step = None) -> TrainedRun:
     if step == "best":
         best = read_best(folder.checkpoints)
         if best is None:
-            raise CheckpointError(f"{path} has no checkpoint marked as best. A training with data.test and keep_best marks one.")
+            raise CheckpointError(
+                f"{path} has no checkpoint marked as best. A training with data.test and training.keep_best marks one."
+            )
         step = step_of(best)
     wanted = max(states) if step is None else step
     if wanted not in states:

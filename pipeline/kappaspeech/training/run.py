@@ -35,6 +35,7 @@ from kappaspeech.training.frozen_check import check_frozen
 from kappaspeech.training.loaded import Loaded, load
 from kappaspeech.training.loop import Outcome, TrainingLoop
 from kappaspeech.training.loop_state import LoopState
+from kappaspeech.training.needs import check_packages
 from kappaspeech.training.partitioned import Partitioned, partition
 from kappaspeech.training.phases import PhaseClock
 from kappaspeech.training.saving import Saver
@@ -55,6 +56,7 @@ def train(config: RunConfig, *, on_fatal: Callable[[RankFailure], None] = lambda
     cluster = start_training_cluster(timeout_seconds=options.collective_timeout_seconds)
     lease = Lease(Path(config.run_dir), cluster.broadcast(make_start_id() if cluster.rank == 0 else None))
     with agreement(cluster):
+        check_packages(config)
         if cluster.rank == 0:
             lease.acquire()
             sweep(lease.folder)

@@ -64,7 +64,7 @@ def settle_by_plan(config: RunConfig, engine: TrainingEngine, plan: Mapping[str,
         # a plan doesn't check whether a family can
         wanted = plan.get("num_recomputed_layers", "auto") if llm.supports_gradient_checkpointing else 0
         number = recompute_layers(llm, wanted)
-        lines.append(f"activation_checkpointing auto: {number} of {len(decoder_layers(llm))} layers are computed again")
+        lines.append(f"training.activation_checkpointing auto: {number} of {len(decoder_layers(llm))} layers are computed again")
     if plan.get("keeps_frozen"):
         engine.persist_frozen()
         lines.append("stage3_param_persistence_threshold auto: frozen weights stay whole on each rank")

@@ -25,8 +25,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 from tests import families, tiny  # noqa: E402 - of the repository, which isn't installed with its tests
 from tests.conftest import _pack  # noqa: E402
+from tests.nursery import Nursery  # noqa: E402
 from tests.patience import patience  # noqa: E402
-from tests.ranks.nursery import Nursery  # noqa: E402
 
 DOCS = REPOSITORY / "docs/families.md"
 _NOT_RUN = "the loss is equal; not run end to end"

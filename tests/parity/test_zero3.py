@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from functools import cache
 from typing import Any
 
@@ -12,7 +10,6 @@ import pytest
 import torch
 
 from kappaspeech.model.lora import public_names
-from tests.conftest import clean_environment, free_port
 from tests.parity.steps import BUDGET, CASES, FEW_STEPS, NUM_STEPS, OPTIMIZER, PRESETS, Case, build_parts, open_stream
 from tests.patience import patience
 
@@ -31,21 +28,14 @@ PRESET_CASES = ("zero3", "zero3_cpu", "zero3_hpz", "zero3_lean", "zero3_offload"
 
 
 @pytest.fixture(scope="module")
-def zero3(home, tmp_path_factory):
+def zero3(home, nursery, tmp_path_factory):
     """The results of each case on a number of ranks, which are started once."""
     folder = tmp_path_factory.mktemp("zero3")
 
     @cache
     def run(num_ranks: int) -> dict[str, dict[str, Any]]:
         output = folder / f"{num_ranks}.pt"
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={num_ranks}"]
-        done = subprocess.run(
-            [*launcher, f"--master_port={free_port()}", "-m", "tests.parity.zero3_worker", str(home), str(output)],
-            env=clean_environment(OMP_NUM_THREADS="1"),
-            capture_output=True,
-            text=True,
-            timeout=patience(240),
-        )
+        done = nursery.run(home, output, module="tests.parity.zero3_worker", ranks=num_ranks, timeout=patience(240))
         assert done.returncode == 0, done.stderr[-3000:]
         return torch.load(output, weights_only=True)
 

@@ -65,11 +65,14 @@ class Case:
     checkpointing: bool | int = False
     ema_decay: float | None = None
     alignment_weight: float = 0.0
+    alignment_steps: int = 0
     experts: Mapping[str, tuple[int, ...]] | None = None
     preset: str | None = None
     # as DeepSpeed does it by itself
     cuts_frozen: bool = False
     persists_frozen: bool = False
+    # a state that is known, when all steps are taken
+    saves: bool = False
     # parameters are partitioned in groups of about this size; the tiny model is one group of the engine's own
     partition_bytes: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -92,6 +95,7 @@ HPZ = Case(
     preset="zero3_hpz",
     num_steps=FEW_STEPS,
     ema_decay=0.6,
+    saves=True,
     partition_bytes=4096,
     # the preset's partitions span the 8 GPUs of a host
     changes={"zero_hpz_partition_size": 2},
@@ -99,16 +103,17 @@ HPZ = Case(
 # what each number of ranks runs, one after the other in the same processes
 CASES: dict[int, dict[str, Case]] = {
     1: {
-        "selection": Case(),
+        "selection": Case(saves=True),
         "single experts": Case(experts=SINGLE_EXPERTS, num_steps=FEW_STEPS, ema_decay=0.6),
         "zero3_offload_optimizer": Case(preset="zero3_offload_optimizer", num_steps=FEW_STEPS),
     },
     2: {
-        "selection": Case(),
+        "selection": Case(saves=True),
         "bf16": Case(bf16=True),
         "lora": Case(mode="lora"),
         "average": Case(ema_decay=0.6),
         "aligned": Case(alignment_weight=0.5, num_steps=FEW_STEPS),
+        "aligned first": Case(alignment_steps=2, num_steps=FEW_STEPS),
         "checkpointed": Case(checkpointing=True),
         "one layer checkpointed": Case(checkpointing=1, num_steps=FEW_STEPS),
         "adaptor": Case(mode="adaptor", num_steps=FEW_STEPS),
@@ -139,7 +144,7 @@ CASES: dict[int, dict[str, Case]] = {
             settings={"communication_data_type": "bf16", "data_types": {"grad_accum_dtype": "bf16"}},
         ),
     },
-    3: {"selection": Case()},
+    3: {"selection": Case(saves=True)},
     # two hosts, as it were
     4: {"zero3_hpz": HPZ},
 }

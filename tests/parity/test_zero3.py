@@ -94,13 +94,22 @@ def _train(home, case: Case, parts: Parts, masks: Mapping[str, torch.Tensor] | N
         minimised, total, num_tokens = torch.zeros(()), torch.zeros(()), 0
         for batch in data.batches:
             states, counts = parts.encoder(batch.log_mel, batch.num_frames)
-            loss, nats = parts.model(states, counts, parts.prompt.prefix_ids, parts.prompt.suffix_ids, batch.label_ids)
+            loss, nats = parts.model(
+                states,
+                counts,
+                parts.prompt.prefix_ids,
+                parts.prompt.suffix_ids,
+                batch.label_ids,
+                alignment_only=data.global_step < case.alignment_steps,
+            )
             minimised, total = minimised + loss, total + nats
             num_tokens += batch.num_target_tokens
         adamw.zero_grad()
         (minimised / num_tokens).backward()
         for name, mask in masks.items():
             trained[name].grad *= mask
+        if data.global_step < case.alignment_steps:
+            assert all(p.grad is None for p in parts.model.llm.parameters())
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained.values(), OPTIMIZER.clip_norm)))
         adamw.step()
         with torch.no_grad():
@@ -257,6 +266,14 @@ def test_the_alignment_loss_trains_under_zero3_as_in_plain_pytorch(home, zero3, 
     assert aligned["norms"][0] != pytest.approx(plain["norms"][0], rel=1e-2)
 
 
+def test_the_adaptor_aligned_alone_first_trains_under_zero3_as_in_plain_pytorch(home, zero3, plain):
+    computed, aligned = zero3(2)["aligned first"], train_plainly(home, CASES[2]["aligned first"])
+    assert_equal_steps(computed, aligned, num_steps=FEW_STEPS)
+    # the LLM's first update is that of a new AdamW, as here
+    assert_equal_weights(computed, aligned, num_steps=FEW_STEPS)
+    assert aligned["losses"][2] != pytest.approx(plain["losses"][2], rel=1e-2)
+
+
 def test_bfloat16_stays_near_float32(zero3, plain):
     assert zero3(2)["bf16"]["losses"] == pytest.approx(plain["losses"], rel=BF16_LOSS_TOLERANCE)
 
@@ -368,3 +385,13 @@ def test_the_weights_are_back_after_the_average_stood_in_their_place(zero3, case
     before, averaged, after = zero3(2)[case]["around_average"]
     assert averaged != before
     assert after == before
+
+
+def test_a_checkpoints_files_are_byte_equal_from_one_two_three_and_four_ranks(zero3):
+    found = [zero3(num_ranks)["selection"]["saved"] for num_ranks in (1, 2, 3)]
+    averaged = [zero3(num_ranks)["zero3_hpz"]["saved"] for num_ranks in (2, 4)]
+    assert averaged[0].keys() == {"trained.safetensors", "optimizer.safetensors", "average.safetensors"}
+    assert averaged[0] == averaged[1]
+    average = averaged[0].pop("average.safetensors")
+    assert found[0] == found[1] == found[2] == averaged[0]
+    assert average != averaged[0]["trained.safetensors"]

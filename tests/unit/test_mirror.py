@@ -62,7 +62,6 @@ THROUGH_OTHERS = {
     "training.replica_or_zero3",
     "training.run",
     "zero3.compiled_ops",
-    "zero3.engine_state",
     "zero3.partitioning",
     "zero3.residency",
 }

@@ -8,7 +8,7 @@ are not counted, nor is a computation that is repeated to save memory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -90,6 +90,10 @@ class SpeechCost:
         num_states = -(-clip.num_frames // self.frames_per_state)
         return self.num_prompt_tokens + -(-num_states // self.stacking) + clip.num_labels
 
+    def without_llm(self) -> SpeechCost:
+        """The costs of a step that aligns the adaptor alone."""
+        return replace(self, llm=StackCost(0), head=StackCost(0))
+
     def step(self, clips: Sequence[ClipLengths]) -> StepFlops:
         """Operations for these rows, without padding."""
         states = [-(-clip.num_frames // self.frames_per_state) for clip in clips]
@@ -103,6 +107,15 @@ class SpeechCost:
             ),
             forward=sum(part.forward(lengths) for part, lengths in parts),
             backward=sum(part.backward(lengths) for part, lengths in parts),
+        )
+
+    def replay(self, lengths: Sequence[int], *, anchored: bool) -> StepFlops:
+        """Operations for texts of these lengths; with an anchor, the head computes their base's logits again."""
+        foretold = [length - 1 for length in lengths]
+        return StepFlops(
+            encoder=0,
+            forward=self.llm.forward(lengths) + (2 if anchored else 1) * self.head.forward(foretold),
+            backward=self.llm.backward(lengths) + self.head.backward(foretold),
         )
 
 

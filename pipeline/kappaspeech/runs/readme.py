@@ -45,6 +45,9 @@ def _progress(run_dir: Path, record: Mapping[str, Any]) -> str:
     config = read_json(run_dir / CONFIG_FILE, schema_version=1)
     done = steps[-1]["step"] + 1 if steps else 0
     loss = f", loss {steps[-1]['loss_nats']:.3f} nats a token" if steps else ""
+    if steps and steps[-1].get("replay_nats") is not None:
+        loss += f"; of replayed text {steps[-1]['replay_nats']:.3f}"
+        loss += f", {steps[-1]['anchor_nats']:.3f} from the base" if steps[-1].get("anchor_nats") else ""
     return (
         f"step {done} of {config['training']['num_steps']} on {record['world_size']} rank(s), "
         f"{record['num_trained_parameters']:,} parameters trained{loss}"

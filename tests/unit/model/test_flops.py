@@ -60,6 +60,15 @@ def test_a_step_counts_what_torch_counts(encoder, model):
     assert step.total == step.encoder + step.forward + step.backward
 
 
+def test_without_the_llm_the_adaptor_and_the_encoder_are_left(encoder, model):
+    cost = speech_cost(encoder, model, num_prompt_tokens=5)
+    whole, aligned = cost.step(CLIPS), cost.without_llm().step(CLIPS)
+    audio = [cost.num_llm_tokens(clip) - clip.num_labels - 5 for clip in CLIPS]
+    assert aligned.encoder == whole.encoder
+    assert aligned.forward == cost.adaptor.forward(audio) < whole.forward
+    assert aligned.backward == cost.adaptor.backward(audio) < whole.backward
+
+
 def test_backward_costs_more_the_more_trains(encoder, model):
     some = speech_cost(encoder, model, num_prompt_tokens=5).step(CLIPS)
     model.llm.requires_grad_(False)

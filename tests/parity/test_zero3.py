@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
+from kappaspeech.expert_names import split_expert
+from kappaspeech.model.expert_places import ExpertPlace
+from kappaspeech.model.experts import list_stacks, without_trained
 from kappaspeech.model.lora import public_names
-from tests.parity.steps import BUDGET, CASES, FEW_STEPS, NUM_STEPS, OPTIMIZER, PRESETS, Case, build_parts, open_stream
+from tests.parity.steps import (
+    BUDGET,
+    CASES,
+    EXPERTS,
+    FEW_STEPS,
+    NUM_STEPS,
+    OPTIMIZER,
+    PRESETS,
+    SINGLE_EXPERTS,
+    Case,
+    Parts,
+    build_parts,
+    open_stream,
+)
 from tests.patience import patience
 
 pytestmark = pytest.mark.slow
@@ -44,7 +62,11 @@ def zero3(home, nursery, tmp_path_factory):
 
 def train_plainly(home, case: Case) -> dict[str, Any]:
     """Losses, gradient norms, and the trained weights before, after, and averaged, of plain AdamW on whole batches."""
-    parts = build_parts(home, case)
+    return _train(home, case, build_parts(home, case))
+
+
+def _train(home, case: Case, parts: Parts, masks: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
+    masks = masks or {}
     names = public_names(parts.model)
     trained = {names[name]: p for name, p in parts.model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
@@ -74,10 +96,15 @@ def train_plainly(home, case: Case) -> dict[str, Any]:
             num_tokens += batch.num_target_tokens
         adamw.zero_grad()
         (minimised / num_tokens).backward()
+        for name, mask in masks.items():
+            trained[name].grad *= mask
         if data.global_step < case.alignment_steps:
             assert all(p.grad is None for p in parts.model.llm.parameters())
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained.values(), OPTIMIZER.clip_norm)))
         adamw.step()
+        with torch.no_grad():
+            for name, mask in masks.items():
+                trained[name].copy_(torch.where(mask > 0, trained[name], before[name]))
         losses.append(float(total) / num_tokens)
         update = data.global_step + 1
         decay = min(0.6, (1 + update) / (10 + update))
@@ -173,6 +200,53 @@ def test_fused_experts_under_zero3_train_as_in_plain_pytorch(home, zero3, name):
     reference = train_plainly(home, CASES[2][name])
     assert_equal_steps(zero3(2)[name], reference, num_steps=FEW_STEPS)
     assert_equal_weights(zero3(2)[name], reference, num_steps=FEW_STEPS)
+
+
+def train_masked(home, case: Case) -> dict[str, Any]:
+    """As `train_plainly`, of a case of single experts, on whole tensors: gradients are masked, and whatever else moves is put
+    back. Losses, norms, and the selected matrices before, after and averaged."""
+    places: dict[str, ExpertPlace] = {}
+    fused = {**EXPERTS, "model.layers.1.mlp.experts.gate_up_proj": (4, 48, 32)}
+    parts = build_parts(home, replace(case, experts=fused))
+    for name in case.experts:
+        tensor, expert = split_expert(name)
+        if expert is not None:
+            places[name] = ExpertPlace(tensor, expert, 0, fused[tensor][1])
+    # the second half of the fused rows
+    places["model.layers.1.mlp.experts.2.up_proj.weight"] = ExpertPlace("model.layers.1.mlp.experts.gate_up_proj", 2, 24, 48)
+    masks = {f"llm.{place.parameter}": torch.zeros(fused[place.parameter]) for place in places.values()}
+    for place in places.values():
+        place.of(masks[f"llm.{place.parameter}"]).fill_(1)
+
+    def selected(tensors) -> dict[str, torch.Tensor]:
+        found = {f"llm.{name}": place.of(tensors[f"llm.{place.parameter}"]) for name, place in places.items()}
+        return {**found, **{name: tensor for name, tensor in tensors.items() if name not in masks}}
+
+    plain = _train(home, case, parts, masks)
+    return {**plain, **{key: selected(plain[key]) for key in ("before", "after", "average")}}
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "name"),
+    [(1, "single experts"), (2, "single experts"), (2, "single experts checkpointed"), (2, "single experts persist")],
+)
+def test_single_experts_under_zero3_train_as_whole_tensors_with_masked_gradients(home, zero3, num_ranks, name):
+    case = CASES[num_ranks][name]
+    reference = train_masked(home, case)
+    assert_equal_steps(zero3(num_ranks)[name], reference, num_steps=FEW_STEPS)
+    assert_equal_weights(zero3(num_ranks)[name], reference, key="average" if case.ema_decay else "after", num_steps=FEW_STEPS)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_zero3_leaves_the_other_experts_bit_equal_and_gives_them_no_state(home, zero3, num_ranks):
+    computed = zero3(num_ranks)["single experts"]
+    model = build_parts(home, CASES[num_ranks]["single experts"]).model
+    stacks = list_stacks(model)
+    assert len(stacks) == 4
+    before = {name: without_trained(p, stacks.get(name, ())) for name, p in model.named_parameters() if not p.requires_grad}
+    assert computed["frozen"] == {name: hashlib.sha256(t.detach().numpy().tobytes()).hexdigest() for name, t in before.items()}
+    of_llm = {name: tuple(t.shape) for name, t in computed["first_moments"].items() if name.startswith("llm.")}
+    assert of_llm == {f"llm.{name}": shape for name, shape in SINGLE_EXPERTS.items()}
 
 
 def test_the_moving_average_is_that_of_plain_pytorchs_weights(zero3, plain):

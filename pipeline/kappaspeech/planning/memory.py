@@ -212,6 +212,7 @@ def count_activations(
         MemoryPart("attention weights", int(squares * num_whole)),
         MemoryPart("adaptor's activations", int(tokens.audio * adaptor)),
         MemoryPart("logits at labels", int(logits_bytes)),
+        MemoryPart("gradient of fused experts", b * llm.fused_elements),
         # while it encodes, the LLM holds no activations
         MemoryPart("encoding", max(0, int(encoding - tokens.llm * (kept + transient)))),
         MemoryPart("encoder states", int(encoded)),

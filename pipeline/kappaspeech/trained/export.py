@@ -14,6 +14,9 @@ from torch import Tensor
 
 from kappaspeech.artefacts import sync_folder, write_json
 from kappaspeech.errors import CheckpointError, InputError
+from kappaspeech.expert_names import split_expert
+from kappaspeech.model.expert_places import ExpertPlace
+from kappaspeech.model.experts import put_experts
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.model.lora import factors_of, is_factor, lora_to_record, merge
 from kappaspeech.model.prefixes import ADAPTOR_PREFIX, LLM_PREFIX
@@ -48,7 +51,7 @@ def export(source: Path, output: Path, *, step: Step = None, base: str | None = 
         )
     with safe_open(difference.trained, framework="pt") as trained:
         shapes = {name: tuple(trained.get_slice(name).get_shape()) for name in trained.keys()}  # noqa: SIM118 - no mapping
-        changed = [name.removeprefix(LLM_PREFIX) for name in shapes if name.startswith(LLM_PREFIX)]
+        changed = [split_expert(name.removeprefix(LLM_PREFIX))[0] for name in shapes if name.startswith(LLM_PREFIX)]
         checkpoint = named_as_model(checkpoint, difference.llm, changed)
         of_llm = _changed_shapes(checkpoint, shapes)
         planned = list_output(checkpoint, of_llm, dtype=difference.parts.torch_dtype)
@@ -57,6 +60,9 @@ def export(source: Path, output: Path, *, step: Step = None, base: str | None = 
         def read_llm_tensor(name: str) -> Tensor:
             parts = [LLM_PREFIX + part for part in (name, *factors_of(name)) if LLM_PREFIX + part in shapes]
             tensors = {part.removeprefix(LLM_PREFIX): trained.get_tensor(part) for part in parts}
+            if experts := _experts_of(name, shapes):
+                base_EOI = read_base(checkpoint, name).to(difference.parts.torch_dtype)
+                return put_experts(base_EOI, {place: trained.get_tensor(part) for place, part in experts.items()})
             return tensors[name] if name in tensors else merge(name, read_base(checkpoint, name), tensors, difference.lora)
 
         def write(folder: Path) -> None:
@@ -96,8 +102,14 @@ def export_difference(source: Path, output: Path, *, step: Step = None) -> list[
 def _changed_shapes(base: Checkpoint, trained: Shapes) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the LLM's tensors that training changed: those trained whole, and those with LoRA factors."""
     of_llm = {name.removeprefix(LLM_PREFIX): shape for name, shape in trained.items() if name.startswith(LLM_PREFIX)}
-    changed = {name: shape for name, shape in of_llm.items() if not is_factor(name)}
     stored = {alias: ref.shape for ref in base.tensors for alias in (ref.name, *ref.aliases)}
+    changed = {}
+    for name, shape in of_llm.items():
+        tensor, expert = split_expert(name)
+        if expert is not None and (found := stored.get(tensor, ())) and expert < found[0] and found[1:] == shape:
+            changed[tensor] = found
+        elif not is_factor(name):
+            changed[name] = shape
     adapted = {name: shape for name, shape in stored.items() if any(factor in of_llm for factor in factors_of(name))}
     missing = {name for name in of_llm if is_factor(name)} - {factor for name in adapted for factor in factors_of(name)}
     if missing:
@@ -105,6 +117,16 @@ def _changed_shapes(base: Checkpoint, trained: Shapes) -> dict[str, tuple[int, .
             f"{base.where} has no tensor that {min(missing)} would change. Give the base model that it was trained on."
         )
     return {**changed, **adapted}
+
+
+def _experts_of(tensor: str, trained: Shapes) -> dict[ExpertPlace, str]:
+    """The trained experts of a fused tensor, by their places in it."""
+    found = {}
+    for name, shape in trained.items():
+        owner, expert = split_expert(name)
+        if expert is not None and owner == LLM_PREFIX + tensor:
+            found[ExpertPlace(tensor, expert, 0, shape[0])] = name
+    return found
 
 
 def _write_folder(output: Path, write: Callable[[Path], None], *, num_bytes: int) -> list[Path]:

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from kappaspeech.config.deepspeed_config import settle_gradients
 from kappaspeech.config.training_config import OptimizerConfig
+from kappaspeech.model.experts import list_stacks, without_trained
 from kappaspeech.model.llm import decoder_layers
 from kappaspeech.model.lora import public_names
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.tensor_digests import Hasher, share_out
 from kappaspeech.model.text_rows import TextRows
+from kappaspeech.model.trained_tensors import TrainedTensor, list_trained
 from kappaspeech.planning.buckets import settle_buckets
 from kappaspeech.planning.sizes import largest_layer
 from kappaspeech.ranks.cluster import Cluster
@@ -200,21 +202,21 @@ class TrainingEngine:
 
     def trained_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and whole shapes of the trained tensors, in the order in which they are gathered."""
-        return {name: tuple(parameter.ds_shape) for name, parameter in self._trained()}
+        return {name: shape for trained in self._trained() for name, shape in trained.shapes.items()}
 
     def gather_trained(self, *, to_host: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Each trained tensor, whole, as its float32 master weights, one at a time; on every rank's host, or on its device."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        for name, parameter in self._trained():
-            yield name, _take(safe_get_full_fp32_param(parameter), to_host=to_host)
+        for trained in self._trained():
+            yield from trained.split(_take(safe_get_full_fp32_param(trained.parameter), to_host=to_host))
 
     def gather_average(self, *, to_host: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Each trained tensor's moving average, as `gather_trained` gives the weights."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        for name, parameter in self._trained():
-            yield name, _take(safe_get_full_optimizer_state(parameter, _AVERAGE), to_host=to_host)
+        for trained in self._trained():
+            yield from trained.split(_take(safe_get_full_optimizer_state(trained.parameter, _AVERAGE), to_host=to_host))
 
     def gather_result(self) -> Iterator[tuple[str, Tensor]]:
         """The result of the training, which is evaluated and exported: the moving average if one is kept, else the weights."""
@@ -226,7 +228,8 @@ class TrainingEngine:
 
         if not self.keeps_average:
             return []
-        return [(parameter, safe_get_local_optimizer_state(parameter, _AVERAGE)) for _, parameter in self._trained()]
+        parameters = [trained.parameter for trained in self._trained()]
+        return [(parameter, safe_get_local_optimizer_state(parameter, _AVERAGE)) for parameter in parameters]
 
     @property
     def keeps_average(self) -> bool:
@@ -236,9 +239,12 @@ class TrainingEngine:
         """(name, Adam state, whole tensor) of every trained tensor, as `gather_trained` gives the weights."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        for name, parameter in self._trained():
-            for state in ADAM_STATES:
-                yield name, state, _take(safe_get_full_optimizer_state(parameter, state), to_host=to_host)
+        for trained in self._trained():
+            gathered = (safe_get_full_optimizer_state(trained.parameter, state) for state in ADAM_STATES)
+            whole = [_take(tensor, to_host=to_host) for tensor in gathered]
+            for states in zip(*map(trained.split, whole), strict=True):
+                for state, (name, tensor) in zip(ADAM_STATES, states, strict=True):
+                    yield name, state, tensor
 
     def restore(
         self,
@@ -252,13 +258,14 @@ class TrainingEngine:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         self._begin_states(num_updates)
-        for name, parameter in self._trained():
-            value = read_weight(name).to(self.device)
+        for trained in self._trained():
+            parameter, value = trained.parameter, trained.join(read_weight).to(self.device)
             safe_set_full_fp32_param(parameter, value)
             for state in ADAM_STATES:
-                safe_set_full_optimizer_state(parameter, read_state(name, state).to(self.device), state)
+                moments = trained.join(read_state, state)
+                safe_set_full_optimizer_state(parameter, moments.to(self.device), state)
             if read_average is not None:
-                safe_set_full_optimizer_state(parameter, read_average(name).to(self.device), _AVERAGE)
+                safe_set_full_optimizer_state(parameter, trained.join(read_average).to(self.device), _AVERAGE)
             # the 16-bit partition is refreshed by a step only, and the next forward reads it before one
             with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 if self._cluster.rank == 0:
@@ -304,7 +311,7 @@ class TrainingEngine:
             adamw.optimizer.state[partition][_AVERAGE].lerp_(partition.detach(), share)
 
     def frozen_digests(self) -> dict[str, str]:
-        """SHA-256 of every frozen tensor's bytes, each gathered whole.
+        """SHA-256 of every frozen tensor's bytes, each gathered whole, without the experts of it that train.
 
         The ranks share the hashing out, each in threads beside the gathering: a rank that hashed while a tensor is gathered
         would keep all others waiting for it.
@@ -312,19 +319,20 @@ class TrainingEngine:
         frozen: list[tuple[str, Any]] = [
             (self._names[name], p) for name, p in self.model.named_parameters() if not p.requires_grad
         ]
+        stacks = {self._names[name]: found for name, found in list_stacks(self.model).items()}
         hashers = share_out([int(p.ds_numel) * p.dtype.itemsize for _, p in frozen], self._world_size)
         mine = Hasher()
         for (name, parameter), rank in zip(frozen, hashers, strict=True):
             with self._deepspeed.zero.GatheredParameters([parameter]):
                 if rank == self._cluster.rank:
-                    mine.add(name, parameter.data)
+                    mine.add(name, without_trained(parameter.data, stacks.get(name, ())))
         return {name: digest for part in self._cluster.gather(mine.digests()) for name, digest in part.items()}
 
     def close(self) -> None:
         self._engine.destroy()
 
-    def _trained(self) -> list[tuple[str, Any]]:
-        return [(self._names[name], parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+    def _trained(self) -> list[TrainedTensor]:
+        return list_trained(self.model)
 
 
 def _take(gathered: Tensor, *, to_host: bool) -> Tensor:

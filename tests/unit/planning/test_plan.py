@@ -26,8 +26,9 @@ from kappaspeech.planning.plan import ASSUMED_RANGE
 from kappaspeech.planning.planner import Planner, measure_texts
 from kappaspeech.planning.sizes import LlmSizes, count_kept_inputs
 from kappaspeech.runs.plan_comparison import compare_with_run
+from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 from kappaspeech.speech.schedule import BatchBudget
-from tests import tiny
+from tests import families, tiny
 
 REPOSITORY = Path(__file__).parents[3]
 WIDTH, INNER, HEADS, KEY_HEADS = 64, 176, 4, 2
@@ -116,6 +117,25 @@ def test_lora_keeps_what_its_modules_read():
     ]
     assert count_kept_inputs(names, width=8, inner_width=24) == 8
     assert count_kept_inputs(["layers.0.mlp.down_proj.lora_A.default.weight"], width=8, inner_width=24) == 24
+
+
+def test_a_plan_knows_that_single_experts_have_state_of_their_own_and_their_tensor_a_whole_gradient(config, tmp_path):
+    families.make_llm("Mixtral").save_pretrained(tmp_path / "llm")
+    down = [f"model.layers.0.block_sparse_moe.experts.{expert}.w2.weight" for expert in (0, 3)]
+    TensorSelection("", "", "", "", tuple(SelectedTensor(name, (32, 48), 2.0) for name in down)).write(tmp_path / "s.json")
+    model = config.model.model_copy(update={"llm": str(tmp_path / "llm")})
+    unfreeze = config.unfreeze.model_copy(update={"selection": str(tmp_path / "s.json")})
+    adaptor = config.unfreeze.model_copy(update={"mode": "adaptor", "selection": None})
+    config = config.model_copy(update={"model": model})
+    sizes, frozen = (
+        Planner(each, modules=build_meta_model(each)).sizes.llm
+        for each in (config.model_copy(update={"unfreeze": options}) for options in (unfreeze, adaptor))
+    )
+    assert (sizes.num_trained, frozen.num_trained) == (2 * 32 * 48, 0)
+    assert sizes.num_parameters - sizes.num_trained == frozen.num_parameters
+    assert (sizes.fused_elements, frozen.fused_elements) == (4 * 32 * 48, 0)
+    (plan,) = plans(config.model_copy(update={"unfreeze": unfreeze}), 2)
+    assert {part.name: part.num_bytes for part in plan.step_parts}["gradient of fused experts"] == 4 * 32 * 48 * 2
 
 
 def plans(config, *counts: int, **options):

@@ -32,7 +32,6 @@ THROUGH_OTHERS = {
     "demo.ctranslate2",
     "demo.models",
     "diagnosis.examination",
-    "evaluation.lm_harness",
     "model.hub_cache",
     "model.prefixes",
     "planning.report",

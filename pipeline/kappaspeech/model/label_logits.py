@@ -5,15 +5,21 @@ B batch · N sequence · H LLM width · V vocabulary · R label positions of the
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
 
 from kappaspeech.errors import CheckpointError
+from kappaspeech.model.packed_rows import PackedRow, packed_masks
 
 
-def label_logits(llm: Any, embeds_BNH: Tensor, rows_R: Tensor, positions_R: Tensor) -> Tensor:
+def label_logits(
+    llm: Any, embeds_BNH: Tensor, rows_R: Tensor, positions_R: Tensor, *, packed_row: PackedRow | None = None
+) -> Tensor:
     """The logits (R, V) of `llm` at these positions, with all that it does after its head: soft caps, logit scales.
+
+    With a `packed_row` the embeddings are one row of many clips, of an LLM that can compute it (`pack_rows`).
 
     Its whole forward runs, and the head is given the states of these positions in place of all: a vocabulary's logits are the
     most that a step could hold. Raises `CheckpointError` for an LLM whose head can't be given them.
@@ -25,7 +31,8 @@ def label_logits(llm: Any, embeds_BNH: Tensor, rows_R: Tensor, positions_R: Tens
     hook = llm.get_output_embeddings().register_forward_pre_hook(pick)
     try:
         # rows are padded at the right, so causality alone hides padding from every position that counts
-        logits_RV: Tensor = llm(inputs_embeds=embeds_BNH, use_cache=False, return_dict=True).logits
+        with nullcontext({}) if packed_row is None else packed_masks(packed_row) as options:
+            logits_RV: Tensor = llm(inputs_embeds=embeds_BNH, use_cache=False, return_dict=True, **options).logits
     finally:
         hook.remove()
     if logits_RV.shape[:-1] != rows_R.shape:

@@ -17,6 +17,7 @@ from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.adaptor import Adaptor
 from kappaspeech.model.label_logits import label_logits
 from kappaspeech.model.loss import alignment_nats, transcript_nats
+from kappaspeech.model.packed_rows import PackedRow, pack_lengths
 
 # rows of the embedding table that are read at once
 _BLOCK_ROWS = 4_096
@@ -27,7 +28,7 @@ class Spliced:
     """A batch of sequences [prefix | audio | suffix | labels], each without gaps, padded at the right.
 
     `embeds_BNH`, `lengths_B` on the labels' device, and for each label its row, the position that predicts it, and the label
-    itself (R,).
+    itself (R,). If they are packed, they are one sequence, and `packed_row` says where each is.
     """
 
     embeds_BNH: Tensor
@@ -35,14 +36,17 @@ class Spliced:
     rows_R: Tensor
     positions_R: Tensor
     labels_R: Tensor
+    packed_row: PackedRow | None = None
 
 
 class SpeechLLM(nn.Module):
     """The adaptor and the LLM: all that trains lives here, and this is what DeepSpeed wraps."""
 
-    def __init__(self, adaptor: Adaptor, llm: Any, *, alignment_weight: float = 0.0) -> None:
-        """`alignment_weight`: the weight of the adaptor's alignment loss in the loss that is minimised."""
+    def __init__(self, adaptor: Adaptor, llm: Any, *, alignment_weight: float = 0.0, packs: bool = False) -> None:
+        """`alignment_weight`: the weight of the adaptor's alignment loss in the loss that is minimised. `packs`: the clips of a
+        micro-batch are one row of the LLM, which must be able to compute that (`pack_rows`)."""
         super().__init__()
+        self.packs = packs
         self.alignment_weight = alignment_weight
         self.adaptor = adaptor
         self.llm = llm
@@ -60,8 +64,8 @@ class SpeechLLM(nn.Module):
         the whole graph, so that its rank runs every module its peers run.
         """
         audio_BAH, num_audio_B = self.adaptor(states_BSE, num_states_B)
-        spliced = self.splice(audio_BAH, num_audio_B, prefix_ids_P, suffix_ids_Q, label_ids_BL)
-        logits_RV = label_logits(self.llm, spliced.embeds_BNH, spliced.rows_R, spliced.positions_R)
+        spliced = self.splice(audio_BAH, num_audio_B, prefix_ids_P, suffix_ids_Q, label_ids_BL, packed=self.packs)
+        logits_RV = label_logits(self.llm, spliced.embeds_BNH, spliced.rows_R, spliced.positions_R, packed_row=spliced.packed_row)
         nats = transcript_nats(logits_RV, spliced.labels_R)
         loss = nats
         if self.alignment_weight and bool((label_ids_BL != IGNORED_LABEL).any()):
@@ -71,9 +75,17 @@ class SpeechLLM(nn.Module):
         return loss, nats.detach()
 
     def splice(
-        self, audio_BAH: Tensor, num_audio_B: Tensor, prefix_ids_P: Tensor, suffix_ids_Q: Tensor, label_ids_BL: Tensor
+        self,
+        audio_BAH: Tensor,
+        num_audio_B: Tensor,
+        prefix_ids_P: Tensor,
+        suffix_ids_Q: Tensor,
+        label_ids_BL: Tensor,
+        *,
+        packed: bool = False,
     ) -> Spliced:
-        """Lay out [prefix | audio | suffix | labels] for each row; labels are right-padded with `IGNORED_LABEL`.
+        """Lay out [prefix | audio | suffix | labels] for each row; labels are right-padded with `IGNORED_LABEL`. If `packed`, all
+        rows become one, without padding.
 
         It is worked out on the labels' device: on the host, in training, so that nothing waits for the device to learn a length.
         """
@@ -100,13 +112,24 @@ class SpeechLLM(nn.Module):
             rows_R = columns_R = torch.zeros(1, dtype=torch.long, device=where)
             labels_R = torch.full_like(rows_R, IGNORED_LABEL)
         positions_R = (starts_B[rows_R] + columns_R - 1).clamp(min=0)
+        row = pack_lengths(lengths_B) if packed else None
+        if row is not None:
+            index_BN = index_BN + audio_BAH.shape[1] * torch.arange(batch, device=where)[:, None]
+            tokens_BN, is_audio_BN, index_BN = (
+                layout.flatten()[row.places_N][None] for layout in (tokens_BN, is_audio_BN, index_BN)
+            )
+            audio_BAH = audio_BAH.flatten(0, 1)[None]
+            positions_R = positions_R + (lengths_B.cumsum(0) - lengths_B)[rows_R]
+            rows_R = torch.zeros_like(rows_R)
+            row = row.to(device)
 
         layout = (tokens_BN, is_audio_BN, index_BN, rows_R, positions_R, labels_R)
         tokens_BN, is_audio_BN, index_BN, rows_R, positions_R, labels_R = (part.to(device, non_blocking=True) for part in layout)
         embeds_BNH = self.llm.get_input_embeddings()(tokens_BN)
-        audio_BNH = audio_BAH.to(embeds_BNH.dtype).gather(1, index_BN[:, :, None].expand(batch, -1, audio_BAH.shape[2]))
+        index_BNH = index_BN[:, :, None].expand(len(tokens_BN), -1, audio_BAH.shape[2])
+        audio_BNH = audio_BAH.to(embeds_BNH.dtype).gather(1, index_BNH)
         embeds_BNH = torch.where(is_audio_BN[:, :, None], audio_BNH, embeds_BNH)
-        return Spliced(embeds_BNH, lengths_B, rows_R, positions_R, labels_R)
+        return Spliced(embeds_BNH, lengths_B, rows_R, positions_R, labels_R, row)
 
 
 def _pick(ids_BL: Tensor, index_BN: Tensor) -> Tensor:

@@ -203,7 +203,11 @@ def _make_plan(
     num_recomputed: int,
 ) -> Plan:
     world_size, batches = assumptions.world_size, assumptions.batches
-    per_rank = -(-config.batch.micro_batches_per_step // world_size)
+    num_micro_batches, mean = config.batch.micro_batches_per_step, batches.mean
+    per_rank = -(-num_micro_batches // world_size)
+    if config.batch.even_shares:
+        mean = mean.scaled(num_micro_batches / (per_rank * world_size))
+        num_micro_batches = per_rank * world_size
     tokens = count_tokens(batches.largest, sizes, prompt_tokens=assumptions.prompt_tokens)
     activations = count_activations(sizes, settings, tokens, num_recomputed=num_recomputed)
     live = MemoryPart("gathered weights", count_live(sizes, settings, world_size=world_size))
@@ -235,7 +239,7 @@ def _make_plan(
             cost,
             sizes,
             settings,
-            batches.mean,
+            mean,
             rates=assumptions.rates,
             micro_batches_per_rank=per_rank,
             world_size=world_size,
@@ -244,7 +248,7 @@ def _make_plan(
             encoded_share=assumptions.encoded_share,
         ),
         audio_seconds_per_step=batches.mean.padded_seconds * config.batch.micro_batches_per_step,
-        micro_batches_per_step=config.batch.micro_batches_per_step,
+        micro_batches_per_step=num_micro_batches,
         num_recomputed=num_recomputed,
         keeps_frozen=settings.keeps_frozen,
         num_steps=config.training.num_steps,
@@ -300,7 +304,4 @@ def find_remedies(
 
 
 def _halve(batches: BatchSizes) -> BatchSizes:
-    def half(size: Any) -> Any:
-        return replace(size, num_samples=size.num_samples / 2)
-
-    return replace(batches, largest=half(batches.largest), mean=half(batches.mean))
+    return replace(batches, largest=batches.largest.scaled(0.5), mean=batches.mean.scaled(0.5))

@@ -39,7 +39,7 @@ def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroun
     """Cut the model into the ranks' partitions, and settle by its plan the options that were left to the memory. A collective."""
     cluster, assembly = around.cluster, loaded.assembly
     with agreement(cluster):
-        planner = describe_run(config, assembly.encoder, assembly.model, loaded.stream)
+        planner = describe_run(config, assembly.encoder, assembly.model, loaded.stream, prompt_tokens=assembly.prompt.num_tokens)
     engine = TrainingEngine(
         assembly.model,
         cluster=cluster,

@@ -67,7 +67,7 @@ def with_commands(clone: Path) -> dict[str, str]:
 
 
 def train_controls(clone: Path, work: Path) -> Iterator[dict[str, Any]]:
-    """What the smallest κ are held against: the largest, and nothing of the LLM."""
+    """Train the controls of the smallest κ: the largest, and nothing of the LLM."""
     select = "kappaspeech select ranking.json --count 100 --largest --output selection-inverse.json"
     run(select, work / "select.log", cwd=clone / "quickstart", **with_commands(clone))
     for arm, settings in (

@@ -7,7 +7,7 @@ same clips in every line, from QUICKSTART, the output folder of `launch/quicksta
 doesn't evaluate and keeps no encoder states, so every clip meets the encoder, as in a first epoch. The median leaves out the
 first two steps, which warm up. `avx2` tells oneDNN and PyTorch to use no instructions beyond AVX2 (ONEDNN_MAX_CPU_ISA,
 ATEN_CPU_CAPABILITY), as on processors that lack bfloat16; a step in bfloat16 takes minutes there, so that a training is ended
-whose step takes longer than --limit seconds, and the table says «over» so many. Nothing is extrapolated.
+whose step takes longer than --limit seconds, and the table says "over" so many. Nothing is extrapolated.
 """
 
 from __future__ import annotations

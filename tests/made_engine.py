@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,15 +17,14 @@ SHAPES = {
 
 
 class MadeEngine:
-    """Every rank has the same tensors. `step` changes all tensors in place, as an optimizer does."""
+    """Every rank's is the same. `step` changes all tensors in place, as an optimizer does."""
 
-    def __init__(self, *, rank: int = 0, keeps_average: bool = False) -> None:
-        self.rank = rank
+    def __init__(self, *, keeps_average: bool = False) -> None:
         generator = torch.Generator().manual_seed(0)
         self.keeps_average = keeps_average
         self.tensors = {
             kind: {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
-            for kind in ("weight", "exp_avg", "exp_avg_sq", "average")
+            for kind in ("trained", "exp_avg", "exp_avg_sq", "average")
         }
 
     def step(self) -> None:
@@ -36,7 +35,19 @@ class MadeEngine:
     def trained_shapes(self) -> dict[str, tuple[int, ...]]:
         return SHAPES
 
-    def collect(self, kinds: Sequence[str], owners: Iterator[int]) -> Iterator[tuple[str, str, Tensor | None]]:
+    def gather_trained(self, *, to_host: bool) -> Iterator[tuple[str, Tensor]]:
+        assert not to_host
+        return self._gather("trained")
+
+    def gather_average(self, *, to_host: bool) -> Iterator[tuple[str, Tensor]]:
+        assert not to_host
+        return self._gather("average")
+
+    def gather_optimizer(self, *, to_host: bool) -> Iterator[tuple[str, str, Tensor]]:
+        assert not to_host
         for name in SHAPES:
-            for kind in kinds:
-                yield name, kind, self.tensors[kind][name].clone() if next(owners) == self.rank else None
+            for state in ("exp_avg", "exp_avg_sq"):
+                yield name, state, self.tensors[state][name].clone()
+
+    def _gather(self, kind: str) -> Iterator[tuple[str, Tensor]]:
+        return ((name, tensor.clone()) for name, tensor in self.tensors[kind].items())

@@ -31,6 +31,7 @@ from kappaspeech.speech.packing import pack
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
 from kappaspeech.trained.opening import open_transcriber
 from kappaspeech.zero3 import engine_state
+from kappaspeech.zero3.engine import Updates
 from kappaspeech.zero3.host_copy import HostCopy
 from tests import tiny
 
@@ -89,7 +90,7 @@ def make_speech(folder: Path, context: Context) -> None:
 
 
 def write_selection(home: Path, shape: Shape) -> None:
-    """What a ranking would choose, as the training section has it."""
+    """Write a selection as a ranking would choose it, the training section's own."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.device("meta"):
@@ -132,7 +133,7 @@ def resume(context: Context, report: Report) -> None:
         broken = start(context, "broken")
         for name, process in (("whole", whole), ("broken", broken)):
             if process.wait(timeout=max(context.seconds_left, 1.0)) != 0:
-                raise RuntimeError(f"the run «{name}» ended with {process.returncode}:\n{last_words(context, name)}")
+                raise RuntimeError(f"the run '{name}' ended with {process.returncode}:\n{last_words(context, name)}")
     finally:
         for process in (whole, broken):
             if process.poll() is None:
@@ -163,7 +164,7 @@ def start(context: Context, name: str) -> subprocess.Popen[bytes]:
 
 
 def wait_for_steps(context: Context, process: subprocess.Popen[bytes]) -> int:
-    """How many steps a run has written down, once there are enough and a checkpoint; raises where it ends before."""
+    """Wait until a run has written enough steps and a checkpoint; return the number of steps. Raises if it ends before."""
     while len(steps := read_steps(context, "broken")) < _KILLED_AFTER:
         if process.poll() is not None:
             raise RuntimeError(f"the run ended with {process.returncode} before it was killed:\n{last_words(context, 'broken')}")
@@ -217,7 +218,7 @@ def save(context: Context, report: Report) -> None:
         "a step beside its writing": training.step,
         "the rest of its writing": finish,
         "checking it": lambda: find_damage(folder / "step-000003", cluster=cluster),
-        "restoring it": lambda: engine_state.restore(training.engine, folder / "step-000003", cluster, num_updates=2),
+        "restoring it": lambda: engine_state.restore(training.engine, folder / "step-000003", cluster, num_updates=Updates(2, 2)),
         "digests of the frozen tensors": training.engine.frozen_digests,
     }.items():
         began = time.monotonic()

@@ -86,7 +86,7 @@ def read_json_file(path: Path, *, most_bytes: int = MAX_JSON_BYTES, is_finite: b
 
 @contextmanager
 def explained(what: str, remedy: str = "", *, kind: type[KappaSpeechError] = InputError) -> Iterator[None]:
-    """Turn whatever a parser raises into `kind`: «`what`: cause. `remedy`». Errors that are sentences already pass."""
+    """Turn whatever a parser raises into `kind`: "`what`: cause. `remedy`". Errors that are sentences already pass."""
     try:
         yield
     except KappaSpeechError:

@@ -1,4 +1,4 @@
-"""What Linux says of a process of this host."""
+"""Facts that Linux gives of a process of this host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run computes in, chosen by its machine, and kept when it goes on on another kind of one."""
+"""A run's arithmetic, chosen by its machine, and kept when it continues on another kind of machine."""
 
 from __future__ import annotations
 

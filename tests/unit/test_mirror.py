@@ -32,10 +32,8 @@ THROUGH_OTHERS = {
     "demo.ctranslate2",
     "demo.models",
     "diagnosis.examination",
-    "evaluation.lm_harness",
     "model.hub_cache",
     "model.prefixes",
-    "planning.plan",
     "planning.report",
     "ranks.mpi_cluster",
     "scan.algebra",
@@ -64,6 +62,7 @@ THROUGH_OTHERS = {
     "zero3.compiled_ops",
     "zero3.partitioning",
     "zero3.residency",
+    "zero3.whole_tensors",
 }
 
 

@@ -26,7 +26,7 @@ class DatasetConfig(StrictSection):
 
 
 class ReadConfig(StrictSection):
-    """How remote shards are read."""
+    """Reading of remote shards."""
 
     attempts: Count = Field(default=6, description="How often a byte range is tried.")
     stall_seconds: Positive = Field(default=30.0, description="Seconds without a byte after which an attempt is given up.")

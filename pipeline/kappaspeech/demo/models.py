@@ -67,7 +67,7 @@ WHISPER_HALVES = (
 
 @dataclass(frozen=True)
 class DemoModels:
-    """Where the converted models lie: a transformers folder, and an openai-whisper checkpoint."""
+    """Paths of the converted models: a transformers folder, and an openai-whisper checkpoint."""
 
     llm: Path
     encoder: Path

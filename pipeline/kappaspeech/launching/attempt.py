@@ -150,7 +150,7 @@ def judge(
         own, echoes = ([str(report) for report in reports if report.is_echo == echo] for echo in (False, True))
         causes = [*own, *gone, *echoes]
     else:
-        where = "before the run began" if status is None else f"with the run's status «{status}»"
+        where = "before the run began" if status is None else f"with the run's status '{status}'"
         causes = [f"no rank said why it ended; the launcher {ended} {where}"]
     exit_code = max((report.exit_code for report in reports), default=2 if code == 2 and status is None else 1)
     return Attempt("failed", exit_code, (*causes, *problems))

@@ -84,6 +84,13 @@ class RunFolder:
         )
         write_text(self.path / README_FILE, write_readme(self.path))
 
+    def describe(self, *, seconds_left: float | None) -> None:
+        """Bring run.md up to date while the run goes on. If that can't be done, its last text stays."""
+        try:
+            write_text(self.path / README_FILE, write_readme(self.path, seconds_left=seconds_left))
+        except (OSError, InputError) as error:
+            _log.warning("%s can't be brought up to date: %s", self.path / README_FILE, error)
+
     def end(self, status: str, **facts: Any) -> None:
         """Record the end of the run: "finished" is the marker of success, whatever a launcher's exit code says."""
         record = self.read_record()

@@ -97,7 +97,7 @@ class Loader:
         return self._cache.read(ref.cache_name) if self._cache and ref.cache_name else None
 
     def _cause(self, entry: SampleEntry) -> str | None:
-        """Why a sample can't be used, as far as its index says."""
+        """The reason why a sample can't be used, as far as its index says."""
         if entry.seconds <= 0:
             return "no length"
         return "too long" if self._options.over_long == "mask" and entry.seconds > self._options.max_seconds else None

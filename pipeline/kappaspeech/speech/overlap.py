@@ -52,7 +52,7 @@ class Overlap:
             named = ", ".join(self.recordings)
             parts.append(f"{self.num_recordings} of {self.num_test} test recordings are trained on (first: {named})")
         if self.num_sentences:
-            named = ", ".join(f"«{text}»" for text in self.sentences)
+            named = ", ".join(f"'{text}'" for text in self.sentences)
             looked = f"{self.num_looked_at} test sentences stand among {self.num_train_looked_at} of training"
             parts.append(f"{self.num_sentences} of {looked} (first: {named})")
         return "; ".join(parts)
@@ -108,6 +108,11 @@ def _words(ref: SampleRef, content: bytes | Exception) -> str:
         text = parse_transcript(content, is_json=ref.entry.text_is_json)
     except ValueError:
         return ""
+    return plain_words(text)
+
+
+def plain_words(text: str) -> str:
+    """The words of a text without case and punctuation: what makes two texts the same."""
     letters = (c if unicodedata.category(c)[0] in "LMN" else " " for c in unicodedata.normalize("NFKC", text.casefold()))
     return " ".join("".join(letters).split())
 

@@ -66,8 +66,8 @@ class SampleReader:
 
 @contextlib.contextmanager
 def sample_errors() -> Iterator[None]:
-    """Whatever one sample raises within is a `BadSampleError`, so that it is counted and costs no more than itself; but for a
-    `DataError`, which is of its whole shard."""
+    """Turn every error of one sample into a `BadSampleError`, so that it is counted and costs no more than itself. A `DataError`
+    passes: it concerns the whole shard."""
     try:
         yield
     except (BadSampleError, DataError):

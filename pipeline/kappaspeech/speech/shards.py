@@ -81,7 +81,7 @@ def expand(pattern: str, options: ReadOptions | None = None) -> list[str]:
             except ValueError as error:
                 raise DataError(f"{part!r} can't be a path: {error}.") from error
         if not matches:
-            raise DataError(f"No shard matches {part!r} (working folder {Path.cwd()}). Make some with «kappaspeech pack».")
+            raise DataError(f"No shard matches {part!r} (working folder {Path.cwd()}). Make some with `kappaspeech pack`.")
         found += matches
     wrong = [where for where in found if not shard_name(where).endswith(".tar")]
     if wrong:
@@ -137,7 +137,7 @@ def _read_beside(where: str, options: ReadOptions) -> dict[str, Any]:
 
 
 def _again(where: str) -> str:
-    return f"Make it with «kappaspeech index {where}{' --output FILE.index' if is_remote(where) else ''}»."
+    return f"Make it with `kappaspeech index {where}{' --output FILE.index' if is_remote(where) else ''}`."
 
 
 def check_unchanged(source: Source, stamp: ShardStamp, samples: Sequence[SampleEntry]) -> None:
@@ -150,7 +150,7 @@ def check_unchanged(source: Source, stamp: ShardStamp, samples: Sequence[SampleE
     what = f"has {num_bytes} bytes but had {stamp.num_bytes}" if num_bytes != stamp.num_bytes else "holds other samples than"
     raise DataError(
         f"{source.where} {what} when it was indexed: it is cut or was replaced. Restore it, or index it again with "
-        f"«kappaspeech index {source.where}»."
+        f"`kappaspeech index {source.where}`."
     )
 
 

@@ -163,9 +163,9 @@ def read_merged(path: Path) -> SampleTable:
         _check(table)
         return table
     except FileNotFoundError:
-        raise DataError(f"There is no merged index at {path}. Make it with «kappaspeech index SHARDS --output {path}».") from None
+        raise DataError(f"There is no merged index at {path}. Make it with `kappaspeech index SHARDS --output {path}`.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no merged index ({describe(error)}). Make it again with «kappaspeech index».") from error
+        raise DataError(f"{path} is no merged index ({describe(error)}). Make it again with `kappaspeech index`.") from error
 
 
 def _map_column(mapped: mmap.mmap, start: int, entry: HeaderEntry, name: str) -> NDArray[Any]:

@@ -78,7 +78,7 @@ def _read_extra(file: Any, start: int, size: int) -> bytes:
 
 
 def _parse_pax(content: bytes) -> dict[str, str]:
-    """Records «LENGTH KEY=VALUE\\n», of which the length counts itself."""
+    """Records "LENGTH KEY=VALUE\\n", of which the length counts itself."""
     records: dict[str, str] = {}
     place = 0
     while place < len(content) and content[place] != 0:

@@ -29,7 +29,7 @@ _CAUSES = {
 
 
 class ReadProblemError(Exception):
-    """Why a file can't be read. `is_permanent`: asking again won't help."""
+    """The reason why a file can't be read. `is_permanent`: asking again won't help."""
 
     def __init__(self, cause: str, *, is_permanent: bool) -> None:
         super().__init__(cause)
@@ -126,7 +126,7 @@ def check_range(headers: Mapping[str, str], begin: int, end: int) -> int | None:
     # a proxy that has kept another answer may have the right one next time
     if place is None or place[1] is None or int(place[1]) != begin or int(place[2]) >= end:
         shown = said[:60]
-        raise ReadProblemError(f"bytes {begin} to {end - 1} were asked for, and «{shown}» came", is_permanent=False)
+        raise ReadProblemError(f"bytes {begin} to {end - 1} were asked for, and '{shown}' came", is_permanent=False)
     return None if place[3] == "*" else int(place[3])
 
 

@@ -124,7 +124,7 @@ class WorkerPool(Generic[Item, Result]):
 
 
 def _run(connection: Connection, work: Callable[[Any], Any], prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """What a worker does until the pool closes its end of the pipe."""
+    """Serve as a worker until the pool closes its end of the pipe."""
     prepare(*arguments)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:

@@ -63,7 +63,7 @@ class Saver:
                 check_fingerprints(last, content["fingerprints"], self._fingerprints)
         content = cluster.broadcast(content)
         self._state.restore(content)
-        num_updates = content["step"] - self._state.bad_steps.num_skipped
+        num_updates = self._state.bad_steps.num_updates(content["step"])
         engine_state.restore(self._engine, last, cluster, num_updates=num_updates)
         self._saved_step = int(content["step"])
         return self._saved_step

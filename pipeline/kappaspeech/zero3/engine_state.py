@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from kappaspeech.model.tensor_digests import share_out
 from kappaspeech.ranks.agreement import agreement
@@ -17,26 +18,24 @@ from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.runs.checkpoints import AVERAGE_FILE, OPTIMIZER_FILE, TRAINED_FILE, needing_shared_files
 from kappaspeech.runs.new_checkpoint import NewCheckpoint, Writing
 from kappaspeech.runs.share_writer import Piece, ShareWriter, cut, place
-from kappaspeech.tensor_files.safetensors_writer import Layout, lay_out
-from kappaspeech.zero3.engine import ADAM_STATES, Kind, TrainingEngine
+from kappaspeech.tensor_files.safetensors_writer import lay_out
+from kappaspeech.zero3.engine import ADAM_STATES, TrainingEngine, Updates
 from kappaspeech.zero3.host_copy import HostCopy
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class _Content:
-    """One file of a checkpoint: the kinds of tensors in it, and what they are called there, with their shapes, in its order."""
+    """One file of a checkpoint: its tensors' shapes, and the function that gathers them in that order, a collective."""
 
-    file: str
-    kinds: tuple[Kind, ...]
-    shapes: Mapping[tuple[str, Kind], tuple[str, tuple[int, ...]]]
-
-    @property
-    def layout(self) -> Layout:
-        return lay_out(dict(self.shapes.values()), dtype=torch.float32)
+    name: str
+    shapes: Shapes
+    gather: Callable[[], Iterator[tuple[str, Tensor]]]
 
     @property
     def sizes(self) -> list[int]:
-        return [torch.float32.itemsize * int(torch.Size(shape).numel()) for _, shape in self.shapes.values()]
+        return [torch.float32.itemsize * int(torch.Size(shape).numel()) for shape in self.shapes.values()]
 
 
 def save(
@@ -55,7 +54,7 @@ def save(
     on every rank if rank 0 can't begin.
     """
     contents = _contents(engine)
-    layouts = {content.file: content.layout for content in contents}
+    layouts = {content.name: lay_out(content.shapes, dtype=torch.float32) for content in contents}
     writers = new.begin(cluster, layouts)
     sizes = [size for content in contents for size in content.sizes]
     owners = [writers[index] for index in share_out(sizes, len(writers))]
@@ -64,11 +63,10 @@ def save(
     if copy is not None:
         copy.begin()
     for content in contents:
-        for name, kind, tensor in engine.collect(content.kinds, turns):
-            if tensor is not None:
+        for name, tensor in content.gather():
+            if next(turns) == cluster.rank:
                 blocks = cut(tensor.cpu()) if copy is None else copy.take(tensor)
-                stored, _ = content.shapes[name, kind]
-                pieces.extend(place(content.file, layouts[content.file].begins[stored], blocks))
+                pieces.extend(place(content.name, layouts[content.name].begins[name], blocks))
                 if copy is None:
                     share.write(pieces)
             on_progress()
@@ -78,25 +76,22 @@ def save(
 
 
 def _contents(engine: TrainingEngine) -> list[_Content]:
-    files: dict[str, tuple[Kind, ...]] = {TRAINED_FILE: ("weight",), OPTIMIZER_FILE: ADAM_STATES}
-    if engine.keeps_average:
-        files[AVERAGE_FILE] = ("average",)
-    trained = engine.trained_shapes().items()
-    return [
-        _Content(
-            file,
-            kinds,
-            {
-                (name, kind): (f"{name}/{kind}" if file == OPTIMIZER_FILE else name, shape)
-                for name, shape in trained
-                for kind in kinds
-            },
-        )
-        for file, kinds in files.items()
+    shapes = engine.trained_shapes()
+    moments = {f"{name}/{kind}": shape for name, shape in shapes.items() for kind in ADAM_STATES}
+
+    def gather_moments() -> Iterator[tuple[str, Tensor]]:
+        return ((f"{name}/{kind}", tensor) for name, kind, tensor in engine.gather_optimizer(to_host=False))
+
+    contents = [
+        _Content(TRAINED_FILE, shapes, lambda: engine.gather_trained(to_host=False)),
+        _Content(OPTIMIZER_FILE, moments, gather_moments),
     ]
+    if engine.keeps_average:
+        contents.append(_Content(AVERAGE_FILE, shapes, lambda: engine.gather_average(to_host=False)))
+    return contents
 
 
-def restore(engine: TrainingEngine, checkpoint: Path, cluster: Cluster, *, num_updates: int) -> None:
+def restore(engine: TrainingEngine, checkpoint: Path, cluster: Cluster, *, num_updates: Updates) -> None:
     """Put a checkpoint's tensors back into the engine, on any number of ranks. A collective.
 
     Raises `CheckpointError` on every rank if one can't open the files.

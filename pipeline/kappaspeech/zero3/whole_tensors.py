@@ -1,4 +1,4 @@
-"""Trained tensors whole: a tensor's partitions brought together on the one rank that needs it, and cut again for all ranks."""
+"""Trained tensors that come whole, from a checkpoint, to be cut for the ranks."""
 
 from __future__ import annotations
 
@@ -6,24 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-
-def collect(parameter: Any, state: str | None, *, owner: int, rank: int, world_size: int) -> Tensor | None:
-    """A parameter's float32 master weight, or a `state` of its optimizer, whole, on the device of rank `owner`; else None.
-
-    Nothing that is computed later changes it. Where DeepSpeed's own gathering sends every partition to all ranks, this sends it
-    to one. A collective.
-    """
-    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
-    found = safe_get_local_fp32_param(parameter) if state is None else safe_get_local_optimizer_state(parameter, state)
-    # as long on all ranks: the last ones' are padded
-    mine = found.detach()
-    if world_size == 1:
-        return _shape(mine.clone(), parameter)
-    whole = torch.empty(world_size * len(mine), dtype=mine.dtype, device=mine.device) if rank == owner else None
-    torch.distributed.gather(mine, None if whole is None else list(whole.chunk(world_size)), dst=owner)
-    return None if whole is None else _shape(whole, parameter)
 
 
 def spread(parameter: Any, state: str | None, value: Tensor, *, rank: int) -> None:
@@ -40,7 +22,3 @@ def spread(parameter: Any, state: str | None, value: Tensor, *, rank: int) -> No
         safe_set_local_fp32_param(parameter, padded)
     else:
         safe_set_local_optimizer_state(parameter, padded, state)
-
-
-def _shape(padded: Tensor, parameter: Any) -> Tensor:
-    return padded[: parameter.ds_numel].view(parameter.ds_shape)

@@ -1,4 +1,4 @@
-"""What a run's folder says of itself, and what it hides."""
+"""The record of a run's folder, and what it hides."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ train() {
   NUM_RANKS=2 bash "$repository/launch/train.sh" "$repository/launch/configs/quickstart.yaml" --set "run_dir=$run" \
     --set "deepspeed=$repository/ds_configs/zero3_cpu.json" ${steps:+--set "training.num_steps=$steps"} "$@"
   if ! grep -q '"status": "finished"' "$run/run.json"; then
-    echo "stopped before its end; the same command goes on from there"
+    echo "stopped before its end; the same command continues from there"
     exit 1
   fi
 }

@@ -38,7 +38,7 @@ class Pace:
 
 
 def read_step_seconds(run_dir: Path) -> list[float]:
-    """The seconds of each step of a run. Raises `InputError` where it has none."""
+    """The seconds of each step of a run. Raises `InputError` if it has none."""
     path = run_dir / STEPS_FILE
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -51,7 +51,7 @@ def read_step_seconds(run_dir: Path) -> list[float]:
 
 
 def choose_num_steps(pace: Pace, *, minutes: float, recipe_num_steps: int, evaluate_every_steps: int) -> int:
-    """The most steps, up to the recipe's, that end in time with their evaluations. Raises `InputError` where that is too few."""
+    """The most steps, up to the recipe's, that end in time with their evaluations. Raises `InputError` if that is too few."""
     least = min(_MIN_NUM_STEPS, recipe_num_steps)
     for num_steps in range(recipe_num_steps, least - 1, -1):
         if _seconds_of(num_steps, pace, evaluate_every_steps) <= 60 * minutes:
@@ -64,7 +64,7 @@ def choose_num_steps(pace: Pace, *, minutes: float, recipe_num_steps: int, evalu
 
 
 def _seconds_of(num_steps: int, pace: Pace, evaluate_every_steps: int) -> float:
-    """Of all that --minutes stands for: the probe, and a run that evaluates before, at each interval and at the end."""
+    """The pace of all that --minutes covers: the probe, and a run that evaluates before, at each interval and at the end."""
     num_evaluations = 1 + (math.ceil(num_steps / evaluate_every_steps) if evaluate_every_steps else 1)
     run_seconds = pace.start_seconds + (num_steps + num_evaluations * _EVALUATION_STEPS) * pace.step_seconds
     return pace.spent_seconds + run_seconds / (1 - _RESERVE)

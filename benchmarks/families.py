@@ -25,8 +25,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 from tests import families, tiny  # noqa: E402 - of the repository, which isn't installed with its tests
 from tests.conftest import _pack  # noqa: E402
+from tests.nursery import Nursery  # noqa: E402
 from tests.patience import patience  # noqa: E402
-from tests.ranks.nursery import Nursery  # noqa: E402
 
 DOCS = REPOSITORY / "docs/families.md"
 _NOT_RUN = "the loss is equal; not run end to end"
@@ -37,7 +37,7 @@ resume, evaluate, export, and the export evaluated by itself. "Equal": run and e
 loss of training is compared with transformers' own in `tests/unit/model/test_families.py`, for every family that isn't refused.
 `python benchmarks/families.py` tries them, and makes this page of its record.
 
-A refusal is told by `doctor`, `plan` and `select` too, before anything is trained.
+`doctor`, `plan` and `select` report a refusal too, before anything is trained.
 
 | Family | transformers' class | Attention | Result |
 |---|---|---|---|

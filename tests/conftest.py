@@ -6,15 +6,16 @@ import os
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests import tiny
-from tests.patience import patience
+
+if TYPE_CHECKING:
+    from tests.nursery import Nursery
 
 Completed = subprocess.CompletedProcess[str]
 # in this order, so that what takes long doesn't begin last
@@ -88,25 +89,18 @@ def _select(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def run_command() -> Callable[..., Completed]:
+def nursery() -> Iterator[Nursery]:
+    """A process that starts commands for tests whose subject isn't the start itself."""
+    from tests.nursery import Nursery
+
+    with Nursery() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def run_command(nursery: Nursery) -> Callable[..., Completed]:
     """Run `kappaspeech` as a user does; `ranks` > 1 starts it that many times, as torchrun would."""
-
-    def run(*words: object, ranks: int = 1, timeout: float = patience(120), cwd: Path | None = None) -> Completed:
-        command = [sys.executable, "-m", "kappaspeech", *map(str, words)]
-        if ranks > 1:
-            torchrun = [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                f"--nproc_per_node={ranks}",
-                f"--master_port={free_port()}",
-            ]
-            command = [*torchrun, *command[1:]]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env=clean_environment(OMP_NUM_THREADS="1")
-        )
-
-    return run
+    return nursery.run
 
 
 @pytest.fixture(scope="session")

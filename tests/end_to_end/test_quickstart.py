@@ -123,7 +123,7 @@ def test_minutes_give_a_number_of_steps_that_the_same_command_keeps(tmp_path):
     first = run_bash(*script, VENV=str(venv))
     assert first.returncode == 0, first.stderr
     (probe, num_probe_steps), (run, num_steps) = read_trainings(venv)
-    assert (probe, num_probe_steps, run) == ("runs/probe", 12, "runs/kappa")
+    assert (probe, num_probe_steps, run) == ("runs/probe", 16, "runs/kappa")
     assert "data.test=[]" in (venv / "trainings").read_text().splitlines()[0]
     assert 75 < num_steps < 150
     assert f"{num_steps} of the recipe's" in first.stdout

@@ -13,9 +13,7 @@ import pytest
 from tests import tiny
 from tests.conftest import clean_environment
 from tests.patience import patience
-from tests.ranks.test_faults import Training, nursery
-
-__all__ = ["nursery"]
+from tests.ranks.test_faults import Training
 
 
 def read_status(run: Path) -> str:

@@ -32,10 +32,8 @@ THROUGH_OTHERS = {
     "demo.ctranslate2",
     "demo.models",
     "diagnosis.examination",
-    "evaluation.lm_harness",
     "model.hub_cache",
     "model.prefixes",
-    "planning.plan",
     "planning.report",
     "ranks.mpi_cluster",
     "scan.algebra",
@@ -62,7 +60,6 @@ THROUGH_OTHERS = {
     "training.replica_or_zero3",
     "training.run",
     "zero3.compiled_ops",
-    "zero3.engine_state",
     "zero3.partitioning",
     "zero3.residency",
 }

@@ -19,7 +19,7 @@ from kappaspeech.redaction import find_secrets, redact_values
 from kappaspeech.runs.contents import RECORD_FILE, SELECTION_FILE
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.scan.ranking import KappaRanking
-from kappaspeech.selection.candidates import Order
+from kappaspeech.selection.candidates import Experts, Order
 from kappaspeech.selection.rules import Count, Nearest
 from kappaspeech.selection.select import select
 from kappaspeech.selection.tensor_selection import TensorSelection
@@ -66,15 +66,18 @@ def make_selection(experiment: Experiment, trial: Trial, ranking: KappaRanking) 
     orders: dict[str, Order] = {"largest": "largest", "random": "random"}
     order = orders.get(trial.arm.select, "smallest")
     seed = trial.seed if trial.arm.seed is None else trial.arm.seed
+    # LoRA adapts the experts of a tensor together
+    experts: Experts = "together" if trial.arm.select in LORA else config.experts
     if config.equal == "count" or order == "smallest":
-        return select(ranking, count, order=order, seed=seed, exclude=config.exclude)
+        return select(ranking, count, order=order, seed=seed, exclude=config.exclude, experts=experts)
     rule = Nearest(_budget(experiment, ranking).num_parameters)
-    return select(ranking, rule, order=order, seed=seed, exclude=config.exclude)
+    return select(ranking, rule, order=order, seed=seed, exclude=config.exclude, experts=experts)
 
 
 def _budget(experiment: Experiment, ranking: KappaRanking) -> TensorSelection:
     """Whose parameters all arms are to have: the `count` tensors of smallest κ."""
-    return select(ranking, _count(experiment), exclude=experiment.config.exclude)
+    config = experiment.config
+    return select(ranking, _count(experiment), exclude=config.exclude, experts=config.experts)
 
 
 def _count(experiment: Experiment) -> Count:

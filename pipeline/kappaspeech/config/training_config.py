@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kappaspeech.config.section import Count, NotNegative, Positive, StrictSection
 
@@ -86,6 +86,22 @@ class TrainingConfig(StrictSection):
         description="Weight of the adaptor's alignment loss (CTC over the transcript's own token embeddings), added to the "
         "transcript's. Recorded losses leave it out. 0: none.",
     )
+    alignment_steps: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="The first steps of `num_steps` that train the adaptor alone, by the alignment loss and without the LLM's "
+        "layers, for a small part of a step's time. The learning rates' schedule runs over these steps, and anew over the rest.",
+    )
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> TrainingConfig:
+        if self.alignment_steps >= self.num_steps:
+            raise ValueError(f"alignment_steps is {self.alignment_steps}; give fewer than num_steps, which is {self.num_steps}")
+        return self
+
+    @property
+    def num_llm_steps(self) -> int:
+        """The number of steps after the alignment's."""
+        return self.num_steps - self.alignment_steps
 
 
 class EvaluationConfig(StrictSection):

@@ -33,6 +33,7 @@ from kappaspeech.speech.shards import expand, read_index
 from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.table import MERGED_SUFFIX, read_merged
+from kappaspeech.training.replay import read_replay
 from kappaspeech.zero3.compiled_ops import find_compatible_ops
 
 _PROBE_BYTES = 64 << 20
@@ -66,6 +67,8 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
         findings += _try("data", lambda: _check_overlap(config, read))
     for path in config.data.text.values():
         findings += _try("data", lambda path=path: _check_text(Path(path)))  # type: ignore[misc]
+    if config.replay is not None:
+        findings += _try("data", lambda: _check_replay(config))
     needed_bytes = _needed_bytes(config, planners[0] if planners else None)
     findings += _try("disk", lambda: check_disk(Path(config.run_dir), needed_bytes=needed_bytes))
     return findings
@@ -175,6 +178,13 @@ def _check_overlap(config: RunConfig, read: ReadOptions) -> list[Finding]:
 def _check_text(path: Path) -> list[Finding]:
     """Check the text that an evaluation would read: a file of one text a line, or a folder of them."""
     return [Finding("data", "ok", f"data.text: {path} has {len(read_texts(path)):,} texts")]
+
+
+def _check_replay(config: RunConfig) -> list[Finding]:
+    """Check the texts that steps would repeat beside their speech, and that no evaluation measures them."""
+    replay = read_replay(config, load_tokenizer(config.model.llm))
+    assert replay is not None
+    return [Finding("data", "ok", f"replay.texts: {len(replay.pieces):,} pieces of text, {replay.texts_per_step} in each step")]
 
 
 def _check_credentials(item: DatasetConfig, environment: Mapping[str, str]) -> list[Finding]:

@@ -16,6 +16,8 @@ def check_harness(folder: Path) -> None:
     """Raise `InputError` if the harness isn't installed, or `folder` is no export with a whole LLM."""
     if not (folder / "config.json").exists() or (folder / "run.json").exists():
         raise InputError(f"--lm-eval reads an export, and {folder} is none. Write one with `kappaspeech export` first.")
+    if (folder / "modeling_kappaspeech.py").exists():
+        raise InputError(f"--lm-eval reads the LLM, and {folder} is one model with its encoder. Export the LLM: --only llm.")
     need("--lm-eval", "lm_eval")
 
 

@@ -17,12 +17,12 @@ def find_obstacle(selection: TensorSelection) -> str | None:
     try:
         if not Path(selection.model).is_dir() or "model_type" not in (read_config(Path(selection.model)) or {}):
             return None
-        from kappaspeech.model.freezing import check_tensors
+        from kappaspeech.model.freezing import check_selected
         from kappaspeech.model.meta_llm import build_meta_llm
         from kappaspeech.model.stored_names import rename_shapes
 
         llm = build_meta_llm(selection.model)
-        check_tensors(llm, rename_shapes(llm, selection.shapes))
+        check_selected(llm, rename_shapes(llm, selection.shapes))
     except KappaSpeechError as error:
         return str(error)
     return None

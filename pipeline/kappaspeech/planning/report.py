@@ -36,6 +36,8 @@ def describe_plan(plan: Plan, *, gpu_memory_gb: float) -> list[str]:
     if plan.evaluation_bytes and plan.decodes_by != "zero3":
         chosen = "" if plan.decodes_by == "replica" else ", or else evaluations decode under ZeRO-3"
         lines.append(f"  in an evaluation, in place of the step's: {plan.evaluation_bytes / GB:.2f} GB for a replica{chosen}")
+    copied = f"{plan.checkpoint_copy_bytes / GB:.2f} GB of host memory for a rank's copy"
+    lines.append(f"  while a checkpoint is written: {copied}, or else the steps wait for it")
     verdict = f"{'fits' if plan.fits(gpu_memory_gb) else 'does not fit'} into {gpu_memory_gb:g} GB"
     time, rates = plan.step_time, plan.assumptions.rates
     lines += [

@@ -53,7 +53,11 @@ def _progress(run_dir: Path, record: Mapping[str, Any]) -> str:
     last = read_last_line(run_dir / STEPS_FILE, is_record=is_step)
     config = read_json(run_dir / CONFIG_FILE, schema_version=1)
     done = last["step"] + 1 if last else 0
-    loss = f", loss {last['loss_nats']:.3f} nats a token" if last else ""
+    kind = "alignment loss" if last and last.get("objective") == "alignment" else "loss"
+    loss = f", {kind} {last['loss_nats']:.3f} nats a token" if last else ""
+    if last and last.get("replay_nats") is not None:
+        loss += f"; of replayed text {last['replay_nats']:.3f}"
+        loss += f", {last['anchor_nats']:.3f} from the base" if last.get("anchor_nats") else ""
     return (
         f"step {done} of {config['training']['num_steps']} on {record['world_size']} rank(s), "
         f"{record['num_trained_parameters']:,} parameters trained{loss}"

@@ -108,6 +108,11 @@ def _words(ref: SampleRef, content: bytes | Exception) -> str:
         text = parse_transcript(content, is_json=ref.entry.text_is_json)
     except ValueError:
         return ""
+    return plain_words(text)
+
+
+def plain_words(text: str) -> str:
+    """The words of a text without case and punctuation: what makes two texts the same."""
     letters = (c if unicodedata.category(c)[0] in "LMN" else " " for c in unicodedata.normalize("NFKC", text.casefold()))
     return " ".join("".join(letters).split())
 

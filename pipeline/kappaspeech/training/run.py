@@ -18,7 +18,7 @@ from kappaspeech.errors import RankFailure, TrainingError
 from kappaspeech.model.lora import lora_to_record
 from kappaspeech.outputs import sweep
 from kappaspeech.ranks.agreement import agreement
-from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.ranks.cluster import TrainingCluster
 from kappaspeech.ranks.launch_parent import LaunchParent
 from kappaspeech.ranks.liveness import voice
 from kappaspeech.ranks.rendezvous import find_launch
@@ -69,7 +69,9 @@ def train(config: RunConfig, *, on_fatal: Callable[[RankFailure], None] = lambda
     return outcome
 
 
-def _train_watched(config: RunConfig, cluster: Cluster, lease: Lease, *, on_fatal: Callable[[RankFailure], None]) -> Outcome:
+def _train_watched(
+    config: RunConfig, cluster: TrainingCluster, lease: Lease, *, on_fatal: Callable[[RankFailure], None]
+) -> Outcome:
     options = config.training
     phases, folder = PhaseClock(), RunFolder(Path(config.run_dir), start_id=lease.start_id)
     launched = find_launch(os.environ).launcher != "none"
@@ -157,7 +159,7 @@ def _take_steps(config: RunConfig, loaded: Loaded, partitioned: Partitioned, aro
             if around.is_writer:
                 # the rest, written when it is closed, may be what a full disk refuses
                 log = opened.enter_context(closing(RunLog(around.folder.path, resume_step=step, check=around.lease.check)))
-        stepper = Stepper(config, loaded.assembly, partitioned, state, around, log=log)
+        stepper = Stepper(config, loaded, partitioned, state, around, log=log)
         cadences = make_cadences(config, loaded, partitioned, state, around, saver=saver, log=log, forecast=forecast)
         loop = TrainingLoop(loaded.stream, stepper.step, state, around, cadences=cadences, forecast=forecast)
         return loop.run(step, config.training.num_steps)

@@ -13,6 +13,7 @@ import torch
 
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import InputError
+from kappaspeech.host_memory import free_memory_bytes
 from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.model.llm import decoder_layers
@@ -82,4 +83,4 @@ def _measure_memory(cluster: Cluster, device: torch.device) -> int:
     own = psutil.Process().memory_info().rss
     ranks = cluster.gather((socket.gethostname(), own))
     here = [bytes_held for host, bytes_held in ranks if host == socket.gethostname()]
-    return int(min(cluster.gather((psutil.virtual_memory().available + sum(here)) // len(here))))
+    return int(min(cluster.gather((free_memory_bytes() + sum(here)) // len(here))))

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
+from kappaspeech.config.training_config import TrainingConfig
 from kappaspeech.ranks.cluster import SingleProcess
-from kappaspeech.runs.best import read_best
+from kappaspeech.runs.best import mark_best, read_best
 from kappaspeech.runs.contents import checkpoint_path
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.speech.stream import StepData
 from kappaspeech.training.cadence import Cadence
 from kappaspeech.training.cadences import StopWhenAsked, make_cadences
 from kappaspeech.training.evaluating import Evaluator
+from kappaspeech.training.forecast import Forecast
 from kappaspeech.training.loop import Outcome, TrainingLoop
 from kappaspeech.training.phases import PhaseClock
 from kappaspeech.training.saving import SaveAtTheEnd, SaveEvery
@@ -46,7 +48,8 @@ def run(around: Surroundings, cadences: list[Cadence], *, begin: int = 0, total:
         taken.append(data.global_step)
 
     stream: Any = Stream()
-    loop = TrainingLoop(stream, take_step, state, around, cadences=cadences, forecast=SimpleNamespace())  # type: ignore[arg-type]
+    forecast = Forecast(TrainingConfig(num_steps=total))
+    loop = TrainingLoop(stream, take_step, state, around, cadences=cadences, forecast=forecast)
     return loop.run(begin, total), taken
 
 
@@ -69,6 +72,12 @@ class Saved(list):
     def save(self, step: int) -> None:
         if step not in self:
             self.append(step)
+
+    def look(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
 
 
 def test_a_cadence_is_added_without_touching_the_loop(tmp_path):
@@ -118,11 +127,19 @@ class Evaluated:
         self._around, self._rates = around, rates
         monkeypatch.setattr(Evaluator, "measure", lambda _, step, **_times: self._measure(step))
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *, best_wer: float | None = None) -> None:
         folder = checkpoint_path(self._around.folder.checkpoints, step)
         if not folder.exists():
             self.told.append(f"saved {step}")
             folder.mkdir(parents=True)
+        if best_wer is not None:
+            mark_best(folder.parent, step=step, mean_wer=best_wer)
+
+    def look(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
 
     def evaluated_steps(self) -> set[int]:
         return set(self.recorded)

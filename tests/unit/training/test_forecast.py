@@ -45,3 +45,11 @@ def test_the_time_left_follows_the_recent_steps():
 
 def test_long_times_are_told_in_hours():
     assert describe([10.0], 3600, None, 1) == "about 10:00 h left: 3600 steps of 10 s"
+
+
+def test_steps_that_align_the_adaptor_alone_say_nothing_of_the_others():
+    forecast = Forecast(TrainingConfig(num_steps=100, alignment_steps=40))
+    told = [forecast.time_step(0.1 if step <= 40 else 2.0, step) for step in range(1, 61)]
+    assert [step for step, text in enumerate(told, start=1) if text] == [50]
+    assert told[49] == "about 0:02 h left: 50 steps of 2 s"
+    assert forecast.work(100) == 60 + forecast.work(40) < 70

@@ -24,7 +24,7 @@ from kappaspeech.runs.new_checkpoint import NewCheckpoint
 from kappaspeech.speech.batches import SpeechBatch
 from kappaspeech.zero3 import engine as engine_module
 from kappaspeech.zero3 import engine_state
-from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
+from kappaspeech.zero3.engine import MicroBatch, TrainingEngine, Updates
 from kappaspeech.zero3.host_copy import HostCopy
 from kappaspeech.zero3.weight_swap import averaged_weights
 from tests.parity.counting import StepCounter, counting_late_fetches
@@ -123,7 +123,7 @@ def save_known_state(engine: TrainingEngine, cluster: TorchCluster, folder: Path
         return torch.randn(shapes[name], generator=seed)
 
     average = (lambda name: known(name, "average")) if engine.keeps_average else None
-    engine.restore(lambda name: known(name, "weight"), known, average, num_updates=3)
+    engine.restore(lambda name: known(name, "weight"), known, average, num_updates=Updates(3, 3))
     writing = engine_state.save(
         engine, cluster, cluster.beside(), NewCheckpoint(folder, 3, {}, keep=1), choose_copy=lambda _num_bytes: HostCopy()
     )

@@ -4,7 +4,7 @@
     python benchmarks/families.py --record benchmarks/results/families.json --write-docs
 
 Families are those of `tests/families.py`, all without an argument. `--record` adds to what the file has, of which
-`--write-docs` makes docs/families.md. A family is "equal" where the export, loaded by itself, says of a text what the run's last
+`--write-docs` makes docs/families.md. A family is "equal" if the export, loaded by itself, says of a text what the run's last
 checkpoint says, to the last bit.
 """
 

@@ -99,7 +99,7 @@ train() {
     --set "deepspeed=$repository/ds_configs/zero3_cpu.json" \
     ${steps:+--set "training.num_steps=$steps" --set "training.alignment_steps=$((steps * $(recipe alignment_steps) / $(recipe num_steps)))"} "$@"
   if ! grep -q '"status": "finished"' "$run/run.json"; then
-    echo "stopped before its end; the same command goes on from there"
+    echo "stopped before its end; the same command continues from there"
     exit 1
   fi
 }

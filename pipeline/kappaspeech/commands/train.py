@@ -82,11 +82,11 @@ def _train_here(settings: Any) -> int:
         write_report(Path(settings.run_dir), error)
         raise
     if os.environ.get("RANK", "0") == "0":
-        stopped = f", stopped by {outcome.reason}; the same command goes on from there" if outcome.reason else ""
+        stopped = f", stopped by {outcome.reason}; the same command continues from there" if outcome.reason else ""
         print(for_terminal(f"{outcome.status} at step {outcome.step}{stopped}"))
         for line in describe_outcome(Path(outcome.run_dir))[1:]:
             print(for_terminal(line))
-        print(for_terminal(f"{outcome.run_dir} (what is in it: {Path(outcome.run_dir) / README_FILE})"))
+        print(for_terminal(f"{outcome.run_dir} (its contents: {Path(outcome.run_dir) / README_FILE})"))
     return 0
 
 

@@ -24,7 +24,7 @@ def free_memory_bytes(*, own_groups: Path = _OWN_GROUPS, mount: Path = _MOUNT) -
 
 
 def _leeways(own_groups: Path, mount: Path) -> Iterator[int]:
-    """The memory that each control group of this process leaves below its limit."""
+    """The memory left below the limit of each control group that this process is in."""
     try:
         lines = own_groups.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -189,6 +189,24 @@ def test_a_step_reads_two_numbers_beside_the_lengths_that_lie_on_the_host(zero3)
         assert zero3(2)[case]["reads"] == {"aten::_local_scalar_dense": 2 * 2 + 1 + 2, "aten::nonzero": 2}
 
 
+def test_packed_clips_train_under_zero3_as_padded_ones_in_plain_pytorch(zero3, plain):
+    """Each of two layers computes what the clips hold, and no padding."""
+    packed, padded = zero3(2)["packed"], zero3(2)["selection"]
+    assert_equal_steps(packed, plain)
+    assert_equal_weights(packed, plain)
+    assert packed["llm_positions"] == 2 * packed["llm_tokens"]
+    assert padded["llm_positions"] > 2 * padded["llm_tokens"] == 2 * packed["llm_tokens"]
+    # of each of two micro-batches the longest clip and the clips' places, both on the host; transformers doesn't look any more
+    assert packed["reads"] == {"aten::_local_scalar_dense": 2 * 2 + 1 + 2, "aten::nonzero": 2 * 2}
+    assert packed["collectives"] == padded["collectives"]
+    assert packed["late"] == {}
+
+
+def test_packed_clips_train_under_zero3_by_lora_and_with_a_layer_computed_again(home, zero3):
+    reference = train_plainly(home, CASES[2]["lora"])
+    assert_equal_steps(zero3(2)["packed by lora"], reference, num_steps=FEW_STEPS)
+
+
 def test_lora_under_zero3_trains_as_in_plain_pytorch(home, zero3):
     reference = train_plainly(home, CASES[2]["lora"])
     assert_equal_steps(zero3(2)["lora"], reference)

@@ -14,7 +14,23 @@ class BatchConfig(StrictSection):
 
     max_samples: Count = Field(default=16, description="Most clips in a micro-batch.")
     max_seconds: Positive = Field(default=120.0, description="Most seconds of padded audio in a micro-batch.")
+    max_tokens: Count | None = Field(
+        default=None,
+        description="Most tokens of the LLM in a micro-batch: prompt, audio, and text by the audio's length; padding isn't "
+        "counted. null: no limit but the other two.",
+    )
     micro_batches_per_step: Count = Field(default=2, description="Micro-batches in a step, over all ranks.")
+    even_shares: bool = Field(
+        default=False,
+        description="Deal a step's clips out anew where its micro-batches don't go evenly among the ranks, so that no rank is "
+        "left without. The step's clips stay the same; dropout then depends on the number of ranks.",
+    )
+    packing: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Lay the clips of a micro-batch one after the other in one row of the LLM, each attending to itself alone, "
+        "in place of padding each to the longest. auto: on processors, where it was measured, if the LLM's family can. A run "
+        "keeps what it began with.",
+    )
 
 
 class OptimizerConfig(StrictSection):

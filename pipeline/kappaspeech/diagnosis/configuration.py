@@ -181,7 +181,7 @@ def _check_text(path: Path) -> list[Finding]:
 
 
 def _check_replay(config: RunConfig) -> list[Finding]:
-    """Check the texts that steps would repeat beside their speech, and that no evaluation measures them."""
+    """The text that steps would repeat beside their speech; an error if an evaluation measures it."""
     replay = read_replay(config, load_tokenizer(config.model.llm))
     assert replay is not None
     return [Finding("data", "ok", f"replay.texts: {len(replay.pieces):,} pieces of text, {replay.texts_per_step} in each step")]

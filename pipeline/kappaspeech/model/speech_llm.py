@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.adaptor import Adaptor
-from kappaspeech.model.label_logits import label_logits
+from kappaspeech.model.label_logits import KeptStates, label_logits
 from kappaspeech.model.loss import alignment_nats, anchor_nats, transcript_nats
+from kappaspeech.model.packed_rows import pack_lengths
 from kappaspeech.model.splicing import Spliced, splice
 from kappaspeech.model.text_rows import TextRows
 
@@ -26,9 +27,11 @@ _BLOCK_ROWS = 4_096
 class SpeechLLM(nn.Module):
     """The adaptor and the LLM: all that trains lives here, and this is what DeepSpeed wraps."""
 
-    def __init__(self, adaptor: Adaptor, llm: Any, *, alignment_weight: float = 0.0) -> None:
-        """`alignment_weight`: the weight of the adaptor's alignment loss in the loss that is minimised."""
+    def __init__(self, adaptor: Adaptor, llm: Any, *, alignment_weight: float = 0.0, packs: bool = False) -> None:
+        """`alignment_weight`: the weight of the adaptor's alignment loss in the loss that is minimised. `packs`: the clips of a
+        micro-batch are one row of the LLM, which must be able to compute that (`pack_rows`)."""
         super().__init__()
+        self.packs = packs
         self.alignment_weight = alignment_weight
         self.adaptor = adaptor
         self.llm = llm
@@ -62,7 +65,7 @@ class SpeechLLM(nn.Module):
         spliced = self.splice(audio_BAH, num_audio_B, prefix_ids_P, suffix_ids_Q, label_ids_BL, text)
         replay, replayed = None, list[Tensor]()
         if text is None:
-            logits_RV = label_logits(self.llm, spliced.embeds_BNH, spliced.rows_R, spliced.positions_R)
+            logits_RV = self._logits(spliced, spliced.lengths_B, spliced.rows_R, spliced.positions_R)
         else:
             logits_RV, replay, *replayed = self._read_text(spliced, text)
         nats = transcript_nats(logits_RV, spliced.labels_R)
@@ -79,7 +82,7 @@ class SpeechLLM(nn.Module):
         texts_K, positions_K, tokens_K = (part.to(device, non_blocking=True) for part in text.places())
         rows = torch.cat([spliced.rows_R, num_speech + texts_K])
         positions = torch.cat([spliced.positions_R, positions_K])
-        logits = label_logits(self.llm, spliced.embeds_BNH, rows, positions, kept=text.base)
+        logits = self._logits(spliced, torch.cat([spliced.lengths_B, text.lengths]), rows, positions, kept=text.base)
         sizes = [len(spliced.rows_R), len(tokens_K), len(logits) - len(rows)]
         logits_RV, logits_KV, base_KV = torch.split(logits, sizes)
         text_nats = transcript_nats(logits_KV, tokens_K)
@@ -88,6 +91,18 @@ class SpeechLLM(nn.Module):
             kl_nats = anchor_nats(logits_KV, base_KV.detach())
             replay = replay + text.anchor_weight * kl_nats
         return logits_RV, replay, torch.stack([text_nats, kl_nats]).detach()
+
+    def _logits(
+        self, spliced: Spliced, lengths: Tensor, rows: Tensor, positions: Tensor, *, kept: KeptStates | None = None
+    ) -> Tensor:
+        """The logits at these positions of rows of these lengths, which lie on the host; in one row of the LLM if it packs."""
+        embeds, packed_row = spliced.embeds_BNH, None
+        if self.packs:
+            starts = (lengths.cumsum(0) - lengths).to(positions.device, non_blocking=True)
+            packed_row = pack_lengths(lengths).to(embeds.device)
+            embeds = embeds.flatten(0, 1).index_select(0, packed_row.places_N)[None]
+            rows, positions = torch.zeros_like(rows), positions + starts[rows]
+        return label_logits(self.llm, embeds, rows, positions, packed_row=packed_row, kept=kept)
 
     def _align(self, audio_BAH: Tensor, num_audio_B: Tensor, label_ids_BL: Tensor) -> Tensor:
         ids_R = label_ids_BL[label_ids_BL != IGNORED_LABEL]

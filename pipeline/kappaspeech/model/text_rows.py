@@ -27,6 +27,11 @@ class TextRows:
     anchor_weight: float
     base: KeptStates | None = None
 
+    @property
+    def lengths(self) -> Tensor:
+        """The number of tokens of each text (T,)."""
+        return (self.ids_TM != IGNORED_LABEL).sum(dim=1)
+
     def places(self) -> tuple[Tensor, Tensor, Tensor]:
         """For each foretold token its text, the position that foretells it, and the token itself, (K,) each, on the host."""
         texts_K, positions_K = (self.ids_TM[:, 1:] != IGNORED_LABEL).nonzero(as_tuple=True)

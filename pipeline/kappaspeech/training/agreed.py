@@ -51,6 +51,8 @@ def agree_on_settings(config: RunConfig, around: Surroundings) -> Agreed:
     arithmetic = choose_arithmetic(config, deepspeed_config, cluster=cluster, device=device, folder=around.folder)
     if around.is_writer:
         print(for_terminal(f"computes in {arithmetic.line}"), file=sys.stderr, flush=True)
+        if arithmetic.why_padded is not None:
+            print(for_terminal(f"packing auto: clips are padded, as {arithmetic.why_padded}"), file=sys.stderr, flush=True)
     return Agreed(arithmetic.resolve(deepspeed_config), arithmetic, device)
 
 

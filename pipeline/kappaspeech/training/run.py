@@ -134,6 +134,7 @@ def _record_start(config: RunConfig, agreed: Agreed, loaded: Loaded, partitioned
         "lora": lora_to_record(assembly.lora),
         "prompt": assembly.prompt.to_json(),
         "attn_implementation": arithmetic.attention,
+        "packs": assembly.model.packs,
         "encoder_dtype": arithmetic.encoder_dtype,
         "dtype": arithmetic.dtype,
         "dtype_reason": arithmetic.reason,

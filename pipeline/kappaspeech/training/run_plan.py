@@ -27,10 +27,12 @@ from kappaspeech.speech.stream import SpeechStream
 from kappaspeech.zero3.engine import TrainingEngine
 
 
-def describe_run(config: RunConfig, encoder: FrozenWhisperEncoder, model: SpeechLLM, stream: SpeechStream) -> Planner | str:
+def describe_run(
+    config: RunConfig, encoder: FrozenWhisperEncoder, model: SpeechLLM, stream: SpeechStream, *, prompt_tokens: int
+) -> Planner | str:
     """The planner of a run whose modules are still whole; or the reason why it has no plan, which doesn't stop training."""
     try:
-        return Planner(config, modules=(encoder, model), clip_seconds=stream.clip_seconds())
+        return Planner(config, modules=(encoder, model), clip_seconds=stream.clip_seconds(), prompt_tokens=prompt_tokens)
     except InputError as error:
         return str(error)
 

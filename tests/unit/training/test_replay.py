@@ -85,7 +85,7 @@ def test_texts_are_read_in_pieces_and_those_of_a_configuration_are_checked(home,
     assert found.counts == (len(found.pieces),)
     assert all(2 <= len(piece) <= 6 for piece in found.pieces)
     assert sum(map(len, found.pieces)) > 12
-    with pytest.raises(ConfigError, match="What is trained on"):
+    with pytest.raises(ConfigError, match="Text that is trained on"):
         read(replay={"texts": {"en": str(home / "text.txt")}})
     path.write_text("a\n", encoding="utf-8")
     with pytest.raises(DataError, match="too short"):

@@ -62,6 +62,7 @@ def train(
         "data.test": [],
         "data.feature_cache_dir": "null",
         "training.num_steps": NUM_STEPS,
+        "training.alignment_steps": 0,
         "training.num_threads": threads,
     }
     pairs = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]

@@ -74,7 +74,7 @@ def read_packages(path: Path) -> dict[str, str]:
 
 
 def fetch(requirement: Requirement, host: Host, folder: Path) -> Path:
-    """The wheel, from the index or, where that has none for the host, built from its source."""
+    """The wheel, from the index, or built from its source if the index has none for the host."""
     wanted = f"{requirement.name}{requirement.specifier}"
     before = set(folder.glob("*.whl"))
     versions = ["--constraint", str(LAUNCH / "images/constraints.txt")]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# For a host without a network: gathers, where there is a package index, the wheels that it lacks, and installs them there.
+# For a host without a network: gathers the wheels that it lacks on a machine with a package index, and installs them there.
 set -euo pipefail
 
 usage() {

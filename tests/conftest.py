@@ -90,7 +90,7 @@ def _select(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
-    """What starts commands for tests whose subject isn't the start itself."""
+    """The process that starts commands for tests whose subject isn't the start itself."""
     from tests.nursery import Nursery
 
     with Nursery() as opened:

@@ -66,7 +66,7 @@ def read_lines(path: Path, *, is_record: Callable[[Record], bool] = lambda _: Tr
         first = bad[0]
         raise InputError(
             f"{path}, line {first.number} can't be read: {first.cause}. Bring the file back from a copy, or start the training "
-            "again: it sets such lines aside and goes on."
+            "again: it sets such lines aside and continues."
         )
     return records
 

@@ -46,7 +46,7 @@ def is_redacted(where: str) -> bool:
 
 
 def find_secrets(value: Any, place: str = "") -> dict[str, str]:
-    """The strings of a JSON value that `redact` changes, by the dotted place where each stands."""
+    """The strings of a JSON value that `redact` changes, by the dotted place of each."""
     if isinstance(value, str):
         return {place: value} if redact(value) != value else {}
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()

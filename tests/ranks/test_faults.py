@@ -121,7 +121,7 @@ def test_a_ranks_fault_ends_the_others_with_its_cause(nursery, home, tmp_path, f
     assert f"error: rank {rank} on {HOST} failed: " in training.said
     assert training.said.count(f"error: {cause}" if cause.startswith("rank") else cause) == 1
     if fault != "raise":
-        assert "where each rank stands:\n  rank 0 on " in training.said
+        assert "what each rank does:\n  rank 0 on " in training.said
     if fault == "loop":
         assert "rank 1, which the others wait for, is here:" in training.said
         assert "in _loop" in training.said

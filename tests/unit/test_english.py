@@ -45,6 +45,18 @@ def test_english_has_plain_quotes():
     assert found == WITH_GUILLEMETS
 
 
+@pytest.mark.parametrize("folder", ["pipeline", "launch", "docs"])
+def test_a_condition_begins_with_if(folder):
+    paths = sorted((REPOSITORY / folder).rglob("*.py"))
+    places = {
+        f"{path.relative_to(REPOSITORY)}: {name}": found
+        for path in paths
+        for name, text in docstrings(path)
+        if (found := re.findall(r"[Rr]aises? `\w+` where|(?:None|True|False) where", text))
+    }
+    assert places == {}
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_docstring_begins_with_a_name_or_a_statement(folder):
     paths = sorted((REPOSITORY / folder).rglob("*.py"))

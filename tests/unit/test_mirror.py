@@ -22,7 +22,6 @@ THROUGH_OTHERS = {
     "commands.scan",
     "commands.show",
     "commands.status",
-    "commands.streams",
     "commands.transcribe",
     "comparison.maps",
     "comparison.page",

@@ -93,7 +93,7 @@ def _train(experiment: Experiment, *, arm: int | None, jobs: int) -> tuple[list[
 
 
 def _exit_code(failures: Sequence[Failure]) -> int:
-    """0 where nothing is missing, 75 where the same command goes on with all that is, else 1."""
+    """0 if nothing is missing, 75 if the same command continues all that is, else 1."""
     from kappaspeech.comparison.trial_runner import EXIT_RESUMABLE
 
     if not failures:

@@ -103,7 +103,7 @@ def index(
 
 
 def _find_index(where: str) -> ShardIndex | None:
-    """The index that stands beside a shard already, if it is right."""
+    """The index that is beside a shard already, if it is right."""
     from kappaspeech.errors import DataError
     from kappaspeech.speech.shards import read_index
 

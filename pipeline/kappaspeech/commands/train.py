@@ -71,7 +71,7 @@ def _train_here(settings: Any) -> int:
         from kappaspeech.training.needs import check_packages
 
         check_packages(settings)
-        # before torch and DeepSpeed are loaded: a second start is told at once, and so is a disk that takes nothing
+        # before torch and DeepSpeed are loaded: a second start is refused at once, and so is a disk that takes nothing
         try_folder(Path(settings.run_dir))
         free(Path(settings.run_dir))
     from kappaspeech.training.run import train as run_training
@@ -82,11 +82,11 @@ def _train_here(settings: Any) -> int:
         write_report(Path(settings.run_dir), error)
         raise
     if os.environ.get("RANK", "0") == "0":
-        stopped = f", stopped by {outcome.reason}; the same command goes on from there" if outcome.reason else ""
+        stopped = f", stopped by {outcome.reason}; the same command continues from there" if outcome.reason else ""
         print(for_terminal(f"{outcome.status} at step {outcome.step}{stopped}"))
         for line in describe_outcome(Path(outcome.run_dir))[1:]:
             print(for_terminal(line))
-        print(for_terminal(f"{outcome.run_dir} (what is in it: {Path(outcome.run_dir) / README_FILE})"))
+        print(for_terminal(f"{outcome.run_dir} (its contents: {Path(outcome.run_dir) / README_FILE})"))
     return 0
 
 

@@ -61,7 +61,7 @@ def _make_lora(experiment: Experiment, trial: Trial, ranking: KappaRanking | Non
 
 
 def make_selection(experiment: Experiment, trial: Trial, ranking: KappaRanking) -> TensorSelection:
-    """The tensors that `trial` trains or adapts. Raises `SelectionError` where the ranking has too few."""
+    """The tensors that `trial` trains or adapts. Raises `SelectionError` if the ranking has too few."""
     config, count = experiment.config, _count(experiment)
     orders: dict[str, Order] = {"largest": "largest", "random": "random"}
     order = orders.get(trial.arm.select, "smallest")
@@ -89,7 +89,7 @@ def _count(experiment: Experiment) -> Count:
 def prepare(experiment: Experiment) -> None:
     """Write every trial's selection and run's YAML; the same bytes each time.
 
-    Raises `InputError` where a run folder holds a run of another configuration or selection, before anything is written.
+    Raises `InputError` if a run folder holds a run of another configuration or selection, before anything is written.
     """
     ranking = KappaRanking.read(experiment.ranking_path) if experiment.needs_ranking else None
     prepared = []

@@ -21,7 +21,7 @@ class DatasetConfig(StrictSection):
     text_normalization: Literal["none", "whisper"] = Field(
         default="none",
         description="How transcripts are written in training. none: as they are in the shards. whisper: as they are compared, by "
-        "Whisper's normaliser of their language where that leaves words whole: lower case, without punctuation.",
+        "Whisper's normaliser of their language if that leaves words whole: lower case, without punctuation.",
     )
 
 

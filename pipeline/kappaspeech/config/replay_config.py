@@ -10,7 +10,7 @@ from kappaspeech.config.section import Count, NotNegative, StrictSection
 
 
 class ReplayConfig(StrictSection):
-    """Text in every step beside its speech: the LLM goes on learning it, or is held to what its base says of it."""
+    """Text in every step beside its speech: the LLM keeps learning it, or is held to its base's predictions of it."""
 
     texts: Annotated[dict[str, str], Field(min_length=1)] = Field(
         description="Texts to replay: language → a file of one text a line, or a folder of .txt files. Never those of data.text."

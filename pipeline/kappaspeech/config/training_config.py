@@ -70,7 +70,7 @@ class TrainingConfig(StrictSection):
     on_bad_loss: Literal["stop", "skip"] = Field(
         default="stop",
         description="A step is bad if its loss or gradient norm isn't finite, or by `explode_factor`. It moves no weight, and "
-        "skipped_steps.jsonl names its samples. stop: the run ends. skip: it goes on.",
+        "skipped_steps.jsonl names its samples. stop: the run ends. skip: it continues.",
     )
     explode_factor: Annotated[float, Field(gt=1)] | None = Field(
         default=None,

@@ -79,7 +79,7 @@ def _german(pick: Callable[[Sequence[str]], str], choose: Callable[[Sequence[_No
 def make_sentences(language: str, count: int, *, seed: int) -> list[str]:
     """`count` different commands of five to eight words in `language` ("en" or "de"), the same for the same seed.
 
-    Raises `InputError` where the grammar hasn't that many.
+    Raises `InputError` if the grammar hasn't that many.
     """
     source = random.Random(f"{language}/{seed}")
     if language not in ("en", "de"):

@@ -170,7 +170,7 @@ def _check_overlap(config: RunConfig, read: ReadOptions) -> list[Finding]:
     overlap = find_overlap(train, test, read)
     if not overlap.found:
         looked = f"{overlap.num_looked_at} test sentences and {overlap.num_train_looked_at} of training were looked at"
-        return [Finding("data", "ok", f"no recording or sentence stands in both train and test; {looked}")]
+        return [Finding("data", "ok", f"no recording or sentence is in both train and test; {looked}")]
     remedy = "Keep to the corpus's own splits (pack --split train, --split test), or take them out of data.train."
     return [Finding("data", "warning", overlap.found, remedy)]
 
@@ -181,7 +181,7 @@ def _check_text(path: Path) -> list[Finding]:
 
 
 def _check_replay(config: RunConfig) -> list[Finding]:
-    """What steps would repeat beside their speech, and that no evaluation measures it."""
+    """The text that steps would repeat beside their speech; an error if an evaluation measures it."""
     replay = read_replay(config, load_tokenizer(config.model.llm))
     assert replay is not None
     return [Finding("data", "ok", f"replay.texts: {len(replay.pieces):,} pieces of text, {replay.texts_per_step} in each step")]
@@ -269,6 +269,6 @@ def _describe_run(folder: RunFolder) -> Finding:
         return Finding("run folder", "warning", f"{folder.path} has been trained in for {holder.age} by {holder}", remedy)
     if holder is not None and state == "unknown":
         found = f"{folder.path} is or was trained in by {holder}; whether it lives can't be seen from here"
-        remedy = "Training waits for a sign of its life, and goes on with the run where there is none."
+        remedy = "Training waits for a sign of its life, and continues the run if there is none."
         return Finding("run folder", "warning", found, remedy)
-    return Finding("run folder", "ok", f"{folder.path} holds a run that is {record['status']}: training goes on with it")
+    return Finding("run folder", "ok", f"{folder.path} holds a run that is {record['status']}: training continues it")

@@ -13,7 +13,7 @@ from kappaspeech.needed_packages import need
 
 
 def check_harness(folder: Path) -> None:
-    """Raise `InputError` where the harness isn't installed, or `folder` is no export with a whole LLM."""
+    """Raise `InputError` if the harness isn't installed, or `folder` is no export with a whole LLM."""
     if not (folder / "config.json").exists() or (folder / "run.json").exists():
         raise InputError(f"--lm-eval reads an export, and {folder} is none. Write one with `kappaspeech export` first.")
     if (folder / "modeling_kappaspeech.py").exists():

@@ -97,7 +97,7 @@ def _align(reference: str, hypothesis: str, *, by: str) -> WerCount:
 
 
 def _one_sign_each(*texts: str) -> list[str]:
-    """Texts in which every character that takes several code points is one sign that stands in no text."""
+    """Texts in which every character that takes several code points is one sign that occurs in no text."""
     graphemes = [split_graphemes(text) for text in texts]
     signs: dict[str, str] = {}
     for grapheme in (item for text in graphemes for item in text):

@@ -146,7 +146,7 @@ def judge(
     ended = "was still running" if code is None else f"ended with {code}" if code >= 0 else f"was killed by signal {-code}"
     if reports:
         silent = sorted(set(range(len(hosts_by_rank))) - {report.rank for report in reports})
-        gone = [f"rank {rank} on {hosts_by_rank[rank]} ended without a word, as one does that was killed" for rank in silent]
+        gone = [f"rank {rank} on {hosts_by_rank[rank]} ended without a word, as a killed process does" for rank in silent]
         own, echoes = ([str(report) for report in reports if report.is_echo == echo] for echo in (False, True))
         causes = [*own, *gone, *echoes]
     else:

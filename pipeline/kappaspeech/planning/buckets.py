@@ -14,7 +14,7 @@ _AUTO = "auto"
 
 
 def settle_buckets(deepspeed_config: Mapping[str, Any], *, layer_elements: int) -> dict[str, Any]:
-    """A DeepSpeed JSON whose sizes, where it is silent or says "auto", suit a model whose largest layer has so many elements.
+    """A DeepSpeed JSON whose sizes, if it is silent or says "auto", suit a model whose largest layer has so many elements.
 
     A layer is gathered whole, so that DeepSpeed's own prefetch of 5e7 elements leaves a part of every large one to be waited
     for: with two layers ahead, and room for them beside the one in use, nothing is. Other sizes that are "auto", a word that

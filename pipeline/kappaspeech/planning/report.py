@@ -80,9 +80,10 @@ def _describe_assumptions(plan: Plan) -> list[str]:
     low, high = MEASURED_RANGE if plan.assumptions.rates.are_measured else ASSUMED_RANGE
     source = "measured on this machine" if plan.assumptions.rates.are_measured else "assumed, not measured"
     return [
-        f"run: {plan.num_steps:,} steps without evaluations, at {low:g} to {high:g} times the predicted step; rates are {source}",
-        f"peak: without and with what the allocator loses; {LABEL_TOKENS_PER_SECOND:g} target tokens a second of speech and "
-        f"{plan.assumptions.prompt_tokens} of the prompt a clip",
+        f"time of the run: {plan.num_steps:,} steps without evaluations, at {low:g} to {high:g} times the predicted step; rates "
+        f"are {source}",
+        f"peak: the second number includes what the allocator loses; {LABEL_TOKENS_PER_SECOND:g} target tokens a second of "
+        f"speech and {plan.assumptions.prompt_tokens} of the prompt a clip",
     ]
 
 
@@ -107,7 +108,7 @@ def _describe_idle(plans: Sequence[Plan]) -> list[str]:
 
 
 def describe_remedies(remedies: Sequence[Remedy], *, gpu_memory_gb: float) -> list[str]:
-    """The changes that make it fit, the smallest need first; where none does, those that save most."""
+    """The changes that make it fit, the smallest need first; if none does, those that save most."""
     if not remedies:
         return []
     fitting = [item for item in remedies if item.peak_bytes <= gpu_memory_gb * GB]

@@ -1,4 +1,4 @@
-"""A run's folder in words: the meaning of each file and the way to go on, written from the files that are there."""
+"""A run's folder in words: the meaning of each file and the ways to continue, written from the files that are there."""
 
 from __future__ import annotations
 

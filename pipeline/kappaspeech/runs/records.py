@@ -43,7 +43,7 @@ class StepRecord:
     longest wait of any rank for data. `padding` is the share of the encoder's frames that were padding, `llm_padding` that of the
     LLM's audio positions and labels; `hours_seen` counts usable audio since the run began, by language. `keys_digest` identifies
     the samples and their order. `replay_nats` is the mean −log p of the `num_replayed_tokens` of replayed text, and `anchor_nats`
-    their mean KL(base ‖ now), both without their weights; None where there are none.
+    their mean KL(base ‖ now), both without their weights; None if there are none.
     """
 
     step: int
@@ -75,7 +75,7 @@ class RunLog:
     """Appends to `steps.jsonl` and `evaluations.jsonl` of a run folder. For rank 0 alone."""
 
     def __init__(self, run_dir: Path, *, resume_step: int, check: Callable[[], None] = lambda: None) -> None:
-        """Open the log to go on at `resume_step`: records of later steps, from a run that was cut, are dropped.
+        """Open the log to continue at `resume_step`: records of later steps, from a run that was cut, are dropped.
 
         `check` is called before each write, and raises if the folder is another start's by now.
         """

@@ -36,7 +36,7 @@ class CacheFolder:
         self._pattern = re.compile(pattern)
 
     def prepare(self) -> None:
-        """Make the folder. Raises `DataError` where one of that name holds a user's files, `OSError` where none can be made."""
+        """Make the folder. Raises `DataError` if one of that name holds a user's files, `OSError` if none can be made."""
         self.path.mkdir(parents=True, exist_ok=True)
         marker = self.path / MARKER_NAME
         if marker.exists():

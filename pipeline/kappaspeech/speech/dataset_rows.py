@@ -29,7 +29,7 @@ def open_dataset(source: Path) -> Any:
 
 
 def audio_column(source: Path) -> str:
-    """The name of the column of audio. Raises `DataError` where there is none."""
+    """The name of the column of audio. Raises `DataError` if there is none."""
     dataset = open_dataset(source)
     for name, feature in dataset.features.items():
         if type(feature).__name__ == "Audio":

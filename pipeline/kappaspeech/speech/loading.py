@@ -69,7 +69,7 @@ class Loader:
         self._cache = FeatureCache(options.feature_cache) if options.feature_cache else None
 
     def load(self, refs: Sequence[SampleRef]) -> list[LoadedSample | BadSample]:
-        """Each sample, or why it can't be used. Raises `DataError` where a shard can't be had at all."""
+        """Each sample, or why it can't be used. Raises `DataError` if a shard can't be had at all."""
         loaded: list[LoadedSample | BadSample] = []
         # what can't be used by what its index says isn't fetched
         cached = [self._from_cache(ref) for ref in refs]

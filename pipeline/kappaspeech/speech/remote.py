@@ -36,7 +36,7 @@ _lock = threading.Lock()
 
 
 def expand_remote(pattern: str, options: ReadOptions) -> list[str]:
-    """The URLs that a pattern without braces stands for: itself, or what s3 and gs list for a glob. Raises `DataError`."""
+    """The URLs of a pattern without braces: itself, or what s3 and gs list for a glob. Raises `DataError`."""
     scheme = scheme_of(pattern)
     if not has_glob(pattern):
         return [pattern]
@@ -55,7 +55,7 @@ class RemoteSource:
     def __init__(self, where: str, options: ReadOptions) -> None:
         if is_redacted(where):
             raise DataError(
-                f"{where} is without its password or signature: {HIDDEN} stands there, as in what a run leaves for others. "
+                f"{where} is without its password or signature: it shows {HIDDEN} instead, as in what a run leaves for others. "
                 "Give the URL whole, or put the run folder's secrets.json back."
             )
         self.where = where

@@ -53,7 +53,7 @@ class SampleReader:
         return [[next(contents) for _ in ranges] for ranges in places]
 
     def read(self, refs: Sequence[SampleRef]) -> list[AudioSample | BadSampleError]:
-        """Each sample, decoded, or what is wrong with it. Raises `DataError` where a shard can't be had at all."""
+        """Each sample, decoded, or what is wrong with it. Raises `DataError` if a shard can't be had at all."""
         samples: list[AudioSample | BadSampleError] = []
         for ref, parts in zip(refs, self.fetch(refs), strict=True):
             try:

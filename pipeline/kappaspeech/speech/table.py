@@ -71,7 +71,7 @@ class SampleTable:
         return int(np.searchsorted(self.columns["shard_end"], row, side="right"))
 
     def entry(self, row: int) -> SampleEntry:
-        """One sample, as an index beside its shard lists it. Raises `DataError` where the table is damaged."""
+        """One sample, as an index beside its shard lists it. Raises `DataError` if the table is damaged."""
         columns = self.columns
         begin, end = int(columns["key_end"][row - 1]) if row else 0, int(columns["key_end"][row])
         try:
@@ -149,7 +149,7 @@ def write_merged(table: SampleTable, path: Path) -> None:
 
 
 def read_merged(path: Path) -> SampleTable:
-    """Map a merged index. Raises `DataError` where it isn't one."""
+    """Map a merged index. Raises `DataError` if it isn't one."""
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             header = read_header(file.fileno(), most_bytes=_MAX_HEADER_BYTES)

@@ -69,7 +69,7 @@ def _size(name: str, size: int | str) -> int:
 
 def _read_extra(file: Any, start: int, size: int) -> bytes:
     if size > _LONGEST_EXTRA_BYTES:
-        raise ValueError(f"a name or PAX header of {size} bytes stands at byte {start}")
+        raise ValueError(f"a name or PAX header of {size} bytes begins at byte {start}")
     file.seek(start)
     content: bytes = file.read(size)
     if len(content) < size:

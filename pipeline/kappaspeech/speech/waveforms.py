@@ -40,7 +40,7 @@ def mix(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def find_fault(mono: NDArray[np.float32]) -> tuple[str, str] | None:
-    """Why a waveform (T,) can't be speech, as a word that can be counted and a detail; None if it can."""
+    """The reason that a waveform (T,) can't be speech, as a word that can be counted and a detail; None if it can."""
     if not np.isfinite(mono).all():
         return "decode", "NaN or Inf in the waveform"
     if not mono.any():

@@ -118,7 +118,7 @@ async def fetch(system: Any, url: str, begin: int, end: int) -> tuple[bytes, Des
 
 
 def check_range(headers: Mapping[str, str], begin: int, end: int) -> int | None:
-    """The file's size by an answer's Content-Range. Raises `ReadProblemError` where it is of another range than was asked for."""
+    """The file's size by an answer's Content-Range. Raises `ReadProblemError` if it is of another range than was asked for."""
     said = headers.get("Content-Range")
     if said is None:
         return None

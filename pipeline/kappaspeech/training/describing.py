@@ -1,4 +1,4 @@
-"""The run's page for people, run.md, kept up to date while the run goes on."""
+"""The run's page for people, run.md, kept up to date while the run trains."""
 
 from __future__ import annotations
 

@@ -168,13 +168,13 @@ def _take_steps(config: RunConfig, loaded: Loaded, partitioned: Partitioned, aro
 
 @contextmanager
 def _explaining(run_dir: Path) -> Iterator[None]:
-    """Turn an `OSError` into a `TrainingError` that names the place, and says how to go on."""
+    """Turn an `OSError` into a `TrainingError` that names the place, and says how to continue."""
     try:
         yield
     except OSError as error:
         raise TrainingError(
             f"{run_dir} can't be used on {socket.gethostname()}: {error}. Make room or mend the disk, and start the same command "
-            "again: it goes on from the last checkpoint."
+            "again: it continues from the last checkpoint."
         ) from error
 
 

@@ -170,7 +170,7 @@ def test_the_llm_computes_no_padding():
 
 
 def test_a_pass_reads_nothing_back_from_its_device():
-    """On the meta device nothing can be read: what a GPU would be waited for fails, as does transformers' look for packed texts."""
+    """On the meta device nothing can be read: what would wait for a GPU fails, as does transformers' look for packed texts."""
     llm = make_llm("Llama")
     assert pack_rows(llm, "sdpa")
     model = build(llm, packs=True).to("meta")

@@ -62,7 +62,7 @@ def micro_batches(urls: str) -> Iterator[Sequence[Any]]:
 def start_pool(
     method: str, num_workers: int, work: Callable[[Any], Any], prepare: Callable[..., None], arguments: tuple[Any, ...]
 ) -> Callable[[Any], Future[Any]]:
-    """What submits an item to a pool of so many processes."""
+    """Start a pool of so many processes; return the function that submits an item to it."""
     if method == "kappaspeech":
         from kappaspeech.speech.worker_pool import WorkerPool
 

@@ -33,7 +33,7 @@ if [ -n "$steps" ] && [ -n "$minutes" ]; then
   exit 2
 fi
 if [ -n "$minutes" ] && ! [[ $minutes =~ ^[1-9][0-9]*$ ]]; then
-  echo "error: --minutes is «$minutes»; give whole minutes, as in --minutes 10." >&2
+  echo "error: --minutes is '$minutes'; give whole minutes, as in --minutes 10." >&2
   exit 2
 fi
 
@@ -99,7 +99,7 @@ train() {
     --set "deepspeed=$repository/ds_configs/zero3_cpu.json" \
     ${steps:+--set "training.num_steps=$steps" --set "training.alignment_steps=$((steps * $(recipe alignment_steps) / $(recipe num_steps)))"} "$@"
   if ! grep -q '"status": "finished"' "$run/run.json"; then
-    echo "stopped before its end; the same command goes on from there"
+    echo "stopped before its end; the same command continues from there"
     exit 1
   fi
 }

@@ -89,7 +89,7 @@ def make_speech(folder: Path, context: Context) -> None:
 
 
 def write_selection(home: Path, shape: Shape) -> None:
-    """What a ranking would choose, as the training section has it."""
+    """Write a selection as a ranking would choose it, the training section's own."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.device("meta"):
@@ -132,7 +132,7 @@ def resume(context: Context, report: Report) -> None:
         broken = start(context, "broken")
         for name, process in (("whole", whole), ("broken", broken)):
             if process.wait(timeout=max(context.seconds_left, 1.0)) != 0:
-                raise RuntimeError(f"the run «{name}» ended with {process.returncode}:\n{last_words(context, name)}")
+                raise RuntimeError(f"the run '{name}' ended with {process.returncode}:\n{last_words(context, name)}")
     finally:
         for process in (whole, broken):
             if process.poll() is None:
@@ -163,7 +163,7 @@ def start(context: Context, name: str) -> subprocess.Popen[bytes]:
 
 
 def wait_for_steps(context: Context, process: subprocess.Popen[bytes]) -> int:
-    """How many steps a run has written down, once there are enough and a checkpoint; raises where it ends before."""
+    """Wait until a run has written enough steps and a checkpoint; return the number of steps. Raises if it ends before."""
     while len(steps := read_steps(context, "broken")) < _KILLED_AFTER:
         if process.poll() is not None:
             raise RuntimeError(f"the run ended with {process.returncode} before it was killed:\n{last_words(context, 'broken')}")

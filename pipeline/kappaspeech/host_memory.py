@@ -24,7 +24,7 @@ def free_memory_bytes(*, own_groups: Path = _OWN_GROUPS, mount: Path = _MOUNT) -
 
 
 def _leeways(own_groups: Path, mount: Path) -> Iterator[int]:
-    """What the limit of each control group that this process is in leaves of itself."""
+    """The memory left below the limit of each control group that this process is in."""
     try:
         lines = own_groups.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -47,6 +47,6 @@ def _leeway(folder: Path, limit: str, used: str, cache: tuple[str, ...]) -> Iter
         fields = (line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
         given_up = sum(int(value) for name, value in fields if name in cache)
     except (OSError, ValueError):
-        # no such group here, or «max», which is no limit
+        # no such group here, or "max", which is no limit
         return
     yield max(0, most - max(0, now - given_up))

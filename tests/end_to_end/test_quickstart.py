@@ -149,8 +149,8 @@ def test_steps_and_minutes_exclude_each_other_before_anything_is_made(tmp_path):
     script = (str(REPOSITORY / "launch/quickstart.sh"), "--output", str(tmp_path / "out"))
     for words, said in (
         (("--steps", "5", "--minutes", "5"), "--steps and --minutes exclude each other"),
-        (("--minutes", "soon"), "--minutes is «soon»"),
-        (("--minutes", "0"), "--minutes is «0»"),
+        (("--minutes", "soon"), "--minutes is 'soon'"),
+        (("--minutes", "0"), "--minutes is '0'"),
     ):
         done = run_bash(*script, *words, VENV=str(tmp_path / "venv"))
         assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""What both sides of the parity tests share: models, data, options and cases, and nothing of how a step is computed."""
+"""Shared by both sides of the parity tests: models, data, options and cases, and nothing of how a step is computed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.encoder import FrozenWhisperEncoder, load_encoder
 from kappaspeech.model.llm import load_llm, load_tokenizer
 from kappaspeech.model.marking import mark_trained
+from kappaspeech.model.packed_rows import pack_rows
 from kappaspeech.model.recomputation import recompute_layers
 from kappaspeech.model.speech_llm import SpeechLLM, token_embedding_std
 from kappaspeech.model.trained import build_adaptor
@@ -67,6 +68,7 @@ class Case:
     alignment_weight: float = 0.0
     alignment_steps: int = 0
     experts: Mapping[str, tuple[int, ...]] | None = None
+    packs: bool = False
     preset: str | None = None
     # as DeepSpeed does it by itself
     cuts_frozen: bool = False
@@ -111,6 +113,8 @@ CASES: dict[int, dict[str, Case]] = {
         "selection": Case(saves=True),
         "bf16": Case(bf16=True),
         "lora": Case(mode="lora"),
+        "packed": Case(packs=True),
+        "packed by lora": Case(mode="lora", packs=True, checkpointing=1, num_steps=FEW_STEPS),
         "average": Case(ema_decay=0.6),
         "aligned": Case(alignment_weight=0.5, num_steps=FEW_STEPS),
         "aligned first": Case(alignment_steps=2, num_steps=FEW_STEPS),
@@ -174,7 +178,12 @@ def build_parts(home: Path, case: Case) -> Parts:
     )
     mark_trained(llm, options, selection, seed=3)
     recompute_layers(llm, case.checkpointing)
-    model = SpeechLLM(build_adaptor(shape, seed=3).to(case.dtype), llm, alignment_weight=case.alignment_weight)
+    model = SpeechLLM(
+        build_adaptor(shape, seed=3).to(case.dtype),
+        llm,
+        alignment_weight=case.alignment_weight,
+        packs=case.packs and pack_rows(llm, "sdpa"),
+    )
     return Parts(load_encoder(str(home / "whisper.pt")), tokenizer, make_prompt(tokenizer, "Transcribe."), model)
 
 

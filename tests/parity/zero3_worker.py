@@ -21,9 +21,10 @@ from kappaspeech.artefacts import digest_file
 from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.ranks.torch_cluster import TorchCluster
 from kappaspeech.runs.new_checkpoint import NewCheckpoint
+from kappaspeech.speech.batches import SpeechBatch
 from kappaspeech.zero3 import engine as engine_module
 from kappaspeech.zero3 import engine_state
-from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
+from kappaspeech.zero3.engine import MicroBatch, TrainingEngine, Updates
 from kappaspeech.zero3.host_copy import HostCopy
 from kappaspeech.zero3.weight_swap import averaged_weights
 from tests.parity.counting import StepCounter, counting_late_fetches
@@ -62,11 +63,11 @@ def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dic
         engine.persist_frozen()
     copied = cluster.gather(copied_kilobytes())
     del mapped
-    passes: list[None] = []
+    passes: list[int] = []
     for layer in parts.model.llm.get_decoder().layers:
         # before and not after: a recomputation ends as soon as it has what backward wants
-        layer.mlp.register_forward_pre_hook(lambda *_: passes.append(None))
-    losses, norms = [], []
+        layer.mlp.register_forward_pre_hook(lambda _mlp, inputs: passes.append(inputs[0].shape[:-1].numel()))
+    losses, norms, tokens = [], [], 0
     steps = stream.steps(0)
     for data in steps:
         if data.global_step == case.num_steps:
@@ -86,6 +87,7 @@ def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dic
             )
         losses.append(sum(cluster.gather(result.loss_sum_nats)) / num_tokens)
         norms.append(result.grad_norm)
+        tokens += sum(count_tokens(parts, batch) for batch in data.batches)
     steps.close()
     around_average = losses_around_average(engine, parts, batches) if case.ema_decay else []
     computed = {
@@ -94,6 +96,9 @@ def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dic
         "trained": dict(engine.gather_result()),
         "frozen": engine.frozen_digests(),
         "layer_passes": len(passes),
+        # of all layers' passes, and of the clips that they were for
+        "llm_positions": sum(passes),
+        "llm_tokens": tokens,
         "first_moments": {name: tensor for name, state, tensor in engine.gather_optimizer() if state == "exp_avg"},
         "copied_kilobytes": copied,
         "around_average": around_average,
@@ -118,7 +123,7 @@ def save_known_state(engine: TrainingEngine, cluster: TorchCluster, folder: Path
         return torch.randn(shapes[name], generator=seed)
 
     average = (lambda name: known(name, "average")) if engine.keeps_average else None
-    engine.restore(lambda name: known(name, "weight"), known, average, num_updates=3)
+    engine.restore(lambda name: known(name, "weight"), known, average, num_updates=Updates(3, 3))
     writing = engine_state.save(
         engine, cluster, cluster.beside(), NewCheckpoint(folder, 3, {}, keep=1), choose_copy=lambda _num_bytes: HostCopy()
     )
@@ -128,6 +133,13 @@ def save_known_state(engine: TrainingEngine, cluster: TorchCluster, folder: Path
     weights = load_file(folder / "step-000003/trained.safetensors")
     assert all(torch.equal(tensor, known(name, "weight")) for name, tensor in weights.items())
     return {path.name: digest_file(path) for path in (folder / "step-000003").glob("*.safetensors")}
+
+
+def count_tokens(parts: Parts, batch: SpeechBatch) -> int:
+    """The LLM's tokens of a batch's clips, each alone."""
+    states = [parts.encoder.dims.count_states(count) for count in batch.num_frames.tolist()]
+    stacking = parts.model.adaptor.shape.stacking
+    return sum(-(-count // stacking) + parts.prompt.num_tokens for count in states) + batch.num_target_tokens
 
 
 @torch.no_grad()
@@ -145,7 +157,7 @@ def losses_around_average(engine: TrainingEngine, parts: Parts, batches: list[Mi
 
 
 def copied_kilobytes() -> int | None:
-    """How much of the model's file, where it is mapped, has become memory of this process's own by being written to."""
+    """The part of the mapped model file that has become this process's own memory by being written to."""
     mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
     of_file = [mapping for mapping in mappings if mapping.partition("\n")[0].endswith("model.safetensors")]
     counts = [int(number) for mapping in of_file for number in re.findall(r"^Anonymous: +(\d+) kB", mapping, flags=re.MULTILINE)]

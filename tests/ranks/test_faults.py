@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,13 @@ from safetensors.torch import load_file
 
 from tests import tiny
 from tests.conftest import clean_environment, free_port
+from tests.nursery import Nursery
 from tests.patience import patience
-from tests.ranks.nursery import Nursery
 
 # far above a tiny step on a loaded machine, far below a test's patience
 STALL_SECONDS = 6.0
 HOST = socket.gethostname()
 KEYS = ("step", "loss_nats", "grad_norm", "keys_digest", "num_target_tokens", "learning_rates")
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +121,7 @@ def test_a_ranks_fault_ends_the_others_with_its_cause(nursery, home, tmp_path, f
     assert f"error: rank {rank} on {HOST} failed: " in training.said
     assert training.said.count(f"error: {cause}" if cause.startswith("rank") else cause) == 1
     if fault != "raise":
-        assert "where each rank stands:\n  rank 0 on " in training.said
+        assert "what each rank does:\n  rank 0 on " in training.said
     if fault == "loop":
         assert "rank 1, which the others wait for, is here:" in training.said
         assert "in _loop" in training.said

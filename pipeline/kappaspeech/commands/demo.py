@@ -35,7 +35,11 @@ def speech(
 ) -> None:
     """Speak English and German commands (espeak-ng), or divide real recordings, into train and test without a shared sentence."""
     from kappaspeech.demo.speech import generate_speech, split_recordings
+    from kappaspeech.needed_packages import need
     from kappaspeech.outputs import try_folder
+
+    if recordings is None:
+        need("kappaspeech demo speech", "espeakng_loader", "soundfile", "soxr")
 
     try_folder(output)
     if recordings is not None:

@@ -31,7 +31,7 @@ class Export(str, Enum):
 
 
 class ExpertsAs(str, Enum):
-    """What is chosen of fused experts."""
+    """The part of a tensor of fused experts that is chosen."""
 
     each = "each"
     together = "together"

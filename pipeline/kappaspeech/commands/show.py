@@ -35,7 +35,13 @@ def show(
     Into a pipe it prints tab-separated values with whole names.
     """
     from kappaspeech.escaping import for_terminal
+    from kappaspeech.needed_packages import need
     from kappaspeech.outputs import try_output
+
+    if parquet is not None:
+        need("--parquet", "pyarrow")
+    if picture is not None:
+        need("--picture", "matplotlib")
     from kappaspeech.scan import table as tables
     from kappaspeech.scan.picture import write_picture
     from kappaspeech.scan.ranking import KappaRanking
@@ -43,8 +49,6 @@ def show(
     from kappaspeech.selection.tensor_selection import TensorSelection
 
     check_score(score)
-    if parquet is not None:
-        tables.check_parquet()
     outputs = [path for path in (csv, parquet, picture) if path is not None]
     for path in outputs:
         try_output(path)

@@ -160,5 +160,5 @@ def needs_ranking(arm: ArmConfig, config: ExperimentConfig) -> bool:
 
 
 def slug(name: str) -> str:
-    """An arm's name as a folder's: «smallest κ» is smallest-kappa."""
+    """An arm's name as a folder's: "smallest κ" is smallest-kappa."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("κ", "kappa")).strip("-")

@@ -140,7 +140,7 @@ def _read_run(path: Path) -> RunSummary:
 
 
 def group_runs(runs: Sequence[RunSummary]) -> list[Arm]:
-    """Arms in the order in which their first runs come. Raises `InputError` where the runs don't compare.
+    """Arms in the order in which their first runs come. Raises `InputError` if the runs don't compare.
 
     All must have the same configuration, base model and software; those of one seed the same data, of whose fingerprint the seed
     is a part, the same initial weights and the same samples in the same order; and each arm a seed in common with the first.
@@ -173,7 +173,7 @@ def group_runs(runs: Sequence[RunSummary]) -> list[Arm]:
 
 
 def put_first(arms: Sequence[Arm], name: str | None) -> list[Arm]:
-    """`arms` with the reference, of this name, before the others. Raises `InputError` where there is none."""
+    """`arms` with the reference, of this name, before the others. Raises `InputError` if there is none."""
     if name is None:
         return list(arms)
     chosen = [arm for arm in arms if arm.name == name]

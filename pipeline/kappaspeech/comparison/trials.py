@@ -61,7 +61,7 @@ def _make_lora(experiment: Experiment, trial: Trial, ranking: KappaRanking | Non
 
 
 def make_selection(experiment: Experiment, trial: Trial, ranking: KappaRanking) -> TensorSelection:
-    """The tensors that `trial` trains or adapts. Raises `SelectionError` where the ranking has too few."""
+    """The tensors that `trial` trains or adapts. Raises `SelectionError` if the ranking has too few."""
     config, count = experiment.config, _count(experiment)
     orders: dict[str, Order] = {"largest": "largest", "random": "random"}
     order = orders.get(trial.arm.select, "smallest")
@@ -89,7 +89,7 @@ def _count(experiment: Experiment) -> Count:
 def prepare(experiment: Experiment) -> None:
     """Write every trial's selection and run's YAML; the same bytes each time.
 
-    Raises `InputError` where a run folder holds a run of another configuration or selection, before anything is written.
+    Raises `InputError` if a run folder holds a run of another configuration or selection, before anything is written.
     """
     ranking = KappaRanking.read(experiment.ranking_path) if experiment.needs_ranking else None
     prepared = []
@@ -127,7 +127,7 @@ def _check_same_run(trial: Trial, config: RunConfig, selection: TensorSelection 
 
 
 def read_state(trial: Trial) -> State:
-    """A trial's state, by its run folder; it is «running» also if it was killed."""
+    """A trial's state, by its run folder; it is "running" also if it was killed."""
     if not (trial.run_dir / RECORD_FILE).exists():
         return "waiting"
     state: State = RunFolder(trial.run_dir).read_record()["status"]

@@ -1,4 +1,4 @@
-"""How many steps of a recipe fit a time on this machine, told by the steps of a short run."""
+"""The number of a recipe's steps that fit a time on this machine, measured by the steps of a short run."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def read_step_seconds(run_dir: Path) -> tuple[list[float], list[float]]:
 
 
 def choose_num_steps(pace: Pace, *, minutes: float, recipe: TrainingConfig) -> int:
-    """The most steps, up to the recipe's, that end in time with their evaluations. Raises `InputError` where that is too few.
+    """The most steps, up to the recipe's, that end in time with their evaluations. Raises `InputError` if that is too few.
 
     The alignment keeps its share of them.
     """
@@ -78,7 +78,7 @@ def choose_num_steps(pace: Pace, *, minutes: float, recipe: TrainingConfig) -> i
 
 
 def _seconds_of(num_steps: int, pace: Pace, recipe: TrainingConfig) -> float:
-    """Of all that --minutes stands for: the probe, and a run that evaluates before, at each interval and at the end."""
+    """The pace of all that --minutes covers: the probe, and a run that evaluates before, at each interval and at the end."""
     every, aligning = recipe.evaluate_every_steps, num_steps * recipe.alignment_steps // recipe.num_steps
     num_evaluations = 1 + (math.ceil(num_steps / every) if every else 1)
     num_llm = num_steps - aligning + num_evaluations * _EVALUATION_STEPS
@@ -87,7 +87,7 @@ def _seconds_of(num_steps: int, pace: Pace, recipe: TrainingConfig) -> float:
 
 
 def describe_choice(num_steps: int, pace: Pace, *, minutes: float, recipe_num_steps: int) -> str:
-    """What a person should expect of `num_steps`."""
+    """Say in a line or two what a person should expect of `num_steps`."""
     said = f"a step takes {pace.step_seconds:.2g} s here: "
     if num_steps == recipe_num_steps:
         return f"{said}all {recipe_num_steps} steps of the recipe fit {minutes:g} minutes"

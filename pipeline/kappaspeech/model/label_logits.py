@@ -5,6 +5,7 @@ B batch · N sequence · H LLM width · V vocabulary · R label positions of the
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kappaspeech.errors import CheckpointError
+from kappaspeech.model.packed_rows import PackedRow, packed_masks
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,18 @@ class KeptStates:
     head: nn.Module | None = None
 
 
-def label_logits(llm: Any, embeds_BNH: Tensor, rows_R: Tensor, positions_R: Tensor, *, kept: KeptStates | None = None) -> Tensor:
+def label_logits(
+    llm: Any,
+    embeds_BNH: Tensor,
+    rows_R: Tensor,
+    positions_R: Tensor,
+    *,
+    packed_row: PackedRow | None = None,
+    kept: KeptStates | None = None,
+) -> Tensor:
     """The logits (R, V) of `llm` at these positions, with all that it does after its head: soft caps, logit scales.
+
+    With a `packed_row` the embeddings are one row of many clips, of an LLM that can compute it (`pack_rows`).
 
     Its whole forward runs, and the head is given the states of these positions in place of all: a vocabulary's logits are the
     most that a step could hold. With `kept` its states follow, so that (R + K, V) is returned. Raises `CheckpointError` for an
@@ -47,7 +59,9 @@ def label_logits(llm: Any, embeds_BNH: Tensor, rows_R: Tensor, positions_R: Tens
         hooks.append(head.register_forward_hook(append))
     try:
         # rows are padded at the right, so causality alone hides padding from every position that counts
-        logits_RV: Tensor = llm(inputs_embeds=embeds_BNH, use_cache=False, return_dict=True).logits
+        masks: AbstractContextManager[dict[str, Any]] = nullcontext({}) if packed_row is None else packed_masks(packed_row)
+        with masks as options:
+            logits_RV: Tensor = llm(inputs_embeds=embeds_BNH, use_cache=False, return_dict=True, **options).logits
     finally:
         for hook in hooks:
             hook.remove()

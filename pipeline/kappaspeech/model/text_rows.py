@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.label_logits import KeptStates
@@ -28,14 +27,20 @@ class TextRows:
     anchor_weight: float
     base: KeptStates | None = None
 
+    @property
+    def lengths(self) -> Tensor:
+        """The number of tokens of each text (T,)."""
+        return (self.ids_TM != IGNORED_LABEL).sum(dim=1)
+
     def places(self) -> tuple[Tensor, Tensor, Tensor]:
         """For each foretold token its text, the position that foretells it, and the token itself, (K,) each, on the host."""
         texts_K, positions_K = (self.ids_TM[:, 1:] != IGNORED_LABEL).nonzero(as_tuple=True)
         return texts_K, positions_K, self.ids_TM[texts_K, positions_K + 1]
 
-    def tokens(self, num_positions: int) -> Tensor:
-        """The tokens (T, `num_positions`), with some token in the place of padding."""
-        return functional.pad(self.ids_TM.clamp(min=0), (0, num_positions - self.ids_TM.shape[1]))
+    @property
+    def tokens(self) -> Tensor:
+        """The tokens, with some token in the place of padding."""
+        return self.ids_TM.clamp(min=0)
 
 
 def pad_texts(texts: Sequence[Sequence[int]]) -> Tensor:

@@ -39,7 +39,7 @@ class TrainedTensor:
 
 
 def list_trained(model: nn.Module) -> list[TrainedTensor]:
-    """What trains in `model`, in the order of its parameters."""
+    """The tensors that train in `model`, in the order of its parameters."""
     stacked = {}
     for fused, stacks in list_stacks(model).items():
         prefix = LLM_PREFIX if fused.startswith(LLM_PREFIX) else ""

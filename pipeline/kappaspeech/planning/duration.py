@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kappaspeech.model.flops import ClipLengths, SpeechCost
-from kappaspeech.planning.batches import LABEL_TOKENS_PER_SECOND, MicroBatchSize
+from kappaspeech.planning.batches import MicroBatchSize
 from kappaspeech.planning.elementwise import count_elementwise
 from kappaspeech.planning.memory import ReplayedTexts, ZeroSettings, count_tokens
 from kappaspeech.planning.offload import count_offloaded
 from kappaspeech.planning.sizes import FLOAT32_BYTES, SpeechSizes
+from kappaspeech.speech.schedule import LABEL_TOKENS_PER_SECOND
 
 _FRAMES_PER_SECOND = 100
 
@@ -83,13 +84,14 @@ def predict_step(
 ) -> StepTime:
     """Seconds of a step of `micro_batches_per_rank` micro-batches like `batch`.
 
-    All are computed padded, so `batch`'s clips are taken to be of one length. `overlaps`: the device can compute and
+    All are computed padded, so `batch`'s clips are taken to be of one length; of packed ones the adaptor and the LLM are given
+    the mean length. `overlaps`: the device can compute and
     communicate at once, where the settings have it do so; what is copied to and from a host is taken to hide behind nothing.
     `num_recomputed` layers are computed again. `encoded_share` of the clips meet the encoder, the others' states being kept from
     before. `replayed` texts stand beside the clips of each micro-batch.
     """
-    clip = _typical_clip(batch)
-    flops = cost.step([clip])
+    clip = _make_clip(batch.llm_seconds / batch.num_samples)
+    flops = replace(cost.step([clip]), encoder=cost.step([_make_clip(batch.clip_seconds)]).encoder)
     num_clips = batch.num_samples * micro_batches_per_rank
     forward_rate = rates.flops_per_second
     backward_rate = rates.backward_flops_per_second or forward_rate
@@ -135,15 +137,14 @@ def predict_step(
 
 def predict_alignment(step: StepTime, cost: SpeechCost, batch: MicroBatchSize) -> float:
     """Seconds of a step like `step` that aligns the adaptor alone: encoder, the adaptor's share of products, update."""
-    clip = [_typical_clip(batch)]
+    clip = [_make_clip(batch.llm_seconds / batch.num_samples)]
     whole, aligned = cost.step(clip), cost.without_llm().step(clip)
     share = (aligned.forward + aligned.backward) / (whole.forward + whole.backward)
     return step.encoder + share * (step.forward + step.backward) + step.optimizer + step.offload
 
 
-def _typical_clip(batch: MicroBatchSize) -> ClipLengths:
-    labels = round(batch.clip_seconds * LABEL_TOKENS_PER_SECOND) + 1
-    return ClipLengths(max(1, round(batch.clip_seconds * _FRAMES_PER_SECOND)), labels)
+def _make_clip(seconds: float) -> ClipLengths:
+    return ClipLengths(max(1, round(seconds * _FRAMES_PER_SECOND)), round(seconds * LABEL_TOKENS_PER_SECOND) + 1)
 
 
 def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> Traffic:

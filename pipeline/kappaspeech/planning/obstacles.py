@@ -1,4 +1,4 @@
-"""What stands against training a selection's model, told as soon as the selection is made."""
+"""Obstacles to training a selection, found as soon as the selection is made."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kappaspeech.tensor_files.weight_files import read_config
 
 
 def find_obstacle(selection: TensorSelection) -> str | None:
-    """Why the selected tensors can't be trained here; None where nothing is known against it, or nothing of their model.
+    """The reason why the selected tensors can't be trained here; None if none is known, or if their model isn't here.
 
     From the model's config alone, in a moment whatever its size.
     """

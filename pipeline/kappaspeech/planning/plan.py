@@ -109,7 +109,7 @@ class Plan:
 
     @property
     def allocated_bytes(self) -> int:
-        """The most that is allocated at any time. On a GPU, «auto» takes no replica where there is no room for one."""
+        """The most that is allocated at any time. On a GPU, "auto" takes no replica where there is no room for one."""
         replica = self.decodes_by == "replica" or (self.decodes_by == "auto" and self.assumptions.device == "cpu")
         return max(self.step_bytes, self.state_bytes + self.evaluation_bytes if replica else 0)
 
@@ -215,7 +215,11 @@ def _make_plan(
     num_recomputed: int,
 ) -> Plan:
     world_size, batches = assumptions.world_size, assumptions.batches
-    per_rank = -(-config.batch.micro_batches_per_step // world_size)
+    num_micro_batches, mean = config.batch.micro_batches_per_step, batches.mean
+    per_rank = -(-num_micro_batches // world_size)
+    if config.batch.even_shares:
+        mean = mean.scaled(num_micro_batches / (per_rank * world_size))
+        num_micro_batches = per_rank * world_size
     replayed = _replayed_texts(config)
     # of a micro-batch that has one more than others
     most = replace(replayed, num_texts=math.ceil(replayed.num_texts)) if replayed else None
@@ -238,7 +242,7 @@ def _make_plan(
         cost,
         sizes,
         settings,
-        batches.mean,
+        mean,
         rates=assumptions.rates,
         micro_batches_per_rank=per_rank,
         world_size=world_size,
@@ -257,12 +261,12 @@ def _make_plan(
         step_time=step_time,
         checkpoint_copy_bytes=count_checkpoint_copy(sizes, world_size=world_size, keeps_average=keeps_average),
         audio_seconds_per_step=batches.mean.padded_seconds * config.batch.micro_batches_per_step,
-        micro_batches_per_step=config.batch.micro_batches_per_step,
+        micro_batches_per_step=num_micro_batches,
         num_recomputed=num_recomputed,
         keeps_frozen=settings.keeps_frozen,
         num_steps=config.training.num_steps,
         alignment_steps=config.training.alignment_steps,
-        alignment_seconds=predict_alignment(step_time, cost, batches.mean),
+        alignment_seconds=predict_alignment(step_time, cost, mean),
     )
 
 
@@ -303,7 +307,10 @@ def find_remedies(
     all_away = replace(settings, optimizer_on_host=True, parameters_on_host=True)
     tried: list[tuple[str, Callable[[], Plan]]] = [
         ("training.activation_checkpointing: true", lambda: plan(config=checkpointed)),
-        ("half of batch.max_seconds and batch.max_samples, twice the micro_batches_per_step", lambda: plan(assumptions=smaller)),
+        (
+            "half of batch.max_seconds and batch.max_samples, twice batch.micro_batches_per_step",
+            lambda: plan(assumptions=smaller),
+        ),
         ("DeepSpeed JSON: a tenth of reduce_bucket_size, a quarter of stage3_max_live_parameters", lambda: plan(settings=lean)),
         ("evaluation.decode: zero3", lambda: plan(config=together)),
         ("deepspeed: ds_configs/zero3_offload_optimizer.json", lambda: plan(settings=optimizer_away)),
@@ -324,7 +331,4 @@ def find_remedies(
 
 
 def _halve(batches: BatchSizes) -> BatchSizes:
-    def half(size: Any) -> Any:
-        return replace(size, num_samples=size.num_samples / 2)
-
-    return replace(batches, largest=half(batches.largest), mean=half(batches.mean))
+    return replace(batches, largest=batches.largest.scaled(0.5), mean=batches.mean.scaled(0.5))

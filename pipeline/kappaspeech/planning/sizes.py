@@ -10,6 +10,7 @@ from typing import Any
 from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.model.experts import stacked_parameters
 from kappaspeech.model.llm import decoder_layers
+from kappaspeech.model.packed_rows import PACKED_PREFIX
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
 
 FLOAT32_BYTES = 4
@@ -118,7 +119,7 @@ def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_traine
         tensor_sizes=tuple(p.numel() for _, p in parameters),
         num_trained=sum(p.numel() for _, p in trained) if num_trained is None else num_trained,
         kept_inputs=kept_inputs,
-        fused_attention=num_heads == 0 or config._attn_implementation in _FUSED,
+        fused_attention=num_heads == 0 or config._attn_implementation.removeprefix(PACKED_PREFIX) in _FUSED,
         layer_elements=largest_layer(model.llm),
         trained_sizes=trained_sizes,
         fused_elements=max(

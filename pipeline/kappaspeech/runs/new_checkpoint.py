@@ -147,7 +147,7 @@ class Writing:
         return bool(wait([self._future], timeout=seconds).done)
 
     def failure(self) -> BaseException | None:
-        """What went wrong, once it is done; None if the checkpoint is whole."""
+        """The error that ended the writing, once it is done; None if the checkpoint is whole."""
         return self._future.exception()
 
 

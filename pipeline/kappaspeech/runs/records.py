@@ -75,7 +75,7 @@ class RunLog:
     """Appends to `steps.jsonl` and `evaluations.jsonl` of a run folder. For rank 0 alone."""
 
     def __init__(self, run_dir: Path, *, resume_step: int, check: Callable[[], None] = lambda: None) -> None:
-        """Open the log to go on at `resume_step`: records of later steps, from a run that was cut, are dropped.
+        """Open the log to continue at `resume_step`: records of later steps, from a run that was cut, are dropped.
 
         `check` is called before each write, and raises if the folder is another start's by now.
         """

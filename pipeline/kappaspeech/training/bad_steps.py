@@ -20,7 +20,7 @@ _NUM_NAMED = 5
 
 @dataclass(frozen=True)
 class BadStep:
-    """A line of skipped_steps.jsonl, in which null is a number that isn't finite; and why the run can't go on, if it can't."""
+    """A line of skipped_steps.jsonl, in which null is a number that isn't finite; and why the run can't continue, if it can't."""
 
     record: dict[str, Any]
     why_stop: str | None
@@ -81,7 +81,7 @@ class BadSteps:
         return (
             f"Step {step} has loss {numbers['loss_sum_nats']:g} nats and gradient norm {result.grad_norm:g}{above}; {cause}. Its "
             f"samples are in skipped_steps.jsonl, the first are {', '.join(keys[:_NUM_NAMED])}. Remove what is broken, lower the "
-            "learning rate, or set training.on_bad_loss to skip; the same command goes on from the last checkpoint."
+            "learning rate, or set training.on_bad_loss to skip; the same command continues from the last checkpoint."
         )
 
     def to_json(self) -> dict[str, Any]:

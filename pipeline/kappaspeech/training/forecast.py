@@ -7,11 +7,13 @@ import time
 from collections.abc import Sequence
 
 from kappaspeech.config.training_config import TrainingConfig
+from kappaspeech.progress import say_duration
 
 # the first ones warm up
 _NUM_STEPS, _NUM_WARM_UP = 10, 3
 # of a step's time, for one that aligns the adaptor alone: 0.18 on the quickstart's two ranks
 _ALIGNMENT_WORK = 0.2
+_NUM_RECENT = 100
 
 
 class Forecast:
@@ -41,6 +43,14 @@ class Forecast:
             return None
         return describe(self._step_seconds[_NUM_WARM_UP:], left, self._evaluation_seconds, self._evaluations_left(step))
 
+    def seconds_left(self, step: int) -> float | None:
+        """The time to the end after `step` steps in all, by the recent ones; None before the first that count."""
+        recent = self._step_seconds[_NUM_WARM_UP:][-_NUM_RECENT:]
+        if not recent:
+            return None
+        evaluations = (self._evaluation_seconds or 0.0) * self._evaluations_left(step)
+        return statistics.median(recent) * (self._cadence.num_steps - step) + evaluations
+
     def _evaluations_left(self, step: int) -> int:
         every, last = self._cadence.evaluate_every_steps, self._cadence.num_steps
         return 1 + (len(range(step // every * every + every, last, every)) if every else 0)
@@ -53,7 +63,4 @@ def describe(step_seconds: Sequence[float], steps_left: int, evaluation_seconds:
     if evaluation_seconds is not None:
         seconds += evaluation_seconds * evaluations_left
         counted += f" and {evaluations_left} evaluation(s) of {evaluation_seconds:.0f} s"
-    told = (
-        f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-    )
-    return f"about {told} to go: {counted}"
+    return f"about {say_duration(seconds)} left: {counted}"

@@ -13,6 +13,7 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import DataError
 from kappaspeech.escaping import for_terminal
 from kappaspeech.evaluation.evaluate import TestSet, read_test_set
+from kappaspeech.model.packed_rows import packed_otherwise
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.ranks.hosts import check_alike
@@ -20,8 +21,7 @@ from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.feature_cache import FeatureCacheOptions
 from kappaspeech.speech.overlap import find_overlap
-from kappaspeech.speech.schedule import BatchBudget
-from kappaspeech.speech.stream import SpeechStream, make_stream_options
+from kappaspeech.speech.stream import SpeechStream, make_budget, make_stream_options
 from kappaspeech.training.agreed import Agreed
 from kappaspeech.training.assembly import Assembly, assemble, digest_trained
 from kappaspeech.training.frozen_check import digest_frozen, digest_start
@@ -61,13 +61,18 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
         assembly = assemble(config, agreed.arithmetic)
         encoder_digests = assembly.encoder.digests()
         cache = feature_cache_options(config, assembly, encoder_digests)
+    # a budget of tokens counts the prompt's
+    assembly = replace(assembly, prompt=settle_prompt(config, assembly.tokenizer, cluster=cluster, folder=folder))
+    with agreement(cluster):
         stream = _open_stream(config, assembly, cluster, cache)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
         replay = read_replay(config, assembly.tokenizer)
         # only the first start warns
         if around.is_writer and config.data.test and not (folder.path / RECORD_FILE).exists():
             warn_of_overlap(config, stream)
-    assembly = replace(assembly, prompt=settle_prompt(config, assembly.tokenizer, cluster=cluster, folder=folder))
+    if around.is_writer and agreed.arithmetic.packs and not assembly.model.packs:
+        told = f"packing auto: clips are padded, as {packed_otherwise(assembly.model.llm)}"
+        print(for_terminal(told), file=sys.stderr, flush=True)
     check_alike(
         cluster,
         _inputs(config, assembly, encoder_digests, stream, replay),
@@ -143,16 +148,25 @@ def feature_cache_options(
 
 
 def _open_stream(config: RunConfig, assembly: Assembly, cluster: Cluster, cache: FeatureCacheOptions | None) -> SpeechStream:
-    batch = config.batch
+    dims, stacking = assembly.encoder.dims, config.model.adaptor.stacking
+    budget = make_budget(
+        config.batch, prompt_tokens=assembly.prompt.num_tokens, seconds_per_position=dims.seconds_per_state * stacking
+    )
+    options = replace(
+        make_stream_options(config.data),
+        feature_cache=cache,
+        even_shares=config.batch.even_shares,
+        packs=assembly.model.packs,
+    )
     return SpeechStream(
         make_datasets(config.data.train),
         tokenizer=assembly.tokenizer,
-        num_mels=assembly.encoder.dims.num_mels,
-        budget=BatchBudget(batch.max_samples, batch.max_seconds, batch.micro_batches_per_step),
-        max_seconds=min(batch.max_seconds, assembly.encoder.dims.max_seconds),
+        num_mels=dims.num_mels,
+        budget=budget,
+        max_seconds=min(config.batch.max_seconds, dims.max_seconds),
         seed=config.seed,
         rank=cluster.rank,
         world_size=cluster.world_size,
-        options=replace(make_stream_options(config.data), feature_cache=cache),
-        frames_per_position=assembly.encoder.dims.frames_per_state * config.model.adaptor.stacking,
+        options=options,
+        frames_per_position=dims.frames_per_state * stacking,
     )

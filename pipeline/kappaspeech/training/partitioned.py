@@ -42,7 +42,7 @@ def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroun
     """Cut the model into the ranks' partitions, and settle by its plan the options that were left to the memory. A collective."""
     cluster, assembly = around.cluster, loaded.assembly
     with agreement(cluster):
-        planner = describe_run(config, assembly.encoder, assembly.model, loaded.stream)
+        planner = describe_run(config, assembly.encoder, assembly.model, loaded.stream, prompt_tokens=assembly.prompt.num_tokens)
         head = keep_head(assembly.model.llm) if config.replay and config.replay.anchor_weight else None
     engine = TrainingEngine(
         assembly.model,

@@ -97,7 +97,7 @@ def refuse_measured(replayed: Mapping[str, Sequence[str]], measured: Mapping[str
     shared = [words for lines in replayed.values() for words in _lines(lines) if words in wanted]
     if shared:
         raise ConfigError(
-            f"{len(shared)} line(s) of replay.texts stand in data.text, too (first: «{shared[0][:80]}»). What is trained on "
+            f"{len(shared)} line(s) of replay.texts are in data.text, too (first: '{shared[0][:80]}'). Text that is trained on "
             "can't show what is forgotten: take them out of one of the two."
         )
 

@@ -140,7 +140,7 @@ class Stepper:
         )
 
     def _skip(self, bad: BadStep) -> None:
-        """Record a bad step; raise `TrainingError`, alike on every rank, if the run can't go on."""
+        """Record a bad step; raise `TrainingError`, alike on every rank, if the run can't continue."""
         if self._log is not None:
             self._log.add_skipped_step(bad.record)
         if bad.why_stop is not None:

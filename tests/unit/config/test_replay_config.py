@@ -1,4 +1,4 @@
-"""What a configuration may say of replayed text."""
+"""The configuration's section on replayed text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many steps of a recipe `--minutes` gives."""
+"""The number of a recipe's steps that `--minutes` gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `kappaspeech doctor` finds: each check against a machine or configuration that is wrong in one way."""
+"""Findings of `kappaspeech doctor`: each check against a machine or configuration that is wrong in one way."""
 
 from __future__ import annotations
 

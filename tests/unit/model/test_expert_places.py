@@ -1,4 +1,4 @@
-"""Where an expert of a checkpoint's files lies in the model, against the tensors that transformers loads there."""
+"""The place in the model of an expert of a checkpoint's files, against the tensors that transformers loads there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, which one a run goes on from, and what a damaged one is taken for."""
+"""The checkpoints that are kept, the one from which a run continues, and damaged ones."""
 
 from __future__ import annotations
 

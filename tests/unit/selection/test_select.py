@@ -1,4 +1,4 @@
-"""Which tensors a rule takes, and what a selection's file says."""
+"""The tensors that a rule takes, and the content of a selection's file."""
 
 from __future__ import annotations
 

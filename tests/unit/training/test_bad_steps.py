@@ -1,4 +1,4 @@
-"""Which steps are bad, what is said of them, and when they end a run."""
+"""Bad steps: the test for them, what is said of them, and the number that ends a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done beside a run's steps, and that the loop needs to know nothing of it."""
+"""Work beside a run's steps, of which the loop needs to know nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from kappaspeech.training.surroundings import Surroundings
 
 def surroundings(folder) -> Surroundings:
     watch: Any = SimpleNamespace(check=lambda: None, posts=[])
-    return Surroundings(SingleProcess(), RunFolder(folder), None, PhaseClock(), StopRequest(folder), watch)  # type: ignore[arg-type]
+    lease: Any = SimpleNamespace(check=lambda: None)
+    return Surroundings(SingleProcess(), RunFolder(folder), lease, PhaseClock(), StopRequest(folder), watch)
 
 
 class Stream:
@@ -154,12 +155,16 @@ class Evaluated:
         return {"step": step, "wer": {"mean_wer": self._rates[step]}}
 
     def cadences(self, *, keep_best: bool = False) -> list[Cadence]:
-        """What a configuration of six steps asks for."""
+        """The cadences of a configuration of six steps."""
         options = {"evaluate_every_steps": 2, "evaluate_every_minutes": None, "checkpoint_every_steps": 4}
         config: Any = SimpleNamespace(training=SimpleNamespace(num_steps=6, keep_best=keep_best, **options))
         state: Any = SimpleNamespace(totals=SimpleNamespace(train_seconds=0.0))
         loaded: Any = SimpleNamespace(test_set=(), assembly=None)
-        known: Any = {"saver": self, "log": self, "forecast": SimpleNamespace(time_evaluation=lambda _began: None)}
+        known: Any = {
+            "saver": self,
+            "log": self,
+            "forecast": SimpleNamespace(time_evaluation=lambda _: None, seconds_left=lambda _: 1.0),
+        }
         partitioned: Any = None
         return list(make_cadences(config, loaded, partitioned, state, self._around, **known))
 

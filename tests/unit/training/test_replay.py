@@ -1,4 +1,4 @@
-"""Which text a step repeats: exact shares, in the same order everywhere, and never what is measured."""
+"""The text that a step repeats: exact shares, in the same order everywhere, and never what is measured."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_tokens_are_counted_and_pieces_that_no_step_reaches_are_known():
 
 
 def test_a_line_that_is_measured_is_never_replayed_whatever_its_case():
-    with pytest.raises(ConfigError, match=r"1 line\(s\) of replay.texts stand in data.text.*«the red lamp is on»"):
+    with pytest.raises(ConfigError, match=r"1 line\(s\) of replay.texts are in data.text.*'the red lamp is on'"):
         refuse_measured({"en": ["Another line of words.", "The red lamp is on!"]}, {"en": ["x", "the red, lamp is on"]})
     # a file of a folder is one text
     with pytest.raises(ConfigError, match="1 line"):
@@ -85,7 +85,7 @@ def test_texts_are_read_in_pieces_and_those_of_a_configuration_are_checked(home,
     assert found.counts == (len(found.pieces),)
     assert all(2 <= len(piece) <= 6 for piece in found.pieces)
     assert sum(map(len, found.pieces)) > 12
-    with pytest.raises(ConfigError, match="What is trained on"):
+    with pytest.raises(ConfigError, match="Text that is trained on"):
         read(replay={"texts": {"en": str(home / "text.txt")}})
     path.write_text("a\n", encoding="utf-8")
     with pytest.raises(DataError, match="too short"):

@@ -1,4 +1,4 @@
-"""What a run has seen so far, without a process."""
+"""A run's totals so far, without a process."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from kappaspeech.selection.tensor_selection import TensorSelection
 from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.opening import open_run
 from tests import families, tiny
+from tests.nursery import Nursery
 from tests.patience import patience
-from tests.ranks.nursery import Nursery
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,6 @@ B batch · N sequence · H LLM width · V vocabulary · R label positions of the
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -31,7 +30,7 @@ def label_logits(
     hook = llm.get_output_embeddings().register_forward_pre_hook(pick)
     try:
         # rows are padded at the right, so causality alone hides padding from every position that counts
-        with nullcontext({}) if packed_row is None else packed_masks(packed_row) as options:
+        with packed_masks(packed_row) as options:
             logits_RV: Tensor = llm(inputs_embeds=embeds_BNH, use_cache=False, return_dict=True, **options).logits
     finally:
         hook.remove()

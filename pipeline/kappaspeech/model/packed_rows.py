@@ -156,8 +156,11 @@ def _run_layers(llm: Any, last: nn.Module, embeds_1NH: Tensor, **options: Any) -
 
 
 @contextmanager
-def packed_masks(row: PackedRow) -> Iterator[dict[str, Any]]:
-    """What a forward pass takes beside its row of embeddings; while it runs, its masks are those of the clips."""
+def packed_masks(row: PackedRow | None) -> Iterator[dict[str, Any]]:
+    """What a forward pass takes beside its row of embeddings; while it runs, its masks are those of the clips. None: nothing."""
+    if row is None:
+        yield {}
+        return
     # with a mask of its own given, transformers doesn't look for packed texts, which would wait for the device
     nothing_hidden = torch.ones(1, len(row.places_N), dtype=torch.bool, device=row.places_N.device)
     token = _ROW.set(row)
@@ -192,7 +195,8 @@ def _register(attention: str) -> str:
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if packed_row is None:
-            return attend(module, query_1HND, key, value, attention_mask, **options)
+            plain: tuple[Tensor, Tensor | None] = attend(module, query_1HND, key, value, attention_mask, **options)
+            return plain
         apart = (_lay_apart(heads, packed_row) for heads in (query_1HND, key, value))
         mixed_BLHD, _ = attend(module, *apart, attention_mask, **options)
         return _lay_together(mixed_BLHD, packed_row), None

@@ -8,8 +8,19 @@ cd "$repository"
 make_environment demo,test,docs
 ruff check .
 ruff format --check .
-mypy
-# its own advertisement aside, the site must build without a warning
-NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir "$(mktemp -d)/site"
-cores=$(nproc)
-exec python -m pytest --numprocesses "${TEST_PROCESSES:-$((cores < 8 ? cores : 8))}" --dist loadscope --no-loadscope-reorder "$@"
+# beside the tests, which wait a good deal; what these two say comes after them
+scratch=$(mktemp -d)
+types_and_site() {
+  mypy || return
+  # its own advertisement aside, the site must build without a warning
+  NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir "$scratch/site"
+}
+types_and_site > "$scratch/said" 2>&1 &
+beside=$!
+trap 'kill "$beside" 2>/dev/null || true; rm -rf "$scratch"' EXIT
+cores=$(nproc) code=0
+python -m pytest --numprocesses "${TEST_PROCESSES:-$((cores < 8 ? cores : 8))}" --dist loadscope --no-loadscope-reorder "$@" ||
+  code=$?
+wait "$beside" || code=$?
+cat "$scratch/said"
+exit "$code"

@@ -1,4 +1,4 @@
-"""What many tests share: tiny models with speech, made once a session, and commands run as a user runs them."""
+"""Fixtures that many tests share: tiny models with speech, made once a session, and commands run as a user runs them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import os
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests import tiny
-from tests.patience import patience
+
+if TYPE_CHECKING:
+    from tests.nursery import Nursery
 
 Completed = subprocess.CompletedProcess[str]
 # in this order, so that what takes long doesn't begin last
@@ -31,7 +32,7 @@ def pytest_configure() -> None:
 
 
 def turn(folder: str) -> int:
-    """When the tests of a folder begin; a new folder's, or a file's beside the folders, come last."""
+    """The place of a folder's tests in the order; those of a new folder, or of a file beside the folders, come last."""
     return _LONG_FIRST.index(folder) if folder in _LONG_FIRST else len(_LONG_FIRST)
 
 
@@ -41,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where several processes share the tests, a file's stay together: for its fixtures, and as some end processes by a mark."""
+    """Keep a file's tests in one of several processes: for its fixtures, and as some tests end processes by a mark."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
@@ -88,25 +89,18 @@ def _select(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def run_command() -> Callable[..., Completed]:
+def nursery() -> Iterator[Nursery]:
+    """The process that starts commands for tests whose subject isn't the start itself."""
+    from tests.nursery import Nursery
+
+    with Nursery() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def run_command(nursery: Nursery) -> Callable[..., Completed]:
     """Run `kappaspeech` as a user does; `ranks` > 1 starts it that many times, as torchrun would."""
-
-    def run(*words: object, ranks: int = 1, timeout: float = patience(120), cwd: Path | None = None) -> Completed:
-        command = [sys.executable, "-m", "kappaspeech", *map(str, words)]
-        if ranks > 1:
-            torchrun = [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                f"--nproc_per_node={ranks}",
-                f"--master_port={free_port()}",
-            ]
-            command = [*torchrun, *command[1:]]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env=clean_environment(OMP_NUM_THREADS="1")
-        )
-
-    return run
+    return nursery.run
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,8 @@
-"""How often a run hashes what it doesn't train."""
+"""The number of times a run hashes what it doesn't train."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 from tests import tiny
-from tests.conftest import clean_environment
 
 SCRIPT = """
 import sys
@@ -24,16 +20,10 @@ print("calls", len(calls))
 """
 
 
-def test_the_encoder_is_hashed_once_before_a_run_and_once_after(home, tmp_path):
+def test_the_encoder_is_hashed_once_before_a_run_and_once_after(home, nursery, tmp_path):
     """It was five times at a start, with 1.3 GB each."""
     changes = {"training__num_steps": 1, "data__test": [], "data__feature_cache_dir": str(tmp_path / "cache")}
     config = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", **changes)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(config)],
-        env=clean_environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = nursery.run(config, code=SCRIPT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "calls 2"

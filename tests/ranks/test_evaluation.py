@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from kappaspeech.model.llm import load_llm, load_tokenizer
-from tests.conftest import clean_environment, free_port
 from tests.patience import patience
 from tests.ranks.evaluation_rank import CASES
 
@@ -37,19 +34,12 @@ def loud_home(home, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(loud_home, tmp_path_factory):
+def results(loud_home, nursery, tmp_path_factory):
     """By the number of ranks, what each way of decoding gave."""
     found = {}
     for ranks in (1, 2, 3):
         output = tmp_path_factory.mktemp(f"ranks{ranks}") / "results.json"
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
-        done = subprocess.run(
-            [*launcher, "-m", "tests.ranks.evaluation_rank", str(loud_home), str(output)],
-            env=clean_environment(OMP_NUM_THREADS="1"),
-            capture_output=True,
-            text=True,
-            timeout=patience(240),
-        )
+        done = nursery.run(loud_home, output, module="tests.ranks.evaluation_rank", ranks=ranks, timeout=patience(240))
         assert done.returncode == 0, done.stderr[-3000:]
         found[ranks] = json.loads(output.read_text())
     return found

@@ -1,12 +1,8 @@
-"""When a run encodes."""
+"""The time at which a run encodes."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 from tests import tiny
-from tests.conftest import clean_environment
 
 SCRIPT = """
 import sys, weakref
@@ -37,16 +33,10 @@ print(*told)
 """
 
 
-def test_a_micro_batch_is_encoded_when_the_one_before_it_is_done_and_gone(home, tmp_path):
+def test_a_micro_batch_is_encoded_when_the_one_before_it_is_done_and_gone(home, nursery, tmp_path):
     """All of a step's were held at once: 16 of 192 MB at 1500 s of audio each."""
     changes = {"training__num_steps": 2, "data__test": [], "batch__micro_batches_per_step": 3}
     config = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", **changes)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(config)],
-        env=clean_environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = nursery.run(config, code=SCRIPT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == " ".join(["encode0 forward"] * 6)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
-
-from tests.conftest import clean_environment, free_port
 
 SCRIPT = """
 import json, os, pathlib, re, sys
@@ -25,7 +20,7 @@ for table in ("tcp", "tcp6"):
         words = line.split()
         if words[3] == "0A" and words[9] in inodes:
             places.add(words[1].split(":")[0])
-print("listens at", sorted(places), flush=True)
+print(f"listens at {sorted(places)}", flush=True)
 cluster.post("word of " + str(cluster.rank))
 cluster.barrier()
 if cluster.rank == 1:
@@ -37,11 +32,11 @@ if cluster.rank == 1:
     stranger.set("kappaspeech/post/0", own)
     stranger.set("kappaspeech/post/1", "x" * 70)
 cluster.barrier()
-print("posts", cluster.read_posts(), flush=True)
+print(f"posts {cluster.read_posts()}", flush=True)
 cluster.barrier()
 cluster.post("later word of " + str(cluster.rank))
 cluster.barrier()
-print("posts", cluster.read_posts(), flush=True)
+print(f"posts {cluster.read_posts()}", flush=True)
 cluster.close()
 """
 # 127.0.0.1 as /proc/net/tcp has it
@@ -49,22 +44,12 @@ LOOPBACK = "0100007F"
 
 
 @pytest.mark.parametrize("kind", ["train", "scan"])
-def test_ranks_of_one_host_listen_on_loopback_and_believe_no_stranger(kind):
-    port = str(free_port())
-    more = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, kind],
-            env=clean_environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", **more),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    told = [rank.communicate(timeout=180) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], [errors[-2000:] for _, errors in told]
-    for output, _ in told:
-        assert f"listens at ['{LOOPBACK}']" in output
-        assert "posts ['word of 0', 'word of 1']" in output
-        assert "posts ['later word of 0', 'later word of 1']" in output
+def test_ranks_of_one_host_listen_on_loopback_and_believe_no_stranger(nursery, kind):
+    done = nursery.run(kind, code=SCRIPT, ranks=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for said in (
+        f"listens at ['{LOOPBACK}']",
+        "posts ['word of 0', 'word of 1']",
+        "posts ['later word of 0', 'later word of 1']",
+    ):
+        assert done.stdout.splitlines().count(said) == 2, done.stdout

@@ -1,10 +1,9 @@
-"""What a step holds is the same on any number of processes, and on another number after a cut at any step."""
+"""A step's samples are the same on any number of processes, and on another number after a cut at any step."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import clean_environment
-from tests.patience import patience
+from tests.nursery import Nursery
 
 pytestmark = pytest.mark.slow
 NUM_STEPS = 14
@@ -22,28 +20,31 @@ NUM_STEPS = 14
 class Ranks:
     """Processes that act as ranks of any world size up to their number."""
 
-    def __init__(self, home: Path, shards: str, number: int) -> None:
-        command = [sys.executable, "-m", "tests.ranks.stream_rank", str(home), shards]
-        self._processes = [
-            subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_environment(OMP_NUM_THREADS="1")
-            )
-            for _ in range(number)
-        ]
+    def __init__(self, nursery: Nursery, home: Path, shards: str, number: int, folder: Path) -> None:
+        self._nursery = nursery
+        self._pids, self._requests, self._answers = [], [], []
+        for rank in range(number):
+            ways = folder / f"requests{rank}", folder / f"answers{rank}"
+            for way in ways:
+                os.mkfifo(way)
+            errors = folder / f"errors{rank}"
+            options = {"module": "tests.ranks.stream_rank", "input": ways[0], "output": ways[1], "errors": errors}
+            self._pids += nursery.start(home, shards, **options)
+            self._requests.append(ways[0].open("w"))
+            self._answers.append(ways[1].open())
 
     def run(self, world_size: int, first: int, count: int, hint: tuple[int, int] = (0, 0)) -> list[list[dict]]:
         """Each step's answers, by rank."""
-        for rank, process in enumerate(self._processes[:world_size]):
+        for rank, requests in enumerate(self._requests[:world_size]):
             request = {"rank": rank, "world_size": world_size, "first": first, "count": count, "hint": hint}
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-        answers = [json.loads(process.stdout.readline()) for process in self._processes[:world_size]]
+            print(json.dumps(request), file=requests, flush=True)
+        answers = [json.loads(told.readline()) for told in self._answers[:world_size]]
         return [list(step) for step in zip(*answers, strict=True)]
 
     def close(self) -> None:
-        for process in self._processes:
-            process.stdin.close()
-            process.wait(timeout=patience(30))
+        for file in (*self._requests, *self._answers):
+            file.close()
+        assert self._nursery.wait(self._pids) == [0] * len(self._pids)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,8 @@ def shards(home, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def ranks(home, shards):
-    running = Ranks(home, shards, 4)
+def ranks(nursery, home, shards, tmp_path_factory):
+    running = Ranks(nursery, home, shards, 4, tmp_path_factory.mktemp("ranks"))
     yield running
     running.close()
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,26 +14,51 @@ import pytest
 from tests import tiny
 from tests.conftest import clean_environment
 from tests.patience import patience
-from tests.ranks.test_faults import Training, nursery
-
-__all__ = ["nursery"]
+from tests.ranks.test_faults import Training
 
 
 def read_status(run: Path) -> str:
     return str(json.loads((run / "run.json").read_text())["status"])
 
 
-def wait_for_steps(run: Path, number: int, process: subprocess.Popen[str]) -> None:
+def wait_for_steps(run: Path, number: int, has_ended: Callable[[], object]) -> None:
     deadline = time.monotonic() + patience(120)
     while not (run / "steps.jsonl").exists() or (run / "steps.jsonl").read_text().count("\n") < number:
         assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
+        assert not has_ended()
         time.sleep(0.05)
 
 
+def fail_beside(run: Path, run_command, config: Path, *words: object, has_ended: Callable[[], object]) -> None:
+    """Start a second time, with an error, beside a start that trains; and let that one stop."""
+    wait_for_steps(run, 3, has_ended)
+    record = (run / "run.json").read_text()
+    leftover = run / "checkpoints/.step-000500.tmp"
+    leftover.mkdir(parents=True)
+    second = run_command("train", config, "--set", "model.encoder=/typo.pt", *words)
+    assert second.returncode == 2
+    assert "has been trained in for " in second.stderr
+    assert "Traceback" not in second.stderr
+    assert leftover.exists()
+    assert (run / "run.json").read_text() == record
+    wait_for_steps(run, (run / "steps.jsonl").read_text().count("\n") + 3, has_ended)
+    (run / "STOP").touch()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("place", [(), ("--nproc", 1)])
-def test_a_failed_second_start_leaves_a_running_one_alone(home, run_command, tmp_path, place):
+def test_a_failed_second_start_leaves_a_running_one_alone(nursery, home, run_command, tmp_path):
+    training = Training(nursery, home, tmp_path, training__num_steps=1000)
+    pids = training.start(ranks=1)
+    try:
+        fail_beside(training.run, run_command, training.config, has_ended=lambda: nursery.wait(pids, timeout_seconds=0) != [None])
+        assert (training.wait(pids), training.status) == ([0], "resumable"), training.said
+        assert not (training.run / "lease.json").exists()
+    finally:
+        training.wait(pids, 0)
+
+
+@pytest.mark.slow
+def test_a_failed_second_start_with_a_launcher_leaves_a_running_one_alone(home, run_command, tmp_path):
     run = tmp_path / "run"
     config = tiny.write_config(tmp_path / "run.yaml", home, run, data__test=[], training__num_steps=1000)
     first = subprocess.Popen(
@@ -43,19 +69,7 @@ def test_a_failed_second_start_leaves_a_running_one_alone(home, run_command, tmp
         text=True,
     )
     try:
-        wait_for_steps(run, 3, first)
-        record = (run / "run.json").read_text()
-        leftover = run / "checkpoints/.step-000500.tmp"
-        leftover.mkdir(parents=True)
-        second = run_command("train", config, "--set", "model.encoder=/typo.pt", *place)
-        assert second.returncode == 2
-        assert "has been trained in for " in second.stderr
-        assert "Traceback" not in second.stderr
-        assert leftover.exists()
-        assert (run / "run.json").read_text() == record
-        steps = (run / "steps.jsonl").read_text().count("\n")
-        wait_for_steps(run, steps + 3, first)
-        (run / "STOP").touch()
+        fail_beside(run, run_command, config, "--nproc", 1, has_ended=lambda: first.poll() is not None)
         output, _ = first.communicate(timeout=patience(60))
         assert (first.returncode, read_status(run)) == (0, "resumable"), output
         assert not (run / "lease.json").exists()

@@ -89,7 +89,7 @@ def packed_otherwise(llm: Any) -> str:
 
 
 def why_not_packed(config: Any, attention: str) -> str | None:
-    """Why an LLM of this config can't compute packed rows by this attention, as a clause; None if it can, by all that it says.
+    """The reason that an LLM of this config can't pack rows by this attention, as a clause; None if its config names none.
 
     `pack_rows` proves it of a model.
     """
@@ -115,7 +115,7 @@ def check_packing(wanted: bool | Literal["auto"], obstacle: str | None) -> None:
 
 @torch.no_grad()
 def _is_exact(llm: Any) -> bool:
-    """Whether the first layers of `llm`, which has packed attention, make of clips in one row what they make of each alone."""
+    """Return whether the first layers of `llm`, which packs, compute the same for clips in one row as for each alone."""
     layers, embed = decoder_layers(llm), llm.get_input_embeddings()
     number = min(_TRIED_LAYERS, len(layers))
     weight = embed.weight
@@ -140,7 +140,7 @@ class _ComputedError(Exception):
 
 
 def _run_layers(llm: Any, last: nn.Module, embeds_1NH: Tensor, **options: Any) -> Tensor:
-    """What the layers up to `last` make of a row."""
+    """The states of a row behind the layer `last`."""
 
     def end(_layer: Any, _inputs: Any, output: Any) -> None:
         raise _ComputedError(output)
@@ -156,11 +156,8 @@ def _run_layers(llm: Any, last: nn.Module, embeds_1NH: Tensor, **options: Any) -
 
 
 @contextmanager
-def packed_masks(row: PackedRow | None) -> Iterator[dict[str, Any]]:
-    """What a forward pass takes beside its row of embeddings; while it runs, its masks are those of the clips. None: nothing."""
-    if row is None:
-        yield {}
-        return
+def packed_masks(row: PackedRow) -> Iterator[dict[str, Any]]:
+    """The arguments of a forward pass beside its row of embeddings; within, masks are those of the clips."""
     # with a mask of its own given, transformers doesn't look for packed texts, which would wait for the device
     nothing_hidden = torch.ones(1, len(row.places_N), dtype=torch.bool, device=row.places_N.device)
     token = _ROW.set(row)

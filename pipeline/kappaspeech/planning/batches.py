@@ -41,9 +41,9 @@ class MicroBatchSize:
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """The largest micro-batch, which memory must hold, and the mean one, which time goes by. `source` says how they are known.
+    """The largest micro-batch, which memory must hold, and the mean one, by which time is predicted. `source` says how we know.
 
-    `longest_seconds` is the longest clip that trains, which may stand in a smaller micro-batch; None where nobody has looked.
+    `longest_seconds` is the longest clip that trains, which may stand in a smaller micro-batch; None if nobody has looked.
     """
 
     largest: MicroBatchSize

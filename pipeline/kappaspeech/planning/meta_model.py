@@ -36,7 +36,7 @@ def build_meta_model(
     selection_path = config.unfreeze.selection if read_selection else None
     if selection_path is not None and not Path(selection_path).exists():
         raise InputError(
-            f"There is no selection at {selection_path}. Make it with «kappaspeech select»; for a plan before that, say how many "
+            f"There is no selection at {selection_path}. Make it with `kappaspeech select`; for a plan before that, say how many "
             "of the LLM's parameters will train: --trained-parameters 3e9."
         )
     packs = config.batch.packing is True

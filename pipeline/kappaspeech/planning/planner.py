@@ -52,7 +52,7 @@ class Planner:
         are read from the indices, where these can be read.
 
         `num_trained` stands for a selection that isn't there yet; `prompt_tokens` count against a budget of tokens. Raises
-        `InputError` where a part can't be described.
+        `InputError` if a part can't be described.
         """
         self._config = config
         encoder, model = modules
@@ -153,7 +153,7 @@ def measure_texts(texts: Mapping[str, str]) -> TextLengths | None:
 
 
 def _read_clip_seconds(config: RunConfig) -> list[NDArray[np.float32]] | None:
-    """The clips' lengths by data set; None where an index lies behind a URL or can't be read."""
+    """The clips' lengths by data set; None if an index lies behind a URL or can't be read."""
     datasets = make_datasets(config.data.train)
     if any(is_remote(item.shards) and not item.shards.endswith(MERGED_SUFFIX) for item in datasets):
         return None

@@ -37,6 +37,8 @@ def describe_plan(plan: Plan, *, gpu_memory_gb: float) -> list[str]:
     if plan.evaluation_bytes and plan.decodes_by != "zero3":
         chosen = "" if plan.decodes_by == "replica" else ", or else evaluations decode under ZeRO-3"
         lines.append(f"  in an evaluation, in place of the step's: {plan.evaluation_bytes / GB:.2f} GB for a replica{chosen}")
+    copied = f"{plan.checkpoint_copy_bytes / GB:.2f} GB of host memory for a rank's copy"
+    lines.append(f"  while a checkpoint is written: {copied}, or else the steps wait for it")
     verdict = f"{'fits' if plan.fits(gpu_memory_gb) else 'does not fit'} into {gpu_memory_gb:g} GB"
     time, rates = plan.step_time, plan.assumptions.rates
     lines += [
@@ -78,9 +80,10 @@ def _describe_assumptions(plan: Plan) -> list[str]:
     low, high = MEASURED_RANGE if plan.assumptions.rates.are_measured else ASSUMED_RANGE
     source = "measured on this machine" if plan.assumptions.rates.are_measured else "assumed, not measured"
     return [
-        f"run: {plan.num_steps:,} steps without evaluations, at {low:g} to {high:g} times the predicted step; rates are {source}",
-        f"peak: without and with what the allocator loses; {LABEL_TOKENS_PER_SECOND:g} target tokens a second of speech and "
-        f"{plan.assumptions.prompt_tokens} of the prompt a clip",
+        f"time of the run: {plan.num_steps:,} steps without evaluations, at {low:g} to {high:g} times the predicted step; rates "
+        f"are {source}",
+        f"peak: the second number includes what the allocator loses; {LABEL_TOKENS_PER_SECOND:g} target tokens a second of "
+        f"speech and {plan.assumptions.prompt_tokens} of the prompt a clip",
     ]
 
 
@@ -105,7 +108,7 @@ def _describe_idle(plans: Sequence[Plan]) -> list[str]:
 
 
 def describe_remedies(remedies: Sequence[Remedy], *, gpu_memory_gb: float) -> list[str]:
-    """The changes that make it fit, the smallest need first; where none does, those that save most."""
+    """The changes that make it fit, the smallest need first; if none does, those that save most."""
     if not remedies:
         return []
     fitting = [item for item in remedies if item.peak_bytes <= gpu_memory_gb * GB]

@@ -71,17 +71,17 @@ class BatchBudget:
     clip_tokens: ClipTokens = AUDIO_AND_TEXT
 
     def count_tokens(self, seconds: NDArray[Any]) -> list[int]:
-        """What counts against `max_tokens`: nothing if there is no such limit."""
+        """The tokens that count against `max_tokens`: none if there is no such limit."""
         return [0] * len(seconds) if self.max_tokens is None else self.clip_tokens.count(seconds).tolist()
 
     def allows(self, count: int, longest: float, tokens: int) -> bool:
-        """Whether so many clips, of at most `longest` seconds and these tokens together, fit into a micro-batch."""
+        """Return whether so many clips, of at most `longest` seconds and these tokens together, fit into a micro-batch."""
         if count > self.max_samples or longest * count > self.max_seconds:
             return False
         return self.max_tokens is None or tokens <= self.max_tokens
 
     def to_json(self) -> list[Any]:
-        """What identifies it; as it always was, if there is no limit of tokens."""
+        """The values that identify it; the same as before there were limits of tokens, if there is no limit of tokens."""
         seconds = [self.max_samples, self.max_seconds, self.micro_batches_per_step]
         if self.max_tokens is None:
             return seconds

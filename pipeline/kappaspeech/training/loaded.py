@@ -26,6 +26,7 @@ from kappaspeech.training.agreed import Agreed
 from kappaspeech.training.assembly import Assembly, assemble, digest_trained
 from kappaspeech.training.frozen_check import digest_frozen, digest_start
 from kappaspeech.training.kept_prompt import digest_prompt_source, settle_prompt
+from kappaspeech.training.replay import Replay, read_replay
 from kappaspeech.training.stopping import refuse_old_stop_file
 from kappaspeech.training.surroundings import Surroundings
 
@@ -43,6 +44,7 @@ class Loaded:
     assembly: Assembly
     stream: SpeechStream
     test_set: TestSet | None
+    replay: Replay | None
     cache: FeatureCacheOptions | None
     frozen: Mapping[str, str]
     initial: str
@@ -64,6 +66,7 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
     with agreement(cluster):
         stream = _open_stream(config, assembly, cluster, cache)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
+        replay = read_replay(config, assembly.tokenizer)
         # only the first start warns
         if around.is_writer and config.data.test and not (folder.path / RECORD_FILE).exists():
             warn_of_overlap(config, stream)
@@ -71,13 +74,16 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
         told = f"packing auto: clips are padded, as {packed_otherwise(assembly.model.llm)}"
         print(for_terminal(told), file=sys.stderr, flush=True)
     check_alike(
-        cluster, _inputs(config, assembly, encoder_digests, stream), remedy="Copy it from one place to all hosts, or share it."
+        cluster,
+        _inputs(config, assembly, encoder_digests, stream, replay),
+        remedy="Copy it from one place to all hosts, or share it.",
     )
     frozen = digest_frozen(assembly, cluster)
     return Loaded(
         assembly,
         stream,
         test_set,
+        replay,
         cache,
         frozen={**encoder_digests, **frozen},
         initial=digest_start(assembly, encoder_digests),
@@ -90,19 +96,23 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
             "prompt": digest_json(assembly.prompt.to_json()),
             "moving average": f"decay {config.training.ema_decay}",
             "data": stream.fingerprint,
+            "replayed text": replay.fingerprint if replay else "none",
         },
         num_adaptor=sum(p.numel() for p in assembly.model.adaptor.parameters()),
         num_llm=sum(p.numel() for p in assembly.model.llm.parameters() if p.requires_grad),
     )
 
 
-def _inputs(config: RunConfig, assembly: Assembly, encoder_digests: Mapping[str, str], stream: SpeechStream) -> dict[str, str]:
+def _inputs(
+    config: RunConfig, assembly: Assembly, encoder_digests: Mapping[str, str], stream: SpeechStream, replay: Replay | None
+) -> dict[str, str]:
     return {
         "the base model": assembly.base_digest,
         "the encoder": digest_json(encoder_digests),
         "the selection": digest_json(assembly.selection.shapes if assembly.selection else {}),
         "the tokenizer": digest_prompt_source(config, assembly.tokenizer),
         "the training data": stream.fingerprint,
+        "the replayed text": replay.fingerprint if replay else "none",
     }
 
 

@@ -14,10 +14,12 @@ from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.attention import register_matmul_attention
 from kappaspeech.model.family import attentions_of, find_class
+from kappaspeech.model.label_logits import KeptStates
 from kappaspeech.model.marking import mark_trained
 from kappaspeech.model.packed_rows import check_packing, pack_lengths, pack_rows, packed_otherwise, why_not_packed
 from kappaspeech.model.recomputation import recompute_layers
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width, token_embedding_std
+from kappaspeech.model.text_rows import TextRows, pad_texts
 from kappaspeech.model.trained import build_adaptor
 from tests.families import make_config, make_llm
 from tests.unit.model.test_families import TRAINED
@@ -135,6 +137,26 @@ def test_lora_and_the_alignment_loss_train_alike_on_packed_clips():
     assert_packed_as_padded(llm, "sdpa", alignment_weight=0.5)
 
 
+@pytest.mark.parametrize("anchor_weight", [0.0, 2.0])
+def test_texts_beside_the_clips_are_packed_with_them(anchor_weight):
+    llm = make_llm("Llama")
+    base = KeptStates(torch.randn(5, embedding_width(llm), generator=torch.Generator().manual_seed(2))) if anchor_weight else None
+    text = TextRows(pad_texts([[11, 12, 13, 14], [15, 16, 17]]), 0.5, anchor_weight, base)
+
+    def run_with_text(model: SpeechLLM) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        model.zero_grad()
+        loss, _, sums = model(states(), COUNTS, PREFIX, SUFFIX, LABELS, text)
+        loss.backward()
+        return loss.detach(), sums, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    loss, sums, gradients = run_with_text(build(llm))
+    assert pack_rows(llm, "sdpa")
+    packed_loss, packed_sums, packed = run_with_text(build(llm, packs=True))
+    torch.testing.assert_close((packed_loss, packed_sums), (loss, sums), rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(packed[name], gradient, rtol=0, atol=TOLERANCE * float(gradient.abs().max()) + 1e-6)
+
+
 def test_the_llm_computes_no_padding():
     llm = make_llm("Llama")
     assert pack_rows(llm, "sdpa")
@@ -148,7 +170,7 @@ def test_the_llm_computes_no_padding():
 
 
 def test_a_pass_reads_nothing_back_from_its_device():
-    """On the meta device nothing can be read: what a GPU would be waited for fails, as transformers' look for packed texts does."""
+    """On the meta device nothing can be read: what would wait for a GPU fails, as does transformers' look for packed texts."""
     llm = make_llm("Llama")
     assert pack_rows(llm, "sdpa")
     model = build(llm, packs=True).to("meta")

@@ -1,4 +1,4 @@
-"""Which samples a step holds."""
+"""The samples of a step."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
     python benchmarks/families.py --record benchmarks/results/families.json --write-docs
 
 Families are those of `tests/families.py`, all without an argument. `--record` adds to what the file has, of which
-`--write-docs` makes docs/families.md. A family is «equal» where the export, loaded by itself, says of a text what the run's last
+`--write-docs` makes docs/families.md. A family is "equal" if the export, loaded by itself, says of a text what the run's last
 checkpoint says, to the last bit.
 """
 
@@ -33,11 +33,11 @@ _NOT_RUN = "the loss is equal; not run end to end"
 _INTRODUCTION = """# Families of language models
 
 Tiny models by transformers' own classes, in bfloat16, through everything: scan, select three tensors, two steps, a third after a
-resume, evaluate, export, and the export evaluated by itself. «Equal»: run and export say the same of a text to the last bit. The
+resume, evaluate, export, and the export evaluated by itself. "Equal": run and export say the same of a text to the last bit. The
 loss of training is compared with transformers' own in `tests/unit/model/test_families.py`, for every family that isn't refused.
 `python benchmarks/families.py` tries them, and makes this page of its record.
 
-A refusal is told by `doctor`, `plan` and `select` too, before anything is trained.
+`doctor`, `plan` and `select` report a refusal too, before anything is trained.
 
 | Family | transformers' class | Attention | Result |
 |---|---|---|---|

@@ -66,7 +66,7 @@ _TAIL = 3000
 
 @dataclass(frozen=True)
 class Options:
-    """What the command was asked for."""
+    """Options of the command."""
 
     sections: tuple[str, ...]
     shape: str

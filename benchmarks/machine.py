@@ -1,4 +1,4 @@
-"""What the benchmarks say of the machine that they ran on."""
+"""A description of the machine that the benchmarks ran on."""
 
 from __future__ import annotations
 

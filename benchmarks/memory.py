@@ -1,4 +1,4 @@
-"""What a rank's memory peaks at, from loading to a step, for a 1.1B-parameter Llama on 1, 2 and 4 CPU ranks.
+"""A rank's peak memory, from loading to a step, for a 1.1B-parameter Llama on 1, 2 and 4 CPU ranks.
 
     python benchmarks/memory.py [--ranks 1 2 4] [--output benchmarks/results/memory.json]
 

@@ -67,7 +67,7 @@ def with_commands(clone: Path) -> dict[str, str]:
 
 
 def train_controls(clone: Path, work: Path) -> Iterator[dict[str, Any]]:
-    """What the smallest κ are held against: the largest, and nothing of the LLM."""
+    """Train the controls of the smallest κ: the largest, and nothing of the LLM."""
     select = "kappaspeech select ranking.json --count 100 --largest --output selection-inverse.json"
     run(select, work / "select.log", cwd=clone / "quickstart", **with_commands(clone))
     for arm, settings in (
@@ -85,7 +85,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def describe(output: Path, log: Path, seconds: float) -> dict[str, Any]:
     """The record of a run that has ended."""
     made_by = json.loads((output / "runs/kappa/run.json").read_text(encoding="utf-8"))
-    steps = read_lines(output / "runs/kappa/steps.jsonl")
+    records = read_lines(output / "runs/kappa/steps.jsonl")
+    steps, aligning = (
+        [record for record in records if record["objective"] == objective] for objective in ("transcript", "alignment")
+    )
     said = log.read_text(encoding="utf-8", errors="replace")
     stages = re.findall(r"^\[\d+\] (.+?)(?: (?:in)?to /\S+)? \((\d+) s\)$", said, re.MULTILINE)
     return {
@@ -102,7 +105,9 @@ def describe(output: Path, log: Path, seconds: float) -> dict[str, Any]:
         "versions": made_by["versions"],
         "seconds": {"whole": round(seconds), "begun_at": {stage: int(at) for stage, at in stages}},
         "step_seconds_median": statistics.median(step["seconds"] for step in steps),
-        "wait_seconds_total": sum(step["wait_seconds"] for step in steps),
+        "alignment_step_seconds_median": statistics.median(step["seconds"] for step in aligning),
+        "alignment_nats": [round(step["loss_nats"], 4) for step in aligning],
+        "wait_seconds_total": sum(step["wait_seconds"] for step in records),
         "loss_nats": [round(step["loss_nats"], 4) for step in steps],
         "evaluations": read_lines(output / "runs/kappa/evaluations.jsonl"),
         "report": json.loads((output / "comparison/report.json").read_text(encoding="utf-8")),

@@ -7,7 +7,7 @@ same clips in every line, from QUICKSTART, the output folder of `launch/quicksta
 doesn't evaluate and keeps no encoder states, so every clip meets the encoder, as in a first epoch. The median leaves out the
 first two steps, which warm up. `avx2` tells oneDNN and PyTorch to use no instructions beyond AVX2 (ONEDNN_MAX_CPU_ISA,
 ATEN_CPU_CAPABILITY), as on processors that lack bfloat16; a step in bfloat16 takes minutes there, so that a training is ended
-whose step takes longer than --limit seconds, and the table says «over» so many. Nothing is extrapolated.
+whose step takes longer than --limit seconds, and the table says "over" so many. Nothing is extrapolated.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def train(
         "data.test": [],
         "data.feature_cache_dir": "null",
         "training.num_steps": NUM_STEPS,
+        "training.alignment_steps": 0,
         "training.num_threads": threads,
     }
     pairs = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]

@@ -53,7 +53,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Setup:
-    """How a shape is trained: a file of ds_configs/, recomputation, micro-batches, MLP matrices other than the shape's, and what
+    """The training of a shape: a file of ds_configs/, recomputation, micro-batches, MLP matrices other than the shape's, and what
     gradients are added up in, where it isn't DeepSpeed's JSON that says so (fp32, bf16)."""
 
     preset: str = "zero3"
@@ -242,7 +242,7 @@ class ShapeTraining:
 
 @dataclass(frozen=True)
 class StepSize:
-    """What a step is: `flops` that the model needs, `computed_flops` with what recomputation adds."""
+    """The size of a step: `flops` that the model needs, `computed_flops` with what recomputation adds."""
 
     num_llm_tokens: int
     audio_seconds: float

@@ -34,7 +34,7 @@ every line. This page lists every key; `kappaspeech config` prints the same list
   `bf16.enabled` in the JSON: true, false or "auto".
 - `kappaspeech config --schema` prints a JSON schema. With it an editor completes keys and marks errors.
 
-In the tables «–» marks a key that must be given, and {{}} a section whose keys have the defaults of its own table.
+In the tables "–" marks a key that must be given, and {{}} a section whose keys have the defaults of its own table.
 """
 _PRESETS = """## DeepSpeed presets
 
@@ -118,7 +118,7 @@ def _list_parameters(function: Any) -> Iterator[tuple[inspect.Parameter, Any, An
 
 
 def _describe(parameter: inspect.Parameter, kind: Any, info: Any) -> tuple[str, bool, str, str]:
-    """How it is typed, whether it is an argument, its default, and its meaning."""
+    """Return how an option is typed, whether it is an argument, its default, and its meaning."""
     is_required = parameter.default is inspect.Parameter.empty
     default = parameter.default.value if isinstance(parameter.default, Enum) else parameter.default
     shown = (

@@ -29,14 +29,14 @@ make_environment() {
     if [ "$code" -ne 0 ]; then
       tail -n 15 "$venv/install.log" >&2
       echo "error: pip ended with $code; all that it said is in $venv/install.log. Without a network, or with a full disk, mend that" \
-        "and start the same command again: it goes on from here. Where the environment itself is broken, remove $venv first." >&2
+        "and start the same command again: it continues from here. If the environment itself is broken, remove $venv first." >&2
       return "$code"
     fi
     echo "$wanted" >> "$venv/.installed"
   fi
 }
 
-# PYTHON, where it is set, and no other; else the one on PATH, where an environment is active; else the repository's own .venv.
+# PYTHON, if it is set, and no other; else the one on PATH, if an environment is active; else the repository's own .venv.
 find_installed_python() {
   local candidate
   for candidate in "${PYTHON:-python}" "${PYTHON:-python3}" "${PYTHON:-$repository/.venv/bin/python}"; do

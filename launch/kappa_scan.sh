@@ -5,7 +5,7 @@
 #   srun   bash launch/kappa_scan.sh MODEL …                      each task is a rank, on any number of nodes
 #   mpirun bash launch/kappa_scan.sh MODEL --backend mpi …        the same over MPI
 #   deepspeed launch/kappa_scan.sh MODEL …, or torchrun           their ranks, also with --hostfile
-# PYTHON: the interpreter, where the environment that has this project isn't active.
+# PYTHON: the interpreter, if the environment that has this project isn't active.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # sbatch runs a copy of its script, made elsewhere

@@ -28,7 +28,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Host:
-    """Where the wheels are to run, and what is there: versions by name, "" where any is taken to fit."""
+    """The machine the wheels are for, and the packages it has: versions by name, "" if any version fits."""
 
     python: str
     machine: str
@@ -36,7 +36,7 @@ class Host:
     packages: Mapping[str, str]
 
     def wants(self, requirement: Requirement) -> bool:
-        """Whether it applies there at all."""
+        """True if it applies to that machine."""
         environment = {
             "python_version": self.python,
             "python_full_version": f"{self.python}.0",
@@ -62,7 +62,7 @@ class Host:
 
 
 def read_requirements() -> list[Requirement]:
-    """What setup.py asks for."""
+    """Requirements of setup.py."""
     with patch("setuptools.setup"):
         return [Requirement(text) for text in runpy.run_path(str(LAUNCH.parent / "setup.py"))["REQUIREMENTS"]]
 
@@ -74,7 +74,7 @@ def read_packages(path: Path) -> dict[str, str]:
 
 
 def fetch(requirement: Requirement, host: Host, folder: Path) -> Path:
-    """The wheel, from the index or, where that has none for the host, built from its source."""
+    """The wheel, from the index, or built from its source if the index has none for the host."""
     wanted = f"{requirement.name}{requirement.specifier}"
     before = set(folder.glob("*.whl"))
     versions = ["--constraint", str(LAUNCH / "images/constraints.txt")]
@@ -98,7 +98,7 @@ def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str
 
 
 def read_metadata(wheel: Path) -> list[Requirement]:
-    """What a wheel asks for, its extras aside."""
+    """Requirements of a wheel, without those of its extras."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         message = Parser().parsestr(archive.read(name).decode())

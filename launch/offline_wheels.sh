@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# For a host without a network: gathers, where there is a package index, the wheels that it lacks, and installs them there.
+# For a host without a network: gathers the wheels that it lacks on a machine with a package index, and installs them there.
 set -euo pipefail
 
 usage() {
@@ -8,7 +8,7 @@ usage: bash launch/offline_wheels.sh gather DIR [--have FILE] [--python 3.12] [-
        bash launch/offline_wheels.sh install DIR TARGET
   gather   puts into DIR the wheels of what setup.py asks for and the host lacks, in the versions of launch/images/constraints.txt.
            What comes without wheels is built, without DeepSpeed's operators, which nothing here uses.
-    --have FILE     what the host has, as its «python -m pip list --format=freeze» says (default: launch/offline_host.txt)
+    --have FILE     what the host has, as its "python -m pip list --format=freeze" says (default: launch/offline_host.txt)
     --python, --machine, --glibc   what the host is; a glibc newer than the one named is one too
     --limit-mib N   fail where the wheels are more than this together
   install  puts the wheels into the folder TARGET, on the host, and prints the line that makes Python find them. No index is asked.

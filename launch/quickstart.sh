@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole method on real pretrained weights, from nothing but Python: install, fetch two small models, make speech, pack,
-# scan, select, train on two ranks under ZeRO-3, evaluate, compare, transcribe. Interrupted, it goes on where it stopped.
+# scan, select, train on two ranks under ZeRO-3, evaluate, compare, transcribe. After an interruption it continues where it stopped.
 set -euo pipefail
 
 usage() {
@@ -33,7 +33,7 @@ if [ -n "$steps" ] && [ -n "$minutes" ]; then
   exit 2
 fi
 if [ -n "$minutes" ] && ! [[ $minutes =~ ^[1-9][0-9]*$ ]]; then
-  echo "error: --minutes is «$minutes»; give whole minutes, as in --minutes 10." >&2
+  echo "error: --minutes is '$minutes'; give whole minutes, as in --minutes 10." >&2
   exit 2
 fi
 
@@ -47,7 +47,7 @@ fi
 cat <<TEXT
 This teaches SmolLM2-135M-Instruct to write down what Whisper base hears, on this machine, into $output.
 Minutes: $install_minutes to install, the first time; $models_and_speech_minutes for two models and speech; training $training_minutes${inverse:+, twice};
-$rest_minutes to evaluate, compare and transcribe. Interrupted, the same command goes on where it stopped.
+$rest_minutes to evaluate, compare and transcribe. After an interruption the same command continues where it stopped.
 TEXT
 
 number=0
@@ -89,22 +89,25 @@ if [ -n "$inverse" ]; then
   kappaspeech select ranking.json --count 100 --largest --output selection-inverse.json
 fi
 
-# train RUN_DIR …
+# recipe KEY: a number of the recipe's
+recipe() { sed -n "s/^  $1: *\([0-9]\+\).*/\1/p" "$repository/launch/configs/quickstart.yaml"; }
+# train RUN_DIR …: with `steps`, that many, of which the alignment keeps its share
 train() {
   local run=$1
   shift
   NUM_RANKS=2 bash "$repository/launch/train.sh" "$repository/launch/configs/quickstart.yaml" --set "run_dir=$run" \
-    --set "deepspeed=$repository/ds_configs/zero3_cpu.json" ${steps:+--set "training.num_steps=$steps"} "$@"
+    --set "deepspeed=$repository/ds_configs/zero3_cpu.json" \
+    ${steps:+--set "training.num_steps=$steps" --set "training.alignment_steps=$((steps * $(recipe alignment_steps) / $(recipe num_steps)))"} "$@"
   if ! grep -q '"status": "finished"' "$run/run.json"; then
-    echo "stopped before its end; the same command goes on from there"
+    echo "stopped before its end; the same command continues from there"
     exit 1
   fi
 }
-# choose_steps FILE: a short training measures a step; the number of steps is kept, for the same command must go on with the same
+# choose_steps FILE: a short training measures a step; the number of steps is kept, for the same command must continue with the same
 choose_steps() {
   local began=$SECONDS code=0
   rm -rf runs/probe
-  if ! (train runs/probe --set training.num_steps=12 --set 'data.test=[]') > probe.log 2>&1; then
+  if ! (train runs/probe --set training.num_steps=16 --set training.alignment_steps=6 --set 'data.test=[]') > probe.log 2>&1; then
     tail -n 15 probe.log >&2
     echo "error: the training that measures a step didn't end well; all that it said is in $output/probe.log. Mend what it says and" \
       "start the same command again, or give --steps in place of --minutes." >&2

@@ -5,7 +5,7 @@
 #   bash launch/train.sh --config C.yaml                            this host: one rank a GPU, or NUM_RANKS of them
 #   srun bash launch/train.sh --config C.yaml                       each task is a rank; so under mpirun
 #   torchrun --nproc-per-node N launch/train.sh --config C.yaml
-# PYTHON: the interpreter, where the environment that has this project isn't active.
+# PYTHON: the interpreter, if the environment that has this project isn't active.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # sbatch runs a copy of its script, made elsewhere

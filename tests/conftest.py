@@ -1,4 +1,4 @@
-"""What many tests share: tiny models with speech, made once a session, and commands run as a user runs them."""
+"""Fixtures that many tests share: tiny models with speech, made once a session, and commands run as a user runs them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pytest_configure() -> None:
 
 
 def turn(folder: str) -> int:
-    """When the tests of a folder begin; a new folder's, or a file's beside the folders, come last."""
+    """The place of a folder's tests in the order; those of a new folder, or of a file beside the folders, come last."""
     return _LONG_FIRST.index(folder) if folder in _LONG_FIRST else len(_LONG_FIRST)
 
 
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where several processes share the tests, a file's stay together: for its fixtures, and as some end processes by a mark."""
+    """Keep a file's tests in one of several processes: for its fixtures, and as some tests end processes by a mark."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
@@ -90,7 +90,7 @@ def _select(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
-    """What starts commands for tests whose subject isn't the start itself."""
+    """The process that starts commands for tests whose subject isn't the start itself."""
     from tests.nursery import Nursery
 
     with Nursery() as opened:

@@ -14,7 +14,7 @@ _POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def install(packages: Sequence[str]) -> str | None:
-    """Install `packages` without starting their services; return why that can't be done, None where it is."""
+    """Install `packages` without starting their services; return why that can't be done, None if it is."""
     wanted = ", ".join(packages)
     if os.geteuid() != 0:
         return f"{wanted} must be installed, which needs root"

@@ -1,4 +1,4 @@
-"""What the tests of documents share: their blocks of commands, and what the code says."""
+"""Shared by the tests of documents: blocks of commands, and the strings of the code."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def make_host(folder: Path, *, without: set[str]) -> Path:
 
 
 def index_answers(folder: Path) -> bool:
-    """Whether there is a package index to gather from."""
+    """True if there is a package index to gather from."""
     probe = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), "braceexpand"]
     return subprocess.run(probe, capture_output=True, timeout=patience(70), check=False).returncode == 0
 

@@ -1,4 +1,4 @@
-"""How long tests wait for what will come unless something hangs."""
+"""The time that tests wait for what will come unless something hangs."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _CODE = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
 
 
 def run_on_terminal(words: Sequence[str], *, columns: int) -> tuple[str, int]:
-    """What a command shows on a terminal of so many columns with NO_COLOR, both streams, and its exit code.
+    """Run a command on a terminal of so many columns with NO_COLOR; return what it shows, both streams, and its exit code.
 
     Asserts that it has no colour; codes that make letters bold or move a bar are taken away.
     """

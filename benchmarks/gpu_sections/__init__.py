@@ -1,1 +1,1 @@
-"""What `benchmarks/gpu.py` measures: a module a section, each with its cases, which run in processes of their own."""
+"""The measurements of `benchmarks/gpu.py`: a module a section, each with its cases, which run in processes of their own."""

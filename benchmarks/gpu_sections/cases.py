@@ -22,7 +22,7 @@ PRESETS = REPOSITORY / "ds_configs"
 
 @dataclass(frozen=True)
 class Context:
-    """What a case is told: the shape (8b, 1b, tiny), where it may write, how long it may take, and real models if there are any.
+    """The options of a case: the shape (8b, 1b, tiny), where it may write, how long it may take, and real models, if any.
 
     `scratch` is shared by the cases of a section, and gone after it.
     """
@@ -72,7 +72,7 @@ class Case:
 
 
 class Differs(Exception):
-    """What was to be equal isn't; the numbers are in the report."""
+    """Numbers that had to be equal aren't; they are in the report."""
 
 
 def run_command(context: Context, *words: object, cwd: Path | None = None) -> tuple[float, str]:

@@ -1,4 +1,4 @@
-"""What the device is and reaches: versions, `doctor`, matrix products on random numbers, attention, and copies."""
+"""The device and the speeds it reaches: versions, `doctor`, matrix products on random numbers, attention, and copies."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def ask_nvidia_smi() -> str | None:
 
 
 def ask_doctor(context: Context, report: Report) -> None:
-    """What it finds counts as found, not as a failure of this case."""
+    """Run `doctor`. Its findings are recorded, and are no failure of this case."""
     words = command_line("doctor")
     done = subprocess.run(words, capture_output=True, text=True, timeout=max(context.seconds_left, 1.0), check=False)
     lines = done.stdout.strip().splitlines()

@@ -97,7 +97,7 @@ def is_equal(item: dict[str, Any], loss_tolerance: float) -> bool:
 
 
 def differences(computed: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
-    """How far losses, gradient norms and float32 weights lie apart at most."""
+    """The largest differences of losses, gradient norms and float32 weights."""
 
     def relative(key: str) -> float:
         return max(abs(a - b) / abs(b) for a, b in zip(computed[key], reference[key][: len(computed[key])], strict=True))

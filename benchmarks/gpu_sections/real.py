@@ -38,6 +38,7 @@ def train(selection: str) -> Callable[[Context, Report], None]:
         words = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
         seconds, _ = run_command(context, "train", REPOSITORY / "launch/configs/quickstart.yaml", *words, cwd=context.models)
         evaluations, steps = read_lines(folder / "evaluations.jsonl"), read_lines(folder / "steps.jsonl")
+        steps = [step for step in steps if step["objective"] == "transcript"]
         speed = sorted(step["audio_seconds_per_second"] for step in steps)[len(steps) // 2]
         report.add(seconds_of_the_command=seconds, evaluations=evaluations, num_steps=len(steps), audio_seconds_per_second=speed)
         errors = [f"{item['wer']['mean_wer']:.1%}" for item in evaluations]

@@ -20,7 +20,8 @@ from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.ranks.start import start_training_cluster
-from kappaspeech.runs.checkpoints import list_checkpoints
+from kappaspeech.runs.checkpoints import find_damage, list_checkpoints
+from kappaspeech.runs.new_checkpoint import NewCheckpoint, Writing
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 from kappaspeech.speech.corpus import make_datasets
@@ -30,6 +31,7 @@ from kappaspeech.speech.packing import pack
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
 from kappaspeech.trained.opening import open_transcriber
 from kappaspeech.zero3 import engine_state
+from kappaspeech.zero3.host_copy import HostCopy
 from tests import tiny
 
 # A GPU's sums come in another order each time, and bfloat16 rounds them to three digits.
@@ -87,7 +89,7 @@ def make_speech(folder: Path, context: Context) -> None:
 
 
 def write_selection(home: Path, shape: Shape) -> None:
-    """What a ranking would choose, as the training section has it."""
+    """Write a selection as a ranking would choose it, the training section's own."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.device("meta"):
@@ -130,7 +132,7 @@ def resume(context: Context, report: Report) -> None:
         broken = start(context, "broken")
         for name, process in (("whole", whole), ("broken", broken)):
             if process.wait(timeout=max(context.seconds_left, 1.0)) != 0:
-                raise RuntimeError(f"the run «{name}» ended with {process.returncode}:\n{last_words(context, name)}")
+                raise RuntimeError(f"the run '{name}' ended with {process.returncode}:\n{last_words(context, name)}")
     finally:
         for process in (whole, broken):
             if process.poll() is None:
@@ -161,7 +163,7 @@ def start(context: Context, name: str) -> subprocess.Popen[bytes]:
 
 
 def wait_for_steps(context: Context, process: subprocess.Popen[bytes]) -> int:
-    """How many steps a run has written down, once there are enough and a checkpoint; raises where it ends before."""
+    """Wait until a run has written enough steps and a checkpoint; return the number of steps. Raises if it ends before."""
     while len(steps := read_steps(context, "broken")) < _KILLED_AFTER:
         if process.poll() is not None:
             raise RuntimeError(f"the run ended with {process.returncode} before it was killed:\n{last_words(context, 'broken')}")
@@ -190,18 +192,39 @@ def save(context: Context, report: Report) -> None:
     training = ShapeTraining(shape_of(context), setup, context.device, cluster=cluster)
     report.add(**training.facts)
     training.step()
-    folder, seconds = context.scratch / "saved", {}
+    folder, seconds, kept = context.scratch / "saved", {}, HostCopy()
+    beside, writing = cluster.beside(), list[Writing]()
+
+    def begin(step: int, copy: HostCopy | None) -> None:
+        new = NewCheckpoint(folder, step, {}, keep=1)
+        writing.append(engine_state.save(training.engine, cluster, beside, new, choose_copy=lambda _num_bytes: copy))
+
+    def finish() -> None:
+        while not writing[-1].wait(1.0):
+            pass
+        if (failure := writing[-1].failure()) is not None:
+            raise failure
+
+    def save_and_wait() -> None:
+        begin(1, None)
+        finish()
+
     for name, work in {
-        "the first save": lambda: engine_state.save(training.engine, cluster, folder, step=1, state={}, keep=1),
-        "a save": lambda: engine_state.save(training.engine, cluster, folder, step=2, state={}, keep=1),
-        "restoring it": lambda: engine_state.restore(training.engine, folder / "step-000002", cluster, num_updates=2),
+        "a save that steps wait for": save_and_wait,
+        "the first copy": lambda: begin(2, kept),
+        "writing it": finish,
+        "a copy": lambda: begin(3, kept),
+        "a step beside its writing": training.step,
+        "the rest of its writing": finish,
+        "checking it": lambda: find_damage(folder / "step-000003", cluster=cluster),
+        "restoring it": lambda: engine_state.restore(training.engine, folder / "step-000003", cluster, num_updates=2),
         "digests of the frozen tensors": training.engine.frozen_digests,
     }.items():
         began = time.monotonic()
         work()
         seconds[name] = time.monotonic() - began
         report.add(seconds_of=seconds)
-    size = sum(path.stat().st_size for path in (folder / "step-000002").iterdir())
+    size = sum(path.stat().st_size for path in (folder / "step-000003").iterdir())
     report.add(checkpoint_bytes=size, step_seconds_after=training.step())
     training.close()
     report.add(line=f"{size / 1e9:.3g} GB: " + ", ".join(f"{name} {value:.2g} s" for name, value in seconds.items()))

@@ -70,7 +70,7 @@ def scan(context: Context, report: Report, *, num_workers: int) -> None:
 
 
 def compare_with_float64(context: Context, report: Report) -> None:
-    """Six matrices of the middle layer. Raises `Differs` where a κ lies farther off than its bound and the reference allow."""
+    """Six matrices of the middle layer. Raises `Differs` if a κ lies farther off than its bound and the reference allow."""
     rankings = sorted(context.scratch.glob("ranking-*.json"))
     if not rankings:
         raise RuntimeError("no scan has left a ranking")

@@ -1,4 +1,4 @@
-"""What a profiler saw of a step, in a few numbers: kernels' share of the time, the gaps between them, the host's waits."""
+"""A profiled step in a few numbers: kernels' share of the time, the gaps between them, the host's waits."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def summarise(kernels: Iterable[Span], host: Iterable[Span]) -> dict[str, Any]:
 
 
 def merge(spans: list[Span]) -> tuple[float, list[float]]:
-    """How long at least one of `spans`, which are in order, ran, and how long none did between them."""
+    """The time in which at least one of `spans`, which are in order, ran, and the time between them in which none did."""
     busy, gaps, end = 0.0, [], spans[0].start
     for span in spans:
         if span.start > end:

@@ -35,7 +35,7 @@ def find_versions(package: str, extras: tuple[str, ...]) -> dict[str, str]:
             if key in _LEFT_OPEN:
                 continue
             try:
-                # a CPU build of torch, «2.13.0+cpu», is tested; the image takes the same version's CUDA build
+                # a CPU build of torch, "2.13.0+cpu", is tested; the image takes the same version's CUDA build
                 found[key] = version(requirement.name).partition("+")[0]
             except PackageNotFoundError:
                 continue

@@ -66,7 +66,7 @@ requeue() {
     echo "error: this job was requeued $SLURM_RESTART_COUNT times, which is what MAX_REQUEUES allows. Submit it again." >&2
     exit 1
   fi
-  echo "requeued: start $((${SLURM_RESTART_COUNT:-0} + 2)) goes on from here"
+  echo "requeued: start $((${SLURM_RESTART_COUNT:-0} + 2)) continues from here"
   local id=$SLURM_JOB_ID
   [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
   scontrol requeue "$id"

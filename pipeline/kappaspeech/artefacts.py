@@ -65,7 +65,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, *, schema_version: int) -> dict[str, Any]:
-    """Read a JSON object that carries `schema_version`. Raises `InputError` where it is missing, torn or of another version."""
+    """Read a JSON object that carries `schema_version`. Raises `InputError` if it is missing, torn or of another version."""
     if not path.exists():
         raise InputError(f"{path} doesn't exist.")
     with explained(f"{path} can't be read as JSON"):

@@ -1,4 +1,4 @@
-"""How many threads BLAS runs on, said before it is loaded: it reads its environment once. Imports nothing that loads it."""
+"""The number of BLAS's threads, set before BLAS is loaded: it reads its environment once. Imports nothing that loads it."""
 
 from __future__ import annotations
 

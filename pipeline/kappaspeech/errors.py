@@ -57,7 +57,7 @@ class ScanError(KappaSpeechError):
 
 
 class TrainingError(KappaSpeechError):
-    """A training run can't go on; what was saved is named in the message."""
+    """A training run can't continue; what was saved is named in the message."""
 
 
 class ClusterError(KappaSpeechError):

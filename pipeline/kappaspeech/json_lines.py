@@ -16,6 +16,7 @@ from kappaspeech.escaping import make_logger
 from kappaspeech.outputs import write_with
 
 Record = dict[str, Any]
+_LAST_BLOCK_BYTES = 1 << 16
 _log = make_logger(__name__)
 
 
@@ -65,9 +66,26 @@ def read_lines(path: Path, *, is_record: Callable[[Record], bool] = lambda _: Tr
         first = bad[0]
         raise InputError(
             f"{path}, line {first.number} can't be read: {first.cause}. Bring the file back from a copy, or start the training "
-            "again: it sets such lines aside and goes on."
+            "again: it sets such lines aside and continues."
         )
     return records
+
+
+def read_last_line(path: Path, *, is_record: Callable[[Record], bool] = lambda _: True) -> Record | None:
+    """The last record of a log, read from its end, however long the log is; None if it has none."""
+    try:
+        with path.open("rb") as file:
+            num_bytes, block = file.seek(0, 2), _LAST_BLOCK_BYTES
+            while True:
+                begin = file.seek(max(0, num_bytes - block))
+                content = file.read()
+                # the first line of a part is the end of one
+                records, _ = parse_lines(content.partition(b"\n")[2] if begin else content, is_record=is_record)
+                if records or not begin:
+                    return records[-1] if records else None
+                block *= 8
+    except FileNotFoundError:
+        return None
 
 
 def keep_lines(path: Path, wanted: Callable[[Record], bool], *, is_record: Callable[[Record], bool]) -> None:

@@ -1,4 +1,4 @@
-"""Where results go: a regular file appears whole or not at all, anything else is written through; and words for what can't be."""
+"""Outputs: a regular file appears whole or not at all, anything else is written through; and words for failures to write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 # standard output and other open files by a path: what they lead to is written to, never replaced
 _DESCRIPTOR = re.compile(r"/dev/(fd/\d+|stdout|stderr)|/proc/(self|\d+)/fd/\d+")
 _LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
-# libraries that write by themselves have the system's error in their words: safetensors' «(os error 28)»
+# libraries that write by themselves have the system's error in their words: safetensors' "(os error 28)"
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 _LONGEST_NAME_BYTES = 200
 _PROBE_BYTES = 4096
@@ -156,7 +156,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def is_special(path: Path) -> bool:
-    """Whether there is something at `path` that must not be replaced. Raises `OSError` for a folder."""
+    """True if there is something at `path` that must not be replaced. Raises `OSError` for a folder."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

@@ -25,7 +25,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def open_regular(path: Path) -> int:
-    """A descriptor to read `path` by. Raises `OSError` where it is no regular file: a pipe would wait for ever, a device never
+    """A descriptor to read `path` by. Raises `OSError` if it is no regular file: a pipe would wait for ever, a device never
     end."""
     # without O_NONBLOCK the opening of a pipe waits for a writer
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -58,7 +58,7 @@ def read_regular(path: Path, *, most_bytes: int | None = None) -> bytes:
 
 
 def parse_json(content: bytes, *, is_finite: bool = False, is_unique: bool = False) -> Any:
-    """The value of UTF-8 JSON, `content`. Raises `ValueError` where it is none, too deep, or holds half a surrogate pair.
+    """The value of UTF-8 JSON, `content`. Raises `ValueError` if it is none, too deep, or holds half a surrogate pair.
 
     Infinity and NaN, which other programs write, are refused where the value `is_finite`; a key that an object has twice where
     it `is_unique`.
@@ -86,7 +86,7 @@ def read_json_file(path: Path, *, most_bytes: int = MAX_JSON_BYTES, is_finite: b
 
 @contextmanager
 def explained(what: str, remedy: str = "", *, kind: type[KappaSpeechError] = InputError) -> Iterator[None]:
-    """Turn whatever a parser raises into `kind`: «`what`: cause. `remedy`». Errors that are sentences already pass."""
+    """Turn whatever a parser raises into `kind`: "`what`: cause. `remedy`". Errors that are sentences already pass."""
     try:
         yield
     except KappaSpeechError:

@@ -9,7 +9,7 @@ NOT_INSTALLED = "not installed"
 
 
 def find_version(package: str) -> str | None:
-    """The version of a package, by its name in the index; None where it isn't installed."""
+    """The version of a package, by its name in the index; None if it isn't installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""What Linux says of a process of this host."""
+"""Facts that Linux gives of a process of this host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ProcessStat:
 
 
 def read_stat(pid: int) -> ProcessStat:
-    """Raises `OSError` where there is no such process, or no /proc."""
+    """Raises `OSError` if there is no such process, or no /proc."""
     # the name in parentheses, field 2, may hold anything
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     return ProcessStat(fields[0], int(fields[1]), int(fields[19]))

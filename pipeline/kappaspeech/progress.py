@@ -65,7 +65,7 @@ class ProgressBar:
         return self
 
     def advance(self, amount: float = 1.0, *, detail: str = "") -> None:
-        """Count `amount` more units as done; `detail` (loss, rate) stands behind the bar."""
+        """Count `amount` more units as done; `detail` (loss, rate) is shown behind the bar."""
         self._done += amount
         self._detail = detail
         if self._bar is not None:

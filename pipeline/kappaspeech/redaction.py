@@ -1,4 +1,4 @@
-"""What must not leave the program with a text: the secrets in URLs.
+"""Removal of secrets in URLs from every text that leaves the program.
 
 A URL's user and password, and its query, which may be a signature, are secrets whatever its scheme. Errors, findings and records
 pass here, so that no message, log or report holds them.
@@ -16,7 +16,7 @@ SECRETS_FILE = "secrets.json"
 # what a URL ends at in running text
 _END = r"\s\"'<>«»`\\"
 _USER = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s]*@")
-# s3 and gs take ? for any letter: only «name=value» is a query there
+# s3 and gs take ? for any letter: only "name=value" is a query there
 _QUERY = re.compile(
     rf"(?P<url>(?:(?P<web>https?)|[A-Za-z][A-Za-z0-9+.-]*)://[^?{_END}]*)\?"
     rf"(?(web)[^{_END}]*[^{_END}.,:;)\]}}]|[^={_END}]*=[^{_END}]*[^{_END}.,:;)\]}}])",
@@ -41,12 +41,12 @@ def redact_values(value: Any) -> Any:
 
 
 def is_redacted(where: str) -> bool:
-    """Whether a URL's secrets have been hidden, so that it can't be asked for."""
+    """True if a URL's secrets have been hidden, so that nothing can be requested by it."""
     return "://" in where and HIDDEN in where
 
 
 def find_secrets(value: Any, place: str = "") -> dict[str, str]:
-    """The strings of a JSON value that `redact` changes, by the dotted place where each stands."""
+    """The strings of a JSON value that `redact` changes, by the dotted place of each."""
     if isinstance(value, str):
         return {place: value} if redact(value) != value else {}
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()

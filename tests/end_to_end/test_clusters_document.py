@@ -38,10 +38,10 @@ def own_commands() -> list[str]:
 
 def test_every_message_in_the_table_is_the_codes():
     code = strings_of_the_code()
-    rows = [line for line in TEXT.splitlines() if line.startswith("| «")]
+    rows = [line for line in TEXT.splitlines() if line.startswith('| "')]
     assert len(rows) > 10
     for row in rows:
-        for message in re.findall(r"«(.*?)»", row.split("|")[1]):
+        for message in re.findall(r'"(.*?)"', row.split("|")[1]):
             # a name at the start may be a value in the code
             parts = [part.strip() for part in message.replace("torch is", "… is").split("…")]
             for part in filter(None, parts):

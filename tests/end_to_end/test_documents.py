@@ -105,7 +105,7 @@ def _make_common_voice(folder: Path, home: Path) -> None:
 
 
 def _prepare(folder: Path, home: Path) -> None:
-    """What the tutorial has made before it trains."""
+    """Make what the tutorial has before it trains."""
     shutil.copytree(home / "shards", folder / "shards")
     (folder / "text").mkdir()
     for language in ("en", "de"):

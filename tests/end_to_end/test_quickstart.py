@@ -123,7 +123,7 @@ def test_minutes_give_a_number_of_steps_that_the_same_command_keeps(tmp_path):
     first = run_bash(*script, VENV=str(venv))
     assert first.returncode == 0, first.stderr
     (probe, num_probe_steps), (run, num_steps) = read_trainings(venv)
-    assert (probe, num_probe_steps, run) == ("runs/probe", 12, "runs/kappa")
+    assert (probe, num_probe_steps, run) == ("runs/probe", 16, "runs/kappa")
     assert "data.test=[]" in (venv / "trainings").read_text().splitlines()[0]
     assert 75 < num_steps < 150
     assert f"{num_steps} of the recipe's" in first.stdout
@@ -149,8 +149,8 @@ def test_steps_and_minutes_exclude_each_other_before_anything_is_made(tmp_path):
     script = (str(REPOSITORY / "launch/quickstart.sh"), "--output", str(tmp_path / "out"))
     for words, said in (
         (("--steps", "5", "--minutes", "5"), "--steps and --minutes exclude each other"),
-        (("--minutes", "soon"), "--minutes is «soon»"),
-        (("--minutes", "0"), "--minutes is «0»"),
+        (("--minutes", "soon"), "--minutes is 'soon'"),
+        (("--minutes", "0"), "--minutes is '0'"),
     ):
         done = run_bash(*script, *words, VENV=str(tmp_path / "venv"))
         assert done.returncode == 2

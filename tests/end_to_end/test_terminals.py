@@ -1,4 +1,4 @@
-"""What a person sees of scan, plan, doctor and train on terminals of 80 and 40 columns without colours, and in pipes."""
+"""Output of scan, plan, doctor and train on terminals of 80 and 40 columns without colours, and in pipes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ NOISE = ("[INFO] [real_accelerator", "FutureWarning", "UserWarning", "Loading we
 def words_of(command: str, home, folder) -> list[str]:
     if command == "scan":
         return ["scan", str(home / "llm"), "--output", str(folder / "ranking.json"), "--no-journal", "--workers", "1"]
-    config = tiny.write_config(folder / "run.yaml", home, folder / "run", training__num_steps=2)
+    # transformers calls the way to this deprecated
+    changes = {"training__num_steps": 2, "training__activation_checkpointing": True}
+    config = tiny.write_config(folder / "run.yaml", home, folder / "run", **changes)
     return [command, str(config)]
 
 

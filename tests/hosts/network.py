@@ -72,7 +72,7 @@ exec sleep infinity
 
 
 def why_not() -> str | None:
-    """Why this machine can't have such hosts, after installing what Debian has of it; None where it can."""
+    """The reason why this machine can't have such hosts, after installing what Debian has of it; None if it can."""
     if os.geteuid() != 0:
         return "network namespaces with an sshd each need root"
     os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
@@ -147,7 +147,7 @@ class Host:
         self._network.switch("ip", "link", "set", self.name, "up")
 
     def slow_down(self, rate: str) -> None:
-        """Limit what reaches the host and what it sends, as «200kbit»."""
+        """Limit what reaches the host and what it sends, as "200kbit"."""
         limit = ["root", "tbf", "rate", rate, "burst", "16k", "latency", "400ms"]
         self._network.switch("tc", "qdisc", "add", "dev", self.name, *limit)
         self.run("tc", "qdisc", "add", "dev", "eth0", *limit)

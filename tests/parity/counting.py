@@ -1,4 +1,4 @@
-"""What a step asks of the other ranks and of its device, counted where PyTorch dispatches it."""
+"""Counts of what a step asks of the other ranks and of its device, taken where PyTorch dispatches it."""
 
 from __future__ import annotations
 

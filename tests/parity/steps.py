@@ -1,4 +1,4 @@
-"""What both sides of the parity tests share: models, data, options and cases, and nothing of how a step is computed."""
+"""Shared by both sides of the parity tests: models, data, options and cases, and nothing of how a step is computed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.encoder import FrozenWhisperEncoder, load_encoder
 from kappaspeech.model.llm import load_llm, load_tokenizer
 from kappaspeech.model.marking import mark_trained
+from kappaspeech.model.packed_rows import pack_rows
 from kappaspeech.model.recomputation import recompute_layers
 from kappaspeech.model.speech_llm import SpeechLLM, token_embedding_std
 from kappaspeech.model.trained import build_adaptor
@@ -40,6 +41,16 @@ EXPERTS = {
     "model.layers.1.mlp.experts.down_proj": (4, 32, 24),
     "model.layers.1.self_attn.q_proj.weight": (32, 32),
 }
+# single experts: of both tensors of one module, several of one, and a linear module
+SINGLE_EXPERTS = {
+    "model.layers.0.mlp.experts.gate_up_proj[1]": (48, 32),
+    "model.layers.0.mlp.experts.gate_up_proj[3]": (48, 32),
+    "model.layers.0.mlp.experts.down_proj[1]": (32, 24),
+    "model.layers.1.mlp.experts.down_proj[0]": (32, 24),
+    "model.layers.1.self_attn.q_proj.weight": (32, 32),
+    # as files that have the experts apart call them
+    "model.layers.1.mlp.experts.2.up_proj.weight": (24, 32),
+}
 PRESETS = Path(__file__).parents[2] / "ds_configs"
 # everything partitioned, however small
 PARTITIONED = Path(__file__).parents[1] / "zero3.json"
@@ -55,11 +66,15 @@ class Case:
     checkpointing: bool | int = False
     ema_decay: float | None = None
     alignment_weight: float = 0.0
-    experts: bool = False
+    alignment_steps: int = 0
+    experts: Mapping[str, tuple[int, ...]] | None = None
+    packs: bool = False
     preset: str | None = None
     # as DeepSpeed does it by itself
     cuts_frozen: bool = False
     persists_frozen: bool = False
+    # a state that is known, when all steps are taken
+    saves: bool = False
     # parameters are partitioned in groups of about this size; the tiny model is one group of the engine's own
     partition_bytes: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -82,25 +97,38 @@ HPZ = Case(
     preset="zero3_hpz",
     num_steps=FEW_STEPS,
     ema_decay=0.6,
+    saves=True,
     partition_bytes=4096,
     # the preset's partitions span the 8 GPUs of a host
     changes={"zero_hpz_partition_size": 2},
 )
 # what each number of ranks runs, one after the other in the same processes
 CASES: dict[int, dict[str, Case]] = {
-    1: {"selection": Case(), "zero3_offload_optimizer": Case(preset="zero3_offload_optimizer", num_steps=FEW_STEPS)},
+    1: {
+        "selection": Case(saves=True),
+        "single experts": Case(experts=SINGLE_EXPERTS, num_steps=FEW_STEPS, ema_decay=0.6),
+        "zero3_offload_optimizer": Case(preset="zero3_offload_optimizer", num_steps=FEW_STEPS),
+    },
     2: {
-        "selection": Case(),
+        "selection": Case(saves=True),
         "bf16": Case(bf16=True),
         "lora": Case(mode="lora"),
+        "packed": Case(packs=True),
+        "packed by lora": Case(mode="lora", packs=True, checkpointing=1, num_steps=FEW_STEPS),
         "average": Case(ema_decay=0.6),
         "aligned": Case(alignment_weight=0.5, num_steps=FEW_STEPS),
+        "aligned first": Case(alignment_steps=2, num_steps=FEW_STEPS),
         "checkpointed": Case(checkpointing=True),
         "one layer checkpointed": Case(checkpointing=1, num_steps=FEW_STEPS),
         "adaptor": Case(mode="adaptor", num_steps=FEW_STEPS),
         "adaptor checkpointed": Case(mode="adaptor", num_steps=FEW_STEPS, checkpointing=True),
-        "experts": Case(experts=True, num_steps=FEW_STEPS),
-        "experts by lora": Case(mode="lora", experts=True, num_steps=FEW_STEPS),
+        "experts": Case(experts=EXPERTS, num_steps=FEW_STEPS),
+        "experts by lora": Case(mode="lora", experts=EXPERTS, num_steps=FEW_STEPS),
+        "single experts": Case(experts=SINGLE_EXPERTS, num_steps=FEW_STEPS, ema_decay=0.6),
+        "single experts checkpointed": Case(experts=SINGLE_EXPERTS, num_steps=FEW_STEPS, checkpointing=True),
+        "single experts persist": Case(
+            experts=SINGLE_EXPERTS, num_steps=FEW_STEPS, preset="zero3_cpu", persists_frozen=True, ema_decay=0.6
+        ),
         "zero3_cpu": Case(preset="zero3_cpu", num_steps=FEW_STEPS),
         "zero3_cpu as DeepSpeed cuts": Case(preset="zero3_cpu", num_steps=FEW_STEPS, cuts_frozen=True),
         "frozen persist": Case(num_steps=FEW_STEPS, persists_frozen=True),
@@ -120,7 +148,7 @@ CASES: dict[int, dict[str, Case]] = {
             settings={"communication_data_type": "bf16", "data_types": {"grad_accum_dtype": "bf16"}},
         ),
     },
-    3: {"selection": Case()},
+    3: {"selection": Case(saves=True)},
     # two hosts, as it were
     4: {"zero3_hpz": HPZ},
 }
@@ -141,7 +169,8 @@ def build_parts(home: Path, case: Case) -> Parts:
     shape = AdaptorShape(tiny.ENCODER_WIDTH, 32, 32, 4, 4, 0.0, token_embedding_std(llm))
     selection = TensorSelection.read(home / "selection.json") if case.mode == "selection" else None
     if case.experts:
-        selection = TensorSelection("by hand", "", "", "", tuple(SelectedTensor(*item, kappa=1.0) for item in EXPERTS.items()))
+        tensors = tuple(SelectedTensor(*item, kappa=1.0) for item in case.experts.items())
+        selection = TensorSelection("by hand", "", "", "", tensors)
     options = UnfreezeConfig(
         mode=case.mode,
         selection="by hand" if selection else None,
@@ -149,7 +178,12 @@ def build_parts(home: Path, case: Case) -> Parts:
     )
     mark_trained(llm, options, selection, seed=3)
     recompute_layers(llm, case.checkpointing)
-    model = SpeechLLM(build_adaptor(shape, seed=3).to(case.dtype), llm, alignment_weight=case.alignment_weight)
+    model = SpeechLLM(
+        build_adaptor(shape, seed=3).to(case.dtype),
+        llm,
+        alignment_weight=case.alignment_weight,
+        packs=case.packs and pack_rows(llm, "sdpa"),
+    )
     return Parts(load_encoder(str(home / "whisper.pt")), tokenizer, make_prompt(tokenizer, "Transcribe."), model)
 
 

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import re
 import sys
+import zlib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from safetensors.torch import load_file
 
+from kappaspeech.artefacts import digest_file
 from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.ranks.torch_cluster import TorchCluster
+from kappaspeech.runs.new_checkpoint import NewCheckpoint
+from kappaspeech.speech.batches import SpeechBatch
 from kappaspeech.zero3 import engine as engine_module
-from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
+from kappaspeech.zero3 import engine_state
+from kappaspeech.zero3.engine import MicroBatch, TrainingEngine, Updates
+from kappaspeech.zero3.host_copy import HostCopy
 from kappaspeech.zero3.weight_swap import averaged_weights
 from tests.parity.counting import StepCounter, counting_late_fetches
 from tests.parity.steps import CASES, OPTIMIZER, Case, Parts, build_parts, open_stream
@@ -29,13 +36,14 @@ def main(home: Path, output: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     cluster = start_training_cluster(timeout_seconds=patience(60))
     cases = CASES[cluster.world_size]
-    results = {name: run_case(home, cases[name], cluster) for name in names or cases}
+    folder = output.with_suffix("")
+    results = {name: run_case(home, cases[name], cluster, folder / name) for name in names or cases}
     if cluster.rank == 0:
         torch.save(results, output)
     cluster.barrier()
 
 
-def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
+def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dict[str, Any]:
     parts = build_parts(home, case)
     mapped = [parameter.data for parameter in parts.model.llm.parameters()]
     stream = open_stream(home, parts.tokenizer, rank=cluster.rank, world_size=cluster.world_size, budget=case.budget)
@@ -55,11 +63,11 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
         engine.persist_frozen()
     copied = cluster.gather(copied_kilobytes())
     del mapped
-    passes: list[None] = []
+    passes: list[int] = []
     for layer in parts.model.llm.get_decoder().layers:
         # before and not after: a recomputation ends as soon as it has what backward wants
-        layer.mlp.register_forward_pre_hook(lambda *_: passes.append(None))
-    losses, norms = [], []
+        layer.mlp.register_forward_pre_hook(lambda _mlp, inputs: passes.append(inputs[0].shape[:-1].numel()))
+    losses, norms, tokens = [], [], 0
     steps = stream.steps(0)
     for data in steps:
         if data.global_step == case.num_steps:
@@ -75,9 +83,11 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
                 suffix_ids=parts.prompt.suffix_ids,
                 num_target_tokens=num_tokens,
                 seeds=[0] * len(batches),
+                alignment_only=data.global_step < case.alignment_steps,
             )
         losses.append(sum(cluster.gather(result.loss_sum_nats)) / num_tokens)
         norms.append(result.grad_norm)
+        tokens += sum(count_tokens(parts, batch) for batch in data.batches)
     steps.close()
     around_average = losses_around_average(engine, parts, batches) if case.ema_decay else []
     computed = {
@@ -86,6 +96,9 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
         "trained": dict(engine.gather_result()),
         "frozen": engine.frozen_digests(),
         "layer_passes": len(passes),
+        # of all layers' passes, and of the clips that they were for
+        "llm_positions": sum(passes),
+        "llm_tokens": tokens,
         "first_moments": {name: tensor for name, state, tensor in engine.gather_optimizer() if state == "exp_avg"},
         "copied_kilobytes": copied,
         "around_average": around_average,
@@ -95,8 +108,38 @@ def run_case(home: Path, case: Case, cluster: TorchCluster) -> dict[str, Any]:
         "reads": dict(counts.reads),
         "late": dict(late),
     }
+    if case.saves:
+        computed["saved"] = save_known_state(engine, cluster, folder)
     engine.close()
     return computed
+
+
+def save_known_state(engine: TrainingEngine, cluster: TorchCluster, folder: Path) -> dict[str, str]:
+    """Put tensors that depend on their names alone into the engine; digests of the files of the checkpoint that it then makes."""
+    shapes = engine.trained_shapes()
+
+    def known(name: str, kind: str) -> torch.Tensor:
+        seed = torch.Generator().manual_seed(zlib.crc32(f"{name}/{kind}".encode()))
+        return torch.randn(shapes[name], generator=seed)
+
+    average = (lambda name: known(name, "average")) if engine.keeps_average else None
+    engine.restore(lambda name: known(name, "weight"), known, average, num_updates=Updates(3, 3))
+    writing = engine_state.save(
+        engine, cluster, cluster.beside(), NewCheckpoint(folder, 3, {}, keep=1), choose_copy=lambda _num_bytes: HostCopy()
+    )
+    assert writing.wait(patience(60))
+    if (failure := writing.failure()) is not None:
+        raise failure
+    weights = load_file(folder / "step-000003/trained.safetensors")
+    assert all(torch.equal(tensor, known(name, "weight")) for name, tensor in weights.items())
+    return {path.name: digest_file(path) for path in (folder / "step-000003").glob("*.safetensors")}
+
+
+def count_tokens(parts: Parts, batch: SpeechBatch) -> int:
+    """The LLM's tokens of a batch's clips, each alone."""
+    states = [parts.encoder.dims.count_states(count) for count in batch.num_frames.tolist()]
+    stacking = parts.model.adaptor.shape.stacking
+    return sum(-(-count // stacking) + parts.prompt.num_tokens for count in states) + batch.num_target_tokens
 
 
 @torch.no_grad()
@@ -114,7 +157,7 @@ def losses_around_average(engine: TrainingEngine, parts: Parts, batches: list[Mi
 
 
 def copied_kilobytes() -> int | None:
-    """How much of the model's file, where it is mapped, has become memory of this process's own by being written to."""
+    """The part of the mapped model file that has become this process's own memory by being written to."""
     mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
     of_file = [mapping for mapping in mappings if mapping.partition("\n")[0].endswith("model.safetensors")]
     counts = [int(number) for mapping in of_file for number in re.findall(r"^Anonymous: +(\d+) kB", mapping, flags=re.MULTILINE)]

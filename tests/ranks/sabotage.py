@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import signal
@@ -13,10 +14,11 @@ from torch import Tensor
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.runs.records import RunLog, StepRecord
+from kappaspeech.runs.share_writer import ShareWriter
 from kappaspeech.speech.stream import StepData
-from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
 from kappaspeech.training.stepper import Stepper
 from kappaspeech.zero3.engine import TrainingEngine
+from kappaspeech.zero3.host_copy import HostCopy
 
 
 def at_step(rank: str, step: str, what: str) -> None:
@@ -29,9 +31,14 @@ def in_micro_batch(rank: str, number: str, what: str) -> None:
     _before(SpeechLLM, "forward", int(rank), int(number), what)
 
 
+def in_copy(rank: str, tensor: str, what: str) -> None:
+    """Do `what` on a rank before it copies the given tensor of its share of checkpoints, counted from this start."""
+    _before(HostCopy, "take", int(rank), int(tensor), what)
+
+
 def in_save(rank: str, tensor: str, what: str) -> None:
-    """Do `what` on a rank before it writes the given tensor of the checkpoints it writes, counted from this start."""
-    _before(SafetensorsWriter, "add", int(rank), int(tensor), what)
+    """Do `what` on a rank before it writes, in the background, the given tensor of its share, counted from this start."""
+    _before(ShareWriter, "write_piece", int(rank), int(tensor), what)
 
 
 def in_evaluation(rank: str, batch: str, what: str) -> None:
@@ -72,12 +79,12 @@ def spoil_loss(*faults: str) -> None:
 def _before(owner: type, method: str, rank: int, number: int, what: str) -> None:
     if int(os.environ["RANK"]) != rank:
         return
-    real, calls = getattr(owner, method), [0]
+    # any thread's calls
+    real, calls = getattr(owner, method), itertools.count()
 
     def replaced(*arguments: Any, **named: Any) -> Any:
-        if calls[0] == number:
+        if next(calls) == number:
             WHAT[what]()
-        calls[0] += 1
         return real(*arguments, **named)
 
     setattr(owner, method, replaced)

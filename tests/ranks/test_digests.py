@@ -1,4 +1,4 @@
-"""How often a run hashes what it doesn't train."""
+"""The number of times a run hashes what it doesn't train."""
 
 from __future__ import annotations
 

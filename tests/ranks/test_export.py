@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from kappaspeech.commands import main
+from kappaspeech.speech.samples import AudioSample, read_recording
+from kappaspeech.trained.arithmetic import UseArithmetic
+from kappaspeech.trained.opening import open_transcriber
+from tests.patience import patience
+
+# in a process of its own, in which nothing of this project nor of openai-whisper can be imported
+LOAD_AND_GENERATE = """
+import json, sys
+for name in ("kappaspeech", "whisper", "soxr", "peft", "deepspeed"):
+    sys.modules[name] = None
+import torch
+from transformers import AutoModel, AutoProcessor
+folder, *clips = sys.argv[1:]
+model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+print(json.dumps(processor.texts(model.generate(**processor(clips), max_new_tokens=8))))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +40,10 @@ def exported(two_ranks, tmp_path_factory):
         (two_ranks, folder / "merged"),
         (two_ranks, folder / "difference", "--only", "difference"),
         (folder / "difference", folder / "again"),
+        (two_ranks, folder / "whole", "--whole"),
+        (folder / "difference", folder / "whole again", "--whole"),
+        (two_ranks, folder / "llm", "--only", "llm"),
+        (two_ranks, folder / "adaptor", "--only", "adaptor"),
     ):
         assert main(["export", *map(str, words)]) == 0
     return folder
@@ -56,6 +80,52 @@ def test_a_difference_holds_what_was_trained_alone(two_ranks, exported):
         assert torch.equal(tensor, checkpoint[name].bfloat16() if name.startswith("llm.") else checkpoint[name])
 
 
+def test_transformers_alone_writes_what_this_project_writes(home, two_ranks, exported, tmp_path):
+    clips = [home / f"speech/test/{language}/{number:03d}.flac" for language in ("en", "de") for number in range(3)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_AND_GENERATE, str(exported / "whole"), *map(str, clips)],
+        capture_output=True,
+        text=True,
+        timeout=patience(120),
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    options = {"device": torch.device("cpu"), "batch_size": len(clips), "max_new_tokens": 8}
+    transcriber = open_transcriber(two_ranks, use=UseArithmetic(bfloat16_is_fast=False), **options)
+    expected = transcriber.transcribe([AudioSample(path.name, read_recording(path), "", "") for path in clips])
+    assert any(expected)
+    assert json.loads(done.stdout) == expected
+
+
+def test_one_model_is_the_same_from_a_run_and_from_its_difference(exported):
+    names = {path.name for path in (exported / "whole").iterdir()} - {"README.md"}
+    assert names == {path.name for path in (exported / "whole again").iterdir()} - {"README.md"}
+    for name in names:
+        assert (exported / "whole" / name).read_bytes() == (exported / "whole again" / name).read_bytes(), name
+
+
+def test_a_part_alone_is_that_of_the_whole(exported):
+    parts, whole = exported / "merged", load_file(exported / "whole/model.safetensors")
+    of_both = {path.name for path in parts.iterdir()} - {"speech.json", "adaptor.safetensors"}
+    assert {path.name for path in (exported / "llm").iterdir()} == of_both
+    assert {path.name for path in (exported / "adaptor").iterdir()} == {"speech.json", "adaptor.safetensors"}
+    for part, file in (("llm", "model.safetensors"), ("adaptor", "adaptor.safetensors")):
+        alone = load_file(exported / part / file)
+        assert (exported / part / file).read_bytes() == (parts / file).read_bytes()
+        for name, tensor in alone.items():
+            assert torch.equal(whole[f"{part}.{name}"], tensor.bfloat16()), name
+
+
+def test_parts_and_the_whole_are_not_asked_for_at_once(two_ranks, tmp_path, capsys):
+    assert main(["export", str(two_ranks), str(tmp_path / "a"), "--whole", "--only", "llm"]) == 2
+    assert main(["export", str(two_ranks), str(tmp_path / "a"), "--base", "b", "--only", "adaptor"]) == 2
+    assert "give one of the two" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_difference_is_refused_on_another_base(home, exported, tmp_path, capsys):
     other = shutil.copytree(home / "llm", tmp_path / "other")
     content = bytearray((other / "model.safetensors").read_bytes())
@@ -71,12 +141,14 @@ def test_run_export_and_difference_transcribe_alike_and_a_broken_file_stops_noth
     (tmp_path / "broken.flac").write_bytes(b"no audio")
     words = [clips[0], str(tmp_path / "broken.flac"), clips[1], "--format", "json", "--max-new-tokens", "4"]
     found = []
-    for model in (two_ranks, exported / "merged", exported / "difference"):
+    for model in (two_ranks, exported / "merged", exported / "difference", exported / "whole"):
         assert main(["transcribe", str(model), *words]) == 1
         printed = capsys.readouterr()
         assert "broken.flac can't be used as audio" in printed.err
         found.append(json.loads(printed.out)["recordings"])
     assert found[0] == found[1] == found[2]
+    # the same weights, by another attention where this processor is fast in bfloat16
+    assert [recording["recording"] for recording in found[3]] == clips
     assert [recording["recording"] for recording in found[0]] == clips
     assert all(segment["end_seconds"] > 0.3 for recording in found[0] for segment in recording["segments"])
     assert all(0 < segment["confidence"] < 1 for recording in found[0] for segment in recording["segments"])

@@ -121,7 +121,7 @@ def test_a_ranks_fault_ends_the_others_with_its_cause(nursery, home, tmp_path, f
     assert f"error: rank {rank} on {HOST} failed: " in training.said
     assert training.said.count(f"error: {cause}" if cause.startswith("rank") else cause) == 1
     if fault != "raise":
-        assert "where each rank stands:\n  rank 0 on " in training.said
+        assert "what each rank does:\n  rank 0 on " in training.said
     if fault == "loop":
         assert "rank 1, which the others wait for, is here:" in training.said
         assert "in _loop" in training.said
@@ -213,6 +213,7 @@ def test_a_run_killed_twenty_times_in_steps_and_in_saves_equals_one_that_was_not
     whole = Training(nursery, home, tmp_path / "whole", **options)
     assert whole.finish() == [0, 0], whole.said
     assert len(whole.steps) == 48
+    num_tensors = sum(len(tensors(whole.run, 48, name)) for name in ("trained", "optimizer"))
 
     (tmp_path / "killed").mkdir()
     killed = Training(nursery, home, tmp_path / "killed", **options)
@@ -220,8 +221,10 @@ def test_a_run_killed_twenty_times_in_steps_and_in_saves_equals_one_that_was_not
     num_checkpoints = []
     for number in range(20):
         if number % 2:
-            # in the first or the second checkpoint of this start
-            sabotage = ("in_save", "0", str(rng.randrange(100)), "kill all")
+            # in the first or the second checkpoint of this start, as it is copied or while the steps go on
+            what = rng.choice(["in_copy", "in_save"])
+            # each rank's are about half of all
+            sabotage = (what, str(rng.randrange(2)), str(rng.randrange(num_tensors)), "kill all")
         else:
             # a rank has two micro-batches a step: between them too
             sabotage = ("in_micro_batch", str(rng.randrange(2)), str(rng.randrange(2, 9)), "kill")
@@ -269,7 +272,7 @@ def evaluating(home: Path, float32: str) -> dict[str, Any]:
         # three batches a rank and an evaluation, of which there is one before the first step
         (("in_evaluation", "1", "4", "terminate"), 2, [0]),
         (("in_evaluation", "0", "10", "terminate"), 6, [0, 2, 4]),
-        (("in_save", "0", "5", "terminate"), 2, [0, 2]),
+        (("in_copy", "0", "5", "terminate"), 2, [0, 2]),
         (("at_step", "1", "2", "terminate"), 3, [0, 2]),
     ],
 )
@@ -302,6 +305,7 @@ def test_a_disk_that_takes_no_more_on_rank_0_ends_all_with_the_remedy_and_hurts_
     for sabotage, cause in (
         (("limit_file_size", "0", str(size // 2)), "step-000006 can't be written: [Errno 27] File too large. Older checkpoints"),
         (("in_save", "0", "20", "fill the disk"), "step-000006 can't be written: [Errno 28] No space left on device."),
+        (("in_save", "1", "20", "fill the disk"), "step-000006 can't be written: [Errno 28] No space left on device."),
         (("in_log", "0", "1", "fill the disk"), f"{training.run} can't be used on {HOST}: [Errno 28] No space left on device."),
     ):
         began = time.monotonic()

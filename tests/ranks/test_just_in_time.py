@@ -1,4 +1,4 @@
-"""When a run encodes."""
+"""The time at which a run encodes."""
 
 from __future__ import annotations
 

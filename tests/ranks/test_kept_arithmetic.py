@@ -1,4 +1,4 @@
-"""What a run computes in, chosen by its machine, and kept when it goes on on another kind of one."""
+"""A run's arithmetic, chosen by its machine, and kept when it continues on another kind of machine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def test_a_run_begun_without_bfloat16_goes_on_in_float32_where_there_is_bfloat16
     assert (first["dtype"], first["encoder_dtype"], first["attn_implementation"]) == ("float32", "float32", "sdpa")
     assert first["dtype_flops_per_second"]["float32"] > 1.2 * first["dtype_flops_per_second"]["bfloat16"]
     # one line, of rank 0
-    assert [line for line in said.splitlines() if line.startswith("float32: ")] == [f"float32: {first['dtype_reason']}"]
+    assert [line for line in said.splitlines() if line.startswith("computes in ")] == [
+        f"computes in float32: {first['dtype_reason']}"
+    ]
     assert first["deepspeed_config"]["bf16"]["enabled"] is False
     train(write(4), ranks=1)
     again = json.loads((run / "run.json").read_text())

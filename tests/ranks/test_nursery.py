@@ -1,4 +1,4 @@
-"""What is forked by the nursery is as what `python -m kappaspeech` starts, and the nursery's own end is told."""
+"""Processes forked by the nursery are like those that `python -m kappaspeech` starts, and the nursery's own end is told."""
 
 from __future__ import annotations
 

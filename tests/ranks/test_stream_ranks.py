@@ -1,4 +1,4 @@
-"""What a step holds is the same on any number of processes, and on another number after a cut at any step."""
+"""A step's samples are the same on any number of processes, and on another number after a cut at any step."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ exec slurmd -D -N "$1"
 
 
 def why_not() -> str | None:
-    """Why this machine can't run SLURM, after installing what Debian has of it; None where it can."""
+    """The reason why this machine can't run SLURM, after installing what Debian has of it; None if it can."""
     if os.geteuid() != 0:
         return "its nodes are namespaces, which need root"
     for folder in ("/usr/sbin", "/sbin"):
@@ -156,7 +156,7 @@ class Slurm:
         deadline = time.monotonic() + seconds
         while not is_so():
             if time.monotonic() > deadline or any(daemon.poll() is not None for daemon in self._daemons):
-                raise RuntimeError(f"SLURM: no «{what}»\n{self.logs()}")
+                raise RuntimeError(f"SLURM: no '{what}'\n{self.logs()}")
             time.sleep(0.1)
 
     def _count_idle(self) -> int:
@@ -182,7 +182,7 @@ class Slurm:
             daemon.wait()
 
     def run(self, *words: object, cwd: Path | None = None) -> str:
-        """What a client (sbatch, scontrol, scancel) prints; its failure is an `AssertionError`."""
+        """Run a client (sbatch, scontrol, scancel); return what it prints. Its failure is an `AssertionError`."""
         done = subprocess.run(
             [*map(str, words)],
             cwd=cwd,
@@ -200,7 +200,7 @@ class Slurm:
         return int(self.run("sbatch", "--parsable", *words, cwd=cwd).split(";")[0])
 
     def job(self, number: int) -> dict[str, str]:
-        """What SLURM knows of a job, by its own names: JobState, ExitCode, Restarts, NodeList, …"""
+        """The facts that SLURM has of a job, by its own names: JobState, ExitCode, Restarts, NodeList, …"""
         record = self.run("scontrol", "-o", "show", "job", number).splitlines()[0]
         return dict(re.findall(r"(\w+)=(\S*)", record))
 
@@ -216,7 +216,7 @@ class Slurm:
             time.sleep(0.2)
 
     def output(self, job: dict[str, str]) -> str:
-        """What the job's ranks and its script have said so far."""
+        """The output of the job's ranks and its script so far."""
         path = Path(job.get("StdOut", "/nowhere"))
         return path.read_text(errors="replace") if path.is_file() else "(no output)"
 

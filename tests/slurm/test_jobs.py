@@ -146,7 +146,7 @@ def test_tasks_whose_mpi_sees_one_process_are_refused(slurm, home, tmp_path):
 
 
 def test_a_scan_is_requeued_ahead_of_the_time_limit_and_the_container_is_put_before_each_command(slurm, jobs, home, tmp_path):
-    """What stands in for Apptainer sees the words it would get, and the first time never ends."""
+    """A script in Apptainer's place sees the words it would get, and never ends the first time."""
     (tmp_path / "bin").mkdir()
     apptainer = tmp_path / "bin/apptainer"
     apptainer.write_text(f"""#!/bin/bash

@@ -25,13 +25,16 @@ GROUND = {
     "colours",
     "progress",
     "processors",
+    "host_memory",
     "allocator",
     "outside",
     "escaping",
+    "expert_names",
     "parenthood",
     "signals",
     "shipped",
     "package_versions",
+    "needed_packages",
 }
 ARROWS = {
     "processes": set(),
@@ -44,13 +47,16 @@ ARROWS = {
     "escaping": {"redaction"},
     "json_lines": {"errors", "escaping", "outputs"},
     "colours": set(),
+    "expert_names": set(),
     "progress": {"escaping"},
     "processors": set(),
+    "host_memory": set(),
     "allocator": set(),
     "parenthood": set(),
     "signals": set(),
     "shipped": set(),
     "package_versions": set(),
+    "needed_packages": {"errors"},
     "blas": set(),
     "config": set(),
     "ranks": set(),
@@ -61,7 +67,8 @@ ARROWS = {
     "speech": {"config", "tensor_files"},
     "model": set(),
     "planning": {"config", "model", "speech", "selection", "scan", "tensor_files"},
-    "trained": {"config", "model", "speech", "scan", "runs", "evaluation", "tensor_files"},
+    "portable": {"model", "speech"},
+    "trained": {"config", "model", "speech", "scan", "runs", "evaluation", "portable", "tensor_files"},
     "diagnosis": {"config", "ranks", "model", "evaluation", "speech", "planning", "runs", "training", "zero3"},
     "evaluation": {"config", "ranks", "model", "speech"},
     "training": {
@@ -80,7 +87,7 @@ ARROWS = {
     "zero3": {"config", "ranks", "tensor_files", "model", "planning", "runs"},
     "comparison": {"config", "selection", "scan", "model", "evaluation", "runs"},
     "launching": {"runs", "ranks"},
-    "demo": {"speech", "runs"},
+    "demo": {"speech", "runs", "model", "config"},
     "commands": {
         "config",
         "ranks",
@@ -139,7 +146,7 @@ def dotted(path: Path) -> str:
 
 
 def import_graph() -> dict[str, set[str]]:
-    """What each module of this project imports of it, by dotted names; also inside functions, and for types alone."""
+    """The imports between this project's modules, by dotted names; also inside functions, and for types alone."""
     known = {dotted(path): path for path in modules()}
     graph: dict[str, set[str]] = {name: set() for name in known}
     for name, path in known.items():

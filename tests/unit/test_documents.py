@@ -107,10 +107,10 @@ def test_every_option_that_a_page_names_exists(page):
 def test_every_message_of_the_troubleshooting_page_is_the_codes():
     scripts = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "launch").glob("*.sh"))
     code = strings_of_the_code() + scripts
-    rows = [line for line in (DOCS / "troubleshooting.md").read_text(encoding="utf-8").splitlines() if line.startswith("| «")]
+    rows = [line for line in (DOCS / "troubleshooting.md").read_text(encoding="utf-8").splitlines() if line.startswith('| "')]
     assert len(rows) > 10
     for row in rows:
-        for message in re.findall(r"«(.*?)»", row.split("|")[1]):
+        for message in re.findall(r'"(.*?)"', row.split("|")[1]):
             for part in filter(None, (part.strip() for part in message.split("…"))):
                 assert part in code, f"the code doesn't say {part!r}"
 

@@ -1,4 +1,4 @@
-"""Whatever bytes lie where a run's YAML, a DeepSpeed JSON or a finished run's files should: a result or a sentence, soon."""
+"""Any bytes in place of a run's YAML, a DeepSpeed JSON or a finished run's files give a result or a sentence, soon."""
 
 from __future__ import annotations
 

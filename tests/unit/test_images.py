@@ -36,7 +36,7 @@ def lock() -> dict[str, Version]:
 
 
 def setup_requirements() -> list[Requirement]:
-    """What setup.py asks for, with the extras that the images install."""
+    """Requirements of setup.py, with the extras that the images install."""
     tree = ast.parse((REPOSITORY / "setup.py").read_text())
     values = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)}
     (extras,) = re.findall(r'"\.\[(.*)\]"', (IMAGES / "install.sh").read_text())
@@ -71,7 +71,7 @@ def values(name: str) -> list[str]:
 
 
 def copied() -> dict[str, str]:
-    """What Apptainer copies: a path of the repository → its place in the image."""
+    """The files that Apptainer copies: a path of the repository → its place in the image."""
     return dict(line.split() for line in sections()["files"].splitlines() if line.strip())
 
 
@@ -101,7 +101,7 @@ def installed(tmp_path_factory) -> dict[str, str]:
 
 
 def run_part(name: str, after: str, *words: str, path: str = os.defpath) -> str:
-    """What `after` prints where sh has run a section of the definition, with `words` as arguments."""
+    """Run a section of the definition by sh with `words` as arguments, then `after`; return what that prints."""
     script = ["sh", "-c", f"{sections()[name]}\n{after}", "sh", *words]
     done = subprocess.run(script, env={"PATH": path}, capture_output=True, text=True, timeout=patience(10), check=True)
     return done.stdout

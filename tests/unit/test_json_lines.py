@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from kappaspeech.errors import InputError
-from kappaspeech.json_lines import keep_lines, parse_lines, read_lines, write_lines
+from kappaspeech.json_lines import keep_lines, parse_lines, read_last_line, read_lines, write_lines
 
 # at each of these Python's splitlines ends a line
 BREAKS = "\u0085\u2028\u2029\x0b\x0c\x1c\x1d\x1e"
@@ -23,6 +23,20 @@ def test_a_text_may_hold_any_line_break_and_half_a_surrogate_pair(tmp_path):
     write_lines(tmp_path / "x.jsonl", records)
     assert read_lines(tmp_path / "x.jsonl", strictly=True) == records
     assert (tmp_path / "x.jsonl").read_bytes().decode().count("\n") == 2
+
+
+@pytest.mark.parametrize("length", [1, 1 << 15, 1 << 18])
+@pytest.mark.parametrize("end", [b"", b'{"step": 9, "lo', b"nonsense\n"])
+def test_the_last_record_is_found_from_the_end_whatever_its_length(tmp_path, length, end):
+    path = tmp_path / "steps.jsonl"
+    assert read_last_line(path, is_record=has_step) is None
+    path.write_bytes(end)
+    assert read_last_line(path, is_record=has_step) is None
+    write_lines(path, [{"step": step, "text": "ä" * length} for step in range(5)])
+    path.write_bytes(path.read_bytes() + end)
+    last = read_last_line(path, is_record=has_step)
+    assert last is not None
+    assert last["step"] == 4
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a person sees while something runs, on a terminal and in a log."""
+"""Progress as a person sees it, on a terminal and in a log."""
 
 from __future__ import annotations
 

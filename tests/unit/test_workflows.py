@@ -1,4 +1,4 @@
-"""What GitHub would run: the commands that exist here, on the Pythons that setup.py allows."""
+"""The workflows that GitHub would run: the commands that exist here, on the Pythons that setup.py allows."""
 
 from __future__ import annotations
 

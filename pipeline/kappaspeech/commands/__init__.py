@@ -22,7 +22,7 @@ from kappaspeech.commands.scan import scan
 from kappaspeech.commands.select import select
 from kappaspeech.commands.show import show
 from kappaspeech.commands.status import status
-from kappaspeech.commands.streams import safe_output
+from kappaspeech.commands.streams import quiet_libraries, safe_output
 from kappaspeech.commands.train import train
 from kappaspeech.commands.transcribe import transcribe
 from kappaspeech.errors import KappaSpeechError, RankFailure
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     heed_parent()
     given = _without_local_rank(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        with safe_output():
+        with safe_output(), quiet_libraries():
             result = app(given, standalone_mode=False)
     except RankFailure as error:
         # a rank that could has said so itself; rank 0 says it again, for it may be on another host

@@ -6,6 +6,6 @@ from collections.abc import Iterable
 
 
 def either(names: Iterable[str]) -> str:
-    """«a, b or c»."""
+    """Names as English lists them: "a, b or c"."""
     *others, last = names
     return f"{', '.join(others)} or {last}" if others else last

@@ -34,7 +34,11 @@ def compare(
     Finished trials are kept, and interrupted ones continue. Runs that differ in more than the arm are refused.
     """
     from kappaspeech.errors import InputError
+    from kappaspeech.needed_packages import need
     from kappaspeech.outputs import sweep, try_folder
+
+    if not list_:
+        need("kappaspeech compare", "jinja2", "matplotlib")
 
     is_experiment = len(what) == 1 and what[0].suffix in (".yaml", ".yml")
     if not is_experiment:
@@ -53,6 +57,13 @@ def compare(
     if list_:
         _print_trials(experiment)
         return 0
+    if not report_only:
+        from kappaspeech.comparison.experiment import LORA
+        from kappaspeech.training.needs import check_packages
+
+        check_packages(experiment.base)
+        if any(arm.select in LORA for arm in experiment.config.arms):
+            need("An arm of LoRA", "peft")
     for folder in {experiment.output, output or experiment.output}:
         try_folder(folder)
         sweep(folder)
@@ -82,7 +93,7 @@ def _train(experiment: Experiment, *, arm: int | None, jobs: int) -> tuple[list[
 
 
 def _exit_code(failures: Sequence[Failure]) -> int:
-    """0 where nothing is missing, 75 where the same command goes on with all that is, else 1."""
+    """0 if nothing is missing, 75 if the same command continues all that is, else 1."""
     from kappaspeech.comparison.trial_runner import EXIT_RESUMABLE
 
     if not failures:
@@ -108,7 +119,7 @@ def _report_trials(experiment: Experiment, failures: Sequence[Failure], output: 
     told = {failure.trial.number: failure.cause for failure in failures}
     finished = [trial for trial in experiment.trials if read_state(trial) == "finished"]
     missing = {
-        f"{trial.arm.name}, seed {trial.seed}": told.get(trial.number, f"its state is «{read_state(trial)}»")
+        f"{trial.arm.name}, seed {trial.seed}": told.get(trial.number, f"its state is '{read_state(trial)}'")
         for trial in experiment.trials
         if trial not in finished
     }

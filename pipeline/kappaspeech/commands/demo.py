@@ -35,7 +35,11 @@ def speech(
 ) -> None:
     """Speak English and German commands (espeak-ng), or divide real recordings, into train and test without a shared sentence."""
     from kappaspeech.demo.speech import generate_speech, split_recordings
+    from kappaspeech.needed_packages import need
     from kappaspeech.outputs import try_folder
+
+    if recordings is None:
+        need("kappaspeech demo speech", "espeakng_loader", "soundfile", "soxr")
 
     try_folder(output)
     if recordings is not None:
@@ -56,6 +60,23 @@ def texts(output: Annotated[Path, typer.Argument(help="Folder of the text files.
 
 
 @demo.command()
+def replay(
+    llm: Annotated[Path, typer.Argument(help="The LLM's folder.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the text files.")],
+    count: Annotated[int, typer.Option(min=1, help="Texts a language.")] = 100,
+    num_tokens: Annotated[int, typer.Option(min=8, help="About the length of a text.")] = 64,
+    seed: Annotated[int, typer.Option(help="The seed of the sampling.")] = 17,
+) -> None:
+    """Let the LLM itself write English and German texts: what to replay (replay.texts) where there are none."""
+    from kappaspeech.demo.own_texts import write_own_texts
+    from kappaspeech.outputs import try_folder
+
+    try_folder(output)
+    for path in write_own_texts(str(llm), output, count=count, num_tokens=num_tokens, seed=seed):
+        print(for_terminal(str(path)))
+
+
+@demo.command()
 def steps(
     probe: Annotated[Path, typer.Argument(help="The folder of a short run of the same configuration, without evaluations.")],
     config: Annotated[Path, typer.Argument(help="The recipe's YAML.")],
@@ -69,8 +90,8 @@ def steps(
     from kappaspeech.demo.pace import Pace, choose_num_steps, describe_choice, read_step_seconds
 
     recipe = read_run_config(config).training
-    pace = Pace.of(read_step_seconds(probe), spent_seconds=spent_seconds)
-    cadence = recipe.evaluate_every_steps
-    num_steps = choose_num_steps(pace, minutes=minutes, recipe_num_steps=recipe.num_steps, evaluate_every_steps=cadence)
+    seconds, aligning = read_step_seconds(probe)
+    pace = Pace.of(seconds, aligning=aligning, spent_seconds=spent_seconds)
+    num_steps = choose_num_steps(pace, minutes=minutes, recipe=recipe)
     write_text(output, f"{num_steps}\n")
     print(describe_choice(num_steps, pace, minutes=minutes, recipe_num_steps=recipe.num_steps))

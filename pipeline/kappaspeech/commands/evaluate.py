@@ -38,6 +38,14 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="The record (JSON). Default: evaluation.json in MODEL's folder.")] = None,
 ) -> int:
     """Transcribe test speech and read text; write WER by language with intervals, perplexity, and every hypothesis."""
+    from kappaspeech.needed_packages import need
+    from kappaspeech.speech.source import need_reader
+
+    need("kappaspeech evaluate", "jiwer", "soundfile", "soxr", "whisper")
+    if page:
+        need("--page", "jinja2")
+    for shards in data or ():
+        need_reader(shards)
     from kappaspeech.artefacts import write_json, write_text
     from kappaspeech.errors import InputError
     from kappaspeech.evaluation.evaluate import compare_with, draw_page, open_test_set, read_hypotheses

@@ -8,7 +8,7 @@ import typer
 
 
 def finite(value: float | None) -> float | None:
-    """A number as it is; «inf» and «nan», which Python reads as numbers, are refused."""
+    """A number as it is; "inf" and "nan", which Python reads as numbers, are refused."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is no finite number.")
     return value

@@ -36,11 +36,13 @@ def pack(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that encode. Default: cores.")] = None,
 ) -> None:
     """Pack recordings and transcripts into indexed WebDataset shards of 16 kHz FLAC. Finished shards are kept."""
+    from kappaspeech.needed_packages import need
     from kappaspeech.outputs import sweep, try_folder
     from kappaspeech.progress import ProgressBar
     from kappaspeech.speech.packing import REPORT_NAME
     from kappaspeech.speech.packing import pack as run_pack
 
+    need("kappaspeech pack", "soundfile", "soxr", "webdataset")
     try_folder(output)
     sweep(output)
     recordings = find_recordings(source, layout=layout, language=language, split=split, keeps_faults=skip_bad)
@@ -72,11 +74,16 @@ def index(
     ] = None,
 ) -> None:
     """Index tar shards that others made, beside each shard or into one file. With one file, valid indices are taken over."""
+    from kappaspeech.needed_packages import need
     from kappaspeech.outputs import try_output
     from kappaspeech.progress import ProgressBar
     from kappaspeech.speech.shards import expand, index_shard, write_index
+    from kappaspeech.speech.source import need_reader
     from kappaspeech.speech.table import SampleTable, write_merged
 
+    need("kappaspeech index", "soundfile")
+    for pattern in shards:
+        need_reader(pattern)
     if output is not None:
         try_output(output)
     places = [where for pattern in shards for where in expand(pattern)]
@@ -96,7 +103,7 @@ def index(
 
 
 def _find_index(where: str) -> ShardIndex | None:
-    """The index that stands beside a shard already, if it is right."""
+    """The index that is beside a shard already, if it is right."""
     from kappaspeech.errors import DataError
     from kappaspeech.speech.shards import read_index
 

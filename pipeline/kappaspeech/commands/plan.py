@@ -24,7 +24,6 @@ _LINK_GBS, _HOST_MEMORY_GBS = 25.0, 150.0
 _NEAR_GBS, _FAR_GBS = 200.0, 40.0
 _GPU_MEMORY_GB = 80.0
 _HOST_GPUS = 8
-_PROMPT_TOKENS = 40
 # Of an LLM's parameters, if nobody says which will train: the 100 tensors of the quickstart are 46 % of its LLM.
 # LoRA's share is that of rank 64.
 _TRAINED_SHARE, _LORA_SHARE = 0.5, 0.03
@@ -148,7 +147,7 @@ def _plan_gpus(
     """`ranks`: numbers of them, each with the bytes that one has."""
     from kappaspeech.planning.duration import Rates
     from kappaspeech.planning.meta_model import build_meta_model
-    from kappaspeech.planning.planner import Planner
+    from kappaspeech.planning.planner import ASSUMED_PROMPT_TOKENS, Planner
 
     modules = build_meta_model(settings, read_selection=num_trained is None)
     planner = Planner(settings, modules=modules, num_trained=num_trained)
@@ -161,7 +160,7 @@ def _plan_gpus(
             host_link_bytes_per_second=_LINK_GBS * 1e9,
             host_update_bytes_per_second=_HOST_MEMORY_GBS * 1e9 / min(count, _HOST_GPUS),
         )
-        plans.append(planner.plan(count, rates=rates, prompt_tokens=_PROMPT_TOKENS, memory_bytes=room))
+        plans.append(planner.plan(count, rates=rates, prompt_tokens=ASSUMED_PROMPT_TOKENS, memory_bytes=room))
     return planner, plans
 
 
@@ -196,8 +195,8 @@ def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: i
         folder=RunFolder(Path(settings.run_dir)),
     )
     modules = build_meta_model(settings, read_selection=num_trained is None, arithmetic=arithmetic)
-    planner = Planner(settings, modules=modules, num_trained=num_trained)
     prompt_tokens = _count_prompt(settings)
+    planner = Planner(settings, modules=modules, num_trained=num_trained, prompt_tokens=prompt_tokens)
     products = planner.find_products(arithmetic, prompt_tokens=prompt_tokens, device_type=cpu.type)
     plans = []
     for count, room in ranks:
@@ -213,12 +212,13 @@ def _count_prompt(settings: RunConfig) -> int:
     """The prompt's tokens, or about how many there are where there is no tokenizer."""
     from kappaspeech.errors import CheckpointError
     from kappaspeech.model.llm import load_tokenizer
+    from kappaspeech.planning.planner import ASSUMED_PROMPT_TOKENS
     from kappaspeech.speech.batches import make_prompt
 
     try:
         tokenizer = load_tokenizer(settings.model.llm)
     except CheckpointError:
-        return _PROMPT_TOKENS
+        return ASSUMED_PROMPT_TOKENS
     prompt = make_prompt(tokenizer, settings.model.instruction, chat=settings.model.chat_template)
     return prompt.num_tokens
 

@@ -53,6 +53,7 @@ def scan(
     from kappaspeech.blas import pin_threads
     from kappaspeech.errors import InputError
     from kappaspeech.escaping import for_terminal
+    from kappaspeech.needed_packages import need
     from kappaspeech.ranks.agreement import agreement
     from kappaspeech.ranks.rendezvous import find_launch
     from kappaspeech.ranks.start import start_cluster
@@ -61,9 +62,9 @@ def scan(
         raise InputError(f"--rtol is {rtol}; give a relative tolerance between 0 and 1, as 1e-6.")
     if threads < 1 or (workers is not None and workers < 1):
         raise InputError("--threads and --workers are at least 1.")
+    if backend is Backend.mpi:
+        need("--backend mpi", "mpi4py")
     pin_threads(os.environ, threads)
-    # torch prints a C++ stack where a store's other end is gone; the watch says the same in one line
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from kappaspeech.outputs import try_output
     from kappaspeech.scan.checkpoint import open_checkpoint
     from kappaspeech.scan.journal import default_folder

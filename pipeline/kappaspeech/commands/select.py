@@ -30,6 +30,13 @@ class Export(str, Enum):
     kappatune = "kappatune"
 
 
+class ExpertsAs(str, Enum):
+    """The part of a tensor of fused experts that is chosen."""
+
+    each = "each"
+    together = "together"
+
+
 def with_rules(options: Sequence[RuleOption]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for each rule, after `output`, and the one rule that they make as `rule`."""
 
@@ -79,6 +86,13 @@ def select(
     score: Annotated[str, typer.Option(help=f"{either(SCORES)}.")] = "kappa",
     include: Annotated[list[str] | None, typer.Option(help="Only these tensors: a name or a glob. May be repeated.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="None of these: a name or a glob. May be repeated.")] = None,
+    experts: Annotated[
+        ExpertsAs | None,
+        typer.Option(
+            help="What is chosen of fused experts: each by its own score, or all of a tensor together by their mean, as LoRA and "
+            "other tools need it. Default: each; together with an export that knows whole tensors alone."
+        ),
+    ] = None,
     export: Annotated[list[Export] | None, typer.Option(help="Write it for another tool too. May be repeated.")] = None,
     *,
     rule: Rule,
@@ -103,6 +117,7 @@ def select(
         score=score,
         include=include or (),
         exclude=exclude or (),
+        experts=_choose_experts(experts, export or ()),
     )
     chosen.write(output)
     _print_summary(chosen, output)
@@ -112,6 +127,12 @@ def select(
         print("Its names are GGUF's; exports have transformers' names. To train it here, scan the safetensors.", file=sys.stderr)
     for kind in export or ():
         print(for_terminal(str(write_export(chosen, kind.value, output))))
+
+
+def _choose_experts(wanted: ExpertsAs | None, exports: Sequence[Export]) -> Literal["each", "together"]:
+    if wanted is not None:
+        return "each" if wanted is ExpertsAs.each else "together"
+    return "together" if any(export is not Export.names for export in exports) else "each"
 
 
 def _print_summary(chosen: TensorSelection, output: Path) -> None:

@@ -35,7 +35,13 @@ def show(
     Into a pipe it prints tab-separated values with whole names.
     """
     from kappaspeech.escaping import for_terminal
+    from kappaspeech.needed_packages import need
     from kappaspeech.outputs import try_output
+
+    if parquet is not None:
+        need("--parquet", "pyarrow")
+    if picture is not None:
+        need("--picture", "matplotlib")
     from kappaspeech.scan import table as tables
     from kappaspeech.scan.picture import write_picture
     from kappaspeech.scan.ranking import KappaRanking
@@ -43,8 +49,6 @@ def show(
     from kappaspeech.selection.tensor_selection import TensorSelection
 
     check_score(score)
-    if parquet is not None:
-        tables.check_parquet()
     outputs = [path for path in (csv, parquet, picture) if path is not None]
     for path in outputs:
         try_output(path)
@@ -75,13 +79,18 @@ def _ends(listed: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
     return listed if len(listed) <= 2 * rows else [*listed[:rows], *listed[len(listed) - rows :]]
 
 
+def _is_selected(row: dict[str, Any], selected: set[str]) -> bool:
+    """Of fused experts a selection names one, or the whole tensor."""
+    return row["name"] in selected or row["parameter"] in selected
+
+
 def _print_json(content: KappaRanking, listed: Sequence[dict[str, Any]], selected: set[str] | None) -> None:
     import json
     import math
 
     rows = [
         {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
-        | ({} if selected is None else {"selected": row["parameter"] in selected})
+        | ({} if selected is None else {"selected": _is_selected(row, selected)})
         for row in listed
     ]
     print(json.dumps({"schema_version": 1, "model": content.model, "rows": rows}, indent=1))
@@ -97,7 +106,7 @@ def _print_lines(listed: Sequence[dict[str, Any]], selected: set[str] | None, *,
     for row in listed:
         cells = ["inf" if row[column] is None else str(row[column]) for column in columns]
         if selected is not None:
-            cells.append("yes" if row["parameter"] in selected else "no")
+            cells.append("yes" if _is_selected(row, selected) else "no")
         print("\t".join(map(for_column, cells)))
 
 
@@ -126,6 +135,6 @@ def _print_table(
         cells = [row["rank"], names[row["name"]], *([row["shape"]] if is_wide else []), format_kappa(row["kappa"])]
         cells += [format_kappa(row[key])] if score != "kappa" else []
         cells += [f"{row['error_bound']:.0e}"] if is_wide else []
-        cells += ["yes" if row["parameter"] in selected else ""] if selected is not None else []
+        cells += ["yes" if _is_selected(row, selected) else ""] if selected is not None else []
         shown.add_row(*map(for_table, cells))
     console.print(shown)

@@ -1,9 +1,13 @@
-"""Standard output and error on any terminal, encoding, pipe or disk; none of them ends a command in a traceback."""
+"""Standard output and error on any terminal, encoding, pipe or disk; none of them ends a command in a traceback.
+
+They are the user's: what libraries say to developers is left out.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -18,8 +22,8 @@ from kappaspeech.outside import describe
 def safe_output() -> Iterator[None]:
     """Let every letter be printed, as an escape where the terminal's encoding lacks it, and have all of it out at the end.
 
-    A closed stream takes whatever comes. Raises `InputError` where standard output takes no more; a reader that has gone away
-    (`| head`) isn't told of.
+    A closed stream takes whatever comes. Raises `InputError` if standard output takes no more; a reader that has gone away
+    (`| head`) isn't reported.
     """
     before = sys.stdout, sys.stderr
     with ExitStack() as nowhere:
@@ -35,6 +39,21 @@ def safe_output() -> Iterator[None]:
             sys.stdout.flush()
         finally:
             sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Leave out warnings of libraries, which are for developers. `PYTHONWARNINGS=default`, or python -W, brings them back.
+
+    A variable of a library that the user has set counts.
+    """
+    # transformers' own logger, and torch's, whose C++ stack on a lost connection the watch says in one line
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
 
 
 class _Told:

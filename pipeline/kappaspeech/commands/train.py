@@ -22,7 +22,7 @@ def train(
         list[str] | None, typer.Option("--set", help="Change a value: optimizer.clip_norm=0.5. May be repeated.")
     ] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this host.")] = None,
-    hostfile: Annotated[Path | None, typer.Option(help="Start ranks on these hosts, over ssh: lines of «name slots=N».")] = None,
+    hostfile: Annotated[Path | None, typer.Option(help="Start ranks on these hosts, over ssh: lines of 'name slots=N'.")] = None,
     slurm: Annotated[str | None, typer.Option(help="Submit to SLURM with these options: '--nodes=2 --time=8:00:00'.")] = None,
     max_restarts: Annotated[int, typer.Option(min=0, help="Start again after a fault, this often at most.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")] = False,
@@ -61,8 +61,6 @@ def train(
 
 
 def _train_here(settings: Any) -> int:
-    # torch would tell of every lost connection with a C++ stack; who is gone, and why, is told in words
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from kappaspeech.launching.reports import write_report
     from kappaspeech.runs.contents import README_FILE
     from kappaspeech.runs.readme import describe_outcome
@@ -70,8 +68,10 @@ def _train_here(settings: Any) -> int:
     if "RANK" not in os.environ:
         from kappaspeech.outputs import try_folder
         from kappaspeech.runs.lease import free
+        from kappaspeech.training.needs import check_packages
 
-        # before torch and DeepSpeed are loaded: a second start is told at once, and so is a disk that takes nothing
+        check_packages(settings)
+        # before torch and DeepSpeed are loaded: a second start is refused at once, and so is a disk that takes nothing
         try_folder(Path(settings.run_dir))
         free(Path(settings.run_dir))
     from kappaspeech.training.run import train as run_training
@@ -82,11 +82,11 @@ def _train_here(settings: Any) -> int:
         write_report(Path(settings.run_dir), error)
         raise
     if os.environ.get("RANK", "0") == "0":
-        stopped = f", stopped by {outcome.reason}; the same command goes on from there" if outcome.reason else ""
+        stopped = f", stopped by {outcome.reason}; the same command continues from there" if outcome.reason else ""
         print(for_terminal(f"{outcome.status} at step {outcome.step}{stopped}"))
         for line in describe_outcome(Path(outcome.run_dir))[1:]:
             print(for_terminal(line))
-        print(for_terminal(f"{outcome.run_dir} (what is in it: {Path(outcome.run_dir) / README_FILE})"))
+        print(for_terminal(f"{outcome.run_dir} (its contents: {Path(outcome.run_dir) / README_FILE})"))
     return 0
 
 

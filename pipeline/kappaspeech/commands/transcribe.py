@@ -53,9 +53,11 @@ def transcribe(
     """Transcribe recordings; long ones are cut at their quietest points. One that can't be read is named and left out."""
     from kappaspeech.errors import DataError, InputError
     from kappaspeech.evaluation.recordings import find_audio, warn_of_length
+    from kappaspeech.needed_packages import need
     from kappaspeech.outputs import try_folder, try_output
     from kappaspeech.speech.samples import LONGEST_PIECE_SECONDS, SAMPLE_RATE_HZ
 
+    need("kappaspeech transcribe", "soundfile", "soxr", "transformers", "whisper")
     recordings = find_audio(recordings)
     if format_ is Format.srt and len(recordings) > 1 and output is None:
         raise InputError("Subtitles of several recordings need a folder to go to: give --output DIR.")
@@ -134,7 +136,7 @@ def _write(transcripts: list[Transcript], format_: Format, *, folder: Path | Non
 
 
 def _subtitle_names(transcripts: list[Transcript]) -> dict[str, Transcript]:
-    """File names for subtitles; recordings of one name in several folders are told apart by a number."""
+    """File names for subtitles; recordings of one name in several folders get a number."""
     names: dict[str, Transcript] = {}
     for transcript in transcripts:
         stem = Path(transcript.recording).stem

@@ -56,12 +56,13 @@ def draw_loss(axes: Any, arms: Sequence[Arm]) -> None:
     """Training loss in nats a target token, smoothed."""
     ends = []
     for style, arm in _styled(arms):
-        curves = [smooth([step["loss_nats"] for step in run.steps]) for run in arm.runs]
+        curves = [smooth(run.losses) for run in arm.runs]
         means = [fmean(values) for values in zip(*curves, strict=False)]
-        (line,) = axes.plot(range(1, len(means) + 1), means, color=style.colour, linewidth=1.6)
+        first = arm.runs[0].num_alignment_steps + 1
+        (line,) = axes.plot(range(first, first + len(means)), means, color=style.colour, linewidth=1.6)
         style.mark(line)
         if means:
-            ends.append((style, float(len(means)), means[-1]))
+            ends.append((style, float(first + len(means) - 1), means[-1]))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
     axes.set_ylabel("nats a token")

@@ -121,9 +121,10 @@ def _wer_path(run: RunSummary) -> Path:
 
 
 def _loss_path(run: RunSummary) -> Path:
-    smoothed = smooth([step["loss_nats"] for step in run.steps])
+    smoothed = smooth(run.losses)
     # the record of step 60 comes after sixty steps, and that of step 0 before the first
-    values = [smoothed[min(max(record["step"] - 1, 0), len(smoothed) - 1)] for record in run.evaluations]
+    last = len(smoothed) - 1
+    values = [smoothed[min(max(record["step"] - run.num_alignment_steps - 1, 0), last)] for record in run.evaluations]
     return fixed_path(np.array(values), _forgetting(run))
 
 

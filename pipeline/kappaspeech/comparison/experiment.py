@@ -14,6 +14,7 @@ from kappaspeech.config.reading import read_yaml
 from kappaspeech.config.run_config import RunConfig, read_run_config
 from kappaspeech.config.section import Count
 from kappaspeech.errors import ConfigError
+from kappaspeech.selection.candidates import Experts
 
 Select = Literal["smallest", "largest", "random", "adaptor", "lora", "kappa-lora", "all"]
 # those that take tensors from the ranking, and those that put LoRA on them
@@ -58,6 +59,11 @@ class ExperimentConfig(_Section):
         "`count` tensors of smallest κ, in tensors or in LoRA's rank, of which alpha is then twice.",
     )
     exclude: list[str] = Field(default=[], description="Names or globs of tensors that no arm selects.")
+    experts: Experts = Field(
+        default="each",
+        description="What an arm selects of fused experts. each: single ones, by their own score. together: all of a tensor, by "
+        "their mean, which LoRA's arms always do.",
+    )
     seeds: list[int] = Field(default=[], description="Seeds that repeat each arm. []: the base's own seed.")
     num_ranks: Count = Field(default=1, description="Ranks that train an arm.")
 
@@ -154,5 +160,5 @@ def needs_ranking(arm: ArmConfig, config: ExperimentConfig) -> bool:
 
 
 def slug(name: str) -> str:
-    """An arm's name as a folder's: «smallest κ» is smallest-kappa."""
+    """An arm's name as a folder's: "smallest κ" is smallest-kappa."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("κ", "kappa")).strip("-")

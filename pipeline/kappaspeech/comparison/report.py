@@ -21,7 +21,7 @@ _PANEL_INCHES = (6.6, 3.9)
 def write_report(arms: Sequence[Arm], folder: Path, *, missing: Mapping[str, str]) -> tuple[dict[str, Any], list[Path]]:
     """Write report.json, report.html, report.png and report.svg to `folder`; return what the first holds, and their paths.
 
-    `missing` names what of an experiment isn't there, with the reason. Raises `InputError` where arms were tested on different
+    `missing` names what of an experiment isn't there, with the reason. Raises `InputError` if arms were tested on different
     utterances.
     """
     check_same_utterances(arms)

@@ -15,11 +15,11 @@ from kappaspeech.model.prefixes import LLM_PREFIX
 from kappaspeech.redaction import redact_values
 from kappaspeech.runs.contents import DRIFT_FILE, EVALUATIONS_FILE, FROZEN_FILE, SELECTION_FILE, STEPS_FILE, hypotheses_path
 from kappaspeech.runs.folder import RunFolder
-from kappaspeech.runs.records import is_evaluation, is_step, read_lines
+from kappaspeech.runs.records import is_evaluation, is_step, is_transcript_step, read_lines
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 
-# What arms may differ in: their name and place, and which tensors they unfreeze.
-_ARM_KEYS = ("run_dir", "arm", "unfreeze")
+# What arms may differ in: their name and place, which tensors they unfreeze, and the text that they repeat beside their speech.
+_ARM_KEYS = ("run_dir", "arm", "unfreeze", "replay")
 # Of run.json: what must be alike in all runs, whatever their seed, beside the configuration.
 _SHARED_FACTS = ("checkpoint_digest", "adaptor", "dtype", "deepspeed_config", "versions")
 
@@ -42,6 +42,15 @@ class RunSummary:
     tensors: tuple[SelectedTensor, ...]
     # every parameter of the LLM, frozen or trained
     llm_names: tuple[str, ...]
+
+    @property
+    def losses(self) -> list[float]:
+        """The transcripts' loss of each step that trained on them, in nats a token; none of those that aligned the adaptor."""
+        return [float(step["loss_nats"]) for step in self.steps if is_transcript_step(step)]
+
+    @property
+    def num_alignment_steps(self) -> int:
+        return int(self.config["training"].get("alignment_steps", 0))
 
     @property
     def trained_names(self) -> tuple[str, ...]:
@@ -131,7 +140,7 @@ def _read_run(path: Path) -> RunSummary:
 
 
 def group_runs(runs: Sequence[RunSummary]) -> list[Arm]:
-    """Arms in the order in which their first runs come. Raises `InputError` where the runs don't compare.
+    """Arms in the order in which their first runs come. Raises `InputError` if the runs don't compare.
 
     All must have the same configuration, base model and software; those of one seed the same data, of whose fingerprint the seed
     is a part, the same initial weights and the same samples in the same order; and each arm a seed in common with the first.
@@ -164,7 +173,7 @@ def group_runs(runs: Sequence[RunSummary]) -> list[Arm]:
 
 
 def put_first(arms: Sequence[Arm], name: str | None) -> list[Arm]:
-    """`arms` with the reference, of this name, before the others. Raises `InputError` where there is none."""
+    """`arms` with the reference, of this name, before the others. Raises `InputError` if there is none."""
     if name is None:
         return list(arms)
     chosen = [arm for arm in arms if arm.name == name]

@@ -81,7 +81,7 @@ def _describe(values: Sequence[float], gaps_R: FloatArray) -> dict[str, Any]:
 
 
 def check_same_utterances(arms: Sequence[Arm]) -> None:
-    """Raise `InputError` where two runs were tested on different utterances."""
+    """Raise `InputError` if two runs were tested on different utterances."""
     runs = [run for arm in arms for run in arm.runs]
     for run in runs[1:]:
         if _utterances(run) != _utterances(runs[0]):

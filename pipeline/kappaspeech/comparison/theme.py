@@ -37,7 +37,7 @@ class Style:
 
     @property
     def label(self) -> str:
-        """The name as a drawing writes it: matplotlib reads dollars as mathematics, and leaves «_…» out of legends."""
+        """The name as a drawing writes it: matplotlib reads dollars as mathematics, and leaves "_…" out of legends."""
         text = for_picture(self.name)
         return f" {text}" if text.startswith("_") else text
 

@@ -28,7 +28,7 @@ EXIT_RESUMABLE = 75
 
 @dataclass(frozen=True)
 class Failure:
-    """A trial that didn't finish, and why: the last error its training told, or how it ended."""
+    """A trial that didn't finish, and why: the last error of its training, or how it ended."""
 
     trial: Trial
     cause: str
@@ -87,7 +87,7 @@ class TrialRunner:
             return None
         # a status counts where this start can have written it: one that failed early leaves the last one's
         is_resumable = state == "resumable" and code in (0, EXIT_RESUMABLE)
-        told = "it stopped ahead of its end and goes on from there" if is_resumable else _last_error(trial.log_path, before)
+        told = "it was stopped; the same command continues it" if is_resumable else _last_error(trial.log_path, before)
         cause = told or f"its training ended with exit code {code} and said no more than {trial.log_path}"
         self._say(f"{label}: {cause}")
         return Failure(trial, cause, EXIT_RESUMABLE if is_resumable else code)
@@ -119,7 +119,7 @@ def _command(config_path: Path, *, num_ranks: int) -> list[str]:
 
 @contextmanager
 def locked(trial: Trial) -> Iterator[IO[bytes] | None]:
-    """Hold a trial for this process and the training it starts. Raises `TrainingError` where another holds it.
+    """Hold a trial for this process and the training it starts. Raises `TrainingError` if another holds it.
 
     None on a file system without locks.
     """
@@ -152,7 +152,7 @@ def _last_error(log: Path, start: int) -> str | None:
 
 
 def make_ranking(experiment: Experiment) -> None:
-    """Scan the base's LLM where the ranking isn't there yet; on all cores. Raises `TrainingError` where the scan fails.
+    """Scan the base's LLM if the ranking isn't there yet; on all cores. Raises `TrainingError` if the scan fails.
 
     Array tasks that begin together wait for the one that scans.
     """

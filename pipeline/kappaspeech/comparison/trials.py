@@ -19,7 +19,7 @@ from kappaspeech.redaction import find_secrets, redact_values
 from kappaspeech.runs.contents import RECORD_FILE, SELECTION_FILE
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.scan.ranking import KappaRanking
-from kappaspeech.selection.candidates import Order
+from kappaspeech.selection.candidates import Experts, Order
 from kappaspeech.selection.rules import Count, Nearest
 from kappaspeech.selection.select import select
 from kappaspeech.selection.tensor_selection import TensorSelection
@@ -61,20 +61,23 @@ def _make_lora(experiment: Experiment, trial: Trial, ranking: KappaRanking | Non
 
 
 def make_selection(experiment: Experiment, trial: Trial, ranking: KappaRanking) -> TensorSelection:
-    """The tensors that `trial` trains or adapts. Raises `SelectionError` where the ranking has too few."""
+    """The tensors that `trial` trains or adapts. Raises `SelectionError` if the ranking has too few."""
     config, count = experiment.config, _count(experiment)
     orders: dict[str, Order] = {"largest": "largest", "random": "random"}
     order = orders.get(trial.arm.select, "smallest")
     seed = trial.seed if trial.arm.seed is None else trial.arm.seed
+    # LoRA adapts the experts of a tensor together
+    experts: Experts = "together" if trial.arm.select in LORA else config.experts
     if config.equal == "count" or order == "smallest":
-        return select(ranking, count, order=order, seed=seed, exclude=config.exclude)
+        return select(ranking, count, order=order, seed=seed, exclude=config.exclude, experts=experts)
     rule = Nearest(_budget(experiment, ranking).num_parameters)
-    return select(ranking, rule, order=order, seed=seed, exclude=config.exclude)
+    return select(ranking, rule, order=order, seed=seed, exclude=config.exclude, experts=experts)
 
 
 def _budget(experiment: Experiment, ranking: KappaRanking) -> TensorSelection:
     """Whose parameters all arms are to have: the `count` tensors of smallest κ."""
-    return select(ranking, _count(experiment), exclude=experiment.config.exclude)
+    config = experiment.config
+    return select(ranking, _count(experiment), exclude=config.exclude, experts=config.experts)
 
 
 def _count(experiment: Experiment) -> Count:
@@ -86,7 +89,7 @@ def _count(experiment: Experiment) -> Count:
 def prepare(experiment: Experiment) -> None:
     """Write every trial's selection and run's YAML; the same bytes each time.
 
-    Raises `InputError` where a run folder holds a run of another configuration or selection, before anything is written.
+    Raises `InputError` if a run folder holds a run of another configuration or selection, before anything is written.
     """
     ranking = KappaRanking.read(experiment.ranking_path) if experiment.needs_ranking else None
     prepared = []
@@ -124,7 +127,7 @@ def _check_same_run(trial: Trial, config: RunConfig, selection: TensorSelection 
 
 
 def read_state(trial: Trial) -> State:
-    """A trial's state, by its run folder; it is «running» also if it was killed."""
+    """A trial's state, by its run folder; it is "running" also if it was killed."""
     if not (trial.run_dir / RECORD_FILE).exists():
         return "waiting"
     state: State = RunFolder(trial.run_dir).read_record()["status"]

@@ -21,12 +21,12 @@ class DatasetConfig(StrictSection):
     text_normalization: Literal["none", "whisper"] = Field(
         default="none",
         description="How transcripts are written in training. none: as they are in the shards. whisper: as they are compared, by "
-        "Whisper's normaliser of their language where that leaves words whole: lower case, without punctuation.",
+        "Whisper's normaliser of their language if that leaves words whole: lower case, without punctuation.",
     )
 
 
 class ReadConfig(StrictSection):
-    """How remote shards are read."""
+    """Reading of remote shards."""
 
     attempts: Count = Field(default=6, description="How often a byte range is tried.")
     stall_seconds: Positive = Field(default=30.0, description="Seconds without a byte after which an attempt is given up.")

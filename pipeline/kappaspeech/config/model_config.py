@@ -56,7 +56,7 @@ class LoraConfig(StrictSection):
 
 
 class UnfreezeConfig(StrictSection):
-    """What trains beside the adaptor: a selection's tensors, nothing, the whole LLM, or LoRA."""
+    """The parameters that train beside the adaptor: a selection's tensors, nothing, the whole LLM, or LoRA."""
 
     mode: Literal["selection", "adaptor", "all", "lora"] = Field(
         default="adaptor",

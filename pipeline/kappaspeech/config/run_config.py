@@ -10,6 +10,7 @@ from pydantic import Field
 from kappaspeech.config.data_config import DataConfig
 from kappaspeech.config.model_config import ModelConfig, UnfreezeConfig
 from kappaspeech.config.reading import read_yaml
+from kappaspeech.config.replay_config import ReplayConfig
 from kappaspeech.config.section import StrictSection
 from kappaspeech.config.training_config import BatchConfig, EvaluationConfig, OptimizerConfig, TrainingConfig
 
@@ -25,6 +26,7 @@ class RunConfig(StrictSection):
     model: ModelConfig = Field(description="The two pretrained models, and the prompt.")
     unfreeze: UnfreezeConfig = Field(default=UnfreezeConfig(), description="What trains beside the adaptor.")
     data: DataConfig = Field(description="Speech and text.")
+    replay: ReplayConfig | None = Field(default=None, description="Text in every step, against forgetting. null: speech alone.")
     batch: BatchConfig = Field(default=BatchConfig(), description="Size of a step.")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW and its rates.")
     training: TrainingConfig = Field(description="Length, cadence and faults.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kappaspeech.config.section import Count, NotNegative, Positive, StrictSection
 
@@ -14,7 +14,23 @@ class BatchConfig(StrictSection):
 
     max_samples: Count = Field(default=16, description="Most clips in a micro-batch.")
     max_seconds: Positive = Field(default=120.0, description="Most seconds of padded audio in a micro-batch.")
+    max_tokens: Count | None = Field(
+        default=None,
+        description="Most tokens of the LLM in a micro-batch: prompt, audio, and text by the audio's length; padding isn't "
+        "counted. null: no limit but the other two.",
+    )
     micro_batches_per_step: Count = Field(default=2, description="Micro-batches in a step, over all ranks.")
+    even_shares: bool = Field(
+        default=False,
+        description="Deal a step's clips out anew where its micro-batches don't go evenly among the ranks, so that no rank is "
+        "left without. The step's clips stay the same; dropout then depends on the number of ranks.",
+    )
+    packing: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Lay the clips of a micro-batch one after the other in one row of the LLM, each attending to itself alone, "
+        "in place of padding each to the longest. auto: on processors, where it was measured, if the LLM's family can. A run "
+        "keeps what it began with.",
+    )
 
 
 class OptimizerConfig(StrictSection):
@@ -54,7 +70,7 @@ class TrainingConfig(StrictSection):
     on_bad_loss: Literal["stop", "skip"] = Field(
         default="stop",
         description="A step is bad if its loss or gradient norm isn't finite, or by `explode_factor`. It moves no weight, and "
-        "skipped_steps.jsonl names its samples. stop: the run ends. skip: it goes on.",
+        "skipped_steps.jsonl names its samples. stop: the run ends. skip: it continues.",
     )
     explode_factor: Annotated[float, Field(gt=1)] | None = Field(
         default=None,
@@ -86,10 +102,26 @@ class TrainingConfig(StrictSection):
         description="Weight of the adaptor's alignment loss (CTC over the transcript's own token embeddings), added to the "
         "transcript's. Recorded losses leave it out. 0: none.",
     )
+    alignment_steps: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="The first steps of `num_steps` that train the adaptor alone, by the alignment loss and without the LLM's "
+        "layers, for a small part of a step's time. The learning rates' schedule runs over these steps, and anew over the rest.",
+    )
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> TrainingConfig:
+        if self.alignment_steps >= self.num_steps:
+            raise ValueError(f"alignment_steps is {self.alignment_steps}; give fewer than num_steps, which is {self.num_steps}")
+        return self
+
+    @property
+    def num_llm_steps(self) -> int:
+        """The number of steps after the alignment's."""
+        return self.num_steps - self.alignment_steps
 
 
 class EvaluationConfig(StrictSection):
-    """How `data.test` is decoded."""
+    """Decoding of `data.test`."""
 
     batch_size: Count = Field(default=32, description="Utterances decoded together.")
     max_new_tokens: Count = Field(default=200, description="Most tokens of a transcript.")

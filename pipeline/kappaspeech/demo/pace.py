@@ -1,4 +1,4 @@
-"""How many steps of a recipe fit a time on this machine, told by the steps of a short run."""
+"""The number of a recipe's steps that fit a time on this machine, measured by the steps of a short run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kappaspeech.config.training_config import TrainingConfig
 from kappaspeech.errors import InputError
 from kappaspeech.runs.contents import STEPS_FILE
+from kappaspeech.runs.records import is_transcript_step
 
 # An evaluation took 13 to 27 steps' time on two cores, decoding and text together; more than that, for other machines.
 _EVALUATION_STEPS = 30
@@ -24,54 +26,68 @@ _LISTENING_FRACTION = 2 / 3
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that a step takes, that a run takes beside its steps and evaluations, and that measuring both has taken."""
+    """Seconds that a step takes, that a run takes beside its steps and evaluations, and that measuring both has taken.
+
+    `alignment_seconds` are those of a step that aligns the adaptor alone.
+    """
 
     step_seconds: float
     start_seconds: float
     spent_seconds: float
+    alignment_seconds: float = 0.0
 
     @classmethod
-    def of(cls, seconds: Sequence[float], *, spent_seconds: float) -> Pace:
-        """From each step of a run without evaluations that took `spent_seconds` as a whole; its first half warms up."""
-        median = statistics.median(seconds[len(seconds) // 2 :])
-        return cls(median, max(0.0, spent_seconds - sum(seconds)), spent_seconds)
+    def of(cls, seconds: Sequence[float], *, aligning: Sequence[float] = (), spent_seconds: float) -> Pace:
+        """From each step of a run without evaluations that took `spent_seconds` as a whole; each kind's first half warms up."""
+        start = max(0.0, spent_seconds - sum(seconds) - sum(aligning))
+        return cls(_settled(seconds), start, spent_seconds, _settled(aligning) if aligning else 0.0)
 
 
-def read_step_seconds(run_dir: Path) -> list[float]:
-    """The seconds of each step of a run. Raises `InputError` where it has none."""
+def _settled(seconds: Sequence[float]) -> float:
+    return statistics.median(seconds[len(seconds) // 2 :])
+
+
+def read_step_seconds(run_dir: Path) -> tuple[list[float], list[float]]:
+    """The seconds of each step of a run, with the LLM and aligning the adaptor alone. Raises `InputError` if none had the LLM."""
     path = run_dir / STEPS_FILE
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        seconds = [float(json.loads(line)["seconds"]) for line in lines if line.strip()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        seconds = [float(record["seconds"]) for record in records if is_transcript_step(record)]
+        aligning = [float(record["seconds"]) for record in records if not is_transcript_step(record)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} doesn't say how long steps took ({error!r}); train the probe again.") from error
     if not seconds:
         raise InputError(f"{path} has no steps; train the probe again.")
-    return seconds
+    return seconds, aligning
 
 
-def choose_num_steps(pace: Pace, *, minutes: float, recipe_num_steps: int, evaluate_every_steps: int) -> int:
-    """The most steps, up to the recipe's, that end in time with their evaluations. Raises `InputError` where that is too few."""
-    least = min(_MIN_NUM_STEPS, recipe_num_steps)
-    for num_steps in range(recipe_num_steps, least - 1, -1):
-        if _seconds_of(num_steps, pace, evaluate_every_steps) <= 60 * minutes:
+def choose_num_steps(pace: Pace, *, minutes: float, recipe: TrainingConfig) -> int:
+    """The most steps, up to the recipe's, that end in time with their evaluations. Raises `InputError` if that is too few.
+
+    The alignment keeps its share of them.
+    """
+    least = min(_MIN_NUM_STEPS, recipe.num_steps)
+    for num_steps in range(recipe.num_steps, least - 1, -1):
+        if _seconds_of(num_steps, pace, recipe) <= 60 * minutes:
             return num_steps
-    needed = math.ceil(_seconds_of(least, pace, evaluate_every_steps) / 60)
+    needed = math.ceil(_seconds_of(least, pace, recipe) / 60)
     raise InputError(
         f"{minutes:g} minutes are too short here: a step takes {pace.step_seconds:.2g} s, and {least} steps, the fewest worth a "
         f"training, take {needed} minutes with loading and evaluations. Give --minutes {needed} or more."
     )
 
 
-def _seconds_of(num_steps: int, pace: Pace, evaluate_every_steps: int) -> float:
-    """Of all that --minutes stands for: the probe, and a run that evaluates before, at each interval and at the end."""
-    num_evaluations = 1 + (math.ceil(num_steps / evaluate_every_steps) if evaluate_every_steps else 1)
-    run_seconds = pace.start_seconds + (num_steps + num_evaluations * _EVALUATION_STEPS) * pace.step_seconds
+def _seconds_of(num_steps: int, pace: Pace, recipe: TrainingConfig) -> float:
+    """The pace of all that --minutes covers: the probe, and a run that evaluates before, at each interval and at the end."""
+    every, aligning = recipe.evaluate_every_steps, num_steps * recipe.alignment_steps // recipe.num_steps
+    num_evaluations = 1 + (math.ceil(num_steps / every) if every else 1)
+    num_llm = num_steps - aligning + num_evaluations * _EVALUATION_STEPS
+    run_seconds = pace.start_seconds + aligning * pace.alignment_seconds + num_llm * pace.step_seconds
     return pace.spent_seconds + run_seconds / (1 - _RESERVE)
 
 
 def describe_choice(num_steps: int, pace: Pace, *, minutes: float, recipe_num_steps: int) -> str:
-    """What a person should expect of `num_steps`."""
+    """Say in a line or two what a person should expect of `num_steps`."""
     said = f"a step takes {pace.step_seconds:.2g} s here: "
     if num_steps == recipe_num_steps:
         return f"{said}all {recipe_num_steps} steps of the recipe fit {minutes:g} minutes"

@@ -77,13 +77,13 @@ def _german(pick: Callable[[Sequence[str]], str], choose: Callable[[Sequence[_No
 
 
 def make_sentences(language: str, count: int, *, seed: int) -> list[str]:
-    """`count` different commands of five to eight words in `language` («en» or «de»), the same for the same seed.
+    """`count` different commands of five to eight words in `language` ("en" or "de"), the same for the same seed.
 
-    Raises `InputError` where the grammar hasn't that many.
+    Raises `InputError` if the grammar hasn't that many.
     """
     source = random.Random(f"{language}/{seed}")
     if language not in ("en", "de"):
-        raise InputError(f"There is no grammar for {language!r}: it is «en» or «de».")
+        raise InputError(f"There is no grammar for {language!r}: it is 'en' or 'de'.")
     found: dict[str, None] = {}
     for _ in range(200 * count):
         options = _english(source.choice) if language == "en" else _german(source.choice, source.choice)

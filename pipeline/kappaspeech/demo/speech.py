@@ -93,7 +93,7 @@ def _write_transcripts(folder: Path, items: Sequence[tuple[str, str]]) -> None:
 def split_recordings(source: Path, folder: Path, *, test_fraction: float, seed: int) -> None:
     """Divide real recordings (`source`/LANGUAGE/transcripts.tsv) by sentence, linking the files into `folder`/{train,test}.
 
-    Raises `DataError` where `source` has no such folder or a file is missing.
+    Raises `DataError` if `source` has no such folder or a file is missing.
     """
     recordings = find_recordings(source)
     for language in sorted({recording.language for recording in recordings}):

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kappaspeech.errors import InputError
+from kappaspeech.needed_packages import need
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,10 +65,9 @@ class _Espeak:
     """The library, once a process: it keeps its state in globals."""
 
     def __init__(self) -> None:
-        try:
-            import espeakng_loader
-        except ModuleNotFoundError:
-            raise InputError("Generated speech needs espeak-ng: pip install 'kappaspeech[demo]'.") from None
+        need("Generated speech", "espeakng_loader")
+        import espeakng_loader
+
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         data = str(espeakng_loader.get_data_path()).encode()
         self.native_rate_hz = self._library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, _CALLBACK_BUFFER_MS, data, 0)

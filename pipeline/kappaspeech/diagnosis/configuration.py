@@ -33,6 +33,7 @@ from kappaspeech.speech.shards import expand, read_index
 from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.table import MERGED_SUFFIX, read_merged
+from kappaspeech.training.replay import read_replay
 from kappaspeech.zero3.compiled_ops import find_compatible_ops
 
 _PROBE_BYTES = 64 << 20
@@ -66,6 +67,8 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
         findings += _try("data", lambda: _check_overlap(config, read))
     for path in config.data.text.values():
         findings += _try("data", lambda path=path: _check_text(Path(path)))  # type: ignore[misc]
+    if config.replay is not None:
+        findings += _try("data", lambda: _check_replay(config))
     needed_bytes = _needed_bytes(config, planners[0] if planners else None)
     findings += _try("disk", lambda: check_disk(Path(config.run_dir), needed_bytes=needed_bytes))
     return findings
@@ -119,7 +122,7 @@ def _check_deepspeed(config: RunConfig) -> list[Finding]:
         return [*findings, Finding("DeepSpeed JSON", "problem", found, remedy)]
     on_disk = "nvme" in (offload, zero.get("offload_param", {}).get("device"))
     if on_disk and not find_compatible_ops().get("async_io"):
-        remedy = "Install what «ds_report» names (a compiler, ninja, libaio-dev), or take a preset without offload to disks."
+        remedy = "Install what `ds_report` names (a compiler, ninja, libaio-dev), or take a preset without offload to disks."
         return [*findings, Finding("DeepSpeed JSON", "problem", "offload to NVMe needs the op async_io", remedy)]
     return [*findings, Finding("DeepSpeed JSON", "ok", f"offload to {offload}")]
 
@@ -167,14 +170,21 @@ def _check_overlap(config: RunConfig, read: ReadOptions) -> list[Finding]:
     overlap = find_overlap(train, test, read)
     if not overlap.found:
         looked = f"{overlap.num_looked_at} test sentences and {overlap.num_train_looked_at} of training were looked at"
-        return [Finding("data", "ok", f"no recording or sentence stands in both train and test; {looked}")]
+        return [Finding("data", "ok", f"no recording or sentence is in both train and test; {looked}")]
     remedy = "Keep to the corpus's own splits (pack --split train, --split test), or take them out of data.train."
     return [Finding("data", "warning", overlap.found, remedy)]
 
 
 def _check_text(path: Path) -> list[Finding]:
-    """What an evaluation would read: a file of one text a line, or a folder of them."""
+    """Check the text that an evaluation would read: a file of one text a line, or a folder of them."""
     return [Finding("data", "ok", f"data.text: {path} has {len(read_texts(path)):,} texts")]
+
+
+def _check_replay(config: RunConfig) -> list[Finding]:
+    """The text that steps would repeat beside their speech; an error if an evaluation measures it."""
+    replay = read_replay(config, load_tokenizer(config.model.llm))
+    assert replay is not None
+    return [Finding("data", "ok", f"replay.texts: {len(replay.pieces):,} pieces of text, {replay.texts_per_step} in each step")]
 
 
 def _check_credentials(item: DatasetConfig, environment: Mapping[str, str]) -> list[Finding]:
@@ -259,6 +269,6 @@ def _describe_run(folder: RunFolder) -> Finding:
         return Finding("run folder", "warning", f"{folder.path} has been trained in for {holder.age} by {holder}", remedy)
     if holder is not None and state == "unknown":
         found = f"{folder.path} is or was trained in by {holder}; whether it lives can't be seen from here"
-        remedy = "Training waits for a sign of its life, and goes on with the run where there is none."
+        remedy = "Training waits for a sign of its life, and continues the run if there is none."
         return Finding("run folder", "warning", found, remedy)
-    return Finding("run folder", "ok", f"{folder.path} holds a run that is {record['status']}: training goes on with it")
+    return Finding("run folder", "ok", f"{folder.path} holds a run that is {record['status']}: training continues it")

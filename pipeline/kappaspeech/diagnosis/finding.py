@@ -17,7 +17,7 @@ _ORDER: tuple[Status, ...] = ("problem", "warning", "ok")
 
 @dataclass(frozen=True)
 class Finding:
-    """`found` is what is there, `remedy` what to do about it; "" where nothing is to be done."""
+    """`found` is what is there, `remedy` what to do about it; "" if nothing is to be done."""
 
     area: str
     status: Status

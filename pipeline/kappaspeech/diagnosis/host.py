@@ -96,7 +96,7 @@ def check_open_files(soft: int, hard: int) -> Finding:
 
 
 def check_port(port: int) -> Finding:
-    """The rendezvous of torchrun and deepspeed, where nothing else is said."""
+    """The rendezvous of torchrun and deepspeed, if nothing else is said."""
     with socket.socket() as probe:
         try:
             probe.bind(("", port))

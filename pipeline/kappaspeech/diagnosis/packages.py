@@ -19,7 +19,7 @@ def check_packages() -> list[Finding]:
     try:
         wanted = [Requirement(text) for text in requires(_NAME) or ()]
     except PackageNotFoundError:
-        remedy = "Install the repository with «pip install -e .», or run launch/test.sh, which makes an environment."
+        remedy = "Install the repository with `pip install -e .`, or run launch/test.sh, which makes an environment."
         return [Finding("versions", "warning", f"{_NAME} itself isn't installed, so its bounds aren't known", remedy)]
     wanted = [item for item in wanted if item.marker is None or item.marker.evaluate({"extra": ""})]
     return compare_versions(wanted, installed_versions(item.name for item in wanted))

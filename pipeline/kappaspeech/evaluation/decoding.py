@@ -1,23 +1,17 @@
-"""Results of decoding by any decoder, and the rule that ends a row when it repeats itself.
-
-B batch · L tokens generated so far
-"""
+"""Results of decoding by any decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
 
+from kappaspeech.model.generation import LOOP_MIN_TOKENS, ends_in_loop
 from kappaspeech.speech.samples import AudioSample
 
-# A row loops once an n-gram of at most so many tokens stands at its end so often in a row, over so many tokens in all.
-LOOP_LONGEST_NGRAM = 20
-LOOP_MIN_REPEATS = 4
-LOOP_MIN_TOKENS = 24
+__all__ = ["LOOP_MIN_TOKENS", "Decoded", "Decoder", "Ending", "cut_at_end", "ends_in_loop"]
 
 # It was said to its end; it was cut in a loop; it was cut at the longest length allowed.
 Ending = Literal["end", "loop", "length"]
@@ -44,23 +38,6 @@ class Decoder(Protocol):
 
     def decode(self, samples: Sequence[AudioSample]) -> list[Decoded]:
         """One batch."""
-
-
-def ends_in_loop(ids_BL: Tensor) -> Tensor:
-    """True (B,) where a row's last tokens are one n-gram, again and again (`LOOP_…`)."""
-    found_B = torch.zeros(ids_BL.shape[0], dtype=torch.bool, device=ids_BL.device)
-    for size in range(1, LOOP_LONGEST_NGRAM + 1):
-        span = max(LOOP_MIN_TOKENS, LOOP_MIN_REPEATS * size)
-        if span > ids_BL.shape[1]:
-            break
-        tail = ids_BL[:, -span:]
-        found_B |= (tail[:, size:] == tail[:, :-size]).all(dim=1)
-    return found_B
-
-
-def stop_at_loops(ids_BL: Tensor, _scores: Any, **_: Any) -> Tensor:
-    """A stopping criterion of transformers' `generate`."""
-    return ends_in_loop(ids_BL)
 
 
 def cut_at_end(ids: Sequence[int], eos_id: int) -> tuple[list[int], Ending]:

@@ -125,7 +125,7 @@ def _decode_share(
     advance: Callable[[float], None],
     wants_to_stop: Callable[[], bool],
 ) -> list[Hypothesis] | None:
-    """This rank's hypotheses; None where it was cut short.
+    """This rank's hypotheses; None if it was cut short.
 
     Where decoding is a collective, ranks with fewer batches decode stand-ins beside the others, and all stop at once.
     """
@@ -157,7 +157,7 @@ def _score_share(
     advance: Callable[[float], None],
     wants_to_stop: Callable[[], bool],
 ) -> dict[str, TextScore] | None:
-    """This rank's scores of texts by language; none for what reads no text, and None where it was cut short."""
+    """This rank's scores of texts by language; none for what reads no text, and None if it was cut short."""
     if not isinstance(decoder, Transcriber):
         return {}
     llm, base = decoder.model.llm, decoder.base_weights
@@ -203,7 +203,7 @@ def _fill_up(batches: Sequence[Sequence[AudioSample]], count: int) -> Iterator[S
 
 
 def read_hypotheses(path: Path) -> list[Hypothesis]:
-    """Read a hypotheses file. Raises `DataError` where a line isn't whole, or isn't a hypothesis."""
+    """Read a hypotheses file. Raises `DataError` if a line isn't whole, or isn't a hypothesis."""
     try:
         records, bad = parse_lines(path.read_bytes(), is_record=_is_hypothesis)
     except OSError as error:
@@ -220,7 +220,7 @@ def _is_hypothesis(record: Mapping[str, Any]) -> bool:
 
 
 def compare_with(first: Sequence[Hypothesis], second: Sequence[Hypothesis]) -> dict[str, Any]:
-    """`wer.compare_hypotheses`, for files that a user named. Raises `DataError` where they aren't of the same utterances."""
+    """`wer.compare_hypotheses`, for files that a user named. Raises `DataError` if they aren't of the same utterances."""
     try:
         return compare_hypotheses(first, second)
     except ValueError as error:

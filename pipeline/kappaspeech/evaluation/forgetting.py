@@ -34,7 +34,7 @@ BaseWeights = Callable[[], AbstractContextManager[None]]
 class TextScore:
     """Σ −log p over the tokens that had a token before them, in nats.
 
-    `kl_nats_sum` is Σ KL(base ‖ trained) of the next token at the same places, over the whole vocabulary; None where the base
+    `kl_nats_sum` is Σ KL(base ‖ trained) of the next token at the same places, over the whole vocabulary; None if the base
     isn't known.
     """
 
@@ -44,7 +44,7 @@ class TextScore:
     kl_nats_sum: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """With the perplexity, bits per byte and mean KL that follow. Raises `DataError` where no token could be scored."""
+        """With the perplexity, bits per byte and mean KL that follow. Raises `DataError` if no token could be scored."""
         if not self.num_tokens:
             raise DataError("A text in data.text is too short to be scored: no line or file of it has two tokens.")
         return {
@@ -72,12 +72,12 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def cut_windows(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """The token ids of texts in pieces of at most `WINDOW_TOKENS`; a piece of one token predicts nothing and is left out."""
+def cut_windows(tokenizer: Any, texts: Sequence[str], *, most_tokens: int = WINDOW_TOKENS) -> list[tuple[int, ...]]:
+    """The token ids of texts in pieces of at most `most_tokens`; a piece of one token predicts nothing and is left out."""
     windows = []
     for text in texts:
         ids = tokenizer(text)["input_ids"]
-        windows += [tuple(ids[start : start + WINDOW_TOKENS]) for start in range(0, len(ids), WINDOW_TOKENS)]
+        windows += [tuple(ids[start : start + most_tokens]) for start in range(0, len(ids), most_tokens)]
     return [window for window in windows if len(window) > 1]
 
 
@@ -138,7 +138,7 @@ def pool_scores(scores: Sequence[TextScore]) -> TextScore:
 
 
 def relative_change(before: Tensor, after: Tensor) -> float | None:
-    """‖W − W₀‖_F / ‖W₀‖_F in float32; None where W₀ is zero."""
+    """‖W − W₀‖_F / ‖W₀‖_F in float32; None if W₀ is zero."""
     before, after = before.detach().float(), after.detach().float()
     norm = float(before.norm())
     return float((after - before).norm()) / norm if norm else None

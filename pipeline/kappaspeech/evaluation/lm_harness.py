@@ -9,16 +9,16 @@ from typing import Any
 import yaml
 
 from kappaspeech.errors import InputError
+from kappaspeech.needed_packages import need
 
 
 def check_harness(folder: Path) -> None:
-    """Raise `InputError` where the harness isn't installed, or `folder` is no export with a whole LLM."""
+    """Raise `InputError` if the harness isn't installed, or `folder` is no export with a whole LLM."""
     if not (folder / "config.json").exists() or (folder / "run.json").exists():
-        raise InputError(f"--lm-eval reads an export, and {folder} is none. Write one with «kappaspeech export» first.")
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"--lm-eval needs lm-evaluation-harness ({error}): pip install 'kappaspeech[lm-eval]'.") from None
+        raise InputError(f"--lm-eval reads an export, and {folder} is none. Write one with `kappaspeech export` first.")
+    if (folder / "modeling_kappaspeech.py").exists():
+        raise InputError(f"--lm-eval reads the LLM, and {folder} is one model with its encoder. Export the LLM: --only llm.")
+    need("--lm-eval", "lm_eval")
 
 
 def run_harness(folder: Path, tasks: Sequence[str], *, device: str) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def run_harness(folder: Path, tasks: Sequence[str], *, device: str) -> dict[str,
     names = [_task_name(Path(task)) if task.endswith(".yaml") else task for task in tasks]
     unknown = sorted(set(names) - set(manager.all_tasks))
     if unknown:
-        raise InputError(f"lm-evaluation-harness knows no task {', '.join(unknown)}. «lm-eval ls tasks» lists them.")
+        raise InputError(f"lm-evaluation-harness knows no task {', '.join(unknown)}. `lm-eval ls tasks` lists them.")
     done = simple_evaluate("hf", {"pretrained": str(folder)}, list(names), device=device, task_manager=manager, log_samples=False)
     # on one process there is always a result
     assert done is not None

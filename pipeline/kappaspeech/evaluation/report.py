@@ -23,7 +23,7 @@ def describe_record(record: Mapping[str, Any]) -> list[str]:
             low, high = record["wer"][f"{name}_interval"]
             lines.append(f"WER {name} {record['wer'][f'{name}_wer']:5.2%} ({low:.2%} to {high:.2%})")
     if record["num_loops"] or record["num_cut"]:
-        lines.append(f"cut: {record['num_loops']} in a loop, {record['num_cut']} at the longest length")
+        lines.append(f"texts cut: {record['num_loops']} in a loop, {record['num_cut']} at the longest length")
     for scheme, report in record.get("normalisers", {}).items():
         rates = ", ".join(f"{language} {rate:.2%}" for language, rate in report["languages"].items() if rate is not None)
         lines.append(f"WER under the normaliser {scheme}: {rates}")

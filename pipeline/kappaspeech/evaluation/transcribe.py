@@ -6,20 +6,21 @@ B batch · T frames · N longest left-padded prompt · H LLM width
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kappaspeech.errors import DataError
-from kappaspeech.evaluation.decoding import Decoded, cut_at_end, stop_at_loops
+from kappaspeech.evaluation.decoding import Decoded, cut_at_end
 from kappaspeech.evaluation.forgetting import BaseWeights
 from kappaspeech.model.encoder import FrozenWhisperEncoder
+from kappaspeech.model.generation import GREEDY, generate
 from kappaspeech.model.speech_llm import SpeechLLM
+from kappaspeech.model.splicing import pad_left
 from kappaspeech.speech.batches import SpeechPrompt
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, log_mel
 
@@ -94,26 +95,18 @@ class Transcriber:
         embeds_BNH, mask_BN = self._embed(samples)
         # of several beams it isn't known here which one wins
         certainty = Certainty() if self.keeps_confidence and self.num_beams == 1 else None
-        with _contiguous_input(self.model.llm.get_output_embeddings()):
-            ids_BL = self.model.llm.generate(
-                inputs_embeds=embeds_BNH,
-                attention_mask=mask_BN,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                num_beams=self.num_beams,
-                stopping_criteria=[stop_at_loops],
-                logits_processor=[certainty] if certainty is not None else None,
-                eos_token_id=self.tokenizer.eos_token_id,
-                pad_token_id=self.tokenizer.eos_token_id,
-                synced_gpus=self.in_step,
-                # a checkpoint may bring defaults of its own, made for chat
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
-                length_penalty=1.0,
-            )
+        ids_BL = generate(
+            self.model.llm,
+            embeds_BNH,
+            mask_BN,
+            max_new_tokens=self.max_new_tokens,
+            num_beams=self.num_beams,
+            logits_processor=[certainty] if certainty is not None else None,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.eos_token_id,
+            synced_gpus=self.in_step,
+            **GREEDY,
+        )
         rows = [cut_at_end(row, self.tokenizer.eos_token_id) for row in ids_BL.tolist()]
         texts = self.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)
         confidences = [
@@ -138,31 +131,8 @@ class Transcriber:
         no_labels_B0 = torch.empty(len(samples), 0, dtype=torch.long, device=device)
         prefix_P, suffix_Q = (ids.to(device) for ids in (self.prompt.prefix_ids, self.prompt.suffix_ids))
         spliced = self.model.splice(audio_BAH, num_audio_B, prefix_P, suffix_Q, no_labels_B0)
-        return _pad_left(spliced.embeds_BNH, spliced.lengths_B)
+        return pad_left(spliced.embeds_BNH, spliced.lengths_B)
 
     @property
     def prompt_device(self) -> torch.device:
         return self.model.adaptor.project.weight.device
-
-
-@contextmanager
-def _contiguous_input(head: nn.Module) -> Iterator[None]:
-    """Let the head see the last position's states as one block.
-
-    From a slice of them torch 2.13's matmul makes a batched product, for which a CPU copies the head once for each row: seconds
-    and gigabytes. No issue is known of it.
-    """
-    hook = head.register_forward_pre_hook(lambda _head, inputs: (inputs[0].contiguous(), *inputs[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _pad_left(embeds_BNH: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Move each row's padding from the right to the left, where generation needs it; return the mask of what is real."""
-    length = embeds_BNH.shape[1]
-    source_BN = torch.arange(length, device=embeds_BNH.device)[None] - (length - lengths_B)[:, None]
-    mask_BN = source_BN >= 0
-    index_BNH = source_BN.clamp(min=0)[:, :, None].expand(-1, -1, embeds_BNH.shape[2])
-    return embeds_BNH.gather(1, index_BNH) * mask_BN[:, :, None], mask_BN.long()

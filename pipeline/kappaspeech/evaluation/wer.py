@@ -11,7 +11,7 @@ import numpy as np
 from kappaspeech.evaluation.bootstrap import FloatArray, interval, resampled_rates, two_sided_p_value
 from kappaspeech.speech.normalisers import normalise_text, normaliser_of, split_graphemes
 
-# «chosen»: by language; «basic»: Whisper's basic one for all, as Whisper is measured outside of English
+# "chosen": by language; "basic": Whisper's basic one for all, as Whisper is measured outside of English
 Scheme = Literal["chosen", "basic", "none"]
 _PRIVATE_SIGNS = 0xF0000
 SCHEMES: tuple[Scheme, ...] = ("chosen", "basic", "none")
@@ -62,7 +62,7 @@ def normalise(text: str, language: str, scheme: Scheme = "chosen") -> str:
     """Whisper's English normaliser for English; its basic one, keeping umlauts and other diacritics, where that leaves words
     whole; for languages whose scripts have marks of their own, and for Turkish, one that does (`speech.normalisers`).
 
-    «basic» takes the basic one for all; «none» splits at white space and changes nothing else.
+    "basic" takes the basic one for all; "none" splits at white space and changes nothing else.
     """
     if scheme != "none":
         text = normalise_text(text, language if scheme == "chosen" else "", "whisper")
@@ -97,7 +97,7 @@ def _align(reference: str, hypothesis: str, *, by: str) -> WerCount:
 
 
 def _one_sign_each(*texts: str) -> list[str]:
-    """Texts in which every character that takes several code points is one sign that stands in no text."""
+    """Texts in which every character that takes several code points is one sign that occurs in no text."""
     graphemes = [split_graphemes(text) for text in texts]
     signs: dict[str, str] = {}
     for grapheme in (item for text in graphemes for item in text):
@@ -156,7 +156,7 @@ def measure(hypotheses: Sequence[Hypothesis], *, seed: int = 0) -> dict[str, Any
 def measure_sensitivity(hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
     """WER under each normaliser, as JSON: by scheme, the mean over languages and each language's rate.
 
-    What «none» adds is case, punctuation and ways of writing numbers; what «chosen» takes from «basic» is English spelling.
+    What "none" adds is case, punctuation and ways of writing numbers; what "chosen" takes from "basic" is English spelling.
     """
     report: dict[str, Any] = {}
     for scheme in SCHEMES:

@@ -1,4 +1,4 @@
-"""Plain Whisper on the same data: openai-whisper's own decoding, told each sample's language."""
+"""Plain Whisper on the same data: openai-whisper's own decoding, given each sample's language."""
 
 from __future__ import annotations
 

@@ -146,11 +146,11 @@ def judge(
     ended = "was still running" if code is None else f"ended with {code}" if code >= 0 else f"was killed by signal {-code}"
     if reports:
         silent = sorted(set(range(len(hosts_by_rank))) - {report.rank for report in reports})
-        gone = [f"rank {rank} on {hosts_by_rank[rank]} ended without a word, as one does that was killed" for rank in silent]
+        gone = [f"rank {rank} on {hosts_by_rank[rank]} ended without a word, as a killed process does" for rank in silent]
         own, echoes = ([str(report) for report in reports if report.is_echo == echo] for echo in (False, True))
         causes = [*own, *gone, *echoes]
     else:
-        where = "before the run began" if status is None else f"with the run's status «{status}»"
+        where = "before the run began" if status is None else f"with the run's status '{status}'"
         causes = [f"no rank said why it ended; the launcher {ended} {where}"]
     exit_code = max((report.exit_code for report in reports), default=2 if code == 2 and status is None else 1)
     return Attempt("failed", exit_code, (*causes, *problems))

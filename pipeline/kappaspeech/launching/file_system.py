@@ -83,5 +83,5 @@ def describe_stall(folder: Path, seconds: float) -> str:
     """The message for a file system that hasn't answered for `seconds`."""
     return (
         f"the file system of {folder} hasn't answered on {socket.gethostname()} for {seconds:.0f} s. What was saved is whole; "
-        "the same command goes on once it answers"
+        "the same command continues once it answers"
     )

@@ -32,10 +32,10 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
             continue
         found = _LINE.fullmatch(content)
         if found is None:
-            raise ConfigError(f"{path}, line {number}: {line!r} isn't a host; write «name slots=N», N its number of ranks.")
+            raise ConfigError(f"{path}, line {number}: {line!r} isn't a host; write 'name slots=N', N its number of ranks.")
         if found["name"] in hosts:
-            raise ConfigError(f"{path}, line {number}: {found['name']} stands there twice; give it once, with all its slots.")
+            raise ConfigError(f"{path}, line {number}: {found['name']} is listed twice; list it once, with all its slots.")
         hosts[found["name"]] = Host(found["name"], int(found["slots"]))
     if not hosts:
-        raise ConfigError(f"The hostfile {path} names no host; write «name slots=N» for each.")
+        raise ConfigError(f"The hostfile {path} names no host; write 'name slots=N' for each.")
     return tuple(hosts.values())

@@ -18,7 +18,8 @@ from kappaspeech.model.precision import DTYPES, is_worth_it
 class Arithmetic:
     """The LLM's and the encoder's dtype, the LLM's attention as transformers knows it, and the reason in words.
 
-    `flops_per_second`: the rate at which a core or GPU of the slowest rank multiplies in each dtype.
+    `flops_per_second`: the rate at which a core or GPU of the slowest rank multiplies in each dtype. `packs`: a micro-batch's
+    clips are to be one row of the LLM; `why_padded` says why not, if that was left to the machine.
     """
 
     dtype: str
@@ -26,6 +27,8 @@ class Arithmetic:
     attention: str
     reason: str
     flops_per_second: Mapping[str, float]
+    packs: bool = False
+    why_padded: str | None = None
 
     @staticmethod
     def of(

@@ -44,6 +44,6 @@ def check_embedded_words(llm: Any) -> None:
         hook.remove()
     if len(met) != 2 or not torch.allclose(met[0].float(), met[1].float()):
         raise CheckpointError(
-            f"{type(llm).__name__} meets words given as embeddings otherwise than their tokens, and audio has to stand among "
+            f"{type(llm).__name__} reads words given as embeddings otherwise than as tokens, and audio has to be put among "
             "such words. Give a model of another family as model.llm."
         )

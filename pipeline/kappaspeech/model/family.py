@@ -91,7 +91,7 @@ def check_hears(config: Any) -> None:
     name = llm_class.__name__
     if getattr(config, "is_encoder_decoder", False):
         raise CheckpointError(
-            f"{name} has an encoder of its own for what it reads, and audio has to stand among a decoder's words. "
+            f"{name} has an encoder of its own for what it reads, and audio has to be put among a decoder's words. "
             "Give a decoder-only model as model.llm."
         )
     if getattr(config.get_text_config(decoder=True), "hidden_size_per_layer_input", None):

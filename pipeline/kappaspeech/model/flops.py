@@ -8,13 +8,14 @@ are not counted, nor is a computation that is repeated to save memory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from kappaspeech.model.adaptor import Adaptor
 from kappaspeech.model.encoder import FrozenWhisperEncoder
+from kappaspeech.model.experts import stacked_parameters
 from kappaspeech.model.speech_llm import SpeechLLM
 
 _FLOPS_PER_WEIGHT = 2
@@ -89,6 +90,10 @@ class SpeechCost:
         num_states = -(-clip.num_frames // self.frames_per_state)
         return self.num_prompt_tokens + -(-num_states // self.stacking) + clip.num_labels
 
+    def without_llm(self) -> SpeechCost:
+        """The costs of a step that aligns the adaptor alone."""
+        return replace(self, llm=StackCost(0), head=StackCost(0))
+
     def step(self, clips: Sequence[ClipLengths]) -> StepFlops:
         """Operations for these rows, without padding."""
         states = [-(-clip.num_frames // self.frames_per_state) for clip in clips]
@@ -102,6 +107,15 @@ class SpeechCost:
             ),
             forward=sum(part.forward(lengths) for part, lengths in parts),
             backward=sum(part.backward(lengths) for part, lengths in parts),
+        )
+
+    def replay(self, lengths: Sequence[int], *, anchored: bool) -> StepFlops:
+        """Operations for texts of these lengths; with an anchor, the head computes their base's logits again."""
+        foretold = [length - 1 for length in lengths]
+        return StepFlops(
+            encoder=0,
+            forward=self.llm.forward(lengths) + (2 if anchored else 1) * self.head.forward(foretold),
+            backward=self.llm.backward(lengths) + self.head.backward(foretold),
         )
 
 
@@ -136,12 +150,18 @@ def _decoder_cost(llm: Any) -> StackCost:
     """The cost of the LLM's layers, by tokens. Of a stack of experts, a token meets as many as it is routed to."""
     config = llm.config.get_text_config(decoder=True)
     embedding = llm.get_input_embeddings().weight
-    cost = _weights_cost((p for p in _matrices(llm.get_decoder()) if p is not embedding), active_experts=_active_experts(config))
+    active = _active_experts(config)
+    pairs = list(stacked_parameters(llm))
+    # trained experts are multiplied in their tensor, whose whole gradient is computed
+    stacks, partly = {id(stack) for _, stack in pairs}, {id(fused): fused for fused, _ in pairs}
+    matrices = (p for p in _matrices(llm.get_decoder()) if p is not embedding and id(p) not in stacks)
+    cost = _weights_cost(matrices, active_experts=active)
+    trained = cost.trained_weights + _weights_cost(partly.values(), active_experts=active).weights
     # recurrent families have no heads
     num_heads = getattr(config, "num_attention_heads", None) or 0
     width = num_heads * (getattr(config, "head_dim", None) or config.hidden_size // max(1, num_heads))
     attention_width = config.num_hidden_layers * width
-    return StackCost(cost.weights, cost.trained_weights, attention_width)
+    return StackCost(cost.weights, trained, attention_width)
 
 
 def _weights_cost(parameters: Iterable[Any], *, active_experts: int = 1) -> StackCost:

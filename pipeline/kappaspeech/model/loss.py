@@ -1,4 +1,4 @@
-"""The training loss, in nats: of the transcripts' labels from their logits, and of the adaptor's alignment with their words.
+"""The training loss, in nats: of labels from their logits, of distance from the base model, and of the adaptor's alignment.
 
 B batch · A audio positions · L label tokens · H LLM width · V vocabulary · R label positions of the batch, flattened · C rows of
 a chunk, or different labels of the batch
@@ -54,6 +54,39 @@ def alignment_nats(audio_BAH: Tensor, num_audio_B: Tensor, label_embeds_RH: Tens
         zero_infinity=True,
     )
     return (nats_B * is_label_BL.any(dim=1).to(device, non_blocking=True)).sum()
+
+
+def anchor_nats(logits_RV: Tensor, base_logits_RV: Tensor) -> Tensor:
+    """Σ KL(base ‖ now) = Σ_R Σ_V p (log p − log q), p from the base's logits, which get no gradient; float32 at least.
+
+    At most `CHUNK_ELEMENTS` of each are held in float32 at once. The gradient of a row's logits is q − p.
+    """
+    nats: Tensor = _ChunkedKl.apply(logits_RV, base_logits_RV)  # type: ignore[no-untyped-call]
+    return nats
+
+
+class _ChunkedKl(torch.autograd.Function):
+    """Σ KL of one chunk of rows after another; the gradient is made beside it, in the logits' own dtype."""
+
+    @staticmethod
+    def forward(context: Any, logits_RV: Tensor, base_logits_RV: Tensor) -> Tensor:
+        num_rows = max(1, CHUNK_ELEMENTS // logits_RV.shape[1])
+        gradient_RV = torch.empty_like(logits_RV)
+        wide = torch.promote_types(logits_RV.dtype, torch.float32)
+        nats = torch.zeros((), dtype=wide, device=logits_RV.device)
+        parts = (torch.split(part, num_rows) for part in (logits_RV, base_logits_RV, gradient_RV))
+        for logits_CV, base_CV, gradient_CV in zip(*parts, strict=True):
+            log_q_CV, log_p_CV = (part.to(wide).log_softmax(dim=-1) for part in (logits_CV, base_CV))
+            p_CV = log_p_CV.exp()
+            nats += (p_CV * (log_p_CV - log_q_CV)).sum()
+            gradient_CV.copy_(log_q_CV.exp_().sub_(p_CV))
+        context.save_for_backward(gradient_RV)
+        return nats
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient_RV,) = context.saved_tensors
+        return gradient_RV * gradients[0].to(gradient_RV.dtype), None
 
 
 def label_nats(logits_RV: Tensor, labels_R: Tensor, *, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:

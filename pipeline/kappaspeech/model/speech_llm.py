@@ -1,13 +1,12 @@
 """A causal LM that reads speech: audio embeddings between the prompt's tokens, loss at label positions alone.
 
 B batch · A audio positions · P prefix tokens · Q suffix tokens · L label tokens · N whole sequence · H LLM width ·
-V vocabulary · R label positions of the batch, flattened
+V vocabulary · R label positions of the batch, flattened · T texts beside the speech · K their foretold tokens, flattened
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,34 +14,24 @@ from torch import Tensor, nn
 
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.adaptor import Adaptor
-from kappaspeech.model.label_logits import label_logits
-from kappaspeech.model.loss import alignment_nats, transcript_nats
+from kappaspeech.model.label_logits import KeptStates, label_logits
+from kappaspeech.model.loss import alignment_nats, anchor_nats, transcript_nats
+from kappaspeech.model.packed_rows import pack_lengths
+from kappaspeech.model.splicing import Spliced, splice
+from kappaspeech.model.text_rows import TextRows
 
 # rows of the embedding table that are read at once
 _BLOCK_ROWS = 4_096
 
 
-@dataclass(frozen=True)
-class Spliced:
-    """A batch of sequences [prefix | audio | suffix | labels], each without gaps, padded at the right.
-
-    `embeds_BNH`, `lengths_B` on the labels' device, and for each label its row, the position that predicts it, and the label
-    itself (R,).
-    """
-
-    embeds_BNH: Tensor
-    lengths_B: Tensor
-    rows_R: Tensor
-    positions_R: Tensor
-    labels_R: Tensor
-
-
 class SpeechLLM(nn.Module):
     """The adaptor and the LLM: all that trains lives here, and this is what DeepSpeed wraps."""
 
-    def __init__(self, adaptor: Adaptor, llm: Any, *, alignment_weight: float = 0.0) -> None:
-        """`alignment_weight`: the weight of the adaptor's alignment loss in the loss that is minimised."""
+    def __init__(self, adaptor: Adaptor, llm: Any, *, alignment_weight: float = 0.0, packs: bool = False) -> None:
+        """`alignment_weight`: the weight of the adaptor's alignment loss in the loss that is minimised. `packs`: the clips of a
+        micro-batch are one row of the LLM, which must be able to compute that (`pack_rows`)."""
         super().__init__()
+        self.packs = packs
         self.alignment_weight = alignment_weight
         self.adaptor = adaptor
         self.llm = llm
@@ -50,70 +39,91 @@ class SpeechLLM(nn.Module):
         self.base_tensors: dict[str, Tensor] | None = None
 
     def forward(
-        self, states_BSE: Tensor, num_states_B: Tensor, prefix_ids_P: Tensor, suffix_ids_Q: Tensor, label_ids_BL: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        states_BSE: Tensor,
+        num_states_B: Tensor,
+        prefix_ids_P: Tensor,
+        suffix_ids_Q: Tensor,
+        label_ids_BL: Tensor,
+        text: TextRows | None = None,
+        *,
+        alignment_only: bool = False,
+    ) -> tuple[Tensor, ...]:
         """The loss to minimise; and, without a graph, its part Σ −log p(label) over each label that isn't `IGNORED_LABEL`.
 
-        Both are float32, in nats. One of the two has a graph: under ZeRO-3, DeepSpeed 0.19.8 counts a module's outputs that have
-        one, and with two the ranks' orders of gathering came apart, so that all waited for each other. Both are sums and no
-        means: the caller divides once by the target tokens of all ranks and micro-batches. A batch without labels gives 0 through
-        the whole graph, so that its rank runs every module its peers run.
+        With `text` in the batch, Σ −log p of its tokens and Σ KL(base ‖ now) follow, (2,), also without a graph. All are float32,
+        in nats. One output has a graph: under ZeRO-3, DeepSpeed 0.19.8 counts a module's outputs that have one, and with two the
+        ranks' orders of gathering came apart, so that all waited for each other. For the same reason text and speech pass each
+        module together. All are sums and no means: the caller divides once by the target tokens of all ranks and micro-batches.
+        A batch without labels gives 0 through the whole graph, so that its rank runs every module its peers run. With
+        `alignment_only` both are the adaptor's alignment loss, and no layer of the LLM is run.
         """
         audio_BAH, num_audio_B = self.adaptor(states_BSE, num_states_B)
-        spliced = self.splice(audio_BAH, num_audio_B, prefix_ids_P, suffix_ids_Q, label_ids_BL)
-        logits_RV = label_logits(self.llm, spliced.embeds_BNH, spliced.rows_R, spliced.positions_R)
+        if alignment_only:
+            nats = self._align(audio_BAH, num_audio_B, label_ids_BL)
+            return nats, nats.detach()
+        spliced = self.splice(audio_BAH, num_audio_B, prefix_ids_P, suffix_ids_Q, label_ids_BL, text)
+        replay, replayed = None, list[Tensor]()
+        if text is None:
+            logits_RV = self._logits(spliced, spliced.lengths_B, spliced.rows_R, spliced.positions_R)
+        else:
+            logits_RV, replay, *replayed = self._read_text(spliced, text)
         nats = transcript_nats(logits_RV, spliced.labels_R)
-        loss = nats
+        loss = nats if replay is None else nats + replay
         if self.alignment_weight and bool((label_ids_BL != IGNORED_LABEL).any()):
             # a label's own embedding lies one position after the one that predicts it
             label_embeds_RH = spliced.embeds_BNH[spliced.rows_R, spliced.positions_R + 1].detach()
-            loss = nats + self.alignment_weight * alignment_nats(audio_BAH, num_audio_B, label_embeds_RH, label_ids_BL)
-        return loss, nats.detach()
+            loss = loss + self.alignment_weight * alignment_nats(audio_BAH, num_audio_B, label_embeds_RH, label_ids_BL)
+        return loss, nats.detach(), *replayed
+
+    def _read_text(self, spliced: Spliced, text: TextRows) -> tuple[Tensor, Tensor, Tensor]:
+        """The logits of the transcripts' labels; of the texts beside them the part of the loss, and its two sums (2,)."""
+        device, num_speech = spliced.rows_R.device, len(spliced.lengths_B)
+        texts_K, positions_K, tokens_K = (part.to(device, non_blocking=True) for part in text.places())
+        rows = torch.cat([spliced.rows_R, num_speech + texts_K])
+        positions = torch.cat([spliced.positions_R, positions_K])
+        logits = self._logits(spliced, torch.cat([spliced.lengths_B, text.lengths]), rows, positions, kept=text.base)
+        sizes = [len(spliced.rows_R), len(tokens_K), len(logits) - len(rows)]
+        logits_RV, logits_KV, base_KV = torch.split(logits, sizes)
+        text_nats = transcript_nats(logits_KV, tokens_K)
+        replay, kl_nats = text.weight * text_nats, torch.zeros_like(text_nats)
+        if text.base is not None:
+            kl_nats = anchor_nats(logits_KV, base_KV.detach())
+            replay = replay + text.anchor_weight * kl_nats
+        return logits_RV, replay, torch.stack([text_nats, kl_nats]).detach()
+
+    def _logits(
+        self, spliced: Spliced, lengths: Tensor, rows: Tensor, positions: Tensor, *, kept: KeptStates | None = None
+    ) -> Tensor:
+        """The logits at these positions of rows of these lengths, which lie on the host; in one row of the LLM if it packs."""
+        embeds, packed_row = spliced.embeds_BNH, None
+        if self.packs:
+            starts = (lengths.cumsum(0) - lengths).to(positions.device, non_blocking=True)
+            packed_row = pack_lengths(lengths).to(embeds.device)
+            embeds = embeds.flatten(0, 1).index_select(0, packed_row.places_N)[None]
+            rows, positions = torch.zeros_like(rows), positions + starts[rows]
+        return label_logits(self.llm, embeds, rows, positions, packed_row=packed_row, kept=kept)
+
+    def _align(self, audio_BAH: Tensor, num_audio_B: Tensor, label_ids_BL: Tensor) -> Tensor:
+        ids_R = label_ids_BL[label_ids_BL != IGNORED_LABEL]
+        has_labels = len(ids_R) > 0
+        embeds_RH = self.llm.get_input_embeddings()((ids_R if has_labels else ids_R.new_zeros(1)).to(audio_BAH.device))
+        if not has_labels:
+            return 0.0 * audio_BAH.float().sum()
+        return alignment_nats(audio_BAH, num_audio_B, embeds_RH.detach(), label_ids_BL)
 
     def splice(
-        self, audio_BAH: Tensor, num_audio_B: Tensor, prefix_ids_P: Tensor, suffix_ids_Q: Tensor, label_ids_BL: Tensor
+        self,
+        audio_BAH: Tensor,
+        num_audio_B: Tensor,
+        prefix_ids_P: Tensor,
+        suffix_ids_Q: Tensor,
+        label_ids_BL: Tensor,
+        text: TextRows | None = None,
     ) -> Spliced:
-        """Lay out [prefix | audio | suffix | labels] for each row; labels are right-padded with `IGNORED_LABEL`.
-
-        It is worked out on the labels' device: on the host, in training, so that nothing waits for the device to learn a length.
-        """
-        device, where = audio_BAH.device, label_ids_BL.device
-        num_audio_B, prefix_ids_P, suffix_ids_Q = (ids.to(where) for ids in (num_audio_B, prefix_ids_P, suffix_ids_Q))
-        batch, num_prefix, num_suffix = audio_BAH.shape[0], prefix_ids_P.numel(), suffix_ids_Q.numel()
-        is_label_BL = label_ids_BL != IGNORED_LABEL
-        starts_B = num_prefix + num_audio_B + num_suffix
-        lengths_B = starts_B + is_label_BL.sum(dim=1)
-        positions_N = torch.arange(int(lengths_B.max()), device=where)[None]
-        audio_index_BN = positions_N - num_prefix
-        suffix_index_BN = audio_index_BN - num_audio_B[:, None]
-        label_index_BN = suffix_index_BN - num_suffix
-
-        tokens_BN = _pick(prefix_ids_P.expand(batch, -1), positions_N.expand(batch, -1))
-        tokens_BN = torch.where(suffix_index_BN >= 0, _pick(suffix_ids_Q.expand(batch, -1), suffix_index_BN), tokens_BN)
-        tokens_BN = torch.where(label_index_BN >= 0, _pick(label_ids_BL.clamp(min=0), label_index_BN), tokens_BN)
-        is_audio_BN = (audio_index_BN >= 0) & (suffix_index_BN < 0)
-        index_BN = audio_index_BN.clamp(0, audio_BAH.shape[1] - 1)
-        rows_R, columns_R = is_label_BL.nonzero(as_tuple=True)
-        labels_R = label_ids_BL[rows_R, columns_R]
-        if rows_R.numel() == 0:
-            # one position with an ignored label keeps the head in the graph
-            rows_R = columns_R = torch.zeros(1, dtype=torch.long, device=where)
-            labels_R = torch.full_like(rows_R, IGNORED_LABEL)
-        positions_R = (starts_B[rows_R] + columns_R - 1).clamp(min=0)
-
-        layout = (tokens_BN, is_audio_BN, index_BN, rows_R, positions_R, labels_R)
-        tokens_BN, is_audio_BN, index_BN, rows_R, positions_R, labels_R = (part.to(device, non_blocking=True) for part in layout)
-        embeds_BNH = self.llm.get_input_embeddings()(tokens_BN)
-        audio_BNH = audio_BAH.to(embeds_BNH.dtype).gather(1, index_BN[:, :, None].expand(batch, -1, audio_BAH.shape[2]))
-        embeds_BNH = torch.where(is_audio_BN[:, :, None], audio_BNH, embeds_BNH)
-        return Spliced(embeds_BNH, lengths_B, rows_R, positions_R, labels_R)
-
-
-def _pick(ids_BL: Tensor, index_BN: Tensor) -> Tensor:
-    """`ids_BL[b, index_BN[b, n]]`, with indices out of range clamped (the caller masks them); zeros if L = 0."""
-    if ids_BL.shape[1] == 0:
-        return torch.zeros_like(index_BN)
-    return ids_BL.gather(1, index_BN.clamp(0, ids_BL.shape[1] - 1))
+        """`splicing.splice` by this LLM's embeddings; the rows of `text` follow."""
+        embed, text_ids_TM = self.llm.get_input_embeddings(), None if text is None else text.tokens
+        return splice(embed, audio_BAH, num_audio_B, prefix_ids_P, suffix_ids_Q, label_ids_BL, text_ids_TM)
 
 
 def embedding_width(llm: Any) -> int:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from kappaspeech.errors import CheckpointError
 from kappaspeech.model.adaptor import Adaptor, AdaptorShape
+from kappaspeech.model.expert_places import ExpertPlace, find_places
+from kappaspeech.model.experts import put_experts
 from kappaspeech.model.llm import load_llm
 from kappaspeech.model.lora import LoraShape, is_factor, merge
 from kappaspeech.model.prefixes import ADAPTOR_PREFIX, LLM_PREFIX
@@ -47,13 +49,16 @@ def load_trained_model(
 
 
 def apply_trained(model: SpeechLLM, trained: Mapping[str, Tensor], *, lora: LoraShape | None = None) -> None:
-    """Put `trained` in the place of the parameters of these names, cast to the model's dtype, and merge LoRA's factors.
+    """Put `trained` in the place of the parameters of these names, cast to the model's dtype, and merge LoRA's factors. Single
+    experts are put into their fused tensors.
 
     Raises `CheckpointError`.
     """
     parameters = dict(model.named_parameters())
+    of_llm = {name.removeprefix(LLM_PREFIX): tensor for name, tensor in trained.items() if name.startswith(LLM_PREFIX)}
+    places = find_places(model.llm, {name: tuple(tensor.shape) for name, tensor in of_llm.items()})
     for name, tensor in trained.items():
-        if is_factor(name) and lora is not None:
+        if (is_factor(name) and lora is not None) or name.removeprefix(LLM_PREFIX) in places:
             continue
         if name not in parameters or parameters[name].shape != tensor.shape:
             there = tuple(parameters[name].shape) if name in parameters else "absent"
@@ -70,6 +75,12 @@ def apply_trained(model: SpeechLLM, trained: Mapping[str, Tensor], *, lora: Lora
                 if after is not parameter:
                     # a parameter mapped from a file must not be written through
                     parameter.data = after.to(parameter.dtype)
+    experts: dict[str, dict[ExpertPlace, Tensor]] = {}
+    for name, place in places.items():
+        experts.setdefault(place.parameter, {})[place] = of_llm[name]
+    for name, matrices in experts.items():
+        parameter = model.llm.get_parameter(name)
+        parameter.data = put_experts(parameter.data, matrices)
 
 
 @contextmanager

@@ -14,10 +14,10 @@ _AUTO = "auto"
 
 
 def settle_buckets(deepspeed_config: Mapping[str, Any], *, layer_elements: int) -> dict[str, Any]:
-    """A DeepSpeed JSON whose sizes, where it is silent or says «auto», suit a model whose largest layer has so many elements.
+    """A DeepSpeed JSON whose sizes, if it is silent or says "auto", suit a model whose largest layer has so many elements.
 
     A layer is gathered whole, so that DeepSpeed's own prefetch of 5e7 elements leaves a part of every large one to be waited
-    for: with two layers ahead, and room for them beside the one in use, nothing is. Other sizes that are «auto», a word that
+    for: with two layers ahead, and room for them beside the one in use, nothing is. Other sizes that are "auto", a word that
     DeepSpeed itself doesn't know, become DeepSpeed's defaults.
     """
     settled = dict(deepspeed_config)
@@ -29,5 +29,5 @@ def settle_buckets(deepspeed_config: Mapping[str, Any], *, layer_elements: int) 
 
 
 def leaves_frozen_to_memory(deepspeed_config: Mapping[str, Any]) -> bool:
-    """True if a DeepSpeed JSON lets frozen weights of any size stay whole on each rank that has room: by «auto» as threshold."""
+    """True if a DeepSpeed JSON lets frozen weights of any size stay whole on each rank that has room: by "auto" as threshold."""
     return bool(deepspeed_config.get("zero_optimization", {}).get("stage3_param_persistence_threshold") == _AUTO)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kappaspeech.model.flops import ClipLengths, SpeechCost
-from kappaspeech.planning.batches import LABEL_TOKENS_PER_SECOND, MicroBatchSize
+from kappaspeech.planning.batches import MicroBatchSize
 from kappaspeech.planning.elementwise import count_elementwise
-from kappaspeech.planning.memory import ZeroSettings, count_tokens
+from kappaspeech.planning.memory import ReplayedTexts, ZeroSettings, count_tokens
 from kappaspeech.planning.offload import count_offloaded
 from kappaspeech.planning.sizes import FLOAT32_BYTES, SpeechSizes
+from kappaspeech.speech.schedule import LABEL_TOKENS_PER_SECOND
 
 _FRAMES_PER_SECOND = 100
 
@@ -79,29 +80,37 @@ def predict_step(
     num_recomputed: int,
     overlaps: bool,
     encoded_share: float = 1.0,
+    replayed: ReplayedTexts | None = None,
 ) -> StepTime:
     """Seconds of a step of `micro_batches_per_rank` micro-batches like `batch`.
 
-    All are computed padded, so `batch`'s clips are taken to be of one length. `overlaps`: the device can compute and
+    All are computed padded, so `batch`'s clips are taken to be of one length; of packed ones the adaptor and the LLM are given
+    the mean length. `overlaps`: the device can compute and
     communicate at once, where the settings have it do so; what is copied to and from a host is taken to hide behind nothing.
     `num_recomputed` layers are computed again. `encoded_share` of the clips meet the encoder, the others' states being kept from
-    before.
+    before. `replayed` texts stand beside the clips of each micro-batch.
     """
-    labels = round(batch.clip_seconds * LABEL_TOKENS_PER_SECOND) + 1
-    clip = ClipLengths(max(1, round(batch.clip_seconds * _FRAMES_PER_SECOND)), labels)
-    flops = cost.step([clip])
+    clip = _make_clip(batch.llm_seconds / batch.num_samples)
+    flops = replace(cost.step([clip]), encoder=cost.step([_make_clip(batch.clip_seconds)]).encoder)
     num_clips = batch.num_samples * micro_batches_per_rank
     forward_rate = rates.flops_per_second
     backward_rate = rates.backward_flops_per_second or forward_rate
     encoder_rate = rates.encoder_flops_per_second or forward_rate
-    tokens = [cost.num_llm_tokens(clip)]
     share = num_recomputed / sizes.llm.num_layers
-    again = share * cost.llm.forward(tokens) * num_clips / forward_rate
+    again = share * cost.llm.forward([cost.num_llm_tokens(clip)]) * num_clips / forward_rate
     encoder = encoded_share * flops.encoder * num_clips / encoder_rate
     forward, backward = flops.forward * num_clips / forward_rate, flops.backward * num_clips / backward_rate
+    if replayed is not None:
+        num_texts = replayed.num_texts * micro_batches_per_rank
+        text = cost.replay([replayed.num_tokens], anchored=replayed.anchored)
+        again += share * cost.llm.forward([replayed.num_tokens]) * num_texts / forward_rate
+        forward, backward = (
+            forward + text.forward * num_texts / forward_rate,
+            backward + text.backward * num_texts / backward_rate,
+        )
     elementwise = 0.0
     if rates.elementwise_bytes_per_second is not None:
-        counts = count_tokens(batch, sizes, prompt_tokens=cost.num_prompt_tokens)
+        counts = count_tokens(batch, sizes, prompt_tokens=cost.num_prompt_tokens, replayed=replayed)
         once, back = count_elementwise(sizes, counts, itemsize=settings.itemsize)
         moved = (1 + share) * once + back
         elementwise = moved * micro_batches_per_rank / rates.elementwise_bytes_per_second
@@ -124,6 +133,18 @@ def predict_step(
     busy = max(rest, communication) if overlaps and settings.overlaps_communication else rest + communication
     total = encoder + busy + optimizer + offload
     return StepTime(encoder, forward, backward, again, elementwise, communication, optimizer, offload, total)
+
+
+def predict_alignment(step: StepTime, cost: SpeechCost, batch: MicroBatchSize) -> float:
+    """Seconds of a step like `step` that aligns the adaptor alone: encoder, the adaptor's share of products, update."""
+    clip = [_make_clip(batch.llm_seconds / batch.num_samples)]
+    whole, aligned = cost.step(clip), cost.without_llm().step(clip)
+    share = (aligned.forward + aligned.backward) / (whole.forward + whole.backward)
+    return step.encoder + share * (step.forward + step.backward) + step.optimizer + step.offload
+
+
+def _make_clip(seconds: float) -> ClipLengths:
+    return ClipLengths(max(1, round(seconds * _FRAMES_PER_SECOND)), round(seconds * LABEL_TOKENS_PER_SECOND) + 1)
 
 
 def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> Traffic:

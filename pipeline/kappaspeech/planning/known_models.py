@@ -79,7 +79,7 @@ def fetch_config(name: str) -> str | None:
     try:
         return str(Path(hf_hub_download(name, "config.json", etag_timeout=_HUB_SECONDS)).parent)
     except GatedRepoError:
-        raise CheckpointError(f"{name} is gated: accept its licence on the hub and run «hf auth login».") from None
+        raise CheckpointError(f"{name} is gated: accept its licence on the hub and run `hf auth login`.") from None
     except (OSError, ValueError):
         return None
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kappaspeech.model.loss import CHUNK_ELEMENTS
-from kappaspeech.planning.batches import LABEL_TOKENS_PER_SECOND, MicroBatchSize
+from kappaspeech.planning.batches import MicroBatchSize
 from kappaspeech.planning.sizes import FLOAT32_BYTES, LlmSizes, SpeechSizes
+from kappaspeech.speech.schedule import LABEL_TOKENS_PER_SECOND
 
 # by DeepSpeed's names
 _ITEMSIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -78,7 +79,7 @@ def read_settings(deepspeed_config: Mapping[str, Any]) -> ZeroSettings:
 
 def _number(zero: Mapping[str, Any], key: str, default: int) -> int:
     value = zero.get(key, default)
-    # «auto» is for transformers' Trainer to fill in
+    # "auto" is for transformers' Trainer to fill in
     return int(float(value)) if isinstance(value, (int, float)) else default
 
 
@@ -132,7 +133,8 @@ def count_live(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int) -
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Positions of a micro-batch as the models see it, padding included; `squares` is the sum of its rows' lengths squared."""
+    """Positions of a micro-batch as the models see it, padding included; `squares` is the sum of its clips' lengths squared, as
+    attention sees them: padded."""
 
     states: float
     audio: float
@@ -141,13 +143,38 @@ class TokenCounts:
     squares: float
 
 
-def count_tokens(batch: MicroBatchSize, sizes: SpeechSizes, *, prompt_tokens: int) -> TokenCounts:
-    """Positions of a micro-batch whose clips are all as long as its longest."""
+@dataclass(frozen=True)
+class ReplayedTexts:
+    """The `num_texts` of `num_tokens` each that stand beside a micro-batch's clips; an anchor takes as many logits again."""
+
+    num_texts: float
+    num_tokens: int
+    anchored: bool
+
+    @property
+    def num_logits(self) -> float:
+        return self.num_texts * (self.num_tokens - 1) * (2 if self.anchored else 1)
+
+
+def count_tokens(
+    batch: MicroBatchSize, sizes: SpeechSizes, *, prompt_tokens: int, replayed: ReplayedTexts | None = None
+) -> TokenCounts:
+    """Positions of a micro-batch whose clips are all as long as its longest. Texts and clips are padded to one length."""
     audio_tokens = batch.padded_seconds / sizes.seconds_per_audio_token
     states = batch.num_samples * sizes.max_states if sizes.pad_to_30s else audio_tokens * sizes.stacking
-    labels = batch.padded_seconds * LABEL_TOKENS_PER_SECOND + batch.num_samples
-    tokens = audio_tokens + labels + batch.num_samples * prompt_tokens
-    return TokenCounts(states, audio_tokens, tokens, labels, tokens**2 / batch.num_samples)
+    labels, tokens = _count_llm(batch.llm_seconds, batch, sizes, prompt_tokens=prompt_tokens)
+    _, padded = _count_llm(batch.padded_seconds, batch, sizes, prompt_tokens=prompt_tokens)
+    if replayed is None:
+        return TokenCounts(states, audio_tokens, tokens, labels, padded**2 / batch.num_samples)
+    num_rows, longest = batch.num_samples + replayed.num_texts, max(padded / batch.num_samples, replayed.num_tokens)
+    tokens = num_rows * longest if batch.packed_seconds is None else tokens + replayed.num_texts * replayed.num_tokens
+    return TokenCounts(states, audio_tokens, tokens, labels + replayed.num_logits, num_rows * longest**2)
+
+
+def _count_llm(seconds: float, batch: MicroBatchSize, sizes: SpeechSizes, *, prompt_tokens: int) -> tuple[float, float]:
+    """Labels, and all of the LLM's tokens, of a micro-batch's clips that are so long together."""
+    labels = seconds * LABEL_TOKENS_PER_SECOND + batch.num_samples
+    return labels, seconds / sizes.seconds_per_audio_token + labels + batch.num_samples * prompt_tokens
 
 
 def kept_bytes_per_token(llm: LlmSizes, *, itemsize: int) -> int:
@@ -193,6 +220,7 @@ def count_activations(
         MemoryPart("attention weights", int(squares * num_whole)),
         MemoryPart("adaptor's activations", int(tokens.audio * adaptor)),
         MemoryPart("logits at labels", int(logits_bytes)),
+        MemoryPart("gradient of fused experts", b * llm.fused_elements),
         # while it encodes, the LLM holds no activations
         MemoryPart("encoding", max(0, int(encoding - tokens.llm * (kept + transient)))),
         MemoryPart("encoder states", int(encoded)),
@@ -205,6 +233,12 @@ def count_update(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int)
         return 0
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     return FLOAT32_BYTES * min(trained // world_size, settings.sub_group)
+
+
+def count_checkpoint_copy(sizes: SpeechSizes, *, world_size: int, keeps_average: bool = False) -> int:
+    """Bytes of a rank's share of a checkpoint, which lie in its host's memory while they are written beside the steps."""
+    trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    return (_OPTIMIZER_BYTES + (FLOAT32_BYTES if keeps_average else 0)) * trained // world_size
 
 
 @dataclass(frozen=True)

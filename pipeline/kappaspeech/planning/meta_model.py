@@ -12,9 +12,10 @@ from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.model.adaptor import Adaptor, AdaptorShape
 from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.encoder import EncoderDims, FrozenWhisperEncoder
-from kappaspeech.model.family import read_attentions
+from kappaspeech.model.family import read_attentions, read_config
 from kappaspeech.model.marking import mark_trained
 from kappaspeech.model.meta_llm import build_meta_llm, config_folder
+from kappaspeech.model.packed_rows import check_packing, why_not_packed
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
 from kappaspeech.planning.known_models import find_encoder, list_encoders
 from kappaspeech.scan.checkpoint import open_checkpoint
@@ -35,10 +36,12 @@ def build_meta_model(
     selection_path = config.unfreeze.selection if read_selection else None
     if selection_path is not None and not Path(selection_path).exists():
         raise InputError(
-            f"There is no selection at {selection_path}. Make it with «kappaspeech select»; for a plan before that, say how many "
+            f"There is no selection at {selection_path}. Make it with `kappaspeech select`; for a plan before that, say how many "
             "of the LLM's parameters will train: --trained-parameters 3e9."
         )
+    packs = config.batch.packing is True
     if arithmetic is not None:
+        packs = arithmetic.packs
         dtype, encoder_dtype, attention = arithmetic.torch_dtype, arithmetic.encoder_torch_dtype, arithmetic.attention
     else:
         dtype = torch.float32 if read_precision(read_deepspeed_config(Path(config.deepspeed))) == "float32" else torch.bfloat16
@@ -47,6 +50,7 @@ def build_meta_model(
         takes.check(wanted)
         # where FlashAttention 2 isn't installed, what keeps as much
         attention = "eager" if wanted == "eager" else takes.default
+        check_packing(config.batch.packing, why_not_packed(read_config(config_folder(config.model.llm)), attention))
     encoder = _build_encoder(config, dtype=encoder_dtype)
     llm = build_meta_llm(config.model.llm, dtype=dtype, attention=attention)
     if read_selection:
@@ -67,7 +71,7 @@ def build_meta_model(
         embedding_std=1.0,
     )
     with torch.device("meta"):
-        return encoder, SpeechLLM(Adaptor(shape).to(dtype), llm)
+        return encoder, SpeechLLM(Adaptor(shape).to(dtype), llm, packs=packs)
 
 
 def _build_encoder(config: RunConfig, *, dtype: torch.dtype) -> FrozenWhisperEncoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -10,12 +11,14 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.model.flops import SpeechCost
 from kappaspeech.model.recomputation import count_recomputed, most_recomputed
 from kappaspeech.planning.batches import BatchSizes
-from kappaspeech.planning.duration import Rates, StepTime, predict_step
+from kappaspeech.planning.duration import Rates, StepTime, predict_alignment, predict_step
 from kappaspeech.planning.memory import (
     MemoryPart,
+    ReplayedTexts,
     TextLengths,
     ZeroSettings,
     count_activations,
+    count_checkpoint_copy,
     count_evaluation,
     count_live,
     count_state,
@@ -64,6 +67,7 @@ class Assumptions:
 class Plan:
     """`parts` lie in a rank's memory all the time, `step_parts` at a step's widest point; `evaluation_bytes` and `update_bytes`
     come in their place in an evaluation and in the optimizer's step. `overhead_bytes` is outside of what torch allocates.
+    `checkpoint_copy_bytes` of host memory come to them while a checkpoint is written, if they are there: if not, the steps wait.
     `num_recomputed` of the LLM's layers are computed again. `keeps_frozen`: frozen weights of any size stay whole."""
 
     assumptions: Assumptions
@@ -72,12 +76,17 @@ class Plan:
     evaluation_bytes: int
     decodes_by: Literal["replica", "zero3", "auto"]
     update_bytes: int
+    checkpoint_copy_bytes: int
     step_time: StepTime
     audio_seconds_per_step: float
     micro_batches_per_step: int
     num_recomputed: int
     keeps_frozen: bool
     num_steps: int
+    alignment_steps: int
+    """Of the steps, those that align the adaptor alone."""
+    alignment_seconds: float
+    """Seconds of such a step."""
 
     def fits(self, gpu_memory_gb: float) -> bool:
         """True if a device of this many GB holds a rank."""
@@ -100,7 +109,7 @@ class Plan:
 
     @property
     def allocated_bytes(self) -> int:
-        """The most that is allocated at any time. On a GPU, «auto» takes no replica where there is no room for one."""
+        """The most that is allocated at any time. On a GPU, "auto" takes no replica where there is no room for one."""
         replica = self.decodes_by == "replica" or (self.decodes_by == "auto" and self.assumptions.device == "cpu")
         return max(self.step_bytes, self.state_bytes + self.evaluation_bytes if replica else 0)
 
@@ -125,7 +134,8 @@ class Plan:
     def run_seconds(self) -> tuple[float, float]:
         """From and to how long all steps take, evaluations and checkpoints aside."""
         low, high = MEASURED_RANGE if self.assumptions.rates.are_measured else ASSUMED_RANGE
-        seconds = self.num_steps * self.step_time.total
+        aligning = self.alignment_steps * self.alignment_seconds
+        seconds = (self.num_steps - self.alignment_steps) * self.step_time.total + aligning
         return low * seconds, high * seconds
 
     @property
@@ -150,7 +160,9 @@ class Plan:
             "peak_bytes": self.peak_bytes,
             "least_bytes": self.least_bytes,
             "host_bytes": self.host_bytes,
+            "checkpoint_copy_bytes": self.checkpoint_copy_bytes,
             "step_seconds": asdict(self.step_time),
+            "alignment_seconds": self.alignment_seconds,
             "run_seconds": list(self.run_seconds),
             "audio_seconds_per_step": self.audio_seconds_per_step,
             "idle_share": self.idle_share,
@@ -203,8 +215,15 @@ def _make_plan(
     num_recomputed: int,
 ) -> Plan:
     world_size, batches = assumptions.world_size, assumptions.batches
-    per_rank = -(-config.batch.micro_batches_per_step // world_size)
-    tokens = count_tokens(batches.largest, sizes, prompt_tokens=assumptions.prompt_tokens)
+    num_micro_batches, mean = config.batch.micro_batches_per_step, batches.mean
+    per_rank = -(-num_micro_batches // world_size)
+    if config.batch.even_shares:
+        mean = mean.scaled(num_micro_batches / (per_rank * world_size))
+        num_micro_batches = per_rank * world_size
+    replayed = _replayed_texts(config)
+    # of a micro-batch that has one more than others
+    most = replace(replayed, num_texts=math.ceil(replayed.num_texts)) if replayed else None
+    tokens = count_tokens(batches.largest, sizes, prompt_tokens=assumptions.prompt_tokens, replayed=most)
     activations = count_activations(sizes, settings, tokens, num_recomputed=num_recomputed)
     live = MemoryPart("gathered weights", count_live(sizes, settings, world_size=world_size))
     evaluation = 0
@@ -217,12 +236,20 @@ def _make_plan(
             new_tokens=config.evaluation.max_new_tokens + assumptions.prompt_tokens,
             texts=assumptions.texts,
         )
-    state = count_state(
+    keeps_average = config.training.ema_decay is not None
+    state = count_state(sizes, settings, world_size=world_size, on_cpu=assumptions.device == "cpu", keeps_average=keeps_average)
+    step_time = predict_step(
+        cost,
         sizes,
         settings,
+        mean,
+        rates=assumptions.rates,
+        micro_batches_per_rank=per_rank,
         world_size=world_size,
-        on_cpu=assumptions.device == "cpu",
-        keeps_average=config.training.ema_decay is not None,
+        num_recomputed=num_recomputed,
+        overlaps=assumptions.device == "gpu",
+        encoded_share=assumptions.encoded_share,
+        replayed=replayed,
     )
     return Plan(
         assumptions=assumptions,
@@ -231,24 +258,25 @@ def _make_plan(
         evaluation_bytes=evaluation,
         decodes_by=config.evaluation.decode,
         update_bytes=count_update(sizes, settings, world_size=world_size),
-        step_time=predict_step(
-            cost,
-            sizes,
-            settings,
-            batches.mean,
-            rates=assumptions.rates,
-            micro_batches_per_rank=per_rank,
-            world_size=world_size,
-            num_recomputed=num_recomputed,
-            overlaps=assumptions.device == "gpu",
-            encoded_share=assumptions.encoded_share,
-        ),
+        step_time=step_time,
+        checkpoint_copy_bytes=count_checkpoint_copy(sizes, world_size=world_size, keeps_average=keeps_average),
         audio_seconds_per_step=batches.mean.padded_seconds * config.batch.micro_batches_per_step,
-        micro_batches_per_step=config.batch.micro_batches_per_step,
+        micro_batches_per_step=num_micro_batches,
         num_recomputed=num_recomputed,
         keeps_frozen=settings.keeps_frozen,
         num_steps=config.training.num_steps,
+        alignment_steps=config.training.alignment_steps,
+        alignment_seconds=predict_alignment(step_time, cost, mean),
     )
+
+
+def _replayed_texts(config: RunConfig) -> ReplayedTexts | None:
+    """The texts beside each micro-batch, all taken to be as long as they may be."""
+    options = config.replay
+    if options is None:
+        return None
+    number = options.texts_per_step / config.batch.micro_batches_per_step
+    return ReplayedTexts(number, options.max_tokens, anchored=options.anchor_weight > 0)
 
 
 @dataclass(frozen=True)
@@ -279,7 +307,10 @@ def find_remedies(
     all_away = replace(settings, optimizer_on_host=True, parameters_on_host=True)
     tried: list[tuple[str, Callable[[], Plan]]] = [
         ("training.activation_checkpointing: true", lambda: plan(config=checkpointed)),
-        ("half of batch.max_seconds and batch.max_samples, twice the micro_batches_per_step", lambda: plan(assumptions=smaller)),
+        (
+            "half of batch.max_seconds and batch.max_samples, twice batch.micro_batches_per_step",
+            lambda: plan(assumptions=smaller),
+        ),
         ("DeepSpeed JSON: a tenth of reduce_bucket_size, a quarter of stage3_max_live_parameters", lambda: plan(settings=lean)),
         ("evaluation.decode: zero3", lambda: plan(config=together)),
         ("deepspeed: ds_configs/zero3_offload_optimizer.json", lambda: plan(settings=optimizer_away)),
@@ -300,7 +331,4 @@ def find_remedies(
 
 
 def _halve(batches: BatchSizes) -> BatchSizes:
-    def half(size: Any) -> Any:
-        return replace(size, num_samples=size.num_samples / 2)
-
-    return replace(batches, largest=half(batches.largest), mean=half(batches.mean))
+    return replace(batches, largest=batches.largest.scaled(0.5), mean=batches.mean.scaled(0.5))

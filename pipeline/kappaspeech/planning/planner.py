@@ -27,8 +27,11 @@ from kappaspeech.planning.sizes import measure_sizes
 from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.source import is_remote
+from kappaspeech.speech.stream import make_budget
 from kappaspeech.speech.table import MERGED_SUFFIX
 
+# of a chat template around a short instruction
+ASSUMED_PROMPT_TOKENS = 40
 _BYTES_PER_TOKEN = 2
 _MOST_TEXT_BYTES = 16 << 20
 
@@ -43,11 +46,13 @@ class Planner:
         modules: tuple[FrozenWhisperEncoder, SpeechLLM],
         clip_seconds: Sequence[NDArray[np.float32]] | None = None,
         num_trained: int | None = None,
+        prompt_tokens: int = ASSUMED_PROMPT_TOKENS,
     ) -> None:
         """`modules` may lie on the meta device, and are asked before ZeRO-3 takes them. Without `clip_seconds` the clips' lengths
         are read from the indices, where these can be read.
 
-        `num_trained` stands for a selection that isn't there yet. Raises `InputError` where a part can't be described.
+        `num_trained` stands for a selection that isn't there yet; `prompt_tokens` count against a budget of tokens. Raises
+        `InputError` if a part can't be described.
         """
         self._config = config
         encoder, model = modules
@@ -63,7 +68,9 @@ class Planner:
             self._cost = replace(self._cost, llm=replace(self._cost.llm, trained_weights=num_trained))
         if clip_seconds is None:
             clip_seconds = _read_clip_seconds(config)
-        self.batches = _cut_batches(config, clip_seconds, max_seconds=encoder.dims.max_seconds)
+        budget = make_budget(config.batch, prompt_tokens=prompt_tokens, seconds_per_position=self.sizes.seconds_per_audio_token)
+        longest = min(config.batch.max_seconds, encoder.dims.max_seconds)
+        self.batches = _cut_batches(budget, clip_seconds, max_seconds=longest, packs=model.packs)
         self._texts = measure_texts(config.data.text)
         self._encoded_share = _share_encoded(config, clip_seconds, self.batches)
 
@@ -106,12 +113,12 @@ class Planner:
         return find_remedies(self._config, self._settings, self.sizes, cost, assumptions)
 
 
-def _cut_batches(config: RunConfig, clip_seconds: Sequence[NDArray[np.float32]] | None, *, max_seconds: float) -> BatchSizes:
-    batch = config.batch
-    budget = BatchBudget(batch.max_samples, batch.max_seconds, batch.micro_batches_per_step)
+def _cut_batches(
+    budget: BatchBudget, clip_seconds: Sequence[NDArray[np.float32]] | None, *, max_seconds: float, packs: bool
+) -> BatchSizes:
     if clip_seconds is None:
         return sizes_by_budget(budget)
-    return sizes_by_lengths(clip_seconds, budget, max_seconds=min(batch.max_seconds, max_seconds))
+    return sizes_by_lengths(clip_seconds, budget, max_seconds=max_seconds, packs=packs)
 
 
 def _share_encoded(config: RunConfig, clip_seconds: Sequence[NDArray[np.float32]] | None, batches: BatchSizes) -> float:
@@ -146,7 +153,7 @@ def measure_texts(texts: Mapping[str, str]) -> TextLengths | None:
 
 
 def _read_clip_seconds(config: RunConfig) -> list[NDArray[np.float32]] | None:
-    """The clips' lengths by data set; None where an index lies behind a URL or can't be read."""
+    """The clips' lengths by data set; None if an index lies behind a URL or can't be read."""
     datasets = make_datasets(config.data.train)
     if any(is_remote(item.shards) and not item.shards.endswith(MERGED_SUFFIX) for item in datasets):
         return None

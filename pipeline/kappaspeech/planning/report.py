@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kappaspeech.planning.batches import LABEL_TOKENS_PER_SECOND, BatchSizes
+from kappaspeech.planning.batches import BatchSizes
 from kappaspeech.planning.duration import StepTime
 from kappaspeech.planning.plan import ASSUMED_RANGE, GB, MEASURED_RANGE, Plan, Remedy
 from kappaspeech.planning.sizes import SpeechSizes
 from kappaspeech.progress import hours_minutes
+from kappaspeech.speech.schedule import LABEL_TOKENS_PER_SECOND
 
 _NUM_REMEDIES = 5
 
@@ -20,7 +21,7 @@ def describe_model(sizes: SpeechSizes, batches: BatchSizes) -> list[str]:
         f"LLM {llm.num_parameters / 1e6:,.0f} M parameters, of which {llm.num_trained / 1e6:,.1f} M train; adaptor "
         f"{sizes.num_adaptor_parameters / 1e6:,.1f} M; encoder {sizes.num_encoder_parameters / 1e6:,.0f} M, frozen",
         f"micro-batch, largest: {largest.num_samples:.0f} clips of {largest.clip_seconds:.1f} s; mean: {mean.num_samples:.1f} of "
-        f"{mean.clip_seconds:.1f} s (from {batches.source})",
+        f"{mean.clip_seconds:.1f} s{', packed' if mean.packed_seconds is not None else ''} (from {batches.source})",
     ]
 
 
@@ -36,6 +37,8 @@ def describe_plan(plan: Plan, *, gpu_memory_gb: float) -> list[str]:
     if plan.evaluation_bytes and plan.decodes_by != "zero3":
         chosen = "" if plan.decodes_by == "replica" else ", or else evaluations decode under ZeRO-3"
         lines.append(f"  in an evaluation, in place of the step's: {plan.evaluation_bytes / GB:.2f} GB for a replica{chosen}")
+    copied = f"{plan.checkpoint_copy_bytes / GB:.2f} GB of host memory for a rank's copy"
+    lines.append(f"  while a checkpoint is written: {copied}, or else the steps wait for it")
     verdict = f"{'fits' if plan.fits(gpu_memory_gb) else 'does not fit'} into {gpu_memory_gb:g} GB"
     time, rates = plan.step_time, plan.assumptions.rates
     lines += [
@@ -77,9 +80,10 @@ def _describe_assumptions(plan: Plan) -> list[str]:
     low, high = MEASURED_RANGE if plan.assumptions.rates.are_measured else ASSUMED_RANGE
     source = "measured on this machine" if plan.assumptions.rates.are_measured else "assumed, not measured"
     return [
-        f"run: {plan.num_steps:,} steps without evaluations, at {low:g} to {high:g} times the predicted step; rates are {source}",
-        f"peak: without and with what the allocator loses; {LABEL_TOKENS_PER_SECOND:g} target tokens a second of speech and "
-        f"{plan.assumptions.prompt_tokens} of the prompt a clip",
+        f"time of the run: {plan.num_steps:,} steps without evaluations, at {low:g} to {high:g} times the predicted step; rates "
+        f"are {source}",
+        f"peak: the second number includes what the allocator loses; {LABEL_TOKENS_PER_SECOND:g} target tokens a second of "
+        f"speech and {plan.assumptions.prompt_tokens} of the prompt a clip",
     ]
 
 
@@ -97,14 +101,14 @@ def _describe_others(time: StepTime) -> str:
 def _describe_idle(plans: Sequence[Plan]) -> list[str]:
     return [
         f"on {plan.assumptions.world_size} ranks {plan.idle_share:.0%} of them have nothing to compute, for want of "
-        "micro-batches: raise batch.micro_batches_per_step to a multiple of the ranks"
+        "micro-batches: raise batch.micro_batches_per_step to a multiple of the ranks, or set batch.even_shares"
         for plan in plans
         if plan.idle_share > 0
     ]
 
 
 def describe_remedies(remedies: Sequence[Remedy], *, gpu_memory_gb: float) -> list[str]:
-    """The changes that make it fit, the smallest need first; where none does, those that save most."""
+    """The changes that make it fit, the smallest need first; if none does, those that save most."""
     if not remedies:
         return []
     fitting = [item for item in remedies if item.peak_bytes <= gpu_memory_gb * GB]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kappaspeech.model.encoder import FrozenWhisperEncoder
+from kappaspeech.model.experts import stacked_parameters
 from kappaspeech.model.llm import decoder_layers
+from kappaspeech.model.packed_rows import PACKED_PREFIX
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
 
 FLOAT32_BYTES = 4
@@ -31,6 +33,7 @@ class LlmSizes:
     `query_width` and `key_width` are summed over heads; `inner_width` is the MLP's, over the experts that a token meets.
     `kept_inputs` counts elements that a token leaves behind for the gradients of trained weights, over all layers.
     Attention that isn't fused keeps its weights, a square of positions a head. `layer_elements` are the largest layer's.
+    `fused_elements` are those of the largest tensor of fused experts of which all or some train: its gradient is made whole.
     """
 
     width: int
@@ -46,6 +49,7 @@ class LlmSizes:
     fused_attention: bool = True
     layer_elements: int = 0
     trained_sizes: tuple[int, ...] = ()
+    fused_elements: int = 0
 
     @property
     def num_parameters(self) -> int:
@@ -115,9 +119,13 @@ def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_traine
         tensor_sizes=tuple(p.numel() for _, p in parameters),
         num_trained=sum(p.numel() for _, p in trained) if num_trained is None else num_trained,
         kept_inputs=kept_inputs,
-        fused_attention=num_heads == 0 or config._attn_implementation in _FUSED,
+        fused_attention=num_heads == 0 or config._attn_implementation.removeprefix(PACKED_PREFIX) in _FUSED,
         layer_elements=largest_layer(model.llm),
         trained_sizes=trained_sizes,
+        fused_elements=max(
+            [p.numel() for _, p in trained if p.dim() == 3] + [fused.numel() for fused, _ in stacked_parameters(model.llm)],
+            default=0,
+        ),
     )
     return SpeechSizes(
         llm=llm,

@@ -51,6 +51,13 @@ class Cluster(Protocol):
         """Leave the group, for good. All ranks call it, at the end of work that went well."""
 
 
+class TrainingCluster(Cluster, Protocol):
+    """Ranks that also exchange values in a second thread."""
+
+    def beside(self) -> Cluster:
+        """The same ranks, for collectives of one thread beside those of this cluster. A collective."""
+
+
 class SingleProcess:
     """A world of one."""
 
@@ -72,6 +79,9 @@ class SingleProcess:
 
     def barrier(self) -> None:
         pass
+
+    def beside(self) -> SingleProcess:
+        return self
 
     def take_ticket(self, queue: str) -> int:
         with self._lock:

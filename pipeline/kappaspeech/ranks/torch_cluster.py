@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import hashlib
 import hmac
@@ -25,6 +26,7 @@ _MIN_ROOM = 4096
 _MOST_KEPT_ROOM = 1 << 16
 _SECRET_BYTES = 32
 _SIGNATURE_LETTERS = 64
+_PATIENCE = timedelta(days=7)
 
 
 class TorchCluster:
@@ -133,6 +135,16 @@ class TorchCluster:
         received = np.empty((int(size), int(size)), order="F")
         self._dist.recv(torch.from_numpy(received.T), src=source, group=self._group)
         return received
+
+    def beside(self) -> TorchCluster:
+        """The same ranks over a group of their own, for collectives in one thread beside those of others. A collective.
+
+        It waits as long as it takes: ranks may have work of any length between their collectives there. A rank's end breaks it as
+        it does any other. It is closed with this cluster.
+        """
+        other = copy.copy(self)
+        other._group = self._dist.new_group(backend="gloo", timeout=_PATIENCE)
+        return other
 
     def leave_by(self, leave: Callable[[], None], *, server: Any) -> TorchCluster:
         """Let `close` destroy the world by `leave`, for a library that keeps references to its groups, and then its `server`."""

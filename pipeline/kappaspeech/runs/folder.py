@@ -84,6 +84,13 @@ class RunFolder:
         )
         write_text(self.path / README_FILE, write_readme(self.path))
 
+    def describe(self, *, seconds_left: float | None) -> None:
+        """Bring run.md up to date while the run trains. If that can't be done, its last text stays."""
+        try:
+            write_text(self.path / README_FILE, write_readme(self.path, seconds_left=seconds_left))
+        except (OSError, InputError) as error:
+            _log.warning("%s can't be brought up to date: %s", self.path / README_FILE, error)
+
     def end(self, status: str, **facts: Any) -> None:
         """Record the end of the run: "finished" is the marker of success, whatever a launcher's exit code says."""
         record = self.read_record()
@@ -131,9 +138,7 @@ class RunFolder:
         """The content that `begin` and `end` wrote to `run.json`. Raises `InputError`."""
         record = read_json(self.path / RECORD_FILE, schema_version=SCHEMA_VERSION)
         if not isinstance(record.get("status"), str):
-            raise InputError(
-                f"{self.path / RECORD_FILE} doesn't say how the run stands: its status is {record.get('status')!r:.60}."
-            )
+            raise InputError(f"{self.path / RECORD_FILE} doesn't hold the run's status, but {record.get('status')!r:.60}.")
         return record
 
     def read_config(self) -> RunConfig:

@@ -157,7 +157,7 @@ class Lease:
         if self._lost_to is not None:
             raise TrainingError(
                 f"{self.folder} was taken over by {self._lost_to} while this process was held up for more than "
-                f"{EXPIRY_SECONDS:.0f} s. Nothing more is written; the other one goes on from the last checkpoint."
+                f"{EXPIRY_SECONDS:.0f} s. Nothing more is written; the other one continues from the last checkpoint."
             )
 
     def _write(self) -> bool:

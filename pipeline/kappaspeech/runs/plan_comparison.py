@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kappaspeech.artefacts import read_json
+from kappaspeech.json_lines import Record
 from kappaspeech.runs.contents import RECORD_FILE, STEPS_FILE
-from kappaspeech.runs.records import is_step, read_lines
+from kappaspeech.runs.records import is_transcript_step, read_lines
 
 # the first ones warm up
 _FIRST_STEPS = 2
@@ -20,8 +21,11 @@ def compare_plan(run_dir: Path) -> dict[str, Any] | None:
     plan = read_json(run_dir / RECORD_FILE, schema_version=1).get("plan")
     if not plan or "error" in plan:
         return None
-    steps = read_lines(run_dir / STEPS_FILE, is_record=lambda record: is_step(record) and "peak_memory_bytes" in record)
-    return compare_with_run(plan, steps)
+    return compare_with_run(plan, read_lines(run_dir / STEPS_FILE, is_record=_is_comparable))
+
+
+def _is_comparable(record: Record) -> bool:
+    return is_transcript_step(record) and "peak_memory_bytes" in record
 
 
 def compare_with_run(plan: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

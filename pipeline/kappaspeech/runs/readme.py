@@ -1,23 +1,32 @@
-"""A run's folder in words: the meaning of each file and the way to go on, written from the files that are there."""
+"""A run's folder in words: the meaning of each file and the ways to continue, written from the files that are there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from kappaspeech.artefacts import read_json
 from kappaspeech.escaping import for_line
+from kappaspeech.json_lines import read_last_line
+from kappaspeech.progress import say_duration
 from kappaspeech.runs.checkpoints import list_checkpoints
 from kappaspeech.runs.contents import CHECKPOINTS_FOLDER, CONFIG_FILE, CONTENTS, EVALUATIONS_FILE, RECORD_FILE, STEPS_FILE
 from kappaspeech.runs.records import is_evaluation, is_step, read_lines
 
 
-def describe_outcome(run_dir: Path) -> list[str]:
-    """A few lines for a person: the run's progress, its WER, its plan against the measurements, its last checkpoint."""
+def describe_outcome(run_dir: Path, *, seconds_left: float | None = None) -> list[str]:
+    """A few lines for a person: the run's progress, its WER, its plan against the measurements, its last checkpoint.
+
+    `seconds_left` is the time to the end of a run that is going on, if it is known.
+    """
     record = read_json(run_dir / RECORD_FILE, schema_version=1)
     reason = f" ({record['reason']})" if record.get("reason") else ""
     lines = [f"{record['status']}{reason}: {_progress(run_dir, record)}"]
+    if record["status"] == "running":
+        left = f"about {say_duration(seconds_left)} left, " if seconds_left is not None else ""
+        lines.append(f"{left}as of {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC")
     evaluations = read_lines(run_dir / EVALUATIONS_FILE, is_record=is_evaluation)
     if evaluations:
         rates = [f"{_rate(item['wer']['mean_wer'])} at step {item['step']}" for item in evaluations]
@@ -41,27 +50,32 @@ def _rate(mean_wer: float | None) -> str:
 
 
 def _progress(run_dir: Path, record: Mapping[str, Any]) -> str:
-    steps = read_lines(run_dir / STEPS_FILE, is_record=is_step)
+    last = read_last_line(run_dir / STEPS_FILE, is_record=is_step)
     config = read_json(run_dir / CONFIG_FILE, schema_version=1)
-    done = steps[-1]["step"] + 1 if steps else 0
-    loss = f", loss {steps[-1]['loss_nats']:.3f} nats a token" if steps else ""
+    done = last["step"] + 1 if last else 0
+    kind = "alignment loss" if last and last.get("objective") == "alignment" else "loss"
+    loss = f", {kind} {last['loss_nats']:.3f} nats a token" if last else ""
+    if last and last.get("replay_nats") is not None:
+        loss += f"; of replayed text {last['replay_nats']:.3f}"
+        loss += f", {last['anchor_nats']:.3f} from the base" if last.get("anchor_nats") else ""
     return (
         f"step {done} of {config['training']['num_steps']} on {record['world_size']} rank(s), "
         f"{record['num_trained_parameters']:,} parameters trained{loss}"
     )
 
 
-def write_readme(run_dir: Path) -> str:
+def write_readme(run_dir: Path, *, seconds_left: float | None = None) -> str:
     """The text of run.md."""
     record = read_json(run_dir / RECORD_FILE, schema_version=1)
     there = [f"- `{name}`: {meaning}" for name, meaning in CONTENTS if any(run_dir.glob(name))]
-    commands = [f"- go on, or with more training.num_steps further: `kappaspeech train {run_dir / CONFIG_FILE}`"]
+    commands = [f"- continue it, or train further with more training.num_steps: `kappaspeech train {run_dir / CONFIG_FILE}`"]
     if list_checkpoints(run_dir / CHECKPOINTS_FOLDER):
         commands += [
             f"- measure it again, or on other shards: `kappaspeech evaluate {run_dir}`",
-            f"- a folder for transformers, or `--only difference`: `kappaspeech export {run_dir} exported`",
-            f"- use it: `kappaspeech transcribe {run_dir} RECORDING…`",
-            f"- against another run: `kappaspeech compare {run_dir} OTHER --output comparison`",
+            f"- write it for transformers, or what was trained with `--only difference`: `kappaspeech export {run_dir} exported`",
+            f"- transcribe with it: `kappaspeech transcribe {run_dir} RECORDING…`",
+            f"- compare it with another run: `kappaspeech compare {run_dir} OTHER --output comparison`",
         ]
     title = f"# {for_line(record['arm'])}: {for_line(record['selection_rule'])}"
-    return "\n".join([title, "", *(f"{line}  " for line in describe_outcome(run_dir)), "", *there, "", *commands, ""])
+    outcome = [f"{line}  " for line in describe_outcome(run_dir, seconds_left=seconds_left)]
+    return "\n".join([title, "", *outcome, "", *there, "", *commands, ""])

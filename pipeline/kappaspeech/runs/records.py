@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from kappaspeech.json_lines import Record, dump_line, keep_lines, read_lines
 from kappaspeech.runs.contents import BAD_SAMPLES_FILE, CURVES_FOLDER, EVALUATIONS_FILE, SKIPPED_STEPS_FILE, STEPS_FILE
@@ -14,10 +14,10 @@ from kappaspeech.runs.contents import BAD_SAMPLES_FILE, CURVES_FOLDER, EVALUATIO
 if TYPE_CHECKING:
     from kappaspeech.speech.loading import BadSample
 
-__all__ = ["RunLog", "StepRecord", "is_evaluation", "is_step", "read_lines"]
+__all__ = ["RunLog", "StepRecord", "is_evaluation", "is_step", "is_transcript_step", "read_lines"]
 
+Objective = Literal["alignment", "transcript"]
 _CURVES = (
-    "loss_nats",
     "grad_norm",
     "seconds",
     "wait_seconds",
@@ -27,18 +27,23 @@ _CURVES = (
     "tokens_per_second",
     "mfu",
 )
+# of runs that replay text
+_REPLAY_CURVES = ("replay_nats", "anchor_nats")
 
 
 @dataclass(frozen=True)
 class StepRecord:
     """One optimizer step, over all ranks. Losses are in nats per target token, rates and norms as they were used.
 
+    `objective` is the loss that the step minimised and recorded: the transcript's, or the adaptor's alignment alone.
+
     `seconds` is the step's wall time on rank 0, and `phase_seconds` its parts by the phases of `phases.py`. `tokens_per_second`
     counts prompt, audio and labels of the LLM. `mfu` is the model FLOPs utilisation: the operations that the samples need without
     padding (`model/flops.py`) over the most that the devices can do, `matmul_flops_per_second` of run.json. `wait_seconds` is the
     longest wait of any rank for data. `padding` is the share of the encoder's frames that were padding, `llm_padding` that of the
     LLM's audio positions and labels; `hours_seen` counts usable audio since the run began, by language. `keys_digest` identifies
-    the samples and their order.
+    the samples and their order. `replay_nats` is the mean −log p of the `num_replayed_tokens` of replayed text, and `anchor_nats`
+    their mean KL(base ‖ now), both without their weights; None if there are none.
     """
 
     step: int
@@ -60,13 +65,17 @@ class StepRecord:
     bad_samples: dict[str, int]
     peak_memory_bytes: int
     keys_digest: str
+    objective: Objective = "transcript"
+    num_replayed_tokens: int = 0
+    replay_nats: float | None = None
+    anchor_nats: float | None = None
 
 
 class RunLog:
     """Appends to `steps.jsonl` and `evaluations.jsonl` of a run folder. For rank 0 alone."""
 
     def __init__(self, run_dir: Path, *, resume_step: int, check: Callable[[], None] = lambda: None) -> None:
-        """Open the log to go on at `resume_step`: records of later steps, from a run that was cut, are dropped.
+        """Open the log to continue at `resume_step`: records of later steps, from a run that was cut, are dropped.
 
         `check` is called before each write, and raises if the folder is another start's by now.
         """
@@ -91,8 +100,13 @@ class RunLog:
         self._check()
         self._steps.write(dump_line(asdict(record)))
         self._steps.flush()
+        loss = "loss_nats" if record.objective == "transcript" else "alignment_nats"
+        self._curves.add_scalar(f"train/{loss}", record.loss_nats, record.step)
         for name in _CURVES:
             self._curves.add_scalar(f"train/{name}", getattr(record, name), record.step)
+        for name in _REPLAY_CURVES:
+            if getattr(record, name) is not None:
+                self._curves.add_scalar(f"train/{name}", getattr(record, name), record.step)
         for group, rate in record.learning_rates.items():
             self._curves.add_scalar(f"train/learning_rate_{group}", rate, record.step)
         self._curves.add_scalar("train/peak_memory_gb", record.peak_memory_bytes / 1e9, record.step)
@@ -150,6 +164,11 @@ def is_of_step(record: Record) -> bool:
 def is_step(record: Record) -> bool:
     """Return whether a record is of a step, with the fields that every step's has."""
     return is_of_step(record) and all(isinstance(record.get(name), float | int) for name in ("loss_nats", "seconds"))
+
+
+def is_transcript_step(record: Record) -> bool:
+    """Return whether a record is of a step on the transcripts: all that don't say that they aligned the adaptor alone."""
+    return is_step(record) and record.get("objective", "transcript") == "transcript"
 
 
 def is_evaluation(record: Record) -> bool:

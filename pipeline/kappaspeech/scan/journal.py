@@ -80,7 +80,7 @@ class Journal:
         except OSError as error:
             self._is_full = True
             _log.warning(
-                "%s takes no more (%s): the scan goes on, and what it measures from here on isn't kept.", self._path, error
+                "%s can't be written any more (%s): the scan continues, but later results aren't kept.", self._path, error
             )
 
     def close(self) -> None:

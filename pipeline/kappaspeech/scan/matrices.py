@@ -6,14 +6,15 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kappaspeech.errors import CheckpointError
 from kappaspeech.outside import describe
 from kappaspeech.scan.checkpoint import Checkpoint, TensorRef
-from kappaspeech.scan.packed import SCALE_DTYPES, Scale, find_packed, find_scale
+from kappaspeech.scan.four_bit import FourBitWeight, find_four_bit
+from kappaspeech.scan.packed import SCALE_DTYPES, SCALES_REASON, Scale, find_packed, find_scale
 from kappaspeech.scan.scales import Scales, scale_blocks
 from kappaspeech.tensor_files.dtypes import CODES, FLOATS, FloatArray, StoredArray, widen
 from kappaspeech.tensor_files.gguf_file import UNREADABLE
@@ -30,13 +31,17 @@ _MAX_ELEMENTS = 2**48
 
 @dataclass(frozen=True)
 class MatrixRef:
-    """One matrix to measure: `shape` from element `begin` of a tensor. `name` is the tensor's, with [expert] for one of many."""
+    """One matrix to measure: `shape` from element `begin` of a tensor. `name` is the tensor's, with [expert] for one of many.
+
+    Of `four_bit` codes the tensor has the shape and dtype of the weight that they mean.
+    """
 
     name: str
     tensor: TensorRef
     shape: tuple[int, int]
     expert: int | None = None
     scale: Scale | None = None
+    four_bit: FourBitWeight | None = None
 
     @property
     def begin(self) -> int:
@@ -56,18 +61,26 @@ def list_matrices(checkpoint: Checkpoint) -> tuple[list[MatrixRef], list[Skipped
     """Every matrix of a checkpoint, and every other tensor with the reason why it is none."""
     matrices, skipped = [], []
     packed = find_packed(checkpoint.dtypes)
+    decoded = {ref.name: weight for ref in checkpoint.tensors if (weight := find_four_bit(checkpoint, ref.name)) is not None}
+    packed |= dict.fromkeys((helper for weight in decoded.values() for helper in weight.helpers), SCALES_REASON)
     for ref in checkpoint.tensors:
+        four_bit = decoded.get(ref.name)
+        if four_bit is not None:
+            ref = replace(ref, shape=four_bit.shape, dtype=four_bit.dtype)
+            packed.pop(ref.name, None)
         scale = find_scale(ref.name, ref.dtype, checkpoint.dtypes)
         reason = _refuse(ref, checkpoint, scale, packed.get(ref.name))
         if reason is not None:
             skipped.append(SkippedTensor(ref.name, ref.shape, reason))
         elif _is_experts(ref):
             matrices += [
-                MatrixRef(f"{ref.name}[{expert}]", ref, (ref.shape[1], ref.shape[2]), expert) for expert in range(ref.shape[0])
+                MatrixRef(f"{ref.name}[{expert}]", ref, (ref.shape[1], ref.shape[2]), expert, four_bit=four_bit)
+                for expert in range(ref.shape[0])
             ]
         else:
             codes_scale = scale if ref.dtype in CODES else None
-            matrices.append(MatrixRef(ref.name, ref, (ref.shape[0], math.prod(ref.shape[1:])), scale=codes_scale))
+            shape = (ref.shape[0], math.prod(ref.shape[1:]))
+            matrices.append(MatrixRef(ref.name, ref, shape, scale=codes_scale, four_bit=four_bit))
     return matrices, skipped
 
 
@@ -129,6 +142,10 @@ def digest_matrix(checkpoint: Checkpoint, ref: MatrixRef) -> str:
         size = num_bytes // ref.tensor.shape[0]
         begin = ref.expert * size
     helpers = [name for name in (ref.scale.name, ref.scale.zero_point) if name] if ref.scale else []
+    if ref.four_bit is not None:
+        # an expert's codes needn't begin with a byte
+        begin, size, helpers = 0, num_bytes, list(ref.four_bit.helpers)
+        total.update(str(ref.expert).encode())
     ranges = [(ref.tensor.name, begin, size), *((name, 0, checkpoint.num_bytes_of(name)) for name in helpers)]
     for name, first, length in ranges:
         for offset in range(first, first + length, _DIGEST_BYTES):
@@ -153,13 +170,18 @@ class StoredMatrix:
     def _read_rows(self, start: int, stop: int) -> StoredArray:
         columns = self._ref.shape[1]
         begin = self._ref.begin
-        flat = self._checkpoint.read(self._ref.tensor.name, begin + start * columns, begin + stop * columns)
-        return flat.reshape(stop - start, columns)
+        return self._read(begin + start * columns, begin + stop * columns).reshape(stop - start, columns)
 
     def _read_columns(self, start: int, stop: int) -> StoredArray:
         columns, begin = self._ref.shape[1], self._ref.begin
         rows = (begin + row * columns for row in range(self._ref.shape[0]))
-        return np.stack([self._checkpoint.read(self._ref.tensor.name, row + start, row + stop) for row in rows])
+        return np.stack([self._read(row + start, row + stop) for row in rows])
+
+    def _read(self, start: int, stop: int) -> StoredArray:
+        """Elements `start` to `stop` of the tensor, in the bits of its dtype."""
+        if self._ref.four_bit is not None:
+            return self._ref.four_bit.read(self._checkpoint, start, stop)
+        return self._checkpoint.read(self._ref.tensor.name, start, stop)
 
     def _read_scales(self, name: str) -> Scales:
         shape = self._checkpoint.shape_of(name)

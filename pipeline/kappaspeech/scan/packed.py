@@ -2,7 +2,7 @@
 
 They are known by their names, as GPTQ, AWQ, bitsandbytes, compressed-tensors, HQQ, MXFP4, NVFP4, FP8, torchao, quanto, AQLM,
 VPTQ, QuIP# and EXL2/3 write them. Codes that are plain once scaled (FP8, 8-bit integers) are ranked, with the scales that
-`find_scale` finds.
+`find_scale` finds, and bitsandbytes' 4-bit ones by `four_bit`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ _BIAS = re.compile(r"(^|[._])bias$")
 _SCALE_SUFFIXES = ("_scale_inv", "_scale")
 _ZERO_POINT_SUFFIX = "_zero_point"
 _FORMAT_SUFFIX = ".weight_format"
+SCALES_REASON = "the scales of a quantised tensor"
 SCALE_DTYPES = {*FLOATS, "float8_e8m0fnu"}
 
 
@@ -102,16 +103,16 @@ def _refuse(
     if module in modules:
         # NVFP4's second scale lies beside FP8's weights too
         if modules[module] == "NVFP4" and stored.get(f"{module}.weight") in FLOATS:
-            return "the scales of a quantised tensor" if _is_helper(name, module) else None
+            return SCALES_REASON if _is_helper(name, module) else None
         kind = "belongs to packed codes" if dtype in FLOATS or _is_helper(name, module) else "packed codes"
         return f"{kind} ({modules[module]}), not weights. Scan the unquantised checkpoint instead"
     stem = name.rpartition("_")[0]
     if stem in stems and name.endswith(("_blocks", "_scales")):
         return "packed codes (MXFP4), not weights. Scan the unquantised checkpoint instead"
     if any(name.endswith(suffix) and name.removesuffix(suffix) in stored for suffix in (*_SCALE_SUFFIXES, _ZERO_POINT_SUFFIX)):
-        return "the scales of a quantised tensor"
+        return SCALES_REASON
     if module in coded and _is_helper(name, module):
-        return "the scales of a quantised tensor"
+        return SCALES_REASON
     if _LORA.search(name):
         return "a factor of LoRA's, which changes another tensor: merge it into its base and scan that"
     return "a bias: no matrix, however many lie together" if _BIAS.search(name) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,11 @@ from kappaspeech.artefacts import write_with
 from kappaspeech.colours import INK, PALETTE, PAPER, SEQUENCE
 from kappaspeech.errors import InputError
 from kappaspeech.escaping import for_picture
+from kappaspeech.expert_names import split_expert
 from kappaspeech.scan.places import Place, find_place, short_modules
 from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.selection.candidates import Candidate
 
-_EXPERT = re.compile(r"\[\d+\]$")
 _FORMATS = ("png", "svg", "pdf")
 # more rows, panels and lines than this are indistinguishable
 _MAX_TYPES = 40
@@ -51,6 +50,8 @@ def _draw(ranking: KappaRanking, *, score: str, selected: set[str]) -> Any:
 
     mpl.rcParams["svg.hashsalt"] = "kappaspeech"
     candidates = ranking.candidates(score)
+    # of fused experts a selection names one, or the whole tensor
+    selected = {item.name for item in candidates if selected.intersection((item.name, split_expert(item.name)[0]))}
     cells = [Cell(place, item) for item in candidates if (place := find_place(item.name)) is not None]
     towers = sorted({cell.place.tower for cell in cells}, key=lambda tower: (-sum(c.place.tower == tower for c in cells), tower))
     left_out = max(0, len(towers) - _MAX_TOWERS)
@@ -82,7 +83,7 @@ def _draw(ranking: KappaRanking, *, score: str, selected: set[str]) -> Any:
 
 @dataclass(frozen=True)
 class Cell:
-    """A parameter in its place; experts of one parameter share a candidate, and those of several share a cell."""
+    """A matrix in its place; a layer's experts share a cell."""
 
     place: Place
     candidate: Candidate
@@ -180,7 +181,7 @@ def _draw_spectra(axes: Any, spectra: Mapping[str, NDArray[np.float32]], groups:
         curves = [
             np.interp(places, np.linspace(0, 1, len(sigmas)), np.log10(np.maximum(sigmas / sigmas[0], 1e-12)))
             for name, sigmas in spectra.items()
-            if _EXPERT.sub("", name) in names and sigmas[0] > 0
+            if name in names and sigmas[0] > 0
         ]
         if curves:
             axes.plot(places, 10 ** np.median(curves, axis=0), label=_label(kind), **_style(number))

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from kappaspeech.artefacts import digest_json, read_json, write_json, write_with
 from kappaspeech.errors import InputError
+from kappaspeech.expert_names import expert_name
 from kappaspeech.outside import check_regular, explained
 from kappaspeech.scan.matrices import SkippedTensor
 from kappaspeech.scan.ranking_file import RankingEntry, RankingFile
 from kappaspeech.scan.scores import SCORES, check_score
 from kappaspeech.scan.statistics import SpectrumStats
-from kappaspeech.selection.candidates import Candidate
+from kappaspeech.selection.candidates import Candidate, Experts
 
 SCHEMA_VERSION = 1
 
@@ -139,12 +140,24 @@ class KappaRanking:
         """SHA-256 of everything but the names of the model and its family."""
         return digest_json({key: value for key, value in self._to_json().items() if key not in ("model", "gguf_architecture")})
 
-    def candidates(self, score: str) -> list[Candidate]:
-        """One candidate per parameter. Fused experts train together: theirs is the mean over the experts, as PEFT takes it.
+    def candidates(self, score: str, *, experts: Experts = "each") -> list[Candidate]:
+        """One candidate per matrix; or per parameter, with the mean over fused experts as PEFT takes it, where these are taken
+        together.
 
         Raises `SelectionError` for a score that isn't one.
         """
         check_score(score)
+        if experts == "each":
+            return [
+                Candidate(
+                    matrix.name,
+                    matrix.shape if matrix.expert is None else matrix.stats.shape,
+                    SCORES[score](matrix.stats),
+                    matrix.stats.kappa,
+                    tuple(alias if matrix.expert is None else expert_name(alias, matrix.expert) for alias in matrix.aliases),
+                )
+                for matrix in self.matrices
+            ]
         grouped: dict[str, list[RankedMatrix]] = {}
         for matrix in self.matrices:
             grouped.setdefault(matrix.parameter, []).append(matrix)

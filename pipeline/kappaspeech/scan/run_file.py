@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kappaspeech.errors import CheckpointError
+from kappaspeech.expert_names import split_expert
 from kappaspeech.model.prefixes import LLM_PREFIX
 from kappaspeech.runs.result import RunResult
 from kappaspeech.tensor_files.dtypes import FLOATS, StoredArray
@@ -29,7 +30,7 @@ class Base(Protocol):
 class TrainedFile:
     """The LLM's tensors that a run changed, under the names that they have in the LLM, in the dtype that it computed in.
 
-    `shapes` are the base's, by every name. Raises `CheckpointError` for a factor of LoRA's that belongs to none.
+    `shapes` are the base's, by every name. Raises `CheckpointError` for a factor of LoRA's or an expert that belongs to none.
     """
 
     def __init__(self, parts: RunResult, base: Base, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -44,7 +45,9 @@ class TrainedFile:
         self._file = SafetensorsFile(parts.trained)
         llm = [tensor for tensor in self._file.tensors if tensor.name.startswith(LLM_PREFIX)]
         self._stored = {tensor.name.removeprefix(LLM_PREFIX): tensor for tensor in llm}
-        whole = [name for name in self._stored if not is_factor(name)]
+        self._experts = self._find_experts()
+        single = {name for experts in self._experts.values() for name in experts.values()}
+        whole = [name for name in self._stored if not is_factor(name) and name not in single]
         self._factors = {name: factors_of(name) for name in shapes if factors_of(name)[0] in self._stored}
         known = {factor for pair in self._factors.values() for factor in pair}
         homeless = [name for name in self._stored if is_factor(name) and name not in known]
@@ -55,8 +58,24 @@ class TrainedFile:
                 "own run.json and its base."
             )
         self.tensors = [self._list(name, self._stored[name].shape) for name in whole]
-        self.tensors += [self._list(name, shapes[name]) for name in self._factors]
+        self.tensors += [self._list(name, shapes[name]) for name in (*self._factors, *self._experts)]
         self._block: tuple[str, int, StoredArray] | None = None
+
+    def _find_experts(self) -> dict[str, dict[int, str]]:
+        """The names of single experts that trained, by their tensor and their number."""
+        found: dict[str, dict[int, str]] = {}
+        for name, stored in self._stored.items():
+            tensor, expert = split_expert(name)
+            if expert is None:
+                continue
+            shape = self._shapes.get(tensor, ())
+            if len(shape) != 3 or expert >= shape[0] or stored.shape != shape[1:]:
+                raise CheckpointError(
+                    f"{self.path} holds {name} {stored.shape}, which is no expert of {tensor}, in its base {shape or 'absent'}. "
+                    "Put the base model back that it was trained on."
+                )
+            found.setdefault(tensor, {})[expert] = name
+        return found
 
     def _list(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
         dtype = self._parts.dtype or (self._stored[name].dtype if name in self._stored else self._base.dtype_of(name))
@@ -65,7 +84,7 @@ class TrainedFile:
 
     def read(self, name: str, start: int, stop: int) -> StoredArray:
         """Elements `start` to `stop` of the flattened tensor after training, rounded once. Raises `OSError`."""
-        if name not in self._factors:
+        if name not in self._factors and name not in self._experts:
             values = self._file.read(LLM_PREFIX + name, start, stop)
             return _to_dtype(values, self._stored[name].dtype, self._dtype(name))
         shape = self._shapes[name]
@@ -87,7 +106,9 @@ class TrainedFile:
         return self._parts.dtype or (self._stored[name].dtype if name in self._stored else self._base.dtype_of(name))
 
     def _merged(self, name: str, number: int) -> StoredArray:
-        """Block `number` of base + scaling·B·A, flat."""
+        """Block `number` of base + scaling·B·A, or of a fused tensor of which some experts trained; flat."""
+        if name in self._experts:
+            return self._expert(name, number)
         if self._block is not None and self._block[:2] == (name, number):
             return self._block[2]
         from kappaspeech.model.lora import merge
@@ -115,6 +136,14 @@ class TrainedFile:
         self._block = (name, number, flat)
         return flat
 
+    def _expert(self, name: str, number: int) -> StoredArray:
+        unit = math.prod(self._shapes[name][1:])
+        own = self._experts[name].get(number)
+        if own is not None:
+            return _to_dtype(self._file.read(LLM_PREFIX + own, 0, unit), self._stored[own].dtype, self._dtype(name))
+        stored = self._base.read(name, number * unit, (number + 1) * unit)
+        return _to_dtype(stored, self._base.dtype_of(name), self._dtype(name))
+
     def _read_factor(self, factor: str) -> Any:
         tensor = self._stored[factor]
         flat = self._file.read(LLM_PREFIX + factor, 0, math.prod(tensor.shape))
@@ -122,9 +151,9 @@ class TrainedFile:
 
 
 def read_changed(parts: RunResult) -> list[str]:
-    """Names, as the LLM has them, of the tensors and factors that a run trained."""
+    """Names, as the LLM has them, of the tensors and factors that a run trained, wholly or single experts of them."""
     names = (tensor.name for tensor in SafetensorsFile(parts.trained).tensors)
-    return [name.removeprefix(LLM_PREFIX) for name in names if name.startswith(LLM_PREFIX)]
+    return [split_expert(name.removeprefix(LLM_PREFIX))[0] for name in names if name.startswith(LLM_PREFIX)]
 
 
 def _to_torch(values: StoredArray, dtype: str) -> Any:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from kappaspeech.artefacts import write_text, write_with
-from kappaspeech.errors import InputError
 from kappaspeech.escaping import for_cell
+from kappaspeech.needed_packages import need
 from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.scan.scores import SCORES
 from kappaspeech.selection.candidates import module_type
@@ -40,15 +39,9 @@ def write_csv(ranking: KappaRanking, path: Path) -> None:
     write_text(path, text.getvalue())
 
 
-def check_parquet() -> None:
-    """Raise `InputError` if pyarrow isn't installed."""
-    if find_spec("pyarrow") is None:
-        raise InputError("Parquet needs pyarrow: pip install 'kappaspeech[parquet]'.")
-
-
 def write_parquet(ranking: KappaRanking, path: Path) -> None:
     """Write the rows as Parquet. Raises `InputError` if pyarrow isn't installed."""
-    check_parquet()
+    need("Parquet", "pyarrow")
     import pyarrow
     from pyarrow import parquet
 

@@ -8,20 +8,23 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from kappaspeech.errors import SelectionError
+from kappaspeech.expert_names import split_expert
 
 Order = Literal["smallest", "largest", "random"]
+# what is a candidate of a fused tensor: each of its experts, or all of them as one
+Experts = Literal["each", "together"]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A parameter that could be trained. `score` is the value that it is ordered by (smaller is better conditioned), `kappa` its
-    κ; both are infinite for a rank-deficient tensor. `aliases` are other names of the same storage."""
+    """A parameter that could be trained, or one expert of a fused one. `score` is the value that it is ordered by (smaller is
+    better conditioned), `kappa` its κ; both are infinite for a rank-deficient tensor. `aliases` are other names of the same
+    storage."""
 
     name: str
     shape: tuple[int, ...]
@@ -45,12 +48,12 @@ class Ranking(Protocol):
     def digest(self) -> str: ...
     @property
     def gguf_architecture(self) -> str | None: ...
-    def candidates(self, score: str) -> list[Candidate]: ...
+    def candidates(self, score: str, *, experts: Experts) -> list[Candidate]: ...
 
 
 def module_type(name: str) -> str:
     """A parameter's type in its layer: "v_proj" of model.layers.3.self_attn.v_proj.weight, "mlp.0" of blocks.1.mlp.0.weight."""
-    parts = re.sub(r"\[\d+\]$", "", name).removesuffix(".weight").split(".")
+    parts = split_expert(name)[0].removesuffix(".weight").split(".")
     return ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
 
 
@@ -63,7 +66,8 @@ def sort_candidates(candidates: Sequence[Candidate], *, order: Order, seed: int)
 
 
 def filter_candidates(candidates: Sequence[Candidate], *, include: Sequence[str], exclude: Sequence[str]) -> list[Candidate]:
-    """Candidates that a name or glob of `include` means, if there are any, and none of `exclude`; a tied one by any of its names.
+    """Candidates that a name or glob of `include` means, if there are any, and none of `exclude`; a tied one by any of its names,
+    and an expert by its tensor's too.
 
     Raises `SelectionError` for a glob that matches nothing.
     """
@@ -79,4 +83,5 @@ def filter_candidates(candidates: Sequence[Candidate], *, include: Sequence[str]
 
 
 def _matches(candidate: Candidate, glob: str) -> bool:
-    return any(name == glob or fnmatch.fnmatchcase(name, glob) for name in (candidate.name, *candidate.aliases))
+    names = (candidate.name, split_expert(candidate.name)[0], *candidate.aliases)
+    return any(name == glob or fnmatch.fnmatchcase(name, glob) for name in names)

@@ -11,6 +11,7 @@ from typing import Any
 
 from kappaspeech.artefacts import write_text
 from kappaspeech.errors import SelectionError
+from kappaspeech.expert_names import split_expert
 from kappaspeech.selection.tensor_selection import TensorSelection
 
 _WEIGHT = ".weight"
@@ -54,7 +55,8 @@ _GGUF_OUTSIDE = {"token_embd.weight": "model.embed_tokens.weight", "output.weigh
 
 def is_of_gguf(selection: TensorSelection) -> bool:
     """True if the selection's tensors have GGUF's names, which no other tool knows."""
-    return any(_GGUF_BLOCK.fullmatch(name) or name in _GGUF_OUTSIDE for name in selection.names)
+    names = [split_expert(name)[0] for name in selection.names]
+    return any(_GGUF_BLOCK.fullmatch(name) or name in _GGUF_OUTSIDE for name in names)
 
 
 def with_transformers_names(selection: TensorSelection) -> TensorSelection:
@@ -125,6 +127,12 @@ EXPORTS: dict[str, tuple[str, Callable[[TensorSelection], str]]] = {
 def write_export(selection: TensorSelection, kind: str, beside: Path) -> Path:
     """Write `selection` as `kind` (a key of `EXPORTS`) beside its own file, by transformers' names; return the path."""
     suffix, make = EXPORTS[kind]
+    single = [name for name in selection.names if split_expert(name)[1] is not None]
+    if single and make is not names:
+        raise SelectionError(
+            f"{kind} knows whole tensors alone, and the selection names {len(single)} single expert(s) (first: {single[0]}). "
+            "Select with --experts together."
+        )
     path = beside.with_name(beside.name.removesuffix(".json") + suffix)
     write_text(path, make(with_transformers_names(selection)))
     return path

@@ -56,6 +56,21 @@ class Count:
 
 
 @dataclass(frozen=True)
+class Fraction:
+    """A share of the candidates, rounded down, but one at least: `top_p` of PEFT's KappaTuneSelector."""
+
+    share: float
+
+    def take(self, ordered: Ordered) -> tuple[list[Candidate], str]:
+        there = len(ordered.candidates)
+        if not 0 < self.share <= 1:
+            raise SelectionError(f"--fraction is {self.share:g}; give a share of the {there} tensors, above 0 and up to 1: 0.2.")
+        # the product as PEFT rounds it
+        number = max(1, int(there * self.share))
+        return list(ordered.candidates[:number]), f"{number} {ordered.by}, a share of {self.share:g} of {there}"
+
+
+@dataclass(frozen=True)
 class Budget:
     """As many parameters as fit into `num_parameters`, passing over a tensor that no longer fits."""
 
@@ -174,6 +189,7 @@ def _read_size(path: Path) -> Nearest:
 
 RULES = (
     RuleOption("count", int, "Number of tensors.", Count),
+    RuleOption("fraction", float, "Share of the tensors that may be chosen: 0.2. It is PEFT KappaTune's top_p.", Fraction),
     RuleOption("budget", str, "Number of parameters that the tensors may have together: 20000000, 20M or 1.5B.", _read_budget),
     RuleOption(
         "threshold", str, "All tensors up to this score (with --largest, from it on); auto finds it (Otsu).", _read_threshold

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kappaspeech.errors import SelectionError
-from kappaspeech.selection.candidates import Order, Ranking, filter_candidates, sort_candidates
+from kappaspeech.selection.candidates import Experts, Order, Ranking, filter_candidates, sort_candidates
 from kappaspeech.selection.rules import Ordered, Rule
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 
@@ -19,13 +19,15 @@ def select(
     score: str = "kappa",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    experts: Experts = "each",
 ) -> TensorSelection:
     """Choose tensors of `ranking` by a rule, such as `Count(100)`, which takes them in `order` of `score`.
 
     `include` and `exclude` are exact names or globs, applied first, to any name of a tied tensor. "random" shuffles by `seed`,
-    the same on any machine. Raises `SelectionError` for a request that the ranking can't meet.
+    the same on any machine. Of fused experts each is a candidate, or with `experts` "together" all of a tensor are one, as LoRA
+    and other tools need it. Raises `SelectionError` for a request that the ranking can't meet.
     """
-    left = filter_candidates(ranking.candidates(score), include=include, exclude=exclude)
+    left = filter_candidates(ranking.candidates(score, experts=experts), include=include, exclude=exclude)
     if not left:
         raise SelectionError("No tensor is left to choose from. Loosen include and exclude.")
     chosen, what = rule.take(Ordered(sort_candidates(left, order=order, seed=seed), order, seed, score))

@@ -99,7 +99,7 @@ class SpeechBatch:
 
 
 def make_prompt(tokenizer: Any, instruction: str, *, chat: bool = True, as_before: bool = False) -> SpeechPrompt:
-    """The chat template's tokens around `instruction`, whose `AUDIO_MARK` says where the audio stands; else it comes first.
+    """The chat template's tokens around `instruction`, whose `AUDIO_MARK` says where the audio is put; else it comes first.
 
     Without `chat`, or without a template, `instruction` is plain text, and begins as the tokenizer begins texts: with BOS
     where it has one. `as_before` is what versions made that began no text with it, for their runs. Raises `CheckpointError` for

@@ -29,7 +29,7 @@ class CachedSource:
     """A remote file of which read blocks are kept on local disk, least recently used ones removed. Processes share it."""
 
     def __init__(self, source: Source, options: ReadOptions, *, version: str = "") -> None:
-        """`version` stands for the source's stamp where that has none. Without both, nothing of it is kept."""
+        """`version` takes the place of the source's stamp if it has none. Without both, nothing of it is kept."""
         assert options.cache_dir is not None
         self._version = version
         self.where = source.where
@@ -89,7 +89,7 @@ class CachedSource:
         return min(_BLOCK_BYTES, self._size - number * _BLOCK_BYTES)
 
     def _near_part(self, number: int, begin: int, end: int) -> bytes | None:
-        """Bytes `begin` to `end` of a kept block; None where it isn't kept, was cut short by a full disk, or is damaged."""
+        """Bytes `begin` to `end` of a kept block; None if it isn't kept, was cut short by a full disk, or is damaged."""
         try:
             descriptor = os.open(self._path(number), os.O_RDONLY)
         except OSError:
@@ -133,7 +133,7 @@ def _checksums(content: bytes) -> bytes:
 
 
 def _read_checked(descriptor: int, size: int, begin: int, end: int) -> bytes | None:
-    """Bytes `begin` to `end` of a block of `size` bytes; None where a page that they touch isn't as it was written."""
+    """Bytes `begin` to `end` of a block of `size` bytes; None if a page that they touch isn't as it was written."""
     first, last = begin // _PAGE_BYTES, -(-end // _PAGE_BYTES)
     start = first * _PAGE_BYTES
     content = os.pread(descriptor, min(last * _PAGE_BYTES, size) - start, _header_bytes(size) + start)

@@ -36,7 +36,7 @@ class CacheFolder:
         self._pattern = re.compile(pattern)
 
     def prepare(self) -> None:
-        """Make the folder. Raises `DataError` where one of that name holds a user's files, `OSError` where none can be made."""
+        """Make the folder. Raises `DataError` if one of that name holds a user's files, `OSError` if none can be made."""
         self.path.mkdir(parents=True, exist_ok=True)
         marker = self.path / MARKER_NAME
         if marker.exists():
@@ -62,8 +62,8 @@ class CacheFolder:
         return has_room
 
     def shrink(self, most_bytes: float, *, over: int, may_go: Callable[[Path], bool] = lambda _: True) -> int:
-        """Where entries take more than `over` bytes, remove the oldest of those that `may_go` until they take at most
-        `most_bytes`; how many they then take. `most_bytes` is no larger than `over`."""
+        """Remove the oldest entries that `may_go`, if all take more than `over` bytes, until they take at most `most_bytes`;
+        return the bytes that are left. `most_bytes` is no larger than `over`."""
         entries = self.entries()
         total = sum(size for _, size, _ in entries)
         if total <= over:

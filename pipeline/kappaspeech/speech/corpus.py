@@ -57,7 +57,7 @@ class Corpus:
         """Read the indices, of `most_shards` from all over the data set if there are more; `named` samples have names in the
         feature cache.
 
-        Raises `DataError` where shards or indices are missing or don't fit each other.
+        Raises `DataError` if shards or indices are missing or don't fit each other.
         """
         self.dataset = dataset
         self._named = named
@@ -78,7 +78,7 @@ class Corpus:
             raise DataError(f"{dataset.shards} holds no sample in language {dataset.language!r}.")
 
     def _check_sizes(self) -> None:
-        """A local shard that is gone or cut is told at the start; the rest of what may have changed, when it is first read."""
+        """A local shard that is gone or cut is an error at the start; other changes are, when it is first read."""
         for where, stamp in self.table.shards:
             if not is_remote(where) and open_source(where, self._read).num_bytes() != stamp.num_bytes:
                 check_unchanged(open_source(where, self._read), stamp, [])
@@ -101,7 +101,7 @@ class Corpus:
         return index if self._rows is None else int(self._rows[index])
 
     def ref(self, index: int, *counter: int) -> SampleRef:
-        """Make the reference to load a sample by. Raises `DataError` where its shard has changed since it was indexed."""
+        """Make the reference to load a sample by. Raises `DataError` if its shard has changed since it was indexed."""
         row = self.row(index)
         shard = self.table.shard_of(row)
         where, stamp = self.table.shards[shard]

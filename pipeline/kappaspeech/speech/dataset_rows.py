@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from kappaspeech.errors import DataError
+from kappaspeech.needed_packages import need
 from kappaspeech.outside import read_regular
 
 
 @lru_cache(maxsize=2)
 def open_dataset(source: Path) -> Any:
     """The dataset in a folder, its audio undecoded. Raises `DataError`."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(f"{source} is a Hugging Face dataset; reading it needs «pip install 'kappaspeech[datasets]'».") from error
+    need(f"Reading {source}, a Hugging Face dataset,", "datasets", kind=DataError)
+    import datasets
+
     try:
         dataset = datasets.load_from_disk(str(source))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -29,7 +29,7 @@ def open_dataset(source: Path) -> Any:
 
 
 def audio_column(source: Path) -> str:
-    """The name of the column of audio. Raises `DataError` where there is none."""
+    """The name of the column of audio. Raises `DataError` if there is none."""
     dataset = open_dataset(source)
     for name, feature in dataset.features.items():
         if type(feature).__name__ == "Audio":

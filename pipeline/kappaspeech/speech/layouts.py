@@ -42,11 +42,11 @@ def find_recordings(
     split: str | None = None,
     keeps_faults: bool = False,
 ) -> list[Recording]:
-    """All recordings of a corpus in a stable order; `layout` names one of `LAYOUTS`, else it is told from what lies there.
+    """All recordings of a corpus in a stable order; `layout` names one of `LAYOUTS`, else it is recognised by the files.
 
     `split` names one of the corpus's own, as does the path of a split's table; without it what is held out isn't taken where
     there is something to train on. With `keeps_faults` recordings that the corpus lists and that can't be used are kept, to be
-    left out by name. Raises `DataError` where nothing is recognised, a list can't be understood, or a language isn't known.
+    left out by name. Raises `DataError` if nothing is recognised, a list can't be understood, or a language isn't known.
     """
     if source.suffix == ".tsv" and source.is_file() and (is_common_voice(source.parent) or is_voxpopuli(source.parent)):
         source, split = source.parent, source.stem.removeprefix("asr_")

@@ -69,7 +69,7 @@ class Loader:
         self._cache = FeatureCache(options.feature_cache) if options.feature_cache else None
 
     def load(self, refs: Sequence[SampleRef]) -> list[LoadedSample | BadSample]:
-        """Each sample, or why it can't be used. Raises `DataError` where a shard can't be had at all."""
+        """Each sample, or why it can't be used. Raises `DataError` if a shard can't be had at all."""
         loaded: list[LoadedSample | BadSample] = []
         # what can't be used by what its index says isn't fetched
         cached = [self._from_cache(ref) for ref in refs]
@@ -97,7 +97,7 @@ class Loader:
         return self._cache.read(ref.cache_name) if self._cache and ref.cache_name else None
 
     def _cause(self, entry: SampleEntry) -> str | None:
-        """Why a sample can't be used, as far as its index says."""
+        """The reason why a sample can't be used, as far as its index says."""
         if entry.seconds <= 0:
             return "no length"
         return "too long" if self._options.over_long == "mask" and entry.seconds > self._options.max_seconds else None

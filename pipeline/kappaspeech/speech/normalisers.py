@@ -10,7 +10,7 @@ from typing import Any, Literal
 TextNormalization = Literal["none", "whisper"]
 
 # Whisper's basic normaliser puts a space in place of every mark that has no letter of its own with it. In these languages there
-# is none; elsewhere it takes words apart («हिन्दी», «มี», «مَرْحَبًا»), so that their marks are kept.
+# is none; elsewhere it takes words apart ("हिन्दी", "มี", "مَرْحَبًا"), so that their marks are kept.
 _WITHOUT_MARKS = frozenset(
     re.findall(
         "[a-z]+",

@@ -52,8 +52,8 @@ class Overlap:
             named = ", ".join(self.recordings)
             parts.append(f"{self.num_recordings} of {self.num_test} test recordings are trained on (first: {named})")
         if self.num_sentences:
-            named = ", ".join(f"«{text}»" for text in self.sentences)
-            looked = f"{self.num_looked_at} test sentences stand among {self.num_train_looked_at} of training"
+            named = ", ".join(f"'{text}'" for text in self.sentences)
+            looked = f"{self.num_looked_at} test sentences are among {self.num_train_looked_at} of training"
             parts.append(f"{self.num_sentences} of {looked} (first: {named})")
         return "; ".join(parts)
 
@@ -108,12 +108,17 @@ def _words(ref: SampleRef, content: bytes | Exception) -> str:
         text = parse_transcript(content, is_json=ref.entry.text_is_json)
     except ValueError:
         return ""
+    return plain_words(text)
+
+
+def plain_words(text: str) -> str:
+    """The words of a text without case and punctuation: what makes two texts the same."""
     letters = (c if unicodedata.category(c)[0] in "LMN" else " " for c in unicodedata.normalize("NFKC", text.casefold()))
     return " ".join("".join(letters).split())
 
 
 def _find_recordings(train: Sequence[Corpus], test: Sequence[Corpus], open_shard: _Opener) -> list[str]:
-    """Keys of test samples whose audio stands in the training data, byte for byte."""
+    """Keys of test samples whose audio is in the training data, byte for byte."""
     heads = np.unique(np.concatenate([_heads(corpus) for corpus in test]))
     candidates: dict[int, SampleRef] = {}
     for corpus in train:

@@ -20,7 +20,7 @@ _MOST_LETTERS = 52
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """Yield each string that a brace list stands for, after counting them. Raises `DataError`."""
+    """Yield each string of a brace list, after counting them. Raises `DataError`."""
     from braceexpand import braceexpand
 
     try:
@@ -85,7 +85,7 @@ def _parts(inside: str) -> list[str]:
 
 
 def _unescaped(pattern: str) -> Iterator[tuple[int, str]]:
-    """The braces and commas that no backslash stands before."""
+    """The braces and commas without a backslash before them."""
     for found in re.finditer(r"\\.|[{},]", pattern, re.DOTALL):
         if len(found[0]) == 1:
             yield found.start(), found[0]

@@ -24,7 +24,7 @@ def is_librispeech(source: Path) -> bool:
 
 
 def read_librispeech(source: Path, request: Request) -> Iterator[Recording]:
-    """SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt with lines «ID TEXT», ID.flac beside it (openslr.org/12)."""
+    """SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt with lines "ID TEXT", ID.flac beside it (openslr.org/12)."""
     language = request.language or "en"
     listings: dict[str, list[Path]] = {}
     for listing in sorted(source.glob("**/*.trans.txt")):
@@ -90,7 +90,7 @@ def _is_mls_split(folder: Path) -> bool:
 
 
 def read_mls(source: Path, request: Request) -> Iterator[Recording]:
-    """transcripts.txt with lines «SPEAKER_BOOK_NUMBER, tab, text», audio/SPEAKER/BOOK/ID.flac or .opus (openslr.org/94); of one
+    """transcripts.txt with lines "SPEAKER_BOOK_NUMBER, tab, text", audio/SPEAKER/BOOK/ID.flac or .opus (openslr.org/94); of one
     split, or of the folder that holds all."""
     named = re.findall(r"mls_([a-z]+)", str(source.resolve()))
     language = request.language or (normalise_language(named[-1], where=str(source)) if named else None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def is_regular(path: Path) -> bool:
-    """Whether there is such a file; also for names that can't be one."""
+    """True if there is such a file; False also for names that can't be one."""
     try:
         return path.is_file()
     except (OSError, ValueError):

@@ -14,12 +14,11 @@ from kappaspeech.errors import DataError
 from kappaspeech.redaction import HIDDEN, is_redacted
 from kappaspeech.speech import buckets, web
 from kappaspeech.speech.patterns import has_glob
-from kappaspeech.speech.source import ReadOptions, scheme_of
+from kappaspeech.speech.source import ReadOptions, need_reader_of, scheme_of
 from kappaspeech.speech.web import Description, ReadProblemError
 
 T = TypeVar("T")
 
-_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gs"}
 # A range may take its stall limit and, beyond that, as long as this rate needs.
 _LEAST_BYTES_PER_SECOND = 50_000
 _FIRST_PAUSE_SECONDS = 0.5
@@ -37,7 +36,7 @@ _lock = threading.Lock()
 
 
 def expand_remote(pattern: str, options: ReadOptions) -> list[str]:
-    """The URLs that a pattern without braces stands for: itself, or what s3 and gs list for a glob. Raises `DataError`."""
+    """The URLs of a pattern without braces: itself, or what s3 and gs list for a glob. Raises `DataError`."""
     scheme = scheme_of(pattern)
     if not has_glob(pattern):
         return [pattern]
@@ -56,7 +55,7 @@ class RemoteSource:
     def __init__(self, where: str, options: ReadOptions) -> None:
         if is_redacted(where):
             raise DataError(
-                f"{where} is without its password or signature: {HIDDEN} stands there, as in what a run leaves for others. "
+                f"{where} is without its password or signature: it shows {HIDDEN} instead, as in what a run leaves for others. "
                 "Give the URL whole, or put the run folder's secrets.json back."
             )
         self.where = where
@@ -126,7 +125,7 @@ class RemoteSource:
         elif now.is_other_than(self._seen):
             raise DataError(
                 f"{self.where} was replaced while it was read: it had {self._seen.num_bytes} bytes and version "
-                f"«{self._seen.stamp}», and has {now.num_bytes} and «{now.stamp}». Put it back, or index it again."
+                f"'{self._seen.stamp}', and has {now.num_bytes} and '{now.stamp}'. Put it back, or index it again."
             )
         elif self._seen.num_bytes is None:
             self._seen = now
@@ -161,17 +160,12 @@ def _persist(
 
 
 def _file_system(scheme: str, stall_seconds: float) -> Any:
-    """fsspec's file system for a scheme, one a process. Raises `DataError` where its library isn't installed."""
+    """fsspec's file system for a scheme, one a process. Raises `DataError` if its library isn't installed."""
     key = (scheme, stall_seconds)
     with _lock:
         if key not in _systems:
-            try:
-                _systems[key] = _make_file_system(scheme, stall_seconds)
-            except ImportError as error:
-                raise DataError(
-                    f"Reading {scheme}:// needs a library that isn't installed ({error}): "
-                    f"pip install 'kappaspeech[{_EXTRAS[scheme]}]'."
-                ) from error
+            need_reader_of(scheme)
+            _systems[key] = _make_file_system(scheme, stall_seconds)
         return _systems[key]
 
 

@@ -53,7 +53,7 @@ class SampleReader:
         return [[next(contents) for _ in ranges] for ranges in places]
 
     def read(self, refs: Sequence[SampleRef]) -> list[AudioSample | BadSampleError]:
-        """Each sample, decoded, or what is wrong with it. Raises `DataError` where a shard can't be had at all."""
+        """Each sample, decoded, or what is wrong with it. Raises `DataError` if a shard can't be had at all."""
         samples: list[AudioSample | BadSampleError] = []
         for ref, parts in zip(refs, self.fetch(refs), strict=True):
             try:
@@ -66,8 +66,8 @@ class SampleReader:
 
 @contextlib.contextmanager
 def sample_errors() -> Iterator[None]:
-    """Whatever one sample raises within is a `BadSampleError`, so that it is counted and costs no more than itself; but for a
-    `DataError`, which is of its whole shard."""
+    """Turn every error of one sample into a `BadSampleError`, so that it is counted and costs no more than itself. A `DataError`
+    passes: it concerns the whole shard."""
     try:
         yield
     except (BadSampleError, DataError):

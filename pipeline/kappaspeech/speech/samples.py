@@ -10,21 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kappaspeech.errors import DataError
+from kappaspeech.speech import waveforms
 from kappaspeech.speech.recordings import AUDIO_EXTENSIONS
+from kappaspeech.speech.waveforms import SAMPLE_RATE_HZ as SAMPLE_RATE_HZ
+from kappaspeech.speech.waveforms import SHORTEST_SECONDS as SHORTEST_SECONDS
+from kappaspeech.speech.waveforms import find_fault, mix
 
-SAMPLE_RATE_HZ = 16_000
-# Two hops of Whisper's spectrogram: its second convolution halves the frames, so their number is kept even.
-_FRAME_PAIR = 320
-SHORTEST_SECONDS = 0.1
 LONGEST_PIECE_SECONDS = 24.0
 _PAUSE_SECONDS = 0.2
 # An encoder may round a clip's length; half-truncated mp3, wav and opus decode without an error, only shorter.
 _DURATION_TOLERANCE_SECONDS = 0.1
 # Resampling multiplies: a second at a few hertz would become hours.
 _RATES_HZ = (1_000, 1_000_000)
-# Lossy formats overshoot 1 a little; integers that were written as floats reach thousands.
-_LARGEST_PEAK = 2.0
-_CANCELLED = 0.5
 # Some recorders count their header in.
 _MISSING_BYTES, _MISSING_FRACTION = 4096, 0.01
 _UNKNOWN_SIZE = 0x7FFF0000
@@ -53,7 +50,7 @@ def decode(content: bytes, *, expected_seconds: float | None = None, longest_sec
     """Decode flac, wav, mp3, ogg or opus to mono float32 at 16 kHz; no more of it than is expected or wanted at the longest.
 
     Channels are averaged, but where they cancel each other out (one is inverted) the loudest is taken. Raises
-    `BadSampleError` («decode», «rate», «truncated», «length», «too long», «short», «silent», «scale») rather than give a
+    `BadSampleError` ("decode", "rate", "truncated", "length", "too long", "short", "silent", "scale") rather than give a
     wrong waveform.
     """
     import soxr
@@ -69,13 +66,9 @@ def decode(content: bytes, *, expected_seconds: float | None = None, longest_sec
         raise BadSampleError("too long", f"more than {limit:.1f} s")
     if seconds < SHORTEST_SECONDS:
         raise BadSampleError("short", f"{seconds:.3f} s")
-    mono = _mix(waveform)
-    if not np.isfinite(mono).all():
-        raise BadSampleError("decode", "NaN or Inf in the waveform")
-    if not mono.any():
-        raise BadSampleError("silent", "every sample is zero")
-    if (peak := float(np.abs(mono).max())) > _LARGEST_PEAK:
-        raise BadSampleError("scale", f"samples reach {peak:.6g}, and floats are to lie between -1 and 1: divide them by 32768?")
+    mono = mix(waveform)
+    if fault := find_fault(mono):
+        raise BadSampleError(*fault)
     if rate_hz != SAMPLE_RATE_HZ:
         mono = np.asarray(soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ), dtype=np.float32)
     return mono
@@ -131,19 +124,6 @@ def explain_undecodable(error: Exception) -> str:
     return f"{said}; what is read is {known}, so convert others with ffmpeg" if "not recognised" in said else said
 
 
-def _mix(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(T, channels) → (T,)."""
-    num_channels = waveform.shape[1]
-    if num_channels == 1:
-        return waveform[:, 0]
-    mono: NDArray[np.float32] = waveform.mean(axis=1, dtype=np.float32)
-    powers = np.square(waveform).mean(axis=0, dtype=np.float64)
-    # channels that have nothing to do with each other leave 1/channels of their power; less is left where some cancel
-    if np.square(mono).mean(dtype=np.float64) < _CANCELLED * powers.mean() / num_channels:
-        return np.ascontiguousarray(waveform[:, int(powers.argmax())])
-    return mono
-
-
 def read_recording(path: Any) -> NDArray[np.float32]:
     """Decode a recording of any length. Raises `DataError` naming the file and what is wrong with it."""
     try:
@@ -172,14 +152,7 @@ def cut_at_pauses(waveform: NDArray[np.float32], *, longest_seconds: float = LON
 
 
 def log_mel(waveform: NDArray[np.float32], num_mels: int) -> NDArray[np.float32]:
-    """Whisper's log-mel spectrogram of one clip, (num_mels, frames), without padding to 30 s.
+    """`waveforms.log_mel` by Whisper's own filters, (num_mels, frames)."""
+    from whisper.audio import mel_filters
 
-    Always of a single clip: Whisper clamps relative to the loudest cell of its whole input, so features of a batch would
-    depend on its neighbours. The waveform is filled with silence to a whole number of frame pairs.
-    """
-    import torch
-    from whisper.audio import log_mel_spectrogram
-
-    filled = np.pad(waveform, (0, -len(waveform) % _FRAME_PAIR))
-    features: NDArray[np.float32] = log_mel_spectrogram(torch.from_numpy(filled), num_mels).numpy()
-    return features
+    return waveforms.log_mel(waveform, mel_filters("cpu", num_mels))

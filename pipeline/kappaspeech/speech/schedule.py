@@ -20,6 +20,8 @@ MAX_WINDOW_SIZE = 65_536
 # Lengths within a factor of 1.1 share a bucket: at most a tenth of a micro-batch is padding.
 _BUCKET_GROWTH = 1.1
 _EPOCH_STREAM, _WINDOW_STREAM = 0, 1
+# Speech has about 2.5 words a second, and a word of English or German 1.5 tokens of a large vocabulary.
+LABEL_TOKENS_PER_SECOND = 4.0
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,55 @@ class DatasetLengths:
 
 
 @dataclass(frozen=True)
+class ClipTokens:
+    """The LLM's tokens of a clip, by its length alone: what it says is known only once it is read."""
+
+    per_clip: int
+    per_second: float
+
+    @classmethod
+    def of(cls, *, prompt_tokens: int, seconds_per_position: float) -> ClipTokens:
+        """Prompt, audio positions of so many seconds, text, and the text's end."""
+        return cls(prompt_tokens + 1, 1 / seconds_per_position + LABEL_TOKENS_PER_SECOND)
+
+    def count(self, seconds: NDArray[Any]) -> NDArray[np.int64]:
+        """(N,) for clips of these lengths."""
+        return self.per_clip + np.ceil(np.asarray(seconds, dtype=np.float64) * self.per_second).astype(np.int64)
+
+
+# Whisper's states, four to a position, without a prompt
+AUDIO_AND_TEXT = ClipTokens.of(prompt_tokens=0, seconds_per_position=0.08)
+
+
+@dataclass(frozen=True)
 class BatchBudget:
-    """A micro-batch holds at most `max_samples` and at most `max_seconds` of padded audio; a step this many of them."""
+    """A micro-batch holds at most `max_samples` and at most `max_seconds` of padded audio; a step this many of them.
+
+    With `max_tokens` it also holds at most so many of the LLM's tokens, padding left out, by `clip_tokens`.
+    """
 
     max_samples: int
     max_seconds: float
     micro_batches_per_step: int
+    max_tokens: int | None = None
+    clip_tokens: ClipTokens = AUDIO_AND_TEXT
+
+    def count_tokens(self, seconds: NDArray[Any]) -> list[int]:
+        """The tokens that count against `max_tokens`: none if there is no such limit."""
+        return [0] * len(seconds) if self.max_tokens is None else self.clip_tokens.count(seconds).tolist()
+
+    def allows(self, count: int, longest: float, tokens: int) -> bool:
+        """Return whether so many clips, of at most `longest` seconds and these tokens together, fit into a micro-batch."""
+        if count > self.max_samples or longest * count > self.max_seconds:
+            return False
+        return self.max_tokens is None or tokens <= self.max_tokens
+
+    def to_json(self) -> list[Any]:
+        """The values that identify it; the same as before there were limits of tokens, if there is no limit of tokens."""
+        seconds = [self.max_samples, self.max_seconds, self.micro_batches_per_step]
+        if self.max_tokens is None:
+            return seconds
+        return [*seconds, self.max_tokens, self.clip_tokens.per_clip, self.clip_tokens.per_second]
 
 
 MicroBatchPlan = NDArray[np.int64]
@@ -71,6 +116,10 @@ class Schedule:
                 yield (window, step), plan[index]
             step += len(plan)
             window += 1
+
+    def seconds(self, micro_batch: MicroBatchPlan) -> NDArray[np.float64]:
+        """The lengths of a micro-batch's clips."""
+        return np.array([self._datasets[dataset].seconds[sample] for dataset, sample in micro_batch.tolist()], dtype=np.float64)
 
     def _plan_window(self, window: int) -> list[list[MicroBatchPlan]]:
         rng = self._generator(_WINDOW_STREAM, window)
@@ -128,15 +177,39 @@ def block_starts(shard_starts: NDArray[np.int64], num_samples: int) -> NDArray[n
 
 
 def cut_by_budget(seconds: NDArray[np.float64], budget: BatchBudget) -> list[tuple[int, int]]:
-    """Cut a sequence into runs [start, end) whose longest clip times their count stays in the budget; at least one each."""
-    runs, start, longest = [], 0, 0.0
-    for index, length in enumerate(seconds.tolist()):
-        longest_with = max(longest, length)
+    """Cut a sequence into runs [start, end) that stay in the budget, each padded to its longest clip; at least one each."""
+    runs, start, longest, tokens = [], 0, 0.0, 0
+    for index, (length, clip_tokens) in enumerate(zip(seconds.tolist(), budget.count_tokens(seconds), strict=True)):
+        longest_with, tokens_with = max(longest, length), tokens + clip_tokens
         count = index - start + 1
-        if count > 1 and (count > budget.max_samples or longest_with * count > budget.max_seconds):
+        if count > 1 and not budget.allows(count, longest_with, tokens_with):
             runs.append((start, index))
-            start, longest_with = index, length
-        longest = longest_with
+            start, longest_with, tokens_with = index, length, clip_tokens
+        longest, tokens = longest_with, tokens_with
     if len(seconds):
         runs.append((start, len(seconds)))
     return runs
+
+
+def deal_evenly(
+    micro_batches: Sequence[MicroBatchPlan], seconds: Sequence[NDArray[Any]], budget: BatchBudget, *, world_size: int
+) -> list[MicroBatchPlan]:
+    """The clips of a step in micro-batches that go evenly among ranks, of about the same tokens each.
+
+    `seconds` are the lengths of each micro-batch's clips. Ranks take as many turns as before; neighbours in length stay together.
+    Where the micro-batches go evenly already, or a new one would pass the budget, they stay as they are.
+    """
+    wanted = -(-len(micro_batches) // world_size) * world_size
+    if wanted == len(micro_batches):
+        return list(micro_batches)
+    rows, lengths = np.concatenate(micro_batches), np.concatenate(seconds)
+    order = np.argsort(lengths, kind="stable")
+    rows, lengths = rows[order], lengths[order]
+    ends = budget.clip_tokens.count(lengths).cumsum()
+    # the clip in which each share of all tokens ends belongs to the nearer one
+    shares = ends[-1] * np.arange(1, wanted) / wanted
+    cuts = np.searchsorted((ends + np.concatenate([[0], ends[:-1]])) / 2, shares)
+    dealt = [part for part in np.split(np.arange(len(rows)), cuts) if len(part)]
+    tokens = budget.count_tokens(lengths)
+    fits = (budget.allows(len(part), float(lengths[part[-1]]), sum(tokens[i] for i in part)) or len(part) == 1 for part in dealt)
+    return [rows[part] for part in dealt] if all(fits) else list(micro_batches)

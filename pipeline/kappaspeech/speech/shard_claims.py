@@ -24,14 +24,14 @@ def corpus_of(recordings: Iterable[Recording]) -> str:
 
 
 def refuse_others(paths: Sequence[Path], recordings: Sequence[Recording], finished: Iterable[Path]) -> None:
-    """Raise `DataError` where one of `paths` is there and is neither `finished` nor of the same corpus."""
+    """Raise `DataError` if one of `paths` is there and is neither `finished` nor of the same corpus."""
     done, corpus = set(finished), corpus_of(recordings)
     keys = {recording.key for recording in recordings}
     others = [path for path in paths if path.exists() and path not in done and not _is_of(path, corpus, keys)]
     if others:
         theirs = read_claim(others[0]).get("corpus")
         raise DataError(
-            f"{len(others)} shard(s) of another corpus stand where those of {corpus} would go: {others[0]} is of "
+            f"{len(others)} shard(s) of another corpus lie where those of {corpus} would go: {others[0]} is of "
             f"{theirs or 'an unknown one'}. Pack into another folder, put a name before the new ones with --prefix NAME, or "
             f"remove the old ones with their {INDEX_SUFFIX} and {SOURCE_SUFFIX}."
         )
@@ -59,7 +59,7 @@ def _stem(path: Path) -> str:
 
 
 def remove_shard(path: Path) -> None:
-    """A shard with what stands beside it."""
+    """A shard with the files beside it."""
     for suffix in ("", INDEX_SUFFIX, SOURCE_SUFFIX):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 

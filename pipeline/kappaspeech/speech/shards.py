@@ -68,7 +68,7 @@ class ShardIndex:
 
 
 def expand(pattern: str, options: ReadOptions | None = None) -> list[str]:
-    """Shards of a path, URL, glob or brace list, sorted. Raises `DataError` where there is none, or for what can't be read."""
+    """Shards of a path, URL, glob or brace list, sorted. Raises `DataError` if there is none, or for what can't be read."""
     found: list[str] = []
     for part in expand_braces(pattern):
         if is_remote(part):
@@ -81,7 +81,7 @@ def expand(pattern: str, options: ReadOptions | None = None) -> list[str]:
             except ValueError as error:
                 raise DataError(f"{part!r} can't be a path: {error}.") from error
         if not matches:
-            raise DataError(f"No shard matches {part!r} (working folder {Path.cwd()}). Make some with «kappaspeech pack».")
+            raise DataError(f"No shard matches {part!r} (working folder {Path.cwd()}). Make some with `kappaspeech pack`.")
         found += matches
     wrong = [where for where in found if not shard_name(where).endswith(".tar")]
     if wrong:
@@ -93,7 +93,7 @@ def expand(pattern: str, options: ReadOptions | None = None) -> list[str]:
 
 
 def read_index(where: str, options: ReadOptions | None = None) -> ShardIndex:
-    """The index beside a shard, checked against the shard. Raises `DataError` where it is missing or the shard has changed."""
+    """The index beside a shard, checked against the shard. Raises `DataError` if it is missing or the shard has changed."""
     options = options or ReadOptions()
     content = _read_beside(where, options)
     try:
@@ -137,11 +137,11 @@ def _read_beside(where: str, options: ReadOptions) -> dict[str, Any]:
 
 
 def _again(where: str) -> str:
-    return f"Make it with «kappaspeech index {where}{' --output FILE.index' if is_remote(where) else ''}»."
+    return f"Make it with `kappaspeech index {where}{' --output FILE.index' if is_remote(where) else ''}`."
 
 
 def check_unchanged(source: Source, stamp: ShardStamp, samples: Sequence[SampleEntry]) -> None:
-    """Raise `DataError` where the shard isn't what was indexed. One that was only copied or touched passes."""
+    """Raise `DataError` if the shard isn't what was indexed. One that was only copied or touched passes."""
     num_bytes = source.num_bytes()
     # a server that tells no version says nothing by telling none again
     is_known = stamp.stamp != "" and source.stamp() == stamp.stamp
@@ -150,7 +150,7 @@ def check_unchanged(source: Source, stamp: ShardStamp, samples: Sequence[SampleE
     what = f"has {num_bytes} bytes but had {stamp.num_bytes}" if num_bytes != stamp.num_bytes else "holds other samples than"
     raise DataError(
         f"{source.where} {what} when it was indexed: it is cut or was replaced. Restore it, or index it again with "
-        f"«kappaspeech index {source.where}»."
+        f"`kappaspeech index {source.where}`."
     )
 
 
@@ -228,17 +228,17 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def check_header(header: bytes, key: str, size: int) -> None:
-    """Raise `ValueError` where a tar header isn't that of a member of sample `key` of so many bytes."""
+    """Raise `ValueError` if a tar header isn't that of a member of sample `key` of so many bytes."""
     try:
         member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
     except tarfile.TarError as error:
-        raise ValueError(f"no tar header stands before it ({error})") from error
+        raise ValueError(f"no tar header comes before it ({error})") from error
     # a name too long for the header stands in a block of its own, before it
     # and so does one that isn't ASCII, whose header has question marks (tarfile's own format, PAX)
     in_header = split_name(escape_name(member.name))[0]
     is_other = in_header not in (key, key.encode("ascii", "replace").decode()) and len(member.name) < 99
     if member.size != size or is_other:
-        raise ValueError(f"{member.name} of {member.size} bytes stands in its place")
+        raise ValueError(f"{member.name} of {member.size} bytes is in its place")
 
 
 def _describe(where: str, file: Any, key: str, parts: dict[str, tuple[int, int]], default_language: str | None) -> SampleEntry:

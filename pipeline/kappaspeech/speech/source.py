@@ -10,13 +10,16 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from kappaspeech.errors import DataError
+from kappaspeech.needed_packages import need
 
-REMOTE_SCHEMES = ("http", "https", "s3", "gs")
+# scheme → the library by which fsspec reads it
+_READERS = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
+REMOTE_SCHEMES = tuple(_READERS)
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How remote shards are read. A range is tried `attempts` times; `cache_dir` keeps at most `cache_bytes` of blocks."""
+    """Options of reading remote shards. A range is tried `attempts` times; `cache_dir` keeps at most `cache_bytes` of blocks."""
 
     attempts: int = 6
     stall_seconds: float = 30.0
@@ -30,20 +33,31 @@ class Source(Protocol):
     where: str
 
     def num_bytes(self) -> int:
-        """Its size now. Raises `DataError` where it isn't there."""
+        """Its size now. Raises `DataError` if it isn't there."""
 
     def stamp(self) -> str:
-        """What changes when it is replaced: a modification time or an ETag; "" where nothing says."""
+        """A file's modification time or ETag, which changes if the file is replaced; "" if neither is known."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Exactly that range. Raises `DataError` where it can't be had, `EOFError` where the file ends before."""
+        """Exactly that range. Raises `DataError` if it can't be had, `EOFError` if the file ends before."""
 
     def read_near(self, offset: int, size: int) -> bytes | None:
         """The same where it lies on this machine's disk, else None, at once."""
 
 
+def need_reader(where: str) -> None:
+    """Raise `DataError` if the libraries that read a URL aren't installed; a path needs none."""
+    if scheme := scheme_of(where):
+        need_reader_of(scheme)
+
+
+def need_reader_of(scheme: str) -> None:
+    """Raise `DataError` if the libraries that read URLs of a scheme aren't installed."""
+    need(f"Reading {scheme}://", "fsspec", _READERS[scheme], kind=DataError)
+
+
 def is_remote(where: str) -> bool:
-    """Whether `where` is a URL. Raises `DataError` for one that is broken, or of a scheme that isn't read."""
+    """True if `where` is a URL. Raises `DataError` for one that is broken, or of a scheme that isn't read."""
     return bool(scheme_of(where))
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kappaspeech.artefacts import digest_json
 from kappaspeech.config.data_config import DataConfig
+from kappaspeech.config.training_config import BatchConfig
 from kappaspeech.speech.augment import Augmentation
 from kappaspeech.speech.batches import CacheTarget, Features, SpeechBatch, collate, empty_batch, label_ids
 from kappaspeech.speech.corpus import Corpus, SpeechDataset, make_read_options
@@ -22,13 +23,14 @@ from kappaspeech.speech.loading import BadSample, LoadedSample, LoadOptions, Ove
 from kappaspeech.speech.prefetcher import Prefetcher
 from kappaspeech.speech.sample_reader import SampleRef, sample_errors
 from kappaspeech.speech.samples import BadSampleError
-from kappaspeech.speech.schedule import BatchBudget, MicroBatchPlan, Schedule
+from kappaspeech.speech.schedule import BatchBudget, ClipTokens, MicroBatchPlan, Schedule, deal_evenly
 from kappaspeech.speech.source import ReadOptions
 
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """Options for reading samples and changing them; only `over_long` and `augmentation` change what is trained on."""
+    """Options for reading samples, changing them and sharing them out; only `over_long` and `augmentation` change what is
+    trained on. `packs`: the LLM sees a micro-batch's clips without padding."""
 
     read: ReadOptions = field(default_factory=ReadOptions)
     over_long: OverLong = "mask"
@@ -36,6 +38,8 @@ class StreamOptions:
     num_workers: int = 0
     prefetch_steps: int = 2
     feature_cache: FeatureCacheOptions | None = None
+    even_shares: bool = False
+    packs: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,12 @@ def make_stream_options(config: DataConfig) -> StreamOptions:
         num_workers=config.num_workers,
         prefetch_steps=config.prefetch_steps,
     )
+
+
+def make_budget(batch: BatchConfig, *, prompt_tokens: int, seconds_per_position: float) -> BatchBudget:
+    """Make the budget of a configuration's micro-batches, for an LLM that hears a position every so many seconds."""
+    clip_tokens = ClipTokens.of(prompt_tokens=prompt_tokens, seconds_per_position=seconds_per_position)
+    return BatchBudget(batch.max_samples, batch.max_seconds, batch.micro_batches_per_step, batch.max_tokens, clip_tokens)
 
 
 class SpeechStream:
@@ -121,7 +131,7 @@ class SpeechStream:
                 "weights": [dataset.weight for dataset in datasets],
                 "languages": [dataset.language for dataset in datasets],
                 "text": [dataset.text_normalization for dataset in datasets],
-                "budget": [budget.max_samples, budget.max_seconds, budget.micro_batches_per_step],
+                "budget": budget.to_json(),
                 "load": [max_seconds, self._options.over_long, asdict(augmentation)],
                 "seed": seed,
             }
@@ -148,10 +158,17 @@ class SpeechStream:
         """Steps in order, the work of some ahead already begun."""
         begun: deque[tuple[int, tuple[int, int], list[Ticket]]] = deque()
         for step, (step_hint, plan) in enumerate(self._schedule.steps(first_step, hint=hint), start=first_step):
-            share = plan[self._rank :: self._world_size]
+            share = self._deal(plan)[self._rank :: self._world_size]
             begun.append((step, step_hint, [pool.submit(self._refs(step, micro_batch)) for micro_batch in share]))
             if len(begun) > (self._options.prefetch_steps if self._options.num_workers else 0):
                 yield self._finish(*begun.popleft(), pool)
+
+    def _deal(self, plan: list[MicroBatchPlan]) -> list[MicroBatchPlan]:
+        """A step's micro-batches, in the ranks' order."""
+        if not self._options.even_shares or len(plan) % self._world_size == 0:
+            return plan
+        seconds = [self._schedule.seconds(micro_batch) for micro_batch in plan]
+        return deal_evenly(plan, seconds, self._budget, world_size=self._world_size)
 
     def _refs(self, step: int, micro_batch: MicroBatchPlan) -> list[SampleRef]:
         return [self.corpora[d].ref(i, self._seed, step, d, i) for d, i in micro_batch.tolist()]
@@ -169,7 +186,7 @@ class SpeechStream:
                     seconds[item.language] = seconds.get(item.language, 0.0) + ref.entry.seconds
             lengths = [self._num_positions(item) for item in features if item is not None]
             positions += sum(lengths)
-            padded_positions += max(lengths, default=0) * len(features)
+            padded_positions += sum(lengths) if self._options.packs else max(lengths, default=0) * len(features)
         wanted = -(-self._budget.micro_batches_per_step // self._world_size)
         batches += [empty_batch(self._num_mels)] * (wanted - len(batches))
         frames = sum(int(batch.num_frames.sum()) for batch in batches)

@@ -71,7 +71,7 @@ class SampleTable:
         return int(np.searchsorted(self.columns["shard_end"], row, side="right"))
 
     def entry(self, row: int) -> SampleEntry:
-        """One sample, as an index beside its shard lists it. Raises `DataError` where the table is damaged."""
+        """One sample, as an index beside its shard lists it. Raises `DataError` if the table is damaged."""
         columns = self.columns
         begin, end = int(columns["key_end"][row - 1]) if row else 0, int(columns["key_end"][row])
         try:
@@ -149,7 +149,7 @@ def write_merged(table: SampleTable, path: Path) -> None:
 
 
 def read_merged(path: Path) -> SampleTable:
-    """Map a merged index. Raises `DataError` where it isn't one."""
+    """Map a merged index. Raises `DataError` if it isn't one."""
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             header = read_header(file.fileno(), most_bytes=_MAX_HEADER_BYTES)
@@ -163,9 +163,9 @@ def read_merged(path: Path) -> SampleTable:
         _check(table)
         return table
     except FileNotFoundError:
-        raise DataError(f"There is no merged index at {path}. Make it with «kappaspeech index SHARDS --output {path}».") from None
+        raise DataError(f"There is no merged index at {path}. Make it with `kappaspeech index SHARDS --output {path}`.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no merged index ({describe(error)}). Make it again with «kappaspeech index».") from error
+        raise DataError(f"{path} is no merged index ({describe(error)}). Make it again with `kappaspeech index`.") from error
 
 
 def _map_column(mapped: mmap.mmap, start: int, entry: HeaderEntry, name: str) -> NDArray[Any]:

@@ -69,7 +69,7 @@ def _size(name: str, size: int | str) -> int:
 
 def _read_extra(file: Any, start: int, size: int) -> bytes:
     if size > _LONGEST_EXTRA_BYTES:
-        raise ValueError(f"a name or PAX header of {size} bytes stands at byte {start}")
+        raise ValueError(f"a name or PAX header of {size} bytes begins at byte {start}")
     file.seek(start)
     content: bytes = file.read(size)
     if len(content) < size:
@@ -78,7 +78,7 @@ def _read_extra(file: Any, start: int, size: int) -> bytes:
 
 
 def _parse_pax(content: bytes) -> dict[str, str]:
-    """Records «LENGTH KEY=VALUE\\n», of which the length counts itself."""
+    """Records "LENGTH KEY=VALUE\\n", of which the length counts itself."""
     records: dict[str, str] = {}
     place = 0
     while place < len(content) and content[place] != 0:

@@ -29,7 +29,7 @@ _CAUSES = {
 
 
 class ReadProblemError(Exception):
-    """Why a file can't be read. `is_permanent`: asking again won't help."""
+    """The reason why a file can't be read. `is_permanent`: asking again won't help."""
 
     def __init__(self, cause: str, *, is_permanent: bool) -> None:
         super().__init__(cause)
@@ -118,7 +118,7 @@ async def fetch(system: Any, url: str, begin: int, end: int) -> tuple[bytes, Des
 
 
 def check_range(headers: Mapping[str, str], begin: int, end: int) -> int | None:
-    """The file's size by an answer's Content-Range. Raises `ReadProblemError` where it is of another range than was asked for."""
+    """The file's size by an answer's Content-Range. Raises `ReadProblemError` if it is of another range than was asked for."""
     said = headers.get("Content-Range")
     if said is None:
         return None
@@ -126,7 +126,7 @@ def check_range(headers: Mapping[str, str], begin: int, end: int) -> int | None:
     # a proxy that has kept another answer may have the right one next time
     if place is None or place[1] is None or int(place[1]) != begin or int(place[2]) >= end:
         shown = said[:60]
-        raise ReadProblemError(f"bytes {begin} to {end - 1} were asked for, and «{shown}» came", is_permanent=False)
+        raise ReadProblemError(f"bytes {begin} to {end - 1} were asked for, and '{shown}' came", is_permanent=False)
     return None if place[3] == "*" else int(place[3])
 
 

@@ -93,7 +93,7 @@ class WorkerPool(Generic[Item, Result]):
         return process, own
 
     def _ask(self, process: BaseProcess, connection: Connection, item: Item) -> bytes:
-        """The process's answer, packed. Raises `BrokenProcessPool` where it has died, also in the middle of an answer."""
+        """The process's answer, packed. Raises `BrokenProcessPool` if it has died, also in the middle of an answer."""
         try:
             connection.send(item)
             if connection not in wait([connection, process.sentinel]):
@@ -124,7 +124,7 @@ class WorkerPool(Generic[Item, Result]):
 
 
 def _run(connection: Connection, work: Callable[[Any], Any], prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """What a worker does until the pool closes its end of the pipe."""
+    """Serve as a worker until the pool closes its end of the pipe."""
     prepare(*arguments)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kappaspeech.errors import CheckpointError
+from kappaspeech.needed_packages import need
 from kappaspeech.outside import explained, open_regular
 from kappaspeech.tensor_files.dtypes import FLOATS, StoredArray
 from kappaspeech.tensor_files.gguf_header import GgufEntry, read_header
@@ -26,6 +27,8 @@ class GgufFile:
     """
 
     def __init__(self, path: Path) -> None:
+        need(f"Reading {path}, a GGUF file,", "gguf", kind=CheckpointError)
+        need(f"Reading {path}, a GGUF file,", "gguf", kind=CheckpointError)
         import gguf
 
         self.path = path

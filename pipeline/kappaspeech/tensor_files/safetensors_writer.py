@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +13,33 @@ from torch import Tensor
 from kappaspeech.tensor_files.safetensors_header import FORMATS, HeaderEntry, pack_header
 
 _DTYPE_NAMES = {form.name: code for code, form in FORMATS.items()}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A file before its tensors are written: its `head`, which they follow, the place where each begins, and its size."""
+
+    head: bytes
+    begins: Mapping[str, int]
+    num_bytes: int
+
+
+def lay_out(
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    dtype: torch.dtype | Mapping[str, torch.dtype],
+    metadata: Mapping[str, str] | None = None,
+) -> Layout:
+    """The layout of a file of these tensors, in this order, of one dtype or of one each."""
+    entries: dict[str, HeaderEntry] = {}
+    offset = 0
+    for name, shape in shapes.items():
+        kind = dtype if isinstance(dtype, torch.dtype) else dtype[name]
+        end = offset + kind.itemsize * int(torch.Size(shape).numel())
+        entries[name] = HeaderEntry(_DTYPE_NAMES[str(kind).removeprefix("torch.")], tuple(shape), offset, end)
+        offset = end
+    head = pack_header(entries, metadata)
+    return Layout(head, {name: len(head) + entry.begin for name, entry in entries.items()}, len(head) + offset)
 
 
 class SafetensorsWriter:
@@ -28,14 +56,8 @@ class SafetensorsWriter:
         self._dtypes = dict.fromkeys(shapes, dtype) if isinstance(dtype, torch.dtype) else dict(dtype)
         self._pending = list(shapes)
         self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
-        entries: dict[str, HeaderEntry] = {}
-        offset = 0
-        for name, shape in self._shapes.items():
-            end = offset + self._num_bytes(name)
-            entries[name] = HeaderEntry(_DTYPE_NAMES[str(self._dtypes[name]).removeprefix("torch.")], shape, offset, end)
-            offset = end
         self._file = path.open("wb")
-        self._file.write(pack_header(entries, metadata))
+        self._file.write(lay_out(self._shapes, dtype=self._dtypes, metadata=metadata).head)
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Append the next tensor, cast to its dtype in the file."""

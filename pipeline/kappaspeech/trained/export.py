@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from kappaspeech.artefacts import sync_folder, write_json
-from kappaspeech.errors import CheckpointError, InputError
+from kappaspeech.artefacts import write_json
+from kappaspeech.errors import CheckpointError
+from kappaspeech.expert_names import split_expert
+from kappaspeech.model.expert_places import ExpertPlace
+from kappaspeech.model.experts import put_experts
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.model.lora import factors_of, is_factor, lora_to_record, merge
 from kappaspeech.model.prefixes import ADAPTOR_PREFIX, LLM_PREFIX
@@ -21,18 +23,17 @@ from kappaspeech.progress import ProgressBar
 from kappaspeech.scan.checkpoint import Checkpoint, named_as_model
 from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
 from kappaspeech.tensor_files.weight_files import read_config
-from kappaspeech.trained.difference import ADAPTOR_FILE, SPEECH_FILE, TRAINED_FILE
+from kappaspeech.trained.difference import ADAPTOR_FILE, SPEECH_FILE, TRAINED_FILE, Difference
+from kappaspeech.trained.export_folder import write_folder
 from kappaspeech.trained.merged_files import list_output, read_base, write_merged
 from kappaspeech.trained.opening import Step, open_difference
 
 Shapes = Mapping[str, tuple[int, ...]]
 GENERATION_CONFIG_FILE = "generation_config.json"
-# the files beside the tensors (tokenizer, JSON) are smaller than this
-_SMALL_FILES_BYTES = 64 << 20
 
 
-def export(source: Path, output: Path, *, step: Step = None, base: str | None = None) -> list[Path]:
-    """Write the LLM and tokenizer as transformers reads them, `adaptor.safetensors` and `speech.json` to `output`.
+def export(source: Path, output: Path, *, step: Step = None, base: str | None = None, with_adaptor: bool = True) -> list[Path]:
+    """Write the LLM and tokenizer as transformers reads them, and `with_adaptor` `adaptor.safetensors` and `speech.json`.
 
     `source` is a run, or a difference, which needs its `base`. The LLM goes from the base's files to the new ones tensor by
     tensor: every frozen tensor keeps its bytes, and no more than one tensor is in memory. The folder appears whole or not at all.
@@ -48,7 +49,7 @@ def export(source: Path, output: Path, *, step: Step = None, base: str | None = 
         )
     with safe_open(difference.trained, framework="pt") as trained:
         shapes = {name: tuple(trained.get_slice(name).get_shape()) for name in trained.keys()}  # noqa: SIM118 - no mapping
-        changed = [name.removeprefix(LLM_PREFIX) for name in shapes if name.startswith(LLM_PREFIX)]
+        changed = [split_expert(name.removeprefix(LLM_PREFIX))[0] for name in shapes if name.startswith(LLM_PREFIX)]
         checkpoint = named_as_model(checkpoint, difference.llm, changed)
         of_llm = _changed_shapes(checkpoint, shapes)
         planned = list_output(checkpoint, of_llm, dtype=difference.parts.torch_dtype)
@@ -57,17 +58,28 @@ def export(source: Path, output: Path, *, step: Step = None, base: str | None = 
         def read_llm_tensor(name: str) -> Tensor:
             parts = [LLM_PREFIX + part for part in (name, *factors_of(name)) if LLM_PREFIX + part in shapes]
             tensors = {part.removeprefix(LLM_PREFIX): trained.get_tensor(part) for part in parts}
+            if experts := _experts_of(name, shapes):
+                base_EOI = read_base(checkpoint, name).to(difference.parts.torch_dtype)
+                return put_experts(base_EOI, {place: trained.get_tensor(part) for place, part in experts.items()})
             return tensors[name] if name in tensors else merge(name, read_base(checkpoint, name), tensors, difference.lora)
 
         def write(folder: Path) -> None:
-            _write_adaptor(folder / ADAPTOR_FILE, trained, shapes)
+            if with_adaptor:
+                _write_adaptor(folder, difference, trained, shapes)
             with ProgressBar("export", total=size, shown=True) as bar:
                 write_merged(folder, checkpoint, planned, read_trained=read_llm_tensor, advance=bar.advance)
             _write_config(folder, config, _folder_of(checkpoint), dtype=difference.parts.dtype)
             load_tokenizer(difference.llm).save_pretrained(folder)
-            write_json(folder / SPEECH_FILE, difference.parts.to_json())
 
-        return _write_folder(output, write, num_bytes=size)
+        return write_folder(output, write, num_bytes=size)
+
+
+def export_adaptor(source: Path, output: Path, *, step: Step = None) -> list[Path]:
+    """Write the adaptor alone, in float32, and `speech.json`, which has its shape. Returns the files. Raises as `export`."""
+    difference = open_difference(source, step=step)
+    with safe_open(difference.trained, framework="pt") as trained:
+        shapes = {name: tuple(trained.get_slice(name).get_shape()) for name in trained.keys()}  # noqa: SIM118 - no mapping
+        return write_folder(output, lambda folder: _write_adaptor(folder, difference, trained, shapes), num_bytes=0)
 
 
 def export_difference(source: Path, output: Path, *, step: Step = None) -> list[Path]:
@@ -90,14 +102,20 @@ def export_difference(source: Path, output: Path, *, step: Step = None) -> list[
             write_json(folder / SPEECH_FILE, content)
 
         size = sum(dtypes[name].itemsize * int(torch.Size(shape).numel()) for name, shape in shapes.items())
-        return _write_folder(output, write, num_bytes=size)
+        return write_folder(output, write, num_bytes=size)
 
 
 def _changed_shapes(base: Checkpoint, trained: Shapes) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the LLM's tensors that training changed: those trained whole, and those with LoRA factors."""
     of_llm = {name.removeprefix(LLM_PREFIX): shape for name, shape in trained.items() if name.startswith(LLM_PREFIX)}
-    changed = {name: shape for name, shape in of_llm.items() if not is_factor(name)}
     stored = {alias: ref.shape for ref in base.tensors for alias in (ref.name, *ref.aliases)}
+    changed = {}
+    for name, shape in of_llm.items():
+        tensor, expert = split_expert(name)
+        if expert is not None and (found := stored.get(tensor, ())) and expert < found[0] and found[1:] == shape:
+            changed[tensor] = found
+        elif not is_factor(name):
+            changed[name] = shape
     adapted = {name: shape for name, shape in stored.items() if any(factor in of_llm for factor in factors_of(name))}
     missing = {name for name in of_llm if is_factor(name)} - {factor for name in adapted for factor in factors_of(name)}
     if missing:
@@ -107,48 +125,27 @@ def _changed_shapes(base: Checkpoint, trained: Shapes) -> dict[str, tuple[int, .
     return {**changed, **adapted}
 
 
-def _write_folder(output: Path, write: Callable[[Path], None], *, num_bytes: int) -> list[Path]:
-    """Let `write` fill a temporary sibling of `output` and rename it, if there is room for it."""
-    if output.exists():
-        raise InputError(f"{output} exists already. Give a folder that doesn't, or remove it.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = num_bytes + _SMALL_FILES_BYTES, shutil.disk_usage(output.parent).free
-    if free < needed:
-        raise InputError(
-            f"The export needs {needed / 1e9:.2f} GB in {output.parent}, where {free / 1e9:.2f} GB are free. Make room, give "
-            "another folder, or export the difference alone: --only difference."
-        )
-    with _temporary_sibling(output) as temporary:
-        try:
-            write(temporary)
-        except OSError as error:
-            raise InputError(f"{output} can't be written: {error}. Nothing of it was kept.") from error
-        temporary.rename(output)
-    sync_folder(output.parent)
-    return sorted(output.iterdir())
-
-
-@contextmanager
-def _temporary_sibling(output: Path) -> Iterator[Path]:
-    temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _experts_of(tensor: str, trained: Shapes) -> dict[ExpertPlace, str]:
+    """The trained experts of a fused tensor, by their places in it."""
+    found = {}
+    for name, shape in trained.items():
+        owner, expert = split_expert(name)
+        if expert is not None and owner == LLM_PREFIX + tensor:
+            found[ExpertPlace(tensor, expert, 0, shape[0])] = name
+    return found
 
 
 def _folder_of(checkpoint: Checkpoint) -> Path:
     return checkpoint.file_of(checkpoint.tensors[0].name).parent
 
 
-def _write_adaptor(path: Path, trained: Any, shapes: dict[str, tuple[int, ...]]) -> None:
+def _write_adaptor(folder: Path, difference: Difference, trained: Any, shapes: Shapes) -> None:
     names = {name.removeprefix(ADAPTOR_PREFIX): name for name in shapes if name.startswith(ADAPTOR_PREFIX)}
-    writer = SafetensorsWriter(path, {short: shapes[name] for short, name in names.items()}, dtype=torch.float32)
+    writer = SafetensorsWriter(folder / ADAPTOR_FILE, {short: shapes[name] for short, name in names.items()}, dtype=torch.float32)
     for short, name in names.items():
         writer.add(short, trained.get_tensor(name))
     writer.close()
+    write_json(folder / SPEECH_FILE, difference.parts.to_json())
 
 
 def _write_config(folder: Path, config: dict[str, Any], base: Path, *, dtype: str) -> None:

@@ -86,7 +86,26 @@ def write_merged(
     max_file_bytes: int = MAX_FILE_BYTES,
     advance: Callable[[float], None] = lambda _bytes: None,
 ) -> None:
-    """Write `output` as model.safetensors, or as several files with an index past `max_file_bytes`. Raises `CheckpointError`."""
+    """Write `output` by `write_tensors`, trained tensors from `read_trained`. Raises `CheckpointError`."""
+
+    def write(writer: SafetensorsWriter, tensor: OutputTensor) -> None:
+        if tensor.trained is not None:
+            writer.add(tensor.name, read_trained(tensor.trained))
+        else:
+            writer.add_blocks(tensor.name, _read_base(base, tensor))
+
+    write_tensors(folder, output, write, max_file_bytes=max_file_bytes, advance=advance)
+
+
+def write_tensors(
+    folder: Path,
+    output: Sequence[OutputTensor],
+    write: Callable[[SafetensorsWriter, OutputTensor], None],
+    *,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    advance: Callable[[float], None] = lambda _bytes: None,
+) -> None:
+    """Write `output` as model.safetensors, or as several files with an index past `max_file_bytes`; `write` adds one tensor."""
     parts = cut_into_files(output, max_file_bytes)
     total = len(parts)
     names = ["model.safetensors"] if total == 1 else [f"model-{n:05d}-of-{total:05d}.safetensors" for n in range(1, total + 1)]
@@ -96,10 +115,7 @@ def write_merged(
         writer = SafetensorsWriter(folder / file_name, shapes, dtype=dtypes, metadata={"format": "pt"})
         try:
             for tensor in part:
-                if tensor.trained is not None:
-                    writer.add(tensor.name, read_trained(tensor.trained))
-                else:
-                    writer.add_blocks(tensor.name, _read_base(base, tensor))
+                write(writer, tensor)
                 advance(tensor.num_bytes)
             writer.close()
         except BaseException:

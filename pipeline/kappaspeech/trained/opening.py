@@ -13,7 +13,7 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.adaptor import AdaptorShape
-from kappaspeech.model.encoder import load_encoder
+from kappaspeech.model.encoder import FrozenWhisperEncoder, load_encoder
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.model.lora import lora_from_record
 from kappaspeech.model.precision import measure_rates
@@ -24,8 +24,10 @@ from kappaspeech.runs.best import read_best
 from kappaspeech.runs.checkpoints import checkpoints_by_step, find_weights, read_state
 from kappaspeech.runs.contents import RECORD_FILE, step_of
 from kappaspeech.runs.folder import RunFolder
+from kappaspeech.speech.batches import SpeechPrompt
 from kappaspeech.trained.arithmetic import UseArithmetic, keep_attention
 from kappaspeech.trained.difference import ADAPTOR_FILE, SCHEMA_VERSION, SPEECH_FILE, TRAINED_FILE, Difference, SpeechParts
+from kappaspeech.trained.whole_opening import is_whole, load_whole
 
 # one of a run's checkpoints: that of a step, the one of lowest WER, or the last
 Step = int | Literal["best"] | None
@@ -91,7 +93,9 @@ def open_run(path: Path, *, step: Step = None) -> TrainedRun:
     if step == "best":
         best = read_best(folder.checkpoints)
         if best is None:
-            raise CheckpointError(f"{path} has no checkpoint marked as best. A training with data.test and keep_best marks one.")
+            raise CheckpointError(
+                f"{path} has no checkpoint marked as best. A training with data.test and training.keep_best marks one."
+            )
         step = step_of(best)
     wanted = max(states) if step is None else step
     if wanted not in states:
@@ -128,12 +132,30 @@ def open_transcriber(
     base: str | None = None,
     use: UseArithmetic | None = None,
 ) -> Transcriber:
-    """A transcriber with a run folder's checkpoint (the last, that of `step`, the best), with an export, or with a difference.
+    """A transcriber with a run folder's checkpoint (the last, that of `step`, the best), with an export of any kind, or with a
+    difference.
 
     `base` names the base model of a run or difference if it isn't in its recorded place. `use` is the arithmetic, by default the
     one that this process finds fast. Raises `InputError` if `path` is none of these.
     """
     use = use or UseArithmetic.of(measure_rates(device))
+    model, encoder, tokenizer, prompt = load_whole(path, use) if is_whole(path) else _load_parts(path, use, step=step, base=base)
+    return Transcriber(
+        model.to(device),
+        encoder.to(device),
+        tokenizer,
+        prompt,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        base_weights=find_base(model),
+    )
+
+
+def _load_parts(
+    path: Path, use: UseArithmetic, *, step: Step, base: str | None
+) -> tuple[SpeechLLM, FrozenWhisperEncoder, Any, SpeechPrompt]:
+    """Model, encoder, tokenizer and prompt of what keeps them apart."""
     if (path / SPEECH_FILE).exists() and (path / ADAPTOR_FILE).exists():
         from safetensors.torch import load_file
 
@@ -149,13 +171,5 @@ def open_transcriber(
     else:
         raise InputError(f"{path} is neither a run folder ({RECORD_FILE}) nor an export ({SPEECH_FILE}).")
     tokenizer = load_tokenizer(llm)
-    return Transcriber(
-        model.to(device),
-        load_encoder(parts.encoder, pad_to_30s=parts.pad_to_30s, dtype=use.dtype(parts.encoder_dtype)).to(device),
-        tokenizer,
-        parts.make_prompt(tokenizer),
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
-        base_weights=find_base(model),
-    )
+    encoder = load_encoder(parts.encoder, pad_to_30s=parts.pad_to_30s, dtype=use.dtype(parts.encoder_dtype))
+    return model, encoder, tokenizer, parts.make_prompt(tokenizer)

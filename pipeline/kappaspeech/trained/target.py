@@ -17,6 +17,7 @@ from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.difference import SPEECH_FILE
 from kappaspeech.trained.opening import Step, open_run, open_transcriber
+from kappaspeech.trained.whole_opening import is_whole
 
 WHISPER_PREFIX = "whisper:"
 
@@ -64,7 +65,7 @@ def find_target(
         chosen = config.evaluation.model_copy(update=dict(options or {}))
         folder, read, train_seconds = run.path, config.data.read, run.train_seconds
         step = reached = run.step
-    elif is_whisper or (Path(model) / SPEECH_FILE).exists():
+    elif is_whisper or (Path(model) / SPEECH_FILE).exists() or is_whole(Path(model)):
         chosen = EvaluationConfig(**(options or {}))
         folder, read, train_seconds = Path() if is_whisper else Path(model), ReadConfig(), 0.0
         reached = 0

@@ -50,7 +50,9 @@ def agree_on_settings(config: RunConfig, around: Surroundings) -> Agreed:
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     arithmetic = choose_arithmetic(config, deepspeed_config, cluster=cluster, device=device, folder=around.folder)
     if around.is_writer:
-        print(for_terminal(arithmetic.line), file=sys.stderr, flush=True)
+        print(for_terminal(f"computes in {arithmetic.line}"), file=sys.stderr, flush=True)
+        if arithmetic.why_padded is not None:
+            print(for_terminal(f"packing auto: clips are padded, as {arithmetic.why_padded}"), file=sys.stderr, flush=True)
     return Agreed(arithmetic.resolve(deepspeed_config), arithmetic, device)
 
 

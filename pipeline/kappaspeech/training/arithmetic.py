@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from kappaspeech.artefacts import read_json
 from kappaspeech.config.deepspeed_config import read_precision
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.model.arithmetic import Arithmetic
-from kappaspeech.model.family import read_attentions, read_widths
+from kappaspeech.model.family import read_attentions, read_config, read_widths
+from kappaspeech.model.packed_rows import check_packing, why_not_packed
 from kappaspeech.model.precision import choose_dtype, like_model, measure_rates, slowest
 from kappaspeech.ranks.agreement import agree
 from kappaspeech.ranks.cluster import Cluster
@@ -50,14 +52,26 @@ def choose_arithmetic(
     encoder: str = config.model.encoder_dtype
     if encoder == "auto" and recorded is not None:
         encoder = recorded["encoder_dtype"]
-    return Arithmetic.of(dtype, rates, encoder_dtype=encoder, attention=attention, takes=takes, reason=reason)
+    made = Arithmetic.of(dtype, rates, encoder_dtype=encoder, attention=attention, takes=takes, reason=reason)
+    obstacle = agree(cluster, lambda: why_not_packed(read_config(llm), made.attention))[0]
+    # where packed rows were measured
+    packs, why_padded = device.type == "cpu" and obstacle is None, obstacle
+    if recorded is not None:
+        packs, why_padded = recorded["packs"] and obstacle is None, None
+    if config.batch.packing != "auto":
+        packs, why_padded = config.batch.packing, None
+        check_packing(config.batch.packing, obstacle)
+    return replace(made, packs=packs, why_padded=why_padded)
 
 
-def _read_recorded(folder: RunFolder) -> dict[str, str] | None:
+def _read_recorded(folder: RunFolder) -> dict[str, Any] | None:
     """The recorded arithmetic of a run that has a checkpoint to resume from; None if it recorded none."""
     path = Path(folder.path) / RECORD_FILE
     if not path.exists() or not list_checkpoints(folder.checkpoints):
         return None
     record = read_json(path, schema_version=SCHEMA_VERSION)
     keys = ("dtype", "encoder_dtype", "attn_implementation")
-    return {key: str(record[key]) for key in keys} if all(key in record for key in keys) else None
+    if not all(key in record for key in keys):
+        return None
+    # versions that knew no packed rows padded all
+    return {**{key: str(record[key]) for key in keys}, "packs": record.get("packs") is True}

@@ -11,7 +11,7 @@ import torch
 from kappaspeech.artefacts import digest_json
 from kappaspeech.config.model_config import UnfreezeConfig
 from kappaspeech.config.run_config import RunConfig
-from kappaspeech.errors import SelectionError
+from kappaspeech.errors import CheckpointError, SelectionError
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.embedded_words import check_embedded_words
@@ -21,6 +21,7 @@ from kappaspeech.model.freezing import check_tensors_are_stored
 from kappaspeech.model.llm import load_llm, load_tokenizer
 from kappaspeech.model.lora import LoraShape
 from kappaspeech.model.marking import mark_trained
+from kappaspeech.model.packed_rows import pack_rows, packed_otherwise
 from kappaspeech.model.recomputation import recompute_layers
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width, token_embedding_std
 from kappaspeech.model.stored_names import model_names
@@ -71,6 +72,9 @@ def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
     tokenizer = load_tokenizer(config.model.llm)
     llm = load_llm(config.model.llm, dtype=dtype, attention=arithmetic.attention)
     check_embedded_words(llm)
+    packs = arithmetic.packs and pack_rows(llm, arithmetic.attention)
+    if config.batch.packing is True and not packs:
+        raise CheckpointError(f"batch.packing is true, and {packed_otherwise(llm)}. Set it to auto or false.")
     shape = adaptor_shape(config, encoder, llm)
     if config.unfreeze.mode == "all":
         # a tensor trained under a name that the files don't have couldn't be put back among them
@@ -80,7 +84,7 @@ def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
     _settle_dtype(llm, dtype)
     recompute_layers(llm, config.training.activation_checkpointing)
     adaptor = build_adaptor(shape, seed=config.seed).to(dtype)
-    model = SpeechLLM(adaptor, llm, alignment_weight=config.training.alignment_weight)
+    model = SpeechLLM(adaptor, llm, alignment_weight=config.training.alignment_weight, packs=packs)
     prompt = make_prompt(tokenizer, config.model.instruction, chat=config.model.chat_template)
     return Assembly(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest, arithmetic)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kappaspeech.config.training_config import TrainingConfig
-from kappaspeech.zero3.engine import StepResult
+from kappaspeech.zero3.engine import StepResult, Updates
 
 # A new norm is compared with the median of this many good steps' norms, once there are enough of them.
 _WINDOW_STEPS = 50
@@ -20,7 +20,7 @@ _NUM_NAMED = 5
 
 @dataclass(frozen=True)
 class BadStep:
-    """A line of skipped_steps.jsonl, in which null is a number that isn't finite; and why the run can't go on, if it can't."""
+    """A line of skipped_steps.jsonl, in which null is a number that isn't finite; and why the run can't continue, if it can't."""
 
     record: dict[str, Any]
     why_stop: str | None
@@ -34,6 +34,13 @@ class BadSteps:
         self._norms: deque[float] = deque(maxlen=_WINDOW_STEPS)
         self._num_in_a_row = 0
         self.num_skipped = 0
+        # of these, the ones that aligned the adaptor alone
+        self._num_skipped_aligning = 0
+
+    def num_updates(self, num_steps: int) -> Updates:
+        """The updates that the first `num_steps` steps have made."""
+        of_llm = max(0, num_steps - self._config.alignment_steps) - (self.num_skipped - self._num_skipped_aligning)
+        return Updates(adaptor=num_steps - self.num_skipped, llm=of_llm)
 
     @property
     def norm_limit(self) -> float:
@@ -45,11 +52,17 @@ class BadSteps:
     def judge(self, step: int, result: StepResult, *, loss_sum_nats: float, keys: Sequence[str]) -> BadStep | None:
         """None for a good step. `loss_sum_nats` and `keys` are those of all ranks."""
         limit = self.norm_limit
-        if result.is_applied and math.isfinite(loss_sum_nats):
+        is_good = result.is_applied and math.isfinite(loss_sum_nats)
+        if is_good:
             self._norms.append(result.grad_norm)
+        if step == self._config.alignment_steps - 1:
+            # the alignment's norms say nothing of those of the loss that follows
+            self._norms.clear()
+        if is_good:
             self._num_in_a_row = 0
             return None
         self.num_skipped += 1
+        self._num_skipped_aligning += step < self._config.alignment_steps
         self._num_in_a_row += 1
         numbers = {"loss_sum_nats": loss_sum_nats, "grad_norm": result.grad_norm, "norm_limit": limit}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
@@ -68,14 +81,21 @@ class BadSteps:
         return (
             f"Step {step} has loss {numbers['loss_sum_nats']:g} nats and gradient norm {result.grad_norm:g}{above}; {cause}. Its "
             f"samples are in skipped_steps.jsonl, the first are {', '.join(keys[:_NUM_NAMED])}. Remove what is broken, lower the "
-            "learning rate, or set training.on_bad_loss to skip; the same command goes on from the last checkpoint."
+            "learning rate, or set training.on_bad_loss to skip; the same command continues from the last checkpoint."
         )
 
     def to_json(self) -> dict[str, Any]:
         """The state that `restore` reads."""
-        return {"norms": list(self._norms), "num_in_a_row": self._num_in_a_row, "num_skipped": self.num_skipped}
+        return {
+            "norms": list(self._norms),
+            "num_in_a_row": self._num_in_a_row,
+            "num_skipped": self.num_skipped,
+            "num_skipped_aligning": self._num_skipped_aligning,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from the state of `to_json`."""
         self._norms = deque(state["norms"], maxlen=_WINDOW_STEPS)
         self._num_in_a_row, self.num_skipped = state["num_in_a_row"], state["num_skipped"]
+        # checkpoints of versions before this one have none
+        self._num_skipped_aligning = state.get("num_skipped_aligning", 0)

@@ -8,7 +8,7 @@ from types import TracebackType
 class Cadence:
     """Base of all cadences, whose methods do nothing. All ranks call them alike, so each may be a collective.
 
-    The loop opens them as contexts for as long as it takes steps. A reason that is returned stops the run, which goes on from
+    The loop opens them as contexts for as long as it takes steps. A reason that is returned stops the run, which continues from
     there at its next start.
     """
 
@@ -19,7 +19,7 @@ class Cadence:
         pass
 
     def begin(self, step: int) -> str | None:
-        """Hook at a start that goes on from `step` steps."""
+        """Hook at a start that continues from `step` steps."""
 
     def after(self, step: int) -> str | None:
         """Hook after one more step, `step` in all."""

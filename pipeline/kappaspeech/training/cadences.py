@@ -9,6 +9,7 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.runs.records import RunLog
 from kappaspeech.training.cadence import Cadence
+from kappaspeech.training.describing import Describe
 from kappaspeech.training.evaluating import Evaluate, Evaluator
 from kappaspeech.training.forecast import Forecast
 from kappaspeech.training.loaded import Loaded
@@ -59,4 +60,5 @@ def make_cadences(
     if loaded.test_set is not None:
         evaluator = Evaluator(config, loaded.assembly, partitioned, loaded.test_set, around)
         cadences.append(Evaluate(config, evaluator, saver, state.totals, around, log=log, forecast=forecast))
+    cadences.append(Describe(forecast, around))
     return [*cadences, SaveEvery(saver, options.checkpoint_every_steps), StopWhenAsked(around)]

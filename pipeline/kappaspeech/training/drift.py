@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.evaluation.forgetting import relative_change
+from kappaspeech.model.expert_places import find_places
 from kappaspeech.model.llm import load_llm
 from kappaspeech.model.lora import is_factor, merge
 from kappaspeech.model.prefixes import LLM_PREFIX
@@ -30,8 +31,11 @@ def write_drift(engine: TrainingEngine, assembly: Assembly, config: RunConfig, c
         base = {name: parameter.detach() for name, parameter in llm.named_parameters()}
     factors: dict[str, Tensor] = {}
     mine: dict[str, Tensor] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for index, (public, tensor) in enumerate(engine.gather_result()):
         name = public.removeprefix(LLM_PREFIX)
+        if name != public:
+            shapes[name] = tuple(tensor.shape)
         if name != public and is_factor(name):
             factors[name] = tensor
         elif name != public and index % cluster.world_size == cluster.rank:
@@ -39,6 +43,7 @@ def write_drift(engine: TrainingEngine, assembly: Assembly, config: RunConfig, c
     moved: dict[str, Movement] = {}
     with agreement(cluster):
         device = str(engine.device) if engine.device.type == "cuda" else None
+        base |= {name: place.of(base[place.parameter]) for name, place in find_places(llm, shapes).items()}
         for index, (name, before) in enumerate(base.items()):
             if name in mine:
                 moved[name] = measure_movement(before, mine.pop(name), device=device)

@@ -7,8 +7,7 @@ from typing import Any
 
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.evaluation.evaluate import TestSet, evaluate
-from kappaspeech.ranks.agreement import agreement
-from kappaspeech.runs.best import best_wer, mark_best
+from kappaspeech.runs.best import best_wer
 from kappaspeech.runs.contents import hypotheses_path
 from kappaspeech.runs.records import RunLog
 from kappaspeech.training.assembly import Assembly
@@ -53,7 +52,7 @@ class Evaluator:
 
 
 class Evaluate(Cadence):
-    """Evaluates, records, and keeps the checkpoint of lowest WER.
+    """Evaluates, once the checkpoint before is whole, records, and keeps the checkpoint of lowest WER.
 
     A wish to stop cuts it short: its reason is returned, nothing is recorded, and the next start evaluates.
     """
@@ -87,6 +86,7 @@ class Evaluate(Cadence):
         due = step in (0, options.num_steps) or (options.evaluate_every_steps and step % options.evaluate_every_steps == 0)
         if not (self._has_passed_minutes() or due):
             return None
+        self._saver.finish()
         began = time.monotonic()
         record = self._evaluator.measure(step, train_seconds=self._totals.train_seconds)
         self._forecast.time_evaluation(began)
@@ -110,7 +110,4 @@ class Evaluate(Cadence):
         best = cluster.broadcast(best_wer(folder) if self._around.is_writer else None)
         if step == 0 or not self._options.keep_best or mean_wer is None or mean_wer >= best:
             return
-        self._saver.save(step)
-        with agreement(cluster):
-            if self._around.is_writer:
-                mark_best(folder, step=step, mean_wer=mean_wer)
+        self._saver.save(step, best_wer=mean_wer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kappaspeech.artefacts import digest_json
+from kappaspeech.model.experts import list_stacks, without_trained
 from kappaspeech.model.lora import public_names
 from kappaspeech.model.tensor_digests import Hasher, digest_tensor, share_out
 from kappaspeech.ranks.agreement import agreement
@@ -15,13 +16,15 @@ from kappaspeech.zero3.engine import TrainingEngine
 
 
 def digest_frozen(assembly: Assembly, cluster: Cluster) -> dict[str, str]:
-    """SHA-256 of each frozen tensor of LLM and adaptor as it was loaded; the ranks share the hashing. A collective."""
+    """SHA-256 of each frozen tensor of LLM and adaptor as it was loaded, without the experts of it that train; the ranks share
+    the hashing. A collective."""
     names = public_names(assembly.model)
+    stacks = {names[name]: found for name, found in list_stacks(assembly.model).items()}
     frozen = [(names[name], p) for name, p in assembly.model.named_parameters() if not p.requires_grad]
     mine = Hasher()
     for (name, parameter), rank in zip(frozen, share_out([p.nbytes for _, p in frozen], cluster.world_size), strict=True):
         if rank == cluster.rank:
-            mine.add(name, parameter, stays=True)
+            mine.add(name, without_trained(parameter, stacks.get(name, ())), stays=True)
     return {name: digest for part in cluster.gather(mine.digests()) for name, digest in part.items()}
 
 

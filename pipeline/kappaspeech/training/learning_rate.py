@@ -7,11 +7,14 @@ import math
 from kappaspeech.config.training_config import OptimizerConfig
 
 
-def rate_factor(step: int, *, num_steps: int, config: OptimizerConfig) -> float:
+def rate_factor(step: int, *, num_steps: int, config: OptimizerConfig, alignment_steps: int = 0) -> float:
     """The factor of both peak rates at 0-based `step`: linear warm-up, then constant or a half cosine.
 
-    The cosine ends at `final_fraction` on the last step.
+    The cosine ends at `final_fraction` on the last step. The first `alignment_steps` have a warm-up and a cosine of their own.
     """
+    if step < alignment_steps:
+        return rate_factor(step, num_steps=alignment_steps, config=config)
+    step, num_steps = step - alignment_steps, num_steps - alignment_steps
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":

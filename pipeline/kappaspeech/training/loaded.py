@@ -13,6 +13,7 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import DataError
 from kappaspeech.escaping import for_terminal
 from kappaspeech.evaluation.evaluate import TestSet, read_test_set
+from kappaspeech.model.packed_rows import packed_otherwise
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.ranks.hosts import check_alike
@@ -20,12 +21,12 @@ from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.feature_cache import FeatureCacheOptions
 from kappaspeech.speech.overlap import find_overlap
-from kappaspeech.speech.schedule import BatchBudget
-from kappaspeech.speech.stream import SpeechStream, make_stream_options
+from kappaspeech.speech.stream import SpeechStream, make_budget, make_stream_options
 from kappaspeech.training.agreed import Agreed
 from kappaspeech.training.assembly import Assembly, assemble, digest_trained
 from kappaspeech.training.frozen_check import digest_frozen, digest_start
 from kappaspeech.training.kept_prompt import digest_prompt_source, settle_prompt
+from kappaspeech.training.replay import Replay, read_replay
 from kappaspeech.training.stopping import refuse_old_stop_file
 from kappaspeech.training.surroundings import Surroundings
 
@@ -43,6 +44,7 @@ class Loaded:
     assembly: Assembly
     stream: SpeechStream
     test_set: TestSet | None
+    replay: Replay | None
     cache: FeatureCacheOptions | None
     frozen: Mapping[str, str]
     initial: str
@@ -59,20 +61,29 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
         assembly = assemble(config, agreed.arithmetic)
         encoder_digests = assembly.encoder.digests()
         cache = feature_cache_options(config, assembly, encoder_digests)
+    # a budget of tokens counts the prompt's
+    assembly = replace(assembly, prompt=settle_prompt(config, assembly.tokenizer, cluster=cluster, folder=folder))
+    with agreement(cluster):
         stream = _open_stream(config, assembly, cluster, cache)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
+        replay = read_replay(config, assembly.tokenizer)
         # only the first start warns
         if around.is_writer and config.data.test and not (folder.path / RECORD_FILE).exists():
             warn_of_overlap(config, stream)
-    assembly = replace(assembly, prompt=settle_prompt(config, assembly.tokenizer, cluster=cluster, folder=folder))
+    if around.is_writer and agreed.arithmetic.packs and not assembly.model.packs:
+        told = f"packing auto: clips are padded, as {packed_otherwise(assembly.model.llm)}"
+        print(for_terminal(told), file=sys.stderr, flush=True)
     check_alike(
-        cluster, _inputs(config, assembly, encoder_digests, stream), remedy="Copy it from one place to all hosts, or share it."
+        cluster,
+        _inputs(config, assembly, encoder_digests, stream, replay),
+        remedy="Copy it from one place to all hosts, or share it.",
     )
     frozen = digest_frozen(assembly, cluster)
     return Loaded(
         assembly,
         stream,
         test_set,
+        replay,
         cache,
         frozen={**encoder_digests, **frozen},
         initial=digest_start(assembly, encoder_digests),
@@ -85,19 +96,23 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
             "prompt": digest_json(assembly.prompt.to_json()),
             "moving average": f"decay {config.training.ema_decay}",
             "data": stream.fingerprint,
+            "replayed text": replay.fingerprint if replay else "none",
         },
         num_adaptor=sum(p.numel() for p in assembly.model.adaptor.parameters()),
         num_llm=sum(p.numel() for p in assembly.model.llm.parameters() if p.requires_grad),
     )
 
 
-def _inputs(config: RunConfig, assembly: Assembly, encoder_digests: Mapping[str, str], stream: SpeechStream) -> dict[str, str]:
+def _inputs(
+    config: RunConfig, assembly: Assembly, encoder_digests: Mapping[str, str], stream: SpeechStream, replay: Replay | None
+) -> dict[str, str]:
     return {
         "the base model": assembly.base_digest,
         "the encoder": digest_json(encoder_digests),
         "the selection": digest_json(assembly.selection.shapes if assembly.selection else {}),
         "the tokenizer": digest_prompt_source(config, assembly.tokenizer),
         "the training data": stream.fingerprint,
+        "the replayed text": replay.fingerprint if replay else "none",
     }
 
 
@@ -133,16 +148,25 @@ def feature_cache_options(
 
 
 def _open_stream(config: RunConfig, assembly: Assembly, cluster: Cluster, cache: FeatureCacheOptions | None) -> SpeechStream:
-    batch = config.batch
+    dims, stacking = assembly.encoder.dims, config.model.adaptor.stacking
+    budget = make_budget(
+        config.batch, prompt_tokens=assembly.prompt.num_tokens, seconds_per_position=dims.seconds_per_state * stacking
+    )
+    options = replace(
+        make_stream_options(config.data),
+        feature_cache=cache,
+        even_shares=config.batch.even_shares,
+        packs=assembly.model.packs,
+    )
     return SpeechStream(
         make_datasets(config.data.train),
         tokenizer=assembly.tokenizer,
-        num_mels=assembly.encoder.dims.num_mels,
-        budget=BatchBudget(batch.max_samples, batch.max_seconds, batch.micro_batches_per_step),
-        max_seconds=min(batch.max_seconds, assembly.encoder.dims.max_seconds),
+        num_mels=dims.num_mels,
+        budget=budget,
+        max_seconds=min(config.batch.max_seconds, dims.max_seconds),
         seed=config.seed,
         rank=cluster.rank,
         world_size=cluster.world_size,
-        options=replace(make_stream_options(config.data), feature_cache=cache),
-        frames_per_position=assembly.encoder.dims.frames_per_state * config.model.adaptor.stacking,
+        options=options,
+        frames_per_position=dims.frames_per_state * stacking,
     )

@@ -52,11 +52,11 @@ class TrainingLoop:
 
     def run(self, step: int, total: int) -> Outcome:
         """Train from `step` to `total`, or until all ranks agree to stop early. A collective."""
-        phases = self._around.phases
+        phases, work = self._around.phases, self._forecast.work
         with ExitStack() as opened:
             for cadence in self._cadences:
                 opened.enter_context(cadence)
-            bar = opened.enter_context(ProgressBar("train", total=total, done=step, shown=self._around.is_writer))
+            bar = opened.enter_context(ProgressBar("train", total=work(total), done=work(step), shown=self._around.is_writer))
             reason = _first([cadence.begin(step) for cadence in self._cadences])
             steps = self._stream.steps(step, hint=self._state.hint)
             while step < total and reason is None:
@@ -69,7 +69,7 @@ class TrainingLoop:
                 record = self._take_step(data, num_tokens)
                 step, self._state.hint = data.global_step + 1, data.hint
                 self._state.totals.check_bad_samples()
-                bar.advance(detail=_describe(record))
+                bar.advance(work(step) - work(step - 1), detail=_describe(record))
                 if record is not None and (told := self._forecast.time_step(record.seconds, step)) is not None:
                     bar.say(told)
                 reason = _first([cadence.after(step) for cadence in self._cadences])
@@ -100,7 +100,10 @@ class TrainingLoop:
 
 
 def _describe(record: StepRecord | None) -> str:
-    return f"loss {record.loss_nats:.3f}, {record.audio_seconds_per_second:.3g} audio-s/s" if record else "skipped"
+    if record is None:
+        return "skipped"
+    loss = "alignment loss" if record.objective == "alignment" else "loss"
+    return f"{loss} {record.loss_nats:.3f}, {record.audio_seconds_per_second:.3g} audio-s/s"
 
 
 def _first(reasons: Sequence[str | None]) -> str | None:

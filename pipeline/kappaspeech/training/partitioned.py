@@ -13,6 +13,7 @@ from kappaspeech.model.precision import measure_rate
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.speech.feature_cache import FeatureCache
 from kappaspeech.training.agreed import Agreed
+from kappaspeech.training.anchor import Anchor, ask_base, keep_head
 from kappaspeech.training.clip_encoder import ClipEncoder
 from kappaspeech.training.loaded import Loaded
 from kappaspeech.training.run_plan import describe_run, plan_run, settle_by_plan
@@ -23,7 +24,8 @@ from kappaspeech.zero3.weight_swap import BasePartitions
 
 @dataclass(frozen=True)
 class Partitioned:
-    """The engine, and the encoder of its clips. `base` is the LLM as it began, if text is measured against it.
+    """The engine, and the encoder of its clips. `base` is the LLM as it began, if text is measured against it; `anchor` is what
+    it says of replayed text, if that holds the LLM.
 
     `plan` is the planned cost of a step, `matmul_rates` the rates at which each rank's device multiplies.
     """
@@ -31,6 +33,7 @@ class Partitioned:
     engine: TrainingEngine
     encoder: ClipEncoder
     base: BasePartitions | None
+    anchor: Anchor | None
     plan: Mapping[str, Any]
     matmul_rates: Sequence[float]
 
@@ -39,7 +42,8 @@ def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroun
     """Cut the model into the ranks' partitions, and settle by its plan the options that were left to the memory. A collective."""
     cluster, assembly = around.cluster, loaded.assembly
     with agreement(cluster):
-        planner = describe_run(config, assembly.encoder, assembly.model, loaded.stream)
+        planner = describe_run(config, assembly.encoder, assembly.model, loaded.stream, prompt_tokens=assembly.prompt.num_tokens)
+        head = keep_head(assembly.model.llm) if config.replay and config.replay.anchor_weight else None
     engine = TrainingEngine(
         assembly.model,
         cluster=cluster,
@@ -64,4 +68,9 @@ def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroun
             print(for_terminal(settled), file=sys.stderr, flush=True)
     encoder = ClipEncoder(assembly.encoder, engine.device, cache=FeatureCache(loaded.cache) if loaded.cache else None)
     reads_text = config.evaluation.decode != "replica" and loaded.test_set is not None and bool(config.data.text)
-    return Partitioned(engine, encoder, BasePartitions(engine) if reads_text else None, plan, matmul_rates)
+    base = BasePartitions(engine) if reads_text else None
+    anchor = None
+    if config.replay is not None and config.replay.anchor_weight and loaded.replay is not None:
+        reached = loaded.replay.reached(config.training.num_steps)
+        anchor = ask_base(engine, {place: loaded.replay.pieces[place] for place in reached}, head=head, around=around)
+    return Partitioned(engine, encoder, base, anchor, plan, matmul_rates)

@@ -43,7 +43,7 @@ class PhaseClock:
         self._turn(PhaseMark("rest", time.monotonic(), step))
 
     def name_samples(self, keys: Sequence[str]) -> None:
-        """Name this rank's samples of the step; the phase goes on."""
+        """Name this rank's samples of the step; the phase continues."""
         self.mark = PhaseMark(self.mark.phase, self.mark.began_seconds, self.mark.step, tuple(keys))
 
     def tick(self) -> None:

@@ -7,6 +7,7 @@ import torch
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.evaluation.forgetting import BaseWeights
 from kappaspeech.evaluation.transcribe import Transcriber
+from kappaspeech.host_memory import free_memory_bytes
 from kappaspeech.model.lora import is_factor
 from kappaspeech.model.trained import find_base, load_trained_model
 from kappaspeech.ranks.cluster import Cluster
@@ -64,9 +65,7 @@ def choose_decoding(engine: TrainingEngine, cluster: Cluster) -> str:
         # memory that torch holds back for itself is free to it
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     else:
-        import psutil
-
-        free = psutil.virtual_memory().available // hosts.count(hosts[cluster.rank])
+        free = free_memory_bytes() // hosts.count(hosts[cluster.rank])
     return "replica" if all(cluster.gather(needed <= _USABLE_SHARE * free)) else "zero3"
 
 

@@ -18,7 +18,7 @@ from kappaspeech.errors import RankFailure, TrainingError
 from kappaspeech.model.lora import lora_to_record
 from kappaspeech.outputs import sweep
 from kappaspeech.ranks.agreement import agreement
-from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.ranks.cluster import TrainingCluster
 from kappaspeech.ranks.launch_parent import LaunchParent
 from kappaspeech.ranks.liveness import voice
 from kappaspeech.ranks.rendezvous import find_launch
@@ -35,6 +35,7 @@ from kappaspeech.training.frozen_check import check_frozen
 from kappaspeech.training.loaded import Loaded, load
 from kappaspeech.training.loop import Outcome, TrainingLoop
 from kappaspeech.training.loop_state import LoopState
+from kappaspeech.training.needs import check_packages
 from kappaspeech.training.partitioned import Partitioned, partition
 from kappaspeech.training.phases import PhaseClock
 from kappaspeech.training.saving import Saver
@@ -55,6 +56,7 @@ def train(config: RunConfig, *, on_fatal: Callable[[RankFailure], None] = lambda
     cluster = start_training_cluster(timeout_seconds=options.collective_timeout_seconds)
     lease = Lease(Path(config.run_dir), cluster.broadcast(make_start_id() if cluster.rank == 0 else None))
     with agreement(cluster):
+        check_packages(config)
         if cluster.rank == 0:
             lease.acquire()
             sweep(lease.folder)
@@ -67,7 +69,9 @@ def train(config: RunConfig, *, on_fatal: Callable[[RankFailure], None] = lambda
     return outcome
 
 
-def _train_watched(config: RunConfig, cluster: Cluster, lease: Lease, *, on_fatal: Callable[[RankFailure], None]) -> Outcome:
+def _train_watched(
+    config: RunConfig, cluster: TrainingCluster, lease: Lease, *, on_fatal: Callable[[RankFailure], None]
+) -> Outcome:
     options = config.training
     phases, folder = PhaseClock(), RunFolder(Path(config.run_dir), start_id=lease.start_id)
     launched = find_launch(os.environ).launcher != "none"
@@ -130,6 +134,7 @@ def _record_start(config: RunConfig, agreed: Agreed, loaded: Loaded, partitioned
         "lora": lora_to_record(assembly.lora),
         "prompt": assembly.prompt.to_json(),
         "attn_implementation": arithmetic.attention,
+        "packs": assembly.model.packs,
         "encoder_dtype": arithmetic.encoder_dtype,
         "dtype": arithmetic.dtype,
         "dtype_reason": arithmetic.reason,
@@ -155,7 +160,7 @@ def _take_steps(config: RunConfig, loaded: Loaded, partitioned: Partitioned, aro
             if around.is_writer:
                 # the rest, written when it is closed, may be what a full disk refuses
                 log = opened.enter_context(closing(RunLog(around.folder.path, resume_step=step, check=around.lease.check)))
-        stepper = Stepper(config, loaded.assembly, partitioned, state, around, log=log)
+        stepper = Stepper(config, loaded, partitioned, state, around, log=log)
         cadences = make_cadences(config, loaded, partitioned, state, around, saver=saver, log=log, forecast=forecast)
         loop = TrainingLoop(loaded.stream, stepper.step, state, around, cadences=cadences, forecast=forecast)
         return loop.run(step, config.training.num_steps)
@@ -163,13 +168,13 @@ def _take_steps(config: RunConfig, loaded: Loaded, partitioned: Partitioned, aro
 
 @contextmanager
 def _explaining(run_dir: Path) -> Iterator[None]:
-    """Turn an `OSError` into a `TrainingError` that names the place, and says how to go on."""
+    """Turn an `OSError` into a `TrainingError` that names the place, and says how to continue."""
     try:
         yield
     except OSError as error:
         raise TrainingError(
             f"{run_dir} can't be used on {socket.gethostname()}: {error}. Make room or mend the disk, and start the same command "
-            "again: it goes on from the last checkpoint."
+            "again: it continues from the last checkpoint."
         ) from error
 
 

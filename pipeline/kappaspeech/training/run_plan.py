@@ -13,6 +13,7 @@ import torch
 
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import InputError
+from kappaspeech.host_memory import free_memory_bytes
 from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.model.llm import decoder_layers
@@ -26,10 +27,12 @@ from kappaspeech.speech.stream import SpeechStream
 from kappaspeech.zero3.engine import TrainingEngine
 
 
-def describe_run(config: RunConfig, encoder: FrozenWhisperEncoder, model: SpeechLLM, stream: SpeechStream) -> Planner | str:
+def describe_run(
+    config: RunConfig, encoder: FrozenWhisperEncoder, model: SpeechLLM, stream: SpeechStream, *, prompt_tokens: int
+) -> Planner | str:
     """The planner of a run whose modules are still whole; or the reason why it has no plan, which doesn't stop training."""
     try:
-        return Planner(config, modules=(encoder, model), clip_seconds=stream.clip_seconds())
+        return Planner(config, modules=(encoder, model), clip_seconds=stream.clip_seconds(), prompt_tokens=prompt_tokens)
     except InputError as error:
         return str(error)
 
@@ -63,7 +66,7 @@ def settle_by_plan(config: RunConfig, engine: TrainingEngine, plan: Mapping[str,
         # a plan doesn't check whether a family can
         wanted = plan.get("num_recomputed_layers", "auto") if llm.supports_gradient_checkpointing else 0
         number = recompute_layers(llm, wanted)
-        lines.append(f"activation_checkpointing auto: {number} of {len(decoder_layers(llm))} layers are computed again")
+        lines.append(f"training.activation_checkpointing auto: {number} of {len(decoder_layers(llm))} layers are computed again")
     if plan.get("keeps_frozen"):
         engine.persist_frozen()
         lines.append("stage3_param_persistence_threshold auto: frozen weights stay whole on each rank")
@@ -82,4 +85,4 @@ def _measure_memory(cluster: Cluster, device: torch.device) -> int:
     own = psutil.Process().memory_info().rss
     ranks = cluster.gather((socket.gethostname(), own))
     here = [bytes_held for host, bytes_held in ranks if host == socket.gethostname()]
-    return int(min(cluster.gather((psutil.virtual_memory().available + sum(here)) // len(here))))
+    return int(min(cluster.gather((free_memory_bytes() + sum(here)) // len(here))))

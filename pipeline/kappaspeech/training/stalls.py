@@ -122,7 +122,7 @@ def watch_training(
         if posts[failure.rank].get("cause") is not None:
             return
         if cluster.rank == voice(failure):
-            print(for_terminal(f"where each rank stands:\n{tell_standings(posts)}"), file=sys.stderr, flush=True)
+            print(for_terminal(f"what each rank does:\n{tell_standings(posts)}"), file=sys.stderr, flush=True)
         if cluster.rank in find_behind(posts)[:1]:
             frame = sys._current_frames().get(main_thread)
             stack = "".join(traceback.format_stack(frame)[-_NUM_FRAMES:])

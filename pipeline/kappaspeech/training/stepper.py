@@ -8,12 +8,13 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import TrainingError
 from kappaspeech.escaping import make_logger
 from kappaspeech.model.flops import speech_cost
+from kappaspeech.model.text_rows import TextRows, pad_texts
 from kappaspeech.runs.records import RunLog, StepRecord
 from kappaspeech.speech.batches import SpeechBatch
 from kappaspeech.speech.stream import StepData
-from kappaspeech.training.assembly import Assembly
 from kappaspeech.training.bad_steps import BadStep
 from kappaspeech.training.learning_rate import rate_factor
+from kappaspeech.training.loaded import Loaded
 from kappaspeech.training.loop_state import LoopState
 from kappaspeech.training.partitioned import Partitioned
 from kappaspeech.training.surroundings import Surroundings
@@ -30,15 +31,18 @@ class Stepper:
     def __init__(
         self,
         config: RunConfig,
-        assembly: Assembly,
+        loaded: Loaded,
         partitioned: Partitioned,
         state: LoopState,
         around: Surroundings,
         *,
         log: RunLog | None,
     ) -> None:
+        assembly = loaded.assembly
         self._config = config
         self._prompt = assembly.prompt
+        self._replay = loaded.replay
+        self._anchor = partitioned.anchor
         self._engine = partitioned.engine
         self._encoder = partitioned.encoder
         self._state = state
@@ -47,25 +51,36 @@ class Stepper:
         # the sum over all ranks' devices
         self._peak_flops_per_second = sum(partitioned.matmul_rates)
         self._cost = speech_cost(assembly.encoder, assembly.model, num_prompt_tokens=assembly.prompt.num_tokens)
+        self._alignment_cost = self._cost.without_llm()
 
     def step(self, data: StepData, num_tokens: int) -> StepRecord | None:
         """One optimizer step on all ranks; None for a bad one, which is left out."""
         config = self._config
+        options, is_alignment = config.training, data.global_step < config.training.alignment_steps
         rates = self._engine.set_rates(
-            rate_factor(data.global_step, num_steps=config.training.num_steps, config=config.optimizer)
+            rate_factor(
+                data.global_step,
+                num_steps=options.num_steps,
+                config=config.optimizer,
+                alignment_steps=options.alignment_steps,
+            )
         )
         first = data.global_step * config.batch.micro_batches_per_step + self._around.cluster.rank
+        texts = self._choose_texts(data.global_step, len(data.batches))
         result = self._engine.step(
-            self._encode(data.batches),
+            self._encode(data.batches, [self._read(places, data.global_step, num_tokens) for places in texts]),
             prefix_ids=self._prompt.prefix_ids,
             suffix_ids=self._prompt.suffix_ids,
             num_target_tokens=num_tokens,
             seeds=[config.seed + first + i * self._around.cluster.world_size for i in range(len(data.batches))],
             norm_limit=self._state.bad_steps.norm_limit,
+            alignment_only=is_alignment,
         )
-        work = count_work(self._cost, data.batches)
+        pieces = [len(self._replay.pieces[place]) for places in texts for place in places] if self._replay else []
+        cost = self._alignment_cost if is_alignment else self._cost
+        work = count_work(cost, data.batches, texts=pieces, anchored=self._anchor is not None)
         self._around.phases.enter("exchange")
-        share = RankShare.of(data, loss_sum_nats=result.loss_sum_nats, work=work)
+        share = RankShare.of(data, result, work=work)
         shares = self._around.cluster.gather(share)
         self._around.phases.enter("rest")
         phase_seconds = self._around.phases.take_seconds()
@@ -84,8 +99,10 @@ class Stepper:
         record = self._state.totals.record(
             shares,
             num_target_tokens=num_tokens,
+            num_replayed_tokens=self._replay.num_tokens(data.global_step) if self._replay and not is_alignment else 0,
             learning_rates=rates,
             grad_norm=result.grad_norm,
+            objective="alignment" if is_alignment else "transcript",
             phase_seconds=phase_seconds,
             peak_flops_per_second=self._peak_flops_per_second,
         )
@@ -93,14 +110,37 @@ class Stepper:
             self._log.add_step(record)
         return record
 
-    def _encode(self, batches: Sequence[SpeechBatch]) -> Iterator[MicroBatch]:
+    def _encode(self, batches: Sequence[SpeechBatch], texts: Sequence[TextRows | None]) -> Iterator[MicroBatch]:
         """Each micro-batch with its encoder states, made on demand: at 1500 s of audio they are 192 MB."""
-        for batch in batches:
+        for batch, text in zip(batches, texts, strict=True):
             self._around.phases.enter("encoder")
-            yield MicroBatch(*self._encoder.encode(batch), batch.label_ids)
+            yield MicroBatch(*self._encoder.encode(batch), batch.label_ids, text)
+
+    def _choose_texts(self, step: int, num_batches: int) -> list[list[int]]:
+        """The places of the pieces of text beside each of this rank's micro-batches; none while the adaptor is aligned alone."""
+        rank, world_size = self._around.cluster.rank, self._around.cluster.world_size
+        if self._replay is None or step < self._config.training.alignment_steps:
+            return [[]] * num_batches
+        number = self._config.batch.micro_batches_per_step
+        return [
+            self._replay.of_micro_batch(step, rank + i * world_size, micro_batches_per_step=number) for i in range(num_batches)
+        ]
+
+    def _read(self, places: Sequence[int], step: int, num_tokens: int) -> TextRows | None:
+        """These pieces as rows. Their sums are divided by their own tokens, and all is divided by the transcripts' later on."""
+        options = self._config.replay
+        if self._replay is None or options is None or not places:
+            return None
+        scale = max(num_tokens, 1) / self._replay.num_tokens(step)
+        return TextRows(
+            pad_texts([self._replay.pieces[place] for place in places]),
+            options.weight * scale,
+            options.anchor_weight * scale,
+            self._anchor.keep(places, self._engine.device) if self._anchor else None,
+        )
 
     def _skip(self, bad: BadStep) -> None:
-        """Record a bad step; raise `TrainingError`, alike on every rank, if the run can't go on."""
+        """Record a bad step; raise `TrainingError`, alike on every rank, if the run can't continue."""
         if self._log is not None:
             self._log.add_skipped_step(bad.record)
         if bad.why_stop is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.ranks.cluster import TrainingCluster
 from kappaspeech.ranks.liveness import Watch
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.lease import Lease
@@ -16,7 +16,7 @@ from kappaspeech.training.stopping import StopRequest
 class Surroundings:
     """The other ranks, the run's folder and its holder, this rank's phase, its wish to stop, and its watch."""
 
-    cluster: Cluster
+    cluster: TrainingCluster
     folder: RunFolder
     lease: Lease
     phases: PhaseClock

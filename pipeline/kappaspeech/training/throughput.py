@@ -18,8 +18,10 @@ class StepWork:
     flops: int
 
 
-def count_work(cost: SpeechCost, batches: Sequence[SpeechBatch]) -> StepWork:
-    """The work of these batches. A masked sample is none."""
+def count_work(
+    cost: SpeechCost, batches: Sequence[SpeechBatch], *, texts: Sequence[int] = (), anchored: bool = False
+) -> StepWork:
+    """The work of these batches, and of replayed texts of so many tokens. A masked sample is none."""
     clips = [
         ClipLengths(num_frames, num_labels, encoded=states is None)
         for batch in batches
@@ -32,4 +34,5 @@ def count_work(cost: SpeechCost, batches: Sequence[SpeechBatch]) -> StepWork:
         )
         if weight > 0
     ]
-    return StepWork(sum(cost.num_llm_tokens(clip) for clip in clips), cost.step(clips).total)
+    num_tokens = sum(cost.num_llm_tokens(clip) for clip in clips) + sum(texts)
+    return StepWork(num_tokens, cost.step(clips).total + cost.replay(texts, anchored=anchored).total)

@@ -11,11 +11,12 @@ import torch
 
 from kappaspeech.artefacts import digest_lines
 from kappaspeech.errors import DataError
-from kappaspeech.runs.records import StepRecord
+from kappaspeech.runs.records import Objective, StepRecord
 from kappaspeech.speech.loading import BadSample
 from kappaspeech.speech.stream import StepData
 from kappaspeech.training.phases import Phase
 from kappaspeech.training.throughput import StepWork
+from kappaspeech.zero3.engine import StepResult
 
 _NUM_NAMED = 5
 # A share of bad samples is judged against at least this many samples, or all if there are fewer: few say nothing.
@@ -30,11 +31,14 @@ class RankShare:
     data: StepData
     keys: list[str]
     work: StepWork
+    replay_sum_nats: float = 0.0
+    anchor_sum_nats: float = 0.0
 
     @classmethod
-    def of(cls, data: StepData, *, loss_sum_nats: float, work: StepWork) -> RankShare:
+    def of(cls, data: StepData, result: StepResult, *, work: StepWork) -> RankShare:
         """The share of the rank that has `data`."""
-        return cls(loss_sum_nats, replace(data, batches=()), data.keys, work)
+        sums = (result.replay_sum_nats, result.anchor_sum_nats)
+        return cls(result.loss_sum_nats, replace(data, batches=()), data.keys, work, *sums)
 
 
 class Totals:
@@ -82,8 +86,10 @@ class Totals:
         shares: Sequence[RankShare],
         *,
         num_target_tokens: int,
+        num_replayed_tokens: int = 0,
         learning_rates: dict[str, float],
         grad_norm: float,
+        objective: Objective,
         phase_seconds: Mapping[Phase, float],
         peak_flops_per_second: float,
     ) -> StepRecord:
@@ -93,6 +99,7 @@ class Totals:
         audio_seconds = sum(share.data.audio_seconds for share in shares)
         return StepRecord(
             step=shares[0].data.global_step,
+            objective=objective,
             loss_nats=loss_sum / max(num_target_tokens, 1),
             loss_sum_nats=loss_sum,
             num_target_tokens=num_target_tokens,
@@ -111,6 +118,9 @@ class Totals:
             bad_samples=dict(Counter(item.cause for share in shares for item in share.data.bad_samples)),
             peak_memory_bytes=peak_memory_bytes(),
             keys_digest=digest_lines(sorted(key for share in shares for key in share.keys)),
+            num_replayed_tokens=num_replayed_tokens,
+            replay_nats=_mean([share.replay_sum_nats for share in shares], num_replayed_tokens),
+            anchor_nats=_mean([share.anchor_sum_nats for share in shares], num_replayed_tokens),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -127,6 +137,10 @@ class Totals:
         self.train_seconds = self._seconds_before = state["train_seconds"]
         self._num_seen, self._hours = state["num_seen"], state["hours_seen"]
         self._bad = {item["key"]: BadSample(**item) for item in state["bad_samples"]}
+
+
+def _mean(sums: Sequence[float], count: int) -> float | None:
+    return sum(sums) / count if count else None
 
 
 def peak_memory_bytes() -> int:

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from kappaspeech.config.deepspeed_config import settle_gradients
 from kappaspeech.config.training_config import OptimizerConfig
+from kappaspeech.model.experts import list_stacks, without_trained
 from kappaspeech.model.llm import decoder_layers
 from kappaspeech.model.lora import public_names
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.tensor_digests import Hasher, share_out
+from kappaspeech.model.text_rows import TextRows
+from kappaspeech.model.trained_tensors import TrainedTensor, list_trained
 from kappaspeech.planning.buckets import settle_buckets
 from kappaspeech.planning.sizes import largest_layer
 from kappaspeech.ranks.cluster import Cluster
@@ -33,23 +36,38 @@ _MASK_64 = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The tensors of one pass: encoder states (B, S, E) on the device; their counts (B,) and labels (B, L), best on the host."""
+    """The tensors of one pass: encoder states (B, S, E) on the device; their counts (B,) and labels (B, L), best on the host.
+
+    `text` stands beside them, and its weights in the loss with it.
+    """
 
     states_BSE: Tensor
     num_states_B: Tensor
     label_ids_BL: Tensor
+    text: TextRows | None = None
 
 
 @dataclass(frozen=True)
 class StepResult:
     """This rank's summed loss in nats, and the norm of the whole model's gradient before clipping, infinite if it is NaN.
 
-    `is_applied`: the optimizer has updated the weights, on all ranks; or on none.
+    `is_applied`: the optimizer has updated the weights, on all ranks; or on none. Of replayed text this rank's Σ −log p and
+    Σ KL(base ‖ now), in nats and without weights.
     """
 
     loss_sum_nats: float
     grad_norm: float
     is_applied: bool
+    replay_sum_nats: float = 0.0
+    anchor_sum_nats: float = 0.0
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Updates so far of the adaptor and of the LLM's tensors, which are fewer if the adaptor was aligned alone at first."""
+
+    adaptor: int = 0
+    llm: int = 0
 
 
 class TrainingEngine:
@@ -102,7 +120,7 @@ class TrainingEngine:
             groups, fused=True, betas=optimizer.betas, eps=optimizer.epsilon, weight_decay=optimizer.weight_decay
         )
         adamw.register_step_pre_hook(self._withhold)
-        self._norm_limit = math.inf
+        self._norm_limit, self._keeps_llm = math.inf, False
         self._peak_rates = {str(group["name"]): float(group["lr"]) for group in groups}
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=settings, dist_init_required=False)
         keep_frozen_whole(self._engine.optimizer, model)
@@ -112,7 +130,7 @@ class TrainingEngine:
         self._world_size = cluster.world_size
         self._on_phase = on_phase
         self._ema_decay = ema_decay
-        self._begin_states(num_updates=0)
+        self._begin_states(Updates())
 
     def set_rates(self, factor: float) -> dict[str, float]:
         """Set each group's learning rate to its peak times `factor`; return them by group name."""
@@ -129,70 +147,76 @@ class TrainingEngine:
         num_target_tokens: int,
         seeds: Sequence[int],
         norm_limit: float = math.inf,
+        alignment_only: bool = False,
     ) -> StepResult:
         """Take one optimizer step over this rank's micro-batches; the loss is divided by the tokens of *all* ranks, once.
 
         `batches` are asked for one at a time, each when the work on the one before is done. ZeRO-3 averages gradients over ranks,
         hence the factor world_size. `seeds`, one a micro-batch, make dropout a function of the data and not of the rank that
         computes it. If the gradient's norm isn't finite or is above `norm_limit`, the optimizer doesn't move: no weight, moment
-        or count of updates changes.
+        or count of updates changes. With `alignment_only` the loss is the adaptor's alignment, and the LLM's tensors don't move.
         """
-        self._norm_limit = norm_limit
+        self._norm_limit, self._keeps_llm = norm_limit, alignment_only
         self._engine.train()
         # it stays on its device: reading it there would wait for the device after each micro-batch
-        loss_sum_nats = torch.zeros((), dtype=torch.float64, device=self.device)
+        sums_nats = torch.zeros(3, dtype=torch.float64, device=self.device)
         coming = iter(batches)
         for seed in seeds:
             # not by zip, which would hold on to one batch while it asks for the next
             batch = next(coming)
             self._on_phase("forward_backward")
             torch.manual_seed(seed & _MASK_64)
-            loss, nats = self._engine(batch.states_BSE, batch.num_states_B, prefix_ids, suffix_ids, batch.label_ids_BL)
-            loss_sum_nats += nats
+            parts = (batch.states_BSE, batch.num_states_B, prefix_ids, suffix_ids, batch.label_ids_BL, batch.text)
+            loss, nats, *replayed = self._engine(*parts, alignment_only=alignment_only)
+            sums_nats[0] += nats
+            if replayed:
+                sums_nats[1:] += replayed[0]
             self._engine.backward(loss * (self._world_size / max(num_target_tokens, 1)), scale_wrt_gas=False)
             self._on_phase("optimizer")
             self._engine.step()
             del batch
         assert next(coming, None) is None, "more micro-batches than seeds"
-        total_nats, grad_norm = self._read(loss_sum_nats, self._engine.get_global_grad_norm())
+        total_nats, replay_nats, anchor_nats, grad_norm = self._read(sums_nats, self._engine.get_global_grad_norm())
         is_applied = math.isfinite(grad_norm) and grad_norm <= norm_limit
         if is_applied:
-            self._update_average()
-        return StepResult(total_nats, grad_norm, is_applied)
+            self._count_update()
+        return StepResult(total_nats, grad_norm, is_applied, replay_nats, anchor_nats)
 
-    def _read(self, loss_sum_nats: Tensor, grad_norm: Any) -> tuple[float, float]:
-        """Both as numbers, with one wait for the device; the norm is 0 if DeepSpeed has none."""
+    def _read(self, sums_nats: Tensor, grad_norm: Any) -> list[float]:
+        """All as numbers, with one wait for the device; the norm is 0 if DeepSpeed has none."""
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=torch.float64, device=self.device)
-        on_host = torch.stack([loss_sum_nats, norm]).cpu()
-        return float(on_host[0]), float(on_host[1])
+        numbers: list[float] = torch.cat([sums_nats, norm.reshape(1)]).tolist()
+        return numbers
 
     def _withhold(self, adamw: Any, _arguments: Any, _named: Any) -> None:
         """Take a partition's gradient away before AdamW moves it, if the whole norm, the same on all ranks, is above the limit.
 
+        Also of the LLM's partitions while the adaptor is aligned alone: a gradient of zeros would count as an update of theirs.
         DeepSpeed itself leaves out a step whose norm isn't finite, and calls this for none of its partitions.
         """
-        if self._norm_limit < math.inf and float(self._engine.optimizer._global_grad_norm) > self._norm_limit:
-            for group in adamw.param_groups:
+        is_above = self._norm_limit < math.inf and float(self._engine.optimizer._global_grad_norm) > self._norm_limit
+        for group in adamw.param_groups:
+            if is_above or (self._keeps_llm and group["name"] == "llm"):
                 for partition in group["params"]:
                     partition.grad = None
 
     def trained_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and whole shapes of the trained tensors, in the order in which they are gathered."""
-        return {name: tuple(parameter.ds_shape) for name, parameter in self._trained()}
+        return {name: shape for trained in self._trained() for name, shape in trained.shapes.items()}
 
-    def gather_trained(self) -> Iterator[tuple[str, Tensor]]:
-        """Each trained tensor, whole, as its float32 master weights, on the CPU of every rank, one at a time."""
+    def gather_trained(self, *, to_host: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """Each trained tensor, whole, as its float32 master weights, one at a time; on every rank's host, or on its device."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        for name, parameter in self._trained():
-            yield name, safe_get_full_fp32_param(parameter).detach().cpu()
+        for trained in self._trained():
+            yield from trained.split(_take(safe_get_full_fp32_param(trained.parameter), to_host=to_host))
 
-    def gather_average(self) -> Iterator[tuple[str, Tensor]]:
-        """Each trained tensor's moving average, whole, in float32, on the CPU of every rank, one at a time."""
+    def gather_average(self, *, to_host: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """Each trained tensor's moving average, as `gather_trained` gives the weights."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        for name, parameter in self._trained():
-            yield name, safe_get_full_optimizer_state(parameter, _AVERAGE).detach().cpu()
+        for trained in self._trained():
+            yield from trained.split(_take(safe_get_full_optimizer_state(trained.parameter, _AVERAGE), to_host=to_host))
 
     def gather_result(self) -> Iterator[tuple[str, Tensor]]:
         """The result of the training, which is evaluated and exported: the moving average if one is kept, else the weights."""
@@ -204,19 +228,23 @@ class TrainingEngine:
 
         if not self.keeps_average:
             return []
-        return [(parameter, safe_get_local_optimizer_state(parameter, _AVERAGE)) for _, parameter in self._trained()]
+        parameters = [trained.parameter for trained in self._trained()]
+        return [(parameter, safe_get_local_optimizer_state(parameter, _AVERAGE)) for parameter in parameters]
 
     @property
     def keeps_average(self) -> bool:
         return self._ema_decay is not None
 
-    def gather_optimizer(self) -> Iterator[tuple[str, str, Tensor]]:
-        """(name, Adam state, whole tensor) of every trained tensor, one at a time."""
+    def gather_optimizer(self, *, to_host: bool = True) -> Iterator[tuple[str, str, Tensor]]:
+        """(name, Adam state, whole tensor) of every trained tensor, as `gather_trained` gives the weights."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        for name, parameter in self._trained():
-            for state in ADAM_STATES:
-                yield name, state, safe_get_full_optimizer_state(parameter, state).detach().cpu()
+        for trained in self._trained():
+            gathered = (safe_get_full_optimizer_state(trained.parameter, state) for state in ADAM_STATES)
+            whole = [_take(tensor, to_host=to_host) for tensor in gathered]
+            for states in zip(*map(trained.split, whole), strict=True):
+                for state, (name, tensor) in zip(ADAM_STATES, states, strict=True):
+                    yield name, state, tensor
 
     def restore(
         self,
@@ -224,19 +252,20 @@ class TrainingEngine:
         read_state: Callable[[str, str], Tensor],
         read_average: Callable[[str], Tensor] | None = None,
         *,
-        num_updates: int,
+        num_updates: Updates,
     ) -> None:
-        """Put back the tensors of the gathering methods, on any number of ranks, after `num_updates` steps."""
+        """Put back the tensors of the gathering methods, on any number of ranks, after so many updates."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        self._begin_states(num_updates=num_updates)
-        for name, parameter in self._trained():
-            value = read_weight(name).to(self.device)
+        self._begin_states(num_updates)
+        for trained in self._trained():
+            parameter, value = trained.parameter, trained.join(read_weight).to(self.device)
             safe_set_full_fp32_param(parameter, value)
             for state in ADAM_STATES:
-                safe_set_full_optimizer_state(parameter, read_state(name, state).to(self.device), state)
+                moments = trained.join(read_state, state)
+                safe_set_full_optimizer_state(parameter, moments.to(self.device), state)
             if read_average is not None:
-                safe_set_full_optimizer_state(parameter, read_average(name).to(self.device), _AVERAGE)
+                safe_set_full_optimizer_state(parameter, trained.join(read_average).to(self.device), _AVERAGE)
             # the 16-bit partition is refreshed by a step only, and the next forward reads it before one
             with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 if self._cluster.rank == 0:
@@ -255,22 +284,24 @@ class TrainingEngine:
         parameters: list[Any] = list(self.model.parameters())
         return sum(int(parameter.ds_numel) * parameter.dtype.itemsize for parameter in parameters)
 
-    def _begin_states(self, *, num_updates: int) -> None:
+    def _begin_states(self, num_updates: Updates) -> None:
         """Give each partition the states that AdamW would make at its first step, and the average beside them.
 
         DeepSpeed's own access to states reaches the average there too.
         """
         adamw = self._engine.optimizer
-        for partition in adamw.fp32_partitioned_groups_flat:
+        for index, partition in enumerate(adamw.fp32_partitioned_groups_flat):
+            name = adamw.param_groups[adamw.sub_group_to_group_id[index]]["name"]
+            count = float(num_updates.llm if name == "llm" else num_updates.adaptor)
             adamw.optimizer.state[partition] = {
                 # a fused AdamW keeps its count on the device where it computes
-                "step": torch.tensor(float(num_updates), device=partition.device),
+                "step": torch.tensor(count, device=partition.device),
                 **{state: torch.zeros_like(partition) for state in ADAM_STATES},
                 **({_AVERAGE: partition.detach().clone()} if self.keeps_average else {}),
             }
-        self._num_updates = num_updates
+        self._num_updates = num_updates.adaptor
 
-    def _update_average(self) -> None:
+    def _count_update(self) -> None:
         self._num_updates += 1
         if self._ema_decay is None:
             return
@@ -280,7 +311,7 @@ class TrainingEngine:
             adamw.optimizer.state[partition][_AVERAGE].lerp_(partition.detach(), share)
 
     def frozen_digests(self) -> dict[str, str]:
-        """SHA-256 of every frozen tensor's bytes, each gathered whole.
+        """SHA-256 of every frozen tensor's bytes, each gathered whole, without the experts of it that train.
 
         The ranks share the hashing out, each in threads beside the gathering: a rank that hashed while a tensor is gathered
         would keep all others waiting for it.
@@ -288,19 +319,24 @@ class TrainingEngine:
         frozen: list[tuple[str, Any]] = [
             (self._names[name], p) for name, p in self.model.named_parameters() if not p.requires_grad
         ]
+        stacks = {self._names[name]: found for name, found in list_stacks(self.model).items()}
         hashers = share_out([int(p.ds_numel) * p.dtype.itemsize for _, p in frozen], self._world_size)
         mine = Hasher()
         for (name, parameter), rank in zip(frozen, hashers, strict=True):
             with self._deepspeed.zero.GatheredParameters([parameter]):
                 if rank == self._cluster.rank:
-                    mine.add(name, parameter.data)
+                    mine.add(name, without_trained(parameter.data, stacks.get(name, ())))
         return {name: digest for part in self._cluster.gather(mine.digests()) for name, digest in part.items()}
 
     def close(self) -> None:
         self._engine.destroy()
 
-    def _trained(self) -> list[tuple[str, Any]]:
-        return [(self._names[name], parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+    def _trained(self) -> list[TrainedTensor]:
+        return list_trained(self.model)
+
+
+def _take(gathered: Tensor, *, to_host: bool) -> Tensor:
+    return gathered.detach().cpu() if to_host else gathered.detach()
 
 
 def average_decay(num_updates: int, *, decay: float) -> float:

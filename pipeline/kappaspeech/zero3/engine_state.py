@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from kappaspeech.artefacts import sync_folder, write_json
-from kappaspeech.errors import CheckpointError, TrainingError
+from kappaspeech.model.tensor_digests import share_out
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.cluster import Cluster
-from kappaspeech.runs.checkpoints import AVERAGE_FILE, OPTIMIZER_FILE, SCHEMA_VERSION, STATE_FILE, TRAINED_FILE, prune
-from kappaspeech.runs.contents import checkpoint_path
-from kappaspeech.tensor_files.safetensors_writer import SafetensorsWriter
-from kappaspeech.zero3.engine import ADAM_STATES, TrainingEngine
+from kappaspeech.runs.checkpoints import AVERAGE_FILE, OPTIMIZER_FILE, TRAINED_FILE, needing_shared_files
+from kappaspeech.runs.new_checkpoint import NewCheckpoint, Writing
+from kappaspeech.runs.share_writer import Piece, ShareWriter, cut, place
+from kappaspeech.tensor_files.safetensors_writer import lay_out
+from kappaspeech.zero3.engine import ADAM_STATES, TrainingEngine, Updates
+from kappaspeech.zero3.host_copy import HostCopy
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -36,42 +34,45 @@ class _Content:
     gather: Callable[[], Iterator[tuple[str, Tensor]]]
 
     @property
-    def num_bytes(self) -> int:
-        return torch.float32.itemsize * sum(int(torch.Size(shape).numel()) for shape in self.shapes.values())
+    def sizes(self) -> list[int]:
+        return [torch.float32.itemsize * int(torch.Size(shape).numel()) for shape in self.shapes.values()]
 
 
 def save(
     engine: TrainingEngine,
     cluster: Cluster,
-    folder: Path,
+    beside: Cluster,
+    new: NewCheckpoint,
     *,
-    step: int,
-    state: Mapping[str, Any],
-    keep: int,
+    choose_copy: Callable[[int], HostCopy | None],
     on_progress: Callable[[], None] = lambda: None,
-) -> Path:
-    """Write `folder`/step-NNNNNN, then remove all but the newest `keep` and the one marked as best. A collective.
+) -> Writing:
+    """Copy the engine's state as it is now, and begin to write it in the background; or write it now, without a copy.
 
-    `state` is JSON; `on_progress` is called after each tensor. Raises `TrainingError` on every rank if rank 0 can't write; older
-    checkpoints are then untouched.
+    Each rank writes whole tensors, all about as many bytes. `choose_copy`, a collective, is given this rank's. `beside` is the
+    same ranks' cluster for the background alone. `on_progress` is called after each tensor. A collective. Raises `TrainingError`
+    on every rank if rank 0 can't begin.
     """
-    target = checkpoint_path(folder, step)
-    temporary = folder / f".{target.name}.tmp"
     contents = _contents(engine)
-    writer = cluster.rank == 0
-    with agreement(cluster), _explaining(target):
-        if writer:
-            _check_space(folder, sum(content.num_bytes for content in contents))
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-    files = {content.name: _write_all(cluster, temporary / content.name, content, target, on_progress) for content in contents}
-    with agreement(cluster), _explaining(target):
-        if writer:
-            write_json(temporary / STATE_FILE, {"schema_version": SCHEMA_VERSION, "step": step, **state, "files": files})
-            temporary.rename(target)
-            sync_folder(folder)
-            prune(folder, keep=keep)
-    return target
+    layouts = {content.name: lay_out(content.shapes, dtype=torch.float32) for content in contents}
+    writers = new.begin(cluster, layouts)
+    sizes = [size for content in contents for size in content.sizes]
+    owners = [writers[index] for index in share_out(sizes, len(writers))]
+    copy = choose_copy(sum(size for size, owner in zip(sizes, owners, strict=True) if owner == cluster.rank))
+    share, pieces, turns = ShareWriter(new.temporary), deque[Piece](), iter(owners)
+    if copy is not None:
+        copy.begin()
+    for content in contents:
+        for name, tensor in content.gather():
+            if next(turns) == cluster.rank:
+                blocks = cut(tensor.cpu()) if copy is None else copy.take(tensor)
+                pieces.extend(place(content.name, layouts[content.name].begins[name], blocks))
+                if copy is None:
+                    share.write(pieces)
+            on_progress()
+    if copy is not None:
+        copy.settle()
+    return Writing(lambda: new.end(beside, share, pieces, layouts), share)
 
 
 def _contents(engine: TrainingEngine) -> list[_Content]:
@@ -79,81 +80,26 @@ def _contents(engine: TrainingEngine) -> list[_Content]:
     moments = {f"{name}/{kind}": shape for name, shape in shapes.items() for kind in ADAM_STATES}
 
     def gather_moments() -> Iterator[tuple[str, Tensor]]:
-        return ((f"{name}/{kind}", tensor) for name, kind, tensor in engine.gather_optimizer())
+        return ((f"{name}/{kind}", tensor) for name, kind, tensor in engine.gather_optimizer(to_host=False))
 
-    contents = [_Content(TRAINED_FILE, shapes, engine.gather_trained), _Content(OPTIMIZER_FILE, moments, gather_moments)]
-    return [*contents, _Content(AVERAGE_FILE, shapes, engine.gather_average)] if engine.keeps_average else contents
-
-
-@contextmanager
-def _explaining(path: Path) -> Iterator[None]:
-    """Turn an `OSError` of writing a checkpoint into a `TrainingError` that names it, and says what is safe."""
-    try:
-        yield
-    except OSError as error:
-        raise TrainingError(
-            f"{path} can't be written: {error}. Older checkpoints beside it are whole: make room or mend the disk, and start the "
-            "same command again."
-        ) from error
+    contents = [
+        _Content(TRAINED_FILE, shapes, lambda: engine.gather_trained(to_host=False)),
+        _Content(OPTIMIZER_FILE, moments, gather_moments),
+    ]
+    if engine.keeps_average:
+        contents.append(_Content(AVERAGE_FILE, shapes, lambda: engine.gather_average(to_host=False)))
+    return contents
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise TrainingError(
-            f"A checkpoint needs {needed / 1e9:.3g} GB in {folder}, where {free / 1e9:.3g} GB are free. Make room and start the "
-            "same command again: it continues from the last checkpoint."
-        )
-
-
-def _write_all(cluster: Cluster, path: Path, content: _Content, target: Path, on_progress: Callable[[], None]) -> dict[str, int]:
-    """Write on rank 0 the tensors that all ranks gather; return the number of bytes and their checksum, as rank 0 knows them.
-
-    `target` is for errors. A write that fails must not keep rank 0 from the gathers still to come.
-    """
-    failure: OSError | None = None
-    checksum = 0
-    file: SafetensorsWriter | None = None
-    with agreement(cluster), _explaining(target):
-        if cluster.rank == 0:
-            file = SafetensorsWriter(path, content.shapes, dtype=torch.float32)
-    for name, tensor in content.gather():
-        if file is not None and failure is None:
-            try:
-                file.add(name, tensor)
-                checksum = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, checksum)
-            except OSError as error:
-                failure = error
-        on_progress()
-    with agreement(cluster), _explaining(target):
-        if file is not None:
-            try:
-                if failure is not None:
-                    raise failure
-                file.close()
-            except OSError:
-                with suppress(OSError):
-                    file.abandon()
-                raise
-    return {"num_bytes": path.stat().st_size, "crc32": checksum} if cluster.rank == 0 else {}
-
-
-def restore(engine: TrainingEngine, checkpoint: Path, cluster: Cluster, *, num_updates: int) -> None:
+def restore(engine: TrainingEngine, checkpoint: Path, cluster: Cluster, *, num_updates: Updates) -> None:
     """Put a checkpoint's tensors back into the engine, on any number of ranks. A collective.
 
     Raises `CheckpointError` on every rank if one can't open the files.
     """
     with ExitStack() as files:
-        with agreement(cluster):
-            try:
-                names = (TRAINED_FILE, OPTIMIZER_FILE, *([AVERAGE_FILE] if engine.keeps_average else []))
-                weights, moments, *average = (files.enter_context(safe_open(checkpoint / name, framework="pt")) for name in names)
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(
-                    f"{checkpoint} can't be read on {socket.gethostname()}: {error}. Every host needs run_dir on a file system "
-                    "that all share."
-                ) from error
+        with agreement(cluster), needing_shared_files(checkpoint):
+            names = (TRAINED_FILE, OPTIMIZER_FILE, *([AVERAGE_FILE] if engine.keeps_average else []))
+            weights, moments, *average = (files.enter_context(safe_open(checkpoint / name, framework="pt")) for name in names)
         engine.restore(
             weights.get_tensor,
             lambda name, kind: moments.get_tensor(f"{name}/{kind}"),

@@ -110,6 +110,34 @@ def test_the_launchers_local_rank_is_accepted_and_ignored(home, tmp_path, spelli
     assert len(json.loads(output.read_text())["tensors"]) == 2
 
 
+def test_what_needs_no_tensors_answers_without_torch(home, tmp_path):
+    """Loading it takes seconds. One process asks all, as each would alone."""
+    config = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run")
+    lines = [
+        (["--help"], 0),
+        (["select", "--help"], 0),
+        (["select", tmp_path / "none.json", "--count", 3], 2),
+        (["select", home / "shards", "--count", 3], 2),
+        (["show", "--help"], 0),
+        (["show", home / "ranking.json"], 0),
+        (["show", tmp_path / "none.json"], 2),
+        (["status", config], 1),
+        (["config"], 0),
+        (["train", tmp_path / "none.yaml"], 2),
+        (["train", config, "--nproc", 2, "--hostfile", "hosts"], 2),
+    ]
+    words = [([str(word) for word in line], code) for line, code in lines]
+    program = (
+        "import sys\n"
+        "from kappaspeech.commands import main\n"
+        f"for words, code in {words!r}:\n"
+        "    assert main(words) == code, words\n"
+        "    assert not {'torch', 'transformers'} & set(sys.modules), words\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=clean_environment())
+    assert done.returncode == 0, done.stderr
+
+
 def test_select_names_what_it_chose(home, tmp_path, capsys):
     assert main(["select", str(home / "ranking.json"), "--count", "2", "--largest", "--output", str(tmp_path / "s.json")]) == 0
     printed = capsys.readouterr().out

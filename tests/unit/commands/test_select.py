@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import typer
+from safetensors.torch import save_file
 
+from kappaspeech.commands import main
 from kappaspeech.commands.select import with_rules
 from kappaspeech.errors import InputError, SelectionError
 from kappaspeech.selection.candidates import Candidate
-from kappaspeech.selection.rules import RULES, Budget, Count, Nearest, Ordered, Quotas, Rule, RuleOption, Threshold
+from kappaspeech.selection.rules import RULES, Budget, Count, Fraction, Nearest, Ordered, Quotas, Rule, RuleOption, Threshold
 from kappaspeech.selection.tensor_selection import TensorSelection
 
 
@@ -47,6 +50,7 @@ def test_each_rule_has_its_option(tmp_path):
     TensorSelection("by hand", "m", "c", "r", ()).write(tmp_path / "other.json")
     assert rule_of("--count", "3") == Count(3)
     assert rule_of("--budget", "70") == Budget(70)
+    assert rule_of("--fraction", "0.2") == Fraction(0.2)
     assert rule_of("--threshold", "2.5", "--output", "o.json") == Threshold(2.5)
     assert rule_of("--threshold", "auto") == Threshold("auto")
     assert rule_of("--quota", "v_proj=2", "--quota", "mlp.0=1") == Quotas({"v_proj": 2, "mlp.0": 1})
@@ -56,7 +60,7 @@ def test_each_rule_has_its_option(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], r"exactly one of --count, --budget, --threshold, --quota, --match-budget; given: none"),
+        ([], r"exactly one of --count, --fraction, --budget, --threshold, --quota, --match-budget; given: none"),
         (["--count", "1", "--budget", "100"], "given: --count, --budget"),
     ],
 )
@@ -100,6 +104,60 @@ def test_a_rule_that_joins_the_table_is_an_option_and_chooses():
     chosen, what = rule.take(Ordered(candidates, "smallest", 0, "kappa"))
     assert [item.name for item in chosen] == ["b", "c"]
     assert what == "smallest by kappa, of 200 parameters or more"
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory) -> Path:
+    """A ranking of two fused tensors of three experts, κ = 2 to 7, and a matrix of κ 4.5."""
+    folder = tmp_path_factory.mktemp("experts")
+    fused = [torch.stack([torch.diag(torch.tensor([kappa, 1.0])) for kappa in each]) for each in ((2.0, 7, 3), (4.0, 5, 6))]
+    tensors = {f"model.layers.{layer}.mlp.experts.down_proj": tensor for layer, tensor in enumerate(fused)}
+    save_file({**tensors, "model.layers.0.q_proj.weight": torch.diag(torch.tensor([4.5, 1.0]))}, folder / "model.safetensors")
+    assert main(["scan", str(folder), "--output", str(folder / "ranking.json")]) == 0
+    return folder / "ranking.json"
+
+
+def chosen_of(ranking: Path, *words: str) -> list[str]:
+    output = ranking.with_name("selection.json")
+    assert main(["select", str(ranking), "--output", str(output), *words]) == 0
+    return [name.removeprefix("model.layers.") for name in TensorSelection.read(output).names]
+
+
+def test_fused_experts_are_candidates_each_by_its_own_score(experts):
+    down = "mlp.experts.down_proj"
+    assert chosen_of(experts, "--count", "4") == [f"0.{down}[0]", f"0.{down}[2]", f"1.{down}[0]", "0.q_proj.weight"]
+    assert chosen_of(experts, "--budget", "8", "--largest") == [f"0.{down}[1]", f"1.{down}[2]"]
+    assert chosen_of(experts, "--threshold", "3.5") == [f"0.{down}[0]", f"0.{down}[2]"]
+    assert chosen_of(experts, "--fraction", "0.3") == [f"0.{down}[0]", f"0.{down}[2]"]
+    assert chosen_of(experts, "--quota", "down_proj=1") == [f"0.{down}[0]"]
+    selection = TensorSelection.read(experts.with_name("selection.json"))
+    assert (selection.tensors[0].shape, selection.tensors[0].kappa, selection.num_parameters) == ((2, 2), pytest.approx(2), 4)
+
+
+def test_an_expert_goes_by_its_tensors_name_too(experts):
+    down = "mlp.experts.down_proj"
+    assert chosen_of(experts, "--count", "1", "--include", f"model.layers.1.{down}") == [f"1.{down}[0]"]
+    assert chosen_of(experts, "--count", "1", "--exclude", "*.down_proj") == ["0.q_proj.weight"]
+    assert chosen_of(experts, "--count", "1", "--include", f"model.layers.1.{down}[2]") == [f"1.{down}[2]"]
+
+
+def test_experts_of_a_tensor_are_taken_together_on_demand_and_for_tools_that_know_whole_tensors_alone(experts, capsys):
+    whole = ["0.mlp.experts.down_proj", "0.q_proj.weight"]
+    assert chosen_of(experts, "--count", "2", "--experts", "together") == whole
+    assert chosen_of(experts, "--count", "2", "--export", "peft") == whole
+    assert chosen_of(experts, "--count", "1", "--export", "names") == ["0.mlp.experts.down_proj[0]"]
+    words = ["select", str(experts), "--output", str(experts.with_name("s.json")), "--count", "1", "--experts", "each"]
+    capsys.readouterr()
+    assert main([*words, "--export", "axolotl"]) == 2
+    assert "--experts together" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_a_selection_names_is_marked_single_experts_and_whole_tensors(experts, capsys):
+    for words, number in ((["--count", "2"], 2), (["--count", "2", "--experts", "together"], 4)):
+        chosen_of(experts, *words)
+        capsys.readouterr()
+        assert main(["show", str(experts), "--selection", str(experts.with_name("selection.json"))]) == 0
+        assert capsys.readouterr().out.count("\tyes") == number
 
 
 def test_nothing_heavy_is_loaded_to_find_no_obstacle():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
+from kappaspeech.commands.streams import quiet_libraries
 from tests.patience import patience
 
 PLAIN = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -64,3 +66,16 @@ def test_a_closed_standard_output_costs_nothing_but_the_text(words, closed):
         timeout=patience(60),
     )
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+
+
+@pytest.mark.parametrize(("asked_for", "shown"), [([], 0), (["default"], 1)])
+def test_warnings_of_libraries_are_shown_only_if_they_are_asked_for(monkeypatch, asked_for, shown):
+    monkeypatch.setattr(sys, "warnoptions", asked_for)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with quiet_libraries():
+            warnings.warn("it will be removed", FutureWarning, stacklevel=1)
+        assert len(seen) == shown
+        # afterwards they are whoever's they were
+        warnings.warn("it will be removed", FutureWarning, stacklevel=1)
+        assert len(seen) == shown + 1

@@ -58,7 +58,7 @@ def test_evaluations_of_different_steps_are_not_set_side_by_side(run, tmp_path):
 @pytest.mark.parametrize("content", ['{"schema_version": 1, "status": "finished"}', '{"schema_version": 1}'])
 def test_a_run_folder_without_its_fields_is_refused_by_name(run, content):
     (run / "run.json").write_text(content)
-    with pytest.raises(InputError, match=r"isn't what a finished training leaves: it lacks 'arm'|doesn't say how the run stands"):
+    with pytest.raises(InputError, match=r"isn't what a finished training leaves: it lacks 'arm'|doesn't hold the run's status"):
         read_run(run)
 
 

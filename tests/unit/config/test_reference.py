@@ -1,4 +1,4 @@
-"""What `kappaspeech config` and docs/configuration.md say of each key is what the models accept."""
+"""The text of `kappaspeech config` and docs/configuration.md on each key agrees with what the models accept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many steps of a recipe `--minutes` gives."""
+"""The number of a recipe's steps that `--minutes` gives."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import json
 
 import pytest
 
+from kappaspeech.config.training_config import TrainingConfig
 from kappaspeech.demo.pace import Pace, choose_num_steps, describe_choice, read_step_seconds
 from kappaspeech.errors import InputError
 
 
 def choose(minutes: float, *, step_seconds: float = 1.0, start_seconds: float = 20.0, recipe_num_steps: int = 560) -> int:
     pace = Pace(step_seconds, start_seconds, spent_seconds=start_seconds + 12 * step_seconds)
-    return choose_num_steps(pace, minutes=minutes, recipe_num_steps=recipe_num_steps, evaluate_every_steps=280)
+    return choose_num_steps(pace, minutes=minutes, recipe=TrainingConfig(num_steps=recipe_num_steps, evaluate_every_steps=280))
+
+
+def record(step: int) -> dict[str, float]:
+    return {"step": step, "loss_nats": 1.0, "seconds": step + 0.5}
 
 
 def test_the_chosen_steps_end_in_time_with_probe_loading_and_evaluations():
@@ -47,6 +52,15 @@ def test_a_pace_forgets_the_steps_that_warm_up_and_counts_their_time_as_spent_on
     assert (pace.step_seconds, pace.start_seconds, pace.spent_seconds) == (1.0, 30.0, 50.0)
 
 
+def test_steps_that_align_the_adaptor_alone_count_as_what_they_take():
+    pace = Pace.of([9.0, 2.0], aligning=[5.0, 0.2, 0.2], spent_seconds=40.0)
+    assert (pace.step_seconds, pace.alignment_seconds, pace.start_seconds) == (2.0, 0.2, pytest.approx(23.6))
+    with_alignment = TrainingConfig(num_steps=200, alignment_steps=100)
+    without = TrainingConfig(num_steps=200)
+    counts = [choose_num_steps(pace, minutes=8, recipe=recipe) for recipe in (without, with_alignment)]
+    assert counts[1] > 1.5 * counts[0]
+
+
 def test_what_to_expect_depends_on_how_much_of_the_recipe_fits():
     pace = Pace(1.0, 20.0, 32.0)
     said = [describe_choice(num_steps, pace, minutes=5, recipe_num_steps=560) for num_steps in (560, 400, 200)]
@@ -63,5 +77,8 @@ def test_seconds_are_read_from_a_run_and_their_absence_is_an_error(tmp_path):
     (tmp_path / "steps.jsonl").write_text("")
     with pytest.raises(InputError, match="no steps"):
         read_step_seconds(tmp_path)
-    (tmp_path / "steps.jsonl").write_text("".join(json.dumps({"step": i, "seconds": i + 0.5}) + "\n" for i in range(3)))
-    assert read_step_seconds(tmp_path) == [0.5, 1.5, 2.5]
+    (tmp_path / "steps.jsonl").write_text("".join(json.dumps(record(i)) + "\n" for i in range(3)))
+    assert read_step_seconds(tmp_path) == ([0.5, 1.5, 2.5], [])
+    aligning = json.dumps({**record(7), "objective": "alignment"})
+    (tmp_path / "steps.jsonl").write_text(f"{aligning}\n{json.dumps(record(1))}\n")
+    assert read_step_seconds(tmp_path) == ([1.5], [7.5])

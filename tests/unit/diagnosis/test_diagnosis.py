@@ -1,4 +1,4 @@
-"""What `kappaspeech doctor` finds: each check against a machine or configuration that is wrong in one way."""
+"""Findings of `kappaspeech doctor`: each check against a machine or configuration that is wrong in one way."""
 
 from __future__ import annotations
 
@@ -309,3 +309,12 @@ def test_json_is_all_there_is_on_standard_output(home, tmp_path, monkeypatch, ca
     findings = json.loads(printed.out)["findings"]
     assert any("async_io" in finding["found"] for finding in findings)
     assert "requires the dev libaio" in printed.err
+
+
+def test_text_that_is_replayed_and_measured_is_a_problem(home, tmp_path):
+    path = tmp_path / "replay.txt"
+    path.write_text("schalte die rote Lampe ein\n", encoding="utf-8")
+    for texts, status in ({"de": str(path)}, "ok"), ({"en": str(home / "text.txt")}, "problem"):
+        config = read_run_config(tiny.write_config(tmp_path / "c.yaml", home, tmp_path / "run", replay={"texts": texts}))
+        findings = check_configuration(config, world_size=1, environment={})
+        assert [item.status for item in findings if "replay.texts" in item.found] == [status]

@@ -21,6 +21,6 @@ def test_a_record_is_told_by_language_with_what_was_cut_and_what_text_became():
     assert "WER de: no reference word (1 utterances)" in lines
     assert any(line.startswith("WER en  25.00% (95 % of resamples ") for line in lines)
     assert any(line.startswith("  4 substitutions, 0 deletions, 0 insertions; CER ") for line in lines)
-    assert "cut: 1 in a loop, 0 at the longest length" in lines
+    assert "texts cut: 1 in a loop, 0 at the longest length" in lines
     assert any(line.startswith("WER under the normaliser ") and "en 25.00%" in line for line in lines)
     assert lines[-2:] == ["text perplexity en 12.50 (90 tokens), KL from the base 0.250 nats a token", "piqa: acc 0.5"]

@@ -121,7 +121,7 @@ def test_a_script_with_marks_has_a_normaliser_that_keeps_them_and_upstreams_is_s
     assert report["languages"]["tr"]["wer"] == 0
     assert normaliser_name("hi", "basic") == "whisper-basic"
     basic = measure_sensitivity(items)["basic"]["languages"]
-    # three words of «हिन्दी» and two of «में» would be right or wrong each on its own
+    # three words of "हिन्दी" and two of "में" would be right or wrong each on its own
     assert basic["hi"] != 0.5
     assert basic["tr"] == 1.0
 

@@ -1,4 +1,4 @@
-"""How a start ends, whatever its launcher says. Shell scripts stand for launchers, with real processes."""
+"""The end of a start, whatever its launcher says. Shell scripts stand for launchers, with real processes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_orphans_of_a_start_are_ended_and_nothing_else_is(tmp_path):
     try:
         script = f"setsid sleep 60 & echo $! > {tmp_path}/orphan; {record(tmp_path, 'running')}; kill -9 $$"
         ended = start(tmp_path, script, mark="m")
-        assert "was killed by signal 9 with the run's status «running»" in ended.causes[0]
+        assert "was killed by signal 9 with the run's status 'running'" in ended.causes[0]
         pid = int((tmp_path / "orphan").read_text())
         assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
         assert other.poll() is None

@@ -63,7 +63,7 @@ NASTY = ["a b", "$(touch owned)", "`id`", '"q"', "a\\b", "100% of %h", "it's", "
 
 
 def exported(text: str) -> str:
-    """What DeepSpeed makes of an environment file for a shell on another host, and pdsh of that."""
+    """The line that DeepSpeed makes of an environment file for a shell on another host, as pdsh passes it on."""
     lines = []
     for line in text.splitlines():
         name, _, value = line.partition("=")

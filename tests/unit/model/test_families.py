@@ -1,4 +1,4 @@
-"""What training asks of an LLM, over tiny models of many families by transformers' own classes."""
+"""The demands of training on an LLM, over tiny models of many families by transformers' own classes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_training_loss_is_the_models_own(name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_text_read_as_embeddings_is_text_read_as_tokens(name):
-    """What `evaluation.forgetting` measures and what training minimises are one model's."""
+    """`evaluation.forgetting` measures the same model that training changes."""
     llm = load(name)
     ids = torch.randint(2, VOCABULARY, (2, 11), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

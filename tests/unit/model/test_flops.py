@@ -60,6 +60,15 @@ def test_a_step_counts_what_torch_counts(encoder, model):
     assert step.total == step.encoder + step.forward + step.backward
 
 
+def test_without_the_llm_the_adaptor_and_the_encoder_are_left(encoder, model):
+    cost = speech_cost(encoder, model, num_prompt_tokens=5)
+    whole, aligned = cost.step(CLIPS), cost.without_llm().step(CLIPS)
+    audio = [cost.num_llm_tokens(clip) - clip.num_labels - 5 for clip in CLIPS]
+    assert aligned.encoder == whole.encoder
+    assert aligned.forward == cost.adaptor.forward(audio) < whole.forward
+    assert aligned.backward == cost.adaptor.backward(audio) < whole.backward
+
+
 def test_backward_costs_more_the_more_trains(encoder, model):
     some = speech_cost(encoder, model, num_prompt_tokens=5).step(CLIPS)
     model.llm.requires_grad_(False)
@@ -82,6 +91,7 @@ def test_a_token_of_a_mixture_meets_its_experts_alone():
     from transformers import MixtralConfig, MixtralForCausalLM
 
     from kappaspeech.model.flops import _decoder_cost
+    from kappaspeech.model.freezing import unfreeze
 
     config = MixtralConfig(
         vocab_size=11,
@@ -96,4 +106,11 @@ def test_a_token_of_a_mixture_meets_its_experts_alone():
     with torch.device("meta"):
         llm = MixtralForCausalLM(config)
     attention, router, expert = 4 * 8 * 8, 4 * 8, 3 * 8 * 16
-    assert _decoder_cost(llm.requires_grad_(False)) == StackCost(2 * (attention + router + 2 * expert), 0, 2 * 8)
+    weights = 2 * (attention + router + 2 * expert)
+    assert _decoder_cost(llm.requires_grad_(False)) == StackCost(weights, 0, 2 * 8)
+    # of one that trains alone, the gradient of all of its tensor is computed
+    name = "model.layers.0.mlp.experts.down_proj"
+    with torch.device("meta"):
+        unfreeze(llm, {f"{name}[3]": (8, 16)})
+    assert _decoder_cost(llm) == StackCost(weights, 2 * 8 * 16, 2 * 8)
+    assert sum(p.numel() for p in llm.parameters() if p.requires_grad) == 8 * 16

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from transformers import GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
@@ -128,32 +130,48 @@ def test_what_lora_can_not_adapt_is_refused_by_name(home):
         add_lora(qwen_moe(), ["model.layers.0.mlp.experts.down_proj"], LoraShape(2, 4.0, 0.1), seed=1)
 
 
-def test_one_of_fused_experts_is_refused_with_the_remedy():
-    name = "model.layers.0.mlp.experts.down_proj"
-    assert unfreeze(qwen_moe(), {name: (4, 16, 12)}) == [name]
-    with pytest.raises(SelectionError, match=r"train together: name it without the number"):
-        unfreeze(qwen_moe(), {f"{name}[2]": (16, 12)})
+def test_lora_on_single_experts_is_refused_by_name_with_the_remedy():
+    from kappaspeech.config.model_config import UnfreezeConfig
+    from kappaspeech.model.marking import mark_trained
+    from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
+
+    fused, apart = "model.layers.0.mlp.experts.down_proj[2]", "model.layers.0.mlp.experts.2.down_proj.weight"
+    options = UnfreezeConfig(mode="lora", selection="by hand")
+    for name, remedy in ((fused, "--experts together"), (apart, r"--exclude '\*\.experts\.\*'")):
+        selection = TensorSelection("", "", "", "", (SelectedTensor(name, (16, 12), 1.0),))
+        with pytest.raises(SelectionError, match=f"{re.escape(name)}.*{remedy}"):
+            mark_trained(qwen_moe(), options, selection, seed=1)
 
 
-def test_experts_that_are_fused_on_loading_are_refused_with_the_remedy_and_the_remedy_works(tmp_path):
+def test_experts_train_as_a_scan_of_the_files_names_them_whether_these_have_them_apart_or_fused(tmp_path):
     from kappaspeech.ranks.cluster import SingleProcess
     from kappaspeech.scan.checkpoint import open_checkpoint
     from kappaspeech.scan.stage import scan
     from kappaspeech.selection.rules import Count
     from kappaspeech.selection.select import select
 
-    refusals = {}
     for name, options in (("apart", {}), ("fused", {"save_original_format": False})):
         qwen_moe().save_pretrained(tmp_path / name, **options)
         ranking = scan(open_checkpoint(str(tmp_path / name)), cluster=SingleProcess())
         selection = select(ranking, Count(1), include=["model.layers.1.mlp.experts.*down_proj*"])
         llm = load_llm(str(tmp_path / name), dtype=torch.float32)
-        try:
-            assert unfreeze(llm, selection.shapes) == ["model.layers.1.mlp.experts.down_proj"]
-        except SelectionError as error:
-            refusals[name] = str(error)
-    assert list(refusals) == ["apart"]
-    assert "save_original_format=False" in refusals["apart"]
+        (trained,) = unfreeze(llm, selection.shapes)
+        assert trained.startswith("model.layers.1.mlp.experts.down_proj_trained")
+        assert llm.get_parameter(trained).shape == (1, 16, 12)
+    whole = select(ranking, Count(1), include=["model.layers.1.mlp.experts.*down_proj*"], experts="together")
+    assert unfreeze(llm, whole.shapes) == ["model.layers.1.mlp.experts.down_proj"]
     apart = load_llm(str(tmp_path / "apart"), dtype=torch.float32)
     with pytest.raises(SelectionError, match=r"experts\.gate_up_proj.*save_original_format=False"):
         check_tensors_are_stored(apart, [ref.name for ref in open_checkpoint(str(tmp_path / "apart")).tensors])
+
+
+def test_an_expert_that_is_fused_in_a_way_of_its_own_is_refused_with_the_remedy():
+    with pytest.raises(SelectionError, match=r"place isn't known.*save_original_format=False"):
+        unfreeze(qwen_moe(), {"model.layers.1.mlp.experts.2.sideways.weight": (16, 12)})
+
+
+def test_codes_of_a_quantised_model_are_refused_as_codes():
+    llm = torch.nn.Sequential(torch.nn.Linear(6, 4))
+    llm[0].weight = torch.nn.Parameter(torch.zeros(12, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(SelectionError, match=r"0\.weight is quantised.*unquantised model"):
+        unfreeze(llm, {"0.weight": (4, 6)})

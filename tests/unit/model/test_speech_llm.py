@@ -205,6 +205,29 @@ def test_the_alignment_loss_trains_the_adaptor_alone(aligning):
     assert reached == {name for name, _ in aligning.named_parameters() if name.startswith("adaptor.")}
 
 
+def test_aligned_alone_the_adaptor_has_the_same_loss_and_no_layer_of_the_llm_runs(aligning):
+    values, counts = states(16, 13)
+    targets = labels([20, 21, 1], [22, 1])
+    ran: list[str] = []
+    hooks = [layer.register_forward_hook(lambda *_: ran.append("layer")) for layer in aligning.llm.get_decoder().layers]
+    loss, nats = aligning(values, counts, PREFIX, SUFFIX, targets, alignment_only=True)
+    assert ran == []
+    assert float(loss.detach()) == pytest.approx(align(aligning, values, counts, [20, 21, 1], [22, 1]), rel=1e-4)
+    assert not nats.requires_grad
+    loss.backward()
+    reached = {name for name, p in aligning.named_parameters() if p.grad is not None}
+    assert reached == {name for name, _ in aligning.named_parameters() if name.startswith("adaptor.")}
+    aligning.zero_grad()
+    # a rank without samples runs the adaptor all the same
+    empty, _ = aligning(values, counts, PREFIX, SUFFIX, labels([IGNORED_LABEL], [IGNORED_LABEL]), alignment_only=True)
+    empty.backward()
+    assert float(empty.detach()) == 0
+    assert all(p.grad is not None and not p.grad.any() for p in aligning.adaptor.parameters())
+    aligning.zero_grad()
+    for hook in hooks:
+        hook.remove()
+
+
 def test_masked_rows_and_texts_longer_than_their_audio_align_to_nothing(aligning):
     values, counts = states(16, 16)
     alone = align(aligning, values[:1], counts[:1], [20, 21, 1])

@@ -10,7 +10,7 @@ from kappaspeech.model.flops import SpeechCost, StackCost
 from kappaspeech.planning.batches import MicroBatchSize
 from kappaspeech.planning.duration import Rates, Traffic, count_traffic, count_updated, predict_step
 from kappaspeech.planning.elementwise import count_elementwise
-from kappaspeech.planning.memory import count_tokens, count_whole, read_settings
+from kappaspeech.planning.memory import ReplayedTexts, count_tokens, count_whole, read_settings
 from kappaspeech.planning.offload import Offloaded, count_offloaded
 from kappaspeech.planning.sizes import LlmSizes, SpeechSizes
 
@@ -174,3 +174,20 @@ def test_what_goes_to_the_host_lengthens_a_step_of_a_device_that_has_one():
     assert there.offload == pytest.approx((2 * 4_000 + 4_000 + 2_000) / 1e4 + 30_000 / 1e5)
     assert there.total == pytest.approx(here.total + there.offload)
     assert here.offload == 0
+
+
+def test_replayed_texts_are_counted_in_positions_and_time():
+    counts = count_tokens(BATCH, SIZES, prompt_tokens=6)
+    row = counts.llm / BATCH.num_samples
+    beside = count_tokens(BATCH, SIZES, prompt_tokens=6, replayed=ReplayedTexts(2, 100, anchored=True))
+    # all six rows are as long as the longest, a text
+    assert row < 100
+    assert (beside.llm, beside.squares) == (600, 6 * 100**2)
+    assert beside.labels == counts.labels + 2 * 2 * 99
+    alone, replayed, anchored = (
+        predict(RATES, replayed=texts) for texts in (None, ReplayedTexts(2, 100, False), ReplayedTexts(2, 100, True))
+    )
+    assert replayed.forward - alone.forward == pytest.approx(2 * 2 * COST.replay([100], anchored=False).forward / 1e9)
+    assert replayed.backward > alone.backward
+    assert anchored.forward > replayed.forward
+    assert anchored.backward == replayed.backward

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,22 @@ from kappaspeech.evaluation import forgetting
 from kappaspeech.planning import memory
 from kappaspeech.planning.batches import sizes_by_budget, sizes_by_lengths
 from kappaspeech.planning.duration import Rates
-from kappaspeech.planning.memory import TextLengths, count_scoring, count_state, kept_bytes_per_token, read_settings
+from kappaspeech.planning.memory import (
+    TextLengths,
+    count_scoring,
+    count_state,
+    count_tokens,
+    kept_bytes_per_token,
+    read_settings,
+)
 from kappaspeech.planning.meta_model import build_meta_model
+from kappaspeech.planning.plan import ASSUMED_RANGE
 from kappaspeech.planning.planner import Planner, measure_texts
 from kappaspeech.planning.sizes import LlmSizes, count_kept_inputs
 from kappaspeech.runs.plan_comparison import compare_with_run
-from kappaspeech.speech.schedule import BatchBudget
-from tests import tiny
+from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
+from kappaspeech.speech.schedule import BatchBudget, ClipTokens
+from tests import families, tiny
 
 REPOSITORY = Path(__file__).parents[3]
 WIDTH, INNER, HEADS, KEY_HEADS = 64, 176, 4, 2
@@ -116,6 +126,25 @@ def test_lora_keeps_what_its_modules_read():
     assert count_kept_inputs(["layers.0.mlp.down_proj.lora_A.default.weight"], width=8, inner_width=24) == 24
 
 
+def test_a_plan_knows_that_single_experts_have_state_of_their_own_and_their_tensor_a_whole_gradient(config, tmp_path):
+    families.make_llm("Mixtral").save_pretrained(tmp_path / "llm")
+    down = [f"model.layers.0.block_sparse_moe.experts.{expert}.w2.weight" for expert in (0, 3)]
+    TensorSelection("", "", "", "", tuple(SelectedTensor(name, (32, 48), 2.0) for name in down)).write(tmp_path / "s.json")
+    model = config.model.model_copy(update={"llm": str(tmp_path / "llm")})
+    unfreeze = config.unfreeze.model_copy(update={"selection": str(tmp_path / "s.json")})
+    adaptor = config.unfreeze.model_copy(update={"mode": "adaptor", "selection": None})
+    config = config.model_copy(update={"model": model})
+    sizes, frozen = (
+        Planner(each, modules=build_meta_model(each)).sizes.llm
+        for each in (config.model_copy(update={"unfreeze": options}) for options in (unfreeze, adaptor))
+    )
+    assert (sizes.num_trained, frozen.num_trained) == (2 * 32 * 48, 0)
+    assert sizes.num_parameters - sizes.num_trained == frozen.num_parameters
+    assert (sizes.fused_elements, frozen.fused_elements) == (4 * 32 * 48, 0)
+    (plan,) = plans(config.model_copy(update={"unfreeze": unfreeze}), 2)
+    assert {part.name: part.num_bytes for part in plan.step_parts}["gradient of fused experts"] == 4 * 32 * 48 * 2
+
+
 def plans(config, *counts: int, **options):
     planner = Planner(config, modules=build_meta_model(config))
     return [planner.plan(n, rates=RATES, prompt_tokens=20, **options) for n in counts]
@@ -190,6 +219,16 @@ def test_a_moving_average_takes_four_bytes_a_trained_parameter(config):
     assert more.state_bytes - plain.state_bytes == 4 * (sizes.llm.num_trained + sizes.num_adaptor_parameters) // 2
 
 
+def test_a_checkpoints_copy_takes_what_a_ranks_share_of_its_files_does(config):
+    averaged = config.model_copy(update={"training": config.training.model_copy(update={"ema_decay": 0.99})})
+    (plain,), (more,) = plans(config, 4), plans(averaged, 4)
+    sizes = Planner(config, modules=build_meta_model(config)).sizes
+    trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    assert (plain.checkpoint_copy_bytes, more.checkpoint_copy_bytes) == (12 * trained // 4, 16 * trained // 4)
+    # it is no part of what a step needs: without it the steps wait
+    assert plain.step_bytes == replace(plain, checkpoint_copy_bytes=0).step_bytes
+
+
 def test_offloading_the_optimizer_leaves_the_weights_that_are_computed_with(config):
     sizes = Planner(config, modules=build_meta_model(config)).sizes
     content = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}, "bf16": {"enabled": True}}
@@ -253,6 +292,50 @@ def test_ranks_without_micro_batches_are_told(config):
     assert [plan.idle_share for plan in plans(config, 1, 2, 3, 8)] == [0, 0, pytest.approx(1 / 3), 0.75]
 
 
+def test_clips_dealt_out_leave_no_rank_idle_and_a_step_shorter(config):
+    even = config.model_copy(update={"batch": config.batch.model_copy(update={"even_shares": True})})
+    for apart, dealt in zip(plans(config, 1, 2, 8), plans(even, 1, 2, 8), strict=True):
+        assert dealt.idle_share == 0
+        assert dealt.audio_seconds_per_step == apart.audio_seconds_per_step
+        # two micro-batches for eight ranks become eight of a quarter
+        share = 1 - apart.idle_share
+        assert dealt.step_time.forward == pytest.approx(share * apart.step_time.forward)
+
+
+def test_packed_clips_are_planned_without_padding(config):
+    budget = BatchBudget(max_samples=4, max_seconds=20.0, micro_batches_per_step=2)
+    lengths = [np.float32([1, 2, 3, 4])]
+    padded, packed = (sizes_by_lengths(lengths, budget, max_seconds=20.0, packs=packs) for packs in (False, True))
+    assert (padded.mean.llm_seconds, packed.mean.llm_seconds) == (16, 10)
+    sizes = Planner(config, modules=build_meta_model(config)).sizes
+    with_padding, without = (count_tokens(item.mean, sizes, prompt_tokens=20) for item in (padded, packed))
+    # the encoder, the adaptor and attention have their clips beside each other
+    assert (without.states, without.audio, without.squares) == (with_padding.states, with_padding.audio, with_padding.squares)
+    assert with_padding.llm == 16 / sizes.seconds_per_audio_token + 16 * 4 + 4 + 4 * 20
+    assert without.llm == 10 / sizes.seconds_per_audio_token + 10 * 4 + 4 + 4 * 20
+    assert packed.mean.scaled(0.5).llm_seconds == 5
+
+    def plan(packing):
+        chosen = config.model_copy(update={"batch": config.batch.model_copy(update={"packing": packing})})
+        return Planner(chosen, modules=build_meta_model(chosen), clip_seconds=lengths).plan(1, rates=RATES, prompt_tokens=20)
+
+    # a plan for GPUs packs where that is asked for
+    assert plan("auto") == plan(False)
+    assert plan(True).step_time.forward < plan(False).step_time.forward
+    assert plan(True).step_bytes < plan(False).step_bytes
+
+
+def test_a_limit_of_tokens_is_planned(config):
+    def plan(max_tokens):
+        chosen = config.model_copy(update={"batch": config.batch.model_copy(update={"max_tokens": max_tokens})})
+        return Planner(chosen, modules=build_meta_model(chosen), prompt_tokens=20).batches
+
+    assert plan(None).mean.num_samples > plan(60).mean.num_samples
+    budget = BatchBudget(2, 100.0, 1, 200, ClipTokens(per_clip=20, per_second=16.0))
+    # of 200 tokens 40 are two prompts
+    assert sizes_by_budget(budget).largest.padded_seconds == 10
+
+
 def test_micro_batches_are_cut_as_the_schedule_cuts_them():
     budget = BatchBudget(max_samples=4, max_seconds=20.0, micro_batches_per_step=2)
     sizes = sizes_by_lengths([np.float32([1, 1, 1, 1, 8, 9, 40])], budget, max_seconds=20.0)
@@ -277,6 +360,14 @@ def test_a_run_is_compared_with_its_plan_once_it_has_warmed_up(config):
     assert compared["peak_memory_bytes"]["predicted"] == plan.peak_bytes
 
 
+def test_steps_that_align_the_adaptor_alone_take_their_part_of_the_runs_time(home, tmp_path):
+    path = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", training={"num_steps": 8, "alignment_steps": 5})
+    (plan,) = plans(read_run_config(path), 1, on_gpu=False)
+    assert 0 < plan.alignment_seconds < plan.step_time.total
+    expected = 5 * plan.alignment_seconds + 3 * plan.step_time.total
+    assert plan.run_seconds == pytest.approx([factor * expected for factor in ASSUMED_RANGE])
+
+
 def test_the_sizes_of_an_8b_model_need_neither_its_weights_nor_data(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     words = ["plan", "launch/configs/llama8b.yaml", "--set", "model.llm=launch/shapes/llama-3.1-8b", "--world-size", "1,8"]
@@ -290,6 +381,7 @@ def test_the_sizes_of_an_8b_model_need_neither_its_weights_nor_data(tmp_path, ca
     parts = {part["name"]: part["num_bytes"] for part in content["plans"][1]["parts"]}
     assert parts["frozen weights"] == 2 * frozen // 8
     assert parts["gradients"] == pytest.approx(4 * trained / 8, rel=0.01)
+    assert content["plans"][1]["checkpoint_copy_bytes"] == pytest.approx(12 * trained / 8, rel=1e-4)
     assert main([*words[:-1], "1", "--trained-parameters", "1.5e9", "--gpu-memory", "24"]) == 1
     assert "does not fit into 24 GB" in capsys.readouterr().out
 
@@ -374,3 +466,12 @@ def test_texts_are_measured_by_the_sizes_of_their_files(tmp_path):
     # two bytes a token: 150 tokens, and 2,500 in three windows; a file of a folder is one text
     assert measure_texts({"a": str(tmp_path / "lines.txt")}) == TextLengths(memory.WINDOW_TOKENS, 4)
     assert measure_texts({"b": str(tmp_path / "folder")}) == TextLengths(100, 1)
+
+
+def test_replayed_text_takes_memory_and_time(home, tmp_path, config):
+    replaying = read_run_config(
+        tiny.write_config(tmp_path / "replay.yaml", home, tmp_path / "run", replay={"texts": {"x": "x.txt"}, "texts_per_step": 3})
+    )
+    plans = [Planner(item, modules=build_meta_model(item)).plan(1, rates=RATES, prompt_tokens=6) for item in (config, replaying)]
+    assert plans[1].step_bytes > plans[0].step_bytes
+    assert plans[1].step_time.total > plans[0].step_time.total

@@ -1,4 +1,4 @@
-"""What libraries say when a rank is gone, and what only sounds like it."""
+"""Messages of libraries when a rank is gone, and messages that only sound like it."""
 
 from __future__ import annotations
 

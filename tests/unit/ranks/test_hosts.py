@@ -1,4 +1,4 @@
-"""Which host is the odd one."""
+"""The host that differs from the others."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Seat(SingleProcess):
 
 
 def check_together(monkeypatch, facts: Mapping[str, Mapping[str, str]]) -> dict[str, Exception | None]:
-    """What `check_alike` raises on each host of `facts`, whose ranks it runs at once."""
+    """Run the ranks of all hosts in `facts` at once; return what `check_alike` raises on each host."""
     monkeypatch.setattr(socket, "gethostname", lambda: threading.current_thread().name)
     table, meeting = [None] * len(facts), threading.Barrier(len(facts), timeout=patience(10))
     raised: dict[str, Exception | None] = {}

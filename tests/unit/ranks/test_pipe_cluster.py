@@ -3,43 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from kappaspeech.ranks.pipe_cluster import HUB_VARIABLE, Hub, PipeCluster
-from kappaspeech.ranks.rendezvous import Launch
-from tests.patience import patience
+from tests.rank_threads import RankThreads, together
 
 
 @pytest.fixture
-def connect(monkeypatch):
-    clusters: list[PipeCluster] = []
-
-    def make(world_size: int) -> list[PipeCluster]:
-        hub = Hub(world_size)
-        for rank in range(world_size):
-            # what a process would inherit
-            own = [str(os.dup(number)) for number in hub.file_descriptors(rank)]
-            assert hub.environment(rank).keys() == {HUB_VARIABLE}
-            monkeypatch.setenv(HUB_VARIABLE, ",".join(own))
-            clusters.append(PipeCluster(Launch(rank, world_size, rank, "pipes")))
-        hub.close_far_ends()
-        return clusters
-
-    yield make
-    for cluster in clusters:
-        cluster.close()
-
-
-def together(clusters, work) -> list:
-    """`work(cluster)` of each rank at once, its error in place of what it returns."""
-    with ThreadPoolExecutor(len(clusters)) as pool:
-        started = [pool.submit(work, cluster) for cluster in clusters]
-        errors = [future.exception(patience(20)) for future in started]
-        return [error or future.result() for error, future in zip(errors, started, strict=True)]
+def connect():
+    with RankThreads() as ranks:
+        yield ranks.connect
 
 
 def test_ranks_gather_and_broadcast_in_their_order_as_often_as_they_like(connect):

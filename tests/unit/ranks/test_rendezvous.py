@@ -1,4 +1,4 @@
-"""Who a process is, and where its ranks meet, from each launcher's variables."""
+"""A process's rank, and the place where its ranks meet, from each launcher's variables."""
 
 from __future__ import annotations
 

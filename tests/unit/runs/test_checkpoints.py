@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, which one a run goes on from, and what a damaged one is taken for."""
+"""The checkpoints that are kept, the one from which a run continues, and damaged ones."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import math
 import shutil
 import zlib
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from kappaspeech.errors import CheckpointError, ConfigError, InputError
+from kappaspeech.errors import CheckpointError, ConfigError, InputError, RankFailure
+from kappaspeech.runs import checkpoints
 from kappaspeech.runs.best import best_wer, mark_best, read_best
 from kappaspeech.runs.checkpoints import (
     check_fingerprints,
@@ -25,9 +27,11 @@ from kappaspeech.runs.checkpoints import (
     prune,
     read_trained,
 )
+from kappaspeech.runs.checksums import Span, read_checksum
 from kappaspeech.runs.saved_state import find_fault
 from kappaspeech.trained.opening import parse_step
 from kappaspeech.training.stopping import StopRequest, refuse_old_stop_file
+from tests.rank_threads import RankThreads, together
 
 
 def make(folder: Path, step: int) -> Path:
@@ -214,3 +218,56 @@ def test_what_has_changed_since_a_checkpoint_is_named(tmp_path):
     check_fingerprints(tmp_path, saved, dict(saved))
     with pytest.raises(CheckpointError, match=r"another data \(data was a{12}, is c{12}\)"):
         check_fingerprints(tmp_path, saved, {**saved, "data": "c" * 64})
+
+
+def test_ranks_check_a_checkpoint_in_shares_and_find_what_one_would(tmp_path):
+    with RankThreads() as ranks:
+        clusters = ranks.connect(3)
+        for step in (2, 4, 6):
+            make(tmp_path, step)
+        read: dict[int, int] = {}
+
+        def resume(cluster) -> Path | None:
+            return prepare_resume(tmp_path, cluster=cluster)
+
+        with patch.object(checkpoints, "read_checksum", side_effect=read_checksum) as reading:
+            assert together(clusters, resume) == [tmp_path / "step-000006"] * 3
+        for path, begin, end in (call.args for call in reading.call_args_list):
+            read[path] = read.get(path, 0) + end - begin
+            assert end - begin in (85, 86)
+        assert list(read.values()) == [256, 256]
+        # by the first rank's share, and by the last's
+        for step, place in ((6, 100), (4, -5)):
+            path = tmp_path / f"step-{step:06d}/trained.safetensors"
+            content = bytearray(path.read_bytes())
+            content[place] ^= 1
+            path.write_bytes(content)
+        assert together(clusters, resume) == [tmp_path / "step-000002"] * 3
+        assert names(tmp_path) == ["damaged-step-000004", "damaged-step-000006", "step-000002"]
+
+
+def test_a_rank_that_doesnt_see_what_rank_0_sees_ends_the_start_and_harms_no_checkpoint(tmp_path):
+    make(tmp_path / "shared", 2)
+    folders = (tmp_path / "shared", tmp_path / "own")
+    with RankThreads() as ranks:
+        first, second = together(ranks.connect(2), lambda cluster: prepare_resume(folders[cluster.rank], cluster=cluster))
+    assert isinstance(second, CheckpointError)
+    assert "Every host needs run_dir on a file system that all share." in str(second)
+    assert isinstance(first, RankFailure)
+    assert "Every host needs run_dir on a file system that all share." in str(first)
+    assert names(tmp_path / "shared") == ["step-000002"]
+
+
+def test_a_disk_that_gives_no_bytes_to_any_rank_is_damage(tmp_path, monkeypatch):
+    for step in (2, 4):
+        make(tmp_path, step)
+
+    def read(path: Path, begin: int, end: int) -> Span:
+        if begin > 100 and "000004" in str(path):
+            raise OSError(5, "Input/output error")
+        return read_checksum(path, begin, end)
+
+    monkeypatch.setattr(checkpoints, "read_checksum", read)
+    with RankThreads() as ranks:
+        found = together(ranks.connect(2), lambda cluster: prepare_resume(tmp_path, cluster=cluster))
+    assert found == [tmp_path / "step-000002"] * 2

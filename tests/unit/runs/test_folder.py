@@ -1,4 +1,4 @@
-"""What a run's folder says of itself, and what it hides."""
+"""The record of a run's folder, and what it hides."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_run_folder_shows_no_secret_of_a_url_and_can_still_be_read(tmp_path):
 @pytest.mark.parametrize("content", ['{"schema_version": 1}', '{"schema_version": 1, "status": null}'])
 def test_a_record_without_a_status_is_refused_in_a_sentence(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(InputError, match=r"run\.json doesn't say how the run stands"):
+    with pytest.raises(InputError, match=r"run\.json doesn't hold the run's status"):
         RunFolder(tmp_path).read_record()
 
 

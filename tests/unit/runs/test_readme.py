@@ -1,4 +1,4 @@
-"""What run.md tells of a run's folder."""
+"""The text of run.md on a run's folder."""
 
 from __future__ import annotations
 

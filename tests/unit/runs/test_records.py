@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kappaspeech.runs.records import RunLog, StepRecord, read_lines
+from kappaspeech.runs.records import RunLog, StepRecord, is_step, is_transcript_step, read_lines
 from kappaspeech.speech.loading import BadSample
 
 
@@ -56,6 +56,18 @@ def test_an_evaluation_takes_the_place_of_one_of_the_same_step(tmp_path):
     assert [line["wer"]["mean_wer"] for line in read_lines(tmp_path / "evaluations.jsonl")] == [0.25]
 
 
+def test_replayed_text_has_curves_of_its_own_where_there_is_any(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = RunLog(tmp_path, resume_step=0)
+    log.add_step(replace(record(0), num_replayed_tokens=9, replay_nats=3.5, anchor_nats=0.25))
+    log.add_step(record(1))
+    log.close()
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name, value in (("replay_nats", 3.5), ("anchor_nats", 0.25)):
+        assert [(item.step, item.value) for item in curves.Scalars(f"train/{name}")] == [(0, value)]
+
+
 def test_curves_hold_wer_by_language_the_distance_of_text_and_memory(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -71,3 +83,20 @@ def test_curves_hold_wer_by_language_the_distance_of_text_and_memory(tmp_path):
     assert found["text/kl_nats_en"] == 0.5
     assert found["train/peak_memory_gb"] == 3.0
     assert not {"test/wer_de", "text/kl_nats_de"} & found.keys()
+
+
+def test_steps_that_align_the_adaptor_alone_are_told_from_those_on_transcripts(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = RunLog(tmp_path, resume_step=0)
+    log.add_step(replace(record(0), objective="alignment"))
+    log.add_step(record(1))
+    log.close()
+    written = read_lines(tmp_path / "steps.jsonl")
+    # one of a version before this, that had no objectives
+    written.append({name: value for name, value in written[1].items() if name != "objective"})
+    assert [is_step(step) for step in written] == [True] * 3
+    assert [is_transcript_step(step) for step in written] == [False, True, True]
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in curves.Scalars("train/alignment_nats")] == [0]
+    assert [event.step for event in curves.Scalars("train/loss_nats")] == [1]

@@ -1,4 +1,4 @@
-"""What a run is worth to a scan: its record, and the newest of its checkpoints."""
+"""A run's worth to a scan: its record, and the newest of its checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is listed, read and digested of each kind of checkpoint, and how a broken one is named."""
+"""Each kind of checkpoint listed, read and digested, and a broken one named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever bytes lie where a checkpoint, a ranking or a selection should: a result or a sentence, soon and in little memory."""
+"""Any bytes in place of a checkpoint, a ranking or a selection give a result or a sentence, soon and in little memory."""
 
 from __future__ import annotations
 

@@ -142,6 +142,27 @@ def test_a_run_is_scanned_whose_base_has_other_names_in_its_files_than_in_the_mo
     np.testing.assert_allclose(read_all(open_checkpoint(adapted), name), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_single_experts_that_a_run_trained_are_read_in_their_tensor_and_the_others_as_they_were(tmp_path):
+    base = make_base(tmp_path / "base")
+    last = {f"{FUSED}[2]": draw(10, 8, seed=8), f"{FUSED}[0]": draw(10, 8, seed=9)}
+    checkpoint = open_checkpoint(make_run(tmp_path / "run", tmp_path / "base", last, dtype="bfloat16"))
+    expected = base[FUSED].clone()
+    expected[2], expected[0] = (last[f"{FUSED}[{expert}]"].bfloat16() for expert in (2, 0))
+    np.testing.assert_array_equal(read_all(checkpoint, FUSED), expected.double().numpy())
+    whole = checkpoint.read(FUSED, 0, expected.numel())
+    for start, stop in ((0, 5), (79, 161), (85, 90), (238, 240)):
+        np.testing.assert_array_equal(checkpoint.read(FUSED, start, stop), whole[start:stop])
+    assert [ref.name for ref in checkpoint.tensors] == sorted(base)
+    assert {ref.name for ref in list_matrices(checkpoint)[0]} >= {f"{FUSED}[{expert}]" for expert in range(3)}
+
+
+@pytest.mark.parametrize("wrong", [{f"{FUSED}[3]": draw(10, 8)}, {f"{FUSED}[1]": draw(8, 10)}, {"model.gone[0]": draw(10, 8)}])
+def test_an_expert_that_the_base_lacks_is_refused(tmp_path, wrong):
+    make_base(tmp_path / "base")
+    with pytest.raises(CheckpointError, match="is no expert of"):
+        open_checkpoint(make_run(tmp_path / "run", tmp_path / "base", wrong, dtype="bfloat16"))
+
+
 def test_a_run_whose_base_is_itself_is_refused(tmp_path):
     run = make_run(tmp_path / "run", tmp_path / "run", {OTHER: draw(20, 12)})
     with pytest.raises(CheckpointError, match="a run itself"):

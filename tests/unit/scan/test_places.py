@@ -1,4 +1,4 @@
-"""Where a matrix stands, and names that a terminal has room for."""
+"""The place of a matrix in its model, and names that a terminal has room for."""
 
 from __future__ import annotations
 

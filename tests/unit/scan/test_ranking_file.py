@@ -38,7 +38,7 @@ def leaves(content, path=()):
 
 
 def is_harmless(path, value) -> bool:
-    """Whether a file says something that may be, after the change."""
+    """True if a file says something that may be, after the change."""
     key = next(part for part in reversed(path) if isinstance(part, str))
     if value is GONE and path[-1] == 0 and key != "shape" and key != "matrix_shape":
         return True  # one tensor, or one alias, fewer

@@ -1,4 +1,4 @@
-"""Which tensors a rule takes, and what a selection's file says."""
+"""The tensors that a rule takes, and the content of a selection's file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kappaspeech.errors import InputError, SelectionError
+from kappaspeech.ranks.cluster import SingleProcess
+from kappaspeech.scan.checkpoint import open_checkpoint
+from kappaspeech.scan.stage import scan
 from kappaspeech.selection.candidates import Candidate, module_type
 from kappaspeech.selection.otsu import otsu_threshold
-from kappaspeech.selection.rules import Budget, Count, Nearest, Quotas, Threshold
+from kappaspeech.selection.rules import Budget, Count, Fraction, Nearest, Quotas, Threshold
 from kappaspeech.selection.select import select
 from kappaspeech.selection.tensor_selection import TensorSelection
+from tests.families import make_llm
 
 
 @dataclass
@@ -28,7 +32,7 @@ class FixedRanking:
     gguf_architecture: str | None = None
     scores: list[float] = field(default_factory=lambda: [*map(float, range(1, 12)), math.inf])
 
-    def candidates(self, score: str) -> list[Candidate]:
+    def candidates(self, score: str, *, experts: str = "each") -> list[Candidate]:  # noqa: ARG002 - it has none
         kinds = ("q_proj", "v_proj", "up_proj")
         return [
             Candidate(
@@ -81,6 +85,26 @@ def test_a_matched_budget_is_at_least_as_near_as_a_budget(target, order):
     assert f"({matched.num_parameters - goal.num_parameters:+d})" in matched.rule
 
 
+@pytest.mark.parametrize(("share", "number"), [(0.2, 2), (0.29, 3), (0.01, 1), (1.0, 12)])
+def test_a_fraction_is_a_share_of_the_tensors_and_one_at_least(share, number):
+    assert select(RANKING, Fraction(share)).names == select(RANKING, Count(number)).names
+    assert select(RANKING, Fraction(0.5), include=["*v_proj*"]).names == select(RANKING, Count(2), include=["*v_proj*"]).names
+
+
+def test_a_fraction_takes_what_pefts_kappatune_takes(tmp_path):
+    """Its candidates are the linear modules and the fused experts, of which each has a share of its own."""
+    helpers = pytest.importorskip("peft.helpers", reason="PEFT isn't installed")
+    llm = make_llm("Qwen3-MoE")
+    llm.save_pretrained(tmp_path, save_original_format=False)
+    ranking = scan(open_checkpoint(str(tmp_path)), cluster=SingleProcess())
+    for share in (0.2, 0.29, 0.5, 0.01):
+        theirs = helpers.find_kappa_target_modules(llm, top_p=share, show_progress=False)
+        linear = select(ranking, Fraction(share), exclude=["*embed_tokens*", "*.experts.*", "*.mlp.gate.weight"])
+        fused = select(ranking, Fraction(share), include=["*.experts.*"], experts="together")
+        assert [name.removesuffix(".weight") for name in linear.names] == theirs["target_modules"]
+        assert list(fused.names) == theirs["target_parameters"]
+
+
 def test_quotas_take_so_many_of_each_type_and_no_other():
     chosen = select(RANKING, Quotas({"v_proj": 2, "q_proj": 1}))
     assert chosen.names == ("layers.0.q_proj.weight", "layers.1.v_proj.weight", "layers.4.v_proj.weight")
@@ -122,6 +146,9 @@ def test_include_and_exclude_are_exact_names_or_globs_of_any_alias():
     [
         (Count(13), "12 are there"),
         (Count(0), "1 to 12"),
+        (Fraction(0.0), "above 0 and up to 1"),
+        (Fraction(20), "above 0 and up to 1"),
+        (Fraction(math.nan), "above 0 and up to 1"),
         (Budget(99), "smallest has 100"),
         (Threshold(0.5), "No tensor has"),
         (Quotas({"w_proj": 1}), "w_proj"),

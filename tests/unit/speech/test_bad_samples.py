@@ -108,7 +108,7 @@ def test_an_hour_declared_as_a_second_isnt_decoded_to_its_end():
 
 
 def edit_index(path: Path, **changes) -> None:
-    """Change fields of the sample «bad»."""
+    """Change fields of the sample "bad"."""
     beside = Path(f"{path}{INDEX_SUFFIX}")
     content = json.loads(beside.read_text())
     names = ["key", "seconds", "language", "audio_offset", "audio_bytes", "text_offset", "text_bytes", "text_is_json"]

@@ -1,4 +1,4 @@
-"""Whatever bytes lie where shards, their indices, lists of recordings or samples should: a result or a sentence, soon."""
+"""Any bytes in place of shards, their indices, lists of recordings or samples give a result or a sentence, soon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a sample on its way into a batch, in this process and in workers."""
+"""Samples on their way into a batch, in this process and in workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether what is tested on is trained on."""
+"""Test speech that is also trained on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_recordings_and_sentences_in_both_are_found(corpus):
     assert (overlap.num_sentences, overlap.sentences) == (1, ("turn the lamp on",))
     assert (overlap.num_recordings, overlap.recordings) == (1, ("c-1",))
     assert "1 of 3 test recordings are trained on (first: c-1)" in overlap.found
-    assert "«turn the lamp on»" in overlap.found
+    assert "'turn the lamp on'" in overlap.found
 
 
 def test_apart_they_share_nothing(corpus):

@@ -87,7 +87,7 @@ def test_a_range_that_was_not_asked_for_is_never_taken(server):
     server.faults = ["moved"]
     assert source.read(1000, 500) == CONTENT[1000:1500]
     server.always = "moved"
-    with pytest.raises(DataError, match="bytes 1000 to 1499 were asked for, and «bytes 1001-1500"):
+    with pytest.raises(DataError, match="bytes 1000 to 1499 were asked for, and 'bytes 1001-1500"):
         source.read(1000, 500)
 
 

@@ -214,7 +214,7 @@ def test_threads_that_want_one_block_fetch_it_once(server, folder, tmp_path):
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """A client of an S3 server, with the empty bucket «speech»."""
+    """A client of an S3 server, with the empty bucket "speech"."""
     pytest.importorskip("s3fs", reason="s3fs isn't installed")
     server_module = pytest.importorskip("moto.server", reason="moto isn't installed")
     boto3 = pytest.importorskip("boto3", reason="boto3 isn't installed")

@@ -1,4 +1,4 @@
-"""What is tested on isn't trained on: splits, asked for and not."""
+"""Test speech isn't trained on: splits, asked for and not."""
 
 from __future__ import annotations
 

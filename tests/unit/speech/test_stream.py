@@ -8,13 +8,14 @@ import shutil
 import numpy as np
 import pytest
 
+from kappaspeech.config.training_config import BatchConfig
 from kappaspeech.errors import DataError
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.speech.batches import collate, empty_batch, label_ids, make_prompt
 from kappaspeech.speech.corpus import SpeechDataset
 from kappaspeech.speech.schedule import BatchBudget
-from kappaspeech.speech.stream import SpeechStream
+from kappaspeech.speech.stream import SpeechStream, StreamOptions, make_budget
 
 # A shard whose samples' heads have changed isn't opened at all.
 KEPT_BYTES = 512
@@ -54,6 +55,40 @@ def test_ranks_share_out_what_one_rank_would_take(home, tokenizer, world_size):
             if batch.keys:
                 np.testing.assert_array_equal(batch.log_mel, by_keys[batch.keys].log_mel)
                 np.testing.assert_array_equal(batch.label_ids, by_keys[batch.keys].label_ids)
+
+
+@pytest.mark.parametrize("world_size", [3, 8])
+def test_a_step_that_is_dealt_out_holds_the_same_clips_on_any_number_of_ranks(home, tokenizer, world_size):
+    options = StreamOptions(even_shares=True)
+    whole = take(open_stream(home / "shards/train", tokenizer, options=options), 3)
+    shares = [
+        take(open_stream(home / "shards/train", tokenizer, options=options, rank=r, world_size=world_size), 3)
+        for r in range(world_size)
+    ]
+    plain = take(open_stream(home / "shards/train", tokenizer), 3)
+    for step, alone in enumerate(whole):
+        assert sorted(key for share in shares for key in share[step].keys) == sorted(alone.keys) == sorted(plain[step].keys)
+        assert len({len(share[step].batches) for share in shares}) == 1
+        # four micro-batches of three clips would leave half of eight ranks without any
+        assert all(share[step].keys for share in shares)
+
+
+def test_what_is_packed_is_told_as_free_of_padding(home, tokenizer):
+    padded, packed = (
+        take(open_stream(home / "shards/train", tokenizer, options=StreamOptions(packs=packs)), 3) for packs in (False, True)
+    )
+    assert all(data.llm_padding > 0 for data in padded)
+    assert all(data.llm_padding == 0 for data in packed)
+    assert [data.padding for data in packed] == [data.padding for data in padded]
+
+
+def test_a_limit_of_tokens_cuts_smaller_micro_batches_and_is_part_of_the_fingerprint(home, tokenizer):
+    config = BatchConfig(max_samples=3, max_seconds=20.0, micro_batches_per_step=4, max_tokens=55)
+    budget = make_budget(config, prompt_tokens=12, seconds_per_position=0.08)
+    stream, before = (open_stream(home / "shards/train", tokenizer, budget=item) for item in (budget, BUDGET))
+    assert stream.fingerprint != before.fingerprint
+    batches, others = ([batch for data in take(item, 4) for batch in data.batches] for item in (stream, before))
+    assert max(len(batch.keys) for batch in batches) == 2 < max(len(batch.keys) for batch in others)
 
 
 def test_the_stream_resumes_in_the_middle(home, tokenizer):

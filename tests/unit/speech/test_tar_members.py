@@ -161,5 +161,5 @@ def test_a_name_that_is_not_ascii_is_known_by_its_header_again(tmp_path, key):
     content = (tmp_path / "x.tar").read_bytes()
     header = content[member.offset_data - 512 : member.offset_data]
     check_header(header, key, 4)
-    with pytest.raises(ValueError, match="stands in its place"):
+    with pytest.raises(ValueError, match="is in its place"):
         check_header(header, key + "x", 4)

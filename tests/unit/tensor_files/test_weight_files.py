@@ -1,4 +1,4 @@
-"""Which files of a folder count as the model, and what is refused before anything is read."""
+"""The files of a folder that count as the model, and those that are refused before anything is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trained model is used in."""
+"""The arithmetic in which a trained model is used."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.errors import ConfigError
@@ -34,9 +35,9 @@ def choose(home, tmp_path, monkeypatch):
     return run
 
 
-def leave_a_run(folder, made, *, has_checkpoint=True):
+def leave_a_run(folder, made, *, has_checkpoint=True, **more):
     folder.mkdir()
-    record = {"dtype": made.dtype, "encoder_dtype": made.encoder_dtype, "attn_implementation": made.attention}
+    record = {"dtype": made.dtype, "encoder_dtype": made.encoder_dtype, "attn_implementation": made.attention, **more}
     (folder / "run.json").write_text(json.dumps({"schema_version": 1, **record}))
     if has_checkpoint:
         (folder / "checkpoints/step-000002").mkdir(parents=True)
@@ -63,6 +64,41 @@ def test_a_run_that_goes_on_elsewhere_keeps_what_it_began_with_and_says_so(choos
     again = choose(EMULATING, AUTO)
     assert (again.dtype, again.encoder_dtype, again.attention) == ("bfloat16", "bfloat16", "kappaspeech_matmul")
     assert again.line.startswith("bfloat16: the run began in it; a new one would take float32 here: bfloat16 is emulated")
+
+
+@pytest.mark.parametrize("began", [True, False])
+def test_a_run_packs_its_clips_on_processors_and_goes_on_as_it_began(choose, tmp_path, began):
+    made = choose(NATIVE, AUTO)
+    assert (made.packs, made.why_padded) == (True, None)
+    leave_a_run(tmp_path / "run", made, packs=began)
+    assert choose(NATIVE, AUTO).packs is began
+
+
+def test_a_run_of_a_version_that_knew_no_packed_rows_is_padded_as_before(choose, tmp_path):
+    leave_a_run(tmp_path / "run", choose(NATIVE, AUTO))
+    assert (choose(NATIVE, AUTO).packs, choose(NATIVE, AUTO).why_padded) == (False, None)
+
+
+def test_a_family_that_can_not_pack_is_padded_and_says_why(choose, monkeypatch):
+    monkeypatch.setattr(arithmetic, "read_config", lambda _: AutoConfig.for_model("bloom"))
+    made = choose(NATIVE, AUTO)
+    assert (made.packs, made.why_padded) == (False, "BloomForCausalLM takes no attention but its own")
+
+
+@pytest.mark.parametrize(
+    ("packing", "model_type", "packs"), [(False, "llama", False), (True, "llama", True), (True, "bloom", None)]
+)
+def test_what_the_yaml_says_of_packing_counts(home, tmp_path, monkeypatch, packing, model_type, packs):
+    config = read_run_config(tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", batch__packing=packing))
+    monkeypatch.setattr(arithmetic, "measure_rates", lambda *_: NATIVE)
+    monkeypatch.setattr(arithmetic, "read_config", lambda _: AutoConfig.for_model(model_type))
+    folder = RunFolder(tmp_path / "run")
+    if packs is None:
+        with pytest.raises(ConfigError, match="packing is true, and BloomForCausalLM"):
+            choose_arithmetic(config, AUTO, cluster=SingleProcess(), device=CPU, folder=folder)
+    else:
+        made = choose_arithmetic(config, AUTO, cluster=SingleProcess(), device=CPU, folder=folder)
+        assert (made.packs, made.why_padded) == (packs, None)
 
 
 def test_a_run_without_a_checkpoint_has_not_begun(choose, tmp_path):

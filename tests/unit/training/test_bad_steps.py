@@ -1,4 +1,4 @@
-"""Which steps are bad, what is said of them, and when they end a run."""
+"""Bad steps: the test for them, what is said of them, and the number that ends a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from kappaspeech.config.training_config import TrainingConfig
 from kappaspeech.training.bad_steps import BadStep, BadSteps
-from kappaspeech.zero3.engine import StepResult
+from kappaspeech.zero3.engine import StepResult, Updates
 
 GOOD = StepResult(loss_sum_nats=3.0, grad_norm=2.0, is_applied=True)
 BAD = StepResult(loss_sum_nats=math.nan, grad_norm=math.inf, is_applied=False)
@@ -68,6 +68,29 @@ def test_the_limit_is_a_multiple_of_the_median_of_the_last_good_norms():
         judge(steps, 21 + number, StepResult(1.0, 3.0, is_applied=True))
     assert steps.norm_limit == 12.0
     assert rule().norm_limit == math.inf
+
+
+def test_norms_of_the_alignment_set_no_limit_for_the_loss_that_follows():
+    steps = rule(explode_factor=4.0, alignment_steps=25)
+    for number in range(24):
+        judge(steps, number, StepResult(1.0, 1.0, is_applied=True))
+    assert steps.norm_limit == 4.0
+    judge(steps, 24, StepResult(1.0, 1.0, is_applied=True))
+    assert steps.norm_limit == math.inf
+
+
+def test_the_llm_is_updated_by_good_steps_after_the_alignment_alone():
+    steps = rule(on_bad_loss="skip", alignment_steps=3)
+    for number, result in enumerate([GOOD, BAD, GOOD, GOOD, BAD, BAD, GOOD]):
+        judge(steps, number, result)
+    assert steps.num_updates(7) == Updates(adaptor=4, llm=2)
+    again = rule(on_bad_loss="skip", alignment_steps=3)
+    again.restore(json.loads(json.dumps(steps.to_json())))
+    assert again.num_updates(7) == Updates(adaptor=4, llm=2)
+    # within the alignment
+    steps = rule(alignment_steps=3)
+    judge(steps, 0, GOOD)
+    assert steps.num_updates(1) == Updates(adaptor=1, llm=0)
 
 
 def test_a_step_above_the_limit_is_told_with_it():

@@ -1,4 +1,4 @@
-"""What is done beside a run's steps, and that the loop needs to know nothing of it."""
+"""Work beside a run's steps, of which the loop needs to know nothing."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
+from kappaspeech.config.training_config import TrainingConfig
 from kappaspeech.ranks.cluster import SingleProcess
-from kappaspeech.runs.best import read_best
+from kappaspeech.runs.best import mark_best, read_best
 from kappaspeech.runs.contents import checkpoint_path
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.speech.stream import StepData
 from kappaspeech.training.cadence import Cadence
 from kappaspeech.training.cadences import StopWhenAsked, make_cadences
 from kappaspeech.training.evaluating import Evaluator
+from kappaspeech.training.forecast import Forecast
 from kappaspeech.training.loop import Outcome, TrainingLoop
 from kappaspeech.training.phases import PhaseClock
 from kappaspeech.training.saving import SaveAtTheEnd, SaveEvery
@@ -24,7 +26,8 @@ from kappaspeech.training.surroundings import Surroundings
 
 def surroundings(folder) -> Surroundings:
     watch: Any = SimpleNamespace(check=lambda: None, posts=[])
-    return Surroundings(SingleProcess(), RunFolder(folder), None, PhaseClock(), StopRequest(folder), watch)  # type: ignore[arg-type]
+    lease: Any = SimpleNamespace(check=lambda: None)
+    return Surroundings(SingleProcess(), RunFolder(folder), lease, PhaseClock(), StopRequest(folder), watch)
 
 
 class Stream:
@@ -45,7 +48,8 @@ def run(around: Surroundings, cadences: list[Cadence], *, begin: int = 0, total:
         taken.append(data.global_step)
 
     stream: Any = Stream()
-    loop = TrainingLoop(stream, take_step, state, around, cadences=cadences, forecast=SimpleNamespace())  # type: ignore[arg-type]
+    forecast = Forecast(TrainingConfig(num_steps=total))
+    loop = TrainingLoop(stream, take_step, state, around, cadences=cadences, forecast=forecast)
     return loop.run(begin, total), taken
 
 
@@ -68,6 +72,12 @@ class Saved(list):
     def save(self, step: int) -> None:
         if step not in self:
             self.append(step)
+
+    def look(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
 
 
 def test_a_cadence_is_added_without_touching_the_loop(tmp_path):
@@ -117,11 +127,19 @@ class Evaluated:
         self._around, self._rates = around, rates
         monkeypatch.setattr(Evaluator, "measure", lambda _, step, **_times: self._measure(step))
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *, best_wer: float | None = None) -> None:
         folder = checkpoint_path(self._around.folder.checkpoints, step)
         if not folder.exists():
             self.told.append(f"saved {step}")
             folder.mkdir(parents=True)
+        if best_wer is not None:
+            mark_best(folder.parent, step=step, mean_wer=best_wer)
+
+    def look(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
 
     def evaluated_steps(self) -> set[int]:
         return set(self.recorded)
@@ -137,12 +155,16 @@ class Evaluated:
         return {"step": step, "wer": {"mean_wer": self._rates[step]}}
 
     def cadences(self, *, keep_best: bool = False) -> list[Cadence]:
-        """What a configuration of six steps asks for."""
+        """The cadences of a configuration of six steps."""
         options = {"evaluate_every_steps": 2, "evaluate_every_minutes": None, "checkpoint_every_steps": 4}
         config: Any = SimpleNamespace(training=SimpleNamespace(num_steps=6, keep_best=keep_best, **options))
         state: Any = SimpleNamespace(totals=SimpleNamespace(train_seconds=0.0))
         loaded: Any = SimpleNamespace(test_set=(), assembly=None)
-        known: Any = {"saver": self, "log": self, "forecast": SimpleNamespace(time_evaluation=lambda _began: None)}
+        known: Any = {
+            "saver": self,
+            "log": self,
+            "forecast": SimpleNamespace(time_evaluation=lambda _: None, seconds_left=lambda _: 1.0),
+        }
         partitioned: Any = None
         return list(make_cadences(config, loaded, partitioned, state, self._around, **known))
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from kappaspeech.config.training_config import TrainingConfig
 from kappaspeech.training.forecast import Forecast, describe
 
@@ -10,7 +12,7 @@ def test_it_is_told_once_after_ten_steps_without_those_that_warm_up():
     forecast = Forecast(TrainingConfig(num_steps=100))
     told = [forecast.time_step(30.0 if step <= 3 else 2.0, step) for step in range(1, 31)]
     assert [step for step, text in enumerate(told, start=1) if text] == [10]
-    assert told[9] == "about 3 minutes to go: 90 steps of 2 s"
+    assert told[9] == "about 0:03 h left: 90 steps of 2 s"
 
 
 def test_evaluations_to_come_are_counted_at_the_first_ones_time():
@@ -18,14 +20,36 @@ def test_evaluations_to_come_are_counted_at_the_first_ones_time():
     forecast.time_evaluation(time.monotonic() - 20.0)
     told = [forecast.time_step(1.0, step) for step in range(1, 11)][-1]
     # at 25, 50, 75 and 100
-    assert told == "about 3 minutes to go: 90 steps of 1 s and 4 evaluation(s) of 20 s"
+    assert told == "about 0:03 h left: 90 steps of 1 s and 4 evaluation(s) of 20 s"
 
 
 def test_a_run_that_goes_on_near_its_end_counts_what_is_left():
     forecast = Forecast(TrainingConfig(num_steps=100, evaluate_every_steps=50))
-    assert [forecast.time_step(1.0, step) for step in range(51, 61)][-1] == "about 40 s to go: 40 steps of 1 s"
+    assert [forecast.time_step(1.0, step) for step in range(51, 61)][-1] == "about 40 s left: 40 steps of 1 s"
     assert all(Forecast(TrainingConfig(num_steps=5)).time_step(1.0, step) is None for step in range(1, 6))
 
 
+def test_the_time_left_follows_the_recent_steps():
+    forecast = Forecast(TrainingConfig(num_steps=1000, evaluate_every_steps=500))
+    forecast.time_evaluation(time.monotonic() - 20.0)
+    assert forecast.seconds_left(0) is None
+    for step in range(1, 4):
+        forecast.time_step(30.0, step)
+        assert forecast.seconds_left(step) is None
+    forecast.time_step(2.0, 4)
+    assert forecast.seconds_left(4) == pytest.approx(996 * 2 + 2 * 20, abs=1)
+    for step in range(5, 301):
+        forecast.time_step(3.0, step)
+    assert forecast.seconds_left(300) == pytest.approx(700 * 3 + 2 * 20, abs=1)
+
+
 def test_long_times_are_told_in_hours():
-    assert describe([10.0], 3600, None, 1) == "about 10.0 hours to go: 3600 steps of 10 s"
+    assert describe([10.0], 3600, None, 1) == "about 10:00 h left: 3600 steps of 10 s"
+
+
+def test_steps_that_align_the_adaptor_alone_say_nothing_of_the_others():
+    forecast = Forecast(TrainingConfig(num_steps=100, alignment_steps=40))
+    told = [forecast.time_step(0.1 if step <= 40 else 2.0, step) for step in range(1, 61)]
+    assert [step for step, text in enumerate(told, start=1) if text] == [50]
+    assert told[49] == "about 0:02 h left: 50 steps of 2 s"
+    assert forecast.work(100) == 60 + forecast.work(40) < 70

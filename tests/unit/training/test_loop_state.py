@@ -1,4 +1,4 @@
-"""What a run goes on from, through the JSON of a checkpoint."""
+"""The state from which a run continues, through the JSON of a checkpoint."""
 
 from __future__ import annotations
 

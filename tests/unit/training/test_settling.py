@@ -1,4 +1,4 @@
-"""What a run does of its plan where its configuration leaves it to the memory."""
+"""Decisions that a run's configuration leaves to the memory."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_a_run_settles_by_its_plan_what_is_left_to_the_memory_and_says_so(home, 
     auto = configure(home, tmp_path, "auto")
     lines = settle_by_plan(auto, engine, {"num_recomputed_layers": 0, "keeps_frozen": True})
     assert lines == [
-        "activation_checkpointing auto: 0 of 2 layers are computed again",
+        "training.activation_checkpointing auto: 0 of 2 layers are computed again",
         "stage3_param_persistence_threshold auto: frozen weights stay whole on each rank",
     ]
     assert (count_again(engine), engine.calls) == (0, ["whole"])
     # what couldn't be planned needs what is least
     assert settle_by_plan(auto, engine, {"error": "no plan"}) == [
-        "activation_checkpointing auto: 1 of 2 layers are computed again"
+        "training.activation_checkpointing auto: 1 of 2 layers are computed again"
     ]
     assert (count_again(engine), engine.calls) == (1, ["whole"])
 

@@ -1,4 +1,4 @@
-"""When a run counts as stalled, and who is said to wait for whom."""
+"""Stalled runs: when a run counts as one, and who is said to wait for whom."""
 
 from __future__ import annotations
 

@@ -29,3 +29,11 @@ def test_a_clip_from_the_cache_costs_no_encoder():
     fresh = count_work(COST, [batch(160)])
     assert cached.num_llm_tokens == fresh.num_llm_tokens
     assert fresh.flops - cached.flops == COST.step([ClipLengths(160, 3)]).encoder
+
+
+def test_replayed_texts_are_work_and_an_anchor_is_the_heads_work_again():
+    speech, replayed = count_work(COST, [batch(160)]), count_work(COST, [batch(160)], texts=[10, 6])
+    assert replayed.num_llm_tokens - speech.num_llm_tokens == 16
+    # forward and backward of the LLM's 7 weights at 16 tokens, and of the head's 3 at the 14 that are foretold
+    assert replayed.flops - speech.flops == 4 * 7 * 16 + 4 * 3 * 14
+    assert count_work(COST, [batch(160)], texts=[10, 6], anchored=True).flops - replayed.flops == 2 * 3 * 14

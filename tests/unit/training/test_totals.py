@@ -1,4 +1,4 @@
-"""What a run has seen so far, without a process."""
+"""A run's totals so far, without a process."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from kappaspeech.speech.loading import BadSample
 from kappaspeech.speech.stream import StepData
 from kappaspeech.training.throughput import StepWork
 from kappaspeech.training.totals import RankShare, Totals
+from kappaspeech.zero3.engine import StepResult
 
 
 def share(step: int, *, seconds: float = 36.0, bad: tuple[BadSample, ...] = (), keys: tuple[str, ...] = ("a", "b")) -> RankShare:
@@ -22,14 +23,16 @@ def bad_sample(key: str) -> BadSample:
     return BadSample(key=key, shard="shard.tar", cause="silent", detail="nothing above -60 dB")
 
 
-def record(totals: Totals, shares: list[RankShare]):
+def record(totals: Totals, shares: list[RankShare], **counts: int):
     return totals.record(
         shares,
         num_target_tokens=12,
         learning_rates={"llm": 1e-4},
         grad_norm=1.0,
+        objective="transcript",
         phase_seconds={"encoder": 1.5, "rest": 0.5},
         peak_flops_per_second=10_000.0,
+        **counts,
     )
 
 
@@ -43,6 +46,15 @@ def test_a_record_is_of_all_ranks_and_hours_add_up_over_steps():
     assert (written.tokens_per_second, written.mfu, written.wait_seconds) == (50.0, 0.1, 1.0)
     assert written.hours_seen == pytest.approx({"en": 0.04})
     assert totals.train_seconds == 4.0
+
+
+def test_replayed_text_is_divided_by_its_own_tokens():
+    totals = Totals(num_samples=100, max_bad_fraction=0.1)
+    shares = [RankShare.of(share(0).data, StepResult(3.0, 1.0, True, nats, 0.5), work=share(0).work) for nats in (6.0, 2.0)]
+    totals.add(shares, seconds=2.0)
+    assert record(totals, shares).replay_nats is None
+    written = record(totals, shares, num_replayed_tokens=4)
+    assert (written.loss_nats, written.replay_nats, written.anchor_nats) == (0.5, 2.0, 0.25)
 
 
 def test_minutes_have_passed_only_in_the_step_that_crosses_them():

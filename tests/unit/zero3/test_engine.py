@@ -1,4 +1,4 @@
-"""What of the engine needs no ranks."""
+"""The parts of the engine that need no ranks."""
 
 from __future__ import annotations
 

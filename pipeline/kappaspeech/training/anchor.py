@@ -1,0 +1,62 @@
+"""The base model's word on replayed texts, kept from before the first step: what holds the LLM to it while it trains.
+
+The states before the head are kept, a vocabulary's logits of a text being many times as large; the head makes them again.
+
+H LLM width · K tokens that pieces foretell
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kappaspeech.model.label_logits import KeptStates, head_states
+from kappaspeech.training.surroundings import Surroundings
+from kappaspeech.zero3.engine import TrainingEngine
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The states (K, H) of each piece, on the host, by its place; and the base's head, where the LLM's own trains."""
+
+    states: Mapping[int, Tensor]
+    head: nn.Module | None
+
+    def keep(self, places: Sequence[int], device: torch.device) -> KeptStates:
+        """The states of these pieces, one after another."""
+        return KeptStates(torch.cat([self.states[place] for place in places]).to(device, non_blocking=True), self.head)
+
+
+def keep_head(llm: Any) -> nn.Module | None:
+    """A copy of `llm`'s head if it trains, else None. For before ZeRO-3 cuts it."""
+    head: nn.Module = llm.get_output_embeddings()
+    if not any(parameter.requires_grad for parameter in head.parameters()):
+        return None
+    return copy.deepcopy(head).requires_grad_(False).eval()
+
+
+def ask_base(
+    engine: TrainingEngine, pieces: Mapping[int, Sequence[int]], *, head: nn.Module | None, around: Surroundings
+) -> Anchor:
+    """Read `pieces` with the weights that the engine has before any step and any resume. A collective.
+
+    Ranks share the pieces out. They compute together, so each makes as many passes as every other, the last over stand-ins.
+    """
+    cluster, llm = around.cluster, engine.model.llm
+    engine.model.eval()
+    states: dict[int, Tensor] = {}
+    places = sorted(pieces)
+    for start in range(0, len(places), cluster.world_size):
+        place = places[min(start + cluster.rank, len(places) - 1)]
+        mine = head_states(llm, torch.tensor(pieces[place], device=engine.device)).cpu()
+        states.update(cluster.gather((place, mine)))
+        around.phases.tick()
+        around.watch.check()
+    # a tensor that stays gathered wouldn't follow a resume
+    engine.release_gathered()
+    return Anchor(states, head if head is None else head.to(engine.device))

@@ -1,0 +1,18 @@
+"""Packages that a training needs by its configuration."""
+
+from __future__ import annotations
+
+from kappaspeech.config.run_config import RunConfig
+from kappaspeech.needed_packages import need
+from kappaspeech.speech.source import need_reader
+
+
+def check_packages(config: RunConfig) -> None:
+    """Raise `InputError` if a package is missing that `config` needs at its start, on its way or at its end."""
+    need("kappaspeech train", "deepspeed", "transformers", "whisper", "soundfile", "soxr", "tensorboard")
+    if config.data.test:
+        need("data.test", "jiwer")
+    if config.unfreeze.mode == "lora":
+        need("unfreeze.mode lora", "peft")
+    for dataset in (*config.data.train, *config.data.test):
+        need_reader(dataset.shards)

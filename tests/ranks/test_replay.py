@@ -1,0 +1,32 @@
+"""Text beside speech, as a user trains with it: the same on one rank and on two, stopped and continued."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.ranks.test_training import BF16_LOSS_TOLERANCE, steps
+
+TEXT = "schalte die rote Lampe ein und öffne die grüne Tür\nopen the kitchen door and turn the lamp off\ndie Küche ist grün\n"
+
+
+def test_replayed_text_and_its_anchor_are_the_same_on_any_ranks_and_after_a_resume(train, one_rank, tmp_path):
+    (tmp_path / "replay.txt").write_text(TEXT, encoding="utf-8")
+    replay = {"texts": {"x": str(tmp_path / "replay.txt")}, "texts_per_step": 3, "max_tokens": 8, "anchor_weight": 1.0}
+    # all trains, the head too, and fast enough to leave the base
+    options = {"replay": replay, "data__test": [], "unfreeze": {"mode": "all"}, "optimizer__llm_learning_rate": 2e-3}
+    alone = train("replay-one", **options)
+    train("replay-two", ranks=2, training__num_steps=2, **options)
+    shared = train("replay-two", ranks=2, **options)
+    ours, theirs = steps(alone), steps(shared)
+    # speech is what it is without text
+    assert [record["keys_digest"] for record in ours] == [record["keys_digest"] for record in steps(one_rank)]
+    assert [record["num_replayed_tokens"] for record in ours] == [record["num_replayed_tokens"] for record in theirs]
+    assert all(record["num_replayed_tokens"] > 6 for record in ours)
+    for name in ("loss_nats", "replay_nats"):
+        assert [record[name] for record in ours] == pytest.approx([r[name] for r in theirs], rel=BF16_LOSS_TOLERANCE), name
+    distances = [[record["anchor_nats"] for record in run] for run in (ours, theirs)]
+    assert distances[0] == pytest.approx(distances[1], rel=0.1, abs=1e-4)
+    # the base is that of the start, also after a resume
+    for run in distances:
+        assert abs(run[0]) < 1e-4 < run[-1] / 4, run
+    assert "from the base" in (shared / "run.md").read_text(encoding="utf-8")

@@ -1,0 +1,25 @@
+"""The modules that hold Whisper's weights without openai-whisper."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kappaspeech.model.encoder import load_encoder
+from kappaspeech.model.masked_whisper import MaskedWhisperEncoder, WhisperWeights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pad_to_30s", [False, True])
+def test_states_are_openai_whispers_bit_by_bit(home, dtype, pad_to_30s):
+    theirs = load_encoder(str(home / "whisper.pt"), dtype=dtype, pad_to_30s=pad_to_30s)
+    weights = WhisperWeights(theirs.dims, num_heads=theirs.whisper.blocks[0].attn.n_head, num_layers=theirs.num_layers)
+    weights.load_state_dict(theirs.whisper.state_dict(), assign=True)
+    ours = MaskedWhisperEncoder(weights, theirs.dims, pad_to_30s=pad_to_30s)
+    counts = torch.tensor([300, 120])
+    mels = torch.randn(2, 80, 300, generator=torch.Generator().manual_seed(0))
+    mels[1, :, 120:] = 0
+    (expected, num_expected), (states, num_states) = theirs(mels, counts), ours(mels, counts)
+    assert states.dtype == dtype
+    assert torch.equal(states, expected)
+    assert torch.equal(num_states, num_expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import threading
@@ -74,6 +75,9 @@ class NewCheckpoint:
             with (self.temporary / name).open("wb") as file:
                 file.write(layout.head)
                 file.truncate(layout.num_bytes)
+                # each rank makes durable what it writes, and rank 0 may own no tensor of this file
+                file.flush()
+                os.fsync(file.fileno())
         mark = secrets.token_hex()
         (self.temporary / _MARK_FILE).write_text(mark, encoding="ascii")
         return mark

@@ -18,7 +18,7 @@ class _BadSteps(_Part):
     norms: list[float]
     num_in_a_row: Count
     num_skipped: Count
-    num_skipped_aligning: Count = 0
+    num_aligning: Count = 0
 
 
 class _BadSample(_Part):

@@ -34,13 +34,13 @@ class BadSteps:
         self._norms: deque[float] = deque(maxlen=_WINDOW_STEPS)
         self._num_in_a_row = 0
         self.num_skipped = 0
-        # of these, the ones that aligned the adaptor alone
-        self._num_skipped_aligning = 0
+        # good steps that aligned the adaptor alone: counted, since a run may resume with other training.alignment_steps
+        self._num_aligning = 0
 
     def num_updates(self, num_steps: int) -> Updates:
-        """The updates that the first `num_steps` steps have made."""
-        of_llm = max(0, num_steps - self._config.alignment_steps) - (self.num_skipped - self._num_skipped_aligning)
-        return Updates(adaptor=num_steps - self.num_skipped, llm=of_llm)
+        """The updates that the first `num_steps` steps, which are those so far, have made."""
+        num_good = num_steps - self.num_skipped
+        return Updates(adaptor=num_good, llm=num_good - self._num_aligning)
 
     @property
     def norm_limit(self) -> float:
@@ -55,6 +55,7 @@ class BadSteps:
         is_good = result.is_applied and math.isfinite(loss_sum_nats)
         if is_good:
             self._norms.append(result.grad_norm)
+            self._num_aligning += step < self._config.alignment_steps
         if step == self._config.alignment_steps - 1:
             # the alignment's norms say nothing of those of the loss that follows
             self._norms.clear()
@@ -62,7 +63,6 @@ class BadSteps:
             self._num_in_a_row = 0
             return None
         self.num_skipped += 1
-        self._num_skipped_aligning += step < self._config.alignment_steps
         self._num_in_a_row += 1
         numbers = {"loss_sum_nats": loss_sum_nats, "grad_norm": result.grad_norm, "norm_limit": limit}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
@@ -90,7 +90,7 @@ class BadSteps:
             "norms": list(self._norms),
             "num_in_a_row": self._num_in_a_row,
             "num_skipped": self.num_skipped,
-            "num_skipped_aligning": self._num_skipped_aligning,
+            "num_aligning": self._num_aligning,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -98,4 +98,4 @@ class BadSteps:
         self._norms = deque(state["norms"], maxlen=_WINDOW_STEPS)
         self._num_in_a_row, self.num_skipped = state["num_in_a_row"], state["num_skipped"]
         # checkpoints of versions before this one have none
-        self._num_skipped_aligning = state.get("num_skipped_aligning", 0)
+        self._num_aligning = state.get("num_aligning", 0)

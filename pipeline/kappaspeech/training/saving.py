@@ -73,6 +73,8 @@ class Saver:
 
         Returns once the state is copied, or where the hosts lack memory for copies, once it is saved.
         """
+        if step == self._saved_step and best_wer is None:
+            return
         self.finish()
         cluster, folder = self._around.cluster, self._around.folder.checkpoints
 

@@ -36,7 +36,9 @@ class HostCopy:
     def take(self, tensor: Tensor) -> list[Tensor]:
         """The bytes of a tensor in blocks on the host. Those of a GPU's are there once `settle` has returned."""
         if tensor.device.type == "cpu":
-            return cut(tensor, block_bytes=self._block_bytes)
+            # one of many experts would hold on to all that were gathered with it
+            is_part = tensor.untyped_storage().nbytes() >= 2 * tensor.nbytes
+            return cut(tensor.detach().clone() if is_part else tensor, block_bytes=self._block_bytes)
         return list(self._copy(tensor.detach().contiguous().flatten().view(torch.uint8)))
 
     def settle(self) -> None:

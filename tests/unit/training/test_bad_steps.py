@@ -93,6 +93,25 @@ def test_the_llm_is_updated_by_good_steps_after_the_alignment_alone():
     assert steps.num_updates(1) == Updates(adaptor=1, llm=0)
 
 
+@pytest.mark.parametrize("alignment_steps", [0, 1, 5, 50])
+def test_updates_are_counted_as_they_were_made_though_a_run_resumes_with_another_number_of_alignment_steps(alignment_steps):
+    steps = rule(on_bad_loss="skip", alignment_steps=3)
+    for number, result in enumerate([GOOD, BAD, GOOD, GOOD, BAD, GOOD]):
+        judge(steps, number, result)
+    again = rule(on_bad_loss="skip", alignment_steps=alignment_steps)
+    again.restore(json.loads(json.dumps(steps.to_json())))
+    assert again.num_updates(6) == Updates(adaptor=4, llm=2)
+    # these go on by the new number
+    judge(again, 6, GOOD)
+    assert again.num_updates(7) == Updates(adaptor=5, llm=3 if alignment_steps < 7 else 2)
+
+
+def test_a_checkpoint_of_a_version_without_alignment_counts_every_good_step_for_the_llm():
+    again = rule(alignment_steps=50)
+    again.restore({"norms": [1.0], "num_in_a_row": 0, "num_skipped": 2})
+    assert again.num_updates(10) == Updates(adaptor=8, llm=8)
+
+
 def test_a_step_above_the_limit_is_told_with_it():
     steps = rule(explode_factor=4.0)
     for number in range(20):

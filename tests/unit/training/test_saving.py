@@ -167,6 +167,18 @@ def test_the_best_is_marked_once_it_is_whole_and_not_before(tmp_path, gate):
     assert best_wer(run.checkpoints) == 0.4
 
 
+def test_a_step_that_is_being_saved_is_not_waited_for_because_it_is_due_again(tmp_path, gate):
+    """As where an evaluation has found the best so far, and its step is a regular checkpoint's too."""
+    run = Run(tmp_path, every=2)
+    run.saver.save(2, best_wer=0.5)
+    SaveEvery(run.saver, 2).after(2)
+    assert run.saved == []
+    gate.set()
+    run.saver.finish()
+    assert run.saved == ["step-000002"]
+    assert best_wer(run.checkpoints) == 0.5
+
+
 def test_a_state_that_changes_afterwards_is_saved_as_it_was(tmp_path, gate, monkeypatch):
     monkeypatch.setitem(STATE, "words", ["as they were"])
     run = Run(tmp_path)

@@ -28,3 +28,10 @@ def test_what_is_on_the_host_already_isnt_copied_again():
     blocks = copy.take(tensor)
     assert [block.data_ptr() for block in blocks] == [tensor.data_ptr(), tensor.data_ptr() + 100]
     assert copy.num_bytes == 0
+
+
+def test_one_of_many_experts_on_the_host_holds_on_to_none_of_the_others():
+    stack = torch.randn(6, 5, 2)
+    blocks = HostCopy(block_bytes=100).take(stack.unbind()[4])
+    assert [block.untyped_storage().nbytes() for block in blocks] == [40]
+    assert torch.equal(blocks[0].view(torch.float32), stack[4].flatten())

@@ -17,7 +17,6 @@ from kappaspeech.selection.tensor_selection import TensorSelection
 from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.opening import open_run
 from tests import families, tiny
-from tests.nursery import Nursery
 from tests.patience import patience
 
 pytestmark = pytest.mark.slow

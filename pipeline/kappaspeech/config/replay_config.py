@@ -41,7 +41,11 @@ class ReplayConfig(StrictSection):
     @model_validator(mode="after")
     def _weigh_something(self) -> ReplayConfig:
         if not self.weight and not self.anchor_weight:
-            raise ValueError("weight and anchor_weight are both 0, so the texts would change nothing: set one, or remove replay")
+            raise ValueError(
+                "replay.weight and replay.anchor_weight are both 0, so the texts would change nothing: set one, or remove replay"
+            )
         if self.forgetting_budget_nats is not None and not self.anchor_weight:
-            raise ValueError("forgetting_budget_nats raises anchor_weight, which is 0: set it to the least weight, such as 0.1")
+            raise ValueError(
+                "replay.forgetting_budget_nats raises replay.anchor_weight, which is 0: set that to the least weight, such as 0.1"
+            )
         return self

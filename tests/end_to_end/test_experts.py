@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from kappaspeech.commands import main
 from kappaspeech.expert_names import split_expert
 from kappaspeech.model.llm import load_llm
 from kappaspeech.scan.checkpoint import open_checkpoint
@@ -18,23 +16,15 @@ from kappaspeech.selection.tensor_selection import TensorSelection
 from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.opening import open_run
 from tests import families, tiny
-from tests.nursery import Nursery
-from tests.patience import patience
 
 pytestmark = pytest.mark.slow
 
 COUNT = 5
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as opened:
-        yield opened
-
-
 # family → whether its files have experts apart, as the hub's do, and the ranks of the first steps and of one more
 @pytest.fixture(scope="module", params=[("Mixtral", True, 2, 1), ("Qwen3-MoE", False, 1, 1), ("OLMoE", True, 1, 2)], ids=str)
-def folder(request, nursery, home, tmp_path_factory) -> Path:
+def folder(request, run_command, home, tmp_path_factory) -> Path:
     """A folder with llm/, selection.json of experts, run/ and export/."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -45,17 +35,20 @@ def folder(request, nursery, home, tmp_path_factory) -> Path:
     llm = AutoModelForCausalLM.from_config(families.make_config(family, vocabulary=len(tokenizer)), dtype=torch.bfloat16)
     llm.save_pretrained(folder / "llm", save_original_format=apart)
     tokenizer.save_pretrained(folder / "llm")
-    assert main(["scan", str(folder / "llm"), "--output", str(folder / "ranking.json")]) == 0
-    words = ["--count", str(COUNT), "--include", "*experts*", "--output", str(folder / "selection.json")]
-    assert main(["select", str(folder / "ranking.json"), *words]) == 0
+
+    def run(*words: object, ranks: int = 1) -> None:
+        done = run_command(*words, ranks=ranks)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    run("scan", folder / "llm", "--output", folder / "ranking.json")
+    words = ("--count", COUNT, "--include", "*experts*", "--output", folder / "selection.json")
+    run("select", folder / "ranking.json", *words)
     for num_steps, num_ranks in zip((2, 3), ranks, strict=True):
         changes = {"model__llm": str(folder / "llm"), "unfreeze__selection": str(folder / "selection.json"), "data__test": []}
         changes |= {"training__num_steps": num_steps, "optimizer__llm_learning_rate": 1e-2, "training__ema_decay": 0.5}
         config = tiny.write_config(folder / "run.yaml", home, folder / "run", **changes)
-        pids = nursery.start("train", config, ranks=num_ranks, output=folder / "log.txt")
-        codes = nursery.wait(pids, timeout_seconds=patience(60))
-        assert codes == [0] * num_ranks, (folder / "log.txt").read_text()[-3000:]
-    assert main(["export", str(folder / "run"), str(folder / "export")]) == 0
+        run("train", config, ranks=num_ranks)
+    run("export", folder / "run", folder / "export")
     return folder
 
 

@@ -19,6 +19,7 @@ THROUGH_OTHERS = {
     "commands.export",
     "commands.pack",
     "commands.plan",
+    "commands.push",
     "commands.scan",
     "commands.show",
     "commands.status",

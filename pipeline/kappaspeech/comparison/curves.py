@@ -58,11 +58,11 @@ def draw_loss(axes: Any, arms: Sequence[Arm]) -> None:
     for style, arm in _styled(arms):
         curves = [smooth(run.losses) for run in arm.runs]
         means = [fmean(values) for values in zip(*curves, strict=False)]
-        first = arm.runs[0].num_alignment_steps + 1
-        (line,) = axes.plot(range(first, first + len(means)), means, color=style.colour, linewidth=1.6)
+        steps = [step + 1 for step in arm.runs[0].loss_steps[: len(means)]]
+        (line,) = axes.plot(steps, means, color=style.colour, linewidth=1.6)
         style.mark(line)
         if means:
-            ends.append((style, float(first + len(means) - 1), means[-1]))
+            ends.append((style, float(steps[-1]), means[-1]))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
     axes.set_ylabel("nats a token")

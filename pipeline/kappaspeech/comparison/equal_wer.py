@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
@@ -122,9 +123,9 @@ def _wer_path(run: RunSummary) -> Path:
 
 def _loss_path(run: RunSummary) -> Path:
     smoothed = smooth(run.losses)
-    # the record of step 60 comes after sixty steps, and that of step 0 before the first
-    last = len(smoothed) - 1
-    values = [smoothed[min(max(record["step"] - run.num_alignment_steps - 1, 0), last)] for record in run.evaluations]
+    # the record of step 60 comes after steps 0 to 59, and that of step 0 before the first
+    steps = run.loss_steps
+    values = [smoothed[max(bisect_left(steps, record["step"]) - 1, 0)] for record in run.evaluations]
     return fixed_path(np.array(values), _forgetting(run))
 
 

@@ -49,8 +49,9 @@ class RunSummary:
         return [float(step["loss_nats"]) for step in self.steps if is_transcript_step(step)]
 
     @property
-    def num_alignment_steps(self) -> int:
-        return int(self.config["training"].get("alignment_steps", 0))
+    def loss_steps(self) -> list[int]:
+        """The steps of `losses`: neither those that aligned the adaptor nor bad ones that were skipped."""
+        return [int(step["step"]) for step in self.steps if is_transcript_step(step)]
 
     @property
     def trained_names(self) -> tuple[str, ...]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from kappaspeech.comparison.equal_wer import compare_at_equal, state_price
+from kappaspeech.comparison.curves import smooth
+from kappaspeech.comparison.equal_wer import _loss_path, compare_at_equal, state_price
 from kappaspeech.comparison.runs import Arm, read_run
 from tests.made_runs import make_run
 
@@ -75,3 +77,16 @@ def test_hypotheses_that_are_gone_are_said(tmp_path):
     assert found["wer"] == []
     assert "step-000010.jsonl" in found["why_not"]
     json.dumps(found)
+
+
+def test_the_training_loss_at_an_evaluation_is_that_of_the_steps_before_it_though_some_were_skipped_or_aligned(tmp_path):
+    """By the records, and not by a count of alignment steps that a resumed run may have changed."""
+    run = read_run(make_run(tmp_path / "run", "a", seed=1, error_rate=0.2))
+    aligned = [{**step, "objective": "alignment", "loss_nats": 99.0} for step in run.steps[:15]]
+    kept = [step for step in run.steps[15:] if step["step"] not in (16, 17, 18, 31)]
+    run = replace(run, steps=[*aligned, *kept])
+    evaluated = [record["step"] for record in run.evaluations]
+    before = [sum(step["step"] < each for step in kept) for each in evaluated]
+    smoothed = smooth([step["loss_nats"] for step in kept])
+    assert before[:4] == [0, 0, 2, 12]
+    assert list(_loss_path(run).rates_RT[0]) == [smoothed[max(number - 1, 0)] for number in before]

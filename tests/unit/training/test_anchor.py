@@ -1,4 +1,4 @@
-"""What the base says of texts: kept from before a training, and what an evaluation measures against it."""
+"""The base's word on texts: kept from before a training, and the distance from it that an evaluation measures, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a budget is measured, and what is told of it."""
+"""The steps at which a budget is measured, and the record of it."""
 
 from __future__ import annotations
 

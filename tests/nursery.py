@@ -146,7 +146,7 @@ class Nursery:
         return subprocess.CompletedProcess([*map(str, words)], next((code for code in codes if code), 0) or 0, *said)
 
     def _variables(self, wanted: dict[str, str]) -> dict[str, str]:
-        """What a process finds: as it is now, but for what libraries have read already."""
+        """The variables of a new process: as they are now, but for what libraries have read already."""
         own = {name: value for name, value in self._environment.items() if name.startswith(_READ_AT_IMPORT)}
         late = [name for name in wanted if name.startswith(_READ_AT_IMPORT) and own.get(name) != wanted[name]]
         assert not late, f"{', '.join(late)} would change nothing here, after the imports; start a real process"

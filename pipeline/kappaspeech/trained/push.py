@@ -43,7 +43,7 @@ def push(
         raise InputError(f"{repository!r} is no repository's name: {error} Give USER/NAME.") from None
     is_run = (source / RECORD_FILE).exists()
     if not is_run and not any((source / name).is_file() for name in ("config.json", SPEECH_FILE)):
-        raise InputError(f"{source} is neither a run folder nor an export. Write one with «kappaspeech export».")
+        raise InputError(f"{source} is neither a run folder nor an export. Write one with `kappaspeech export`.")
     token = get_token()
     if token is None:
         raise InputError("There is no token for the hub: log in (hf auth login), or set HF_TOKEN to a token that may write.")
@@ -64,7 +64,7 @@ def push(
 
 @contextmanager
 def _explained(repository: str, endpoint: str, token: str) -> Iterator[None]:
-    """Whatever the hub or the way to it refuses, as a sentence without the token."""
+    """Turn a refusal of the hub or of the way to it into a sentence without the token."""
     from httpx import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 

@@ -51,7 +51,7 @@ def test_the_hub_reads_its_data(run):
 def test_it_says_what_the_run_recorded(run):
     text = make_card(run, name="kappa")
     assert all(f"- `{name}`, κ " in text for name in SELECTED)
-    assert "«3 tensors» 3 tensors of the LLM" in text
+    assert '"3 tensors" 3 tensors of the LLM' in text
     report = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])["wer"]["languages"]["en"]
     low, high = report["interval"]
     assert f"| `en` | {report['wer']:.2%} | {low:.2%} to {high:.2%} |" in text

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kappaspeech.errors import CheckpointError
+from kappaspeech.expert_names import expert_name
 from kappaspeech.outside import describe
 from kappaspeech.scan.checkpoint import Checkpoint, TensorRef
 from kappaspeech.scan.four_bit import FourBitWeight, find_four_bit
@@ -74,7 +75,7 @@ def list_matrices(checkpoint: Checkpoint) -> tuple[list[MatrixRef], list[Skipped
             skipped.append(SkippedTensor(ref.name, ref.shape, reason))
         elif _is_experts(ref):
             matrices += [
-                MatrixRef(f"{ref.name}[{expert}]", ref, (ref.shape[1], ref.shape[2]), expert, four_bit=four_bit)
+                MatrixRef(expert_name(ref.name, expert), ref, (ref.shape[1], ref.shape[2]), expert, four_bit=four_bit)
                 for expert in range(ref.shape[0])
             ]
         else:

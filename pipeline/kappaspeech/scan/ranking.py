@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kappaspeech.artefacts import digest_json, read_json, write_json, write_with
 from kappaspeech.errors import InputError
-from kappaspeech.expert_names import expert_name
+from kappaspeech.expert_names import split_expert
 from kappaspeech.outside import check_regular, explained
 from kappaspeech.scan.matrices import SkippedTensor
 from kappaspeech.scan.ranking_file import RankingEntry, RankingFile
@@ -27,7 +27,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class RankedMatrix:
-    """A measured matrix. `name` is its parameter's, with [expert] for one of many; `shape` is the parameter's.
+    """A measured matrix. `name` is its parameter's, with [expert] for one of many, as in `aliases`; `shape` is the parameter's.
 
     `storage_noise` is the usual change of σ_min by rounding to the stored dtype, relative to it (one standard deviation of uᵀEv).
     At 1 and above κ says more of the rounding than of the weights. None if the rounding isn't known.
@@ -154,25 +154,25 @@ class KappaRanking:
                     matrix.shape if matrix.expert is None else matrix.stats.shape,
                     SCORES[score](matrix.stats),
                     matrix.stats.kappa,
-                    tuple(alias if matrix.expert is None else expert_name(alias, matrix.expert) for alias in matrix.aliases),
+                    matrix.aliases,
                 )
                 for matrix in self.matrices
             ]
         grouped: dict[str, list[RankedMatrix]] = {}
         for matrix in self.matrices:
             grouped.setdefault(matrix.parameter, []).append(matrix)
-        skipped = {tensor.name for tensor in self.skipped}
+        skipped = {split_expert(item.name)[0] for item in self.skipped}
         return [
             Candidate(
                 name,
                 group[0].shape,
                 _mean([SCORES[score](matrix.stats) for matrix in group]),
                 _mean([matrix.stats.kappa for matrix in group]),
-                group[0].aliases,
+                tuple(split_expert(alias)[0] for alias in group[0].aliases),
             )
             for name, group in grouped.items()
             # a parameter of which one expert holds NaN has no score
-            if name not in skipped and not any(tensor.startswith(f"{name}[") for tensor in skipped)
+            if name not in skipped
         ]
 
     def _to_json(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kappaspeech.errors import ScanError
+from kappaspeech.expert_names import expert_name
 from kappaspeech.progress import ProgressBar
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.cluster import Cluster, SingleProcess
@@ -260,7 +261,7 @@ def own_device(device: str, local_rank: int) -> str:
 
 def describe(ref: MatrixRef, stats: SpectrumStats) -> RankedMatrix:
     """A measured matrix with the facts that its checkpoint has of it."""
-    suffix = "" if ref.expert is None else f"[{ref.expert}]"
+    aliases = ref.tensor.aliases if ref.expert is None else (expert_name(alias, ref.expert) for alias in ref.tensor.aliases)
     return RankedMatrix(
         name=ref.name,
         parameter=ref.tensor.name,
@@ -268,7 +269,7 @@ def describe(ref: MatrixRef, stats: SpectrumStats) -> RankedMatrix:
         dtype=ref.tensor.dtype,
         stats=replace(stats, shape=ref.shape),
         expert=ref.expert,
-        aliases=tuple(alias + suffix for alias in ref.tensor.aliases),
+        aliases=tuple(aliases),
         storage_noise=storage_noise(stats, ref.tensor.dtype),
     )
 

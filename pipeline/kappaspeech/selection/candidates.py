@@ -83,5 +83,5 @@ def filter_candidates(candidates: Sequence[Candidate], *, include: Sequence[str]
 
 
 def _matches(candidate: Candidate, glob: str) -> bool:
-    names = (candidate.name, split_expert(candidate.name)[0], *candidate.aliases)
+    names = [name for own in (candidate.name, *candidate.aliases) for name in (own, split_expert(own)[0])]
     return any(name == glob or fnmatch.fnmatchcase(name, glob) for name in names)

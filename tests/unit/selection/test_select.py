@@ -6,14 +6,19 @@ import json
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kappaspeech.errors import InputError, SelectionError
+from kappaspeech.expert_names import expert_name
 from kappaspeech.ranks.cluster import SingleProcess
-from kappaspeech.scan.checkpoint import open_checkpoint
-from kappaspeech.scan.stage import scan
+from kappaspeech.scan.checkpoint import TensorRef, open_checkpoint
+from kappaspeech.scan.matrices import MatrixRef
+from kappaspeech.scan.ranking import KappaRanking
+from kappaspeech.scan.spectrum import spectrum_stats
+from kappaspeech.scan.stage import describe, scan
 from kappaspeech.selection.candidates import Candidate, module_type
 from kappaspeech.selection.otsu import otsu_threshold
 from kappaspeech.selection.rules import Budget, Count, Fraction, Nearest, Quotas, Threshold
@@ -103,6 +108,20 @@ def test_a_fraction_takes_what_pefts_kappatune_takes(tmp_path):
         fused = select(ranking, Fraction(share), include=["*.experts.*"], experts="together")
         assert [name.removesuffix(".weight") for name in linear.names] == theirs["target_modules"]
         assert list(fused.names) == theirs["target_parameters"]
+
+
+def test_experts_of_a_tied_tensor_have_its_other_names():
+    tensor = TensorRef("a.experts.up", (2, 4, 3), "float32", "model.safetensors", ("b.experts.up",))
+    stats = spectrum_stats(np.random.default_rng(0).normal(size=(4, 3)))
+    refs = [MatrixRef(expert_name(tensor.name, expert), tensor, (4, 3), expert) for expert in range(2)]
+    matrices = [describe(ref, stats) for ref in refs]
+    ranking = KappaRanking.of("a model", "c" * 64, method="svd", rtol=1e-7, matrices=matrices, skipped=[])
+    each, together = (ranking.candidates("kappa", experts=experts) for experts in ("each", "together"))
+    assert {candidate.name: candidate.aliases for candidate in each} == {
+        f"a.experts.up[{n}]": (f"b.experts.up[{n}]",) for n in (0, 1)
+    }
+    assert [(candidate.name, candidate.aliases) for candidate in together] == [("a.experts.up", ("b.experts.up",))]
+    assert select(ranking, Count(2), include=["b.experts.up"]).names == ("a.experts.up[0]", "a.experts.up[1]")
 
 
 def test_quotas_take_so_many_of_each_type_and_no_other():

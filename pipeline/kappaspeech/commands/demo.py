@@ -68,8 +68,11 @@ def replay(
     seed: Annotated[int, typer.Option(help="The seed of the sampling.")] = 17,
 ) -> None:
     """Let the LLM write English and German texts, each from an opening: what to replay (replay.texts) where there are none."""
-    from kappaspeech.demo.own_texts import write_own_texts
+    from kappaspeech.needed_packages import need
     from kappaspeech.outputs import try_folder
+
+    need("kappaspeech demo replay", "transformers")
+    from kappaspeech.demo.own_texts import write_own_texts
 
     try_folder(output)
     for path in write_own_texts(str(llm), output, count=count, num_tokens=num_tokens, seed=seed):

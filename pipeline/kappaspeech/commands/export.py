@@ -40,14 +40,20 @@ def export(
 ) -> None:
     """Write the trained LLM as transformers loads it, with its tokenizer, and the adaptor; or --whole, one model that hears."""
     from kappaspeech.errors import InputError
+    from kappaspeech.needed_packages import need
     from kappaspeech.outputs import try_folder
-    from kappaspeech.trained.opening import parse_step
 
     if only in (Part.difference, Part.adaptor) and base:
         raise InputError(f"--base names the model to merge with, which --only {only.value} doesn't do: leave it out.")
     if only and whole:
         raise InputError(f"--whole writes all in one model, and --only {only.value} a part: give one of the two.")
+    if whole:
+        need("--whole", "jinja2", "transformers", "whisper")
+    elif only in (None, Part.llm):
+        need("kappaspeech export", "transformers")
     try_folder(output)
+    from kappaspeech.trained.opening import parse_step
+
     for path in _write(run, output, parse_step(step), whole=whole, only=only, base=base):
         print(for_terminal(str(path)))
 

@@ -19,6 +19,9 @@ def push(
     message: Annotated[str | None, typer.Option(help="The commit's message.")] = None,
 ) -> None:
     """Upload to the Hugging Face hub, by the token of `hf auth login` or HF_TOKEN. Again after a cut, it goes on."""
+    from kappaspeech.needed_packages import need
+
+    need("kappaspeech push", "transformers")
     from kappaspeech.trained.opening import parse_step
     from kappaspeech.trained.push import push as run_push
 

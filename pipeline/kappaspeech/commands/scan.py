@@ -71,6 +71,8 @@ def scan(
         raise InputError("--threads and --workers are at least 1.")
     if activations is not None and (find_launch(os.environ).world_size > 1 or device or spectrum):
         raise InputError("--activations is measured by one process on the CPU, and keeps no spectrum: give it alone.")
+    if activations is not None:
+        need("--activations", "transformers")
     if backend is Backend.mpi:
         need("--backend mpi", "mpi4py")
     if activations is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from kappaspeech.artefacts import read_json
 from kappaspeech.errors import HubError, InputError
+from kappaspeech.needed_packages import need
 from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.tensor_files.weight_files import read_config
 from kappaspeech.trained.card import make_card
@@ -53,6 +54,8 @@ def push(
     token = get_token()
     if token is None:
         raise InputError("There is no token for the hub: log in (hf auth login), or set HF_TOKEN to a token that may write.")
+    if is_run:
+        need("Pushing a run", "jinja2", "whisper")
     card = make_card(source, name=repository.rpartition("/")[2], step=step, base=base) if is_run else None
     parts = None if is_run else _read_public_parts(source)
     api = HfApi(token=token)

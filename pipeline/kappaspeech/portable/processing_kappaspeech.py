@@ -92,7 +92,8 @@ class KappaSpeechProcessor(ProcessorMixin):
         mono = waveform.astype(np.float32) if waveform.ndim == 1 else mix(waveform.astype(np.float32))
         seconds = len(mono) / rate_hz
         if not SHORTEST_SECONDS <= seconds <= self.max_seconds:
-            raise ValueError(f"{name} is {seconds:.2f} s long; {SHORTEST_SECONDS} to {self.max_seconds:g} s are taken. Cut it.")
+            remedy = "Cut it." if seconds > self.max_seconds else "Leave it out; channels come second in an array's shape."
+            raise ValueError(f"{name} is {seconds:.2f} s long; {SHORTEST_SECONDS} to {self.max_seconds:g} s are taken. {remedy}")
         if fault := find_fault(mono):
             raise ValueError(f"{name} can't be used: {fault[1]}")
         return mono if rate_hz == SAMPLE_RATE_HZ else _resample(mono, rate_hz)

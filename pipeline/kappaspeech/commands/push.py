@@ -14,7 +14,7 @@ def push(
     source: Annotated[Path, typer.Argument(help="A run's folder, which is exported as one model first, or any export.")],
     repository: Annotated[str, typer.Argument(help="USER/NAME on the hub. It is made if it isn't there.")],
     step: Annotated[str | None, typer.Option(help="Of a run: the checkpoint's step, or best. Default: the last.")] = None,
-    base: Annotated[str | None, typer.Option(help="The base model, if it has moved since the training.")] = None,
+    base: Annotated[str | None, typer.Option(help="Of a run: the base model, if it has moved since the training.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Make the repository for all to see. Default: for you alone.")] = False,
     message: Annotated[str | None, typer.Option(help="The commit's message.")] = None,
 ) -> None:

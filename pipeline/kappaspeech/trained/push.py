@@ -51,6 +51,8 @@ def push(
     # a run whose record is lost still has a config.json, and secrets beside it
     if not is_run and not (source / SPEECH_FILE).is_file() and "model_type" not in (read_config(source) or {}):
         raise InputError(f"{source} is neither a run folder nor an export. Write one with `kappaspeech export`.")
+    if not is_run and (step is not None or base is not None):
+        raise InputError(f"--step and --base are for a run, and {source} is an export, which goes up as it is. Leave them out.")
     token = get_token()
     if token is None:
         raise InputError("There is no token for the hub: log in (hf auth login), or set HF_TOKEN to a token that may write.")

@@ -151,6 +151,9 @@ def test_what_is_no_export_and_no_name_is_refused_before_anything_is_sent(make_h
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="neither a run folder nor an export"):
         push(tmp_path / "empty", "me/kappa")
+    for options in ({"step": 5}, {"step": "best"}, {"base": "llm"}):
+        with pytest.raises(InputError, match="are for a run"):
+            push(exported, "me/kappa", **options)
     with pytest.raises(InputError, match="no repository's name"):
         push(exported, "me/kappa/more")
     assert hub.files == {}

@@ -225,7 +225,7 @@ def _make_plan(
     most = replace(replayed, num_texts=math.ceil(replayed.num_texts)) if replayed else None
     tokens = count_tokens(batches.largest, sizes, prompt_tokens=assumptions.prompt_tokens, replayed=most)
     activations = count_activations(sizes, settings, tokens, num_recomputed=num_recomputed)
-    live = MemoryPart("gathered weights", count_live(sizes, settings, world_size=world_size))
+    live = MemoryPart("gathered weights", count_live(sizes, settings, world_size=world_size, num_recomputed=num_recomputed))
     evaluation = 0
     if config.data.test:
         evaluation = count_evaluation(

@@ -100,6 +100,7 @@ class Stepper:
             shares,
             num_target_tokens=num_tokens,
             num_replayed_tokens=self._replay.num_tokens(data.global_step) if self._replay and not is_alignment else 0,
+            is_anchored=self._anchor is not None,
             learning_rates=rates,
             grad_norm=result.grad_norm,
             objective="alignment" if is_alignment else "transcript",

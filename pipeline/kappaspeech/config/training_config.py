@@ -114,11 +114,6 @@ class TrainingConfig(StrictSection):
             raise ValueError(f"alignment_steps is {self.alignment_steps}; give fewer than num_steps, which is {self.num_steps}")
         return self
 
-    @property
-    def num_llm_steps(self) -> int:
-        """The number of steps after the alignment's."""
-        return self.num_steps - self.alignment_steps
-
 
 class EvaluationConfig(StrictSection):
     """Decoding of `data.test`."""

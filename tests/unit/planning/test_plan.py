@@ -505,3 +505,15 @@ def test_replayed_text_takes_memory_and_time(home, tmp_path, config):
     plans = [Planner(item, modules=build_meta_model(item)).plan(1, rates=RATES, prompt_tokens=6) for item in (config, replaying)]
     assert plans[1].step_bytes > plans[0].step_bytes
     assert plans[1].step_time.total > plans[0].step_time.total
+
+
+@pytest.mark.parametrize(("mode", "anchored"), [("all", True), ("all", False), ("adaptor", True)])
+def test_an_anchor_takes_a_head_of_its_own_where_the_llms_trains(home, tmp_path, mode, anchored):
+    replay = {"texts": {"x": "x.txt"}, "anchor_weight": float(anchored)}
+    path = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", replay=replay, unfreeze={"mode": mode})
+    config = read_run_config(path)
+    encoder, model = build_meta_model(config)
+    head = model.llm.get_output_embeddings().weight
+    plan = Planner(config, modules=(encoder, model)).plan(1, rates=RATES, prompt_tokens=6)
+    taken = {part.name: part.num_bytes for part in plan.step_parts}.get("anchor's head", 0)
+    assert taken == (2 * head.numel() if mode == "all" and anchored else 0)

@@ -111,6 +111,7 @@ setup(
         "kappaspeech.demo": ["text/*.txt"],
         "kappaspeech.planning": ["shapes.json"],
         "kappaspeech.evaluation": ["hypotheses.css", "hypotheses.js", "hypotheses.html.jinja"],
+        "kappaspeech.trained": ["card.md.jinja"],
         "kappaspeech.comparison": ["page.css", "page.js", "page.html.jinja"],
     },
     install_requires=REQUIREMENTS,

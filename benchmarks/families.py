@@ -37,7 +37,7 @@ resume, evaluate, export, and the export evaluated by itself. "Equal": run and e
 loss of training is compared with transformers' own in `tests/unit/model/test_families.py`, for every family that isn't refused.
 `python benchmarks/families.py` tries them, and makes this page of its record.
 
-A refusal is told by `doctor`, `plan` and `select` too, before anything is trained.
+`doctor`, `plan` and `select` report a refusal too, before anything is trained.
 
 | Family | transformers' class | Attention | Result |
 |---|---|---|---|

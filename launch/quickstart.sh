@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole method on real pretrained weights, from nothing but Python: install, fetch two small models, make speech, pack,
-# scan, select, train on two ranks under ZeRO-3, evaluate, compare, transcribe. Interrupted, it goes on where it stopped.
+# scan, select, train on two ranks under ZeRO-3, evaluate, compare, transcribe. After an interruption it continues where it stopped.
 set -euo pipefail
 
 usage() {
@@ -47,7 +47,7 @@ fi
 cat <<TEXT
 This teaches SmolLM2-135M-Instruct to write down what Whisper base hears, on this machine, into $output.
 Minutes: $install_minutes to install, the first time; $models_and_speech_minutes for two models and speech; training $training_minutes${inverse:+, twice};
-$rest_minutes to evaluate, compare and transcribe. Interrupted, the same command goes on where it stopped.
+$rest_minutes to evaluate, compare and transcribe. After an interruption the same command continues where it stopped.
 TEXT
 
 number=0
@@ -103,7 +103,7 @@ train() {
     exit 1
   fi
 }
-# choose_steps FILE: a short training measures a step; the number of steps is kept, for the same command must go on with the same
+# choose_steps FILE: a short training measures a step; the number of steps is kept, for the same command must continue with the same
 choose_steps() {
   local began=$SECONDS code=0
   rm -rf runs/probe

@@ -146,11 +146,12 @@ class Nursery:
         return subprocess.CompletedProcess([*map(str, words)], next((code for code in codes if code), 0) or 0, *said)
 
     def _variables(self, wanted: dict[str, str]) -> dict[str, str]:
-        variables = clean_environment(**{**_VARIABLES, **wanted})
-        names = {*variables, *self._environment}
-        late = [name for name in names if name.startswith(_READ_AT_IMPORT) and variables.get(name) != self._environment.get(name)]
+        """The variables of a new process: as they are now, but for what libraries have read already."""
+        own = {name: value for name, value in self._environment.items() if name.startswith(_READ_AT_IMPORT)}
+        late = [name for name in wanted if name.startswith(_READ_AT_IMPORT) and own.get(name) != wanted[name]]
         assert not late, f"{', '.join(late)} would change nothing here, after the imports; start a real process"
-        return variables
+        now = {name: value for name, value in clean_environment(**wanted).items() if not name.startswith(_READ_AT_IMPORT)}
+        return {**now, **own, "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
     def _ask(self, request: dict[str, Any]) -> Any:
         with self._lock:

@@ -31,6 +31,7 @@ from kappaspeech.speech.packing import pack
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
 from kappaspeech.trained.opening import open_transcriber
 from kappaspeech.zero3 import engine_state
+from kappaspeech.zero3.engine import Updates
 from kappaspeech.zero3.host_copy import HostCopy
 from tests import tiny
 
@@ -217,7 +218,7 @@ def save(context: Context, report: Report) -> None:
         "a step beside its writing": training.step,
         "the rest of its writing": finish,
         "checking it": lambda: find_damage(folder / "step-000003", cluster=cluster),
-        "restoring it": lambda: engine_state.restore(training.engine, folder / "step-000003", cluster, num_updates=2),
+        "restoring it": lambda: engine_state.restore(training.engine, folder / "step-000003", cluster, num_updates=Updates(2, 2)),
         "digests of the frozen tensors": training.engine.frozen_digests,
     }.items():
         began = time.monotonic()

@@ -64,6 +64,10 @@ class ClusterError(KappaSpeechError):
     """The ranks can't meet, or no longer reach each other; nothing is wrong with the input."""
 
 
+class HubError(KappaSpeechError):
+    """The hub refused a push, or can't be reached; what it has by then stays there, and a push again goes on from it."""
+
+
 class RankFailure(KappaSpeechError):
     """Raised on every rank when one of them failed, so that none waits in a collective.
 

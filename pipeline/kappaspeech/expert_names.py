@@ -13,6 +13,6 @@ def expert_name(tensor: str, expert: int) -> str:
 
 
 def split_expert(name: str) -> tuple[str, int | None]:
-    """The tensor that a name means, and the number of its expert; None where it means the whole tensor."""
+    """The tensor that a name means, and the number of its expert; None if it means the whole tensor."""
     match = _ONE.fullmatch(name)
     return (match[1], int(match[2])) if match else (name, None)

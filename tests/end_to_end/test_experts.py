@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,17 +18,10 @@ from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.opening import open_run
 from tests import families, tiny
 from tests.patience import patience
-from tests.ranks.nursery import Nursery
 
 pytestmark = pytest.mark.slow
 
 COUNT = 5
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as opened:
-        yield opened
 
 
 # family → whether its files have experts apart, as the hub's do, and the ranks of the first steps and of one more

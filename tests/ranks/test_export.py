@@ -107,6 +107,11 @@ def test_one_model_is_the_same_from_a_run_and_from_its_difference(exported):
         assert (exported / "whole" / name).read_bytes() == (exported / "whole again" / name).read_bytes(), name
 
 
+def test_a_run_tells_its_export_what_it_was(exported):
+    assert "## Word error rate" in (exported / "whole/README.md").read_text()
+    assert "holds no record of its run" in (exported / "whole again/README.md").read_text()
+
+
 def test_a_part_alone_is_that_of_the_whole(exported):
     parts, whole = exported / "merged", load_file(exported / "whole/model.safetensors")
     of_both = {path.name for path in parts.iterdir()} - {"speech.json", "adaptor.safetensors"}

@@ -97,6 +97,13 @@ def test_a_variable_that_comes_too_late_is_refused(nursery):
         nursery.run("--version", environment={"ONEDNN_MAX_CPU_ISA": "AVX2"})
 
 
+def test_what_a_command_in_the_tests_process_has_set_for_libraries_is_left_out(nursery, monkeypatch):
+    for name in ("MKL_NUM_THREADS", "ANOTHER"):
+        monkeypatch.setenv(name, "3")
+    done = nursery.run(code="import os; print(os.environ.get('MKL_NUM_THREADS'), os.environ['ANOTHER'])")
+    assert done.stdout == "None 3\n"
+
+
 def test_its_own_end_is_told_and_is_the_end_of_all_that_it_started(tmp_path):
     with Nursery(preloaded=()) as nursery:
         (pid,) = nursery.start(code="import time\ntime.sleep(600)", output=tmp_path / "output")

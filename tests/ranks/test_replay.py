@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.ranks.test_training import BF16_LOSS_TOLERANCE, steps
+
+BUDGET_NATS = 0.006
 
 TEXT = "schalte die rote Lampe ein und öffne die grüne Tür\nopen the kitchen door and turn the lamp off\ndie Küche ist grün\n"
 
@@ -30,3 +34,19 @@ def test_replayed_text_and_its_anchor_are_the_same_on_any_ranks_and_after_a_resu
     for run in distances:
         assert abs(run[0]) < 1e-4 < run[-1] / 4, run
     assert "from the base" in (shared / "run.md").read_text(encoding="utf-8")
+
+
+def test_a_budget_is_kept_on_text_that_is_not_replayed_also_across_a_stop(train, tmp_path):
+    (tmp_path / "replay.txt").write_text(TEXT, encoding="utf-8")
+    replay = {"texts": {"x": str(tmp_path / "replay.txt")}, "texts_per_step": 3, "max_tokens": 16, "weight": 0.0}
+    options = {"data__test": [], "unfreeze": {"mode": "all"}, "optimizer__llm_learning_rate": 2e-3}
+    options |= {"optimizer__schedule": "cosine", "training__checkpoint_every_steps": 0}
+    budget = {**replay, "anchor_weight": 0.05, "forgetting_budget_nats": BUDGET_NATS, "measure_every_steps": 2}
+    train("budget", ranks=2, training__num_steps=80, replay=budget, training__time_budget_seconds=2.0, **options)
+    run = train("budget", training__num_steps=80, replay=budget, **options)
+    distances = [json.loads(line) for line in (run / "distances.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in distances] == list(range(2, 81, 2))
+    # as near as so few and so large steps allow; without the budget it goes three times as far
+    assert 0.6 * BUDGET_NATS < distances[-1]["kl_nats"] < 1.2 * BUDGET_NATS
+    assert max(record["anchor_weight"] for record in distances) > 0.1
+    assert f"of a budget of {BUDGET_NATS:g}" in (run / "run.md").read_text(encoding="utf-8")

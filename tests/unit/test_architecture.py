@@ -68,7 +68,7 @@ ARROWS = {
     "model": set(),
     "planning": {"config", "model", "speech", "selection", "scan", "tensor_files"},
     "portable": {"model", "speech"},
-    "trained": {"config", "model", "speech", "scan", "runs", "evaluation", "portable", "tensor_files"},
+    "trained": {"config", "selection", "model", "speech", "scan", "runs", "evaluation", "portable", "tensor_files"},
     "diagnosis": {"config", "ranks", "model", "evaluation", "speech", "planning", "runs", "training", "zero3"},
     "evaluation": {"config", "ranks", "model", "speech"},
     "training": {

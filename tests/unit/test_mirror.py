@@ -19,6 +19,7 @@ THROUGH_OTHERS = {
     "commands.export",
     "commands.pack",
     "commands.plan",
+    "commands.push",
     "commands.scan",
     "commands.show",
     "commands.status",
@@ -61,6 +62,7 @@ THROUGH_OTHERS = {
     "zero3.compiled_ops",
     "zero3.partitioning",
     "zero3.residency",
+    "zero3.whole_tensors",
 }
 
 

@@ -18,6 +18,7 @@ from kappaspeech.commands.evaluate import evaluate
 from kappaspeech.commands.export import export
 from kappaspeech.commands.pack import index, pack
 from kappaspeech.commands.plan import plan
+from kappaspeech.commands.push import push
 from kappaspeech.commands.scan import scan
 from kappaspeech.commands.select import select
 from kappaspeech.commands.show import show
@@ -37,7 +38,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for _command in (scan, select, show, pack, index, config, doctor, plan, train, status, evaluate, transcribe, compare, export):
+for _command in (
+    scan,
+    select,
+    show,
+    pack,
+    index,
+    config,
+    doctor,
+    plan,
+    train,
+    status,
+    evaluate,
+    transcribe,
+    compare,
+    export,
+    push,
+):
     app.command()(_command)
 app.add_typer(demo)
 

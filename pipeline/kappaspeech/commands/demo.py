@@ -63,11 +63,11 @@ def texts(output: Annotated[Path, typer.Argument(help="Folder of the text files.
 def replay(
     llm: Annotated[Path, typer.Argument(help="The LLM's folder.")],
     output: Annotated[Path, typer.Argument(help="Folder of the text files.")],
-    count: Annotated[int, typer.Option(min=1, help="Texts a language.")] = 100,
-    num_tokens: Annotated[int, typer.Option(min=8, help="About the length of a text.")] = 64,
+    count: Annotated[int, typer.Option(min=1, help="Texts a language.")] = 60,
+    num_tokens: Annotated[int, typer.Option(min=1, help="Tokens that it adds to an opening.")] = 24,
     seed: Annotated[int, typer.Option(help="The seed of the sampling.")] = 17,
 ) -> None:
-    """Let the LLM itself write English and German texts: what to replay (replay.texts) where there are none."""
+    """Let the LLM write English and German texts, each from an opening: what to replay (replay.texts) where there are none."""
     from kappaspeech.demo.own_texts import write_own_texts
     from kappaspeech.outputs import try_folder
 

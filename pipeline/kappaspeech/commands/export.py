@@ -56,9 +56,11 @@ def _write(run: Path, output: Path, step: Step, *, whole: bool, only: Part | Non
     from kappaspeech.trained import export as writing
 
     if whole:
+        from kappaspeech.trained.card import make_card
         from kappaspeech.trained.whole import export_whole
 
-        return export_whole(run, output, step=step, base=base)
+        card = make_card(run, name=output.name, step=step, base=base)
+        return export_whole(run, output, step=step, base=base, card=card)
     if only is Part.difference:
         return writing.export_difference(run, output, step=step)
     if only is Part.adaptor:

@@ -39,6 +39,13 @@ def scan(
         str | None, typer.Option(help="Device to compute on by torch, such as cuda. Default: the CPU, by BLAS.")
     ] = None,
     spectrum: Annotated[Path | None, typer.Option(help="Also write all singular values there (safetensors).")] = None,
+    activations: Annotated[
+        Path | None,
+        typer.Option(
+            help="Rank W·Σ^½ in place of W, Σ being of the inputs that this text brings each linear module: a file of one text a "
+            "line, or a folder of .txt files. By this process alone."
+        ),
+    ] = None,
     static: Annotated[bool, typer.Option("--static", help="Assign tensors to processes beforehand, not from a queue.")] = False,
     journal: Annotated[Path | None, typer.Option(help="Folder of finished tensors. Default: the user's cache.")] = None,
     no_journal: Annotated[
@@ -62,9 +69,12 @@ def scan(
         raise InputError(f"--rtol is {rtol}; give a relative tolerance between 0 and 1, as 1e-6.")
     if threads < 1 or (workers is not None and workers < 1):
         raise InputError("--threads and --workers are at least 1.")
+    if activations is not None and (find_launch(os.environ).world_size > 1 or device or spectrum):
+        raise InputError("--activations is measured by one process on the CPU, and keeps no spectrum: give it alone.")
     if backend is Backend.mpi:
         need("--backend mpi", "mpi4py")
-    pin_threads(os.environ, threads)
+    if activations is None:
+        pin_threads(os.environ, threads)
     from kappaspeech.outputs import try_output
     from kappaspeech.scan.checkpoint import open_checkpoint
     from kappaspeech.scan.journal import default_folder
@@ -74,6 +84,8 @@ def scan(
             if path is not None:
                 try_output(path)
     checkpoint = open_checkpoint(model)
+    if activations is not None:
+        return _scan_activations(model, activations, output, rtol=rtol, began=began)
     if find_launch(os.environ).world_size == 1 and backend is Backend.torch:
         from kappaspeech.processors import count_cores
         from kappaspeech.scan.workers import count_devices, run_workers
@@ -109,4 +121,21 @@ def scan(
             for line in summarise_scan(ranking, output, seconds=time.monotonic() - began):
                 print(for_terminal(line))
     cluster.close()
+    return 0
+
+
+def _scan_activations(model: str, text: Path, output: Path, *, rtol: float, began: float) -> int:
+    from kappaspeech.escaping import for_terminal
+    from kappaspeech.evaluation.forgetting import cut_windows, read_texts
+    from kappaspeech.model.llm import load_tokenizer
+    from kappaspeech.scan.activations import rank_by_activations
+    from kappaspeech.scan.checkpoint import open_checkpoint
+    from kappaspeech.scan.summary import summarise_scan
+
+    checkpoint = open_checkpoint(model)
+    windows = cut_windows(load_tokenizer(model), read_texts(text))
+    ranking = rank_by_activations(checkpoint, windows, rtol=rtol, shows_progress=True)
+    ranking.write(output)
+    for line in summarise_scan(ranking, output, seconds=time.monotonic() - began):
+        print(for_terminal(line))
     return 0

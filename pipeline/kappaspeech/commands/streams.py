@@ -23,7 +23,7 @@ def safe_output() -> Iterator[None]:
     """Let every letter be printed, as an escape where the terminal's encoding lacks it, and have all of it out at the end.
 
     A closed stream takes whatever comes. Raises `InputError` if standard output takes no more; a reader that has gone away
-    (`| head`) isn't told of.
+    (`| head`) isn't reported.
     """
     before = sys.stdout, sys.stderr
     with ExitStack() as nowhere:

@@ -71,7 +71,7 @@ def _train_here(settings: Any) -> int:
         from kappaspeech.training.needs import check_packages
 
         check_packages(settings)
-        # before torch and DeepSpeed are loaded: a second start is told at once, and so is a disk that takes nothing
+        # before torch and DeepSpeed are loaded: a second start is refused at once, and so is a disk that takes nothing
         try_folder(Path(settings.run_dir))
         free(Path(settings.run_dir))
     from kappaspeech.training.run import train as run_training

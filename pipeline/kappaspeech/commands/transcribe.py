@@ -136,7 +136,7 @@ def _write(transcripts: list[Transcript], format_: Format, *, folder: Path | Non
 
 
 def _subtitle_names(transcripts: list[Transcript]) -> dict[str, Transcript]:
-    """File names for subtitles; recordings of one name in several folders are told apart by a number."""
+    """File names for subtitles; recordings of one name in several folders get a number."""
     names: dict[str, Transcript] = {}
     for transcript in transcripts:
         stem = Path(transcript.recording).stem

@@ -22,7 +22,10 @@ class ModelConfig(StrictSection):
     """The two pretrained models, and the prompt around the audio."""
 
     llm: str = Field(description="The LLM: a folder, or a Hugging Face id if there is a network.")
-    encoder: str = Field(description="The speech encoder: an openai-whisper file, or its name (large-v3) if there is a network.")
+    encoder: str = Field(
+        description="The speech encoder: an openai-whisper file, a folder of a Whisper as transformers saves it, or an "
+        "openai-whisper name (large-v3) if there is a network."
+    )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         default="auto",
         description="transformers' attention. auto takes FlashAttention 2 if a GPU, the package and a 16-bit dtype are there, "

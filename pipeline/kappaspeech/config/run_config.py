@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kappaspeech.config.data_config import DataConfig
 from kappaspeech.config.model_config import ModelConfig, UnfreezeConfig
@@ -35,6 +35,12 @@ class RunConfig(StrictSection):
         default="ds_configs/zero3.json",
         description="The DeepSpeed JSON, which owns ZeRO, precision and communication. Presets are in ds_configs/.",
     )
+
+    @model_validator(mode="after")
+    def _measure_what_is_budgeted(self) -> RunConfig:
+        if self.replay is not None and self.replay.forgetting_budget_nats is not None and not self.data.text:
+            raise ValueError("replay.forgetting_budget_nats is a distance on data.text, which is empty: name texts there")
+        return self
 
 
 def read_run_config(path: Path, *, overrides: dict[str, Any] | None = None) -> RunConfig:

@@ -111,7 +111,9 @@ class TrainingConfig(StrictSection):
     @model_validator(mode="after")
     def _check_steps(self) -> TrainingConfig:
         if self.alignment_steps >= self.num_steps:
-            raise ValueError(f"alignment_steps is {self.alignment_steps}; give fewer than num_steps, which is {self.num_steps}")
+            raise ValueError(
+                f"training.alignment_steps is {self.alignment_steps}: give fewer than training.num_steps, {self.num_steps}"
+            )
         return self
 
 

@@ -55,7 +55,7 @@ def parse_yaml(text: str) -> Any:
         if root is None:
             return None
         if _count_values(root, {}, depth=0) > _MAX_VALUES:
-            raise yaml.YAMLError(f"it stands for more than {_MAX_VALUES:,} values, by aliases of aliases")
+            raise yaml.YAMLError(f"it expands to more than {_MAX_VALUES:,} values, by aliases of aliases")
         return _copy(_check_numbers(loader.construct_document(root)))
     except RecursionError:
         raise yaml.YAMLError(f"it is nested more than {_MAX_DEPTH} deep") from None

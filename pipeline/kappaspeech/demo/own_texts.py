@@ -1,46 +1,42 @@
-"""Texts that an LLM writes itself, one a line: what to replay where the user brings no text. They need no data at all.
+"""Texts that an LLM writes itself, one a line: what to replay where the user brings no text.
 
-Being the model's own, they are what it would say, and a training that is held to its base on them leaves it as it was.
+Each begins with a sentence of this project's, so that a small model keeps to the language, and goes on as the model would. A
+training that is held to its base on both leaves it as it was.
 """
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 import torch
 
 from kappaspeech.artefacts import write_text
+from kappaspeech.demo.texts import LANGUAGES
 from kappaspeech.model.llm import load_llm, load_tokenizer
 
-OPENINGS = {
-    "en": (
-        "In the small town", "The next morning", "When the train", "Most people", "The history of", "She had never",
-        "Last summer", "To make a good soup", "The government", "After the rain", "For many years", "Scientists have found",
-        "My neighbour", "Sometimes it is", "The children", "A good teacher", "At the market", "Before the sun",
-        "If you want to", "Yesterday we",
-    ),
-    "de": (
-        "In der kleinen Stadt", "Am nächsten Morgen", "Als der Zug", "Die meisten Menschen", "Die Geschichte der",
-        "Sie hatte nie", "Im letzten Sommer", "Für eine gute Suppe", "Die Regierung", "Nach dem Regen", "Seit vielen Jahren",
-        "Forscher haben", "Mein Nachbar", "Manchmal ist es", "Die Kinder", "Ein guter Lehrer", "Auf dem Markt",
-        "Bevor die Sonne", "Wenn man", "Gestern haben wir",
-    ),
-}  # fmt: skip
-_TOP_P = 0.95
-_BATCH_SIZE = 20
+_TOP_K = 100
+_BATCH_SIZE = 60
+
+
+def read_openings(language: str) -> list[str]:
+    """Sentences of a language of the demo, none of them in the texts that forgetting is measured on."""
+    path = resources.files("kappaspeech.demo").joinpath("text", f"openings_{language}.txt")
+    return path.read_text(encoding="utf-8").splitlines()
 
 
 @torch.no_grad()
 def write_own_texts(llm: str, folder: Path, *, count: int, num_tokens: int, seed: int) -> list[Path]:
-    """Let `llm` go on from `OPENINGS` by sampling; write `count` texts of about `num_tokens` to `folder`/en.txt and de.txt each.
+    """Let `llm` go on from openings by sampling; write `count` texts to `folder`/en.txt and de.txt each.
 
-    Return the paths. A function of `seed`, on one machine. Raises `CheckpointError`.
+    It adds `num_tokens` at most. Return the paths. A function of `seed`, on one machine. Raises `CheckpointError`.
     """
     tokenizer, model = load_tokenizer(llm), load_llm(llm, dtype=torch.float32)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for language, openings in OPENINGS.items():
+    for language in LANGUAGES:
+        openings = read_openings(language)
         wanted = [openings[index % len(openings)] for index in range(count)]
         lines = []
         with torch.random.fork_rng(devices=[]):
@@ -48,8 +44,8 @@ def write_own_texts(llm: str, folder: Path, *, count: int, num_tokens: int, seed
             for start in range(0, count, _BATCH_SIZE):
                 given = tokenizer(wanted[start : start + _BATCH_SIZE], return_tensors="pt", padding=True, padding_side="left")
                 inputs = {name: given[name] for name in ("input_ids", "attention_mask")}
-                options = {"do_sample": True, "top_k": 0, "top_p": _TOP_P, "temperature": 1.0}
-                ids = model.generate(**inputs, max_length=num_tokens, pad_token_id=tokenizer.pad_token_id, **options)
+                options = {"do_sample": True, "top_k": _TOP_K, "top_p": 1.0, "temperature": 1.0}
+                ids = model.generate(**inputs, max_new_tokens=num_tokens, pad_token_id=tokenizer.pad_token_id, **options)
                 lines += [" ".join(text.split()) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
         paths.append(folder / f"{language}.txt")
         write_text(paths[-1], "".join(f"{line}\n" for line in lines))

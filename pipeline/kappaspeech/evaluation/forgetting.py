@@ -72,12 +72,13 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def cut_windows(tokenizer: Any, texts: Sequence[str], *, most_tokens: int = WINDOW_TOKENS) -> list[tuple[int, ...]]:
-    """The token ids of texts in pieces of at most `most_tokens`; a piece of one token predicts nothing and is left out."""
+def cut_windows(tokenizer: Any, texts: Sequence[str], *, most_tokens: int | None = None) -> list[tuple[int, ...]]:
+    """The token ids of texts in pieces of at most `most_tokens`, by default `WINDOW_TOKENS`; a piece of one token is left out."""
+    size = most_tokens or WINDOW_TOKENS
     windows = []
     for text in texts:
         ids = tokenizer(text)["input_ids"]
-        windows += [tuple(ids[start : start + most_tokens]) for start in range(0, len(ids), most_tokens)]
+        windows += [tuple(ids[start : start + size]) for start in range(0, len(ids), size)]
     return [window for window in windows if len(window) > 1]
 
 

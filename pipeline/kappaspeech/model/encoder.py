@@ -11,6 +11,7 @@ from torch import nn
 from kappaspeech.errors import CheckpointError
 from kappaspeech.model.masked_whisper import EncoderDims, MaskedWhisperEncoder
 from kappaspeech.model.tensor_digests import digest_tensor
+from kappaspeech.model.transformers_whisper import is_folder_of_transformers, load_audio_encoder
 
 __all__ = ["EncoderDims", "FrozenWhisperEncoder", "choose_encoder_dtype", "load_encoder", "load_whisper"]
 
@@ -49,16 +50,21 @@ def choose_encoder_dtype(wanted: str, *, llm_dtype: str, bfloat16_is_fast: bool)
 
 
 def load_encoder(name_or_path: str, *, pad_to_30s: bool = False, dtype: torch.dtype = torch.float32) -> FrozenWhisperEncoder:
-    """The encoder of an openai-whisper checkpoint. Raises `CheckpointError`.
+    """The encoder of an openai-whisper checkpoint, or of a Whisper's folder as transformers saves it. Raises `CheckpointError`.
 
     Its layer norms stay float32, whatever `dtype`: Whisper's own forward computes them so and rounds their output.
     """
-    model = load_whisper(name_or_path, given_as="model.encoder")
-    dims = EncoderDims(num_mels=model.dims.n_mels, width=model.dims.n_audio_state, max_states=model.dims.n_audio_ctx)
-    for module in model.encoder.modules():
+    if is_folder_of_transformers(name_or_path):
+        audio_encoder, shape = load_audio_encoder(name_or_path)
+        dims = EncoderDims(num_mels=shape.num_mels, width=shape.width, max_states=shape.max_states)
+    else:
+        model = load_whisper(name_or_path, given_as="model.encoder")
+        audio_encoder = model.encoder
+        dims = EncoderDims(num_mels=model.dims.n_mels, width=model.dims.n_audio_state, max_states=model.dims.n_audio_ctx)
+    for module in audio_encoder.modules():
         if not isinstance(module, nn.LayerNorm):
             module._apply(lambda tensor: tensor.to(dtype), recurse=False)
-    return FrozenWhisperEncoder(model.encoder, dims, pad_to_30s=pad_to_30s)
+    return FrozenWhisperEncoder(audio_encoder, dims, pad_to_30s=pad_to_30s)
 
 
 def load_whisper(name_or_path: str, *, given_as: str = "the model") -> Any:

@@ -45,8 +45,9 @@ def find_places(llm: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, Expe
         if len(getattr(parameter, "ds_shape", parameter.shape)) == 3
     }
     places = {}
-    apart = [name for name in shapes if split_expert(name)[1] is None]
-    stored = _find_stored(llm, apart, fused) if fused else {}
+    known = {name for name, _ in llm.named_parameters(remove_duplicate=False)}
+    apart = [name for name in shapes if name not in known and split_expert(name)[1] is None]
+    stored = _find_stored(llm, apart, fused) if fused and apart else {}
     for name, shape in shapes.items():
         tensor, expert = split_expert(name)
         if expert is not None and tensor in fused:
@@ -73,8 +74,6 @@ def _find_stored(llm: Any, names: Sequence[str], fused: Mapping[str, tuple[int, 
     known = {name for name, _ in llm.named_parameters(remove_duplicate=False)}
     places = {}
     for name in names:
-        if name in known:
-            continue
         target, pattern = rename_source_key(name, renamings, converters, llm.base_model_prefix, dict.fromkeys(known, 0))
         if pattern is None or target not in fused:
             continue

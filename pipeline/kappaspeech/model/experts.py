@@ -9,9 +9,11 @@ E experts · K trained experts · O rows · P trained rows · I columns
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -62,6 +64,21 @@ def train_experts(llm: nn.Module, places: Mapping[str, ExpertPlace]) -> None:
             module.register_buffer(stack.index, index_K, persistent=False)
         setattr(module, _STACKS, tuple(of_module))
         module.forward = _put_before(module, module.forward)
+
+
+def computes_with(module: nn.Module, fused: str) -> bool:
+    """Return whether the forward of `module` reads its tensor `fused` itself, and no other module does it in its place."""
+    return _reads(type(module).forward, fused)
+
+
+@cache
+def _reads(forward: Callable[..., Any], fused: str) -> bool:
+    try:
+        # transformers' choice of an implementation wraps the family's own
+        source = inspect.getsource(inspect.unwrap(forward))
+    except (OSError, TypeError):
+        return False
+    return re.search(rf"\bself\.{re.escape(fused)}\b", source) is not None
 
 
 def list_stacks(model: nn.Module) -> dict[str, list[ExpertStack]]:

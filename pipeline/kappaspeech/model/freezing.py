@@ -10,7 +10,7 @@ from torch import nn
 from kappaspeech.errors import SelectionError
 from kappaspeech.expert_names import split_expert
 from kappaspeech.model.expert_places import ExpertPlace, find_places
-from kappaspeech.model.experts import train_experts
+from kappaspeech.model.experts import computes_with, train_experts
 
 _NUM_NAMED = 3
 _SAVE_FUSED = (
@@ -51,6 +51,12 @@ def check_selected(llm: nn.Module, shapes: Mapping[str, Sequence[int]]) -> dict[
                 f"The selection names {name} and also {twice[0]}, where it lies. Make it again with one of them."
             )
         there.append((place, name))
+        path, _, fused = place.parameter.rpartition(".")
+        if not computes_with(llm.get_submodule(path), fused):
+            raise SelectionError(
+                f"{type(llm).__name__} computes with {place.parameter} in a way of its own, so {name} can't train without the "
+                "other experts. Select with --experts together, or without it (--exclude)."
+            )
     return places
 
 

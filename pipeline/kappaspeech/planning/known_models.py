@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from kappaspeech.errors import CheckpointError
 from kappaspeech.model.hub_cache import find_cached
+from kappaspeech.model.transformers_whisper import is_folder_of_transformers
 
 # what makers append to a shape's name; neither changes the shape
 _VARIANTS = re.compile(r"-(?:instruct|chat|base|it|pt)(?=-|$)")
@@ -128,7 +129,8 @@ def stand_in(llm: str, encoder: str, folder: Path) -> StandIn:
             if fetched is not None:
                 taken.append(f"model.llm: {llm} isn't here; its shape is from the hub's config.json of that name")
                 llm = fetched
-    if not Path(encoder).is_file() and find_encoder(encoder) is None and find_encoder(name := encoder_name(encoder)) is not None:
+    is_here = Path(encoder).is_file() or is_folder_of_transformers(encoder)
+    if not is_here and find_encoder(encoder) is None and find_encoder(name := encoder_name(encoder)) is not None:
         taken.append(f"model.encoder: {encoder} isn't here; its shape is that of Whisper {name}, known by name")
         encoder = name
     return StandIn(llm, encoder, tuple(taken))

@@ -17,6 +17,7 @@ from kappaspeech.model.marking import mark_trained
 from kappaspeech.model.meta_llm import build_meta_llm, config_folder
 from kappaspeech.model.packed_rows import check_packing, why_not_packed
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
+from kappaspeech.model.transformers_whisper import is_folder_of_transformers, read_shape
 from kappaspeech.planning.known_models import find_encoder, list_encoders
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.selection.tensor_selection import TensorSelection
@@ -77,10 +78,16 @@ def build_meta_model(
 def _build_encoder(config: RunConfig, *, dtype: torch.dtype) -> FrozenWhisperEncoder:
     from whisper.model import AudioEncoder
 
-    num_mels, width, num_heads, num_layers = _find_encoder_shape(config.model.encoder)
+    name, max_states = config.model.encoder, _MAX_STATES
+    if is_folder_of_transformers(name):
+        shape = read_shape(name)
+        num_mels, width, num_heads, num_layers = shape.num_mels, shape.width, shape.num_heads, shape.num_layers
+        max_states = shape.max_states
+    else:
+        num_mels, width, num_heads, num_layers = _find_encoder_shape(name)
     with torch.device("meta"):
-        whisper = AudioEncoder(num_mels, _MAX_STATES, width, num_heads, num_layers).to(dtype)
-    return FrozenWhisperEncoder(whisper, EncoderDims(num_mels, width, _MAX_STATES), pad_to_30s=config.model.pad_to_30s)
+        whisper = AudioEncoder(num_mels, max_states, width, num_heads, num_layers).to(dtype)
+    return FrozenWhisperEncoder(whisper, EncoderDims(num_mels, width, max_states), pad_to_30s=config.model.pad_to_30s)
 
 
 def _find_encoder_shape(name_or_path: str) -> tuple[int, int, int, int]:

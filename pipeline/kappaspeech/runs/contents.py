@@ -11,6 +11,7 @@ README_FILE, CONFIG_FILE, RECORD_FILE = "run.md", "config.json", "run.json"
 SELECTION_FILE, FROZEN_FILE, DRIFT_FILE = "selection.json", "frozen.json", "drift.json"
 STEPS_FILE, EVALUATIONS_FILE, BAD_SAMPLES_FILE = "steps.jsonl", "evaluations.jsonl", "bad_samples.jsonl"
 SKIPPED_STEPS_FILE, LEASE_FILE, STOP_FILE = "skipped_steps.jsonl", "lease.json", "STOP"
+DISTANCES_FILE = "distances.jsonl"
 EVALUATION_FILE, DAMAGED_LINES = "evaluation.json", "*.damaged"
 CURVES_FOLDER, HYPOTHESES_FOLDER, CHECKPOINTS_FOLDER, LAUNCH_FOLDER = "tensorboard", "hypotheses", "checkpoints", "launch"
 _CHECKPOINT = re.compile(r"step-(\d{6,18})")
@@ -26,6 +27,7 @@ CONTENTS = (
     (STEPS_FILE, "a record a step: loss, rates, gradient norm, times, padding, memory, digest of the samples"),
     (CURVES_FOLDER, "the same as curves: `tensorboard --logdir` this folder"),
     (EVALUATIONS_FILE, "WER by language with intervals, and perplexity of text"),
+    (DISTANCES_FILE, "with a forgetting budget: the distance from the base, and the anchor's weight from there on"),
     (HYPOTHESES_FOLDER, "every transcript of each evaluation"),
     (CHECKPOINTS_FOLDER, "what was trained, with its optimizer; the base model isn't in it"),
     (BAD_SAMPLES_FILE, "samples that couldn't be used, and why"),

@@ -12,8 +12,16 @@ from kappaspeech.escaping import for_line
 from kappaspeech.json_lines import read_last_line
 from kappaspeech.progress import say_duration
 from kappaspeech.runs.checkpoints import list_checkpoints
-from kappaspeech.runs.contents import CHECKPOINTS_FOLDER, CONFIG_FILE, CONTENTS, EVALUATIONS_FILE, RECORD_FILE, STEPS_FILE
-from kappaspeech.runs.records import is_evaluation, is_step, read_lines
+from kappaspeech.runs.contents import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    CONTENTS,
+    DISTANCES_FILE,
+    EVALUATIONS_FILE,
+    RECORD_FILE,
+    STEPS_FILE,
+)
+from kappaspeech.runs.records import is_distance, is_evaluation, is_step, read_lines
 
 
 def describe_outcome(run_dir: Path, *, seconds_left: float | None = None) -> list[str]:
@@ -31,6 +39,12 @@ def describe_outcome(run_dir: Path, *, seconds_left: float | None = None) -> lis
     if evaluations:
         rates = [f"{_rate(item['wer']['mean_wer'])} at step {item['step']}" for item in evaluations]
         lines.append(f"mean WER {', '.join(dict.fromkeys((rates[0], rates[-1])))}")
+    distances = read_lines(run_dir / DISTANCES_FILE, is_record=is_distance)
+    if distances:
+        last = distances[-1]
+        lines.append(
+            f"{last['kl_nats']:.3g} nats a token from the base at step {last['step']}, of a budget of {last['budget_nats']:g}"
+        )
     compared = record.get("plan_comparison")
     if compared:
         memory, seconds = compared["peak_memory_bytes"], compared["step_seconds"]

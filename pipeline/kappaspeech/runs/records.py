@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from kappaspeech.json_lines import Record, dump_line, keep_lines, read_lines
-from kappaspeech.runs.contents import BAD_SAMPLES_FILE, CURVES_FOLDER, EVALUATIONS_FILE, SKIPPED_STEPS_FILE, STEPS_FILE
+from kappaspeech.runs.contents import (
+    BAD_SAMPLES_FILE,
+    CURVES_FOLDER,
+    DISTANCES_FILE,
+    EVALUATIONS_FILE,
+    SKIPPED_STEPS_FILE,
+    STEPS_FILE,
+)
 
 if TYPE_CHECKING:
     from kappaspeech.speech.loading import BadSample
@@ -43,7 +50,7 @@ class StepRecord:
     longest wait of any rank for data. `padding` is the share of the encoder's frames that were padding, `llm_padding` that of the
     LLM's audio positions and labels; `hours_seen` counts usable audio since the run began, by language. `keys_digest` identifies
     the samples and their order. `replay_nats` is the mean −log p of the `num_replayed_tokens` of replayed text, and `anchor_nats`
-    their mean KL(base ‖ now), both without their weights; None where there are none.
+    their mean KL(base ‖ now), both without their weights; None if there are none.
     """
 
     step: int
@@ -87,7 +94,8 @@ class RunLog:
         # steps before the resume point happened; an evaluation *at* it belongs to the checkpoint
         for name, is_record in ((STEPS_FILE, is_step), (BAD_SAMPLES_FILE, is_of_step), (SKIPPED_STEPS_FILE, is_of_step)):
             keep_lines(run_dir / name, lambda record: record["step"] < resume_step, is_record=is_record)
-        keep_lines(run_dir / EVALUATIONS_FILE, lambda record: record["step"] <= resume_step, is_record=is_evaluation)
+        for name, is_record in ((EVALUATIONS_FILE, is_evaluation), (DISTANCES_FILE, is_distance)):
+            keep_lines(run_dir / name, lambda record: record["step"] <= resume_step, is_record=is_record)
         self._steps = _open_to_append(run_dir / STEPS_FILE)
         self._curves = SummaryWriter(str(run_dir / CURVES_FOLDER), purge_step=resume_step)
 
@@ -125,6 +133,14 @@ class RunLog:
         self._check()
         with _open_to_append(self._run_dir / SKIPPED_STEPS_FILE) as file:
             file.write(dump_line(record))
+
+    def add_distance(self, record: dict[str, Any]) -> None:
+        """Append a distance from the base that was measured to keep a budget."""
+        self._check()
+        with _open_to_append(self._run_dir / DISTANCES_FILE) as file:
+            file.write(dump_line(record))
+        for name in ("kl_nats", "anchor_weight"):
+            self._curves.add_scalar(f"budget/{name}", record[name], record["step"])
 
     def add_evaluation(self, record: dict[str, Any]) -> None:
         """Append an evaluation, durably; one of the same step takes the old one's place."""
@@ -164,6 +180,11 @@ def is_of_step(record: Record) -> bool:
 def is_step(record: Record) -> bool:
     """Return whether a record is of a step, with the fields that every step's has."""
     return is_of_step(record) and all(isinstance(record.get(name), float | int) for name in ("loss_nats", "seconds"))
+
+
+def is_distance(record: Record) -> bool:
+    """Return whether a record is of a distance from the base."""
+    return is_of_step(record) and all(isinstance(record.get(name), float | int) for name in ("kl_nats", "budget_nats"))
 
 
 def is_transcript_step(record: Record) -> bool:

@@ -51,14 +51,14 @@ def export(source: Path, output: Path, *, step: Step = None, base: str | None = 
         shapes = {name: tuple(trained.get_slice(name).get_shape()) for name in trained.keys()}  # noqa: SIM118 - no mapping
         changed = [split_expert(name.removeprefix(LLM_PREFIX))[0] for name in shapes if name.startswith(LLM_PREFIX)]
         checkpoint = named_as_model(checkpoint, difference.llm, changed)
-        of_llm = _changed_shapes(checkpoint, shapes)
+        of_llm, single = _changed_shapes(checkpoint, shapes), _single_experts(shapes)
         planned = list_output(checkpoint, of_llm, dtype=difference.parts.torch_dtype)
         size = sum(tensor.num_bytes for tensor in planned)
 
         def read_llm_tensor(name: str) -> Tensor:
             parts = [LLM_PREFIX + part for part in (name, *factors_of(name)) if LLM_PREFIX + part in shapes]
             tensors = {part.removeprefix(LLM_PREFIX): trained.get_tensor(part) for part in parts}
-            if experts := _experts_of(name, shapes):
+            if experts := single.get(name):
                 base_EOI = read_base(checkpoint, name).to(difference.parts.torch_dtype)
                 return put_experts(base_EOI, {place: trained.get_tensor(part) for place, part in experts.items()})
             return tensors[name] if name in tensors else merge(name, read_base(checkpoint, name), tensors, difference.lora)
@@ -125,13 +125,13 @@ def _changed_shapes(base: Checkpoint, trained: Shapes) -> dict[str, tuple[int, .
     return {**changed, **adapted}
 
 
-def _experts_of(tensor: str, trained: Shapes) -> dict[ExpertPlace, str]:
-    """The trained experts of a fused tensor, by their places in it."""
-    found = {}
+def _single_experts(trained: Shapes) -> dict[str, dict[ExpertPlace, str]]:
+    """The names of single experts that trained, by their fused tensors and their places there."""
+    found: dict[str, dict[ExpertPlace, str]] = {}
     for name, shape in trained.items():
-        owner, expert = split_expert(name)
-        if expert is not None and owner == LLM_PREFIX + tensor:
-            found[ExpertPlace(tensor, expert, 0, shape[0])] = name
+        tensor, expert = split_expert(name.removeprefix(LLM_PREFIX))
+        if expert is not None:
+            found.setdefault(tensor, {})[ExpertPlace(tensor, expert, 0, shape[0])] = name
     return found
 
 

@@ -8,6 +8,7 @@ H LLM width · K tokens that pieces foretell
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kappaspeech.model.label_logits import KeptStates, head_states
+from kappaspeech.model.label_logits import KeptStates, head_states, label_logits
+from kappaspeech.model.loss import anchor_nats
 from kappaspeech.training.surroundings import Surroundings
 from kappaspeech.zero3.engine import TrainingEngine
 
@@ -38,6 +40,30 @@ def keep_head(llm: Any) -> nn.Module | None:
     if not any(parameter.requires_grad for parameter in head.parameters()):
         return None
     return copy.deepcopy(head).requires_grad_(False).eval()
+
+
+def measure_distance(engine: TrainingEngine, pieces: Sequence[Sequence[int]], anchor: Anchor, *, around: Surroundings) -> float:
+    """Mean KL(base ‖ now) a token over `pieces`, with the engine's present weights, in nats. A collective, as `ask_base` is."""
+    cluster, llm = around.cluster, engine.model.llm
+    engine.model.eval()
+    total_nats = 0.0
+    for start in range(0, len(pieces), cluster.world_size):
+        place = min(start + cluster.rank, len(pieces) - 1)
+        nats = _distance(llm, torch.tensor(pieces[place], device=engine.device), anchor.keep([place], engine.device))
+        total_nats += nats if start + cluster.rank < len(pieces) else 0.0
+        around.phases.tick()
+        around.watch.check()
+    engine.release_gathered()
+    return math.fsum(cluster.gather(total_nats)) / sum(len(piece) - 1 for piece in pieces)
+
+
+@torch.no_grad()
+def _distance(llm: Any, ids_N: Tensor, kept: KeptStates) -> float:
+    """Σ KL(base ‖ now) of one text, in nats."""
+    positions_K = torch.arange(len(ids_N) - 1, device=ids_N.device)
+    embeds_BNH = llm.get_input_embeddings()(ids_N[None])
+    logits = label_logits(llm, embeds_BNH, torch.zeros_like(positions_K), positions_K, kept=kept)
+    return float(anchor_nats(*torch.split(logits, len(positions_K))))
 
 
 def ask_base(

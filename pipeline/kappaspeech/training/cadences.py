@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.runs.records import RunLog
+from kappaspeech.training.budget import KeepBudget
 from kappaspeech.training.cadence import Cadence
 from kappaspeech.training.describing import Describe
 from kappaspeech.training.evaluating import Evaluate, Evaluator
@@ -57,6 +58,9 @@ def make_cadences(
     """The cadences that `config` asks for."""
     options = config.training
     cadences: list[Cadence] = [SaveAtTheEnd(saver, num_steps=options.num_steps)]
+    if loaded.measured:
+        # first, so that a checkpoint holds the weight from there on
+        cadences.insert(0, KeepBudget(config, loaded.measured, partitioned, state.anchor_weight, around, log=log))
     if loaded.test_set is not None:
         evaluator = Evaluator(config, loaded.assembly, partitioned, loaded.test_set, around)
         cadences.append(Evaluate(config, evaluator, saver, state.totals, around, log=log, forecast=forecast))

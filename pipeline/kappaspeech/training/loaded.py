@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -26,7 +26,7 @@ from kappaspeech.training.agreed import Agreed
 from kappaspeech.training.assembly import Assembly, assemble, digest_trained
 from kappaspeech.training.frozen_check import digest_frozen, digest_start
 from kappaspeech.training.kept_prompt import digest_prompt_source, settle_prompt
-from kappaspeech.training.replay import Replay, read_replay
+from kappaspeech.training.replay import Replay, read_measured, read_replay
 from kappaspeech.training.stopping import refuse_old_stop_file
 from kappaspeech.training.surroundings import Surroundings
 
@@ -39,12 +39,14 @@ class Loaded:
     """Models, whole and on the CPU; data; digests of every tensor that stays as it is, and of all that training starts from.
 
     `fingerprints` identify the inputs that a checkpoint must have been trained with; the counts are of parameters that train.
+    `measured` are the pieces of text, by language, by which a forgetting budget is kept.
     """
 
     assembly: Assembly
     stream: SpeechStream
     test_set: TestSet | None
     replay: Replay | None
+    measured: Mapping[str, Sequence[Sequence[int]]]
     cache: FeatureCacheOptions | None
     frozen: Mapping[str, str]
     initial: str
@@ -66,7 +68,7 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
     with agreement(cluster):
         stream = _open_stream(config, assembly, cluster, cache)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
-        replay = read_replay(config, assembly.tokenizer)
+        replay, measured = read_replay(config, assembly.tokenizer), read_measured(config, assembly.tokenizer)
         # only the first start warns
         if around.is_writer and config.data.test and not (folder.path / RECORD_FILE).exists():
             warn_of_overlap(config, stream)
@@ -84,6 +86,7 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
         stream,
         test_set,
         replay,
+        measured,
         cache,
         frozen={**encoder_digests, **frozen},
         initial=digest_start(assembly, encoder_digests),

@@ -25,7 +25,7 @@ from kappaspeech.zero3.weight_swap import BasePartitions
 @dataclass(frozen=True)
 class Partitioned:
     """The engine, and the encoder of its clips. `base` is the LLM as it began, if text is measured against it; `anchor` is what
-    it says of replayed text, if that holds the LLM.
+    it says of replayed text, if that holds the LLM, and `measured` what it says of the text by which a budget is kept.
 
     `plan` is the planned cost of a step, `matmul_rates` the rates at which each rank's device multiplies.
     """
@@ -34,6 +34,7 @@ class Partitioned:
     encoder: ClipEncoder
     base: BasePartitions | None
     anchor: Anchor | None
+    measured: Mapping[str, Anchor]
     plan: Mapping[str, Any]
     matmul_rates: Sequence[float]
 
@@ -69,8 +70,10 @@ def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroun
     encoder = ClipEncoder(assembly.encoder, engine.device, cache=FeatureCache(loaded.cache) if loaded.cache else None)
     reads_text = config.evaluation.decode != "replica" and loaded.test_set is not None and bool(config.data.text)
     base = BasePartitions(engine) if reads_text else None
-    anchor = None
+    anchor, measured = None, {}
     if config.replay is not None and config.replay.anchor_weight and loaded.replay is not None:
         reached = loaded.replay.reached(config.training.num_steps)
         anchor = ask_base(engine, {place: loaded.replay.pieces[place] for place in reached}, head=head, around=around)
-    return Partitioned(engine, encoder, base, anchor, plan, matmul_rates)
+        for language, cut in loaded.measured.items():
+            measured[language] = ask_base(engine, dict(enumerate(cut)), head=head, around=around)
+    return Partitioned(engine, encoder, base, anchor, measured, plan, matmul_rates)

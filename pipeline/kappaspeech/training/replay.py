@@ -20,6 +20,8 @@ from kappaspeech.speech.overlap import plain_words
 # the schedule of speech has streams 0 and 1
 _REPLAY_STREAM = 2
 _KEPT_ORDERS = 64
+# pieces of each language by which a budget is kept
+_MOST_MEASURED = 64
 # shorter lines are headings and greetings, which stand in many texts
 _FEWEST_WORDS = 4
 
@@ -89,6 +91,20 @@ def read_replay(config: RunConfig, tokenizer: Any) -> Replay | None:
             raise DataError(f"{options.texts[language]} (replay.texts) is too short: no text of it has two tokens.")
     counts = tuple(map(len, pieces))
     return Replay(tuple(piece for cut in pieces for piece in cut), counts, options.texts_per_step, config.seed)
+
+
+def read_measured(config: RunConfig, tokenizer: Any) -> dict[str, list[tuple[int, ...]]]:
+    """The pieces of data.text on which a forgetting budget is measured, spread evenly over each; none without a budget."""
+    if config.replay is None or config.replay.forgetting_budget_nats is None:
+        return {}
+    measured = {}
+    for language, path in config.data.text.items():
+        cut = cut_windows(tokenizer, read_texts(Path(path)))
+        if not cut:
+            raise DataError(f"{path} (data.text) is too short to be measured: no text of it has two tokens.")
+        count = min(len(cut), _MOST_MEASURED)
+        measured[language] = [cut[place * len(cut) // count] for place in range(count)]
+    return measured
 
 
 def refuse_measured(replayed: Mapping[str, Sequence[str]], measured: Mapping[str, Sequence[str]]) -> None:

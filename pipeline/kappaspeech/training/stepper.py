@@ -136,7 +136,7 @@ class Stepper:
         return TextRows(
             pad_texts([self._replay.pieces[place] for place in places]),
             options.weight * scale,
-            options.anchor_weight * scale,
+            self._state.anchor_weight.value * scale,
             self._anchor.keep(places, self._engine.device) if self._anchor else None,
         )
 

@@ -27,6 +27,7 @@ from kappaspeech.planning.sizes import largest_layer
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.zero3.partitioning import cut_into_partitions
 from kappaspeech.zero3.residency import keep_frozen_whole, persist_frozen
+from kappaspeech.zero3.whole_tensors import spread
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
 _AVERAGE = "moving_average"
@@ -255,20 +256,19 @@ class TrainingEngine:
         num_updates: Updates,
     ) -> None:
         """Put back the tensors of the gathering methods, on any number of ranks, after so many updates."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
+        rank = self._cluster.rank
         self._begin_states(num_updates)
         for trained in self._trained():
             parameter, value = trained.parameter, trained.join(read_weight).to(self.device)
-            safe_set_full_fp32_param(parameter, value)
+            spread(parameter, None, value, rank=rank)
             for state in ADAM_STATES:
                 moments = trained.join(read_state, state)
-                safe_set_full_optimizer_state(parameter, moments.to(self.device), state)
+                spread(parameter, state, moments, rank=rank)
             if read_average is not None:
-                safe_set_full_optimizer_state(parameter, trained.join(read_average).to(self.device), _AVERAGE)
+                spread(parameter, _AVERAGE, trained.join(read_average), rank=rank)
             # the 16-bit partition is refreshed by a step only, and the next forward reads it before one
             with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                if self._cluster.rank == 0:
+                if rank == 0:
                     parameter.data.copy_(value)
 
     def persist_frozen(self) -> None:

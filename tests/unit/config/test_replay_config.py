@@ -14,7 +14,9 @@ def test_replay_is_of_the_texts_themselves_unless_an_anchor_is_asked_for():
     assert ReplayConfig(texts={"de": "de.txt"}, weight=0.0, anchor_weight=0.5).anchor_weight == 0.5
 
 
-@pytest.mark.parametrize("changes", [{"weight": 0.0}, {"texts": {}}, {"max_tokens": 1}, {"anchor_weight": -1.0}])
+@pytest.mark.parametrize(
+    "changes", [{"weight": 0.0}, {"texts": {}}, {"max_tokens": 1}, {"anchor_weight": -1.0}, {"forgetting_budget_nats": 0.1}]
+)
 def test_what_would_change_nothing_or_make_no_sense_is_refused(changes):
     with pytest.raises(ValidationError):
         ReplayConfig(**{"texts": {"de": "de.txt"}, **changes})

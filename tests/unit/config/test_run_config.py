@@ -245,7 +245,7 @@ def test_a_deepspeed_json_that_is_none_is_refused(tmp_path, text):
 def test_a_key_far_from_all_others_is_told_what_is_valid(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({**MINIMAL, "batch": {"lr": 1}}))
-    with pytest.raises(ConfigError, match=r"batch\.lr: unknown key; valid keys are max_samples") as caught:
+    with pytest.raises(ConfigError, match=r"batch\.lr: unknown key; valid keys are even_shares") as caught:
         read_run_config(path)
     assert "did you mean" not in str(caught.value)
 

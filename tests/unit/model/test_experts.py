@@ -174,3 +174,20 @@ def test_nothing_is_wrapped_without_single_experts():
     assert "forward" not in llm.get_submodule("model.layers.0.mlp.experts").__dict__
     tensor = torch.ones(2, 3, 4)
     assert without_trained(tensor, ()) is tensor
+
+
+class ReadElsewhere(torch.nn.Module):
+    """Fused experts that another module than their own computes with: trained alone, they would be passed over in silence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = torch.nn.Module()
+        self.experts.up = torch.nn.Parameter(torch.ones(2, 4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.experts.up[0].T
+
+
+def test_experts_that_another_module_reads_are_refused():
+    with pytest.raises(SelectionError, match=r"ReadElsewhere computes with experts\.up .*--experts together"):
+        unfreeze(ReadElsewhere(), {"experts.up[1]": (4, 3)})

@@ -111,7 +111,7 @@ def test_every_family_that_trains_meets_embedded_words_as_tokens(name):
 
 
 def test_a_family_that_scales_what_comes_from_tokens_alone_is_refused():
-    with pytest.raises(CheckpointError, match="FalconH1ForCausalLM meets words given as embeddings otherwise"):
+    with pytest.raises(CheckpointError, match="FalconH1ForCausalLM reads words given as embeddings otherwise"):
         check_embedded_words(make_llm("Falcon-H1"))
 
 

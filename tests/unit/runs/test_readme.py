@@ -27,6 +27,7 @@ def whole_run(tmp_path, monkeypatch):
     log = RunLog(run, resume_step=60)
     log.add_bad_samples(60, [BadSample("key", "silent", "x.tar", "every sample is zero")])
     log.add_skipped_step({"step": 60, "keys": ["key"]})
+    log.add_distance({"step": 60, "kl_nats": 0.11, "budget_nats": 0.1, "anchor_weight": 2.0, "languages": {"de": 0.11}})
     log.close()
     monkeypatch.setenv(MARK_VARIABLE, "mark")
     write_report(run, ValueError("a matrix fell over"))

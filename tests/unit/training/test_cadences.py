@@ -159,7 +159,7 @@ class Evaluated:
         options = {"evaluate_every_steps": 2, "evaluate_every_minutes": None, "checkpoint_every_steps": 4}
         config: Any = SimpleNamespace(training=SimpleNamespace(num_steps=6, keep_best=keep_best, **options))
         state: Any = SimpleNamespace(totals=SimpleNamespace(train_seconds=0.0))
-        loaded: Any = SimpleNamespace(test_set=(), assembly=None)
+        loaded: Any = SimpleNamespace(test_set=(), assembly=None, measured={})
         known: Any = {
             "saver": self,
             "log": self,

@@ -1,0 +1,92 @@
+"""κ(W·Σ^½): against a Monte-Carlo estimate, and against what a model's modules put out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from kappaspeech.commands import main
+from kappaspeech.errors import InputError, ScanError
+from kappaspeech.model.llm import load_llm
+from kappaspeech.scan.activations import rank_by_activations, second_moments, weigh
+from kappaspeech.scan.checkpoint import open_checkpoint
+from kappaspeech.scan.ranking import KappaRanking
+from kappaspeech.scan.spectrum import spectrum_stats
+
+WINDOWS = [[int(token) for token in row] for row in np.random.default_rng(0).integers(2, 300, size=(6, 40))]
+
+
+def test_it_is_the_spread_of_outputs_that_drawing_inputs_shows():
+    source = np.random.default_rng(1)
+    weight, mixing = source.normal(size=(6, 9)), source.normal(size=(9, 9)) * np.array([5, 3, 2, 1, 1, 1, 0.5, 0.3, 0.2])
+    inputs = source.normal(size=(200_000, 9)) @ mixing.T
+    values = np.linalg.eigvalsh(np.cov((inputs @ weight.T).T))
+    found = spectrum_stats(weigh(weight, mixing @ mixing.T)).kappa
+    assert found == pytest.approx(math.sqrt(values[-1] / values[0]), rel=0.01)
+    assert abs(found / spectrum_stats(weight).kappa - 1) > 0.2
+
+
+def test_inputs_alike_in_all_directions_leave_kappa_as_it_is():
+    weight = np.random.default_rng(2).normal(size=(7, 5))
+    assert spectrum_stats(weigh(weight, 4 * np.eye(5))).kappa == pytest.approx(spectrum_stats(weight).kappa, rel=1e-12)
+
+
+def test_inputs_that_never_point_somewhere_make_it_infinite_and_no_text_with_a_nan_is_measured():
+    weight = np.random.default_rng(3).normal(size=(4, 4))
+    assert spectrum_stats(weigh(weight, np.diag([1.0, 2.0, 3.0, 0.0]))).kappa == math.inf
+    with pytest.raises(ScanError, match="finite"):
+        weigh(weight, np.full((4, 4), np.nan))
+
+
+@pytest.mark.parametrize("most_held_bytes", [1, 1 << 30])
+def test_a_models_matrices_are_ranked_by_what_they_put_out(home, most_held_bytes, tmp_path):
+    checkpoint = open_checkpoint(str(home / "llm"))
+    ranking = rank_by_activations(checkpoint, WINDOWS, most_held_bytes=most_held_bytes)
+    llm = load_llm(str(home / "llm"), dtype=torch.float32)
+    for name in ("model.layers.1.self_attn.q_proj", "model.layers.0.self_attn.k_proj", "model.layers.0.mlp.down_proj"):
+        outputs: list[torch.Tensor] = []
+        hook = llm.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, kept=outputs: kept.append(output[0])
+        )
+        with torch.no_grad():
+            for window in WINDOWS:
+                llm(torch.tensor([window]))
+        hook.remove()
+        put_out = torch.cat(outputs).double()
+        values = torch.linalg.eigvalsh(put_out.T @ put_out)
+        found = next(matrix for matrix in ranking.matrices if matrix.name == f"{name}.weight")
+        assert found.stats.kappa == pytest.approx(float((values[-1] / values[0]).sqrt()), rel=1e-3)
+    assert {item.name for item in ranking.skipped} >= {"model.embed_tokens.weight", "model.norm.weight"}
+    # a ranking like any other
+    ranking.write(tmp_path / "ranking.json")
+    again = KappaRanking.read(tmp_path / "ranking.json")
+    assert (again.digest, again.checkpoint_digest, again.method) == (ranking.digest, checkpoint.digest, "activations")
+    assert len(again.candidates("entropy-deficit")) == len(ranking.matrices) == 15
+
+
+def test_neighbours_that_share_an_input_are_summed_apart(home):
+    llm = load_llm(str(home / "llm"), dtype=torch.float32)
+    attention = llm.model.layers[0].self_attn
+    moments = second_moments(llm, [attention.q_proj, attention.k_proj], WINDOWS)
+    alone = second_moments(llm, [attention.k_proj], WINDOWS)
+    assert torch.equal(moments[attention.q_proj], moments[attention.k_proj])
+    assert torch.equal(moments[attention.k_proj], alone[attention.k_proj])
+
+
+def test_too_little_text_is_refused_with_the_number_that_is_needed(home):
+    with pytest.raises(InputError, match=r"has 10 tokens.*96 tokens at least"):
+        rank_by_activations(open_checkpoint(str(home / "llm")), [WINDOWS[0][:10]])
+
+
+def test_the_command_makes_a_ranking_that_a_selection_is_chosen_from(home, tmp_path, capsys):
+    text, ranking = tmp_path / "text.txt", tmp_path / "by-activations.json"
+    text.write_text("schalte die rote Lampe ein und öffne die Tür\n" * 30, encoding="utf-8")
+    assert main(["scan", str(home / "llm"), "--activations", str(text), "--output", str(ranking)]) == 0
+    assert "15 matrices ranked" in capsys.readouterr().out
+    assert main(["select", str(ranking), "--count", "4", "--output", str(tmp_path / "selection.json")]) == 0
+    plain = KappaRanking.read(home / "ranking.json")
+    assert KappaRanking.read(ranking).checkpoint_digest == plain.checkpoint_digest
+    assert main(["scan", str(home / "llm"), "--activations", str(text), "--device", "cpu"]) == 2

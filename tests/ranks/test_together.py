@@ -24,5 +24,6 @@ def test_alignment_replay_anchor_average_and_recomputation_go_together_and_over_
     kinds = [record["objective"] for record in records]
     assert kinds == ["alignment", "alignment", "transcript", "alignment", "transcript", "transcript"]
     assert [record["anchor_nats"] is not None for record in records] == [kind == "transcript" for kind in kinds]
+    assert [record["learning_rates"]["llm"] > 0 for record in records] == [kind == "transcript" for kind in kinds]
     state = json.loads((run / "checkpoints" / "step-000006" / "state.json").read_text())
     assert (state["bad_steps"]["num_skipped"], state["bad_steps"]["num_aligning"]) == (0, 3)

@@ -101,7 +101,8 @@ class Stepper:
             num_target_tokens=num_tokens,
             num_replayed_tokens=self._replay.num_tokens(data.global_step) if self._replay and not is_alignment else 0,
             is_anchored=self._anchor is not None,
-            learning_rates=rates,
+            # the LLM's tensors don't move by theirs while the adaptor is aligned alone
+            learning_rates=rates | {"llm": 0.0} if is_alignment and "llm" in rates else rates,
             grad_norm=result.grad_norm,
             objective="alignment" if is_alignment else "transcript",
             phase_seconds=phase_seconds,

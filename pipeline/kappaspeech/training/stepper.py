@@ -56,6 +56,7 @@ class Stepper:
     def step(self, data: StepData, num_tokens: int) -> StepRecord | None:
         """One optimizer step on all ranks; None for a bad one, which is left out."""
         config = self._config
+        self._state.bad_steps.begin(data.global_step)
         options, is_alignment = config.training, data.global_step < config.training.alignment_steps
         rates = self._engine.set_rates(
             rate_factor(

@@ -28,8 +28,7 @@ class BatchConfig(StrictSection):
     packing: bool | Literal["auto"] = Field(
         default="auto",
         description="Lay the clips of a micro-batch one after the other in one row of the LLM, each attending to itself alone, "
-        "in place of padding each to the longest. auto: on processors, where it was measured, if the LLM's family can. A run "
-        "keeps what it began with.",
+        "in place of padding each to the longest. auto: on processors, if the LLM's family can. A run keeps what it began with.",
     )
 
 

@@ -150,7 +150,9 @@ class WhisperWeights(nn.Module):
 
 class _RoundedLayerNorm(nn.LayerNorm):
     def forward(self, states_BSE: Tensor) -> Tensor:
-        return super().forward(states_BSE.float()).to(states_BSE.dtype)
+        # float() of the weights is for a model that was cast as a whole, by its .half() or .to(dtype)
+        weight_E, bias_E = self.weight.float(), self.bias.float()
+        return F.layer_norm(states_BSE.float(), self.normalized_shape, weight_E, bias_E, self.eps).to(states_BSE.dtype)
 
 
 class _Block(nn.Module):

@@ -61,6 +61,12 @@ def read_shape(folder: str) -> WhisperShape:
             f"{folder} is a Whisper with {config.activation_function}, and the encoder here has gelu, as Whisper's own. Give "
             "another as model.encoder."
         )
+    # openai-whisper's modules have no other
+    if config.encoder_ffn_dim != 4 * config.d_model:
+        raise CheckpointError(
+            f"{folder} is a Whisper whose layers are {config.encoder_ffn_dim} wide inside, and the encoder here has 4 times its "
+            f"width, {4 * config.d_model}, as Whisper's own. Give another as model.encoder."
+        )
     return WhisperShape(
         config.num_mel_bins, config.max_source_positions, config.d_model, config.encoder_attention_heads, config.encoder_layers
     )

@@ -76,7 +76,10 @@ class KappaSpeechModel(PreTrainedModel, GenerationMixin):
     def generate(self, input_features: Tensor, num_frames: Tensor, **options: Any) -> Tensor:
         """The token ids (B, L) of what is said, greedily unless `options` of transformers' `generate` say otherwise."""
         embeds_BNH, mask_BN = self.embed(input_features, num_frames)
-        settings = copy.deepcopy(options.pop("generation_config", self.generation_config))
+        given = options.pop("generation_config", None)
+        settings = copy.deepcopy(self.generation_config if given is None else given)
+        # what a given one leaves open is the export's, as in transformers' own `generate`
+        settings.update(**self.generation_config.to_dict(), defaults_only=True)
         others = settings.update(**options)
         return generate(self.llm, embeds_BNH, mask_BN, generation_config=settings, **others)
 

@@ -39,9 +39,9 @@ class KappaSpeechProcessor(ProcessorMixin):
     def __call__(self, audio: Any, sampling_rate: int | None = None) -> BatchFeature:
         """`input_features` (B, M, T) and `num_frames` (B,) of one recording or a list of them.
 
-        A recording is a path, which needs soundfile, a row of `datasets` ({"array", "sampling_rate"}), or an array (T,) or
-        (T, channels) of floats between -1 and 1 at `sampling_rate`. Another rate than 16 kHz needs soxr. Raises `ValueError` for
-        what can't be speech, and for more than `max_seconds`.
+        A recording is a path, which needs soundfile, a row of `datasets` (torchcodec's decoder or {"array", "sampling_rate"}), or
+        an array (T,) or (T, channels) of floats between -1 and 1 at `sampling_rate`. Another rate than 16 kHz needs soxr. Raises
+        `ValueError` for what can't be speech, and for more than `max_seconds`.
         """
         many = audio if isinstance(audio, (list, tuple)) else [audio]
         filters_MQ = self._filters()
@@ -76,6 +76,10 @@ class KappaSpeechProcessor(ProcessorMixin):
             waveform, rate_hz = _read_file(name)
         elif isinstance(item, dict):
             waveform, rate_hz = np.asarray(item["array"]), item["sampling_rate"]
+        elif hasattr(item, "get_all_samples"):
+            samples = item.get_all_samples()
+            # (channels, T)
+            waveform, rate_hz = samples.data.cpu().numpy().T, samples.sample_rate
         else:
             waveform = np.asarray(item)
         if rate_hz is None:

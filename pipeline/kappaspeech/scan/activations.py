@@ -60,7 +60,7 @@ def rank_by_activations(
             for name, module in part.items():
                 ref = next(item for item in matrices if item.name == name)
                 try:
-                    ranked.append(_measure(ref, module, moments[module], rtol=rtol))
+                    ranked.append(_measure(ref, module, moments.get(module), rtol=rtol))
                 except ScanError as error:
                     skipped.append(SkippedTensor(name, ref.tensor.shape, str(error)))
                 bar.advance(1)
@@ -103,7 +103,7 @@ def _divide(modules: Mapping[str, nn.Linear], most_bytes: int) -> Iterator[dict[
 
 @torch.no_grad()
 def second_moments(llm: Any, modules: Sequence[nn.Module], windows: Sequence[Sequence[int]]) -> dict[nn.Module, Tensor]:
-    """E[x·xᵀ] (I, I) of each module's inputs over all tokens of `windows`, in float64."""
+    """E[x·xᵀ] (I, I) of each module's inputs over all tokens of `windows`, in float64; of modules that have any."""
     sums: dict[nn.Module, Tensor] = {}
     num_tokens = sum(map(len, windows))
     # neighbours such as queries and keys are given the same tensor
@@ -126,7 +126,9 @@ def second_moments(llm: Any, modules: Sequence[nn.Module], windows: Sequence[Seq
     return sums
 
 
-def _measure(ref: MatrixRef, module: nn.Linear, moment_II: Tensor, *, rtol: float) -> RankedMatrix:
+def _measure(ref: MatrixRef, module: nn.Linear, moment_II: Tensor | None, *, rtol: float) -> RankedMatrix:
+    if moment_II is None:
+        raise ScanError("the text brings it no inputs")
     stats = spectrum_stats(weigh(module.weight.double().numpy(), moment_II.numpy()), rtol=rtol)
     # what rounding in storage does to κ(W) isn't what it does to this
     return replace(describe(ref, stats), storage_noise=None)

@@ -14,7 +14,7 @@ from kappaspeech.escaping import for_line
 from kappaspeech.json_lines import read_lines
 from kappaspeech.model.hub_cache import find_cached
 from kappaspeech.outside import read_json_file
-from kappaspeech.redaction import redact_values
+from kappaspeech.redaction import redact
 from kappaspeech.runs.best import read_best
 from kappaspeech.runs.contents import (
     CHECKPOINTS_FOLDER,
@@ -75,7 +75,7 @@ def _front_matter(run: TrainedRun | None, evaluation: Mapping[str, Any] | None, 
         pipeline_tag=_TASK,
         tags=["kappaspeech", "speech", "custom_code"],
         # the hub takes names of its own alone
-        base_model=None if llm is None or Path(llm).exists() else llm,
+        base_model=None if llm is None or Path(llm).exists() or llm.startswith(("/", "~", ".")) else llm,
         metrics=["wer"] if results else None,
         eval_results=results or None,
     )
@@ -90,14 +90,13 @@ def _describe(run: TrainedRun, evaluation: Mapping[str, Any] | None, llm: str) -
     best = read_best(run.path / CHECKPOINTS_FOLDER)
     versions = record.get("versions") or {}
     encoder = config.model.encoder
-    whole_config = yaml.safe_dump(_public(redact_values(config.model_dump(mode="json"))), allow_unicode=True, sort_keys=False)
+    whole_config = yaml.safe_dump(_public(config.model_dump(mode="json")), allow_unicode=True, sort_keys=False)
     return {
         "run": {
             "step": run.step,
-            "num_steps": run.step,
             "world_size": record.get("world_size", "?"),
             "dtype": record.get("dtype", "a dtype that isn't recorded"),
-            "num_trained": f"{record.get('num_trained_parameters', 0):,}",
+            "num_trained": f"{record['num_trained_parameters']:,}" if "num_trained_parameters" in record else "unknown",
             "hours": f"{sum(hours.values()):.2f} hours of audio seen" if isinstance(hours, dict) else None,
             "seed": config.seed,
             "commit": record.get("git_commit"),
@@ -231,7 +230,7 @@ def _whisper_licence(encoder: str) -> str | None:
 
 
 def _public(value: Any) -> Any:
-    """A configuration without the folders of the machine that it was used on."""
+    """A configuration without secrets, and without the folders of the machine that it was used on."""
     if isinstance(value, Mapping):
         return {key: _public(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -240,8 +239,11 @@ def _public(value: Any) -> Any:
 
 
 def _shown(name_or_path: str) -> str:
-    """A path as others may see it: of an absolute one the last part."""
-    return f"…/{Path(name_or_path).name}" if name_or_path.startswith(("/", "~")) else name_or_path
+    """A path or URL as others may see it: without the URL's secrets, and of an absolute path the last part.
+
+    A run's configuration, as it is read, has its URLs whole.
+    """
+    return f"…/{Path(name_or_path).name}" if name_or_path.startswith(("/", "~", "file:")) else redact(name_or_path)
 
 
 def _code(text: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kappaspeech.model.encoder import load_encoder
-from kappaspeech.model.masked_whisper import MaskedWhisperEncoder, WhisperWeights
+from kappaspeech.model.masked_whisper import EncoderDims, MaskedWhisperEncoder, WhisperWeights
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -23,3 +23,15 @@ def test_states_are_openai_whispers_bit_by_bit(home, dtype, pad_to_30s):
     assert states.dtype == dtype
     assert torch.equal(states, expected)
     assert torch.equal(num_states, num_expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_encoder_that_was_cast_as_a_whole_computes(dtype):
+    torch.manual_seed(0)
+    dims = EncoderDims(num_mels=8, width=16, max_states=50)
+    encoder = MaskedWhisperEncoder(WhisperWeights(dims, num_heads=2, num_layers=1), dims)
+    mels, counts = torch.randn(2, 8, 20), torch.tensor([20, 11])
+    expected, _ = encoder(mels, counts)
+    states, _ = encoder.to(dtype)(mels, counts)
+    assert states.dtype == dtype
+    torch.testing.assert_close(states.float(), expected, atol=0.05, rtol=0.05)

@@ -83,3 +83,6 @@ def test_another_family_and_a_damaged_folder_are_refused(saved, home, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**content, "activation_function": "relu"}))
     with pytest.raises(CheckpointError, match="with relu"):
         load_encoder(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({**content, "encoder_ffn_dim": 48}))
+    with pytest.raises(CheckpointError, match="48 wide inside"):
+        load_encoder(str(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,6 +43,9 @@ def test_a_path_an_array_and_a_row_of_a_dataset_are_the_same(processor, tmp_path
     soundfile.write(tmp_path / "a.wav", clip, SAMPLE_RATE_HZ, subtype="FLOAT")
     forms = [(clip, SAMPLE_RATE_HZ), (str(tmp_path / "a.wav"), None), ({"array": clip, "sampling_rate": SAMPLE_RATE_HZ}, None)]
     forms += [(np.stack([clip, clip], axis=1), SAMPLE_RATE_HZ)]
+    # in the form of torchcodec's, which isn't among the packages of the tests
+    decoded = SimpleNamespace(data=torch.from_numpy(np.stack([clip, clip])), sample_rate=SAMPLE_RATE_HZ)
+    forms += [(SimpleNamespace(get_all_samples=lambda: decoded), None)]
     expected = processor(clip, sampling_rate=SAMPLE_RATE_HZ)["input_features"]
     for audio, rate in forms:
         torch.testing.assert_close(processor(audio, sampling_rate=rate)["input_features"], expected, atol=1e-6, rtol=0)

@@ -76,6 +76,15 @@ def test_neighbours_that_share_an_input_are_summed_apart(home):
     assert torch.equal(moments[attention.k_proj], alone[attention.k_proj])
 
 
+def test_a_module_that_no_token_reaches_is_listed_as_skipped(home, monkeypatch):
+    llm = load_llm(str(home / "llm"), dtype=torch.float32)
+    llm.model.layers[1].mlp.forward = lambda states: states
+    monkeypatch.setattr("kappaspeech.scan.activations.load_llm", lambda *_, **__: llm)
+    ranking = rank_by_activations(open_checkpoint(str(home / "llm")), WINDOWS)
+    unreached = {item.name for item in ranking.skipped if "no inputs" in item.reason}
+    assert unreached == {f"model.layers.1.mlp.{kind}_proj.weight" for kind in ("gate", "up", "down")}
+
+
 def test_too_little_text_is_refused_with_the_number_that_is_needed(home):
     with pytest.raises(InputError, match=r"has 10 tokens.*96 tokens at least"):
         rank_by_activations(open_checkpoint(str(home / "llm")), [WINDOWS[0][:10]])

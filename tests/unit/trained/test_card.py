@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from kappaspeech.artefacts import write_json
+from kappaspeech.redaction import redact
 from kappaspeech.runs.best import mark_best
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.trained.card import make_card
@@ -96,6 +97,21 @@ def test_a_name_of_the_hub_is_the_base_model(tmp_path):
     change_config(run, llm="someone/an-llm")
     assert ModelCard(make_card(run, name="run")).data.base_model == "someone/an-llm"
     assert ModelCard(make_card(run, name="run", base=str(tmp_path))).data.base_model is None
+
+
+def test_no_secret_of_a_url_is_in_it(tmp_path):
+    run = make(tmp_path / "run")
+    content = json.loads((run / "config.json").read_text())
+    urls = {f"data.{kind}.0.shards": f"https://me:word@host.example/{kind}.tar?signature=abc" for kind in ("train", "test")}
+    for kind in ("train", "test"):
+        content["data"][kind][0]["shards"] = redact(urls[f"data.{kind}.0.shards"])
+    (run / "config.json").write_text(json.dumps(content))
+    (run / "secrets.json").write_text(json.dumps(urls))
+    assert RunFolder(run).read_config().data.test[0].shards.endswith("signature=abc")
+    text = make_card(run, name="run")
+    assert "host.example/test.tar" in ModelCard(text).data.eval_results[0].dataset_name
+    assert "me:word" not in text
+    assert "signature=abc" not in text
 
 
 def test_names_can_not_break_the_page(tmp_path):

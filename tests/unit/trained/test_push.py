@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 
 import pytest
 from huggingface_hub import constants
 
 from kappaspeech.commands import main
-from kappaspeech.errors import HubError, InputError
+from kappaspeech.errors import CheckpointError, HubError, InputError
 from kappaspeech.trained.push import push
 from tests.hub import TOKEN, FakeHub
+from tests.made_runs import make_run
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +44,7 @@ def make_hub(monkeypatch):
 def exported(tmp_path):
     folder = tmp_path / "exported"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"model_type": "kappaspeech"}')
     (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n# A model\n")
     for number in range(2):
         (folder / f"model-{number}.safetensors").write_bytes(bytes([number]) * 100_000)
@@ -118,6 +120,30 @@ def test_without_a_token_nothing_is_sent(make_hub, exported, monkeypatch):
     with pytest.raises(InputError, match="hf auth login"):
         push(exported, "me/kappa")
     assert hub.files == {}
+
+
+def test_a_run_that_can_not_be_exported_makes_no_repository(make_hub, tmp_path):
+    hub = make_hub()
+    run = make_run(tmp_path / "run", "all", seed=1, error_rate=0.2)
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        push(run, "me/kappa")
+    # what is left of a run that lost its record has secrets beside its configuration
+    (run / "run.json").unlink()
+    (run / "secrets.json").write_text("{}")
+    with pytest.raises(InputError, match="neither a run folder nor an export"):
+        push(run, "me/kappa")
+    assert hub.files == {}
+
+
+def test_no_folder_of_this_machine_goes_up(make_hub, exported):
+    hub = make_hub()
+    parts = {"schema_version": 1, "encoder": "/home/me/base.pt", "base": {"llm": "/home/me/llm", "checkpoint_digest": "0"}}
+    (exported / "speech.json").write_text(json.dumps(parts))
+    push(exported, "me/kappa")
+    pushed = json.loads(hub.files["me/kappa"]["speech.json"])
+    assert pushed == {"schema_version": 1, "encoder": "base.pt", "base": {"llm": "llm", "checkpoint_digest": "0"}}
+    assert hub.files["me/kappa"].keys() == content(exported).keys()
+    assert json.loads((exported / "speech.json").read_text()) == parts
 
 
 def test_what_is_no_export_and_no_name_is_refused_before_anything_is_sent(make_hub, exported, tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.evaluation.lm_harness import check_harness
@@ -83,6 +84,15 @@ def test_each_part_computes_in_the_dtype_of_its_training(home, dtype, encoder_dt
     # the number of tokens is that of the export unless another is asked for
     assert processor.texts(model.generate(**inputs)) == expected
     assert model.generate(**inputs, max_new_tokens=2).shape[1] == 2
+
+
+def test_settings_that_are_given_leave_the_others_as_they_are(home, tmp_path):
+    write_model(tmp_path, speaker(home, load_llm(str(home / "llm"), dtype=torch.float32)))
+    model, inputs = load(tmp_path)
+    expected = model.generate(**inputs)
+    assert expected.shape[1] == 6
+    for given in (None, GenerationConfig(do_sample=False)):
+        assert torch.equal(model.generate(**inputs, generation_config=given), expected)
 
 
 def test_in_another_dtype_all_of_it_computes_in_that(home, tmp_path):

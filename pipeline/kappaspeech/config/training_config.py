@@ -115,11 +115,6 @@ class TrainingConfig(StrictSection):
             )
         return self
 
-    @property
-    def num_llm_steps(self) -> int:
-        """The number of steps after the alignment's."""
-        return self.num_steps - self.alignment_steps
-
 
 class EvaluationConfig(StrictSection):
     """Decoding of `data.test`."""

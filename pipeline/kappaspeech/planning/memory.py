@@ -123,12 +123,18 @@ def count_whole(sizes: SpeechSizes, settings: ZeroSettings) -> tuple[int, int]:
     return small, large - trained if settings.keeps_frozen else 0
 
 
-def count_live(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int) -> int:
-    """Bytes of gathered weights: up to DeepSpeed's limit, or the largest tensor; alone, a rank reads its partitions in place."""
+def count_live(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, num_recomputed: int = 0) -> int:
+    """Bytes of gathered weights: up to DeepSpeed's limit, or the largest tensor; alone, a rank reads its partitions in place.
+
+    Tensors of fused experts come to that limit if their layers aren't computed again: autograd keeps views of them, one for each
+    expert or all turned round, from the forward to the backward, and DeepSpeed can free none of it.
+    """
     if world_size == 1 and not settings.parameters_on_host:
         return 0
-    whole = sizes.llm.num_parameters + sizes.num_adaptor_parameters
-    return settings.itemsize * min(whole, max(settings.max_live, max(sizes.llm.tensor_sizes)) + settings.prefetch)
+    llm = sizes.llm
+    whole = llm.num_parameters + sizes.num_adaptor_parameters
+    kept = 0 if settings.keeps_frozen else llm.expert_elements * (llm.num_layers - num_recomputed) // llm.num_layers
+    return settings.itemsize * min(whole, max(settings.max_live, max(llm.tensor_sizes)) + settings.prefetch + kept)
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,9 @@ def _make_plan(
     most = replace(replayed, num_texts=math.ceil(replayed.num_texts)) if replayed else None
     tokens = count_tokens(batches.largest, sizes, prompt_tokens=assumptions.prompt_tokens, replayed=most)
     activations = count_activations(sizes, settings, tokens, num_recomputed=num_recomputed)
-    live = MemoryPart("gathered weights", count_live(sizes, settings, world_size=world_size))
+    live = MemoryPart("gathered weights", count_live(sizes, settings, world_size=world_size, num_recomputed=num_recomputed))
+    # the base's head beside the LLM's own, whole on each rank
+    anchor = [MemoryPart("anchor's head", settings.itemsize * sizes.llm.trained_head)] if replayed and replayed.anchored else []
     evaluation = 0
     if config.data.test:
         evaluation = count_evaluation(
@@ -254,7 +256,7 @@ def _make_plan(
     return Plan(
         assumptions=assumptions,
         parts=tuple(state),
-        step_parts=(live, *activations),
+        step_parts=(live, *anchor, *activations),
         evaluation_bytes=evaluation,
         decodes_by=config.evaluation.decode,
         update_bytes=count_update(sizes, settings, world_size=world_size),

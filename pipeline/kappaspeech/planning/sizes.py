@@ -34,6 +34,7 @@ class LlmSizes:
     `kept_inputs` counts elements that a token leaves behind for the gradients of trained weights, over all layers.
     Attention that isn't fused keeps its weights, a square of positions a head. `layer_elements` are the largest layer's.
     `fused_elements` are those of the largest tensor of fused experts of which all or some train: its gradient is made whole.
+    `expert_elements` are those of all such tensors, whether they train or not. `trained_head` are the head's, if it trains.
     """
 
     width: int
@@ -50,6 +51,8 @@ class LlmSizes:
     layer_elements: int = 0
     trained_sizes: tuple[int, ...] = ()
     fused_elements: int = 0
+    expert_elements: int = 0
+    trained_head: int = 0
 
     @property
     def num_parameters(self) -> int:
@@ -108,6 +111,8 @@ def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_traine
         trained_sizes = _spread([p.numel() for _, p in parameters], num_trained)
         all_inputs = count_kept_inputs((name for name, _ in parameters), width=width, inner_width=inner_width)
         kept_inputs = round(all_inputs * min(1.0, num_trained / sum(p.numel() for _, p in parameters)))
+    head = list(model.llm.get_output_embeddings().parameters())
+    stacks = {id(stack) for _, stack in stacked_parameters(model.llm)}
     llm = LlmSizes(
         width=width,
         inner_width=inner_width,
@@ -126,6 +131,8 @@ def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_traine
             [p.numel() for _, p in trained if p.dim() == 3] + [fused.numel() for fused, _ in stacked_parameters(model.llm)],
             default=0,
         ),
+        trained_head=sum(p.numel() for p in head) if any(p.requires_grad for p in head) else 0,
+        expert_elements=sum(p.numel() for _, p in parameters if p.dim() == 3 and id(p) not in stacks),
     )
     return SpeechSizes(
         llm=llm,

@@ -71,7 +71,7 @@ def _progress(run_dir: Path, record: Mapping[str, Any]) -> str:
     loss = f", {kind} {last['loss_nats']:.3f} nats a token" if last else ""
     if last and last.get("replay_nats") is not None:
         loss += f"; of replayed text {last['replay_nats']:.3f}"
-        loss += f", {last['anchor_nats']:.3f} from the base" if last.get("anchor_nats") else ""
+        loss += f", {last['anchor_nats']:.3f} from the base" if last.get("anchor_nats") is not None else ""
     return (
         f"step {done} of {config['training']['num_steps']} on {record['world_size']} rank(s), "
         f"{record['num_trained_parameters']:,} parameters trained{loss}"

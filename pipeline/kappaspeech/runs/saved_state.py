@@ -16,6 +16,7 @@ class _Part(BaseModel):
 
 class _BadSteps(_Part):
     norms: list[float]
+    is_of_alignment: bool = False
     num_in_a_row: Count
     num_skipped: Count
     num_aligning: Count = 0

@@ -29,7 +29,8 @@ class AnchorWeight:
 
     @property
     def value(self) -> float:
-        return self._least * math.exp(self._raised)
+        # a run may resume without its budget, and nothing would lower the weight any more
+        return self._least if self._budget_nats is None else self._least * math.exp(self._raised)
 
     def steer(self, distance_nats: float) -> None:
         """Raise or lower the weight after a distance was measured (Stooke 2020: control of a constraint's multiplier)."""

@@ -32,6 +32,8 @@ class BadSteps:
     def __init__(self, config: TrainingConfig) -> None:
         self._config = config
         self._norms: deque[float] = deque(maxlen=_WINDOW_STEPS)
+        # whether the norms are of steps that aligned the adaptor alone
+        self._is_of_alignment = config.alignment_steps > 0
         self._num_in_a_row = 0
         self.num_skipped = 0
         # good steps that aligned the adaptor alone: counted, since a run may resume with other training.alignment_steps
@@ -41,6 +43,13 @@ class BadSteps:
         """The updates that the first `num_steps` steps, which are those so far, have made."""
         num_good = num_steps - self.num_skipped
         return Updates(adaptor=num_good, llm=num_good - self._num_aligning)
+
+    def begin(self, step: int) -> None:
+        """Forget the norms before a step with another loss than theirs, which they say nothing of."""
+        is_of_alignment = step < self._config.alignment_steps
+        if is_of_alignment != self._is_of_alignment:
+            self._norms.clear()
+        self._is_of_alignment = is_of_alignment
 
     @property
     def norm_limit(self) -> float:
@@ -56,9 +65,6 @@ class BadSteps:
         if is_good:
             self._norms.append(result.grad_norm)
             self._num_aligning += step < self._config.alignment_steps
-        if step == self._config.alignment_steps - 1:
-            # the alignment's norms say nothing of those of the loss that follows
-            self._norms.clear()
         if is_good:
             self._num_in_a_row = 0
             return None
@@ -88,6 +94,7 @@ class BadSteps:
         """The state that `restore` reads."""
         return {
             "norms": list(self._norms),
+            "is_of_alignment": self._is_of_alignment,
             "num_in_a_row": self._num_in_a_row,
             "num_skipped": self.num_skipped,
             "num_aligning": self._num_aligning,
@@ -96,6 +103,7 @@ class BadSteps:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from the state of `to_json`."""
         self._norms = deque(state["norms"], maxlen=_WINDOW_STEPS)
+        # checkpoints of versions before this one say neither this nor the number of aligning steps
+        self._is_of_alignment = state.get("is_of_alignment", False)
         self._num_in_a_row, self.num_skipped = state["num_in_a_row"], state["num_skipped"]
-        # checkpoints of versions before this one have none
         self._num_aligning = state.get("num_aligning", 0)

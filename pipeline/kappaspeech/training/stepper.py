@@ -56,6 +56,7 @@ class Stepper:
     def step(self, data: StepData, num_tokens: int) -> StepRecord | None:
         """One optimizer step on all ranks; None for a bad one, which is left out."""
         config = self._config
+        self._state.bad_steps.begin(data.global_step)
         options, is_alignment = config.training, data.global_step < config.training.alignment_steps
         rates = self._engine.set_rates(
             rate_factor(
@@ -100,7 +101,9 @@ class Stepper:
             shares,
             num_target_tokens=num_tokens,
             num_replayed_tokens=self._replay.num_tokens(data.global_step) if self._replay and not is_alignment else 0,
-            learning_rates=rates,
+            is_anchored=self._anchor is not None,
+            # the LLM's tensors don't move by theirs while the adaptor is aligned alone
+            learning_rates=rates | {"llm": 0.0} if is_alignment and "llm" in rates else rates,
             grad_norm=result.grad_norm,
             objective="alignment" if is_alignment else "transcript",
             phase_seconds=phase_seconds,

@@ -87,6 +87,7 @@ class Totals:
         *,
         num_target_tokens: int,
         num_replayed_tokens: int = 0,
+        is_anchored: bool = False,
         learning_rates: dict[str, float],
         grad_norm: float,
         objective: Objective,
@@ -120,7 +121,7 @@ class Totals:
             keys_digest=digest_lines(sorted(key for share in shares for key in share.keys)),
             num_replayed_tokens=num_replayed_tokens,
             replay_nats=_mean([share.replay_sum_nats for share in shares], num_replayed_tokens),
-            anchor_nats=_mean([share.anchor_sum_nats for share in shares], num_replayed_tokens),
+            anchor_nats=_mean([share.anchor_sum_nats for share in shares], num_replayed_tokens) if is_anchored else None,
         )
 
     def to_json(self) -> dict[str, Any]:

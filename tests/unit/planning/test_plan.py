@@ -17,11 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kappaspeech.commands import main
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.evaluation import forgetting
+from kappaspeech.model.recomputation import recompute_layers
 from kappaspeech.planning import memory
 from kappaspeech.planning.batches import sizes_by_budget, sizes_by_lengths
 from kappaspeech.planning.duration import Rates
 from kappaspeech.planning.memory import (
     TextLengths,
+    count_live,
     count_scoring,
     count_state,
     count_tokens,
@@ -31,7 +33,7 @@ from kappaspeech.planning.memory import (
 from kappaspeech.planning.meta_model import build_meta_model
 from kappaspeech.planning.plan import ASSUMED_RANGE
 from kappaspeech.planning.planner import Planner, measure_texts
-from kappaspeech.planning.sizes import LlmSizes, count_kept_inputs
+from kappaspeech.planning.sizes import LlmSizes, SpeechSizes, count_kept_inputs
 from kappaspeech.runs.plan_comparison import compare_with_run
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 from kappaspeech.speech.schedule import BatchBudget, ClipTokens
@@ -143,6 +145,34 @@ def test_a_plan_knows_that_single_experts_have_state_of_their_own_and_their_tens
     assert (sizes.fused_elements, frozen.fused_elements) == (4 * 32 * 48, 0)
     (plan,) = plans(config.model_copy(update={"unfreeze": unfreeze}), 2)
     assert {part.name: part.num_bytes for part in plan.step_parts}["gradient of fused experts"] == 4 * 32 * 48 * 2
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+def test_autograd_keeps_fused_experts_whole_until_their_backward_as_is_counted_unless_it_computes_them_again(implementation):
+    """As if ZeRO-3 had let go of the parameter in between."""
+    kept = {}
+    for recomputed in (False, True):
+        llm = families.make_llm("Mixtral").requires_grad_(False)
+        llm.set_experts_implementation(implementation)
+        recompute_layers(llm.train(), recomputed)
+        parameter = llm.get_parameter("model.layers.0.mlp.experts.gate_up_proj")
+        storage = weakref.ref(parameter.data.untyped_storage())
+        embeds = llm.get_input_embeddings()(torch.arange(9)[None]).requires_grad_()
+        loss = llm(inputs_embeds=embeds, use_cache=False).logits.sum()
+        parameter.data = torch.empty(0)
+        kept[recomputed] = storage() is not None
+        del loss
+    assert kept == {False: True, True: False}
+
+
+def test_fused_experts_stay_gathered_until_their_backward_unless_it_computes_them_again():
+    settings = read_settings({"zero_optimization": {"stage3_max_live_parameters": 100, "stage3_prefetch_bucket_size": 0}})
+    llm = LlmSizes(8, 8, 8, 8, 1, 4, 10, (100,) * 20, 50, 0, expert_elements=1_000)
+    sizes = SpeechSizes(llm, (), 8, 1, 4, 8, 80, 1, 2, 100, pad_to_30s=False)
+    counted = [count_live(sizes, settings, world_size=2, num_recomputed=number) for number in (0, 3, 4)]
+    assert [num_bytes // settings.itemsize for num_bytes in counted] == [1_100, 350, 100]
+    assert count_live(sizes, settings, world_size=1) == 0
+    assert count_live(sizes, replace(settings, keeps_frozen=True), world_size=2) == 100 * settings.itemsize
 
 
 def plans(config, *counts: int, **options):
@@ -475,3 +505,15 @@ def test_replayed_text_takes_memory_and_time(home, tmp_path, config):
     plans = [Planner(item, modules=build_meta_model(item)).plan(1, rates=RATES, prompt_tokens=6) for item in (config, replaying)]
     assert plans[1].step_bytes > plans[0].step_bytes
     assert plans[1].step_time.total > plans[0].step_time.total
+
+
+@pytest.mark.parametrize(("mode", "anchored"), [("all", True), ("all", False), ("adaptor", True)])
+def test_an_anchor_takes_a_head_of_its_own_where_the_llms_trains(home, tmp_path, mode, anchored):
+    replay = {"texts": {"x": "x.txt"}, "anchor_weight": float(anchored)}
+    path = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", replay=replay, unfreeze={"mode": mode})
+    config = read_run_config(path)
+    encoder, model = build_meta_model(config)
+    head = model.llm.get_output_embeddings().weight
+    plan = Planner(config, modules=(encoder, model)).plan(1, rates=RATES, prompt_tokens=6)
+    taken = {part.name: part.num_bytes for part in plan.step_parts}.get("anchor's head", 0)
+    assert taken == (2 * head.numel() if mode == "all" and anchored else 0)

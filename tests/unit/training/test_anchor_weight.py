@@ -57,6 +57,14 @@ def test_it_goes_on_from_a_checkpoint_as_if_nothing_had_been():
     assert whole == stopped
 
 
+def test_a_run_that_resumes_without_its_budget_has_the_configured_weight_again():
+    weight, again = AnchorWeight(options(0.1)), AnchorWeight(options(None))
+    weight.steer(0.5)
+    again.restore(json.loads(json.dumps(weight.to_json())))
+    assert weight.value > 0.06
+    assert again.value == 0.05
+
+
 def test_no_distance_raises_it_beyond_bounds():
     weight = AnchorWeight(options(0.1))
     for distance in (0.0, -1e-9, *[1e9] * 50):

@@ -76,7 +76,24 @@ def test_norms_of_the_alignment_set_no_limit_for_the_loss_that_follows():
         judge(steps, number, StepResult(1.0, 1.0, is_applied=True))
     assert steps.norm_limit == 4.0
     judge(steps, 24, StepResult(1.0, 1.0, is_applied=True))
+    steps.begin(25)
     assert steps.norm_limit == math.inf
+
+
+@pytest.mark.parametrize(("before", "now"), [(50, 10), (10, 50)])
+def test_norms_of_another_loss_set_no_limit_either_if_a_run_resumes_with_another_number_of_alignment_steps(before, now):
+    steps = rule(explode_factor=4.0, alignment_steps=before)
+    for number in range(10, 35):
+        steps.begin(number)
+        judge(steps, number, GOOD)
+    again = rule(explode_factor=4.0, alignment_steps=before)
+    again.restore(json.loads(json.dumps(steps.to_json())))
+    again.begin(35)
+    assert again.norm_limit == steps.norm_limit == 8.0
+    again = rule(explode_factor=4.0, alignment_steps=now)
+    again.restore(json.loads(json.dumps(steps.to_json())))
+    again.begin(35)
+    assert again.norm_limit == math.inf
 
 
 def test_the_llm_is_updated_by_good_steps_after_the_alignment_alone():

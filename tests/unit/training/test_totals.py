@@ -53,8 +53,16 @@ def test_replayed_text_is_divided_by_its_own_tokens():
     shares = [RankShare.of(share(0).data, StepResult(3.0, 1.0, True, nats, 0.5), work=share(0).work) for nats in (6.0, 2.0)]
     totals.add(shares, seconds=2.0)
     assert record(totals, shares).replay_nats is None
-    written = record(totals, shares, num_replayed_tokens=4)
+    written = record(totals, shares, num_replayed_tokens=4, is_anchored=True)
     assert (written.loss_nats, written.replay_nats, written.anchor_nats) == (0.5, 2.0, 0.25)
+
+
+def test_without_an_anchor_the_distance_from_the_base_is_unknown_and_not_zero():
+    totals = Totals(num_samples=100, max_bad_fraction=0.1)
+    shares = [RankShare.of(share(0).data, StepResult(3.0, 1.0, True, 6.0, 0.0), work=share(0).work)]
+    totals.add(shares, seconds=2.0)
+    written = record(totals, shares, num_replayed_tokens=4)
+    assert (written.replay_nats, written.anchor_nats) == (1.5, None)
 
 
 def test_minutes_have_passed_only_in_the_step_that_crosses_them():

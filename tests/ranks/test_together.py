@@ -1,0 +1,29 @@
+"""Options of training that are each tested alone, in one run."""
+
+from __future__ import annotations
+
+import json
+
+
+def test_alignment_replay_anchor_average_and_recomputation_go_together_and_over_a_resume(train, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"a line of plain words number {n} to replay\n" for n in range(9)))
+    options = {
+        "replay": {"texts": {"en": str(tmp_path / "text.txt")}, "texts_per_step": 3, "max_tokens": 16, "anchor_weight": 0.5},
+        "unfreeze": {"mode": "all"},
+        "data__test": [],
+        "training__ema_decay": 0.9,
+        "training__activation_checkpointing": True,
+        "training__on_bad_loss": "skip",
+        "training__checkpoint_every_steps": 1,
+        "batch__packing": True,
+    }
+    train("together", ranks=2, training__num_steps=3, training__alignment_steps=2, **options)
+    # on another number of ranks, and aligning longer than it was to
+    run = train("together", training__num_steps=6, training__alignment_steps=4, **options)
+    records = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+    kinds = [record["objective"] for record in records]
+    assert kinds == ["alignment", "alignment", "transcript", "alignment", "transcript", "transcript"]
+    assert [record["anchor_nats"] is not None for record in records] == [kind == "transcript" for kind in kinds]
+    assert [record["learning_rates"]["llm"] > 0 for record in records] == [kind == "transcript" for kind in kinds]
+    state = json.loads((run / "checkpoints" / "step-000006" / "state.json").read_text())
+    assert (state["bad_steps"]["num_skipped"], state["bad_steps"]["num_aligning"]) == (0, 3)

@@ -67,7 +67,7 @@ def workplace(home, tmp_path) -> Path:
         content["model"] |= {"adaptor": {"width": 32, "num_heads": 4}}
         if name == "llama8b":
             content["model"] |= {"llm": "models/smollm2-135m-instruct", "encoder": "models/whisper-base.pt"}
-        content["training"] |= {"num_steps": 2, "evaluate_every_steps": 0, "checkpoint_every_steps": 0}
+        content["training"] |= {"num_steps": 2, "alignment_steps": 1, "evaluate_every_steps": 0, "checkpoint_every_steps": 0}
         content["batch"] |= {"max_samples": 2, "micro_batches_per_step": 2}
         (tmp_path / f"launch/configs/{name}.yaml").write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
     _make_librispeech(tmp_path, home)

@@ -96,7 +96,10 @@ def make_stand_in(venv: Path, *, step_seconds: float) -> None:
         run=$(grep -o 'run_dir=[^ ]*' <<< "$*" | cut -d = -f 2)
         mkdir -p "$run"
         echo '{{"status": "finished"}}' > "$run/run.json"
-        for step in 1 2 3 4; do echo '{{"seconds": {step_seconds}}}' >> "$run/steps.jsonl"; done
+        for objective in alignment transcript; do
+          record='{{"step": 1, "loss_nats": 1.0, "seconds": {step_seconds}, "objective": "'$objective'"}}'
+          for repeat in 1 2 3 4; do echo "$record" >> "$run/steps.jsonl"; done
+        done
         """,
     )
     write_script(

@@ -182,11 +182,12 @@ def test_no_weight_is_waited_for_but_where_the_json_prefetches_less_than_a_layer
     assert zero3(2)["prefetched little"]["late"]["LlamaDecoderLayer"] > 0
 
 
-def test_a_step_reads_two_numbers_beside_the_lengths_that_lie_on_the_host(zero3):
-    """DeepSpeed asks once whether the norm is finite; the loss and that norm are copied to the host together, at the end."""
+def test_a_step_reads_one_number_beside_the_lengths_that_lie_on_the_host(zero3):
+    """DeepSpeed asks once whether the norm is finite. The sums and that norm come to the host at the end, in one list, which takes
+    no operator here."""
     for case in ("selection", "bf16"):
         # of each of two micro-batches the longest row, where its labels are, and transformers' look for packed texts
-        assert zero3(2)[case]["reads"] == {"aten::_local_scalar_dense": 2 * 2 + 1 + 2, "aten::nonzero": 2}
+        assert zero3(2)[case]["reads"] == {"aten::_local_scalar_dense": 2 * 2 + 1, "aten::nonzero": 2}
 
 
 def test_packed_clips_train_under_zero3_as_padded_ones_in_plain_pytorch(zero3, plain):
@@ -197,7 +198,7 @@ def test_packed_clips_train_under_zero3_as_padded_ones_in_plain_pytorch(zero3, p
     assert packed["llm_positions"] == 2 * packed["llm_tokens"]
     assert padded["llm_positions"] > 2 * padded["llm_tokens"] == 2 * packed["llm_tokens"]
     # of each of two micro-batches the longest clip and the clips' places, both on the host; transformers doesn't look any more
-    assert packed["reads"] == {"aten::_local_scalar_dense": 2 * 2 + 1 + 2, "aten::nonzero": 2 * 2}
+    assert packed["reads"] == {"aten::_local_scalar_dense": 2 * 2 + 1, "aten::nonzero": 2 * 2}
     assert packed["collectives"] == padded["collectives"]
     assert packed["late"] == {}
 
@@ -285,7 +286,7 @@ def test_the_adaptor_aligned_alone_first_trains_under_zero3_as_in_plain_pytorch(
     assert_equal_steps(computed, aligned, num_steps=FEW_STEPS)
     # the LLM's first update is that of a new AdamW, as here
     assert_equal_weights(computed, aligned, num_steps=FEW_STEPS)
-    assert aligned["losses"][2] != pytest.approx(plain["losses"][2], rel=1e-2)
+    assert aligned["losses"][2] != pytest.approx(plain["losses"][2], rel=1e-3)
 
 
 def test_bfloat16_stays_near_float32(zero3, plain):

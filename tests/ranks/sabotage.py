@@ -69,9 +69,8 @@ def spoil_loss(*faults: str) -> None:
         now[0] = factors.get(data.global_step, 1.0)
         return real_step(self, data, num_tokens)
 
-    def forward(self: SpeechLLM, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        loss, nats = real_forward(self, *tensors)
-        return loss * now[0], nats * now[0]
+    def forward(self: SpeechLLM, *inputs: Any, **options: Any) -> tuple[Tensor, ...]:
+        return tuple(part * now[0] for part in real_forward(self, *inputs, **options))
 
     Stepper.step, SpeechLLM.forward = step, forward  # type: ignore[method-assign]
 

@@ -19,9 +19,9 @@ def tell_encode(self, batch):
     made.append(weakref.ref(states))
     return states, counts
 
-def tell_forward(self, *arguments):
+def tell_forward(self, *arguments, **options):
     told.append("forward")
-    return forward(self, *arguments)
+    return forward(self, *arguments, **options)
 
 ClipEncoder.encode, SpeechLLM.forward = tell_encode, tell_forward
 

@@ -183,8 +183,8 @@ def test_no_weight_is_waited_for_but_where_the_json_prefetches_less_than_a_layer
 
 
 def test_a_step_reads_one_number_beside_the_lengths_that_lie_on_the_host(zero3):
-    """DeepSpeed asks once whether the norm is finite. The sums and that norm come to the host at the end, in one list: no operator
-    that is counted here."""
+    """DeepSpeed asks once whether the norm is finite. The sums and that norm come to the host at the end, in one list:
+    no operator that is counted here."""
     for case in ("selection", "bf16"):
         # of each of two micro-batches the longest row, where its labels are, and transformers' look for packed texts
         assert zero3(2)[case]["reads"] == {"aten::_local_scalar_dense": 2 * 2 + 1, "aten::nonzero": 2}

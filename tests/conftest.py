@@ -23,6 +23,8 @@ _LONG_FIRST = ("hosts", "slurm", "end_to_end", "gpu", "parity", "ranks", "regres
 # these make networks, users and daemons of a machine: one process alone runs them
 _OF_THE_MACHINE = ("hosts", "slurm")
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# writes a line and its end apart, so that another rank's comes between the two
+_LEFT_OUT = (*_LAUNCHER_VARIABLES, "PYTHONUNBUFFERED")
 
 
 def pytest_configure() -> None:
@@ -128,8 +130,8 @@ def two_ranks(train):
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
-    """This environment without a launcher's traces."""
-    kept = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
+    """This environment without a launcher's traces, and with streams as they are by default."""
+    kept = {name: value for name, value in os.environ.items() if name not in _LEFT_OUT}
     return {
         **kept,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "pipeline"), str(Path(__file__).parents[1])]),

@@ -109,12 +109,15 @@ class Nursery:
             "code": code,
             "arguments": list(map(str, words)),
             "sabotage": list(sabotage),
-            "environment": self._variables(environment or {}),
+            "environment": self.variables(environment or {}),
             "cwd": str(cwd or Path.cwd()),
             "streams": [str(input or os.devnull), str(output), str(errors or output)],
             "port": free_port(),
         }
         pids: list[int] = self._ask(request)
+        # a number may have been another process's, long ended
+        for pid in pids:
+            self._codes.pop(pid, None)
         return pids
 
     def wait(self, pids: Sequence[int], *, timeout_seconds: float = patience(60)) -> list[int | None]:
@@ -145,7 +148,7 @@ class Nursery:
             raise subprocess.TimeoutExpired([*map(str, words)], timeout, *said)
         return subprocess.CompletedProcess([*map(str, words)], next((code for code in codes if code), 0) or 0, *said)
 
-    def _variables(self, wanted: dict[str, str]) -> dict[str, str]:
+    def variables(self, wanted: dict[str, str]) -> dict[str, str]:
         """The variables of a new process: as they are now, but for what libraries have read already."""
         own = {name: value for name, value in self._environment.items() if name.startswith(_READ_AT_IMPORT)}
         late = [name for name in wanted if name.startswith(_READ_AT_IMPORT) and own.get(name) != wanted[name]]

@@ -199,4 +199,4 @@ def test_a_scan_with_a_full_journal_goes_on(home, disk, tmp_path, caplog):
     words = ["scan", str(home / "llm"), "--workers", "1", "--journal", str(disk), "--output", str(output)]
     assert main(words) == 0
     assert output.stat().st_size > 1000
-    assert "takes no more" in caplog.text
+    assert "can't be written any more" in caplog.text

@@ -7,6 +7,11 @@ import pytest
 SCRIPT = """
 import json, os, pathlib, re, sys
 from kappaspeech.ranks.start import start_cluster, start_training_cluster
+
+def say(line):
+    # in one write, or the other rank's comes between a line and its end
+    os.write(1, (line + "\\n").encode())
+
 cluster = start_training_cluster(timeout_seconds=60) if sys.argv[1] == "train" else start_cluster(timeout_seconds=60)
 inodes = set()
 for link in pathlib.Path("/proc/self/fd").iterdir():
@@ -20,7 +25,7 @@ for table in ("tcp", "tcp6"):
         words = line.split()
         if words[3] == "0A" and words[9] in inodes:
             places.add(words[1].split(":")[0])
-print(f"listens at {sorted(places)}", flush=True)
+say(f"listens at {sorted(places)}")
 cluster.post("word of " + str(cluster.rank))
 cluster.barrier()
 if cluster.rank == 1:
@@ -32,11 +37,11 @@ if cluster.rank == 1:
     stranger.set("kappaspeech/post/0", own)
     stranger.set("kappaspeech/post/1", "x" * 70)
 cluster.barrier()
-print(f"posts {cluster.read_posts()}", flush=True)
+say(f"posts {cluster.read_posts()}")
 cluster.barrier()
 cluster.post("later word of " + str(cluster.rank))
 cluster.barrier()
-print(f"posts {cluster.read_posts()}", flush=True)
+say(f"posts {cluster.read_posts()}")
 cluster.close()
 """
 # 127.0.0.1 as /proc/net/tcp has it

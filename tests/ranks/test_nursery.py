@@ -30,10 +30,10 @@ print("to errors", file=sys.stderr)
 """
 
 
-def really(*words: str, **options) -> subprocess.CompletedProcess[str]:
+def really(*words: str, environment: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *words],
-        env=clean_environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", TORCH_CPP_LOG_LEVEL="ERROR"),
+        env=environment or clean_environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", TORCH_CPP_LOG_LEVEL="ERROR"),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -43,7 +43,8 @@ def really(*words: str, **options) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_process_finds_what_a_real_one_finds(nursery, tmp_path):
-    forked, real = nursery.run("a word", code=FACTS, cwd=tmp_path), really("-c", FACTS, "a word", cwd=tmp_path)
+    forked = nursery.run("a word", code=FACTS, cwd=tmp_path)
+    real = really("-c", FACTS, "a word", cwd=tmp_path, environment=nursery.variables({}))
     assert (forked.returncode, forked.stderr) == (real.returncode, real.stderr)
     assert forked.stdout.splitlines()[1:] == real.stdout.splitlines()[1:] == ["at exit"]
     found, expected = (json.loads(done.stdout.splitlines()[0]) for done in (forked, real))

@@ -175,7 +175,7 @@ class TrainingEngine:
             self._engine.backward(loss * (self._world_size / max(num_target_tokens, 1)), scale_wrt_gas=False)
             self._on_phase("optimizer")
             self._engine.step()
-            del batch
+            del batch, parts
         assert next(coming, None) is None, "more micro-batches than seeds"
         total_nats, replay_nats, anchor_nats, grad_norm = self._read(sums_nats, self._engine.get_global_grad_norm())
         is_applied = math.isfinite(grad_norm) and grad_norm <= norm_limit

@@ -77,16 +77,16 @@ def read_json(path: Path, *, schema_version: int) -> dict[str, Any]:
 
 
 def digest_json(value: Any) -> str:
-    """SHA-256 of `value`'s canonical JSON, as 64 hex digits."""
+    """SHA-256 of `value`'s canonical JSON, as 64 hex digits. Half of a surrogate pair, which JSON may hold, counts too."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()
 
 
 def digest_lines(lines: Iterable[str]) -> str:
     """SHA-256 of newline-terminated `lines`, as 64 hex digits."""
     total = hashlib.sha256()
     for line in lines:
-        total.update(line.encode() + b"\n")
+        total.update(line.encode(errors="surrogatepass") + b"\n")
     return total.hexdigest()
 
 

@@ -22,7 +22,8 @@ from kappaspeech.planning.buckets import leaves_frozen_to_memory, settle_buckets
 from kappaspeech.planning.duration import Rates
 from kappaspeech.planning.machine import ModelProduct, find_products
 from kappaspeech.planning.memory import WINDOW_TOKENS, TextLengths, read_settings
-from kappaspeech.planning.plan import Assumptions, Plan, Remedy, find_remedies, make_plan
+from kappaspeech.planning.plan import Assumptions, Plan, make_plan
+from kappaspeech.planning.remedies import Remedy, find_remedies
 from kappaspeech.planning.sizes import measure_sizes
 from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.schedule import BatchBudget

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from kappaspeech.planning.batches import BatchSizes
 from kappaspeech.planning.duration import StepTime
-from kappaspeech.planning.plan import ASSUMED_RANGE, GB, MEASURED_RANGE, Plan, Remedy
+from kappaspeech.planning.plan import ASSUMED_RANGE, GB, MEASURED_RANGE, Plan
+from kappaspeech.planning.remedies import Remedy
 from kappaspeech.planning.sizes import SpeechSizes
 from kappaspeech.progress import hours_minutes
 from kappaspeech.speech.schedule import LABEL_TOKENS_PER_SECOND

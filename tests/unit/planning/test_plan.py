@@ -297,27 +297,6 @@ def test_gradients_are_counted_in_what_they_are_added_up_in(config, section, gra
     assert one["reduce bucket"] == 2 * 2000
 
 
-def test_a_plan_names_what_would_make_it_fit(config):
-    planner = Planner(config, modules=build_meta_model(config))
-    plan = planner.plan(1, rates=RATES, prompt_tokens=20)
-    remedies = planner.find_remedies(plan.assumptions)
-    assert remedies
-    assert all(remedy.peak_bytes < plan.peak_bytes for remedy in remedies)
-    assert any("reduce_bucket_size" in remedy.change for remedy in remedies)
-
-
-@pytest.mark.parametrize("preset", ["zero3_offload_optimizer", "zero3_offload"])
-def test_a_preset_that_is_named_as_a_remedy_needs_what_the_remedy_says(config, preset):
-    def planner(name: str) -> Planner:
-        chosen = config.model_copy(update={"deepspeed": str(REPOSITORY / f"ds_configs/{name}.json")})
-        return Planner(chosen, modules=build_meta_model(config))
-
-    before, after = (planner(name).plan(1, rates=RATES, prompt_tokens=20) for name in ("zero3", preset))
-    (named,) = [item for item in planner("zero3").find_remedies(before.assumptions) if f"{preset}.json" in item.change]
-    assert (named.peak_bytes, named.host_bytes) == (after.peak_bytes, after.host_bytes)
-    assert after.peak_bytes < before.peak_bytes
-
-
 def test_ranks_without_micro_batches_are_told(config):
     assert [plan.idle_share for plan in plans(config, 1, 2, 3, 8)] == [0, 0, pytest.approx(1 / 3), 0.75]
 

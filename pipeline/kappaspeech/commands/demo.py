@@ -67,7 +67,7 @@ def replay(
     num_tokens: Annotated[int, typer.Option(min=1, help="Tokens that it adds to an opening.")] = 24,
     seed: Annotated[int, typer.Option(help="The seed of the sampling.")] = 17,
 ) -> None:
-    """Let the LLM write English and German texts, each from an opening: what to replay (replay.texts) where there are none."""
+    """Let the LLM write English and German texts, each from an opening: text to replay (replay.texts) if you have none."""
     from kappaspeech.needed_packages import need
     from kappaspeech.outputs import try_folder
 

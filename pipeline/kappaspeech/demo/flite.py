@@ -29,7 +29,7 @@ class FliteVoice:
 
 
 def has_flite() -> bool:
-    """Whether the command is on the PATH."""
+    """True if the command is on the PATH."""
     return shutil.which("flite") is not None
 
 

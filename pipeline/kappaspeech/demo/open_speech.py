@@ -27,8 +27,8 @@ from kappaspeech.speech.layouts import TRANSCRIPTS_NAME
 
 _MIN_WORDS, _MAX_WORDS = 3, 20
 # what ends a sentence, with the quotes and brackets that close after it
-_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+")
-_DROPPED = re.compile(r"[\"“”„«»*_()\[\]]")
+_END = re.compile(r"(?<=[.!?…])[\"'”’\u00bb)\]]*\s+")
+_DROPPED = re.compile(r"[\"“”„\u00ab\u00bb*_()\[\]]")
 _VARIANTS = ("", "+f1", "+f2", "+f3", "+f4", "+m1", "+m2", "+m3", "+m5", "+m7")
 _WORDS_PER_MINUTE = (130, 200)
 _PITCH = (25, 75)

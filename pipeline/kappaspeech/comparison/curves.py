@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from kappaspeech.colours import FAINT, PAPER
 from kappaspeech.comparison.runs import Arm, RunSummary
-from kappaspeech.comparison.theme import Style, label_ends, label_points
+from kappaspeech.comparison.theme import Style, label_ends, label_points, log_plain
 from kappaspeech.escaping import for_picture
 
 Clock = Literal["steps", "minutes"]
@@ -17,7 +17,6 @@ Record = Mapping[str, Any]
 # Before it has learned to listen a model may write twice as many words as were said: what is above is marked at the edge.
 _CEILING_PERCENT = 110.0
 _NUM_TICKS = 5
-_DECADE = 10.0
 _SHORT = {"perplexity": "perplexity", "kl_nats": "KL"}
 
 
@@ -45,7 +44,7 @@ def draw_text(axes: Any, arms: Sequence[Arm], *, language: str, key: str) -> Non
 
     _draw_evaluations(axes, arms, value, clock="steps")
     if key == "perplexity":
-        _log_plain(axes.yaxis, axes.set_yscale)
+        log_plain(axes.yaxis, axes.set_yscale)
     axes.set_ylabel("nats a token" if key == "kl_nats" else "perplexity")
     name = _SHORT[key]
     axes.set_title(f"{name[0].upper()}{name[1:]} of {for_picture(language)} text over steps")
@@ -94,7 +93,7 @@ def draw_forgetting(axes: Any, arms: Sequence[Arm], *, language: str, key: str, 
         ends.append((style, max(x for x, _ in end), fmean(y for _, y in end)))
     _cut_off(axes, drawn, most=max((y for *_, y in drawn), default=1.0))
     if key == "perplexity":
-        _log_plain(axes.xaxis, axes.set_xscale)
+        log_plain(axes.xaxis, axes.set_xscale)
     else:
         _few_ticks(axes.xaxis)
     axes.set_xlabel(for_picture(title))
@@ -184,29 +183,6 @@ def _end(arm: Arm, value: Callable[[Record], float], clock: Clock) -> tuple[floa
 
 def _when(record: Record, clock: Clock) -> float:
     return float(record["step"]) if clock == "steps" else float(record["train_seconds"]) / 60
-
-
-def _log_plain(axis: Any, set_scale: Callable[[str], None]) -> None:
-    """A logarithmic axis with plain numbers: a range of less than a decade has ticks as well."""
-    from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-
-    class PlainLocator(Locator):
-        """As many numbers as can be read beside each other: even steps within a decade, 1, 2 and 5 beyond."""
-
-        def __call__(self) -> Any:
-            return self.tick_values(*axis.get_view_interval())
-
-        def tick_values(self, vmin: float, vmax: float) -> Any:
-            low, high = sorted((max(vmin, 1e-9), max(vmax, 1e-9)))
-            if high / low < _DECADE:
-                return [tick for tick in MaxNLocator(nbins=_NUM_TICKS - 1).tick_values(low, high) if low <= tick <= high]
-            subs = (1.0, 2.0, 5.0) if high / low < _DECADE**2 else (1.0,)
-            return LogLocator(subs=subs, numticks=_NUM_TICKS + 2).tick_values(low, high)
-
-    set_scale("log")
-    axis.set_major_locator(PlainLocator())
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def text_keys(runs: Sequence[RunSummary]) -> list[tuple[str, str, str]]:

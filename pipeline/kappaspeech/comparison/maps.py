@@ -8,12 +8,13 @@ from typing import Any
 
 from kappaspeech.colours import FAINT, GRID, INK
 from kappaspeech.comparison.runs import Arm, RunSummary
-from kappaspeech.comparison.theme import Style
+from kappaspeech.comparison.theme import Style, log_plain
 from kappaspeech.escaping import for_picture
 from kappaspeech.scan.places import find_place
 from kappaspeech.selection.candidates import module_type
 
 _NUM_TICKS = 8
+_FEW_DECADES = 100.0
 
 
 def draw_map(figure: Any, arms: Sequence[Arm]) -> None:
@@ -97,8 +98,15 @@ def _draw_matrices(axes: Any, arms: Sequence[Arm], value: Callable[[RunSummary, 
     if not axes.get_lines():
         axes.text(0.5, 0.5, "no matrix of the LLM was trained", transform=axes.transAxes, ha="center", color=FAINT)
         return
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    for axis, set_scale, get_limits in (
+        (axes.xaxis, axes.set_xscale, axes.get_xlim),
+        (axes.yaxis, axes.set_yscale, axes.get_ylim),
+    ):
+        set_scale("log")
+        low, high = get_limits()
+        # of more decades the powers of ten can be read
+        if high / low < _FEW_DECADES:
+            log_plain(axis, set_scale)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
@@ -26,6 +26,8 @@ _VARIABLES: Mapping[str, str] = {
 _LABEL_GAP = 0.075
 # The room that a name takes, as a share of a drawing's width.
 _NAME_WIDTH = 0.22
+_NUM_TICKS = 5
+_DECADE = 10.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,29 @@ def themed(name: str) -> Iterator[None]:
         yield
 
 
+def log_plain(axis: Any, set_scale: Callable[[str], None]) -> None:
+    """A logarithmic axis with plain numbers: a range of less than a decade has ticks as well."""
+    from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+    class PlainLocator(Locator):
+        """As many numbers as can be read beside each other: even steps within a decade, 1, 2 and 5 beyond."""
+
+        def __call__(self) -> Any:
+            return self.tick_values(*axis.get_view_interval())
+
+        def tick_values(self, vmin: float, vmax: float) -> Any:
+            low, high = sorted((max(vmin, 1e-9), max(vmax, 1e-9)))
+            if high / low < _DECADE:
+                return [tick for tick in MaxNLocator(nbins=_NUM_TICKS - 1).tick_values(low, high) if low <= tick <= high]
+            subs = (1.0, 2.0, 5.0) if high / low < _DECADE**2 else (1.0,)
+            return LogLocator(subs=subs, numticks=_NUM_TICKS + 2).tick_values(low, high)
+
+    set_scale("log")
+    axis.set_major_locator(PlainLocator())
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def label_ends(axes: Any, ends: Sequence[tuple[Style, float, float]]) -> None:
     """Name each line at its right end (x, y in data), pushed apart if ends are near each other."""
     low, high = axes.get_ylim()
@@ -103,7 +128,15 @@ def label_ends(axes: Any, ends: Sequence[tuple[Style, float, float]]) -> None:
             color=style.colour,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": style.colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3},
+            # from the middle of the name's beginning, so that it crosses no other name
+            arrowprops={
+                "arrowstyle": "-",
+                "color": style.colour,
+                "linewidth": 0.7,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
         )
         style.mark(label, label.arrow_patch)
 

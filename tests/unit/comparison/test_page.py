@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from kappaspeech.commands import main
-from kappaspeech.comparison.curves import _log_plain, draw_wer
+from kappaspeech.comparison.curves import draw_wer
+from kappaspeech.comparison.maps import draw_drift, draw_kappas
 from kappaspeech.comparison.runs import group_runs, read_run
 from kappaspeech.comparison.summary import summarise
-from kappaspeech.comparison.theme import spread_out
+from kappaspeech.comparison.theme import Style, label_ends, log_plain, spread_out
 from kappaspeech.comparison.words import say_equals_p, say_gap
 from tests.browser import chromium
 from tests.made_runs import TENSORS, make_run
@@ -101,6 +103,19 @@ SMALLEST_LETTER = """Math.min(...[...document.querySelectorAll('figure:not([hidd
     t => t.getBoundingClientRect().height).filter(h => h > 0))"""
 
 
+# numbers whose % is in the next line
+BROKEN = r"""[...document.querySelectorAll('p.verdict, ul.lead, [data-label]')].flatMap(part => {
+    const texts = document.createTreeWalker(part, NodeFilter.SHOW_TEXT), found = [];
+    while (texts.nextNode()) for (const match of texts.currentNode.data.matchAll(/\d\s%/g)) {
+        const range = document.createRange();
+        range.setStart(texts.currentNode, match.index);
+        range.setEnd(texts.currentNode, match.index + 3);
+        if (new Set([...range.getClientRects()].map(box => box.top)).size > 1) found.push(texts.currentNode.data);
+    }
+    return found;
+})"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_cut_off_and_letters_can_be_read(report, tmp_path, width):
@@ -109,6 +124,7 @@ def test_nothing_is_cut_off_and_letters_can_be_read(report, tmp_path, width):
             page.open(report / "report.html", width=width, dark=dark)
             assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
             assert page.run(CUT_OFF) == []
+            assert page.run(BROKEN) == []
             assert page.run(SMALLEST_LETTER) > 8
         # forgetting is seen without scrolling sideways
         heads = "[...document.querySelectorAll('[data-label^=perplexity]')].map(e => e.getBoundingClientRect())"
@@ -188,11 +204,44 @@ def test_ticks_keep_their_distance():
     for low, high in ((93.0, 105.0), (90.0, 411.0), (3.0, 5000.0)):
         axes = Figure().subplots()
         axes.set_xlim(low, high)
-        _log_plain(axes.xaxis, axes.set_xscale)
+        log_plain(axes.xaxis, axes.set_xscale)
         ticks = [tick for tick in axes.xaxis.get_majorticklocs() if low <= tick <= high]
         assert 2 <= len(ticks) <= 8
         places = [math.log(tick / low) / math.log(high / low) for tick in ticks]
         assert all(after - before > 0.05 for before, after in itertools.pairwise(places))
+
+
+def test_a_narrow_range_of_a_tensors_drift_or_kappa_has_plain_numbers(tmp_path):
+    run = make_run(tmp_path / "run", "alone", seed=17, error_rate=0.1, selected=NAMES[:20])
+    (arm,) = group_runs([read_run(run)])
+    for number, (name, (before, _)) in enumerate(sorted(arm.runs[0].kappas.items())):
+        # as real runs have it: κ between 4 and 25, which training changes by a thousandth
+        kappa = 4 + number + before * 1e-9
+        arm.runs[0].kappas[name] = (kappa, kappa * (1 + 1e-3 * (number - 5)))
+        arm.runs[0].drift[name] = 0.004 * (1 + number / 10)
+    for draw in (draw_drift, draw_kappas):
+        axes = Figure().subplots()
+        draw(axes, [arm])
+        axes.figure.canvas.draw()
+        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            labels = [label.get_text() for label in (*axis.get_majorticklabels(), *axis.get_minorticklabels())]
+            shown = [label for label in labels if label]
+            assert 2 <= len(shown) <= 8
+            assert all(limits[0] * 0.999 <= float(label) <= limits[1] * 1.001 for label in shown)
+
+
+def test_lines_to_names_begin_at_the_names():
+    """Of lines that end together the names are spread out, and a line to one must not cross another."""
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1])
+    label_ends(axes, [(Style(number, f"arm {number}"), 1.0, 0.5) for number in range(4)])
+    figure.canvas.draw()
+    for label in axes.texts:
+        # of the letters, without the line
+        box = Text.get_window_extent(label)
+        places = label.arrow_patch.get_path().vertices
+        assert max(places[:, 0]) <= box.x0 + 1
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 /* a narrow page breaks no line between a number and its sign */
-const unbroken = (text) => text.replace(/(\d) %/g, "$1\u00a0%").replace(/([≤=]) (?=\d)/g, "$1\u00a0");
+const unbroken = (text) => text.replace(/(\d) %/g, "$1\u00a0%").replace(/\bp ([≤=]) /g, "p\u00a0$1\u00a0").replace(/≤ /g, "≤\u00a0");
 for (const part of document.querySelectorAll("p.verdict, ul.lead, [data-label]")) {
   const texts = document.createTreeWalker(part, NodeFilter.SHOW_TEXT);
   while (texts.nextNode()) texts.currentNode.data = unbroken(texts.currentNode.data);

@@ -17,7 +17,7 @@ from kappaspeech.comparison.words import say_differences, say_verdict
 from kappaspeech.evaluation.markup import for_page, raw, render
 
 _NUM_EXAMPLES = 4
-_NUM_DIGEST_DIGITS = 12
+_NUM_DIGEST_DIGITS = 10
 # A drawing is as wide as a phone, so that its letters have their own size there.
 _SIZE = (5.3, 3.9)
 

@@ -67,7 +67,7 @@ class Algebra(Vectors, Protocol):
     kept_numbers: int
 
     def fetch(self, matrix: Matrix, start: int, stop: int) -> Any:
-        """What `block` needs of a matrix, where it computes."""
+        """The numbers that `block` needs of a matrix, where it computes."""
 
     def block(self, fetched: Any, *, exponent: int) -> Any:
         """A fetched block times 2^−exponent, in float64."""

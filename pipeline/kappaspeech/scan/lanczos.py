@@ -31,7 +31,7 @@ _LEAST_STEPS_BETWEEN_CHECKS = 3
 @dataclass(frozen=True)
 class Eigenpair:
     """`value`, its unit `vector` in the algebra's type, and `error`: a bound, relative to `value`, on how far the true one lies
-    above. All are NaN where rounding has made nonsense of them."""
+    above. All are NaN if rounding has made nonsense of them."""
 
     value: float
     vector: Any

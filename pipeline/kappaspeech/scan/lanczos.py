@@ -130,7 +130,8 @@ def largest_eigenpair(
 
 
 class _Checks:
-    """When to look: each look waits for the device and costs about a step. The error falls geometrically, once it falls."""
+    """The steps after which the error is looked at: a look waits for the device and costs about a step. Once it falls, the error
+    falls geometrically."""
 
     def __init__(self, rtol: float, most: int) -> None:
         self._rtol, self._most = rtol, most

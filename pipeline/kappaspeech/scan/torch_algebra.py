@@ -143,6 +143,6 @@ class TorchAlgebra:
 
 
 def _to_numpy(tensor: Tensor) -> FloatArray:
-    """On the host: this waits for the device."""
+    """The same on the host: this waits for the device."""
     values: FloatArray = tensor.cpu().numpy()
     return values

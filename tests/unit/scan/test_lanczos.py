@@ -36,7 +36,7 @@ def test_lanczos_error_covers_what_is_missing(size, seed, spread):
 @QUICK
 @given(st.integers(2, 60), SEEDS, st.floats(-9, -2))
 def test_lanczos_error_covers_a_pair_that_it_has_not_told_apart(size, seed, log_gap):
-    """Whatever the residual says: of two eigenvalues so close, the start may hold the larger one's vector faintly."""
+    """Of two eigenvalues so close, the start may hold the larger one's vector faintly, whatever the residual says."""
     values = np.sort(np.random.default_rng(seed).uniform(0, 0.9, size))
     values[-2:] = 1, 1 + 10**log_gap
     vectors, _ = np.linalg.qr(gaussian((size, size), seed))

@@ -1,4 +1,4 @@
-"""How a scan brings a checkpoint's matrices to a device."""
+"""The way of a checkpoint's matrices to a device in a scan."""
 
 from __future__ import annotations
 

@@ -40,6 +40,7 @@ EXTRAS = {
     "gs": ["gcsfs>=2025.2"],  # shards behind gs://
     "datasets": ["datasets>=4,<6"],  # packing Hugging Face datasets from disk
     "docs": ["mkdocs-material>=9.5,<10"],  # the site: mkdocs serve
+    "kaldialign": ["kaldialign>=0.10,<1"],  # WER that takes compounds as one word; 0.10 is the first that does
     "lm-eval": ["lm-eval>=0.4.9,<0.5"],  # text tasks on an export
     "test": [
         "pytest>=8,<10",
@@ -57,6 +58,7 @@ EXTRAS = {
         "s3fs>=2025.2",  # shards from S3
         "moto[s3,server]>=5,<6",  # an S3 API on loopback
         "datasets>=4,<6",  # a dataset on disk to pack
+        "kaldialign>=0.10,<1",  # its edits against our own
     ],
 }
 

@@ -17,6 +17,7 @@ PACKAGES = {
     "gguf": "gguf",
     "jinja2": "jinja2",
     "jiwer": "jiwer",
+    "kaldialign": "kappaspeech[kaldialign]",
     "lm_eval": "kappaspeech[lm-eval]",
     "matplotlib": "matplotlib",
     "mpi4py": "mpi4py",

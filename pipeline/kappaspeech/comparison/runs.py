@@ -18,8 +18,8 @@ from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.records import is_evaluation, is_step, is_transcript_step, read_lines
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 
-# What arms may differ in: their name and place, which tensors they unfreeze, and the text that they repeat beside their speech.
-_ARM_KEYS = ("run_dir", "arm", "unfreeze", "replay")
+# What arms may differ in: their name and place, which tensors they unfreeze, and what holds these to their beginning.
+_ARM_KEYS = ("run_dir", "arm", "unfreeze", "replay", "ewc")
 # Of run.json: what must be alike in all runs, whatever their seed, beside the configuration.
 _SHARED_FACTS = ("checkpoint_digest", "adaptor", "dtype", "deepspeed_config", "versions")
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from kappaspeech.evaluation.alignment import WerCount
 from kappaspeech.evaluation.markup import for_page, raw, render
-from kappaspeech.evaluation.wer import Hypothesis, WerCount, count_words, measure, normalise, normaliser_name
+from kappaspeech.evaluation.wer import Hypothesis, count_words, measure, normalise, normaliser_name
 
 # A page that a browser opens at once: so many utterances, those with the most errors, and of these so many clips and bytes.
 MAX_ROWS = 2_000

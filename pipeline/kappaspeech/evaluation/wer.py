@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kappaspeech.evaluation.alignment import ALIGNER_NAMES, Aligner, WerCount, align_characters, align_words
 from kappaspeech.evaluation.bootstrap import FloatArray, interval, resampled_rates, two_sided_p_value
-from kappaspeech.speech.normalisers import normalise_text, normaliser_of, split_graphemes
+from kappaspeech.speech.normalisers import normalise_text, normaliser_of
 
 # "chosen": by language; "basic": Whisper's basic one for all, as Whisper is measured outside of English
 Scheme = Literal["chosen", "basic", "none"]
-_PRIVATE_SIGNS = 0xF0000
 SCHEMES: tuple[Scheme, ...] = ("chosen", "basic", "none")
 
 
@@ -30,25 +30,6 @@ class Hypothesis:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class WerCount:
-    """Edits between a reference and a hypothesis, in words, or in characters."""
-
-    substitutions: int
-    deletions: int
-    insertions: int
-    reference_length: int
-
-    @property
-    def errors(self) -> int:
-        return self.substitutions + self.deletions + self.insertions
-
-    @property
-    def rate(self) -> float:
-        """Errors over reference length, a fraction that can exceed 1; NaN without a reference."""
-        return self.errors / self.reference_length if self.reference_length else float("nan")
 
 
 def normaliser_name(language: str, scheme: Scheme = "chosen") -> str:
@@ -70,41 +51,18 @@ def normalise(text: str, language: str, scheme: Scheme = "chosen") -> str:
     return " ".join(text.split())
 
 
-def count_words(hypotheses: Sequence[Hypothesis], scheme: Scheme = "chosen") -> list[WerCount]:
+def count_words(hypotheses: Sequence[Hypothesis], scheme: Scheme = "chosen", *, aligner: Aligner = "jiwer") -> list[WerCount]:
     """The word edits of each utterance, after normalisation."""
-    return [_align(*_pair(item, scheme), by="words") for item in hypotheses]
+    return [align_words(*_pair(item, scheme), aligner) for item in hypotheses]
 
 
 def count_characters(hypotheses: Sequence[Hypothesis], scheme: Scheme = "chosen") -> list[WerCount]:
     """The character edits of each utterance, after normalisation; spaces count, and a letter with its marks is one character."""
-    return [_align(*_pair(item, scheme), by="characters") for item in hypotheses]
+    return [align_characters(*_pair(item, scheme)) for item in hypotheses]
 
 
 def _pair(item: Hypothesis, scheme: Scheme) -> tuple[str, str]:
     return normalise(item.reference, item.language, scheme), normalise(item.hypothesis, item.language, scheme)
-
-
-def _align(reference: str, hypothesis: str, *, by: str) -> WerCount:
-    import jiwer
-
-    if by == "characters":
-        reference, hypothesis = _one_sign_each(reference, hypothesis)
-    if not reference:
-        # jiwer refuses an empty reference; all that was written is inserted
-        return WerCount(0, 0, len(hypothesis.split() if by == "words" else hypothesis), 0)
-    done: Any = (jiwer.process_words if by == "words" else jiwer.process_characters)(reference, hypothesis)
-    length = done.hits + done.substitutions + done.deletions
-    return WerCount(done.substitutions, done.deletions, done.insertions, length)
-
-
-def _one_sign_each(*texts: str) -> list[str]:
-    """Texts in which every character that takes several code points is one sign that occurs in no text."""
-    graphemes = [split_graphemes(text) for text in texts]
-    signs: dict[str, str] = {}
-    for grapheme in (item for text in graphemes for item in text):
-        if len(grapheme) > 1:
-            signs.setdefault(grapheme, chr(_PRIVATE_SIGNS + len(signs)))
-    return ["".join(signs.get(item, item) for item in text) for text in graphemes]
 
 
 def pool(counts: Sequence[WerCount]) -> WerCount:
@@ -117,13 +75,14 @@ def pool(counts: Sequence[WerCount]) -> WerCount:
     )
 
 
-def measure(hypotheses: Sequence[Hypothesis], *, seed: int = 0) -> dict[str, Any]:
+def measure(hypotheses: Sequence[Hypothesis], *, aligner: Aligner = "jiwer", seed: int = 0) -> dict[str, Any]:
     """The report on a test set, as JSON: by language WER with its counts, CER and interval; their mean; WER of all pooled.
 
     Intervals are percentile bootstraps over utterances, deterministic under `seed`. The mean is over languages, so that the
     larger test set doesn't outvote the smaller. A language without a reference word has no rate (null) and no part in it.
+    `aligner` counts the words; characters are always jiwer's.
     """
-    words, characters = count_words(hypotheses), count_characters(hypotheses)
+    words, characters = count_words(hypotheses, aligner=aligner), count_characters(hypotheses)
     languages, resampled = {}, []
     for number, language in enumerate(_languages(hypotheses)):
         chosen = [i for i, item in enumerate(hypotheses) if item.language == language]
@@ -150,6 +109,7 @@ def measure(hypotheses: Sequence[Hypothesis], *, seed: int = 0) -> dict[str, Any
         "pooled_wer": _or_null(everything.rate),
         "pooled_interval": list(interval(pooled)) if words else None,
         "pooled": asdict(everything),
+        "aligner": ALIGNER_NAMES[aligner],
         "languages": languages,
     }
 

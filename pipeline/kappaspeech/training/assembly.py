@@ -99,6 +99,8 @@ def _settle_dtype(llm: Any, dtype: torch.dtype) -> None:
 def digest_trained(options: UnfreezeConfig, selection: TensorSelection | None) -> str:
     """A digest of the options and selection that decide which tensors train, as 64 hex digits."""
     shapes = selection.shapes if selection else {}
+    if options.osf is not None:
+        return digest_json({"shapes": shapes, "osf": options.osf.model_dump()})
     if options.mode in ("selection", "adaptor"):
         return digest_json(shapes)
     return digest_json({"mode": options.mode, "lora": options.lora and options.lora.model_dump(), "shapes": shapes})

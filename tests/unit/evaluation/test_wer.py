@@ -7,9 +7,9 @@ import json
 import jiwer
 import pytest
 
+from kappaspeech.evaluation.alignment import WerCount
 from kappaspeech.evaluation.wer import (
     Hypothesis,
-    WerCount,
     compare_hypotheses,
     count_characters,
     count_words,

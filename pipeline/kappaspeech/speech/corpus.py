@@ -25,17 +25,19 @@ from kappaspeech.speech.table import MERGED_SUFFIX, SampleTable, read_merged
 @dataclass(frozen=True)
 class SpeechDataset:
     """Shards (path, URL, glob, brace list, or a merged index), with their share of the mixture. `language` keeps samples of
-    that one alone; `text_normalization` says how transcripts are written."""
+    that one alone; `text_normalization` says how transcripts are written, `instruction` what is asked of the LLM, if not the
+    run's."""
 
     shards: str
     language: str | None = None
     weight: float = 1.0
     text_normalization: TextNormalization = "none"
+    instruction: str | None = None
 
 
 def make_datasets(items: Sequence[DatasetConfig]) -> list[SpeechDataset]:
     """Make the data sets of a configuration's `data.train` or `data.test`."""
-    return [SpeechDataset(item.shards, item.language, item.weight, item.text_normalization) for item in items]
+    return [SpeechDataset(item.shards, item.language, item.weight, item.text_normalization, item.instruction) for item in items]
 
 
 def make_read_options(config: ReadConfig) -> ReadOptions:
@@ -111,7 +113,7 @@ class Corpus:
         entry, normalization = self.table.entry(row), self.dataset.text_normalization
         written = normalization if normalization == "none" else f"{normalization}: {normaliser_of(entry.language)}"
         name = entry_name(entry, stamp, written) if self._named else None
-        return SampleRef(where, entry, normalization, counter, name, stamp.digest)
+        return SampleRef(where, entry, normalization, counter, name, stamp.digest, self.dataset.instruction)
 
     def entry(self, index: int) -> SampleEntry:
         """One sample, as its index lists it."""

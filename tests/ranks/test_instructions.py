@@ -31,6 +31,7 @@ def test_two_tasks_are_one_training_on_any_ranks_and_after_a_resume(train, home,
     kept = json.loads((alone / "run.json").read_text())["prompt"]["others"][TRANSLATE]
     assert json.loads((shared / "run.json").read_text())["prompt"]["others"] == {TRANSLATE: kept}
     assert evaluations(alone)[0]["wer"] == evaluations(shared)[0]["wer"]
+    assert [list(part["languages"]) for part in evaluations(alone)[0]["wer"]["sets"].values()] == [["de"], ["en"]]
     clip = str(home / "speech/test/de/000.flac")
     said = run_command("transcribe", alone, clip, "--instruction", TRANSLATE, "--format", "json")
     assert said.returncode == 0, said.stderr

@@ -17,6 +17,11 @@ class DatasetConfig(StrictSection):
     language: Annotated[str | None, BeforeValidator(lambda value: "no" if value is False else value)] = Field(
         default=None, description="Use the samples of this language alone. null: use all samples."
     )
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The name of a set of data.test in tables of WER; sets of one name are counted together. null: its shards.",
+    )
     weight: Positive = Field(default=1.0, description="Share of the mixture, relative to the other sets of data.train.")
     text_normalization: Literal["none", "whisper"] = Field(
         default="none",

@@ -61,8 +61,9 @@ def normaliser_name(language: str, scheme: Scheme = "chosen") -> str:
 
 
 def normalise(text: str, language: str, scheme: Scheme = "chosen") -> str:
-    """Whisper's English normaliser for English; its basic one, keeping umlauts and other diacritics, where that leaves words
-    whole; for languages whose scripts have marks of their own, and for Turkish, one that does (`speech.normalisers`).
+    """Whisper's English normaliser for English; its basic one, keeping umlauts and other diacritics, for languages whose words
+    that leaves whole; for languages whose scripts have marks of their own, and for Turkish, one that does
+    (`speech.normalisers`).
 
     "basic" takes the basic one for all; "none" splits at white space and changes nothing else.
     """
@@ -139,7 +140,7 @@ def measure(hypotheses: Sequence[Hypothesis], *, seed: int = 0) -> dict[str, Any
 
 
 def by_set(report: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Of a report on several test sets, each set's languages as "language, set", with their part."""
+    """The languages of each set in a report on several, as "language, set", with their part; none in a report on one."""
     sets = report.get("sets", {}).items()
     return [(f"{language}, {name}", part) for name, of_set in sets for language, part in of_set.get("languages", {}).items()]
 
@@ -198,7 +199,7 @@ def compare_hypotheses(first: Sequence[Hypothesis], second: Sequence[Hypothesis]
     """WER of `second` minus WER of `first` on the same utterances, as JSON: by language, of their mean, and pooled.
 
     Each with a paired percentile interval and the two-sided p of the bootstrap: how often the sign turns when utterances are
-    drawn again (Bisani & Ney 2004). `ValueError` where the two don't hold the same keys and references.
+    drawn again (Bisani & Ney 2004). Raises `ValueError` if the two don't hold the same keys and references.
     """
     ours, theirs = _align_keys(first, second)
     counts, other = count_words(ours), count_words(theirs)
@@ -257,5 +258,5 @@ def _mean(rates: Sequence[float]) -> float | None:
 
 
 def _or_null(rate: float) -> float | None:
-    """JSON has no NaN."""
+    """The rate, or None for NaN, which JSON doesn't have."""
     return rate if rate == rate else None

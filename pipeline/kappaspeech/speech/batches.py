@@ -22,7 +22,7 @@ from kappaspeech.speech.feature_cache import CachedClip, from_bits
 from kappaspeech.speech.samples import BadSampleError
 
 AUDIO_MARK = "{audio}"
-# The fastest speakers take ten words a second; where a tokenizer knows a script by its bytes alone, a word may take ten tokens.
+# The fastest speakers take ten words a second; if a tokenizer knows a script by its bytes alone, a word may take ten tokens.
 _MOST_TOKENS_PER_SECOND = 100
 _MOST_TOKENS = 100
 
@@ -56,7 +56,7 @@ class SpeechPrompt:
         return max(self.of(item.instruction).num_tokens for item in sets)
 
     def around(self, instructions: Sequence[str | None]) -> tuple[Tensor, Tensor]:
-        """The ids before and after the audio of a batch's rows: (P,) and (Q,) where no row has an instruction of its own, else
+        """The ids before and after the audio of a batch's rows: (P,) and (Q,) if no row has an instruction of its own, else
         (B, P) and (B, Q), right-padded with `IGNORED_LABEL`."""
         if all(instruction is None for instruction in instructions):
             return self.prefix_ids, self.suffix_ids
@@ -66,7 +66,7 @@ class SpeechPrompt:
         return prefixes, suffixes
 
     def to_json(self) -> dict[str, Any]:
-        """For a run's folder: what a template renders may depend on the day, and a run keeps its prompt."""
+        """The prompt as JSON for a run's folder: what a template renders may depend on the day, and a run keeps its prompt."""
         others = {text: prompt.to_json() for text, prompt in sorted(self.others.items())}
         own = {"prefix_ids": self.prefix_ids.tolist(), "suffix_ids": self.suffix_ids.tolist()}
         return {**own, "others": others} if others else own
@@ -142,7 +142,7 @@ def make_prompt(
     """The chat template's tokens around `instruction`, whose `AUDIO_MARK` says where the audio is put; else it comes first.
 
     `others` are instructions of single data sets. Without `chat`, or without a template, `instruction` is plain text, and begins
-    as the tokenizer begins texts: with BOS where it has one. `as_before` is what versions made that began no text with it, for
+    as the tokenizer begins texts: with BOS if it has one. `as_before` is what versions made that began no text with it, for
     their runs. Raises `CheckpointError` for a template that can't render it.
     """
     user = instruction if AUDIO_MARK in instruction else AUDIO_MARK + instruction
@@ -164,8 +164,8 @@ def make_prompt(
 def _render(tokenizer: Any, user: str) -> str:
     """The chat template around a user's turn.
 
-    An empty system turn is given, as some templates put a long default into one that is left out; and none where a template has
-    no such turn.
+    An empty system turn is given, as some templates put a long default into one that is left out; and none if a template has no
+    such turn.
     """
     from jinja2 import TemplateError
 
@@ -195,7 +195,7 @@ def _text_start(tokenizer: Any) -> list[int]:
 
 
 def label_ids(tokenizer: Any, transcript: str, *, seconds: float | None = None) -> tuple[int, ...]:
-    """The transcript's token ids and EOS, which is a target like any other, also where it serves as padding.
+    """The transcript's token ids and EOS, which is a target like any other, also if it serves as padding.
 
     What looks like a special token in a transcript is text. Raises `BadSampleError` for more tokens than anybody says in so many
     seconds: such a sample would take the memory of hundreds, and is no transcript.

@@ -47,8 +47,8 @@ def make_datasets(items: Sequence[DatasetConfig]) -> list[SpeechDataset]:
 
 
 def name_sets(items: Sequence[DatasetConfig]) -> list[str]:
-    """The names of data sets beside each other: their own, or their shards, without secrets, with the language or a number where
-    several sets would have the same. Empty where there is one set, also of several parts."""
+    """The names of data sets beside each other: their own, or their shards, without secrets, with the language or a number if
+    several sets would have the same. Empty if there is one set, also of several parts."""
     names: list[str] = []
     for item in items:
         name = item.name or redact(item.shards)
@@ -141,7 +141,7 @@ class Corpus:
         return self.table.entry(self.row(index))
 
     def lengths(self, *, longest_factor: float = 1.0) -> DatasetLengths:
-        """The lengths that the schedule needs, where samples may become `longest_factor` times longer."""
+        """The lengths that the schedule needs. Samples may become `longest_factor` times longer."""
         seconds, ends = self.table.seconds, self.table.columns["shard_end"]
         if self._rows is not None:
             seconds, ends = seconds[self._rows], np.searchsorted(self._rows, ends)

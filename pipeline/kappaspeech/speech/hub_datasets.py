@@ -21,7 +21,7 @@ def fetch_dataset(source: str, *, split: str | None = None) -> Path:
     """Fetch a data set, "hf:USER/NAME", or one folder of it, "hf:USER/NAME/FOLDER"; return where its Parquet files lie.
 
     Of the files those of `split` alone, or of what `choose_splits` takes. What is in the hub's cache isn't fetched again. Raises
-    `InputError` for what is no such name, `DataError` where there is nothing to fetch, or the hub refuses.
+    `InputError` for what is no such name, `DataError` if there is nothing to fetch, or the hub refuses.
     """
     need(f"Fetching {source}", "pyarrow")
     from huggingface_hub import snapshot_download

@@ -42,7 +42,7 @@ def read_parquet(source: Path, request: Request) -> Iterator[Recording]:
 def choose_files(source: Path, places: Iterable[PurePath], wanted: str | None) -> list[PurePath]:
     """The files of the split that is `wanted`, or of those that `choose_splits` takes.
 
-    Raises `DataError` if it isn't there, and where the files are of several configurations, which may be languages, or hold each
+    Raises `DataError` if it isn't there, and if the files are of several configurations, which may be languages, or hold each
     other's rows.
     """
     splits = {place: split_of(place) for place in places}

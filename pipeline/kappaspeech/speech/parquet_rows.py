@@ -59,7 +59,7 @@ def group_ends(path: Path) -> list[int]:
 
 
 def read_column(path: Path, column: str) -> list[Any]:
-    """The values of a column; the names where it holds classes by number. Raises `DataError`."""
+    """The values of a column; the names if it holds classes by number. Raises `DataError`."""
     import pyarrow
 
     try:

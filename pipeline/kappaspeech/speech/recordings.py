@@ -33,7 +33,7 @@ class Recording:
     or as row `row` of a dataset there.
 
     Those of one `block` are read together, and so stay together. `listed_seconds` is how long its list says that the whole file
-    is. `corpus` is where it was found. `fault` (cause, detail) is why it can't be used, where its list already shows that.
+    is. `corpus` is where it was found. `fault` (cause, detail) is why it can't be used, if its list already shows that.
     """
 
     key: str

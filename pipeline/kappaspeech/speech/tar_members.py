@@ -73,7 +73,7 @@ def list_members(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def read_part(path: Path, offset: int, num_bytes: int) -> bytes:
-    """Bytes of a regular file. Raises `OSError`, also where it ends before them."""
+    """Bytes of a regular file. Raises `OSError`, also if it ends before them."""
     descriptor = open_regular(path)
     with os.fdopen(descriptor, "rb") as file:
         file.seek(offset)

@@ -134,8 +134,8 @@ def _check_deepspeed(config: RunConfig) -> list[Finding]:
 
 def _check_tokenizer(config: RunConfig) -> list[Finding]:
     tokenizer = load_tokenizer(config.model.llm)
-    prompt = make_prompt(tokenizer, config.model.instruction, chat=config.model.chat_template)
-    count = prompt.num_tokens
+    prompt = make_prompt(tokenizer, config.model.instruction, others=config.data.instructions, chat=config.model.chat_template)
+    count = prompt.most_tokens(config.data.train)
     if not config.model.chat_template:
         return [Finding("tokenizer", "ok", f"plain text, {count} tokens around the audio")]
     if getattr(tokenizer, "chat_template", None):

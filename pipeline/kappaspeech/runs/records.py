@@ -197,4 +197,8 @@ def is_evaluation(record: Record) -> bool:
     rates = record.get("wer")
     if not is_of_step(record) or not isinstance(rates, dict) or not isinstance(record.get("text"), dict):
         return False
-    return "mean_wer" in rates and isinstance(rates["mean_wer"], float | int | None)
+    # of several test sets
+    sets = rates.get("sets", {})
+    if not isinstance(sets, dict) or not all(isinstance(of_set, dict) for of_set in sets.values()):
+        return False
+    return all("mean_wer" in part and isinstance(part["mean_wer"], float | int | None) for part in (rates, *sets.values()))

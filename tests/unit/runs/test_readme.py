@@ -60,3 +60,14 @@ def test_every_name_of_a_file_is_explained_or_passes():
     explained = {name for name, _ in contents.CONTENTS}
     # the last two are there for as long as a start is
     assert names <= explained | {contents.README_FILE, contents.LEASE_FILE, contents.STOP_FILE}
+
+
+def test_each_test_set_has_its_rate(tmp_path):
+    run = make_run(tmp_path / "run", "a", seed=1, error_rate=0.2, num_clips=2)
+    log = RunLog(run, resume_step=60)
+    sets = {"near\nand clear": {"mean_wer": 0.125}, "far": {"mean_wer": None}}
+    log.add_evaluation({"step": 60, "wer": {"mean_wer": 0.25, "sets": sets}, "text": {}})
+    log.close()
+    lines = write_readme(run).splitlines()
+    assert "of far unknown  " in lines
+    assert any(line.startswith("of near") and line.endswith(" 12.50%  ") for line in lines)

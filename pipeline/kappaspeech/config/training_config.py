@@ -107,6 +107,18 @@ class TrainingConfig(StrictSection):
         "layers, for a small part of a step's time. The learning rates' schedule runs over these steps, and anew over the rest.",
     )
 
+    loggers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(
+        default=["tensorboard"],
+        description="Where the run's curves are shown. Each takes its own environment variables (WANDB_MODE, TRACKIO_DIR, "
+        "MLFLOW_TRACKING_URI); without them everything is written into the run folder. One that fails never stops the run.",
+    )
+
+    @model_validator(mode="after")
+    def _name_each_logger_once(self) -> TrainingConfig:
+        if len(set(self.loggers)) < len(self.loggers):
+            raise ValueError(f"training.loggers names one twice: {', '.join(self.loggers)}")
+        return self
+
     @model_validator(mode="after")
     def _check_steps(self) -> TrainingConfig:
         if self.alignment_steps >= self.num_steps:

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -159,7 +159,7 @@ def _take_steps(config: RunConfig, loaded: Loaded, partitioned: Partitioned, aro
         with agreement(around.cluster):
             if around.is_writer:
                 # the rest, written when it is closed, may be what a full disk refuses
-                log = opened.enter_context(closing(RunLog(around.folder.path, resume_step=step, check=around.lease.check)))
+                log = opened.enter_context(RunLog(around.folder.path, resume_step=step, check=around.lease.check, config=config))
         stepper = Stepper(config, loaded, partitioned, state, around, log=log)
         cadences = make_cadences(config, loaded, partitioned, state, around, saver=saver, log=log, forecast=forecast)
         loop = TrainingLoop(loaded.stream, stepper.step, state, around, cadences=cadences, forecast=forecast)

@@ -12,6 +12,7 @@ from kappaspeech.runs import contents
 from kappaspeech.runs.folder import _write_secrets
 from kappaspeech.runs.readme import write_readme
 from kappaspeech.runs.records import RunLog
+from kappaspeech.runs.shown_run import _keep_id
 from kappaspeech.speech.loading import BadSample
 from tests.made_runs import make_run
 
@@ -29,6 +30,9 @@ def whole_run(tmp_path, monkeypatch):
     log.add_skipped_step({"step": 60, "keys": ["key"]})
     log.add_distance({"step": 60, "kl_nats": 0.11, "budget_nats": 0.1, "anchor_weight": 2.0, "languages": {"de": 0.11}})
     log.close()
+    _keep_id(run / contents.LOGGERS_FILE)
+    for name in ("wandb", "trackio", "mlflow"):
+        (run / name).mkdir()
     monkeypatch.setenv(MARK_VARIABLE, "mark")
     write_report(run, ValueError("a matrix fell over"))
     for name in ("evaluation.json", "evaluation.hypotheses.jsonl", "evaluation.html"):

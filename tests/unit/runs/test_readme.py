@@ -31,7 +31,7 @@ def whole_run(tmp_path, monkeypatch):
     log.add_distance({"step": 60, "kl_nats": 0.11, "budget_nats": 0.1, "anchor_weight": 2.0, "languages": {"de": 0.11}})
     log.close()
     _keep_id(run / contents.LOGGERS_FILE)
-    for name in ("wandb", "trackio", "mlflow"):
+    for name in ("wandb", "trackio", "mlflow", contents.PROFILE_FOLDER):
         (run / name).mkdir()
     monkeypatch.setenv(MARK_VARIABLE, "mark")
     write_report(run, ValueError("a matrix fell over"))

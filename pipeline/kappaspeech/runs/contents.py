@@ -12,7 +12,7 @@ SELECTION_FILE, FROZEN_FILE, DRIFT_FILE = "selection.json", "frozen.json", "drif
 STEPS_FILE, EVALUATIONS_FILE, BAD_SAMPLES_FILE = "steps.jsonl", "evaluations.jsonl", "bad_samples.jsonl"
 SKIPPED_STEPS_FILE, LEASE_FILE, STOP_FILE = "skipped_steps.jsonl", "lease.json", "STOP"
 DISTANCES_FILE, LOGGERS_FILE = "distances.jsonl", "loggers.json"
-PROFILE_FOLDER = "profile"
+PROFILE_FOLDER, COLLECTIVES_FOLDER = "profile", "flight_recorder"
 EVALUATION_FILE, DAMAGED_LINES = "evaluation.json", "*.damaged"
 CURVES_FOLDER, HYPOTHESES_FOLDER, CHECKPOINTS_FOLDER, LAUNCH_FOLDER = "tensorboard", "hypotheses", "checkpoints", "launch"
 _CHECKPOINT = re.compile(r"step-(\d{6,18})")
@@ -41,6 +41,7 @@ CONTENTS = (
     (FROZEN_FILE, "digests of every frozen tensor, before and after"),
     (DRIFT_FILE, "how far each trained tensor has moved"),
     (PROFILE_FOLDER, "traces of steps for https://ui.perfetto.dev, and of the GPU's memory for https://pytorch.org/memory_viz"),
+    (COLLECTIVES_FOLDER, "the last collectives of ranks that waited for each other: `torchfrtrace` reads them"),
     (LAUNCH_FOLDER, "each start's command line, and why its ranks ended"),
     (EVALUATION_FILE, "what `kappaspeech evaluate` measured afterwards"),
     ("evaluation.hypotheses.jsonl", "every transcript of that"),

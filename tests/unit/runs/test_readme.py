@@ -7,6 +7,7 @@ import pytest
 from kappaspeech.artefacts import write_text
 from kappaspeech.launching.command_lines import MARK_VARIABLE
 from kappaspeech.launching.reports import write_report
+from kappaspeech.ranks import flight_recorder
 from kappaspeech.redaction import SECRETS_FILE
 from kappaspeech.runs import contents
 from kappaspeech.runs.folder import _write_secrets
@@ -31,6 +32,7 @@ def whole_run(tmp_path, monkeypatch):
     log.add_distance({"step": 60, "kl_nats": 0.11, "budget_nats": 0.1, "anchor_weight": 2.0, "languages": {"de": 0.11}})
     log.close()
     _keep_id(run / contents.LOGGERS_FILE)
+    flight_recorder.dump(run / contents.COLLECTIVES_FOLDER, 0)
     for name in ("wandb", "trackio", "mlflow", contents.PROFILE_FOLDER):
         (run / name).mkdir()
     monkeypatch.setenv(MARK_VARIABLE, "mark")

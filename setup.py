@@ -73,6 +73,7 @@ class BuildWithScripts(build_py):
     SHIPPED = (
         "launch/*.sh",
         "launch/slurm/*",
+        "launch/kubernetes/*",
         "launch/configs/*.yaml",
         "launch/shapes/*/*",
         "ds_configs/*.json",

@@ -165,7 +165,7 @@ def import_graph() -> dict[str, set[str]]:
 
 
 def find_circle(graph: dict[str, set[str]]) -> list[str]:
-    """A module, those through which it imports itself, and itself again; nothing where none does."""
+    """A module, those through which it imports itself, and itself again; nothing if none does."""
     done: set[str] = set()
 
     def walk(name: str, trail: list[str]) -> list[str]:

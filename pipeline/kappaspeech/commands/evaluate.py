@@ -84,11 +84,11 @@ def evaluate(
             measured.speech, measured.text, measured.options, read=measured.read, rank=cluster.rank, world_size=cluster.world_size
         )
         device = choose_device(cluster.local_rank)
-    # all alike: the slowest rank decides
+    # all ranks compute alike: the slowest one decides
     use = UseArithmetic.of(slowest(cluster.gather(measure_rates(device))))
     with agreement(cluster):
         decoder = measured.open_decoder(device, use)
-    # beside a device or a pipe there is no place for more
+    # no more files can be written beside a device or a pipe
     is_alone = is_special(target)
     hypotheses_path = target.with_suffix(".hypotheses.jsonl")
     kept: list[Hypothesis] = []

@@ -39,7 +39,7 @@ class RunSummary:
     evaluations: list[dict[str, Any]]
     hypotheses: list[Hypothesis]
     drift: dict[str, float]
-    # κ before and after of each matrix that trained, where both are finite
+    # κ before and after of each matrix that trained, if both are finite
     kappas: dict[str, tuple[float, float]]
     tensors: tuple[SelectedTensor, ...]
     # every parameter of the LLM, frozen or trained
@@ -62,7 +62,7 @@ class RunSummary:
 
     @property
     def first(self) -> dict[str, Any]:
-        """The evaluation before training where there is one, else the earliest."""
+        """The evaluation before training if there is one, else the earliest."""
         return self.evaluations[0]
 
     @property

@@ -22,7 +22,7 @@ class BatchConfig(StrictSection):
     micro_batches_per_step: Count = Field(default=2, description="Micro-batches in a step, over all ranks.")
     even_shares: bool = Field(
         default=False,
-        description="Deal a step's clips out anew where its micro-batches don't go evenly among the ranks, so that no rank is "
+        description="Deal a step's clips out anew if its micro-batches don't go evenly among the ranks, so that no rank is "
         "left without. The step's clips stay the same; dropout then depends on the number of ranks.",
     )
     packing: bool | Literal["auto"] = Field(

@@ -42,7 +42,7 @@ class TestSet:
 
 
 def read_test_set(config: RunConfig, *, rank: int, world_size: int) -> TestSet:
-    """Read what `config` tests on. Raises `DataError`; `ConfigError` where it tests on nothing."""
+    """Read what `config` tests on. Raises `DataError`; `ConfigError` if it tests on nothing."""
     if not config.data.test:
         raise ConfigError("data.test is empty, so there is nothing to measure WER on. Name the test shards there.")
     data = config.data
@@ -84,7 +84,7 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """Transcribe and score the test set on all ranks: the record of `evaluations.jsonl`, on every rank. A collective.
 
-    None on every rank, and nothing written, where `wants_to_stop` has cut one of them short between two batches. Hypotheses are
+    None on every rank, and nothing written, if `wants_to_stop` has cut one of them short between two batches. Hypotheses are
     written to `hypotheses_path` as JSON lines, by rank 0, in the order of their keys; `keep` gets them on every rank.
     """
     began = time.monotonic()
@@ -127,7 +127,7 @@ def _decode_share(
 ) -> list[Hypothesis] | None:
     """This rank's hypotheses; None if it was cut short.
 
-    Where decoding is a collective, ranks with fewer batches decode stand-ins beside the others, and all stop at once.
+    If decoding is a collective, ranks with fewer batches decode stand-ins beside the others, and all stop at once.
     """
     hypotheses: list[Hypothesis] = []
     stopped = False
@@ -168,7 +168,7 @@ def _score_share(
     counts = cluster.gather({language: len(cut) for language, cut in windows.items()})
     scores: dict[str, TextScore] = {}
     for language, cut in windows.items():
-        # all stop, and where each pass is a collective all make as many
+        # all stop, and if each pass is a collective all make as many
         if any(cluster.gather(wants_to_stop())):
             return None
         count = max(rank_counts[language] for rank_counts in counts) if decoder.in_step else len(cut)

@@ -59,8 +59,9 @@ def normaliser_name(language: str, scheme: Scheme = "chosen") -> str:
 
 
 def normalise(text: str, language: str, scheme: Scheme = "chosen") -> str:
-    """Whisper's English normaliser for English; its basic one, keeping umlauts and other diacritics, where that leaves words
-    whole; for languages whose scripts have marks of their own, and for Turkish, one that does (`speech.normalisers`).
+    """Whisper's English normaliser for English; its basic one, keeping umlauts and other diacritics, for languages whose words
+    that leaves whole; for languages whose scripts have marks of their own, and for Turkish, one that does
+    (`speech.normalisers`).
 
     "basic" takes the basic one for all; "none" splits at white space and changes nothing else.
     """
@@ -174,7 +175,7 @@ def compare_hypotheses(first: Sequence[Hypothesis], second: Sequence[Hypothesis]
     """WER of `second` minus WER of `first` on the same utterances, as JSON: by language, of their mean, and pooled.
 
     Each with a paired percentile interval and the two-sided p of the bootstrap: how often the sign turns when utterances are
-    drawn again (Bisani & Ney 2004). `ValueError` where the two don't hold the same keys and references.
+    drawn again (Bisani & Ney 2004). Raises `ValueError` if the two don't hold the same keys and references.
     """
     ours, theirs = _align_keys(first, second)
     counts, other = count_words(ours), count_words(theirs)
@@ -232,5 +233,5 @@ def _mean(rates: Sequence[float]) -> float | None:
 
 
 def _or_null(rate: float) -> float | None:
-    """JSON has no NaN."""
+    """The rate, or None for NaN, which JSON doesn't have."""
     return rate if rate == rate else None

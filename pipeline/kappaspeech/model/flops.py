@@ -82,7 +82,7 @@ class SpeechCost:
     stacking: int
     num_prompt_tokens: int
     fixed_states: int | None = None
-    """The encoder's states for any clip, where it is padded to 30 s."""
+    """The encoder's states for any clip, if it is padded to 30 s."""
     frames_per_state: int = 2
 
     def num_llm_tokens(self, clip: ClipLengths) -> int:

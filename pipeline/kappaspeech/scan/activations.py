@@ -135,7 +135,7 @@ def _measure(ref: MatrixRef, module: nn.Linear, moment_II: Tensor | None, *, rto
 
 
 def weigh(weight_OI: FloatArray, moment_II: FloatArray) -> FloatArray:
-    """A matrix (O, I) with the singular values of W·Σ^½: W·L, where Σ = L·Lᵀ is Cholesky's, or Σ^½ where Σ is singular."""
+    """A matrix (O, I) with the singular values of W·Σ^½: W·L, where Σ = L·Lᵀ is Cholesky's, or Σ^½ if Σ is singular."""
     if not np.isfinite(moment_II).all():
         raise ScanError("the text brings it inputs that aren't finite")
     try:

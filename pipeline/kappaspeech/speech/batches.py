@@ -20,7 +20,7 @@ from kappaspeech.speech.feature_cache import CachedClip, from_bits
 from kappaspeech.speech.samples import BadSampleError
 
 AUDIO_MARK = "{audio}"
-# The fastest speakers take ten words a second; where a tokenizer knows a script by its bytes alone, a word may take ten tokens.
+# The fastest speakers take ten words a second; if a tokenizer knows a script by its bytes alone, a word may take ten tokens.
 _MOST_TOKENS_PER_SECOND = 100
 _MOST_TOKENS = 100
 
@@ -37,7 +37,7 @@ class SpeechPrompt:
         return self.prefix_ids.numel() + self.suffix_ids.numel()
 
     def to_json(self) -> dict[str, list[int]]:
-        """For a run's folder: what a template renders may depend on the day, and a run keeps its prompt."""
+        """The prompt as JSON for a run's folder: what a template renders may depend on the day, and a run keeps its prompt."""
         return {"prefix_ids": self.prefix_ids.tolist(), "suffix_ids": self.suffix_ids.tolist()}
 
     @staticmethod
@@ -101,9 +101,9 @@ class SpeechBatch:
 def make_prompt(tokenizer: Any, instruction: str, *, chat: bool = True, as_before: bool = False) -> SpeechPrompt:
     """The chat template's tokens around `instruction`, whose `AUDIO_MARK` says where the audio is put; else it comes first.
 
-    Without `chat`, or without a template, `instruction` is plain text, and begins as the tokenizer begins texts: with BOS
-    where it has one. `as_before` is what versions made that began no text with it, for their runs. Raises `CheckpointError` for
-    a template that can't render it.
+    Without `chat`, or without a template, `instruction` is plain text, and begins as the tokenizer begins texts: with BOS if it
+    has one. `as_before` is what versions made that began no text with it, for their runs. Raises `CheckpointError` for a
+    template that can't render it.
     """
     user = instruction if AUDIO_MARK in instruction else AUDIO_MARK + instruction
     start: list[int] = []
@@ -123,8 +123,8 @@ def make_prompt(tokenizer: Any, instruction: str, *, chat: bool = True, as_befor
 def _render(tokenizer: Any, user: str) -> str:
     """The chat template around a user's turn.
 
-    An empty system turn is given, as some templates put a long default into one that is left out; and none where a template has
-    no such turn.
+    An empty system turn is given, as some templates put a long default into one that is left out; and none if a template has no
+    such turn.
     """
     from jinja2 import TemplateError
 
@@ -154,7 +154,7 @@ def _text_start(tokenizer: Any) -> list[int]:
 
 
 def label_ids(tokenizer: Any, transcript: str, *, seconds: float | None = None) -> tuple[int, ...]:
-    """The transcript's token ids and EOS, which is a target like any other, also where it serves as padding.
+    """The transcript's token ids and EOS, which is a target like any other, also if it serves as padding.
 
     What looks like a special token in a transcript is text. Raises `BadSampleError` for more tokens than anybody says in so many
     seconds: such a sample would take the memory of hundreds, and is no transcript.

@@ -118,7 +118,7 @@ class Corpus:
         return self.table.entry(self.row(index))
 
     def lengths(self, *, longest_factor: float = 1.0) -> DatasetLengths:
-        """The lengths that the schedule needs, where samples may become `longest_factor` times longer."""
+        """The lengths that the schedule needs. Samples may become `longest_factor` times longer."""
         seconds, ends = self.table.seconds, self.table.columns["shard_end"]
         if self._rows is not None:
             seconds, ends = seconds[self._rows], np.searchsorted(self._rows, ends)

@@ -44,9 +44,9 @@ def find_recordings(
 ) -> list[Recording]:
     """All recordings of a corpus in a stable order; `layout` names one of `LAYOUTS`, else it is recognised by the files.
 
-    `split` names one of the corpus's own, as does the path of a split's table; without it what is held out isn't taken where
-    there is something to train on. With `keeps_faults` recordings that the corpus lists and that can't be used are kept, to be
-    left out by name. Raises `DataError` if nothing is recognised, a list can't be understood, or a language isn't known.
+    `split` names one of the corpus's own, as does the path of a split's table; without it what is held out isn't taken if there
+    is something to train on. With `keeps_faults` recordings that the corpus lists and that can't be used are kept, to be left
+    out by name. Raises `DataError` if nothing is recognised, a list can't be understood, or a language isn't known.
     """
     if source.suffix == ".tsv" and source.is_file() and (is_common_voice(source.parent) or is_voxpopuli(source.parent)):
         source, split = source.parent, source.stem.removeprefix("asr_")
@@ -97,7 +97,7 @@ def _split_folders(source: Path) -> dict[str, Path]:
 
 
 def _read_transcripts(source: Path, request: Request) -> Iterator[Recording]:
-    """In the folder itself, in one a language below it, or so in one a split."""
+    """Read the transcripts.tsv of the folder itself, of a folder per language below it, or of such folders per split."""
     splits = _split_folders(source)
     if _holds_transcripts(source) and (request.split is None or not splits):
         choose_splits(source, [source.resolve().name], request.split)

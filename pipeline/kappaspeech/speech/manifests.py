@@ -22,7 +22,7 @@ def is_manifest(source: Path) -> bool:
 
 
 def read_manifest(source: Path, request: Request) -> Iterator[Recording]:
-    """A line {audio_filepath, text, duration, offset, lang} each; paths count from the manifest (NVIDIA NeMo).
+    """Read lines {audio_filepath, text, duration, offset, lang}; paths count from the manifest (NVIDIA NeMo).
 
     With an offset, null or 0 included, `duration` is how much is packed; without one it is how long the file must be.
     """

@@ -98,11 +98,11 @@ def pack(
 ) -> PackReport:
     """Write `recordings` as `output`/LANGUAGE-NNNNNN.tar of `shard_size` samples, shuffled once under `seed`, with indices.
 
-    With a `prefix`, which also begins keys, shards of several corpora lie in one folder. Shards that an earlier, interrupted call
-    finished are kept, and those of the same corpus that no longer belong to it are removed. Raises `DataError` before anything
-    is written where another corpus's shards would be replaced; and, naming recordings that can't be decoded, unless `skip_bad`
-    leaves them out; complete shards stay either way. One longer than `max_seconds` counts as such. What was packed into
-    `output` and left out, by this call and others, is also written to `output`/report.json.
+    With a `prefix`, which also begins keys, shards of several corpora lie in one folder. Shards that an earlier, interrupted
+    call finished are kept, and those of the same corpus that no longer belong to it are removed. Raises `DataError` before
+    anything is written if another corpus's shards would be replaced; and, naming recordings that can't be decoded, unless
+    `skip_bad` leaves them out; complete shards stay either way. One longer than `max_seconds` counts as such. What was packed
+    into `output` and left out, by this call and others, is also written to `output`/report.json.
     """
     if prefix is not None:
         recordings = [replace(recording, key=f"{prefix}/{recording.key}") for recording in recordings]

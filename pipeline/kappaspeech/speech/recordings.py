@@ -21,7 +21,7 @@ class Recording:
     """Something to pack: a file, or `seconds` of it from `begin_seconds` on, or row `row` of a dataset in the folder `path`.
 
     `listed_seconds` is how long its list says that the whole file is. `corpus` is where it was found. `fault` (cause, detail) is
-    why it can't be used, where its list already shows that.
+    why it can't be used, if its list already shows that.
     """
 
     key: str

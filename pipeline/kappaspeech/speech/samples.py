@@ -49,9 +49,8 @@ class BadSampleError(Exception):
 def decode(content: bytes, *, expected_seconds: float | None = None, longest_seconds: float | None = None) -> NDArray[np.float32]:
     """Decode flac, wav, mp3, ogg or opus to mono float32 at 16 kHz; no more of it than is expected or wanted at the longest.
 
-    Channels are averaged, but where they cancel each other out (one is inverted) the loudest is taken. Raises
-    `BadSampleError` ("decode", "rate", "truncated", "length", "too long", "short", "silent", "scale") rather than give a
-    wrong waveform.
+    Channels are averaged, but if they cancel each other out (one is inverted) the loudest is taken. Raises `BadSampleError`
+    ("decode", "rate", "truncated", "length", "too long", "short", "silent", "scale") rather than give a wrong waveform.
     """
     import soxr
 

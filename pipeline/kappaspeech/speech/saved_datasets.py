@@ -59,6 +59,6 @@ def _read_one(source: Path, request: Request, prefix: str) -> Iterator[Recording
 
 
 def _names_of(dataset: Any, column: str) -> list[Any]:
-    """A column's values; the names where it holds classes by number."""
+    """A column's values; the names of classes if it holds their numbers."""
     feature = dataset.features[column]
     return [feature.int2str(value) for value in dataset[column]] if hasattr(feature, "int2str") else list(dataset[column])

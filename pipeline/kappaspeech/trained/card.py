@@ -16,6 +16,7 @@ from kappaspeech.model.hub_cache import find_cached
 from kappaspeech.outside import read_json_file
 from kappaspeech.redaction import redact
 from kappaspeech.runs.best import read_best
+from kappaspeech.runs.checkpoints import AVERAGE_FILE, find_weights
 from kappaspeech.runs.contents import (
     CHECKPOINTS_FOLDER,
     EVALUATION_FILE,
@@ -27,7 +28,7 @@ from kappaspeech.runs.contents import (
 )
 from kappaspeech.runs.records import is_evaluation, is_step
 from kappaspeech.selection.tensor_selection import TensorSelection
-from kappaspeech.trained.opening import Step, TrainedRun, open_run
+from kappaspeech.trained.opening import Step, TrainedRun, check_choice, open_run
 
 _TASK = "automatic-speech-recognition"
 _CODE = re.compile(r"[a-z]{2,3}")
@@ -44,6 +45,7 @@ def make_card(source: Path, *, name: str, step: Step = None, base: str | None = 
 
     Of a difference or another export, which hold no record of their run, it says so.
     """
+    check_choice(source, step=step, base=base)
     run = open_run(source, step=step) if (source / RECORD_FILE).exists() else None
     evaluation = None if run is None else _find_evaluation(run)
     llm = None if run is None else base or run.config.model.llm
@@ -98,6 +100,7 @@ def _describe(run: TrainedRun, evaluation: Mapping[str, Any] | None, llm: str) -
             "dtype": record.get("dtype", "a dtype that isn't recorded"),
             "num_trained": f"{record['num_trained_parameters']:,}" if "num_trained_parameters" in record else "unknown",
             "hours": f"{sum(hours.values()):.2f} hours of audio seen" if isinstance(hours, dict) else None,
+            "average_decay": config.training.ema_decay if find_weights(run.checkpoint).name == AVERAGE_FILE else None,
             "seed": config.seed,
             "commit": record.get("git_commit"),
             "config_digest": _code(str(record.get("config_digest"))),
@@ -149,7 +152,7 @@ def _find_evaluation(run: TrainedRun) -> Mapping[str, Any] | None:
 
 
 def _reports(evaluation: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
-    """WER by language, where there was a word to measure it on."""
+    """WER of each language that had a word to measure it on."""
     languages = {} if evaluation is None else evaluation["wer"].get("languages", {})
     return {language: report for language, report in languages.items() if report["wer"] is not None}
 

@@ -16,7 +16,7 @@ from kappaspeech.evaluation.decoding import Decoder
 from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.difference import SPEECH_FILE
-from kappaspeech.trained.opening import Step, open_run, open_transcriber
+from kappaspeech.trained.opening import Step, check_choice, open_run, open_transcriber
 from kappaspeech.trained.whole_opening import is_whole
 
 WHISPER_PREFIX = "whisper:"
@@ -58,6 +58,7 @@ def find_target(
     is_whisper = model.startswith(WHISPER_PREFIX) or model.endswith(".pt")
     if step is not None and not (Path(model) / RECORD_FILE).exists():
         raise InputError(f"--step chooses one of a run's checkpoints, and {model} is no run.")
+    check_choice(Path(model), base=base)
     if not is_whisper and (Path(model) / RECORD_FILE).exists():
         run = open_run(Path(model), step=step)
         config = run.config

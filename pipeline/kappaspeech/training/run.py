@@ -32,7 +32,7 @@ from kappaspeech.runs.records import RunLog
 from kappaspeech.training.agreed import Agreed, agree_on_settings
 from kappaspeech.training.cadences import make_cadences
 from kappaspeech.training.drift import write_drift
-from kappaspeech.training.forecast import Forecast
+from kappaspeech.training.forecast import Forecast, read_alignment_work
 from kappaspeech.training.frozen_check import check_frozen
 from kappaspeech.training.loaded import Loaded, load
 from kappaspeech.training.loop import Outcome, TrainingLoop
@@ -156,7 +156,8 @@ def _record_start(config: RunConfig, agreed: Agreed, loaded: Loaded, partitioned
 
 def _take_steps(config: RunConfig, loaded: Loaded, partitioned: Partitioned, around: Surroundings) -> Outcome:
     """Train from the folder's last checkpoint on. Raises `TrainingError` if the folder can't be used."""
-    state, forecast = LoopState(config, loaded.stream), Forecast(config.training)
+    state = LoopState(config, loaded.stream)
+    forecast = Forecast(config.training, alignment_work=read_alignment_work(partitioned.plan))
     saver = Saver(partitioned.engine, state, around, fingerprints=loaded.fingerprints, keep=config.training.keep_checkpoints)
     with _explaining(around.folder.path), ExitStack() as opened:
         step = saver.resume()

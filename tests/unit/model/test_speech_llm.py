@@ -245,7 +245,7 @@ def test_a_model_that_does_not_align_computes_the_same_transcript_loss(model, al
     minimised, nats = aligning(*batch)
     assert torch.equal(nats, plain)
     assert minimised > nats + 1
-    # DeepSpeed's ranks come apart where two outputs have a graph
+    # DeepSpeed's ranks come apart if two outputs have a graph
     assert minimised.requires_grad
     assert not nats.requires_grad
 

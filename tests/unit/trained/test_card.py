@@ -123,3 +123,17 @@ def test_names_can_not_break_the_page(tmp_path):
     fence = next(line for line in text.splitlines() if line.endswith("`yaml"))
     assert fence == "````yaml"
     assert ModelCard(text).data.model_name == "x](http://evil)<b>"
+
+
+def test_it_says_that_the_weights_are_a_moving_average(run, tmp_path):
+    assert "moving average" not in make_card(run, name="kappa")
+    averaged = make(tmp_path / "averaged")
+    content = json.loads((averaged / "config.json").read_text())
+    content["training"]["ema_decay"] = 0.995
+    (averaged / "config.json").write_text(json.dumps(content))
+    # the configuration alone doesn't say which weights the checkpoint gives
+    assert "moving average over the steps" not in make_card(averaged, name="averaged")
+    (averaged / f"checkpoints/step-{NUM_STEPS:06d}/average.safetensors").touch()
+    assert "The trained weights are an exponential moving average over the steps, of decay 0.995" in make_card(
+        averaged, name="averaged"
+    )

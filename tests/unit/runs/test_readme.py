@@ -7,11 +7,13 @@ import pytest
 from kappaspeech.artefacts import write_text
 from kappaspeech.launching.command_lines import MARK_VARIABLE
 from kappaspeech.launching.reports import write_report
+from kappaspeech.ranks import flight_recorder
 from kappaspeech.redaction import SECRETS_FILE
 from kappaspeech.runs import contents
 from kappaspeech.runs.folder import _write_secrets
 from kappaspeech.runs.readme import write_readme
 from kappaspeech.runs.records import RunLog
+from kappaspeech.runs.shown_run import _keep_id
 from kappaspeech.speech.loading import BadSample
 from tests.made_runs import make_run
 
@@ -29,6 +31,10 @@ def whole_run(tmp_path, monkeypatch):
     log.add_skipped_step({"step": 60, "keys": ["key"]})
     log.add_distance({"step": 60, "kl_nats": 0.11, "budget_nats": 0.1, "anchor_weight": 2.0, "languages": {"de": 0.11}})
     log.close()
+    _keep_id(run / contents.LOGGERS_FILE)
+    flight_recorder.dump(run / contents.COLLECTIVES_FOLDER, 0)
+    for name in ("wandb", "trackio", "mlflow", contents.PROFILE_FOLDER):
+        (run / name).mkdir()
     monkeypatch.setenv(MARK_VARIABLE, "mark")
     write_report(run, ValueError("a matrix fell over"))
     for name in ("evaluation.json", "evaluation.hypotheses.jsonl", "evaluation.html"):

@@ -29,8 +29,8 @@ QUESTIONS = {"What", "Which", "How", "Whether", "Where", "When", "Why", "Who", "
 PREPOSITIONS = {"At", "Beside", "By", "For", "From", "In", "Of", "On", "With", "Without"}
 # A place may follow "where" too, so these are its uses that can be nothing but a condition's.
 CONDITION = re.compile(
-    r"(?:\A|[.;:] )Where (?!to\b)"
-    r"|\b(?:but|else|also|even|only|or|[Nn]othing|[Nn]one|null|True|False|0|\w*Error`?),? where "
+    r"(?:\A|[.;:] )Where (?!to\b)[^.;]*,"
+    r"|\b(?:but|else|also|even|only|[Nn]othing|[Nn]one|null|True|False|0|\w*Error`?) where "
     r"(?!in\b|it is\b|it lies\b|these\b)"
     r"|\bwhere (?:there (?:is|are|was|were) (?:a|an|more|no|none|one)\b|known\b|nobody\b|somebody\b|possible\b|needed\b"
     r"|that may\b|that is (?:asked|possible)\b|it has\b|it can\b|they can\b|none\b)"

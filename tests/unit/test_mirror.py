@@ -24,7 +24,6 @@ THROUGH_OTHERS = {
     "commands.show",
     "commands.status",
     "commands.transcribe",
-    "comparison.maps",
     "comparison.page",
     "comparison.report",
     "comparison.trial_runner",

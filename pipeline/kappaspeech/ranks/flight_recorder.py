@@ -30,7 +30,7 @@ def prepare(folder: Path, environment: MutableMapping[str, str]) -> None:
 
 
 def make_room(folder: Path) -> None:
-    """Make the folder for NCCL, which makes none, where ranks use it. For one rank alone."""
+    """Make the folder if ranks use NCCL, which makes none. For one rank alone."""
     import torch.distributed
 
     if torch.distributed.get_backend() == "nccl":

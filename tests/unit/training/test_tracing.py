@@ -1,4 +1,4 @@
-"""Traces of a few steps: these steps and no others, and no harm where they can't be written."""
+"""Traces of a few steps: these steps and no others, and no harm if they can't be written."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def link(path: Path, target: Path) -> None:
 
 
 def check_division(speech: Path) -> None:
-    """Exit where a test sentence occurs in training, however it is written."""
+    """Exit if a test sentence occurs in training, however it is written."""
     said = {
         part: {(item.language, "".join(filter(str.isalnum, item.transcript.lower()))) for item in find_recordings(speech / part)}
         for part in ("train", "test")

@@ -9,6 +9,7 @@ from kappaspeech.errors import InputError
 # module → its package, as pip knows it: one that is always asked for, or the extra of this project that brings it
 PACKAGES = {
     "aiohttp": "kappaspeech[http]",
+    "alembic": "kappaspeech[mlflow]",
     "datasets": "kappaspeech[datasets]",
     "deepspeed": "deepspeed",
     "espeakng_loader": "kappaspeech[demo]",
@@ -20,14 +21,18 @@ PACKAGES = {
     "kaldialign": "kappaspeech[kaldialign]",
     "lm_eval": "kappaspeech[lm-eval]",
     "matplotlib": "matplotlib",
+    "mlflow": "kappaspeech[mlflow]",
     "mpi4py": "mpi4py",
     "peft": "peft",
     "pyarrow": "kappaspeech[parquet]",
     "s3fs": "kappaspeech[s3]",
     "soundfile": "soundfile",
     "soxr": "soxr",
+    "sqlalchemy": "kappaspeech[mlflow]",
     "tensorboard": "tensorboard",
+    "trackio": "kappaspeech[trackio]",
     "transformers": "transformers",
+    "wandb": "kappaspeech[wandb]",
     "webdataset": "webdataset",
     "whisper": "openai-whisper",
 }

@@ -301,7 +301,7 @@ def test_partitioning_copies_nothing_of_the_files_that_a_rank_has_mapped(zero3):
 
 @pytest.mark.parametrize("kept", ["selection", "adaptor"])
 def test_activation_checkpointing_recomputes_every_layer_and_changes_nothing(zero3, kept):
-    """Also where every weight of a layer is frozen: DeepSpeed#8130, #8148."""
+    """Also if every weight of a layer is frozen: DeepSpeed#8130, #8148."""
     computed = zero3(2)["checkpointed" if kept == "selection" else "adaptor checkpointed"]
     reference = zero3(2)[kept]
     assert computed["layer_passes"] == 2 * reference["layer_passes"]

@@ -19,6 +19,9 @@ def evaluate(
     data: Annotated[
         list[str] | None, typer.Option("--data", "--test", help="Test on these shards. Default: the run's. May be repeated.")
     ] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="The user's turn of the prompt for --data, with {audio}. Default: the run's.")
+    ] = None,
     text: Annotated[
         list[str] | None, typer.Option(help="LANGUAGE=PATH of text to measure perplexity on. Default: the run's.")
     ] = None,
@@ -77,7 +80,15 @@ def evaluate(
     cluster = start_cluster()
     with agreement(cluster):
         given = {key: value for key, value in options.items() if value is not None}
-        measured = find_target(model, data=data or [], text=text or [], step=parse_step(step), base=base, options=given)
+        measured = find_target(
+            model,
+            data=data or [],
+            text=text or [],
+            step=parse_step(step),
+            base=base,
+            options=given,
+            instruction=instruction,
+        )
         target = output or measured.folder / EVALUATION_FILE
         if cluster.rank == 0:
             try_output(target)
@@ -90,11 +101,11 @@ def evaluate(
             measured.speech, measured.text, measured.options, read=measured.read, rank=cluster.rank, world_size=cluster.world_size
         )
         device = choose_device(cluster.local_rank)
-    # all alike: the slowest rank decides
+    # all ranks compute alike: the slowest one decides
     use = UseArithmetic.of(slowest(cluster.gather(measure_rates(device))))
     with agreement(cluster):
         decoder = measured.open_decoder(device, use)
-    # beside a device or a pipe there is no place for more
+    # no more files can be written beside a device or a pipe
     is_alone = is_special(target)
     hypotheses_path = target.with_suffix(".hypotheses.jsonl")
     kept: list[Hypothesis] = []

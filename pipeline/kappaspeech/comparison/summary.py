@@ -51,7 +51,7 @@ def _summarise_arm(arm: Arm, reference: Arm) -> dict[str, Any]:
 
 
 def _summarise_text(runs: Sequence[RunSummary], language: str) -> dict[str, Any]:
-    """Perplexity before and after training, and after it the KL from the base model, null where it wasn't measured."""
+    """Perplexity before and after training, and after it the KL from the base model, null if it wasn't measured."""
     kl = [run.last["text"][language].get("kl_nats") for run in runs]
     return {
         "perplexity_before": spread([run.first["text"][language]["perplexity"] for run in runs]),
@@ -96,7 +96,7 @@ def _summarise_run(run: RunSummary) -> dict[str, Any]:
 
 
 def prove_alike(arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """By seed, what its runs have in common: `group_runs` has refused runs in which it differs.
+    """The digests that runs of a seed have in common, by seed: `group_runs` has refused runs in which it differs.
 
     `samples_digest` is over each step's samples and number of target tokens, in order. `first_loss_spread` is the widest
     difference of the first step's loss, before any arm has changed a weight: 0 on one number of ranks.

@@ -50,7 +50,7 @@ def _unfreeze(experiment: Experiment, trial: Trial, ranking: KappaRanking | None
 
 
 def _make_lora(experiment: Experiment, trial: Trial, ranking: KappaRanking | None) -> LoraConfig:
-    """The arm's LoRA, of the rank that comes nearest to the budget where parameters are to be equal."""
+    """The arm's LoRA, of the rank that comes nearest to the budget if parameters are to be equal."""
     given = trial.arm.lora or LoraConfig()
     if budget(trial.arm, experiment.config) == "count":
         return given
@@ -84,7 +84,7 @@ def make_selection(experiment: Experiment, trial: Trial, ranking: KappaRanking) 
 
 
 def _budget(experiment: Experiment, ranking: KappaRanking) -> TensorSelection:
-    """Whose parameters all arms are to have: the `count` tensors of smallest κ."""
+    """The selection whose number of parameters all arms are to have: the `count` tensors of smallest κ."""
     config = experiment.config
     return select(ranking, _count(experiment), exclude=config.exclude, experts=config.experts)
 

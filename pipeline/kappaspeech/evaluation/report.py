@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kappaspeech.evaluation.wer import by_set
+
 
 def describe_record(record: Mapping[str, Any]) -> list[str]:
-    """WER by language with intervals, what was cut, speed, other ways of counting, the gap to another, and perplexity."""
+    """WER by language and test set with intervals, what was cut, speed, other counts, the gap to another, and perplexity."""
     lines: list[str] = []
-    for language, report in record["wer"]["languages"].items():
+    for language, report in (*record["wer"]["languages"].items(), *by_set(record["wer"])):
         if report["wer"] is None:
             lines.append(f"WER {language}: no reference word ({report['num_utterances']} utterances)")
             continue

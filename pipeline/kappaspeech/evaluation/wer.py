@@ -1,8 +1,8 @@
-"""Word error rate by language, with intervals: normalise, align, count; `bootstrap` resamples."""
+"""Word error rate by language and test set, with intervals: normalise, align, count; `bootstrap` resamples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,8 @@ SCHEMES: tuple[Scheme, ...] = ("chosen", "basic", "none")
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One utterance: what was said and what the model wrote, how long it is, and how its text ended (`decoding.Ending`)."""
+    """One utterance: what was said and what the model wrote, how long it is, and how its text ended (`decoding.Ending`); and its
+    data set, if there are several."""
 
     key: str
     language: str
@@ -27,9 +28,10 @@ class Hypothesis:
     hypothesis: str
     seconds: float = 0.0
     ending: str = "end"
+    dataset: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "dataset" or value}
 
 
 def normaliser_name(language: str, scheme: Scheme = "chosen") -> str:
@@ -40,8 +42,9 @@ def normaliser_name(language: str, scheme: Scheme = "chosen") -> str:
 
 
 def normalise(text: str, language: str, scheme: Scheme = "chosen") -> str:
-    """Whisper's English normaliser for English; its basic one, keeping umlauts and other diacritics, where that leaves words
-    whole; for languages whose scripts have marks of their own, and for Turkish, one that does (`speech.normalisers`).
+    """Whisper's English normaliser for English; its basic one, keeping umlauts and other diacritics, for languages whose words
+    that leaves whole; for languages whose scripts have marks of their own, and for Turkish, one that does
+    (`speech.normalisers`).
 
     "basic" takes the basic one for all; "none" splits at white space and changes nothing else.
     """
@@ -75,13 +78,35 @@ def pool(counts: Sequence[WerCount]) -> WerCount:
 
 
 def measure(hypotheses: Sequence[Hypothesis], *, aligner: Aligner = "jiwer", seed: int = 0) -> dict[str, Any]:
-    """The report on a test set, as JSON: by language WER with its counts, CER and interval; their mean; WER of all pooled.
+    """The report on test sets, as JSON: by language WER with its counts, CER and interval; their mean; WER of all pooled. Of
+    several sets the same of each, in `sets`.
 
     Intervals are percentile bootstraps over utterances, deterministic under `seed`. The mean is over languages, so that the
     larger test set doesn't outvote the smaller. A language without a reference word has no rate (null) and no part in it.
     `aligner` counts the words; characters are always jiwer's.
     """
     words, characters = count_words(hypotheses, aligner=aligner), count_characters(hypotheses)
+    report = _measure(hypotheses, words, characters, aligner=aligner, seed=seed)
+    names = sorted({item.dataset for item in hypotheses})
+    if len(names) < 2:
+        return report
+    sets = {}
+    for name in names:
+        chosen = [i for i, item in enumerate(hypotheses) if item.dataset == name]
+        of_set = [hypotheses[i] for i in chosen]
+        sets[name] = _measure(of_set, [words[i] for i in chosen], [characters[i] for i in chosen], aligner=aligner, seed=seed)
+    return {**report, "sets": sets}
+
+
+def by_set(report: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The languages of each set in a report on several, as "language, set", with their part; none in a report on one."""
+    sets = report.get("sets", {}).items()
+    return [(f"{language}, {name}", part) for name, of_set in sets for language, part in of_set.get("languages", {}).items()]
+
+
+def _measure(
+    hypotheses: Sequence[Hypothesis], words: Sequence[WerCount], characters: Sequence[WerCount], *, aligner: Aligner, seed: int
+) -> dict[str, Any]:
     languages, resampled = {}, []
     for number, language in enumerate(_languages(hypotheses)):
         chosen = [i for i, item in enumerate(hypotheses) if item.language == language]
@@ -134,7 +159,7 @@ def compare_hypotheses(first: Sequence[Hypothesis], second: Sequence[Hypothesis]
     """WER of `second` minus WER of `first` on the same utterances, as JSON: by language, of their mean, and pooled.
 
     Each with a paired percentile interval and the two-sided p of the bootstrap: how often the sign turns when utterances are
-    drawn again (Bisani & Ney 2004). `ValueError` where the two don't hold the same keys and references.
+    drawn again (Bisani & Ney 2004). Raises `ValueError` if the two don't hold the same keys and references.
     """
     ours, theirs = _align_keys(first, second)
     counts, other = count_words(ours), count_words(theirs)
@@ -159,7 +184,8 @@ def compare_hypotheses(first: Sequence[Hypothesis], second: Sequence[Hypothesis]
 
 
 def _align_keys(first: Sequence[Hypothesis], second: Sequence[Hypothesis]) -> tuple[list[Hypothesis], list[Hypothesis]]:
-    ours, theirs = (sorted(items, key=lambda item: item.key) for items in (first, second))
+    # two sets may have a key in common
+    ours, theirs = (sorted(items, key=lambda item: (item.key, item.reference)) for items in (first, second))
     if [(item.key, item.reference) for item in ours] != [(item.key, item.reference) for item in theirs]:
         raise ValueError("the two sets of hypotheses aren't of the same utterances")
     return ours, theirs
@@ -192,5 +218,5 @@ def _mean(rates: Sequence[float]) -> float | None:
 
 
 def _or_null(rate: float) -> float | None:
-    """JSON has no NaN."""
+    """The rate, or None for NaN, which JSON doesn't have."""
     return rate if rate == rate else None

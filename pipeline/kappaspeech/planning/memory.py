@@ -51,7 +51,7 @@ class ZeroSettings:
 
 @dataclass(frozen=True)
 class MemoryPart:
-    """`num_bytes` of a rank. `on_host` where they aren't the accelerator's."""
+    """A part of a rank's memory. `on_host`: it is the host's and not the accelerator's."""
 
     name: str
     num_bytes: int
@@ -59,7 +59,7 @@ class MemoryPart:
 
 
 def read_settings(deepspeed_config: Mapping[str, Any]) -> ZeroSettings:
-    """The settings of a DeepSpeed JSON, with DeepSpeed 0.19's defaults where it is silent, and `settle_gradients`'s."""
+    """The settings of a DeepSpeed JSON, with DeepSpeed 0.19's defaults for all that it doesn't set, and `settle_gradients`'s."""
     zero = deepspeed_config.get("zero_optimization", {})
     on_host = {key: zero.get(key, {}).get("device", "none") != "none" for key in ("offload_optimizer", "offload_param")}
     return ZeroSettings(
@@ -220,14 +220,14 @@ def count_activations(
     kept_a_layer = kept_bytes_per_token(llm, itemsize=b)
     kept_inputs = b * llm.kept_inputs
     squares = 0 if llm.fused_attention else b * llm.num_heads * tokens.squares
-    # of the layers that are computed again the input, and all of one of them, once the others' is gone
+    # Layers that are computed again keep their input. One of them at a time has all, when the other layers' is gone.
     num_whole = max(llm.num_layers - num_recomputed, min(num_recomputed, 1))
     kept = num_recomputed * b * llm.width + num_whole * kept_a_layer + num_whole * kept_inputs // llm.num_layers
     # gradients of the MLP's three inner states, or of a norm in float32
     transient = max(3 * b * llm.inner_width, 3 * FLOAT32_BYTES * llm.width)
     adaptor_widths = sizes.num_adaptor_layers * 8 * sizes.adaptor_width + 2 * sizes.adaptor_width
     adaptor = b * (adaptor_widths + sizes.stacking * sizes.encoder_width + llm.width)
-    # the logits and, of a chunk at a time, the float32 copy and its softmax or gradient; of several chunks, the whole gradient
+    # the logits; the float32 copy of a chunk and its softmax or gradient; if there are several chunks, the whole gradient
     logits = tokens.labels * llm.vocabulary
     in_chunks = logits > CHUNK_ELEMENTS
     logits_bytes = (2 * b if in_chunks else b) * logits + 2 * FLOAT32_BYTES * min(logits, CHUNK_ELEMENTS)

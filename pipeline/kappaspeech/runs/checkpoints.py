@@ -103,7 +103,7 @@ def _set_aside(damaged: list[tuple[Path, str]], used: Path) -> None:
         aside = broken.with_name(f"damaged-{broken.name}")
         shutil.rmtree(aside, ignore_errors=True)
         broken.rename(aside)
-        _log.warning("%s is damaged (%s): set aside as %s; going on from %s.", broken, cause, aside.name, used.name)
+        _log.warning("%s is damaged (%s): set aside as %s; continuing from %s.", broken, cause, aside.name, used.name)
 
 
 def find_damage(

@@ -85,7 +85,7 @@ def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
     recompute_layers(llm, config.training.activation_checkpointing)
     adaptor = build_adaptor(shape, seed=config.seed).to(dtype)
     model = SpeechLLM(adaptor, llm, alignment_weight=config.training.alignment_weight, packs=packs)
-    prompt = make_prompt(tokenizer, config.model.instruction, chat=config.model.chat_template)
+    prompt = make_prompt(tokenizer, config.model.instruction, others=config.data.instructions, chat=config.model.chat_template)
     return Assembly(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest, arithmetic)
 
 

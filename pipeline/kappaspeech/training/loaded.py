@@ -100,7 +100,7 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
             "frozen tensors": digest_json(frozen),
             "selection": digest_trained(config.unfreeze, assembly.selection),
             "adaptor": digest_json(asdict(assembly.adaptor_shape)),
-            "prompt": digest_json(assembly.prompt.to_json()),
+            "prompt": digest_json(assembly.prompt.only(config.data.train).to_json()),
             "moving average": f"decay {config.training.ema_decay}",
             "data": stream.fingerprint,
             "replayed text": replay.fingerprint if replay else "none",
@@ -158,7 +158,9 @@ def feature_cache_options(
 def _open_stream(config: RunConfig, assembly: Assembly, cluster: Cluster, cache: FeatureCacheOptions | None) -> SpeechStream:
     dims, stacking = assembly.encoder.dims, config.model.adaptor.stacking
     budget = make_budget(
-        config.batch, prompt_tokens=assembly.prompt.num_tokens, seconds_per_position=dims.seconds_per_state * stacking
+        config.batch,
+        prompt_tokens=assembly.prompt.most_tokens(config.data.train),
+        seconds_per_position=dims.seconds_per_state * stacking,
     )
     options = replace(
         make_stream_options(config.data),

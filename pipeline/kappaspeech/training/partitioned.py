@@ -44,8 +44,9 @@ class Partitioned:
 def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroundings) -> Partitioned:
     """Cut the model into the ranks' partitions, and settle by its plan the options that were left to the memory. A collective."""
     cluster, assembly = around.cluster, loaded.assembly
+    prompt_tokens = assembly.prompt.most_tokens(config.data.train)
     with agreement(cluster):
-        planner = describe_run(config, assembly.encoder, assembly.model, loaded.stream, prompt_tokens=assembly.prompt.num_tokens)
+        planner = describe_run(config, assembly.encoder, assembly.model, loaded.stream, prompt_tokens=prompt_tokens)
         head = keep_head(assembly.model.llm) if config.replay and config.replay.anchor_weight else None
     engine = TrainingEngine(
         assembly.model,
@@ -61,7 +62,7 @@ def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroun
     matmul_rates = cluster.gather(measure_rate(engine.device, agreed.arithmetic.torch_dtype))
     plan = plan_run(
         planner,
-        prompt_tokens=assembly.prompt.num_tokens,
+        prompt_tokens=prompt_tokens,
         cluster=cluster,
         device=engine.device,
         arithmetic=agreed.arithmetic,

@@ -41,13 +41,15 @@ _MASK_64 = (1 << 64) - 1
 class MicroBatch:
     """The tensors of one pass: encoder states (B, S, E) on the device; their counts (B,) and labels (B, L), best on the host.
 
-    `text` stands beside them, and its weights in the loss with it.
+    `text` stands beside them, and its weights in the loss with it. `prompt_ids`, before and after the audio, are of all rows or
+    of each (`splicing.splice`); without them they are the step's.
     """
 
     states_BSE: Tensor
     num_states_B: Tensor
     label_ids_BL: Tensor
     text: TextRows | None = None
+    prompt_ids: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ class TrainingEngine:
             batch = next(coming)
             self._on_phase("forward_backward")
             torch.manual_seed(seed & _MASK_64)
-            parts = (batch.states_BSE, batch.num_states_B, prefix_ids, suffix_ids, batch.label_ids_BL, batch.text)
+            prompt_ids = batch.prompt_ids or (prefix_ids, suffix_ids)
+            parts = (batch.states_BSE, batch.num_states_B, *prompt_ids, batch.label_ids_BL, batch.text)
             loss, nats, *replayed = self._engine(*parts, alignment_only=alignment_only)
             sums_nats[0] += nats
             if replayed:
@@ -191,7 +194,7 @@ class TrainingEngine:
         return StepResult(total_nats, grad_norm, is_applied, replay_nats, anchor_nats)
 
     def _read(self, sums_nats: Tensor, grad_norm: Any) -> list[float]:
-        """All as numbers, with one wait for the device; the norm is 0 if DeepSpeed has none."""
+        """Read all of these as numbers, with one wait for the device; the norm is 0 if DeepSpeed has none."""
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=torch.float64, device=self.device)
         numbers: list[float] = torch.cat([sums_nats, norm.reshape(1)]).tolist()
         return numbers

@@ -328,7 +328,7 @@ def test_packed_clips_are_planned_without_padding(config):
         chosen = config.model_copy(update={"batch": config.batch.model_copy(update={"packing": packing})})
         return Planner(chosen, modules=build_meta_model(chosen), clip_seconds=lengths).plan(1, rates=RATES, prompt_tokens=20)
 
-    # a plan for GPUs packs where that is asked for
+    # a plan for GPUs packs if that is asked for
     assert plan("auto") == plan(False)
     assert plan(True).step_time.forward < plan(False).step_time.forward
     assert plan(True).step_bytes < plan(False).step_bytes

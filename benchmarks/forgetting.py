@@ -1,4 +1,4 @@
-"""What predicts forgetting? Held-out R² of κ, other scores, module types and parameter counts on the drift of text.
+"""Predictors of forgetting: held-out R² of κ, other scores, module types and parameter counts on the drift of text.
 
     python benchmarks/forgetting.py ranking.json RUN... [--activations ranking_activations.json] [--output forgetting.json]
 

@@ -1,4 +1,4 @@
-"""What predicts forgetting: how well properties of the selected tensors foretell how far text drifts in runs that aren't fitted.
+"""Predictors of forgetting: how well properties of the selected tensors foretell how far text drifts in runs that aren't fitted.
 
 N runs · P columns of a predictor · G groups: runs of one selection are seeds of each other · R resamples
 """

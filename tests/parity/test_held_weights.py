@@ -1,4 +1,4 @@
-"""EWC and kept directions under ZeRO-3, on one rank and on two, against plain PyTorch and closed forms."""
+"""Weights that are held to their beginning under ZeRO-3, on one rank and on two, against plain PyTorch and closed forms."""
 
 from __future__ import annotations
 

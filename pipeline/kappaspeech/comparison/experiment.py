@@ -58,7 +58,7 @@ class ArmConfig(_Section):
 
 
 class UntilConfig(_Section):
-    """The length of every arm in place of the base's, and the number of measurements on its way."""
+    """The length of every arm, in place of the base's, and the number of measurements on its way."""
 
     num_steps: Count = Field(description="Steps of each arm: past the best of all, so that the curves show where they turn.")
     num_evaluations: Count = Field(default=40, description="Evaluations of each, evenly over its steps, beside the first.")
@@ -185,7 +185,7 @@ def _problems(config: ExperimentConfig, base: RunConfig) -> list[str]:
 
 
 def _misplaced(config: ExperimentConfig) -> list[str]:
-    """Keys that an arm has and its `select` can't have."""
+    """The problems of arms that have what their `select` can't have."""
     problems = []
     for index, arm in enumerate(config.arms):
         if arm.score is not None and arm.select not in ORDERED:

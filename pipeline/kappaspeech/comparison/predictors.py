@@ -1,4 +1,4 @@
-"""Predictors of forgetting: properties of the selected tensors, judged by how well they foretell the drift of text in other runs.
+"""Predictors of forgetting: how well properties of the selected tensors foretell how far text drifts in runs that aren't fitted.
 
 N runs · P columns of a predictor · G groups: runs of one selection are seeds of each other · R resamples
 """

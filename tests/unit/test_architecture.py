@@ -62,7 +62,8 @@ ARROWS = {
     "ranks": set(),
     "tensor_files": set(),
     "selection": set(),
-    "runs": {"config", "selection", "ranks", "model", "speech", "tensor_files"},
+    "loggers": set(),
+    "runs": {"config", "selection", "ranks", "model", "speech", "tensor_files", "loggers"},
     "scan": {"selection", "ranks", "tensor_files", "model", "runs"},
     "speech": {"config", "tensor_files"},
     "model": set(),
@@ -118,6 +119,9 @@ PLACES = {
     "mpi4py": {"ranks"},
     "typer": {"commands"},
     "matplotlib": {"comparison", "scan"},
+    "wandb": {"loggers"},
+    "trackio": {"loggers"},
+    "mlflow": {"loggers"},
 }
 
 

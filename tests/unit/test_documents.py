@@ -62,7 +62,11 @@ def test_pages_have_what_the_tests_of_each_page_look_for():
     assert sum(len(options(command)) for text in texts for command in commands(text)) > 20
 
 
-@MARKDOWN_PATHS
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *(REPOSITORY / f"{name}.md" for name in ("CONTRIBUTING", "SECURITY", "CHANGELOG"))],
+    ids=lambda page: str(page.relative_to(REPOSITORY)),
+)
 def test_every_link_leads_to_a_page_and_a_heading(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(LINK, text):

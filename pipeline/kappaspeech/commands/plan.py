@@ -219,8 +219,10 @@ def _count_prompt(settings: RunConfig) -> int:
         tokenizer = load_tokenizer(settings.model.llm)
     except CheckpointError:
         return ASSUMED_PROMPT_TOKENS
-    prompt = make_prompt(tokenizer, settings.model.instruction, chat=settings.model.chat_template)
-    return prompt.num_tokens
+    prompt = make_prompt(
+        tokenizer, settings.model.instruction, others=settings.data.instructions, chat=settings.model.chat_template
+    )
+    return prompt.most_tokens(settings.data.train)
 
 
 def _host_gb() -> float:

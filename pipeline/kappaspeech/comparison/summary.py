@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -42,6 +43,7 @@ def _summarise_arm(arm: Arm, reference: Arm) -> dict[str, Any]:
         "wer": measure_arm(arm),
         "wer_before": {lang: report["wer"] for lang, report in runs[0].first["wer"]["languages"].items()},
         "difference": None if arm is reference else compare_arms(reference, arm),
+        "best": _summarise_best(runs),
         "text": {language: _summarise_text(runs, language) for language in texts},
         "mean_drift": spread([fmean(run.drift.values()) if run.drift else 0.0 for run in runs]),
         "runs": [_summarise_run(run) for run in runs],
@@ -56,6 +58,22 @@ def _summarise_text(runs: Sequence[RunSummary], language: str) -> dict[str, Any]
         "perplexity": spread([run.last["text"][language]["perplexity"] for run in runs]),
         "kl_nats": None if None in kl else spread(kl),
     }
+
+
+def _summarise_best(runs: Sequence[RunSummary]) -> dict[str, Any]:
+    """Each run's evaluation of lowest mean WER, and how much higher it has risen by the end."""
+    best = [min(run.evaluations, key=lambda record: _mean_wer(record)) for run in runs]
+    return {
+        "step": spread([record["step"] for record in best]),
+        "mean_wer": spread([record["wer"]["mean_wer"] for record in best]),
+        "rise": spread([_mean_wer(run.last) - _mean_wer(record) for run, record in zip(runs, best, strict=True)]),
+    }
+
+
+def _mean_wer(record: Mapping[str, Any]) -> float:
+    """An evaluation that has none is no best one."""
+    rate = record["wer"]["mean_wer"]
+    return math.inf if rate is None else float(rate)
 
 
 def _summarise_run(run: RunSummary) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def speak_texts(texts: Path, folder: Path, *, hours: float, num_test: int, seed:
     """Speak the sentences of `texts`/LANGUAGE.txt into `folder`/{train,test}/LANGUAGE: `hours` to train on, over all languages.
 
     `num_test` sentences, over all languages, are for testing and are in training in no voice; of what was read twice neither
-    case nor punctuation makes another sentence. Where the sentences don't fill the time they are spoken again by other voices.
+    case nor punctuation makes another sentence. If the sentences don't fill the time they are spoken again by other voices.
     Deterministic under `seed` for the voices that are installed. What was interrupted goes on. Raises `InputError` and
     `DataError`.
     """

@@ -33,6 +33,7 @@ from kappaspeech.speech.shards import expand, read_index
 from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.table import MERGED_SUFFIX, read_merged
+from kappaspeech.training.consolidating import read_consolidated
 from kappaspeech.training.replay import read_replay
 from kappaspeech.zero3.compiled_ops import find_compatible_ops
 
@@ -71,6 +72,8 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
         findings += _try("data", lambda path=path: _check_text(Path(path)))  # type: ignore[misc]
     if config.replay is not None:
         findings += _try("data", lambda: _check_replay(config))
+    if config.ewc is not None:
+        findings += _try("data", lambda: _check_consolidated(config))
     needed_bytes = _needed_bytes(config, planners[0] if planners else None)
     findings += _try("disk", lambda: check_disk(Path(config.run_dir), needed_bytes=needed_bytes))
     return findings
@@ -131,8 +134,8 @@ def _check_deepspeed(config: RunConfig) -> list[Finding]:
 
 def _check_tokenizer(config: RunConfig) -> list[Finding]:
     tokenizer = load_tokenizer(config.model.llm)
-    prompt = make_prompt(tokenizer, config.model.instruction, chat=config.model.chat_template)
-    count = prompt.num_tokens
+    prompt = make_prompt(tokenizer, config.model.instruction, others=config.data.instructions, chat=config.model.chat_template)
+    count = prompt.most_tokens(config.data.train)
     if not config.model.chat_template:
         return [Finding("tokenizer", "ok", f"plain text, {count} tokens around the audio")]
     if getattr(tokenizer, "chat_template", None):
@@ -187,6 +190,12 @@ def _check_replay(config: RunConfig) -> list[Finding]:
     replay = read_replay(config, load_tokenizer(config.model.llm))
     assert replay is not None
     return [Finding("data", "ok", f"replay.texts: {len(replay.pieces):,} pieces of text, {replay.texts_per_step} in each step")]
+
+
+def _check_consolidated(config: RunConfig) -> list[Finding]:
+    """The text by which weights would be held; an error if an evaluation measures it."""
+    pieces = read_consolidated(config, load_tokenizer(config.model.llm))
+    return [Finding("data", "ok", f"ewc.texts: the Fisher is measured on {len(pieces):,} pieces of text")]
 
 
 def _check_credentials(item: DatasetConfig, environment: Mapping[str, str]) -> list[Finding]:

@@ -97,7 +97,7 @@ def evaluate(
         return None
     assert mine is not None
     assert scores is not None
-    hypotheses = sorted((item for share in cluster.gather(mine) for item in share), key=lambda item: item.key)
+    hypotheses = sorted((item for share in cluster.gather(mine) for item in share), key=lambda item: (item.key, item.dataset))
     keep(hypotheses)
     shares = cluster.gather((seconds, scores))
     with agreement(cluster):
@@ -189,6 +189,7 @@ def _decode(decoder: Decoder, batch: Sequence[AudioSample]) -> list[Hypothesis]:
             decoded.text,
             seconds=round(len(sample.waveform) / SAMPLE_RATE_HZ, 3),
             ending=decoded.ending,
+            dataset=sample.dataset,
         )
         for sample, decoded in zip(batch, decoder.decode(batch), strict=True)
     ]
@@ -215,7 +216,8 @@ def read_hypotheses(path: Path) -> list[Hypothesis]:
 
 def _is_hypothesis(record: Mapping[str, Any]) -> bool:
     texts = ("key", "language", "reference", "hypothesis")
-    kinds: dict[str, type | tuple[type, ...]] = {**dict.fromkeys(texts, str), "seconds": (int, float), "ending": str}
+    others: dict[str, type | tuple[type, ...]] = {"seconds": (int, float), "ending": str, "dataset": str}
+    kinds: dict[str, type | tuple[type, ...]] = {**dict.fromkeys(texts, str), **others}
     return record.keys() >= set(texts) and all(name in kinds and isinstance(value, kinds[name]) for name, value in record.items())
 
 
@@ -230,6 +232,7 @@ def compare_with(first: Sequence[Hypothesis], second: Sequence[Hypothesis]) -> d
 def draw_page(title: str, hypotheses: Sequence[Hypothesis], speech: Sequence[DatasetConfig], read: ReadConfig) -> str:
     """`page.make_page` with the clips of the worst utterances, read from the shards again. Raises `DataError`."""
     options = make_read_options(read)
-    refs = {ref.entry.key: ref for ref in list_test_samples(make_datasets(speech), read=options)}
-    worst = [refs[item.key] for item, _ in worst_first(hypotheses)[:MAX_CLIPS] if item.key in refs]
+    refs = {(ref.dataset, ref.entry.key): ref for ref in list_test_samples(make_datasets(speech), read=options)}
+    places = [(item.dataset, item.key) for item, _ in worst_first(hypotheses)[:MAX_CLIPS]]
+    worst = [refs[place] for place in places if place in refs]
     return make_page(title, hypotheses, read_clips(worst, max_bytes=MAX_CLIP_BYTES, read=options))

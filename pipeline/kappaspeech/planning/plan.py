@@ -236,7 +236,15 @@ def _make_plan(
             texts=assumptions.texts,
         )
     keeps_average = config.training.ema_decay is not None
-    state = count_state(sizes, settings, world_size=world_size, on_cpu=assumptions.device == "cpu", keeps_average=keeps_average)
+    state = count_state(
+        sizes,
+        settings,
+        world_size=world_size,
+        on_cpu=assumptions.device == "cpu",
+        keeps_average=keeps_average,
+        holds_weights=config.ewc is not None,
+        kept_share=config.unfreeze.osf.kept_share if config.unfreeze.osf else 0.0,
+    )
     step_time = predict_step(
         cost,
         sizes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import random
@@ -142,10 +143,17 @@ def _plan(
     for language in sorted({recording.language for recording in recordings}):
         name = "-".join(filter(None, (prefix, normalise_language(language))))
         chosen = [recording for recording in recordings if recording.language == language]
-        random.Random(seed).shuffle(chosen)
+        # what is read together stays together
+        blocks = [list(block) for _, block in itertools.groupby(chosen, key=_block_of)]
+        random.Random(seed).shuffle(blocks)
+        chosen = list(itertools.chain.from_iterable(blocks))
         for number, start in enumerate(range(0, len(chosen), shard_size)):
             planned.append((output / f"{name}-{number:06d}.tar", chosen[start : start + shard_size]))
     return planned
+
+
+def _block_of(recording: Recording) -> tuple[Path, int] | str:
+    return recording.key if recording.block is None else (recording.path, recording.block)
 
 
 def _pack_shard(

@@ -30,12 +30,15 @@ _PIECE_VALUES = 1 << 20
 
 @dataclass(frozen=True)
 class AudioSample:
-    """An utterance: `waveform` float32 [num_samples], mono, 16 kHz."""
+    """An utterance: `waveform` float32 [num_samples], mono, 16 kHz; the instruction that it is read with, if not the run's, and
+    the name of its data set, if there are several."""
 
     key: str
     waveform: NDArray[np.float32]
     transcript: str
     language: str
+    instruction: str | None = None
+    dataset: str = ""
 
 
 class BadSampleError(Exception):

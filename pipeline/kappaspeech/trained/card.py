@@ -11,6 +11,7 @@ import yaml
 
 from kappaspeech.errors import InputError
 from kappaspeech.escaping import for_line
+from kappaspeech.evaluation.wer import by_set
 from kappaspeech.json_lines import read_lines
 from kappaspeech.model.hub_cache import find_cached
 from kappaspeech.outside import read_json_file
@@ -121,7 +122,7 @@ def _describe(run: TrainedRun, evaluation: Mapping[str, Any] | None, llm: str) -
             for item in config.data.train
         ],
         "tested_on": ", ".join(_code(_shown(item.shards)) for item in config.data.test) or "a test set that isn't recorded",
-        "rates": [_rate(language, report) for language, report in _reports(evaluation).items()],
+        "rates": [_rate(language, report) for language, report in (*_reports(evaluation).items(), *_reports_by_set(evaluation))],
         "endings": _endings(evaluation),
         "chosen_by_wer": best is not None and step_of(best) == run.step,
         "texts": _texts(run, evaluation),
@@ -155,6 +156,11 @@ def _reports(evaluation: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any
     """WER of each language that had a word to measure it on."""
     languages = {} if evaluation is None else evaluation["wer"].get("languages", {})
     return {language: report for language, report in languages.items() if report["wer"] is not None}
+
+
+def _reports_by_set(evaluation: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any]]]:
+    reports = [] if evaluation is None else by_set(evaluation["wer"])
+    return [(name, report) for name, report in reports if report["wer"] is not None]
 
 
 def _rate(language: str, report: Mapping[str, Any]) -> dict[str, Any]:

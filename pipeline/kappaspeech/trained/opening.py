@@ -154,7 +154,8 @@ def open_transcriber(
     """
     check_choice(path, step=step, base=base)
     use = use or UseArithmetic.of(measure_rates(device))
-    model, encoder, tokenizer, prompt = load_whole(path, use) if is_whole(path) else _load_parts(path, use, step=step, base=base)
+    loaded = load_whole(path, use) if is_whole(path) else _load_parts(path, use, step=step, base=base)
+    model, encoder, tokenizer, prompt, chat_template = loaded
     return Transcriber(
         model.to(device),
         encoder.to(device),
@@ -164,13 +165,14 @@ def open_transcriber(
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
         base_weights=find_base(model),
+        chat_template=chat_template,
     )
 
 
 def _load_parts(
     path: Path, use: UseArithmetic, *, step: Step, base: str | None
-) -> tuple[SpeechLLM, FrozenWhisperEncoder, Any, SpeechPrompt]:
-    """Model, encoder, tokenizer and prompt of what keeps them apart."""
+) -> tuple[SpeechLLM, FrozenWhisperEncoder, Any, SpeechPrompt, bool]:
+    """Model, encoder, tokenizer, prompt and whether it is the chat template's, of what keeps them apart."""
     if _is_merged(path):
         from safetensors.torch import load_file
 
@@ -187,4 +189,4 @@ def _load_parts(
         raise InputError(f"{path} is neither a run folder ({RECORD_FILE}) nor an export ({SPEECH_FILE}).")
     tokenizer = load_tokenizer(llm)
     encoder = load_encoder(parts.encoder, pad_to_30s=parts.pad_to_30s, dtype=use.dtype(parts.encoder_dtype))
-    return model, encoder, tokenizer, parts.make_prompt(tokenizer)
+    return model, encoder, tokenizer, parts.make_prompt(tokenizer), parts.chat_template

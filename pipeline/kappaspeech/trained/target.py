@@ -47,13 +47,16 @@ def find_target(
     step: Step = None,
     base: str | None = None,
     options: Mapping[str, Any] | None = None,
+    instruction: str | None = None,
 ) -> EvaluationTarget:
     """Find the kind of `model`. `data` are shards and `text` is LANGUAGE=PATH; a run brings its own if they aren't given.
 
-    `options` take the place of a run's evaluation.* or of their defaults, `base` that of the base model it was trained on. Raises
-    `InputError`.
+    `instruction` is asked of the LLM for `data`, if not the run's. `options` take the place of a run's evaluation.* or of their
+    defaults, `base` that of the base model it was trained on. Raises `InputError`.
     """
-    speech = tuple(DatasetConfig(shards=shards) for shards in data)
+    if instruction is not None and not data:
+        raise InputError("--instruction is asked for the shards of --data: give these too. A run's own sets name theirs.")
+    speech = tuple(DatasetConfig(shards=shards, instruction=instruction) for shards in data)
     texts = dict(map(_parse_text, text))
     is_whisper = model.startswith(WHISPER_PREFIX) or model.endswith(".pt")
     if step is not None and not (Path(model) / RECORD_FILE).exists():

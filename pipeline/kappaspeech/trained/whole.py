@@ -103,7 +103,7 @@ def _write_config(folder: Path, speaker: Transcriber) -> None:
             "dtype": str(encoder.dtype).removeprefix("torch."),
         },
         adaptor=asdict(speaker.model.adaptor.shape),
-        prompt=speaker.prompt.to_json(),
+        prompt={**speaker.prompt.to_json(), "chat_template": speaker.chat_template},
         trained_in=dtype,
         dtype=dtype,
         architectures=["KappaSpeechModel"],

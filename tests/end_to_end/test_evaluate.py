@@ -48,6 +48,7 @@ def test_a_runs_record_names_its_normalisers_and_how_texts_ended(of_run):
     }
     assert set(record["normalisers"]) == {"chosen", "basic", "none"}
     assert record["normalisers"]["chosen"]["mean_wer"] == record["wer"]["mean_wer"]
+    assert record["real_time_factor"] == record["audio_seconds"] / record["decode_seconds"] > 0
     endings = [item["ending"] for item in hypotheses(path)]
     assert record["num_utterances"] == len(endings) == 6
     assert (record["num_loops"], record["num_cut"]) == (endings.count("loop"), endings.count("length"))

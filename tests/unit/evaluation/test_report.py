@@ -13,6 +13,8 @@ def test_a_record_is_told_by_language_with_what_was_cut_and_what_text_became():
         "wer": measure(kept),
         "num_loops": 1,
         "num_cut": 0,
+        "audio_seconds": 90.0,
+        "decode_seconds": 4.0,
         "text": {"en": {"perplexity": 12.5, "num_tokens": 90, "kl_nats": 0.25}},
         "normalisers": measure_sensitivity(kept),
         "lm_eval": {"piqa": {"acc": 0.5}},
@@ -22,5 +24,6 @@ def test_a_record_is_told_by_language_with_what_was_cut_and_what_text_became():
     assert any(line.startswith("WER en  25.00% (95 % of resamples ") for line in lines)
     assert any(line.startswith("  4 substitutions, 0 deletions, 0 insertions; CER ") for line in lines)
     assert "texts cut: 1 in a loop, 0 at the longest length" in lines
+    assert "90 s of audio decoded in 4.0 s: real-time factor 22.5 (seconds of audio a second)" in lines
     assert any(line.startswith("WER under the normaliser ") and "en 25.00%" in line for line in lines)
     assert lines[-2:] == ["text perplexity en 12.50 (90 tokens), KL from the base 0.250 nats a token", "piqa: acc 0.5"]

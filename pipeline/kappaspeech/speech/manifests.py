@@ -28,40 +28,66 @@ def read_manifest(source: Path, request: Request) -> Iterator[Recording]:
     """
     if request.split is not None:
         raise DataError(f"{source} is a manifest, which has no splits: make one of {request.split!r} and leave out --split.")
-    for number, line in enumerate(read_lines(source), start=1):
-        if not line.strip():
-            continue
-        where = f"{source}, line {number}"
-        try:
-            entry = parse_object(line)
-            audio = next(entry[name] for name in _AUDIO_KEYS if entry.get(name))
-            if not isinstance(audio, str) or not any(name in entry for name in TEXT_KEYS):
-                raise ValueError("no path or no text")
-            check_unicode(audio)
-        except (ValueError, StopIteration) as error:
-            found = repr(line[:_SHOWN_LETTERS])
-            raise DataError(f"{where}: wanted is audio_filepath and text; found {found}.{_tell_array(line)}") from error
+    for number, where, entry in _read_entries(source, needed=(TEXT_KEYS, "text")):
         named = next((entry[name] for name in LANGUAGE_KEYS if entry.get(name)), None)
         if request.language is None and named is None:
             raise DataError(f"{where} names no language; give one with --language.")
         language = request.language or normalise_language(named, where=where)
-        begin, seconds = _number(entry, "offset", where), _number(entry, "duration", where)
-        is_segment = "offset" in entry
-        recording = Recording(
-            make_key(language, f"{number:08d}-{Path(audio).stem}"),
-            source.parent / audio,
-            "",
-            language,
-            begin,
-            (seconds or None) if is_segment else None,
-            listed_seconds=None if is_segment else seconds or None,
-        )
+        recording = _locate(source, number, where, entry, language)
         try:
             text = find_text(entry, TEXT_KEYS)
         except ValueError as error:
             yield request.judge(recording, ("text", str(error)), f"{where}: the text can't be used: {error}.")
         else:
             yield replace(recording, transcript=text.strip())
+
+
+def read_untranscribed(source: Path) -> Iterator[Recording]:
+    """The recordings of a manifest whose lines need neither text nor language, which is then "". Raises `DataError`."""
+    for number, where, entry in _read_entries(source):
+        named = next((entry[name] for name in LANGUAGE_KEYS if entry.get(name)), None)
+        language = "" if named is None else normalise_language(named, where=where)
+        yield _locate(source, number, where, entry, language)
+
+
+def _read_entries(
+    source: Path, *, needed: tuple[tuple[str, ...], str] | None = None
+) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Number, place in words, and content of each line, which has a path, and one of the `needed` keys, named so to a person."""
+    for number, line in enumerate(read_lines(source), start=1):
+        if not line.strip():
+            continue
+        where = f"{source}, line {number}"
+        try:
+            entry = parse_object(line)
+            audio = _audio_of(entry)
+            if not isinstance(audio, str) or (needed is not None and not any(name in entry for name in needed[0])):
+                raise ValueError(f"no path{f' or no {needed[1]}' if needed else ''}")
+            check_unicode(audio)
+        except (ValueError, StopIteration) as error:
+            found = repr(line[:_SHOWN_LETTERS])
+            wanted = f"audio_filepath{f' and {needed[1]}' if needed else ''}"
+            raise DataError(f"{where}: wanted is {wanted}; found {found}.{_tell_array(line)}") from error
+        yield number, where, entry
+
+
+def _audio_of(entry: dict[str, Any]) -> Any:
+    return next(entry[name] for name in _AUDIO_KEYS if entry.get(name))
+
+
+def _locate(source: Path, number: int, where: str, entry: dict[str, Any], language: str) -> Recording:
+    audio = _audio_of(entry)
+    begin, seconds = _number(entry, "offset", where), _number(entry, "duration", where)
+    is_segment = "offset" in entry
+    return Recording(
+        make_key(language, f"{number:08d}-{Path(audio).stem}"),
+        source.parent / audio,
+        "",
+        language,
+        begin,
+        (seconds or None) if is_segment else None,
+        listed_seconds=None if is_segment else seconds or None,
+    )
 
 
 def _tell_array(line: str) -> str:

@@ -1,4 +1,7 @@
-"""`kappaspeech transcribe` on several ranks: one file, in the order of the recordings, to the byte what one rank writes."""
+"""`kappaspeech transcribe` on several ranks: one file, in the order of the recordings, to the byte what one rank writes.
+
+That --nproc starts them by itself, tests/end_to_end/test_documents.py shows on docs/recipes/transcribing.md.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import signal
 
 import pytest
 
-from kappaspeech.commands import main
 from tests.made_exports import make_export
 from tests.patience import patience
 
@@ -55,12 +57,3 @@ def test_a_job_whose_ranks_were_killed_goes_on_with_other_ranks(words, run_comma
     done = run_command(*words, "--output", output, ranks=3)
     assert done.returncode == 1, done.stderr[-3000:]
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-
-
-def test_nproc_starts_the_ranks_by_itself(words, tmp_path, monkeypatch):
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    output = tmp_path / "out.jsonl"
-    assert main([*map(str, words), "--nproc", "2", "--output", str(output)]) == 1
-    assert output.read_bytes().count(b"\n") == 31
-    assert json.loads((tmp_path / "out.job.json").read_text())["num_ranks"] == 2

@@ -44,6 +44,9 @@ def transcribe(
     base: Annotated[str | None, typer.Option(help="The base model, if it has moved since the training.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pieces decoded together.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest text of a piece.")] = 200,
+    instruction: Annotated[
+        str | None, typer.Option(help="The user's turn of the prompt, with {audio}, as in data.train. Default: the run's.")
+    ] = None,
     piece_seconds: Annotated[
         float | None,
         typer.Option(callback=finite, min=1, max=30, help="The longest piece that is decoded. Default: 24; srt: 7, a cue."),
@@ -56,7 +59,12 @@ def transcribe(
     need("kappaspeech transcribe", "soundfile", "soxr", "transformers", "whisper")
     if nproc is not None:
         options: dict[str, Any] = {"format": format_.value, "output": output, "step": step, "base": base}
-        options |= {"batch-size": batch_size, "max-new-tokens": max_new_tokens, "piece-seconds": piece_seconds}
+        options |= {
+            "batch-size": batch_size,
+            "max-new-tokens": max_new_tokens,
+            "piece-seconds": piece_seconds,
+            "instruction": instruction,
+        }
         words = [f"--{name}={value}" for name, value in options.items() if value is not None]
         return _start_ranks(nproc, ["transcribe", *words, "--", str(model), *recordings])
     from kappaspeech.ranks.start import start_cluster
@@ -72,6 +80,7 @@ def transcribe(
         output=output,
         step=step,
         longest=piece_seconds or (_CUE_SECONDS if format_ is Format.srt else LONGEST_PIECE_SECONDS),
+        instruction=instruction,
         options={"base": base, "batch_size": batch_size, "max_new_tokens": max_new_tokens},
     )
     cluster.close()
@@ -87,6 +96,7 @@ def _transcribe(
     output: Path | None,
     step: str | None,
     longest: float,
+    instruction: str | None,
     options: dict[str, Any],
 ) -> int:
     """The work on all ranks; `options` are those of `open_transcriber`."""
@@ -102,6 +112,8 @@ def _transcribe(
             if cluster.rank == 0:
                 clips = find_clips(recordings)
                 made_by: dict[str, object] = {"max_new_tokens": options["max_new_tokens"], "piece_seconds": longest}
+                if instruction is not None:
+                    made_by["instruction"] = instruction
                 if format_ is Format.jsonl:
                     made_by["model_digest"] = _identify(model, step)
                 place = open_output(
@@ -129,6 +141,7 @@ def _transcribe(
                 cluster=cluster,
                 reader=reader,
                 longest_seconds=longest,
+                instruction=instruction,
                 num_done=num_done,
                 keep=lambda transcripts: place.keep(transcripts),
                 warn=lambda seconds: warn_of_length(model, seconds),

@@ -75,6 +75,7 @@ def transcribe_clips(
     *,
     read: Callable[[Clip], NDArray[np.float32]],
     longest_seconds: float,
+    instruction: str | None = None,
     on_longest: Callable[[float], None] = lambda _seconds: None,
     advance: Callable[[float], None] = lambda _seconds: None,
 ) -> list[Transcript]:
@@ -103,7 +104,7 @@ def transcribe_clips(
             errors[number] = str(error)
             continue
         for piece in cut_at_pauses(waveform, longest_seconds=longest):
-            waiting.append(_Piece(number, lengths[number], AudioSample(clip.name, piece, "", clip.language)))
+            waiting.append(_Piece(number, lengths[number], AudioSample(clip.name, piece, "", clip.language, instruction)))
             lengths[number] += len(piece)
         if sum(len(piece.sample.waveform) for piece in waiting) > _MOST_WAITING_SECONDS * SAMPLE_RATE_HZ:
             decode()

@@ -26,7 +26,7 @@ class Speed:
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of audio a second."""
+        """Seconds that one of audio takes."""
         return real_time_factor(self.audio_seconds, self.decode_seconds)
 
 
@@ -55,6 +55,7 @@ def run_job(
     cluster: Cluster,
     reader: ClipReader,
     longest_seconds: float,
+    instruction: str | None = None,
     num_done: int = 0,
     keep: Callable[[Sequence[Transcript]], None],
     warn: Callable[[float], str | None] = lambda _seconds: None,
@@ -90,6 +91,7 @@ def run_job(
             transcriber,
             read=reader.read,
             longest_seconds=longest_seconds,
+            instruction=instruction,
             on_longest=tell,
             advance=advance,
         )

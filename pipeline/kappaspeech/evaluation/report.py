@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kappaspeech.progress import say_duration
-
-_FEW_SECONDS = 10
+from kappaspeech.evaluation.wer import by_set
 
 
 def describe_record(record: Mapping[str, Any]) -> list[str]:
-    """WER by language with intervals and normaliser, what was cut, the speed, other normalisers, the gap to another evaluation,
-    and perplexity."""
+    """WER by language and test set with intervals, what was cut, speed, other counts, the gap to another, and perplexity."""
     lines: list[str] = []
-    for language, report in record["wer"]["languages"].items():
+    for language, report in (*record["wer"]["languages"].items(), *by_set(record["wer"])):
         if report["wer"] is None:
             lines.append(f"WER {language}: no reference word ({report['num_utterances']} utterances)")
             continue
@@ -29,8 +26,13 @@ def describe_record(record: Mapping[str, Any]) -> list[str]:
             lines.append(f"WER {name} {record['wer'][f'{name}_wer']:5.2%} ({low:.2%} to {high:.2%})")
     if record["num_loops"] or record["num_cut"]:
         lines.append(f"texts cut: {record['num_loops']} in a loop, {record['num_cut']} at the longest length")
-    if "decode_seconds" in record:
+    if record.get("audio_seconds"):
         lines.append(describe_speed(record["audio_seconds"], record["decode_seconds"]))
+    if "compounds" in record:
+        for language, report in record["compounds"]["languages"].items():
+            if report["wer"] is not None:
+                low, high = report["interval"]
+                lines.append(f"WER {language} {report['wer']:7.2%} ({low:.2%} to {high:.2%}) by {record['compounds']['aligner']}")
     for scheme, report in record.get("normalisers", {}).items():
         rates = ", ".join(f"{language} {rate:.2%}" for language, rate in report["languages"].items() if rate is not None)
         lines.append(f"WER under the normaliser {scheme}: {rates}")
@@ -49,14 +51,11 @@ def describe_record(record: Mapping[str, Any]) -> list[str]:
 
 
 def real_time_factor(audio_seconds: float, decode_seconds: float) -> float:
-    """Seconds of audio that are decoded in one; 0 where nothing was."""
-    return audio_seconds / decode_seconds if decode_seconds > 0 else 0.0
+    """Seconds that decoding one second of audio takes; 0 where there is none."""
+    return decode_seconds / audio_seconds if audio_seconds > 0 else 0.0
 
 
 def describe_speed(audio_seconds: float, decode_seconds: float) -> str:
     """A line on the audio that was decoded, the time that it took, and the real-time factor."""
     factor = real_time_factor(audio_seconds, decode_seconds)
-    audio, took = (
-        f"{seconds:.1f} s" if seconds < _FEW_SECONDS else say_duration(seconds) for seconds in (audio_seconds, decode_seconds)
-    )
-    return f"{audio} of audio decoded in {took}: real-time factor {factor:.3g} (seconds of audio a second)"
+    return f"{audio_seconds:.1f} s of speech in {decode_seconds:.1f} s: real-time factor {factor:.3g}"

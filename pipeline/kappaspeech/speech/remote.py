@@ -1,4 +1,4 @@
-"""Files behind a URL, through fsspec: ranged requests that are tried again where that may help, and never wait for ever.
+"""Files behind a URL, through fsspec: ranged requests that are tried again if that may help, and never wait for ever.
 
 Credentials come from where fsspec's file systems look for them (environment, profiles, instance roles); none is named here.
 """
@@ -23,7 +23,7 @@ T = TypeVar("T")
 _LEAST_BYTES_PER_SECOND = 50_000
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 20.0
-# How often a file is asked for its version where what is read of it doesn't say it.
+# How often a file is asked for its version if what is read of it doesn't say it.
 _VERSION_INTERVAL_SECONDS = 30.0
 _PERMANENT_STATUS = range(400, 500)
 _BUSY_STATUS = (408, 425, 429)
@@ -99,7 +99,7 @@ class RemoteSource:
         return content
 
     def _read_part(self, begin: int, end: int) -> bytes:
-        """A server may send less than was asked for: the rest is asked for next."""
+        """Read a part of a range: a server may send less than was asked for, and the rest is asked for next."""
 
         async def get(system: Any) -> tuple[bytes, Description | None]:
             if self._is_web:

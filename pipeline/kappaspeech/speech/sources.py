@@ -19,7 +19,7 @@ _PARALLEL_READS = 16
 def open_source(where: str, options: ReadOptions, *, version: str = "") -> Source:
     """A local file or a URL. Nothing is read yet.
 
-    `version` tells the content that is meant from another of the same name and size, where a server doesn't; without either,
+    `version` tells the content that is meant from another of the same name and size, if a server doesn't; without either,
     nothing is kept on local disk.
     """
     if not is_remote(where):

@@ -53,7 +53,7 @@ def test_a_line_each_in_order_with_its_error_or_its_text_and_the_speed_at_the_en
     assert transcribe(export, clips, "--format", "jsonl", "--output", path) == 1
     printed = capsys.readouterr()
     assert printed.out == f"{path}\n"
-    assert "of audio decoded in" in printed.err
+    assert "s of speech in" in printed.err
     assert "real-time factor" in printed.err
     assert "1 of 6 recordings can't be read" in printed.err
     lines = read(path)
@@ -66,7 +66,7 @@ def test_a_line_each_in_order_with_its_error_or_its_text_and_the_speed_at_the_en
     assert all(0 < line["confidence"] <= 1 and line["seconds"] > 0.3 for line in lines)
     record = json.loads((tmp_path / "out.job.json").read_text())
     assert record["is_finished"]
-    assert record["real_time_factor"] == pytest.approx(record["decoded_audio_seconds"] / record["decode_seconds"], rel=1e-2)
+    assert record["real_time_factor"] == pytest.approx(record["decode_seconds"] / record["decoded_audio_seconds"], rel=1e-2)
     assert (record["num_ranks"], record["model"]) == (1, str(export))
     # the same texts as in the other formats
     assert transcribe(export, clips) == 1

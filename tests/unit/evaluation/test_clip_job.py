@@ -54,6 +54,6 @@ def test_a_job_keeps_every_clip_in_order_tells_its_speed_and_warns_once(transcri
     assert kept == whole[3:]
 
 
-def test_the_real_time_factor_is_seconds_of_audio_a_second():
-    assert Speed(30.0, 2.0).real_time_factor == 15
+def test_the_real_time_factor_is_what_a_second_of_audio_takes():
+    assert Speed(30.0, 2.0).real_time_factor == pytest.approx(1 / 15)
     assert Speed(0.0, 0.0).real_time_factor == 0

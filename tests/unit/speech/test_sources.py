@@ -81,7 +81,7 @@ def test_what_does_not_pass_is_an_error_that_names_the_shard(server, folder, fau
     server.always = fault
     with within(10), pytest.raises(DataError, match=rf"{first}.*{says}"):
         SampleReader(QUICK).read([ref])
-    # aiohttp asks once more by itself where a kept connection turns out to be closed
+    # aiohttp asks once more by itself if a kept connection turns out to be closed
     assert num_requests <= server.requests[f"/{first}"] <= num_requests * (2 if fault == "reset" else 1)
 
 

@@ -105,7 +105,7 @@ def _standard_input() -> Clip:
 
 
 def _guess_file(path: Path) -> float:
-    """A file's length by its header, or by its size; 0 where it can't be opened, which its reading will tell."""
+    """A file's length by its header, or by its size; 0 if it can't be opened, which its reading will tell."""
     import soundfile
 
     try:

@@ -20,7 +20,7 @@ Ending = Literal["end", "loop", "length"]
 @dataclass(frozen=True)
 class Decoded:
     """The text of one utterance, without anything taken from it, how it ended, its confidence if that was asked for, and the
-    number of tokens that this is the mean of, the end among them; 0 where a decoder doesn't tell."""
+    number of tokens that this is the mean of, the end among them; 0 if a decoder doesn't tell."""
 
     text: str
     ending: Ending

@@ -51,7 +51,7 @@ def describe_record(record: Mapping[str, Any]) -> list[str]:
 
 
 def real_time_factor(audio_seconds: float, decode_seconds: float) -> float:
-    """Seconds that decoding one second of audio takes; 0 where there is none."""
+    """Seconds that decoding one second of audio takes; 0 if there is none."""
     return decode_seconds / audio_seconds if audio_seconds > 0 else 0.0
 
 

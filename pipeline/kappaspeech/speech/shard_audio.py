@@ -1,4 +1,4 @@
-"""The audio of shards, transcribed or not: by an index where there is one, else by the tar's headers."""
+"""The audio of shards, transcribed or not: by an index if there is one, else by the tar's headers."""
 
 from __future__ import annotations
 

@@ -112,8 +112,7 @@ def _transcribe(
             if cluster.rank == 0:
                 clips = find_clips(recordings)
                 made_by: dict[str, object] = {"max_new_tokens": options["max_new_tokens"], "piece_seconds": longest}
-                if instruction is not None:
-                    made_by["instruction"] = instruction
+                made_by["instruction"] = instruction
                 if format_ is Format.jsonl:
                     made_by["model_digest"] = _identify(model, step)
                 place = open_output(

@@ -109,6 +109,7 @@ def test_an_output_of_another_model_or_of_other_options_is_refused(export, clips
         (other, 6, [], "was made with model_digest"),
         (export, 5, [], "was made with max_new_tokens 6, and now it is 5"),
         (export, 6, ["--piece-seconds", "3"], "was made with piece_seconds 24.0, and now it is 3.0"),
+        (export, 6, ["--instruction", "Translate. {audio}"], "was made with instruction None"),
         (export, 6, [clips / "de/000.flac"], None),
     ):
         assert transcribe(model, *words, *more, tokens=tokens) == (0 if complaint is None else 2)

@@ -39,7 +39,13 @@ EXTRAS = {
     "s3": ["s3fs>=2025.2"],  # shards behind s3://
     "gs": ["gcsfs>=2025.2"],  # shards behind gs://
     "datasets": ["datasets>=4,<6"],  # packing Hugging Face datasets from disk
+    "wandb": ["wandb>=0.31,<1"],  # training.loggers: Weights & Biases; from here on its end has a time limit
+    "trackio": ["trackio>=0.43,<1"],  # training.loggers: trackio
+    # training.loggers: MLflow, without its server and what models of other kinds need; the last two are for its file in the run
+    # folder, and not needed where a server is named
+    "mlflow": ["mlflow-skinny>=3.17,<4", "sqlalchemy>=2,<3", "alembic>=1.13,<2"],
     "docs": ["mkdocs-material>=9.5,<10"],  # the site: mkdocs serve
+    "kaldialign": ["kaldialign>=0.10,<1"],  # WER that takes compounds as one word; 0.10 is the first that does
     "lm-eval": ["lm-eval>=0.4.9,<0.5"],  # text tasks on an export
     "test": [
         "pytest>=8,<10",
@@ -57,6 +63,8 @@ EXTRAS = {
         "s3fs>=2025.2",  # shards from S3
         "moto[s3,server]>=5,<6",  # an S3 API on loopback
         "datasets>=4,<6",  # a dataset on disk to pack
+        "kaldialign>=0.10,<1",  # its edits against our own
+        "trackio>=0.43,<1",  # the lightest of the loggers: its file read back, and a real run's
     ],
 }
 
@@ -64,7 +72,14 @@ EXTRAS = {
 class BuildWithScripts(build_py):
     """Puts into the wheel what a clone has beside the package and its commands need (kappaspeech/shipped.py finds it)."""
 
-    SHIPPED = ("launch/*.sh", "launch/slurm/*", "launch/configs/*.yaml", "launch/shapes/*/*", "ds_configs/*.json")
+    SHIPPED = (
+        "launch/*.sh",
+        "launch/slurm/*",
+        "launch/kubernetes/*",
+        "launch/configs/*.yaml",
+        "launch/shapes/*/*",
+        "ds_configs/*.json",
+    )
     # these work in a clone alone
     LEFT_OUT = ("quickstart.sh", "test.sh", "offline_wheels.sh")
 

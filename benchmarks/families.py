@@ -109,7 +109,7 @@ def _try(name: str, nursery: Nursery, home: Path, work: Path, ranks: int) -> str
     log = folder / "log.txt"
 
     def call(*words: object, ranks: int = 1) -> str | None:
-        """None where it went well, else its last line."""
+        """None if it went well, else its last line."""
         began = log.stat().st_size if log.exists() else 0
         pids = nursery.start(*words, ranks=ranks, output=log)
         codes = nursery.wait(pids, timeout_seconds=patience(60))

@@ -115,7 +115,7 @@ class Section:
 
 
 def without_places(facts: dict[str, Any]) -> dict[str, Any]:
-    """With names for where this machine has the repository and the user's home, which a record needn't tell."""
+    """`text` with names for the places of the repository and of the user's home, which a record needn't tell."""
     text = json.dumps(facts)
     for place, name in ((REPOSITORY, "REPOSITORY"), (Path.home(), "~")):
         # a home may be the root of all
@@ -135,7 +135,7 @@ def describe_command(options: Options) -> str:
 
 
 def run_sections(options: Options) -> list[dict[str, Any]]:
-    """All of them, in their order; the record of each."""
+    """Run all sections in their order; return the record of each."""
     ends = time.monotonic() + 60 * options.minutes - _ENDING_SECONDS
     records = []
     for index, name in enumerate(options.sections):
@@ -173,7 +173,7 @@ def run_section(section: Section, options: Options, *, ends: float) -> None:
 
 
 def run_case(section: str, case: Case, options: Options, scratch: Path, seconds: float) -> dict[str, Any]:
-    """In a process of its own; what it has written down, whatever became of it."""
+    """Run a case in a process of its own; return what it has written down, whatever became of it."""
     report = scratch / f".report-{case.name.replace(' ', '-').replace(',', '')}.json"
     words = [sys.executable, __file__, "--one", section, case.name, str(scratch), str(report), str(seconds)]
     words += ["--shape", options.shape, "--device", options.device]
@@ -212,7 +212,7 @@ def end_all(process: subprocess.Popen[bytes]) -> None:
 
 
 def environment(options: Options) -> dict[str, str]:
-    """This process's, with the repository on the path, where it needn't be installed, and no network but this host."""
+    """This process's environment, with the repository on the path, which needn't be installed, and no network but this host."""
     paths = [str(REPOSITORY / "pipeline"), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     for name, value in (("NCCL_SOCKET_IFNAME", "lo"), ("GLOO_SOCKET_IFNAME", "lo")):

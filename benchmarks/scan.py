@@ -82,6 +82,8 @@ METHODS: dict[str, Callable[[Path], dict[str, float]]] = {
     # the reference of exactness; taken tall, so that it ends
     "svdvals_float64": scan_reference,
 }
+# ours and the reference are always measured
+PEERS = ("peft", "weightwatcher", "svdvals_float32")
 
 
 def load_modules(folder: Path) -> Any:
@@ -264,6 +266,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a folder with model.safetensors")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--without", action="append", default=[], choices=[*PEERS], help="leave a peer out")
+    parser.add_argument("--skip-model", action="store_true", help="leave the whole model out")
     parser.add_argument("--skip-layer", action="store_true", help="leave the 8B layer out")
     parser.add_argument("--skip-ranks", action="store_true", help="leave two ranks against one out, which need an idle machine")
     parser.add_argument("--output", type=Path)
@@ -276,8 +280,10 @@ def main() -> None:
 
     packages = ("torch", "numpy", "scipy", "peft", "weightwatcher")
     versions = {"python": platform.python_version(), **describe_versions(packages)}
-    methods = [method for method in METHODS if versions.get(method) != NOT_INSTALLED]
-    results = {"model": compare(arguments.model, methods, arguments.repeats)}
+    methods = [method for method in METHODS if versions.get(method) != NOT_INSTALLED and method not in arguments.without]
+    results = {}
+    if not arguments.skip_model:
+        results["model"] = compare(arguments.model, methods, arguments.repeats)
     if not arguments.skip_layer:
         with tempfile.TemporaryDirectory() as scratch:
             results["llama-3.1-8b layer"] = compare(make_layers(Path(scratch), 1), methods, arguments.repeats)
@@ -286,6 +292,8 @@ def main() -> None:
             results["ranks"] = compare_ranks(make_layers(Path(scratch), NUM_SHARED_LAYERS), max(3, arguments.repeats))
     record = {
         "command": f"python benchmarks/scan.py --model {arguments.model.name} --repeats {arguments.repeats}"
+        + "".join(f" --without {method}" for method in arguments.without)
+        + " --skip-model" * arguments.skip_model
         + " --skip-layer" * arguments.skip_layer
         + " --skip-ranks" * arguments.skip_ranks,
         "machine": {"cpu": processor(), "cores": os.cpu_count(), "threads": 1},

@@ -171,7 +171,7 @@ def main() -> None:
 
 
 def describe_arguments(arguments: argparse.Namespace) -> list[str]:
-    """As typed, without a path of this machine."""
+    """The arguments as typed, without a path of this machine."""
     said = ["--work", arguments.work.name, "--limit", f"{arguments.limit:g}"]
     if arguments.layouts:
         said += ["--layouts", *arguments.layouts]

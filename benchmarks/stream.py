@@ -98,7 +98,7 @@ def read_ours(urls: str, level: str, *, epochs: int, cache: str | None, most_sam
 
 
 def read_webdataset(urls: str, level: str, *, decode_by: str, epochs: int) -> Iterator[float]:
-    """The same by plain webdataset."""
+    """Read the same shards by plain webdataset."""
     import io
 
     import soundfile
@@ -167,7 +167,7 @@ def start_reading(request: dict[str, Any], *, most_samples: int | None = None) -
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
+    """Seconds of a core that this process and its children that have ended took."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 

@@ -161,7 +161,7 @@ class Meter:
 
 
 def cpu_seconds() -> float:
-    """Of this process; a loader's that still runs isn't in it, which is to the peers' good."""
+    """Seconds of a core that this process took; a loader's that still runs isn't in it, which is to the peers' good."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 

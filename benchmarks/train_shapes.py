@@ -53,8 +53,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Setup:
-    """The training of a shape: a file of ds_configs/, recomputation, micro-batches, MLP matrices other than the shape's, and what
-    gradients are added up in, where it isn't DeepSpeed's JSON that says so (fp32, bf16)."""
+    """The training of a shape: a file of ds_configs/, recomputation, micro-batches, MLP matrices other than the shape's, and
+    what gradients are added up in, if DeepSpeed's JSON doesn't say so (fp32, bf16).
+    """
 
     preset: str = "zero3"
     recomputes: bool = True
@@ -128,7 +129,7 @@ def train_shape(shape: Shape, device: torch.device) -> dict[str, Any]:
 
 
 class WaitingClock(PhaseClock):
-    """Waits, where it is told to, for the GPU where a phase ends, so that each has what it gave the GPU to do."""
+    """Waits, if it is told to, for the GPU at the end of a phase, so that each has what it gave the GPU to do."""
 
     waits = False
 

@@ -1,5 +1,5 @@
 # Sourced by launch/*.sh. Both functions need `repository`.
-# make_environment EXTRAS: puts this repository, installed with those extras, first on PATH; installs again only where
+# make_environment EXTRAS: puts this repository, installed with those extras, first on PATH; installs again only if
 #   setup.py or the extras have changed. What pip says goes to install.log in the environment; returns pip's code.
 # find_installed_python: prints the interpreter that has this project's packages.
 

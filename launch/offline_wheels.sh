@@ -10,7 +10,7 @@ usage: bash launch/offline_wheels.sh gather DIR [--have FILE] [--python 3.12] [-
            What comes without wheels is built, without DeepSpeed's operators, which nothing here uses.
     --have FILE     what the host has, as its "python -m pip list --format=freeze" says (default: launch/offline_host.txt)
     --python, --machine, --glibc   what the host is; a glibc newer than the one named is one too
-    --limit-mib N   fail where the wheels are more than this together
+    --limit-mib N   fail if the wheels are more than this together
   install  puts the wheels into the folder TARGET, on the host, and prints the line that makes Python find them. No index is asked.
   PYTHON=…   the interpreter to use
 TEXT

@@ -1,4 +1,4 @@
-"""`python pipeline` in a clone is `kappaspeech`, where nothing is installed."""
+"""`python pipeline` in a clone is `kappaspeech`, without an installation."""
 
 import os
 import sys

@@ -116,7 +116,7 @@ def _raise(descriptor: int) -> int:
 
 @functools.cache
 def _provide_chromium() -> tuple[str | None, str]:
-    """The browser's program, installed where that can be done, or why there is none."""
+    """The browser's program, installed if that can be done, or why there is none."""
     names = ("chromium", "chromium-browser", "google-chrome")
     found = next(filter(None, map(shutil.which, names)), None)
     if found is not None:
@@ -135,7 +135,7 @@ def find_chromium() -> str:
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Page]:
-    """A browser with one page; the test is skipped where there is none."""
+    """A browser with one page; the test is skipped if there is none."""
     program = find_chromium()
     # Chromium reads commands from descriptor 3 and answers on 4
     command_in, command_out, answer_in, answer_out = (

@@ -8,6 +8,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 TOKEN = "hf_aTokenThatNobodyMaySee"
 
@@ -112,10 +113,83 @@ def _mode(path: str) -> str:
     return "lfs" if path.endswith(".safetensors") else "regular"
 
 
-def _send(request: Any, status: int, content: dict[str, Any]) -> None:
+def _send(request: Any, status: int, content: Any) -> None:
     body = json.dumps(content).encode()
     request.send_response(status)
     request.send_header("Content-Type", "application/json")
     request.send_header("Content-Length", str(len(body)))
     request.end_headers()
     request.wfile.write(body)
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.sha1(body, usedforsecurity=False).hexdigest()
+
+
+class FakeDatasets:
+    """The hub's answers on one data set: its files by revision and path; `fetched` are those that were asked for."""
+
+    def __init__(self, name: str, files: dict[str, dict[str, bytes]]) -> None:
+        self.fetched: list[str] = []
+        self.status = 200
+        hub = self
+        commits = {revision: f"{number:040x}" for number, revision in enumerate(files, start=1)}
+        by_commit = {commits[revision]: content for revision, content in files.items()}
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                self.do_GET(wants_body=False)
+
+            def do_GET(self, *, wants_body: bool = True) -> None:
+                path = unquote(self.path.partition("?")[0])
+                if hub.status != 200 or name not in path:
+                    return self.refuse(hub.status if hub.status != 200 else 404, "RepoNotFound")
+                kind, _, rest = path.partition(name)[2].strip("/").partition("/")
+                if kind == "revision" or not kind:
+                    return self.tell(rest or "main")
+                if kind == "tree":
+                    entries = [
+                        {"type": "file", "path": file, "size": len(body), "oid": _digest(body)}
+                        for file, body in by_commit[rest].items()
+                    ]
+                    return _send(self, 200, entries)
+                commit, _, file = rest.partition("/")
+                return self.give(commit, file, wants_body=wants_body)
+
+            def tell(self, revision: str) -> None:
+                if revision not in commits:
+                    return self.refuse(404, "RevisionNotFound")
+                siblings = [{"rfilename": file} for file in files[revision]]
+                return _send(self, 200, {"id": name, "sha": commits[revision], "siblings": siblings})
+
+            def give(self, commit: str, file: str, *, wants_body: bool) -> None:
+                body = by_commit[commit][file]
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.send_header("ETag", f'"{_digest(body)}"')
+                self.send_header("X-Repo-Commit", commit)
+                self.end_headers()
+                if wants_body:
+                    hub.fetched.append(file)
+                    self.wfile.write(body)
+
+            def refuse(self, status: int, code: str) -> None:
+                self.send_response(status)
+                if status == 404:
+                    self.send_header("X-Error-Code", code)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> FakeDatasets:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()

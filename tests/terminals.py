@@ -46,8 +46,11 @@ def run_on_terminal(words: Sequence[str], *, columns: int) -> tuple[str, int]:
 
 
 def run_in_pipes(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """The same command without a terminal. Asserts that nothing it prints is meant for one."""
-    environment = clean_environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
+    """The same command without a terminal. Asserts that nothing it prints is meant for one.
+
+    COLUMNS, which a shell may export, is that of the shell's terminal, and says nothing of a pipe.
+    """
+    environment = clean_environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", COLUMNS="40")
     done = subprocess.run(
         [sys.executable, "-m", "kappaspeech", *words],
         capture_output=True,

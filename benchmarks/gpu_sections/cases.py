@@ -112,7 +112,7 @@ def median_seconds(context: Context, work: Callable[[], object], *, budget_secon
 
 
 def fast_scratch(needed_bytes: int) -> Path:
-    """Memory where it has the room and some to spare, for a disk may be slow; else where temporary files go."""
+    """Memory if it has the room and some to spare, for a disk may be slow; else the folder of temporary files."""
     memory = Path("/dev/shm")
     if memory.is_dir():
         room = os.statvfs(memory)

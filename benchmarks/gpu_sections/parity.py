@@ -36,7 +36,7 @@ def cases(_context: Context) -> list[Case]:
 
 
 def presets_of_one_gpu() -> list[str]:
-    """Those whose partitions don't ask for the GPUs of a whole host."""
+    """The presets whose partitions don't ask for the GPUs of a whole host."""
     zero = {path.stem: json.loads(path.read_text(encoding="utf-8"))["zero_optimization"] for path in PRESETS.glob("*.json")}
     return sorted(name for name, section in zero.items() if section.get("zero_hpz_partition_size", 1) == 1)
 
@@ -54,7 +54,7 @@ def compare_bfloat16(context: Context, report: Report) -> None:
 
 
 def num_steps(context: Context) -> int:
-    """On a CPU tests/parity takes all of them."""
+    """The number of steps to compare; on a CPU tests/parity takes all of them."""
     return steps.FEW_STEPS if context.is_rehearsal else steps.NUM_STEPS
 
 
@@ -64,7 +64,7 @@ def compare_presets(context: Context, report: Report) -> None:
 
 
 def compare(context: Context, report: Report, named: dict[str, steps.Case], loss_tolerance: float) -> None:
-    """Each case beside plain PyTorch in float32. Raises `Differs` at the end where one isn't within the tolerance."""
+    """Each case beside plain PyTorch in float32. Raises `Differs` at the end if one isn't within the tolerance."""
     home = make_home(context.scratch)
     # the same sums on any machine that only rehearses
     torch.set_num_threads(1 if context.is_rehearsal else torch.get_num_threads())

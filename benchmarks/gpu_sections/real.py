@@ -1,4 +1,4 @@
-"""The quickstart's training on real pretrained weights, where a quickstart's output folder was brought along."""
+"""The quickstart's training on real pretrained weights, if a quickstart's output folder was brought along."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@
 
 set -uo pipefail
 warned='' step='' code=0
-# on the node alone where there is a container; in it, the image's own Python is the first on PATH
+# on the node alone if there is a container; in it, the image's own Python is the first on PATH
 inside=()
 if [ -n "$CONTAINER" ]; then
   inside=(apptainer exec --nv "$CONTAINER")
@@ -20,7 +20,7 @@ else
   [ -z "$VENV" ] || PYTHON=$VENV/bin/python
   PYTHON=$(find_installed_python) || exit 2
 fi
-# each task is a rank, also where there is one alone
+# each task is a rank, also if there is one alone
 export TASKS_ARE_RANKS=yes PYTHON PYTHONPATH="$REPOSITORY/pipeline${PYTHONPATH:+:$PYTHONPATH}"
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
   # srun takes it from there since SLURM 22.05
@@ -41,7 +41,7 @@ on_all_ranks() {
   trap warn_ranks USR1
   # SLURM sends it to the ranks as well: wait for their checkpoint
   trap : TERM
-  # where scontrol has changed the number of nodes, SLURM_NTASKS is still the old one
+  # if scontrol has changed the number of nodes, SLURM_NTASKS is still the old one
   local tasks=${SLURM_NTASKS_PER_NODE:+$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))}
   srun ${tasks:+--ntasks="$tasks"} --kill-on-bad-exit=1 ${inside[@]+"${inside[@]}"} "$@" &
   step=$!
@@ -54,7 +54,7 @@ await_step() {
     wait "$step"
     code=$?
   done
-  # where a signal ended the last wait, the step's own code is still to be had
+  # if a signal ended the last wait, the step's own code can still be had
   wait "$step" 2>/dev/null
   again=$?
   [ "$again" -eq 127 ] || code=$again

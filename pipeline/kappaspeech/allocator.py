@@ -11,7 +11,7 @@ _TOP_PAD_BYTES = 64 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed for the next tensor; whether it could be asked.
+    """Have glibc keep freed memory for the next tensor; return whether it could be asked.
 
     By default it gives each large block back to the system and faults its pages in again at the next allocation, which takes
     a tenth to a fifth of a training step on a processor. Its cost is about a sixth more memory. GPUs have an allocator of their

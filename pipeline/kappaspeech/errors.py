@@ -65,7 +65,7 @@ class ClusterError(KappaSpeechError):
 
 
 class HubError(KappaSpeechError):
-    """The hub refused a push, or can't be reached; what it has by then stays there, and a push again goes on from it."""
+    """The hub refused a push, or can't be reached; what it has by then stays there, and another push continues from it."""
 
 
 class RankFailure(KappaSpeechError):

@@ -1,4 +1,4 @@
-"""Names from files are data: a function for each way out makes them harmless there, and still tells what they were."""
+"""Names from files are data: a function for each way out makes them harmless there, and still shows what they were."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def for_terminal(text: str) -> str:
 
 
 def for_line(name: str) -> str:
-    """A name within a line or a table's cell: as `for_terminal`, on one line, its middle left out where it is very long."""
+    """A name within a line or a table's cell: as `for_terminal`, on one line, its middle left out if it is very long."""
     return _clip(for_column(name), _MAX_NAME)
 
 

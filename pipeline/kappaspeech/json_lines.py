@@ -56,7 +56,7 @@ def parse_lines(content: bytes, *, is_record: Callable[[Record], bool] = lambda 
 
 
 def read_lines(path: Path, *, is_record: Callable[[Record], bool] = lambda _: True, strictly: bool = False) -> list[Record]:
-    """A log's records, none where it doesn't exist. Lines that are none are left out, or `strictly` an `InputError`."""
+    """The records of a log; none if it doesn't exist. Lines that hold none are left out; `strictly` they raise `InputError`."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

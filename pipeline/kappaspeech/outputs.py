@@ -21,7 +21,7 @@ _LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 _LONGEST_NAME_BYTES = 200
 _PROBE_BYTES = 4096
-# where locks are not to be had, what is so old is nobody's
+# if locks can't be had, what is so old is nobody's
 _STALE_SECONDS = 86_400.0
 _NO_SYNC = (errno.EINVAL, errno.EACCES, errno.ENOTSUP, errno.EBADF)
 _LACK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -68,7 +68,7 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where its file system can."""
+    """Make a rename in `folder` survive a power cut, if its file system can."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -96,7 +96,7 @@ def try_output(path: Path) -> None:
 
 
 def try_folder(folder: Path) -> None:
-    """Raise the `OSError` of writing into `folder`, or where it isn't there yet of making it, before the work."""
+    """Raise the `OSError` now that writing into `folder`, or making it, would raise after the work."""
     with _naming(folder):
         _probe(folder)
 
@@ -141,7 +141,7 @@ def _probe(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors of the system get `path` for their file where they name a temporary one, or none."""
+    """Give errors of the system `path` as their file if they name a temporary one, or none."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Files that others wrote: opened only where they are regular, read up to a size, parsed so that every fault is a sentence.
+"""Files that others wrote: opened only if they are regular, read up to a size, parsed so that every fault is a sentence.
 
 The one door for JSON. What comes through it has only finite depth, whole characters and, unless asked for, finite numbers; of
 which types it is made, the reader that knows its meaning checks.
@@ -45,7 +45,7 @@ def check_regular(status: os.stat_result) -> None:
 
 
 def read_regular(path: Path, *, most_bytes: int | None = None) -> bytes:
-    """The whole of a regular file. Raises `OSError`, also where it is longer than `most_bytes`."""
+    """The whole of a regular file. Raises `OSError`, also if it is longer than `most_bytes`."""
     descriptor = open_regular(path)
     with os.fdopen(descriptor, "rb") as file:
         if most_bytes is None:
@@ -60,8 +60,7 @@ def read_regular(path: Path, *, most_bytes: int | None = None) -> bytes:
 def parse_json(content: bytes, *, is_finite: bool = False, is_unique: bool = False) -> Any:
     """The value of UTF-8 JSON, `content`. Raises `ValueError` if it is none, too deep, or holds half a surrogate pair.
 
-    Infinity and NaN, which other programs write, are refused where the value `is_finite`; a key that an object has twice where
-    it `is_unique`.
+    Infinity and NaN, which other programs write, are refused if `is_finite`, and a key that an object has twice if `is_unique`.
     """
     try:
         value = json.loads(

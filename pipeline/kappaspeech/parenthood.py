@@ -37,7 +37,7 @@ def as_helper() -> dict[str, str]:
 
 
 def heed_parent() -> None:
-    """End with the parent where the environment says that this is its helper; what this process starts isn't."""
+    """End with the parent if the environment says that this is its helper; what this process starts isn't."""
     parent = os.environ.pop(PARENT_VARIABLE, "")
     if parent.isdigit():
         end_with_parent(int(parent))

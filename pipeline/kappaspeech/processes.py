@@ -16,7 +16,7 @@ class ProcessStat:
 
 
 def read_stat(pid: int) -> ProcessStat:
-    """Raises `OSError` if there is no such process, or no /proc."""
+    """Read what Linux says of a process. Raises `OSError` if there is no such process, or no /proc."""
     # the name in parentheses, field 2, may hold anything
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     return ProcessStat(fields[0], int(fields[1]), int(fields[19]))

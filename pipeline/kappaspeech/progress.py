@@ -23,7 +23,7 @@ def say_duration(seconds: float) -> str:
 
 
 def hours_minutes(seconds: float) -> str:
-    """As a clock shows it, h:mm; a started minute counts as whole."""
+    """A time as a clock shows it, h:mm; a started minute counts as whole."""
     minutes = -(-int(seconds) // 60)
     return f"{minutes // 60}:{minutes % 60:02d}"
 

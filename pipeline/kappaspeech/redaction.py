@@ -32,7 +32,7 @@ def redact(text: str) -> str:
 
 
 def redact_values(value: Any) -> Any:
-    """The same in every string of a JSON value."""
+    """A JSON value with every string as `redact` leaves it."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -57,7 +57,7 @@ def find_secrets(value: Any, place: str = "") -> dict[str, str]:
 
 
 def restore_secrets(value: Any, secrets: Mapping[str, str], place: str = "") -> Any:
-    """A JSON value with what `find_secrets` found put back, where the string there is still the one that was hidden."""
+    """A JSON value with what `find_secrets` found put back, if the string there is still the one that was hidden."""
     if isinstance(value, str):
         whole = secrets.get(place)
         return whole if isinstance(whole, str) and redact(whole) == value else value

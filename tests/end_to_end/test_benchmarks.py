@@ -35,7 +35,7 @@ def test_a_model_of_random_weights_is_trained_and_its_utilisation_told():
 
 @pytest.mark.slow
 def test_step_times_are_measured_and_recorded_by_dtype_and_ranks(home, tmp_path):
-    """On a tiny model, whose bfloat16 trains in seconds also where it is emulated."""
+    """On a tiny model, whose bfloat16 trains in seconds also if it is emulated."""
     work, output = tmp_path / "quickstart", tmp_path / "step_time.json"
     work.mkdir()
     (work / "selection.json").symlink_to(home / "selection.json")

@@ -24,7 +24,7 @@ def export(one_rank, tmp_path_factory):
 def of_run(one_rank, tmp_path_factory):
     """The record of a run's own test set, and its path."""
     path = tmp_path_factory.mktemp("of-run") / "run.json"
-    assert main(["evaluate", str(one_rank), "--normalisers", "--output", str(path)]) == 0
+    assert main(["evaluate", str(one_rank), "--normalisers", "--compounds", "--output", str(path)]) == 0
     return json.loads(path.read_text()), path
 
 
@@ -48,6 +48,8 @@ def test_a_runs_record_names_its_normalisers_and_how_texts_ended(of_run):
     }
     assert set(record["normalisers"]) == {"chosen", "basic", "none"}
     assert record["normalisers"]["chosen"]["mean_wer"] == record["wer"]["mean_wer"]
+    assert record["compounds"]["aligner"] == "kaldialign, compounds merged"
+    assert set(record["compounds"]) == set(record["wer"])
     endings = [item["ending"] for item in hypotheses(path)]
     assert record["num_utterances"] == len(endings) == 6
     assert (record["num_loops"], record["num_cut"]) == (endings.count("loop"), endings.count("length"))

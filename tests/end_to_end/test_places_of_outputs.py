@@ -37,7 +37,7 @@ SLOW_FILES = {
     "evaluate": ["evaluate", "{run}", "--no-page", "--output"],
     "transcribe": ["transcribe", "{run}", "{home}/speech/test/en/000.flac", "--output"],
 }
-# and here it is a folder, behind an = where it is part of a word
+# and here it is a folder, behind an = if it is part of a word
 FOLDERS = {
     "pack": ["pack", "{home}/speech/test", "--workers", "1"],
     "train": ["train", "{tmp}/run.yaml", "--set", "run_dir="],

@@ -1,4 +1,4 @@
-"""Output of scan, plan, doctor and train on terminals of 80 and 40 columns without colours, and in pipes."""
+"""Output of scan, plan, doctor and train on terminals of 80 and 40 columns and in pipes; show is in test_show.py."""
 
 from __future__ import annotations
 

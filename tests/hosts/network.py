@@ -154,7 +154,7 @@ class Host:
         self._is_slow = True
 
     def speed_up(self) -> None:
-        """Take back `slow_down`, where there was one."""
+        """Take back `slow_down`, if there was one."""
         if self._is_slow:
             self._network.switch("tc", "qdisc", "del", "dev", self.name, "root")
             self.run("tc", "qdisc", "del", "dev", "eth0", "root")

@@ -80,6 +80,9 @@ class Case:
     changes: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     budget: BatchBudget = BUDGET
+    # what holds the LLM to its beginning
+    ewc_weight: float | None = None
+    kept_share: float | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,6 +155,14 @@ CASES: dict[int, dict[str, Case]] = {
     # two hosts, as it were
     4: {"zero3_hpz": HPZ},
 }
+# what any number of ranks runs where it is asked for by name
+HELD_CASES = {
+    "ewc": Case(mode="all", num_steps=FEW_STEPS, ewc_weight=300.0),
+    "osf": Case(num_steps=FEW_STEPS, kept_share=0.5, ema_decay=0.6),
+    "osf in bf16": Case(num_steps=FEW_STEPS, kept_share=0.25, bf16=True),
+    "osf of experts": Case(num_steps=2, kept_share=0.5, experts=EXPERTS),
+}
+EWC_TEXTS = ("open the kitchen door", "schalte die rote Lampe ein und öffne die grüne Tür", "the garden is green")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -15,8 +14,8 @@ from kappaspeech.expert_names import split_expert
 from kappaspeech.model.expert_places import ExpertPlace
 from kappaspeech.model.experts import list_stacks, without_trained
 from kappaspeech.model.lora import public_names
+from tests.parity.plain import train_parts, train_plainly
 from tests.parity.steps import (
-    BUDGET,
     CASES,
     EXPERTS,
     FEW_STEPS,
@@ -25,7 +24,6 @@ from tests.parity.steps import (
     PRESETS,
     SINGLE_EXPERTS,
     Case,
-    Parts,
     build_parts,
     open_stream,
 )
@@ -58,59 +56,6 @@ def zero3(home, nursery, tmp_path_factory):
         return torch.load(output, weights_only=True)
 
     return run
-
-
-def train_plainly(home, case: Case) -> dict[str, Any]:
-    """Losses, gradient norms, and the trained weights before, after, and averaged, of plain AdamW on whole batches."""
-    return _train(home, case, build_parts(home, case))
-
-
-def _train(home, case: Case, parts: Parts, masks: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
-    masks = masks or {}
-    names = public_names(parts.model)
-    trained = {names[name]: p for name, p in parts.model.named_parameters() if p.requires_grad}
-    before = {name: p.detach().clone() for name, p in trained.items()}
-    average = {name: p.double() for name, p in before.items()}
-    groups = [
-        {"params": list(parts.model.adaptor.parameters()), "lr": OPTIMIZER.adaptor_learning_rate},
-        {"params": [p for p in parts.model.llm.parameters() if p.requires_grad], "lr": OPTIMIZER.llm_learning_rate},
-    ]
-    adamw = torch.optim.AdamW(groups, betas=OPTIMIZER.betas, eps=OPTIMIZER.epsilon, weight_decay=OPTIMIZER.weight_decay)
-    losses, norms = [], []
-    for data in open_stream(home, parts.tokenizer, rank=0, world_size=1).steps(0):
-        if data.global_step == case.num_steps:
-            break
-        assert len(data.batches) == BUDGET.micro_batches_per_step
-        minimised, total, num_tokens = torch.zeros(()), torch.zeros(()), 0
-        for batch in data.batches:
-            states, counts = parts.encoder(batch.log_mel, batch.num_frames)
-            loss, nats = parts.model(
-                states,
-                counts,
-                parts.prompt.prefix_ids,
-                parts.prompt.suffix_ids,
-                batch.label_ids,
-                alignment_only=data.global_step < case.alignment_steps,
-            )
-            minimised, total = minimised + loss, total + nats
-            num_tokens += batch.num_target_tokens
-        adamw.zero_grad()
-        (minimised / num_tokens).backward()
-        for name, mask in masks.items():
-            trained[name].grad *= mask
-        if data.global_step < case.alignment_steps:
-            assert all(p.grad is None for p in parts.model.llm.parameters())
-        norms.append(float(torch.nn.utils.clip_grad_norm_(trained.values(), OPTIMIZER.clip_norm)))
-        adamw.step()
-        with torch.no_grad():
-            for name, mask in masks.items():
-                trained[name].copy_(torch.where(mask > 0, trained[name], before[name]))
-        losses.append(float(total) / num_tokens)
-        update = data.global_step + 1
-        decay = min(0.6, (1 + update) / (10 + update))
-        average = {name: decay * old + (1 - decay) * trained[name].detach().double() for name, old in average.items()}
-    after = {name: p.detach() for name, p in trained.items()}
-    return {"losses": losses, "norms": norms, "before": before, "after": after, "average": average}
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +186,7 @@ def train_masked(home, case: Case) -> dict[str, Any]:
         found = {f"llm.{name}": place.of(tensors[f"llm.{place.parameter}"]) for name, place in places.items()}
         return {**found, **{name: tensor for name, tensor in tensors.items() if name not in masks}}
 
-    plain = _train(home, case, parts, masks)
+    plain = train_parts(home, case, parts, masks)
     return {**plain, **{key: selected(plain[key]) for key in ("before", "after", "average")}}
 
 
@@ -356,7 +301,7 @@ def test_partitioning_copies_nothing_of_the_files_that_a_rank_has_mapped(zero3):
 
 @pytest.mark.parametrize("kept", ["selection", "adaptor"])
 def test_activation_checkpointing_recomputes_every_layer_and_changes_nothing(zero3, kept):
-    """Also where every weight of a layer is frozen: DeepSpeed#8130, #8148."""
+    """Also if every weight of a layer is frozen: DeepSpeed#8130, #8148."""
     computed = zero3(2)["checkpointed" if kept == "selection" else "adaptor checkpointed"]
     reference = zero3(2)[kept]
     assert computed["layer_passes"] == 2 * reference["layer_passes"]

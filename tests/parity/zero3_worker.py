@@ -18,26 +18,29 @@ import torch
 from safetensors.torch import load_file
 
 from kappaspeech.artefacts import digest_file
+from kappaspeech.model.text_rows import TextRows, pad_texts
 from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.ranks.torch_cluster import TorchCluster
 from kappaspeech.runs.new_checkpoint import NewCheckpoint
-from kappaspeech.speech.batches import SpeechBatch
+from kappaspeech.speech.batches import SpeechBatch, empty_batch
 from kappaspeech.zero3 import engine as engine_module
 from kappaspeech.zero3 import engine_state
+from kappaspeech.zero3.consolidation import Consolidation
 from kappaspeech.zero3.engine import MicroBatch, TrainingEngine, Updates
 from kappaspeech.zero3.host_copy import HostCopy
+from kappaspeech.zero3.orthogonal_updates import keep_directions
 from kappaspeech.zero3.weight_swap import averaged_weights
 from tests.parity.counting import StepCounter, counting_late_fetches
-from tests.parity.steps import CASES, OPTIMIZER, Case, Parts, build_parts, open_stream
+from tests.parity.steps import CASES, EWC_TEXTS, HELD_CASES, OPTIMIZER, Case, Parts, build_parts, open_stream
 from tests.patience import patience
 
 
 def main(home: Path, output: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     cluster = start_training_cluster(timeout_seconds=patience(60))
-    cases = CASES[cluster.world_size]
+    cases = {**CASES.get(cluster.world_size, {}), **HELD_CASES}
     folder = output.with_suffix("")
-    results = {name: run_case(home, cases[name], cluster, folder / name) for name in names or cases}
+    results = {name: run_case(home, cases[name], cluster, folder / name) for name in names or CASES[cluster.world_size]}
     if cluster.rank == 0:
         torch.save(results, output)
     cluster.barrier()
@@ -62,6 +65,9 @@ def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dic
     if case.persists_frozen:
         engine.persist_frozen()
     copied = cluster.gather(copied_kilobytes())
+    if case.kept_share is not None:
+        keep_directions(engine, share=case.kept_share, cluster=cluster)
+    fisher = hold_weights(engine, parts, case.ewc_weight) if case.ewc_weight is not None else {}
     del mapped
     passes: list[int] = []
     for layer in parts.model.llm.get_decoder().layers:
@@ -102,6 +108,7 @@ def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dic
         "first_moments": {name: tensor for name, state, tensor in engine.gather_optimizer() if state == "exp_avg"},
         "copied_kilobytes": copied,
         "around_average": around_average,
+        "fisher": fisher,
         # of the last step
         "gathered": counts.gathered,
         "collectives": dict(counts.collectives),
@@ -112,6 +119,29 @@ def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dic
         computed["saved"] = save_known_state(engine, cluster, folder)
     engine.close()
     return computed
+
+
+def hold_weights(engine: TrainingEngine, parts: Parts, weight: float) -> dict[str, torch.Tensor]:
+    """Hold the weights by the Fisher of `EWC_TEXTS`, and return it, whole."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    pieces = [parts.tokenizer(text)["input_ids"] for text in EWC_TEXTS]
+    silence = empty_batch(parts.encoder.dims.num_mels)
+    states = parts.encoder(silence.log_mel, silence.num_frames)
+    texts = [MicroBatch(*states, silence.label_ids, TextRows(pad_texts([piece]), 1.0, 0.0)) for piece in pieces]
+    held = Consolidation(engine)
+    prompt = parts.prompt
+    num_tokens = sum(len(piece) - 1 for piece in pieces)
+    held.measure(texts, num_tokens=num_tokens, prefix_ids=prompt.prefix_ids, suffix_ids=prompt.suffix_ids)
+    held.hold(weight)
+    # DeepSpeed gathers what lies beside AdamW's own states
+    adamw = engine._engine.optimizer.optimizer
+    for partition, fisher in held.fisher.items():
+        adamw.state[partition]["fisher"] = fisher
+    whole = {item.names[0]: safe_get_full_optimizer_state(item.parameter, "fisher") for item in engine.llm_tensors()}
+    for partition in held.fisher:
+        del adamw.state[partition]["fisher"]
+    return {f"llm.{name}": tensor.cpu() for name, tensor in whole.items()}
 
 
 def save_known_state(engine: TrainingEngine, cluster: TorchCluster, folder: Path) -> dict[str, str]:

@@ -152,7 +152,7 @@ def test_run_export_and_difference_transcribe_alike_and_a_broken_file_stops_noth
         assert "broken.flac can't be used as audio" in printed.err
         found.append(json.loads(printed.out)["recordings"])
     assert found[0] == found[1] == found[2]
-    # the same weights, by another attention where this processor is fast in bfloat16
+    # the same weights, by another attention if this processor is fast in bfloat16
     assert [recording["recording"] for recording in found[3]] == clips
     assert [recording["recording"] for recording in found[0]] == clips
     assert all(segment["end_seconds"] > 0.3 for recording in found[0] for segment in recording["segments"])

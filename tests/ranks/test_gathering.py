@@ -1,4 +1,4 @@
-"""Values of all ranks, by one collective where there is room."""
+"""Values of all ranks, by one collective if there is room."""
 
 from __future__ import annotations
 

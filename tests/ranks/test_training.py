@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kappaspeech.loggers.curves import LOGGERS
 from tests import tiny
 from tests.conftest import clean_environment, free_port
 from tests.patience import patience
@@ -55,6 +57,20 @@ def test_exactly_the_selection_and_the_adaptor_are_trained(home, two_ranks):
         assert not torch.equal(trained[f"llm.{name}"].bfloat16(), base[name]), name
     assert any(name.startswith("adaptor.") for name in trained)
     assert {name.split(".")[0] for name in trained} == {"adaptor", "llm"}
+
+
+def test_a_trace_and_loggers_change_no_bit_of_what_is_trained(train, two_ranks):
+    loggers = [name for name in LOGGERS if find_spec(name)]
+    profile = {"steps": [1, 2], "ranks": "all"}
+    traced = train("traced", ranks=2, training__profile=profile, training__loggers=loggers)
+    trained = [load_file(run / "checkpoints/step-000004/trained.safetensors") for run in (traced, two_ranks)]
+    assert all(torch.equal(trained[0][name], tensor) for name, tensor in trained[1].items())
+    assert [path.name for path in sorted((traced / "profile").iterdir())] == [
+        "steps-1-2.rank-0.json.gz",
+        "steps-1-2.rank-1.json.gz",
+    ]
+    assert all((traced / name).is_dir() for name in loggers)
+    assert not (two_ranks / "profile").exists()
 
 
 def test_every_frozen_tensor_is_bit_equal_after_training(home, two_ranks):

@@ -62,7 +62,8 @@ ARROWS = {
     "ranks": set(),
     "tensor_files": set(),
     "selection": set(),
-    "runs": {"config", "selection", "ranks", "model", "speech", "tensor_files"},
+    "loggers": set(),
+    "runs": {"config", "selection", "ranks", "model", "speech", "tensor_files", "loggers"},
     "scan": {"selection", "ranks", "tensor_files", "model", "runs"},
     "speech": {"config", "tensor_files"},
     "model": set(),
@@ -118,6 +119,9 @@ PLACES = {
     "mpi4py": {"ranks"},
     "typer": {"commands"},
     "matplotlib": {"comparison", "scan"},
+    "wandb": {"loggers"},
+    "trackio": {"loggers"},
+    "mlflow": {"loggers"},
 }
 
 
@@ -161,7 +165,7 @@ def import_graph() -> dict[str, set[str]]:
 
 
 def find_circle(graph: dict[str, set[str]]) -> list[str]:
-    """A module, those through which it imports itself, and itself again; nothing where none does."""
+    """A module, those through which it imports itself, and itself again; nothing if none does."""
     done: set[str] = set()
 
     def walk(name: str, trail: list[str]) -> list[str]:

@@ -54,7 +54,7 @@ def test_generated_pages_are_what_the_code_says(name):
 
 
 def test_pages_have_what_the_tests_of_each_page_look_for():
-    """A page may have no link, path, block or option; where none has, what looks for them has gone blind."""
+    """A page may have no link, path, block or option; if none has, what looks for them has gone blind."""
     texts = [page.read_text(encoding="utf-8") for page in PAGES]
     for pattern in (LINK, PATH):
         assert sum(len(re.findall(pattern, text)) for text in texts) > 20, pattern
@@ -62,7 +62,11 @@ def test_pages_have_what_the_tests_of_each_page_look_for():
     assert sum(len(options(command)) for text in texts for command in commands(text)) > 20
 
 
-@MARKDOWN_PATHS
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *(REPOSITORY / f"{name}.md" for name in ("CONTRIBUTING", "SECURITY", "CHANGELOG"))],
+    ids=lambda page: str(page.relative_to(REPOSITORY)),
+)
 def test_every_link_leads_to_a_page_and_a_heading(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(LINK, text):
@@ -95,11 +99,42 @@ def test_every_block_of_commands_is_run_or_says_why_not(page):
             assert len(what) > len("run: "), block.lines[0]
 
 
+def test_a_test_that_is_said_to_run_a_block_knows_its_commands():
+    """Either it takes the lines from the page, or it starts the same script by name."""
+    said = [
+        (page, block, block.comment.removeprefix("run by "))
+        for page in PAGES
+        for block in blocks(page.read_text(encoding="utf-8"))
+        if block.comment.startswith("run by ")
+    ]
+    assert len(said) > 20
+    for page, block, runner in said:
+        path = REPOSITORY / runner
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        source = "\n".join(file.read_text(encoding="utf-8") for file in files)
+        if "commands_run_by(__file__" in source:
+            assert block.is_run_by(str(path)), f"{page.name}: {block.comment}"
+            continue
+        for line in block.lines:
+            script = next((Path(word).name for word in line.split() if re.search(r"\w\.(?:sh|sbatch|py)$", word)), None)
+            assert script, f"{page.name}: {runner} takes no lines of the page, and {line} names no script"
+            # `launch/test.sh` is what runs the tests
+            assert script in source or script == "test.sh", f"{runner} doesn't know {line}"
+
+
 @MARKDOWN_PATHS
 def test_every_option_that_a_page_names_exists(page):
     """Of this project's commands, in blocks of commands and between backticks."""
-    known = set(re.findall(r"--[a-z][a-z-]+", (DOCS / "cli.md").read_text(encoding="utf-8")))
-    for command in commands(page.read_text(encoding="utf-8")):
+    reference = (DOCS / "cli.md").read_text(encoding="utf-8")
+    known = set(re.findall(r"--[a-z][a-z-]+", reference))
+    # `demo models` counts as demo
+    subcommands = {*re.findall(r"^## kappaspeech (\w+)", reference, re.MULTILINE), "COMMAND"}
+    text = page.read_text(encoding="utf-8")
+    written = {line for block in blocks(text) for line in block.lines} | set(re.findall(r"`([^`]+)`", text))
+    for command in commands(text):
+        first = command.split()[1]
+        # a sentence may begin with the project's name
+        assert first in subcommands or first.startswith("-") or command not in written, command
         for option in options(command):
             assert option in known | {"--help", "--version", "--install-completion"}, command
 

@@ -53,7 +53,6 @@ THROUGH_OTHERS = {
     "tensor_files.gguf_file",
     "tensor_files.gguf_header",
     "tensor_files.torch_file",
-    "trained.target",
     "training.agreed",
     "training.frozen_check",
     "training.partitioned",

@@ -33,7 +33,7 @@ def test_every_package_is_one_that_setup_asks_for():
     extras = {f"kappaspeech[{extra}]" for extra in of_setup("EXTRAS")}
     assert set(PACKAGES.values()) <= required | extras
     # what is asked for nowhere else is an extra's
-    for extra in ("http", "s3", "gs", "datasets", "parquet", "lm-eval", "demo"):
+    for extra in ("http", "s3", "gs", "datasets", "parquet", "kaldialign", "lm-eval", "demo"):
         assert f"kappaspeech[{extra}]" in PACKAGES.values()
 
 
@@ -86,6 +86,7 @@ def places(home, tmp_path) -> dict[str, Path]:
         ("train {tmp}/run.yaml --set data.train.0.shards=https://host/x.tar", "aiohttp", "Reading https://"),
         ("evaluate {home}/llm", "jiwer", "kappaspeech evaluate"),
         ("evaluate {home}/llm", "jinja2", "--page"),
+        ("evaluate {home}/llm --no-page --compounds", "kaldialign", "--compounds"),
         ("evaluate {home}/llm --data https://host/x.tar", "aiohttp", "Reading https://"),
         ("transcribe {home}/llm {home}/speech/test/en --output {out}", "soundfile", "kappaspeech transcribe"),
         ("compare {home} --output {out}", "matplotlib", "kappaspeech compare"),

@@ -30,7 +30,7 @@ def test_a_terminal_gets_a_bar_with_loss_rate_and_time_left():
     while True:
         try:
             block = os.read(leader, 4096)
-        except OSError:  # Linux says so where the other end is closed
+        except OSError:  # Linux says so if the other end is closed
             break
         if not block:
             break

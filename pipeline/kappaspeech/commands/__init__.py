@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _without_local_rank(words: list[str]) -> list[str]:
-    """Launchers add --local_rank, as one word or two, to whatever they start; the rank is read from the environment."""
+    """Leave out --local_rank, which launchers add as one word or two; the rank is read from the environment."""
     kept, is_value = [], False
     for word in words:
         if is_value:

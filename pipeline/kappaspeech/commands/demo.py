@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kappaspeech.commands.numbers import finite
+from kappaspeech.errors import InputError
 from kappaspeech.escaping import for_terminal
 
 demo = typer.Typer(name="demo", help="Small real models and speech for the quickstart.", no_args_is_help=True)
@@ -31,19 +32,32 @@ def speech(
     num_train: Annotated[int, typer.Option(min=20, help="Generated sentences to train on, over both languages.")] = 1200,
     num_test: Annotated[int, typer.Option(min=2, help="Generated sentences to test on.")] = 120,
     test_fraction: Annotated[float, typer.Option(callback=finite, help="The share of real recordings to test on.")] = 0.1,
+    texts: Annotated[Path | None, typer.Option(help="Speak the sentences of this folder's LANGUAGE.txt, not commands.")] = None,
+    hours: Annotated[float, typer.Option(callback=finite, min=0.001, help="With --texts: hours of speech to train on.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The seed of sentences, or of the division.")] = 17,
 ) -> None:
-    """Speak English and German commands (espeak-ng), or divide real recordings, into train and test without a shared sentence."""
+    """Speak English and German commands, or texts; or divide real recordings. Train and test share no sentence.
+
+    The voices are espeak-ng's; with --texts also flite's, where that command is installed.
+    """
     from kappaspeech.demo.speech import generate_speech, split_recordings
     from kappaspeech.needed_packages import need
     from kappaspeech.outputs import try_folder
 
+    if recordings is not None and texts is not None:
+        raise InputError("--recordings and --texts exclude each other: give one of them.")
     if recordings is None:
         need("kappaspeech demo speech", "espeakng_loader", "soundfile", "soxr")
 
     try_folder(output)
     if recordings is not None:
         split_recordings(recordings, output, test_fraction=test_fraction, seed=seed)
+    elif texts is not None:
+        from kappaspeech.demo.open_speech import speak_texts
+
+        for spoken in speak_texts(texts, output, hours=hours, num_test=num_test, seed=seed):
+            print(for_terminal(f"{spoken.folder}: {spoken.num_clips} clips, {spoken.seconds / 3600:.2f} h"))
+        return
     else:
         generate_speech(output, num_train=num_train, num_test=num_test, seed=seed)
     for part in ("train", "test"):
@@ -67,7 +81,7 @@ def replay(
     num_tokens: Annotated[int, typer.Option(min=1, help="Tokens that it adds to an opening.")] = 24,
     seed: Annotated[int, typer.Option(help="The seed of the sampling.")] = 17,
 ) -> None:
-    """Let the LLM write English and German texts, each from an opening: what to replay (replay.texts) where there are none."""
+    """Let the LLM write English and German texts, each from an opening: text to replay (replay.texts) if you have none."""
     from kappaspeech.needed_packages import need
     from kappaspeech.outputs import try_folder
 

@@ -19,6 +19,9 @@ def evaluate(
     data: Annotated[
         list[str] | None, typer.Option("--data", "--test", help="Test on these shards. Default: the run's. May be repeated.")
     ] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="The user's turn of the prompt for --data, with {audio}. Default: the run's.")
+    ] = None,
     text: Annotated[
         list[str] | None, typer.Option(help="LANGUAGE=PATH of text to measure perplexity on. Default: the run's.")
     ] = None,
@@ -27,6 +30,10 @@ def evaluate(
         Path | None, typer.Option(help="Another evaluation's X.hypotheses.jsonl, to test the difference to it.")
     ] = None,
     normalisers: Annotated[bool, typer.Option("--normalisers", help="Also print WER under other normalisers.")] = False,
+    compounds: Annotated[
+        bool,
+        typer.Option("--compounds", help="Also print WER by kaldialign: a compound is right written together or apart."),
+    ] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Utterances decoded together.")] = None,
     num_beams: Annotated[int | None, typer.Option(min=1, help="Beams; 1 is greedy.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="The longest text of an utterance.")] = None,
@@ -44,6 +51,8 @@ def evaluate(
     need("kappaspeech evaluate", "jiwer", "soundfile", "soxr", "whisper")
     if page:
         need("--page", "jinja2")
+    if compounds:
+        need("--compounds", "kaldialign")
     for shards in data or ():
         need_reader(shards)
     from kappaspeech.artefacts import write_json, write_text
@@ -52,7 +61,7 @@ def evaluate(
     from kappaspeech.evaluation.evaluate import evaluate as run_evaluation
     from kappaspeech.evaluation.lm_harness import check_harness, run_harness
     from kappaspeech.evaluation.report import describe_record
-    from kappaspeech.evaluation.wer import measure_sensitivity
+    from kappaspeech.evaluation.wer import measure, measure_sensitivity
     from kappaspeech.model.precision import measure_rates, slowest
     from kappaspeech.outputs import is_special, try_output
     from kappaspeech.ranks.agreement import agreement
@@ -71,7 +80,15 @@ def evaluate(
     cluster = start_cluster()
     with agreement(cluster):
         given = {key: value for key, value in options.items() if value is not None}
-        measured = find_target(model, data=data or [], text=text or [], step=parse_step(step), base=base, options=given)
+        measured = find_target(
+            model,
+            data=data or [],
+            text=text or [],
+            step=parse_step(step),
+            base=base,
+            options=given,
+            instruction=instruction,
+        )
         target = output or measured.folder / EVALUATION_FILE
         if cluster.rank == 0:
             try_output(target)
@@ -84,11 +101,11 @@ def evaluate(
             measured.speech, measured.text, measured.options, read=measured.read, rank=cluster.rank, world_size=cluster.world_size
         )
         device = choose_device(cluster.local_rank)
-    # all alike: the slowest rank decides
+    # all ranks compute alike: the slowest one decides
     use = UseArithmetic.of(slowest(cluster.gather(measure_rates(device))))
     with agreement(cluster):
         decoder = measured.open_decoder(device, use)
-    # beside a device or a pipe there is no place for more
+    # no more files can be written beside a device or a pipe
     is_alone = is_special(target)
     hypotheses_path = target.with_suffix(".hypotheses.jsonl")
     kept: list[Hypothesis] = []
@@ -107,6 +124,8 @@ def evaluate(
             record["model"] = model
             if normalisers:
                 record["normalisers"] = measure_sensitivity(kept)
+            if compounds:
+                record["compounds"] = measure(kept, aligner="kaldialign")
             if other is not None:
                 record["against"] = {"hypotheses": str(against), **compare_with(other, kept)}
             if lm_eval:

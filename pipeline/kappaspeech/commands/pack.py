@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 
 
 def pack(
-    source: Annotated[Path, typer.Argument(help="A corpus: a folder, or a manifest of JSON lines.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="A corpus: a folder, a manifest of JSON lines, or hf:USER/NAME, a data set of the Hugging Face hub."),
+    ],
     output: Annotated[Path, typer.Argument(help="Folder of the shards.")],
     layout: Annotated[str | None, typer.Option(help=f"{either(LAYOUTS)}. Default: recognised by the files.")] = None,
     language: Annotated[str | None, typer.Option(help="The language, if the corpus doesn't name it.")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="The column or key of the text, in data sets and manifests. Default: a usual one.")
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(help="train, dev, test or another of the corpus's splits. Default: what isn't held out."),
@@ -39,13 +45,18 @@ def pack(
     from kappaspeech.needed_packages import need
     from kappaspeech.outputs import sweep, try_folder
     from kappaspeech.progress import ProgressBar
+    from kappaspeech.speech.hub_datasets import HUB_PREFIX, fetch_dataset
     from kappaspeech.speech.packing import REPORT_NAME
     from kappaspeech.speech.packing import pack as run_pack
 
     need("kappaspeech pack", "soundfile", "soxr", "webdataset")
     try_folder(output)
     sweep(output)
-    recordings = find_recordings(source, layout=layout, language=language, split=split, keeps_faults=skip_bad)
+    if str(source).startswith(HUB_PREFIX):
+        source = fetch_dataset(str(source), split=split)
+    recordings = find_recordings(
+        source, layout=layout, language=language, split=split, keeps_faults=skip_bad, text_column=text_column
+    )
     with ProgressBar("pack", total=len(recordings), shown=True) as bar:
         report = run_pack(
             recordings,

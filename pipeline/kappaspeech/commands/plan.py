@@ -144,7 +144,7 @@ def _count_parameters(settings: RunConfig) -> int:
 def _plan_gpus(
     settings: RunConfig, ranks: list[tuple[int, int]], num_trained: int | None, *, tflops: float, bandwidth_gbs: float | None
 ) -> tuple[Planner, list[Plan]]:
-    """`ranks`: numbers of them, each with the bytes that one has."""
+    """Plans on GPUs. `ranks` are numbers of them, each with the bytes that one has."""
     from kappaspeech.planning.duration import Rates
     from kappaspeech.planning.meta_model import build_meta_model
     from kappaspeech.planning.planner import ASSUMED_PROMPT_TOKENS, Planner
@@ -165,7 +165,7 @@ def _plan_gpus(
 
 
 def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: int | None) -> tuple[Planner, list[Plan], str]:
-    """Measured on this machine, in the dtype that a run would choose here; and a line that says so."""
+    """Plans at rates that are measured on this machine, in the dtype that a run would choose; and a line that says so."""
     import torch
 
     from kappaspeech.allocator import keep_freed_memory
@@ -209,7 +209,7 @@ def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: i
 
 
 def _count_prompt(settings: RunConfig) -> int:
-    """The prompt's tokens, or about how many there are where there is no tokenizer."""
+    """The number of the prompt's tokens; an estimate if there is no tokenizer."""
     from kappaspeech.errors import CheckpointError
     from kappaspeech.model.llm import load_tokenizer
     from kappaspeech.planning.planner import ASSUMED_PROMPT_TOKENS
@@ -219,8 +219,10 @@ def _count_prompt(settings: RunConfig) -> int:
         tokenizer = load_tokenizer(settings.model.llm)
     except CheckpointError:
         return ASSUMED_PROMPT_TOKENS
-    prompt = make_prompt(tokenizer, settings.model.instruction, chat=settings.model.chat_template)
-    return prompt.num_tokens
+    prompt = make_prompt(
+        tokenizer, settings.model.instruction, others=settings.data.instructions, chat=settings.model.chat_template
+    )
+    return prompt.most_tokens(settings.data.train)
 
 
 def _host_gb() -> float:

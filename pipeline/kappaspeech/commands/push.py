@@ -18,7 +18,7 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="Make the repository for all to see. Default: for you alone.")] = False,
     message: Annotated[str | None, typer.Option(help="The commit's message.")] = None,
 ) -> None:
-    """Upload to the Hugging Face hub, by the token of `hf auth login` or HF_TOKEN. Again after a cut, it goes on."""
+    """Upload to the Hugging Face hub, by the token of `hf auth login` or HF_TOKEN. The same command continues after a cut."""
     from kappaspeech.needed_packages import need
 
     need("kappaspeech push", "transformers")

@@ -6,7 +6,7 @@ import os
 import time
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,7 +33,12 @@ def scan(
     workers: Annotated[
         int | None, typer.Option(help="Number of processes, if no launcher starts them. Default: one a core.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="Threads of each process. More processes are faster than more threads.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads of each process. More processes are faster than more threads. Default: 1, of --activations all."
+        ),
+    ] = None,
     backend: Annotated[Backend, typer.Option(help="torch, or mpi under mpirun.")] = Backend.torch,
     device: Annotated[
         str | None, typer.Option(help="Device to compute on by torch, such as cuda. Default: the CPU, by BLAS.")
@@ -67,16 +72,22 @@ def scan(
 
     if not 0 < rtol < 1:
         raise InputError(f"--rtol is {rtol}; give a relative tolerance between 0 and 1, as 1e-6.")
-    if threads < 1 or (workers is not None and workers < 1):
+    if (threads is not None and threads < 1) or (workers is not None and workers < 1):
         raise InputError("--threads and --workers are at least 1.")
     if activations is not None and (find_launch(os.environ).world_size > 1 or device or spectrum):
         raise InputError("--activations is measured by one process on the CPU, and keeps no spectrum: give it alone.")
     if activations is not None:
+        ignored = [option for option, given in (("--workers", (workers or 1) > 1), ("--journal", journal)) if given]
+        if ignored:
+            raise InputError(
+                f"--activations is measured by one process, which keeps no journal: leave {' and '.join(ignored)} out. "
+                "--threads says how many cores it uses."
+            )
         need("--activations", "transformers")
     if backend is Backend.mpi:
         need("--backend mpi", "mpi4py")
-    if activations is None:
-        pin_threads(os.environ, threads)
+    if activations is None or threads is not None:
+        pin_threads(os.environ, threads or 1)
     from kappaspeech.outputs import try_output
     from kappaspeech.scan.checkpoint import open_checkpoint
     from kappaspeech.scan.journal import default_folder
@@ -87,14 +98,14 @@ def scan(
                 try_output(path)
     checkpoint = open_checkpoint(model)
     if activations is not None:
-        return _scan_activations(model, activations, output, rtol=rtol, began=began)
+        return _scan_activations(model, activations, output, rtol=rtol, method=method.value, began=began)
     if find_launch(os.environ).world_size == 1 and backend is Backend.torch:
         from kappaspeech.processors import count_cores
         from kappaspeech.scan.workers import count_devices, run_workers
 
-        num_workers = workers or (count_devices(device) if device else max(1, count_cores() // threads))
+        num_workers = workers or (count_devices(device) if device else max(1, count_cores() // (threads or 1)))
         if num_workers > 1:
-            again = ["scan", f"--output={output}", f"--rtol={rtol}", f"--method={method.value}", f"--threads={threads}"]
+            again = ["scan", f"--output={output}", f"--rtol={rtol}", f"--method={method.value}", f"--threads={threads or 1}"]
             again += [f"--device={device}"] * bool(device) + [f"--spectrum={spectrum}"] * bool(spectrum)
             again += ["--static"] * static + ["--no-journal"] * no_journal + ([f"--journal={journal}"] if journal else [])
             # a model's name may begin with a dash
@@ -126,7 +137,7 @@ def scan(
     return 0
 
 
-def _scan_activations(model: str, text: Path, output: Path, *, rtol: float, began: float) -> int:
+def _scan_activations(model: str, text: Path, output: Path, *, rtol: float, method: Literal["auto", "svd"], began: float) -> int:
     from kappaspeech.escaping import for_terminal
     from kappaspeech.evaluation.forgetting import cut_windows, read_texts
     from kappaspeech.model.llm import load_tokenizer
@@ -136,7 +147,7 @@ def _scan_activations(model: str, text: Path, output: Path, *, rtol: float, bega
 
     checkpoint = open_checkpoint(model)
     windows = cut_windows(load_tokenizer(model), read_texts(text))
-    ranking = rank_by_activations(checkpoint, windows, rtol=rtol, shows_progress=True)
+    ranking = rank_by_activations(checkpoint, windows, rtol=rtol, method=method, shows_progress=True)
     ranking.write(output)
     for line in summarise_scan(ranking, output, seconds=time.monotonic() - began):
         print(for_terminal(line))

@@ -69,7 +69,7 @@ def show(
         tables.write_parquet(content, parquet)
     if picture is not None:
         write_picture(content, picture, score=score, selected=sorted(selected or ()))
-    # beside rows for another program there is no place for more
+    # standard output holds nothing but rows for another program
     stream = sys.stderr if as_json else sys.stdout
     for path in outputs:
         print(for_terminal(str(path)), file=stream)
@@ -80,7 +80,7 @@ def _ends(listed: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
 
 
 def _is_selected(row: dict[str, Any], selected: set[str]) -> bool:
-    """Of fused experts a selection names one, or the whole tensor."""
+    """Return whether a row is selected: of fused experts a selection names one, or the whole tensor."""
     return row["name"] in selected or row["parameter"] in selected
 
 
@@ -97,7 +97,7 @@ def _print_json(content: KappaRanking, listed: Sequence[dict[str, Any]], selecte
 
 
 def _print_lines(listed: Sequence[dict[str, Any]], selected: set[str] | None, *, score: str) -> None:
-    """Tab-separated, for `sort`, `cut` and data frames: names and numbers whole."""
+    """Print tab-separated rows for `sort`, `cut` and data frames: names and numbers whole."""
     from kappaspeech.escaping import for_column
 
     key = f"score_{score.replace('-', '_')}"

@@ -20,7 +20,7 @@ from kappaspeech.outside import describe
 
 @contextmanager
 def safe_output() -> Iterator[None]:
-    """Let every letter be printed, as an escape where the terminal's encoding lacks it, and have all of it out at the end.
+    """Let every letter be printed, as an escape if the terminal's encoding lacks it, and flush all of it at the end.
 
     A closed stream takes whatever comes. Raises `InputError` if standard output takes no more; a reader that has gone away
     (`| head`) isn't reported.

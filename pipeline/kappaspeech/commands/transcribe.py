@@ -45,6 +45,9 @@ def transcribe(
     base: Annotated[str | None, typer.Option(help="The base model, if it has moved since the training.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pieces decoded together.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest text of a piece.")] = 200,
+    instruction: Annotated[
+        str | None, typer.Option(help="The user's turn of the prompt, with {audio}, as in data.train. Default: the run's.")
+    ] = None,
     piece_seconds: Annotated[
         float | None,
         typer.Option(callback=finite, min=1, max=30, help="The longest piece that is decoded. Default: 24; srt: 7, a cue."),
@@ -67,7 +70,7 @@ def transcribe(
     readable, pieces, errors = [], [], []
     for path in dict.fromkeys(recordings):
         try:
-            pieces += _read_pieces(path, longest_seconds=longest)
+            pieces += _read_pieces(path, longest_seconds=longest, instruction=instruction)
             readable.append(path)
         except DataError as error:
             errors.append(error)
@@ -94,12 +97,12 @@ def transcribe(
     return 1 if errors else 0
 
 
-def _read_pieces(path: Path, *, longest_seconds: float) -> list[AudioSample]:
+def _read_pieces(path: Path, *, longest_seconds: float, instruction: str | None) -> list[AudioSample]:
     from kappaspeech.evaluation.recordings import read_audio
     from kappaspeech.speech.samples import AudioSample, cut_at_pauses
 
     pieces = cut_at_pauses(read_audio(path), longest_seconds=longest_seconds)
-    return [AudioSample(f"{path}#{number:06d}", piece, "", "") for number, piece in enumerate(pieces)]
+    return [AudioSample(f"{path}#{number:06d}", piece, "", "", instruction) for number, piece in enumerate(pieces)]
 
 
 def _join(paths: list[Path], pieces: list[AudioSample], decoded: list[Decoded]) -> list[Transcript]:

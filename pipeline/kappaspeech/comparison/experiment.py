@@ -9,17 +9,23 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kappaspeech.config.model_config import LoraConfig
+from kappaspeech.config.ewc_config import EwcConfig
+from kappaspeech.config.model_config import LoraConfig, OsfConfig
 from kappaspeech.config.reading import read_yaml
+from kappaspeech.config.replay_config import ReplayConfig
 from kappaspeech.config.run_config import RunConfig, read_run_config
 from kappaspeech.config.section import Count
 from kappaspeech.errors import ConfigError
+from kappaspeech.scan.scores import SCORES
 from kappaspeech.selection.candidates import Experts
 
 Select = Literal["smallest", "largest", "random", "adaptor", "lora", "kappa-lora", "all"]
 # those that take tensors from the ranking, and those that put LoRA on them
 RANKED: tuple[Select, ...] = ("smallest", "largest", "random", "kappa-lora")
 LORA: tuple[Select, ...] = ("lora", "kappa-lora")
+# those that a score puts in order
+ORDERED: tuple[Select, ...] = ("smallest", "largest", "kappa-lora")
+Equal = Literal["count", "parameters"]
 
 
 class _Section(BaseModel):
@@ -40,6 +46,26 @@ class ArmConfig(_Section):
         default=None, description="Of random alone: what fixes its tensors. null: each training seed draws anew."
     )
     lora: LoraConfig | None = Field(default=None, description="LoRA's settings, of lora and kappa-lora alone.")
+    score: str | None = Field(
+        default=None, description="The score that orders its tensors, as `select --score` names them. null: kappa."
+    )
+    equal: Equal | None = Field(default=None, description="This arm's budget, in place of the experiment's `equal`.")
+    replay: ReplayConfig | None = Field(default=None, description="The text that this arm repeats. null: the base's.")
+    ewc: EwcConfig | None = Field(default=None, description="What holds this arm's weights. null: the base's.")
+    osf: OsfConfig | None = Field(
+        default=None, description="The subspace that smallest, largest or random trains its tensors in. null: all of them."
+    )
+
+
+class UntilConfig(_Section):
+    """How far every arm is trained, in place of the base's length, and how often it is measured on its way."""
+
+    num_steps: Count = Field(description="Steps of each arm: past the best of all, so that the curves show where they turn.")
+    num_evaluations: Count = Field(default=40, description="Evaluations of each, evenly over its steps, beside the first.")
+
+    @property
+    def evaluate_every_steps(self) -> int:
+        return max(1, self.num_steps // self.num_evaluations)
 
 
 class ExperimentConfig(_Section):
@@ -47,13 +73,14 @@ class ExperimentConfig(_Section):
 
     base: str = Field(
         description="The run's YAML that every arm repeats, looked for beside this file. Its `run_dir`, `arm`, `seed` and "
-        "`unfreeze` are set by the experiment."
+        "`unfreeze` are set by the experiment, and whatever an arm or `until` says."
     )
     output: str = Field(description="Folder of everything that the experiment writes.")
     arms: Annotated[list[ArmConfig], Field(min_length=1)] = Field(description="The arms. Differences are against the first.")
     ranking: str | None = Field(default=None, description="The scan's result. null: it is made in `output` if an arm needs it.")
     count: Count | None = Field(default=None, description="Number of tensors of an arm that selects by the ranking.")
-    equal: Literal["count", "parameters"] = Field(
+    until: UntilConfig | None = Field(default=None, description="The length of every arm. null: the base's.")
+    equal: Equal = Field(
         default="count",
         description="count: each arm has `count` tensors. parameters: each arm comes as near as it can to the parameters of the "
         "`count` tensors of smallest κ, in tensors or in LoRA's rank, of which alpha is then twice.",
@@ -143,8 +170,11 @@ def _problems(config: ExperimentConfig, base: RunConfig) -> list[str]:
             problems.append(f"arms.{index}.seed: only a random selection has one; training seeds are `seeds`.")
         if arm.lora is not None and arm.select not in LORA:
             problems.append(f"arms.{index}.lora: only the arms {' and '.join(LORA)} have it.")
-        if arm.lora is not None and config.equal == "parameters" and arm.lora.model_fields_set & {"rank", "alpha"}:
+        if arm.lora is not None and budget(arm, config) == "parameters" and arm.lora.model_fields_set & {"rank", "alpha"}:
             problems.append(f"arms.{index}.lora: rank and alpha follow from equal: parameters. Remove them.")
+    problems += _misplaced(config)
+    if config.until is not None and config.until.num_steps <= base.training.alignment_steps:
+        problems.append(f"until.num_steps: {config.until.num_steps} isn't more than the base's training.alignment_steps.")
     if config.count is None and any(needs_ranking(arm, config) for arm in config.arms):
         problems.append("count: missing; it says how many tensors an arm selects.")
     if len(set(config.seeds)) != len(config.seeds):
@@ -154,9 +184,29 @@ def _problems(config: ExperimentConfig, base: RunConfig) -> list[str]:
     return problems
 
 
+def _misplaced(config: ExperimentConfig) -> list[str]:
+    """What an arm's `select` can't have."""
+    problems = []
+    for index, arm in enumerate(config.arms):
+        if arm.score is not None and arm.select not in ORDERED:
+            problems.append(f"arms.{index}.score: only the arms {', '.join(ORDERED)} have one.")
+        elif arm.score is not None and arm.score not in SCORES:
+            problems.append(f"arms.{index}.score: there is no {arm.score!r}. There are {', '.join(SCORES)}.")
+        if arm.equal is not None and arm.select in ("adaptor", "all"):
+            problems.append(f"arms.{index}.equal: {arm.select} has no budget.")
+        if arm.osf is not None and (arm.select not in RANKED or arm.select in LORA):
+            problems.append(f"arms.{index}.osf: only the arms smallest, largest and random have it.")
+    return problems
+
+
+def budget(arm: ArmConfig, config: ExperimentConfig) -> Equal:
+    """By what an arm's budget equals the others'."""
+    return arm.equal or config.equal
+
+
 def needs_ranking(arm: ArmConfig, config: ExperimentConfig) -> bool:
     """True if the ranking decides what an arm trains: its tensors, or their number of parameters."""
-    return arm.select in RANKED or (arm.select in LORA and config.equal == "parameters")
+    return arm.select in RANKED or (arm.select in LORA and budget(arm, config) == "parameters")
 
 
 def slug(name: str) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kappaspeech.evaluation.bootstrap import NUM_RESAMPLES, FloatArray, interval, resampled_rates, two_sided_p_value
 
-# A level counts only if nearly all resamples reach it: where many don't, those that do are no fair sample.
+# A level counts only if nearly all resamples reach it: if many don't, those that do are no fair sample.
 _MIN_REACHED = 0.95
 
 
@@ -63,7 +63,7 @@ def wer_path(languages: Mapping[str, LanguageErrors], forgetting_T: FloatArray) 
 
 
 def fixed_path(values_T: FloatArray, forgetting_T: FloatArray) -> Path:
-    """The path of what no sample of utterances is behind, as the training loss: only seeds are resampled."""
+    """The path of a value that no sample of utterances is behind, such as the training loss: only seeds are resampled."""
     return Path(np.tile(values_T, (NUM_RESAMPLES + 1, 1)), forgetting_T)
 
 
@@ -79,7 +79,7 @@ def cross(path: Path, level: float) -> FloatArray:
     before_R = np.maximum(after_R - 1, 0)
     rows = np.arange(len(rates_RT))
     high_R, low_R = rates_RT[rows, before_R], rates_RT[rows, after_R]
-    # where the first evaluation is below already, both ends are that evaluation
+    # if the first evaluation is below already, both ends are that evaluation
     fall_R = high_R - low_R
     share_R = np.divide(high_R - level, fall_R, out=np.ones_like(fall_R), where=fall_R > 0)
     found_R = forgetting_T[before_R] + share_R * (forgetting_T[after_R] - forgetting_T[before_R])

@@ -17,7 +17,7 @@ _NUM_TICKS = 8
 
 
 def draw_map(figure: Any, arms: Sequence[Arm]) -> None:
-    """A grid of layers by modules an arm: full where every seed unfreezes the tensor, paler where some do."""
+    """Draw a grid of layers by modules for each arm: a cell is full if every seed unfreezes the tensor, paler if some do."""
     names = {name for arm in arms for run in arm.runs for name in run.llm_names}
     chosen = {name for arm in arms for run in arm.runs for name in run.trained_names}
     kinds = sorted({module_type(name) for name in chosen if find_place(name)})
@@ -65,14 +65,14 @@ def _draw_grid(axes: Any, style: Style, arm: Arm, kinds: Sequence[str], layers: 
 
 
 def draw_drift(axes: Any, arms: Sequence[Arm]) -> None:
-    """Each matrix that trained: how far it has moved against its κ, the mean over the seeds that trained it."""
+    """Draw how far each matrix that trained has moved against its κ, the mean over the seeds that trained it."""
     _draw_matrices(axes, arms, lambda run, name: run.drift.get(name, 0.0))
     axes.set_xlabel("κ before training")
     axes.set_title("Drift ‖W − W₀‖ / ‖W₀‖ of each trained matrix")
 
 
 def draw_kappas(axes: Any, arms: Sequence[Arm]) -> None:
-    """Each matrix that trained: by what training multiplied its κ."""
+    """Draw by what training multiplied the κ of each matrix that trained."""
     _draw_matrices(axes, arms, lambda run, name: run.kappas[name][1] / run.kappas[name][0])
     if axes.get_lines():
         axes.axhline(1, color=FAINT, linewidth=0.8, zorder=0)

@@ -76,7 +76,8 @@ def _describe(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     seeds = sorted({seed for arm in summary["arms"] for seed in arm["seeds"]})
     llm, encoder = (config["model"][part].rsplit("/", 1)[-1] for part in ("llm", "encoder"))
     several = len(summary["arms"]) > 1
-    alike = f" The arms differ only in the tensors that they unfreeze. Differences are against {first['arm']}." if several else ""
+    only = "The arms differ only in the tensors that they unfreeze, and in what holds these to their beginning."
+    alike = f" {only} Differences are against {first['arm']}." if several else ""
     return (
         f"{llm} with {encoder}; {first['step']} steps, {hours:.2f} hours of speech, {tokens:,.0f} target "
         f"tokens{' an arm' * several}; seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}.{alike}"

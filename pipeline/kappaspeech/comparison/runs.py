@@ -18,8 +18,10 @@ from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.records import is_evaluation, is_step, is_transcript_step, read_lines
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 
-# What arms may differ in: their name and place, which tensors they unfreeze, and the text that they repeat beside their speech.
-_ARM_KEYS = ("run_dir", "arm", "unfreeze", "replay")
+# What arms may differ in: their name and place, which tensors they unfreeze, and what holds these to their beginning.
+_ARM_KEYS = ("run_dir", "arm", "unfreeze", "replay", "ewc")
+# These look on, and change no bit of what is trained.
+_WATCHING_KEYS = ("training.loggers", "training.profile")
 # Of run.json: what must be alike in all runs, whatever their seed, beside the configuration.
 _SHARED_FACTS = ("checkpoint_digest", "adaptor", "dtype", "deepspeed_config", "versions")
 
@@ -37,7 +39,7 @@ class RunSummary:
     evaluations: list[dict[str, Any]]
     hypotheses: list[Hypothesis]
     drift: dict[str, float]
-    # κ before and after of each matrix that trained, where both are finite
+    # κ before and after of each matrix that trained, if both are finite
     kappas: dict[str, tuple[float, float]]
     tensors: tuple[SelectedTensor, ...]
     # every parameter of the LLM, frozen or trained
@@ -60,7 +62,7 @@ class RunSummary:
 
     @property
     def first(self) -> dict[str, Any]:
-        """The evaluation before training where there is one, else the earliest."""
+        """The evaluation before training if there is one, else the earliest."""
         return self.evaluations[0]
 
     @property
@@ -220,9 +222,9 @@ def _list(numbers: Sequence[int]) -> str:
 
 
 def config_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Dotted keys at which two runs' configurations differ, those of the arm and the seed aside."""
+    """Dotted keys at which two runs' configurations differ, those aside of the arm, the seed and what only looks on."""
     ours, theirs = ({k: v for k, v in config.items() if k not in (*_ARM_KEYS, "seed")} for config in (first, second))
-    return _differences(ours, theirs)
+    return [key for key in _differences(ours, theirs) if not key.startswith(_WATCHING_KEYS)]
 
 
 def _differences(first: Any, second: Any, prefix: str = "") -> list[str]:

@@ -98,7 +98,7 @@ def _count(run: RunSummary) -> Mapping[str, _Counts]:
 
 @cache
 def _count_words(hypotheses: tuple[Hypothesis, ...]) -> Mapping[str, _Counts]:
-    """By language; one without a reference word has no rate and no part."""
+    """Word counts by language; one without a reference word has no rate and no part."""
     found = {}
     for language in sorted({item.language for item in hypotheses}):
         counts = count_words([item for item in hypotheses if item.language == language])

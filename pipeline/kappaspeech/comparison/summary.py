@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -42,6 +43,7 @@ def _summarise_arm(arm: Arm, reference: Arm) -> dict[str, Any]:
         "wer": measure_arm(arm),
         "wer_before": {lang: report["wer"] for lang, report in runs[0].first["wer"]["languages"].items()},
         "difference": None if arm is reference else compare_arms(reference, arm),
+        "best": _summarise_best(runs),
         "text": {language: _summarise_text(runs, language) for language in texts},
         "mean_drift": spread([fmean(run.drift.values()) if run.drift else 0.0 for run in runs]),
         "runs": [_summarise_run(run) for run in runs],
@@ -49,13 +51,29 @@ def _summarise_arm(arm: Arm, reference: Arm) -> dict[str, Any]:
 
 
 def _summarise_text(runs: Sequence[RunSummary], language: str) -> dict[str, Any]:
-    """Perplexity before and after training, and after it the KL from the base model, null where it wasn't measured."""
+    """Perplexity before and after training, and after it the KL from the base model, null if it wasn't measured."""
     kl = [run.last["text"][language].get("kl_nats") for run in runs]
     return {
         "perplexity_before": spread([run.first["text"][language]["perplexity"] for run in runs]),
         "perplexity": spread([run.last["text"][language]["perplexity"] for run in runs]),
         "kl_nats": None if None in kl else spread(kl),
     }
+
+
+def _summarise_best(runs: Sequence[RunSummary]) -> dict[str, Any]:
+    """Each run's evaluation of lowest mean WER, and how much higher it has risen by the end."""
+    best = [min(run.evaluations, key=lambda record: _mean_wer(record)) for run in runs]
+    return {
+        "step": spread([record["step"] for record in best]),
+        "mean_wer": spread([record["wer"]["mean_wer"] for record in best]),
+        "rise": spread([_mean_wer(run.last) - _mean_wer(record) for run, record in zip(runs, best, strict=True)]),
+    }
+
+
+def _mean_wer(record: Mapping[str, Any]) -> float:
+    """An evaluation that has none is no best one."""
+    rate = record["wer"]["mean_wer"]
+    return math.inf if rate is None else float(rate)
 
 
 def _summarise_run(run: RunSummary) -> dict[str, Any]:
@@ -78,7 +96,7 @@ def _summarise_run(run: RunSummary) -> dict[str, Any]:
 
 
 def prove_alike(arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """By seed, what its runs have in common: `group_runs` has refused runs in which it differs.
+    """The digests that runs of a seed have in common, by seed: `group_runs` has refused runs in which it differs.
 
     `samples_digest` is over each step's samples and number of target tokens, in order. `first_loss_spread` is the widest
     difference of the first step's loss, before any arm has changed a weight: 0 on one number of ranks.

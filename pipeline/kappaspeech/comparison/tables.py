@@ -40,6 +40,7 @@ def make_tables(summary: Mapping[str, Any]) -> list[Table]:
         ),
         _language_table(arms, f"WER before → after training.{spread}"),
         _training_table(arms),
+        _best_table(arms),
     ]
     tables[0] = Table(tables[0].title, f"{over}{spread}", tables[0].header, tables[0].rows)
     return [table for table in tables if len(table.header) > 1]
@@ -122,6 +123,23 @@ def _training_table(arms: Sequence[Mapping[str, Any]]) -> Table:
         )
     note = "Drift is the mean of ‖W − W₀‖/‖W₀‖ over the trained tensors; minutes are of training, without evaluations."
     return Table("Training", note, ("arm", "tensors", "drift", "target tokens", "minutes"), tuple(rows))
+
+
+def _best_table(arms: Sequence[Mapping[str, Any]]) -> Table:
+    rows = []
+    for arm in arms:
+        best = arm["best"]
+        rise = {key: 100 * value if isinstance(value, float | int) else value for key, value in best["rise"].items()}
+        rows.append(
+            (
+                Cell(arm["arm"], arm["arm"]),
+                Cell(_percent(best["mean_wer"]), best["mean_wer"]["mean"]),
+                Cell(_number(best["step"], ".0f"), best["step"]["mean"]),
+                Cell(_number(rise, ".1f"), rise["mean"]),
+            )
+        )
+    note = "The evaluation of lowest mean WER, each run's own, and by how many points WER has risen from there to the end."
+    return Table("Best evaluation", note, ("arm", "lowest mean WER", "at step", "rise to the end, points"), tuple(rows))
 
 
 def make_equal_table(summary: Mapping[str, Any]) -> Table:

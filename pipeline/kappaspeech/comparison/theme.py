@@ -90,7 +90,7 @@ def themed(name: str) -> Iterator[None]:
 
 
 def label_ends(axes: Any, ends: Sequence[tuple[Style, float, float]]) -> None:
-    """Name each line at its right end (x, y in data), pushed apart where ends are near each other."""
+    """Name each line at its right end (x, y in data), pushed apart if ends are near each other."""
     low, high = axes.get_ylim()
     ordered = sorted(ends, key=lambda end: end[2])
     heights = spread_out([_share(y, axes.get_ylim(), axes.get_yscale()) for _, _, y in ordered], gap=_LABEL_GAP)
@@ -109,7 +109,7 @@ def label_ends(axes: Any, ends: Sequence[tuple[Style, float, float]]) -> None:
 
 
 def label_points(axes: Any, points: Sequence[tuple[Style, float, float]]) -> None:
-    """Name points (x, y in data) at their right, pushed apart where names would lie on each other."""
+    """Name points (x, y in data) at their right, pushed apart if names would lie on each other."""
     low, high = axes.get_xlim()
     # room at the right for the name of the last point
     axes.set_xlim(low, high * (high / low) ** _NAME_WIDTH if axes.get_xscale() == "log" else high + _NAME_WIDTH * (high - low))
@@ -135,7 +135,7 @@ def _share(value: float, limits: tuple[float, float], scale: str) -> float:
 
 
 def spread_out(heights: Sequence[float], *, gap: float) -> list[float]:
-    """Ascending `heights` moved to be at least `gap` apart and between 0 and 1 where they fit.
+    """Ascending `heights` moved to be at least `gap` apart and between 0 and 1 if they fit.
 
     Those that lie too near each other become a group about their own middle; groups that meet become one.
     """

@@ -85,7 +85,7 @@ class TrialRunner:
         if state == "finished" and code == 0:
             self._say(f"{label}: finished")
             return None
-        # a status counts where this start can have written it: one that failed early leaves the last one's
+        # a status counts if this start can have written it: one that failed early leaves the last one's
         is_resumable = state == "resumable" and code in (0, EXIT_RESUMABLE)
         told = "it was stopped; the same command continues it" if is_resumable else _last_error(trial.log_path, before)
         cause = told or f"its training ended with exit code {code} and said no more than {trial.log_path}"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 
 from kappaspeech.artefacts import write_private, write_text
-from kappaspeech.comparison.experiment import LORA, Experiment, Trial
+from kappaspeech.comparison.experiment import LORA, Experiment, Trial, budget
 from kappaspeech.comparison.runs import config_differences
 from kappaspeech.config.model_config import LoraConfig
 from kappaspeech.config.run_config import RunConfig
@@ -24,14 +24,19 @@ from kappaspeech.selection.rules import Count, Nearest
 from kappaspeech.selection.select import select
 from kappaspeech.selection.tensor_selection import TensorSelection
 
+# sections of a run of which an arm may have its own
+_HOLDING = ("replay", "ewc")
 State = Literal["waiting", "running", "resumable", "failed", "finished"]
 
 
 def make_trial_config(experiment: Experiment, trial: Trial, ranking: KappaRanking | None) -> RunConfig:
-    """The base run with this trial's place, name, seed and what it unfreezes."""
+    """The base run with this trial's place, name, seed and length, what it unfreezes and what holds that to its beginning."""
     content = experiment.base.model_dump()
     options = _unfreeze(experiment, trial, ranking)
     content |= {"run_dir": str(trial.run_dir), "arm": trial.arm.name, "seed": trial.seed, "unfreeze": options}
+    content |= {key: own.model_dump() for key in _HOLDING if (own := getattr(trial.arm, key)) is not None}
+    if (until := experiment.config.until) is not None:
+        content["training"] |= {"num_steps": until.num_steps, "evaluate_every_steps": until.evaluate_every_steps}
     return RunConfig.model_validate(content)
 
 
@@ -40,13 +45,14 @@ def _unfreeze(experiment: Experiment, trial: Trial, ranking: KappaRanking | None
     if trial.arm.select in LORA:
         return {"mode": "lora", "selection": selection, "lora": _make_lora(experiment, trial, ranking).model_dump()}
     mode = trial.arm.select if trial.arm.select in ("adaptor", "all") else "selection"
-    return {"mode": mode, "selection": selection}
+    osf = trial.arm.osf.model_dump() if trial.arm.osf is not None else None
+    return {"mode": mode, "selection": selection, "osf": osf}
 
 
 def _make_lora(experiment: Experiment, trial: Trial, ranking: KappaRanking | None) -> LoraConfig:
-    """The arm's LoRA, of the rank that comes nearest to the budget where parameters are to be equal."""
+    """The arm's LoRA, of the rank that comes nearest to the budget if parameters are to be equal."""
     given = trial.arm.lora or LoraConfig()
-    if experiment.config.equal == "count":
+    if budget(trial.arm, experiment.config) == "count":
         return given
     assert ranking is not None
     if trial.selection_path:
@@ -68,14 +74,17 @@ def make_selection(experiment: Experiment, trial: Trial, ranking: KappaRanking) 
     seed = trial.seed if trial.arm.seed is None else trial.arm.seed
     # LoRA adapts the experts of a tensor together
     experts: Experts = "together" if trial.arm.select in LORA else config.experts
-    if config.equal == "count" or order == "smallest":
-        return select(ranking, count, order=order, seed=seed, exclude=config.exclude, experts=experts)
+    score = trial.arm.score or "kappa"
+    # the budget is theirs
+    is_measure = order == "smallest" and score == "kappa"
+    if budget(trial.arm, config) == "count" or is_measure:
+        return select(ranking, count, order=order, seed=seed, score=score, exclude=config.exclude, experts=experts)
     rule = Nearest(_budget(experiment, ranking).num_parameters)
-    return select(ranking, rule, order=order, seed=seed, exclude=config.exclude, experts=experts)
+    return select(ranking, rule, order=order, seed=seed, score=score, exclude=config.exclude, experts=experts)
 
 
 def _budget(experiment: Experiment, ranking: KappaRanking) -> TensorSelection:
-    """Whose parameters all arms are to have: the `count` tensors of smallest κ."""
+    """The selection whose number of parameters all arms are to have: the `count` tensors of smallest κ."""
     config = experiment.config
     return select(ranking, _count(experiment), exclude=config.exclude, experts=config.experts)
 
@@ -114,7 +123,7 @@ def _check_same_run(trial: Trial, config: RunConfig, selection: TensorSelection 
     # the tensors are compared by themselves: a folder that has moved keeps its selection under another path
     for content in (before, now):
         content["unfreeze"].pop("selection")
-    differing = config_differences(before, now) + [key for key in ("seed", "unfreeze") if before[key] != now[key]]
+    differing = config_differences(before, now) + [key for key in ("seed", "unfreeze", *_HOLDING) if before[key] != now[key]]
     kept = trial.run_dir / SELECTION_FILE
     had = TensorSelection.read(kept).shapes if kept.exists() else {}
     if had != (selection.shapes if selection else {}):

@@ -17,11 +17,21 @@ class DatasetConfig(StrictSection):
     language: Annotated[str | None, BeforeValidator(lambda value: "no" if value is False else value)] = Field(
         default=None, description="Use the samples of this language alone. null: use all samples."
     )
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The name of a set of data.test in tables of WER; sets of one name are counted together. null: its shards.",
+    )
     weight: Positive = Field(default=1.0, description="Share of the mixture, relative to the other sets of data.train.")
     text_normalization: Literal["none", "whisper"] = Field(
         default="none",
         description="How transcripts are written in training. none: as they are in the shards. whisper: as they are compared, by "
         "Whisper's normaliser of their language if that leaves words whole: lower case, without punctuation.",
+    )
+    instruction: str | None = Field(
+        default=None,
+        description="The user's turn of the prompt for this set's samples, with {audio} as in model.instruction, so that one run "
+        "learns several tasks. null: model.instruction.",
     )
 
 
@@ -81,6 +91,11 @@ class DataConfig(StrictSection):
         "encoder. It excludes augmentation. null: no cache.",
     )
     feature_cache_gb: Positive = Field(default=20.0, description="Largest size of that cache, in GB.")
+
+    @property
+    def instructions(self) -> list[str]:
+        """The instructions that sets of data.train and data.test have of their own, each once."""
+        return sorted({item.instruction for item in (*self.train, *self.test) if item.instruction is not None})
 
     @model_validator(mode="after")
     def _cache_what_stays(self) -> DataConfig:

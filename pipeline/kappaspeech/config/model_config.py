@@ -58,6 +58,14 @@ class LoraConfig(StrictSection):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Dropout before A.")
 
 
+class OsfConfig(StrictSection):
+    """OSF, orthogonal subspace fine-tuning (arXiv:2504.07097): a matrix is trained in what its top singular directions leave."""
+
+    kept_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="Share of each tensor's singular directions, those of largest σ, that stay as they are."
+    )
+
+
 class UnfreezeConfig(StrictSection):
     """The parameters that train beside the adaptor: a selection's tensors, nothing, the whole LLM, or LoRA."""
 
@@ -69,6 +77,10 @@ class UnfreezeConfig(StrictSection):
     )
     selection: str | None = Field(default=None, description="The file that `kappaspeech select` wrote.")
     lora: LoraConfig | None = Field(default=None, description="LoRA's settings, for mode lora alone.")
+
+    osf: OsfConfig | None = Field(
+        default=None, description="Train a selection's tensors in a subspace alone, for mode selection. null: wholly."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -87,4 +99,6 @@ class UnfreezeConfig(StrictSection):
             raise ValueError(f"mode {self.mode} takes no selection: set unfreeze.selection to null")
         if self.mode != "lora" and self.lora is not None:
             raise ValueError(f"mode {self.mode} takes no lora section: remove it or set unfreeze.mode to lora")
+        if self.mode != "selection" and self.osf is not None:
+            raise ValueError(f"mode {self.mode} takes no osf section: remove it or set unfreeze.mode to selection")
         return self

@@ -19,7 +19,7 @@ class ReplayConfig(StrictSection):
         default=4, description="Pieces of text in a step, over all ranks. The languages take turns, one piece each."
     )
     max_tokens: Annotated[int, Field(ge=2)] = Field(
-        default=128, description="Most tokens of a piece; longer texts are cut. A step costs least where clips are about as long."
+        default=128, description="Most tokens of a piece; longer texts are cut. A step costs least if clips are about as long."
     )
     weight: NotNegative = Field(
         default=1.0, description="Weight of the texts' own loss, −log p a token, added to the transcripts'. 0: none."

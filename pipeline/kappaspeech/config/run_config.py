@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from kappaspeech.config.data_config import DataConfig
+from kappaspeech.config.ewc_config import EwcConfig
 from kappaspeech.config.model_config import ModelConfig, UnfreezeConfig
 from kappaspeech.config.reading import read_yaml
 from kappaspeech.config.replay_config import ReplayConfig
@@ -27,6 +28,9 @@ class RunConfig(StrictSection):
     unfreeze: UnfreezeConfig = Field(default=UnfreezeConfig(), description="What trains beside the adaptor.")
     data: DataConfig = Field(description="Speech and text.")
     replay: ReplayConfig | None = Field(default=None, description="Text in every step, against forgetting. null: speech alone.")
+    ewc: EwcConfig | None = Field(
+        default=None, description="A pull of each weight back to its beginning, against forgetting. null: none."
+    )
     batch: BatchConfig = Field(default=BatchConfig(), description="Size of a step.")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW and its rates.")
     training: TrainingConfig = Field(description="Length, cadence and faults.")

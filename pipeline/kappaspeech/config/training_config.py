@@ -22,7 +22,7 @@ class BatchConfig(StrictSection):
     micro_batches_per_step: Count = Field(default=2, description="Micro-batches in a step, over all ranks.")
     even_shares: bool = Field(
         default=False,
-        description="Deal a step's clips out anew where its micro-batches don't go evenly among the ranks, so that no rank is "
+        description="Deal a step's clips out anew if its micro-batches don't go evenly among the ranks, so that no rank is "
         "left without. The step's clips stay the same; dropout then depends on the number of ranks.",
     )
     packing: bool | Literal["auto"] = Field(
@@ -48,6 +48,22 @@ class OptimizerConfig(StrictSection):
     final_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.1, description="Share of the peak rates that is left at the last step of a cosine schedule."
     )
+
+
+class ProfileConfig(StrictSection):
+    """A trace of a few steps, in the run folder's profile/."""
+
+    steps: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = Field(
+        description="The first and the last step to trace, by their numbers in steps.jsonl, which begin at 0. An evaluation or a "
+        "checkpoint between them is in the trace too."
+    )
+    ranks: Literal["first", "all"] = Field(default="first", description="Whose steps: of rank 0, or of every rank.")
+
+    @model_validator(mode="after")
+    def _order_steps(self) -> ProfileConfig:
+        if self.steps[0] > self.steps[1]:
+            raise ValueError(f"training.profile.steps is {list(self.steps)}: give the first step, then the last")
+        return self
 
 
 class TrainingConfig(StrictSection):
@@ -106,6 +122,22 @@ class TrainingConfig(StrictSection):
         description="The first steps of `num_steps` that train the adaptor alone, by the alignment loss and without the LLM's "
         "layers, for a small part of a step's time. The learning rates' schedule runs over these steps, and anew over the rest.",
     )
+
+    loggers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(
+        default=["tensorboard"],
+        description="Where the run's curves are shown. Each takes its own environment variables (WANDB_MODE, TRACKIO_DIR, "
+        "MLFLOW_TRACKING_URI); without them everything is written into the run folder. One that fails never stops the run.",
+    )
+
+    profile: ProfileConfig | None = Field(
+        default=None, description="Trace a few steps with PyTorch's profiler, and the GPU's memory in them. null: no trace."
+    )
+
+    @model_validator(mode="after")
+    def _name_each_logger_once(self) -> TrainingConfig:
+        if len(set(self.loggers)) < len(self.loggers):
+            raise ValueError(f"training.loggers names one twice: {', '.join(self.loggers)}")
+        return self
 
     @model_validator(mode="after")
     def _check_steps(self) -> TrainingConfig:

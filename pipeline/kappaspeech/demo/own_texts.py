@@ -1,4 +1,4 @@
-"""Texts that an LLM writes itself, one a line: what to replay where the user brings no text.
+"""Texts that an LLM writes itself, one a line, to replay if the user brings no text.
 
 Each begins with a sentence of this project's, so that a small model keeps to the language, and goes on as the model would. A
 training that is held to its base on both leaves it as it was.

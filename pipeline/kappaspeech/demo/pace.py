@@ -16,11 +16,11 @@ from kappaspeech.runs.records import is_transcript_step
 
 # An evaluation took 13 to 27 steps' time on two cores, decoding and text together; more than that, for other machines.
 _EVALUATION_STEPS = 30
-# of the time, for what was measured on a machine that is busier later
+# share of the time that is kept back, since the machine may be busier later than when it was measured
 _RESERVE = 0.1
-# fewer end within the learning rate's warm-up, or just past it
+# with fewer steps a run would end within the learning rate's warm-up, or just past it
 _MIN_NUM_STEPS = 20
-# of the recipe's steps; with fewer the model was seen not to listen yet
+# share of the recipe's steps; with fewer the model was seen not to listen yet
 _LISTENING_FRACTION = 2 / 3
 
 
@@ -38,7 +38,9 @@ class Pace:
 
     @classmethod
     def of(cls, seconds: Sequence[float], *, aligning: Sequence[float] = (), spent_seconds: float) -> Pace:
-        """From each step of a run without evaluations that took `spent_seconds` as a whole; each kind's first half warms up."""
+        """The pace by each step of a run without evaluations that took `spent_seconds` as a whole; each kind's first half warms
+        up.
+        """
         start = max(0.0, spent_seconds - sum(seconds) - sum(aligning))
         return cls(_settled(seconds), start, spent_seconds, _settled(aligning) if aligning else 0.0)
 

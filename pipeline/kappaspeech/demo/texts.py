@@ -1,4 +1,4 @@
-"""English and German prose, one passage a line, on which forgetting is measured where the user brings no text."""
+"""English and German prose, one passage a line, on which forgetting is measured if the user brings no text."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ _AREA = "dtype"
 
 
 def check_dtype(config: RunConfig | None, cluster: Cluster) -> list[Finding]:
-    """The dtype and why; a warning where the configuration asks for the slower one. A collective of all ranks.
+    """The dtype and the reason for it; a warning if the configuration asks for the slower one. A collective of all ranks.
 
-    Nothing where the model or the DeepSpeed JSON can't be read, which is a finding of its own.
+    Nothing if the model or the DeepSpeed JSON can't be read, which is a finding of its own.
     """
     device = torch.device("cpu")
     if torch.cuda.is_available():

@@ -33,11 +33,12 @@ from kappaspeech.speech.shards import expand, read_index
 from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.table import MERGED_SUFFIX, read_merged
+from kappaspeech.training.consolidating import read_consolidated
 from kappaspeech.training.replay import read_replay
 from kappaspeech.zero3.compiled_ops import find_compatible_ops
 
 _PROBE_BYTES = 64 << 20
-# Shards of a data set whose indices are read to compare training with test; each is a request where they are remote.
+# Shards of a data set whose indices are read to compare training with test; each is a request if they are remote.
 _MOST_SHARDS = 100
 _MOST_REMOTE_SHARDS = 10
 _RATES_MB = (1000, 500, 200, 100, 50)
@@ -54,7 +55,9 @@ _CREDENTIALS = {
 
 
 def check_configuration(config: RunConfig, *, world_size: int, environment: Mapping[str, str]) -> list[Finding]:
-    """Everything that `config` names. No weights are loaded; of shards the first is checked, and some transcripts are read."""
+    """Check everything that `config` names. No weights are loaded; of shards the first is checked, and some transcripts are
+    read.
+    """
     findings = [check_ranks(config.batch.micro_batches_per_step, world_size), *check_hub(config.model.llm)]
     findings += _try("DeepSpeed JSON", lambda: _check_deepspeed(config))
     findings += _try("tokenizer", lambda: _check_tokenizer(config))
@@ -69,6 +72,8 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
         findings += _try("data", lambda path=path: _check_text(Path(path)))  # type: ignore[misc]
     if config.replay is not None:
         findings += _try("data", lambda: _check_replay(config))
+    if config.ewc is not None:
+        findings += _try("data", lambda: _check_consolidated(config))
     needed_bytes = _needed_bytes(config, planners[0] if planners else None)
     findings += _try("disk", lambda: check_disk(Path(config.run_dir), needed_bytes=needed_bytes))
     return findings
@@ -86,7 +91,7 @@ def check_hub(llm: str) -> list[Finding]:
 
 
 def _try(area: str, check: Callable[[], list[Finding]]) -> list[Finding]:
-    """A check whose error for users is its finding."""
+    """Run a check; an error for users becomes its finding."""
     try:
         return check()
     except KappaSpeechError as error:
@@ -129,8 +134,8 @@ def _check_deepspeed(config: RunConfig) -> list[Finding]:
 
 def _check_tokenizer(config: RunConfig) -> list[Finding]:
     tokenizer = load_tokenizer(config.model.llm)
-    prompt = make_prompt(tokenizer, config.model.instruction, chat=config.model.chat_template)
-    count = prompt.num_tokens
+    prompt = make_prompt(tokenizer, config.model.instruction, others=config.data.instructions, chat=config.model.chat_template)
+    count = prompt.most_tokens(config.data.train)
     if not config.model.chat_template:
         return [Finding("tokenizer", "ok", f"plain text, {count} tokens around the audio")]
     if getattr(tokenizer, "chat_template", None):
@@ -181,10 +186,16 @@ def _check_text(path: Path) -> list[Finding]:
 
 
 def _check_replay(config: RunConfig) -> list[Finding]:
-    """The text that steps would repeat beside their speech; an error if an evaluation measures it."""
+    """Check the text that steps would repeat beside their speech; an error if an evaluation measures it."""
     replay = read_replay(config, load_tokenizer(config.model.llm))
     assert replay is not None
     return [Finding("data", "ok", f"replay.texts: {len(replay.pieces):,} pieces of text, {replay.texts_per_step} in each step")]
+
+
+def _check_consolidated(config: RunConfig) -> list[Finding]:
+    """The text by which weights would be held; an error if an evaluation measures it."""
+    pieces = read_consolidated(config, load_tokenizer(config.model.llm))
+    return [Finding("data", "ok", f"ewc.texts: the Fisher is measured on {len(pieces):,} pieces of text")]
 
 
 def _check_credentials(item: DatasetConfig, environment: Mapping[str, str]) -> list[Finding]:
@@ -210,7 +221,7 @@ def _needed_bytes(config: RunConfig, planner: Planner | None) -> int | None:
 
 
 def check_disk(run_dir: Path, *, needed_bytes: int | None) -> list[Finding]:
-    """Free space where the run's folder will be, and how fast it is written; the nearest folder that is there is tried."""
+    """Check the free space of the run's folder, and how fast it is written; the nearest folder that is there is tried."""
     folder = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
     space = _check_space(folder, free, needed_bytes)
@@ -226,7 +237,7 @@ def check_disk(run_dir: Path, *, needed_bytes: int | None) -> list[Finding]:
         remedy = "Give a run_dir that you may write to."
         return [space, Finding("disk", "problem", f"{folder} can't be written: {error.strerror}", remedy)]
     finally:
-        # of a read-only file system even what isn't there can't be removed
+        # on a read-only file system even a file that isn't there can't be removed
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
     # a round number, so that hosts which are alike say the same

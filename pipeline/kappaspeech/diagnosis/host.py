@@ -25,7 +25,7 @@ _ASK_SECONDS = 20.0
 
 
 def check_host(environment: Mapping[str, str], *, launched: bool) -> list[Finding]:
-    """Everything about this host. `launched`: the rendezvous port is this launch's own, and so taken."""
+    """Check everything about this host. `launched`: the rendezvous port is this launch's own, and so taken."""
     return [
         check_compiler(environment),
         *check_build_folder(find_build_folder(environment), now=time.time()),
@@ -57,7 +57,7 @@ def find_build_folder(environment: Mapping[str, str]) -> Path:
 
 
 def check_build_folder(folder: Path, *, now: float) -> list[Finding]:
-    """Locks that a killed build left: every later build waits for them without a word."""
+    """Check for locks that a killed build left: every later build waits for them without a word."""
     try:
         locks = [path for name in _LOCK_NAMES for path in folder.rglob(name) if path.is_file()]
         ages = {path: now - path.stat().st_mtime for path in locks}
@@ -86,7 +86,7 @@ def check_shared_memory(folder: Path) -> Finding:
 
 
 def check_open_files(soft: int, hard: int) -> Finding:
-    """Each shard that is read is an open file, each rank a dozen sockets."""
+    """Check the limit of open files: each shard that is read is one, and each rank has a dozen sockets."""
     unlimited = resource.RLIM_INFINITY
     found = f"a process may have {'any number' if soft == unlimited else soft} open"
     if soft == unlimited or soft >= _ENOUGH_FILES:
@@ -96,7 +96,7 @@ def check_open_files(soft: int, hard: int) -> Finding:
 
 
 def check_port(port: int) -> Finding:
-    """The rendezvous of torchrun and deepspeed, if nothing else is said."""
+    """Check the port at which torchrun and deepspeed meet, unless they are given another."""
     with socket.socket() as probe:
         try:
             probe.bind(("", port))
@@ -140,7 +140,7 @@ def _ask(*words: str) -> str:
 
 
 def check_mpi() -> Finding:
-    """mpirun, which only `mpirun` launches and `scan --backend mpi` need."""
+    """Check for Check for Check for mpirun, which only `mpirun` launches and `scan --backend mpi` need."""
     path = shutil.which("mpirun")
     if path is None:
         return Finding("MPI", "ok", "no mpirun on PATH: launch with deepspeed, torchrun, srun or kappaspeech train")

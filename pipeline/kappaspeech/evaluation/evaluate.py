@@ -42,7 +42,7 @@ class TestSet:
 
 
 def read_test_set(config: RunConfig, *, rank: int, world_size: int) -> TestSet:
-    """Read what `config` tests on. Raises `DataError`; `ConfigError` where it tests on nothing."""
+    """Read what `config` tests on. Raises `DataError`; `ConfigError` if it tests on nothing."""
     if not config.data.test:
         raise ConfigError("data.test is empty, so there is nothing to measure WER on. Name the test shards there.")
     data = config.data
@@ -84,7 +84,7 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """Transcribe and score the test set on all ranks: the record of `evaluations.jsonl`, on every rank. A collective.
 
-    None on every rank, and nothing written, where `wants_to_stop` has cut one of them short between two batches. Hypotheses are
+    None on every rank, and nothing written, if `wants_to_stop` has cut one of them short between two batches. Hypotheses are
     written to `hypotheses_path` as JSON lines, by rank 0, in the order of their keys; `keep` gets them on every rank.
     """
     began = time.monotonic()
@@ -97,7 +97,7 @@ def evaluate(
         return None
     assert mine is not None
     assert scores is not None
-    hypotheses = sorted((item for share in cluster.gather(mine) for item in share), key=lambda item: item.key)
+    hypotheses = sorted((item for share in cluster.gather(mine) for item in share), key=lambda item: (item.key, item.dataset))
     keep(hypotheses)
     shares = cluster.gather((seconds, scores))
     with agreement(cluster):
@@ -127,7 +127,7 @@ def _decode_share(
 ) -> list[Hypothesis] | None:
     """This rank's hypotheses; None if it was cut short.
 
-    Where decoding is a collective, ranks with fewer batches decode stand-ins beside the others, and all stop at once.
+    If decoding is a collective, ranks with fewer batches decode stand-ins beside the others, and all stop at once.
     """
     hypotheses: list[Hypothesis] = []
     stopped = False
@@ -168,7 +168,7 @@ def _score_share(
     counts = cluster.gather({language: len(cut) for language, cut in windows.items()})
     scores: dict[str, TextScore] = {}
     for language, cut in windows.items():
-        # all stop, and where each pass is a collective all make as many
+        # all stop, and if each pass is a collective all make as many
         if any(cluster.gather(wants_to_stop())):
             return None
         count = max(rank_counts[language] for rank_counts in counts) if decoder.in_step else len(cut)
@@ -189,6 +189,7 @@ def _decode(decoder: Decoder, batch: Sequence[AudioSample]) -> list[Hypothesis]:
             decoded.text,
             seconds=round(len(sample.waveform) / SAMPLE_RATE_HZ, 3),
             ending=decoded.ending,
+            dataset=sample.dataset,
         )
         for sample, decoded in zip(batch, decoder.decode(batch), strict=True)
     ]
@@ -215,7 +216,8 @@ def read_hypotheses(path: Path) -> list[Hypothesis]:
 
 def _is_hypothesis(record: Mapping[str, Any]) -> bool:
     texts = ("key", "language", "reference", "hypothesis")
-    kinds: dict[str, type | tuple[type, ...]] = {**dict.fromkeys(texts, str), "seconds": (int, float), "ending": str}
+    others: dict[str, type | tuple[type, ...]] = {"seconds": (int, float), "ending": str, "dataset": str}
+    kinds: dict[str, type | tuple[type, ...]] = {**dict.fromkeys(texts, str), **others}
     return record.keys() >= set(texts) and all(name in kinds and isinstance(value, kinds[name]) for name, value in record.items())
 
 
@@ -230,6 +232,7 @@ def compare_with(first: Sequence[Hypothesis], second: Sequence[Hypothesis]) -> d
 def draw_page(title: str, hypotheses: Sequence[Hypothesis], speech: Sequence[DatasetConfig], read: ReadConfig) -> str:
     """`page.make_page` with the clips of the worst utterances, read from the shards again. Raises `DataError`."""
     options = make_read_options(read)
-    refs = {ref.entry.key: ref for ref in list_test_samples(make_datasets(speech), read=options)}
-    worst = [refs[item.key] for item, _ in worst_first(hypotheses)[:MAX_CLIPS] if item.key in refs]
+    refs = {(ref.dataset, ref.entry.key): ref for ref in list_test_samples(make_datasets(speech), read=options)}
+    places = [(item.dataset, item.key) for item, _ in worst_first(hypotheses)[:MAX_CLIPS]]
+    worst = [refs[place] for place in places if place in refs]
     return make_page(title, hypotheses, read_clips(worst, max_bytes=MAX_CLIP_BYTES, read=options))

@@ -44,7 +44,9 @@ class TextScore:
     kl_nats_sum: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """With the perplexity, bits per byte and mean KL that follow. Raises `DataError` if no token could be scored."""
+        """The sums as JSON, with the perplexity, bits per byte and mean KL that follow. Raises `DataError` if no token could be
+        scored.
+        """
         if not self.num_tokens:
             raise DataError("A text in data.text is too short to be scored: no line or file of it has two tokens.")
         return {
@@ -94,8 +96,8 @@ def score_windows(
     """Σ −log p and Σ KL(base ‖ trained), in nats, over the windows.
 
     Both come from one model in memory: its trained tensors make way for the base's, once for as many windows as
-    `_HELD_LOGITS_BYTES` of logits allow. `count` passes are made with either weights, the last ones over stand-ins: where the
-    model is partitioned, every rank must make as many as every other.
+    `_HELD_LOGITS_BYTES` of logits allow. `count` passes are made with either weights, the last ones over stand-ins: if the model
+    is partitioned, every rank must make as many as every other.
     """
     device = llm.get_input_embeddings().weight.device
     filled = [*windows, *[_STAND_IN] * (count - len(windows))]
@@ -128,7 +130,7 @@ def _kl_nats(base_NV: Tensor, trained_NV: Tensor) -> float:
 
 
 def pool_scores(scores: Sequence[TextScore]) -> TextScore:
-    """The sum of scores. KL is known where every one knows it."""
+    """The sum of scores. KL is known if it is known of every one."""
     kl = [score.kl_nats_sum for score in scores]
     return TextScore(
         math.fsum(score.nats_sum for score in scores),

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from kappaspeech.evaluation.alignment import WerCount
 from kappaspeech.evaluation.markup import for_page, raw, render
-from kappaspeech.evaluation.wer import Hypothesis, WerCount, count_words, measure, normalise, normaliser_name
+from kappaspeech.evaluation.wer import Hypothesis, by_set, count_words, measure, normalise, normaliser_name
 
 # A page that a browser opens at once: so many utterances, those with the most errors, and of these so many clips and bytes.
 MAX_ROWS = 2_000
@@ -23,14 +24,15 @@ def worst_first(hypotheses: Sequence[Hypothesis]) -> list[tuple[Hypothesis, WerC
     return sorted(counted, key=lambda pair: (-pair[1].errors, pair[1].reference_length, pair[0].key))
 
 
-def make_page(title: str, hypotheses: Sequence[Hypothesis], clips: Mapping[str, bytes]) -> str:
-    """The page, of the worst `MAX_ROWS` utterances; `clips` are encoded audio by key, as it lies in the shards.
+def make_page(title: str, hypotheses: Sequence[Hypothesis], clips: Mapping[tuple[str, str], bytes]) -> str:
+    """The page, of the worst `MAX_ROWS` utterances; `clips` are encoded audio by data set and key, as it lies in the
+    shards.
 
     Text is shown as it was compared, after its normaliser, with its own spelling beneath.
     """
     ranked = worst_first(hypotheses)
     report = measure(hypotheses)
-    rows = [_row(item, count, clips.get(item.key)) for item, count in ranked[:MAX_ROWS]]
+    rows = [_row(item, count, clips.get((item.dataset, item.key))) for item, count in ranked[:MAX_ROWS]]
     shown = f"{len(rows)} of {len(ranked)} utterances" if len(rows) < len(ranked) else f"{len(rows)} utterances"
     endings = sorted({item.ending for item, _ in ranked[:MAX_ROWS]} & _ENDINGS.keys())
     return render(
@@ -39,7 +41,7 @@ def make_page(title: str, hypotheses: Sequence[Hypothesis], clips: Mapping[str, 
         title=title,
         style=raw(_asset("hypotheses.css")),
         script=raw(_asset("hypotheses.js")),
-        summaries=[_summary(language, part) for language, part in report["languages"].items()],
+        summaries=[_summary(language, part) for language, part in (*report["languages"].items(), *by_set(report))],
         shown=f"{shown}, most errors first",
         clips=f"{len(clips)} clips to play, of at most {MAX_CLIPS} and {MAX_CLIP_BYTES >> 20} MiB",
         cut="; ".join(f"{ending}, {_ENDINGS[ending]}" for ending in endings),

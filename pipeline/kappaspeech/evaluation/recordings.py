@@ -75,7 +75,9 @@ def _convert(path: Path) -> NDArray[np.float32]:
 
 
 def warn_of_length(model: Path, longest_seconds: float) -> str | None:
-    """A warning if pieces are far longer than the clips that a run was trained on; None also where that isn't recorded."""
+    """A warning if pieces are far longer than the clips that a run was trained on; None if they aren't, or if that isn't
+    recorded.
+    """
     try:
         plan = read_json(model / "run.json", schema_version=1).get("plan") or {}
         trained = float(plan["assumptions"]["batches"]["longest_seconds"])

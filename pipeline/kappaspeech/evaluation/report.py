@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kappaspeech.evaluation.wer import by_set
+
 
 def describe_record(record: Mapping[str, Any]) -> list[str]:
-    """WER by language with intervals, what was cut, other normalisers, the gap to another evaluation, and perplexity."""
+    """WER by language and test set with intervals, what was cut, speed, other counts, the gap to another, and perplexity."""
     lines: list[str] = []
-    for language, report in record["wer"]["languages"].items():
+    for language, report in (*record["wer"]["languages"].items(), *by_set(record["wer"])):
         if report["wer"] is None:
             lines.append(f"WER {language}: no reference word ({report['num_utterances']} utterances)")
             continue
@@ -24,6 +26,14 @@ def describe_record(record: Mapping[str, Any]) -> list[str]:
             lines.append(f"WER {name} {record['wer'][f'{name}_wer']:5.2%} ({low:.2%} to {high:.2%})")
     if record["num_loops"] or record["num_cut"]:
         lines.append(f"texts cut: {record['num_loops']} in a loop, {record['num_cut']} at the longest length")
+    if record.get("audio_seconds"):
+        spoken, taken = record["audio_seconds"], record["decode_seconds"]
+        lines.append(f"{spoken:.1f} s of speech in {taken:.1f} s: real-time factor {taken / spoken:.3g}")
+    if "compounds" in record:
+        for language, report in record["compounds"]["languages"].items():
+            if report["wer"] is not None:
+                low, high = report["interval"]
+                lines.append(f"WER {language} {report['wer']:7.2%} ({low:.2%} to {high:.2%}) by {record['compounds']['aligner']}")
     for scheme, report in record.get("normalisers", {}).items():
         rates = ", ".join(f"{language} {rate:.2%}" for language, rate in report["languages"].items() if rate is not None)
         lines.append(f"WER under the normaliser {scheme}: {rates}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -21,7 +21,7 @@ from kappaspeech.model.encoder import FrozenWhisperEncoder
 from kappaspeech.model.generation import GREEDY, generate
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.splicing import pad_left
-from kappaspeech.speech.batches import SpeechPrompt
+from kappaspeech.speech.batches import SpeechPrompt, make_prompt
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, log_mel
 
 
@@ -50,7 +50,7 @@ class Transcriber:
 
     With `in_step` the model is partitioned, so that each pass is a collective: every rank must decode as many batches as every
     other, and a rank whose batch has ended goes on until all have (DeepSpeed#8262). `base_weights` lets the LLM compute what its
-    base does.
+    base does. `prompt` has the training's; that of another instruction is made when it is met, with or without a `chat_template`.
     """
 
     model: SpeechLLM
@@ -63,6 +63,7 @@ class Transcriber:
     in_step: bool = False
     base_weights: BaseWeights | None = None
     keeps_confidence: bool = False
+    chat_template: bool = True
 
     def transcribe(self, samples: Sequence[AudioSample]) -> list[str]:
         """The text of each sample, in the order given."""
@@ -129,9 +130,15 @@ class Transcriber:
         states_BSE, num_states_B = self.encoder(log_mel_BMT.to(device), num_frames_B)
         audio_BAH, num_audio_B = self.model.adaptor(states_BSE, num_states_B)
         no_labels_B0 = torch.empty(len(samples), 0, dtype=torch.long, device=device)
-        prefix_P, suffix_Q = (ids.to(device) for ids in (self.prompt.prefix_ids, self.prompt.suffix_ids))
-        spliced = self.model.splice(audio_BAH, num_audio_B, prefix_P, suffix_Q, no_labels_B0)
+        instructions = [sample.instruction for sample in samples]
+        prefix, suffix = (ids.to(device) for ids in self._prompt_of(instructions).around(instructions))
+        spliced = self.model.splice(audio_BAH, num_audio_B, prefix, suffix, no_labels_B0)
         return pad_left(spliced.embeds_BNH, spliced.lengths_B)
+
+    def _prompt_of(self, instructions: Sequence[str | None]) -> SpeechPrompt:
+        unknown = {text for text in instructions if text is not None} - self.prompt.others.keys()
+        made = {text: make_prompt(self.tokenizer, text, chat=self.chat_template) for text in unknown}
+        return replace(self.prompt, others={**self.prompt.others, **made})
 
     @property
     def prompt_device(self) -> torch.device:

@@ -1,25 +1,26 @@
-"""Word error rate by language, with intervals: normalise, align, count; `bootstrap` resamples."""
+"""Word error rate by language and test set, with intervals: normalise, align, count; `bootstrap` resamples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from kappaspeech.evaluation.alignment import ALIGNER_NAMES, Aligner, WerCount, align_characters, align_words
 from kappaspeech.evaluation.bootstrap import FloatArray, interval, resampled_rates, two_sided_p_value
-from kappaspeech.speech.normalisers import normalise_text, normaliser_of, split_graphemes
+from kappaspeech.speech.normalisers import normalise_text, normaliser_of
 
 # "chosen": by language; "basic": Whisper's basic one for all, as Whisper is measured outside of English
 Scheme = Literal["chosen", "basic", "none"]
-_PRIVATE_SIGNS = 0xF0000
 SCHEMES: tuple[Scheme, ...] = ("chosen", "basic", "none")
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One utterance: what was said and what the model wrote, how long it is, and how its text ended (`decoding.Ending`)."""
+    """One utterance: what was said and what the model wrote, how long it is, and how its text ended (`decoding.Ending`); and its
+    data set, if there are several."""
 
     key: str
     language: str
@@ -27,28 +28,10 @@ class Hypothesis:
     hypothesis: str
     seconds: float = 0.0
     ending: str = "end"
+    dataset: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class WerCount:
-    """Edits between a reference and a hypothesis, in words, or in characters."""
-
-    substitutions: int
-    deletions: int
-    insertions: int
-    reference_length: int
-
-    @property
-    def errors(self) -> int:
-        return self.substitutions + self.deletions + self.insertions
-
-    @property
-    def rate(self) -> float:
-        """Errors over reference length, a fraction that can exceed 1; NaN without a reference."""
-        return self.errors / self.reference_length if self.reference_length else float("nan")
+        return {name: value for name, value in asdict(self).items() if name != "dataset" or value}
 
 
 def normaliser_name(language: str, scheme: Scheme = "chosen") -> str:
@@ -59,8 +42,9 @@ def normaliser_name(language: str, scheme: Scheme = "chosen") -> str:
 
 
 def normalise(text: str, language: str, scheme: Scheme = "chosen") -> str:
-    """Whisper's English normaliser for English; its basic one, keeping umlauts and other diacritics, where that leaves words
-    whole; for languages whose scripts have marks of their own, and for Turkish, one that does (`speech.normalisers`).
+    """Whisper's English normaliser for English; its basic one, keeping umlauts and other diacritics, for languages whose words
+    that leaves whole; for languages whose scripts have marks of their own, and for Turkish, one that does
+    (`speech.normalisers`).
 
     "basic" takes the basic one for all; "none" splits at white space and changes nothing else.
     """
@@ -69,41 +53,18 @@ def normalise(text: str, language: str, scheme: Scheme = "chosen") -> str:
     return " ".join(text.split())
 
 
-def count_words(hypotheses: Sequence[Hypothesis], scheme: Scheme = "chosen") -> list[WerCount]:
+def count_words(hypotheses: Sequence[Hypothesis], scheme: Scheme = "chosen", *, aligner: Aligner = "jiwer") -> list[WerCount]:
     """The word edits of each utterance, after normalisation."""
-    return [_align(*_pair(item, scheme), by="words") for item in hypotheses]
+    return [align_words(*_pair(item, scheme), aligner) for item in hypotheses]
 
 
 def count_characters(hypotheses: Sequence[Hypothesis], scheme: Scheme = "chosen") -> list[WerCount]:
     """The character edits of each utterance, after normalisation; spaces count, and a letter with its marks is one character."""
-    return [_align(*_pair(item, scheme), by="characters") for item in hypotheses]
+    return [align_characters(*_pair(item, scheme)) for item in hypotheses]
 
 
 def _pair(item: Hypothesis, scheme: Scheme) -> tuple[str, str]:
     return normalise(item.reference, item.language, scheme), normalise(item.hypothesis, item.language, scheme)
-
-
-def _align(reference: str, hypothesis: str, *, by: str) -> WerCount:
-    import jiwer
-
-    if by == "characters":
-        reference, hypothesis = _one_sign_each(reference, hypothesis)
-    if not reference:
-        # jiwer refuses an empty reference; all that was written is inserted
-        return WerCount(0, 0, len(hypothesis.split() if by == "words" else hypothesis), 0)
-    done: Any = (jiwer.process_words if by == "words" else jiwer.process_characters)(reference, hypothesis)
-    length = done.hits + done.substitutions + done.deletions
-    return WerCount(done.substitutions, done.deletions, done.insertions, length)
-
-
-def _one_sign_each(*texts: str) -> list[str]:
-    """Texts in which every character that takes several code points is one sign that occurs in no text."""
-    graphemes = [split_graphemes(text) for text in texts]
-    signs: dict[str, str] = {}
-    for grapheme in (item for text in graphemes for item in text):
-        if len(grapheme) > 1:
-            signs.setdefault(grapheme, chr(_PRIVATE_SIGNS + len(signs)))
-    return ["".join(signs.get(item, item) for item in text) for text in graphemes]
 
 
 def pool(counts: Sequence[WerCount]) -> WerCount:
@@ -116,13 +77,36 @@ def pool(counts: Sequence[WerCount]) -> WerCount:
     )
 
 
-def measure(hypotheses: Sequence[Hypothesis], *, seed: int = 0) -> dict[str, Any]:
-    """The report on a test set, as JSON: by language WER with its counts, CER and interval; their mean; WER of all pooled.
+def measure(hypotheses: Sequence[Hypothesis], *, aligner: Aligner = "jiwer", seed: int = 0) -> dict[str, Any]:
+    """The report on test sets, as JSON: by language WER with its counts, CER and interval; their mean; WER of all pooled. Of
+    several sets the same of each, in `sets`.
 
     Intervals are percentile bootstraps over utterances, deterministic under `seed`. The mean is over languages, so that the
     larger test set doesn't outvote the smaller. A language without a reference word has no rate (null) and no part in it.
+    `aligner` counts the words; characters are always jiwer's.
     """
-    words, characters = count_words(hypotheses), count_characters(hypotheses)
+    words, characters = count_words(hypotheses, aligner=aligner), count_characters(hypotheses)
+    report = _measure(hypotheses, words, characters, aligner=aligner, seed=seed)
+    names = sorted({item.dataset for item in hypotheses})
+    if len(names) < 2:
+        return report
+    sets = {}
+    for name in names:
+        chosen = [i for i, item in enumerate(hypotheses) if item.dataset == name]
+        of_set = [hypotheses[i] for i in chosen]
+        sets[name] = _measure(of_set, [words[i] for i in chosen], [characters[i] for i in chosen], aligner=aligner, seed=seed)
+    return {**report, "sets": sets}
+
+
+def by_set(report: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The languages of each set in a report on several, as "language, set", with their part; none in a report on one."""
+    sets = report.get("sets", {}).items()
+    return [(f"{language}, {name}", part) for name, of_set in sets for language, part in of_set.get("languages", {}).items()]
+
+
+def _measure(
+    hypotheses: Sequence[Hypothesis], words: Sequence[WerCount], characters: Sequence[WerCount], *, aligner: Aligner, seed: int
+) -> dict[str, Any]:
     languages, resampled = {}, []
     for number, language in enumerate(_languages(hypotheses)):
         chosen = [i for i, item in enumerate(hypotheses) if item.language == language]
@@ -149,6 +133,7 @@ def measure(hypotheses: Sequence[Hypothesis], *, seed: int = 0) -> dict[str, Any
         "pooled_wer": _or_null(everything.rate),
         "pooled_interval": list(interval(pooled)) if words else None,
         "pooled": asdict(everything),
+        "aligner": ALIGNER_NAMES[aligner],
         "languages": languages,
     }
 
@@ -174,7 +159,7 @@ def compare_hypotheses(first: Sequence[Hypothesis], second: Sequence[Hypothesis]
     """WER of `second` minus WER of `first` on the same utterances, as JSON: by language, of their mean, and pooled.
 
     Each with a paired percentile interval and the two-sided p of the bootstrap: how often the sign turns when utterances are
-    drawn again (Bisani & Ney 2004). `ValueError` where the two don't hold the same keys and references.
+    drawn again (Bisani & Ney 2004). Raises `ValueError` if the two don't hold the same keys and references.
     """
     ours, theirs = _align_keys(first, second)
     counts, other = count_words(ours), count_words(theirs)
@@ -199,7 +184,8 @@ def compare_hypotheses(first: Sequence[Hypothesis], second: Sequence[Hypothesis]
 
 
 def _align_keys(first: Sequence[Hypothesis], second: Sequence[Hypothesis]) -> tuple[list[Hypothesis], list[Hypothesis]]:
-    ours, theirs = (sorted(items, key=lambda item: item.key) for items in (first, second))
+    # two sets may have a key in common
+    ours, theirs = (sorted(items, key=lambda item: (item.key, item.reference)) for items in (first, second))
     if [(item.key, item.reference) for item in ours] != [(item.key, item.reference) for item in theirs]:
         raise ValueError("the two sets of hypotheses aren't of the same utterances")
     return ours, theirs
@@ -232,5 +218,5 @@ def _mean(rates: Sequence[float]) -> float | None:
 
 
 def _or_null(rate: float) -> float | None:
-    """JSON has no NaN."""
+    """The rate, or None for NaN, which JSON doesn't have."""
     return rate if rate == rate else None

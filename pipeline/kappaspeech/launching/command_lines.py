@@ -125,7 +125,7 @@ def quote_for_export(value: str) -> str:
 def carried_variables(environment: Mapping[str, str], *, folder: str) -> dict[str, str]:
     """The variables that ranks on other hosts need: `FORWARDED_VARIABLES`, and those that DeepSpeed carries but would spoil.
 
-    The working `folder` comes first in PYTHONPATH, where DeepSpeed puts it too.
+    The working `folder` comes first in PYTHONPATH, as DeepSpeed puts it.
     """
     carried = {name: environment[name] for name in FORWARDED_VARIABLES if name in environment}
     path = ":".join(filter(None, (folder, environment.get("PYTHONPATH"))))

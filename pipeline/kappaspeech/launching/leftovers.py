@@ -1,6 +1,6 @@
 """Ends the processes that one start of a run left on this host; sent to other hosts as text, so it needs Python and Linux alone.
 
-Call: python leftovers.py MARK, where MARK is the value of KAPPASPEECH_LAUNCH that the start's processes carry.
+Call: python leftovers.py MARK. MARK is the value of KAPPASPEECH_LAUNCH that the start's processes carry.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def find_places(llm: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, Expe
 def _find_stored(llm: Any, names: Sequence[str], fused: Mapping[str, tuple[int, ...]]) -> dict[str, ExpertPlace]:
     """The places of experts that the files store apart, by transformers' own conversion of these files.
 
-    Only where it stacks experts, and lays the rows of several modules one after the other.
+    Only if the conversion stacks experts, and lays the rows of several modules one after the other.
     """
     from transformers.core_model_loading import Concatenate, MergeModulelist, rename_source_key
 

@@ -34,7 +34,7 @@ class Attentions:
         return "sdpa" if self.sdpa else "eager"
 
     def check(self, attention: str) -> None:
-        """Raise `ConfigError` for one that transformers would refuse once the model is loaded."""
+        """Raise `ConfigError` for an attention that transformers would refuse once the model is loaded."""
         lacks = {"sdpa": not self.sdpa, FLASH_ATTENTION: not self.flash}
         if lacks.get(attention):
             raise ConfigError(
@@ -48,7 +48,7 @@ def read_config(name_or_path: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name_or_path)
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise CheckpointError(explain(name_or_path, error)) from error
     check_size(name_or_path, config)
@@ -120,6 +120,11 @@ def read_widths(name_or_path: str) -> tuple[int, int]:
 
 def explain(name_or_path: str, error: Exception) -> str:
     """The message for a user if transformers couldn't load an LLM or its tokenizer."""
+    if "trust_remote_code" in str(error):
+        return (
+            f"{name_or_path} is loaded by Python files of its own (auto_map), which are never run here: transformers itself has "
+            "no such model or tokenizer. Give a model of another family as model.llm; docs/families.md lists them."
+        )
     if Path(name_or_path).is_dir():
         return f"{name_or_path} can't be loaded as a causal LM: {error}"
     return (

@@ -51,11 +51,13 @@ class StackCost:
 
 @dataclass(frozen=True)
 class ClipLengths:
-    """A row of a micro-batch: the encoder's frames, tokens that are targets, and whether the encoder has to run for it."""
+    """A row of a micro-batch: the encoder's frames, tokens that are targets, whether the encoder has to run for it, and the
+    tokens of its prompt, if not the cost's."""
 
     num_frames: int
     num_labels: int
     encoded: bool = True
+    num_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,14 @@ class SpeechCost:
     stacking: int
     num_prompt_tokens: int
     fixed_states: int | None = None
-    """The encoder's states for any clip, where it is padded to 30 s."""
+    """The encoder's states for any clip, if it is padded to 30 s."""
     frames_per_state: int = 2
 
     def num_llm_tokens(self, clip: ClipLengths) -> int:
         """The number of the LLM's positions that a clip takes: prompt, audio and labels."""
         num_states = -(-clip.num_frames // self.frames_per_state)
-        return self.num_prompt_tokens + -(-num_states // self.stacking) + clip.num_labels
+        num_prompt = self.num_prompt_tokens if clip.num_prompt_tokens is None else clip.num_prompt_tokens
+        return num_prompt + -(-num_states // self.stacking) + clip.num_labels
 
     def without_llm(self) -> SpeechCost:
         """The costs of a step that aligns the adaptor alone."""

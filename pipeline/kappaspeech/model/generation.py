@@ -40,7 +40,7 @@ def generate(llm: Any, embeds_BNH: Tensor, mask_BN: Tensor, *, stopping_criteria
 
 
 def ends_in_loop(ids_BL: Tensor) -> Tensor:
-    """True (B,) where a row's last tokens are one n-gram, again and again (`LOOP_…`)."""
+    """True (B,) for each row whose last tokens are one n-gram, again and again (`LOOP_…`)."""
     found_B = torch.zeros(ids_BL.shape[0], dtype=torch.bool, device=ids_BL.device)
     for size in range(1, LOOP_LONGEST_NGRAM + 1):
         span = max(LOOP_MIN_TOKENS, LOOP_MIN_REPEATS * size)

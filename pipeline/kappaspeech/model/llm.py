@@ -27,7 +27,11 @@ def load_llm(name_or_path: str, *, dtype: torch.dtype | None, attention: str = "
     try:
         read_config(name_or_path)
         llm, found = AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=dtype or "auto", attn_implementation=make_known(attention), output_loading_info=True
+            name_or_path,
+            dtype=dtype or "auto",
+            attn_implementation=make_known(attention),
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except LOADING_ERRORS as error:
         raise CheckpointError(explain(name_or_path, error)) from error
@@ -98,7 +102,7 @@ def load_tokenizer(name_or_path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise CheckpointError(explain(name_or_path, error)) from error
     if tokenizer.eos_token_id is None:

@@ -43,7 +43,7 @@ def lora_from_record(record: Mapping[str, Any] | None) -> LoraShape | None:
 
 
 def lora_to_record(lora: LoraShape | None) -> dict[str, Any] | None:
-    """`run.json`'s "lora"."""
+    """The shape as `run.json` records it under "lora"."""
     return None if lora is None else asdict(lora)
 
 

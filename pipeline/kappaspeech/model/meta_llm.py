@@ -21,7 +21,10 @@ def build_meta_llm(name_or_path: str, *, dtype: torch.dtype = torch.bfloat16, at
     check_hears(config)
     try:
         with torch.device("meta"):
-            return settle(AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=make_known(attention)))
+            llm = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=make_known(attention), trust_remote_code=False
+            )
+            return settle(llm)
     except LOADING_ERRORS as error:
         raise CheckpointError(f"{name_or_path} has no config.json that a causal LM can be built from: {error}") from error
 

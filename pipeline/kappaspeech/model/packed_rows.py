@@ -50,7 +50,7 @@ class PackedRow:
 
     @property
     def position_ids(self) -> Tensor:
-        """(1, N), from 0 in each clip."""
+        """Position ids (1, N), from 0 in each clip."""
         return (self.places_N % self.longest)[None]
 
     def to(self, device: torch.device) -> PackedRow:
@@ -108,9 +108,7 @@ def why_not_packed(config: Any, attention: str) -> str | None:
 def check_packing(wanted: bool | Literal["auto"], obstacle: str | None) -> None:
     """Raise `ConfigError` if packed rows are asked for, and there is an obstacle."""
     if wanted is True and obstacle is not None:
-        raise ConfigError(
-            f"batch.packing is true, and {obstacle}. Set it to auto, which packs where that is possible, or to false."
-        )
+        raise ConfigError(f"batch.packing is true, and {obstacle}. Set it to auto, which packs if that is possible, or to false.")
 
 
 @torch.no_grad()

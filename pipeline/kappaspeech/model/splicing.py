@@ -44,25 +44,29 @@ def splice(
 ) -> Spliced:
     """Lay out [prefix | audio | suffix | labels] for each row; labels are right-padded with `IGNORED_LABEL`.
 
+    Prefix and suffix are the same for all rows, (P,) and (Q,), or each row's own, (B, P) and (B, Q), padded as labels are.
     `embed` is the LLM's embedding of token ids. The layout is worked out on the labels' device: on the host, in training, so that
     nothing waits for the device to learn a length. `text_ids_TM` are rows of plain tokens that follow the batch in the
     embeddings, for one pass of both; any token may fill them up at the right.
     """
     device, where = audio_BAH.device, label_ids_BL.device
     num_audio_B, prefix_ids_P, suffix_ids_Q = (ids.to(where) for ids in (num_audio_B, prefix_ids_P, suffix_ids_Q))
-    batch, num_prefix, num_suffix = audio_BAH.shape[0], prefix_ids_P.numel(), suffix_ids_Q.numel()
+    batch = audio_BAH.shape[0]
+    prefix_ids_BP, suffix_ids_BQ = prefix_ids_P.expand(batch, -1), suffix_ids_Q.expand(batch, -1)
+    num_prefix_B, num_suffix_B = ((ids != IGNORED_LABEL).sum(dim=1) for ids in (prefix_ids_BP, suffix_ids_BQ))
     is_label_BL = label_ids_BL != IGNORED_LABEL
-    starts_B = num_prefix + num_audio_B + num_suffix
+    starts_B = num_prefix_B + num_audio_B + num_suffix_B
     lengths_B = starts_B + is_label_BL.sum(dim=1)
     num_positions = max(int(lengths_B.max()), 0 if text_ids_TM is None else text_ids_TM.shape[1])
     positions_N = torch.arange(num_positions, device=where)[None]
-    audio_index_BN = positions_N - num_prefix
+    audio_index_BN = positions_N - num_prefix_B[:, None]
     suffix_index_BN = audio_index_BN - num_audio_B[:, None]
-    label_index_BN = suffix_index_BN - num_suffix
+    label_index_BN = suffix_index_BN - num_suffix_B[:, None]
 
-    tokens_BN = _pick(prefix_ids_P.expand(batch, -1), positions_N.expand(batch, -1))
-    tokens_BN = torch.where(suffix_index_BN >= 0, _pick(suffix_ids_Q.expand(batch, -1), suffix_index_BN), tokens_BN)
-    tokens_BN = torch.where(label_index_BN >= 0, _pick(label_ids_BL.clamp(min=0), label_index_BN), tokens_BN)
+    tokens_BN = _pick(prefix_ids_BP, positions_N.expand(batch, -1))
+    tokens_BN = torch.where(suffix_index_BN >= 0, _pick(suffix_ids_BQ, suffix_index_BN), tokens_BN)
+    # a token that stands for padding has no meaning, but it must be one
+    tokens_BN = torch.where(label_index_BN >= 0, _pick(label_ids_BL, label_index_BN), tokens_BN).clamp(min=0)
     is_audio_BN = (audio_index_BN >= 0) & (suffix_index_BN < 0)
     index_BN = audio_index_BN.clamp(0, audio_BAH.shape[1] - 1)
     rows_R, columns_R = is_label_BL.nonzero(as_tuple=True)

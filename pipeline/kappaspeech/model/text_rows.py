@@ -33,7 +33,7 @@ class TextRows:
         return (self.ids_TM != IGNORED_LABEL).sum(dim=1)
 
     def places(self) -> tuple[Tensor, Tensor, Tensor]:
-        """For each foretold token its text, the position that foretells it, and the token itself, (K,) each, on the host."""
+        """The text of each foretold token, the position that foretells it, and the token itself, (K,) each, on the host."""
         texts_K, positions_K = (self.ids_TM[:, 1:] != IGNORED_LABEL).nonzero(as_tuple=True)
         return texts_K, positions_K, self.ids_TM[texts_K, positions_K + 1]
 

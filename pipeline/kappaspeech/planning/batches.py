@@ -30,11 +30,11 @@ class MicroBatchSize:
 
     @property
     def llm_seconds(self) -> float:
-        """The audio that the LLM computes, padding included where it has any."""
+        """Seconds of audio that the LLM computes, padding included if it has any."""
         return self.padded_seconds if self.packed_seconds is None else self.packed_seconds
 
     def scaled(self, factor: float) -> MicroBatchSize:
-        """So many times as many clips."""
+        """A micro-batch of `factor` times as many clips."""
         packed = None if self.packed_seconds is None else factor * self.packed_seconds
         return MicroBatchSize(factor * self.num_samples, self.clip_seconds, packed)
 
@@ -43,7 +43,7 @@ class MicroBatchSize:
 class BatchSizes:
     """The largest micro-batch, which memory must hold, and the mean one, by which time is predicted. `source` says how we know.
 
-    `longest_seconds` is the longest clip that trains, which may stand in a smaller micro-batch; None if nobody has looked.
+    `longest_seconds` is the longest clip that trains, which may be in a smaller micro-batch; None if it isn't known.
     """
 
     largest: MicroBatchSize

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# A layer in use and two that are on their way, at least; and DeepSpeed 0.19's own limit.
+# Room for a layer in use and two that are prefetched, and no less than DeepSpeed 0.19's own limit.
 _LIVE_ELEMENTS = 1_000_000_000
 _PREFETCHED_LAYERS = 2
-# More is not on its way at once: a layer of many experts may have tens of gigabytes.
+# No more than this is prefetched: a layer of many experts may have tens of gigabytes.
 _MOST_PREFETCHED_ELEMENTS = 2_000_000_000
 _AUTO = "auto"
 

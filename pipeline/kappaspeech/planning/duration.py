@@ -20,7 +20,7 @@ class Rates:
     """The rates of a rank, each while it does nothing else.
 
     It computes `flops_per_second` in products of the forward, and receives `bytes_per_second` of weights from the others. The
-    backward, the encoder, and gradients that are summed over ranks have rates of their own where these are known.
+    backward, the encoder, and gradients that are summed over ranks have rates of their own if these are known.
     `elementwise_bytes_per_second` and `memory_bytes_per_second` are what activations and the optimizer's large states are read
     and written at; without them, that work is taken to be in the rate of the products. Each collective takes
     `seconds_per_message` beside its bytes. `host_link_bytes_per_second` is a GPU's copying to its host or from it, and
@@ -46,7 +46,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step by what they go to. `total` has communication hidden behind computation where it overlaps."""
+    """Seconds of a step by what they go to. In `total` communication is hidden behind computation if the two overlap."""
 
     encoder: float
     forward: float
@@ -85,10 +85,9 @@ def predict_step(
     """Seconds of a step of `micro_batches_per_rank` micro-batches like `batch`.
 
     All are computed padded, so `batch`'s clips are taken to be of one length; of packed ones the adaptor and the LLM are given
-    the mean length. `overlaps`: the device can compute and
-    communicate at once, where the settings have it do so; what is copied to and from a host is taken to hide behind nothing.
-    `num_recomputed` layers are computed again. `encoded_share` of the clips meet the encoder, the others' states being kept from
-    before. `replayed` texts stand beside the clips of each micro-batch.
+    the mean length. `overlaps`: the device can compute and communicate at once, if the settings ask for it; what is copied to
+    and from a host is taken to hide behind nothing. `num_recomputed` layers are computed again. `encoded_share` of the clips
+    meet the encoder, the others' states being kept from before. `replayed` texts stand beside the clips of each micro-batch.
     """
     clip = _make_clip(batch.llm_seconds / batch.num_samples)
     flops = replace(cost.step([clip]), encoder=cost.step([_make_clip(batch.clip_seconds)]).encoder)
@@ -150,10 +149,10 @@ def _make_clip(seconds: float) -> ClipLengths:
 def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> Traffic:
     """The bytes that a rank receives in a step of `micro_batches_per_rank`, under DeepSpeed 0.19.
 
-    Each micro-batch gathers all weights for its forward and again for its backward, but once where the model is below the limit
-    of live parameters, which stay gathered between the two; and reduces the trained gradients. Tensors up to the persistence
-    threshold stay whole from one micro-batch to the next. Of these a step cuts and gathers again what trains; the frozen ones,
-    and with `keeps_frozen` all that are frozen, are gathered once a run (`keep_frozen_whole`).
+    Each micro-batch gathers all weights for its forward and again for its backward, but only once if the model is below the
+    limit of live parameters, which stay gathered between the two; and reduces the trained gradients. Tensors up to the
+    persistence threshold stay whole from one micro-batch to the next. Of these a step cuts and gathers again what trains; the
+    frozen ones, and with `keeps_frozen` all that are frozen, are gathered once a run (`keep_frozen_whole`).
     """
     if world_size == 1:
         return Traffic(0, 0, 0)

@@ -30,7 +30,7 @@ def count_elementwise(sizes: SpeechSizes, tokens: TokenCounts, *, itemsize: int)
 
 
 def _layer_bytes_per_token(llm: LlmSizes, *, itemsize: int) -> int:
-    """Of one layer of Llama's kind, as transformers writes it."""
+    """Bytes a token in one layer of Llama's kind, as transformers writes it."""
     b = itemsize
     norms = 2 * _norm_passes(b) * llm.width
     # query and key: by the cosine, turned, by the sine, added

@@ -93,7 +93,7 @@ def hub_answers() -> bool:
         return False
     address = urlsplit(constants.ENDPOINT)
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        # only the library knows the way
+        # behind a proxy only the library can ask
         return True
     try:
         with socket.create_connection((address.hostname or "", address.port or 443), timeout=_HUB_SECONDS):

@@ -26,13 +26,13 @@ from kappaspeech.planning.sizes import SpeechSizes
 _BUDGET_SECONDS = 0.06
 _MIN_TRIES = 2
 _PROBE_ROWS = 8
-# A product is cut to these (rows, width), so that it is soon done; beyond them a device's rate is no other.
+# A product is cut to these (rows, width), so that it takes little time; larger ones reach the same rate.
 _LIMITS = {"cpu": (512, 1536), "cuda": (8192, 8192)}
-# Weights are read from memory, as those of many layers are, and not from a cache: so many bytes of them take turns.
+# As many bytes of weights take turns, so that they are read from memory, as a model's are, and not from a cache.
 _TURN_BYTES = 24 << 20
 _LARGE_BYTES = 32 << 20
 _MESSAGE_BYTES = 4 << 20
-# What is sent first; over a network on which all messages would take longer than this they are smaller.
+# A small message is sent first. If all messages would take longer than these seconds by its rate, they are smaller.
 _FIRST_MESSAGE_BYTES = 64 << 10
 _EXCHANGE_SECONDS = 2.0
 _NUM_MESSAGES, _NUM_SMALL_MESSAGES = 4, 16
@@ -160,7 +160,7 @@ def measure_here(
             group.barrier().wait()
             compute = measure_compute(device, llm, encoder)
             found.append(measure_exchange(compute, group, device, reduced_dtype))
-        except Exception as error:  # noqa: BLE001 - raised again where all threads have ended
+        except Exception as error:  # noqa: BLE001 - raised again once all threads have ended
             failures.append(error)
 
     before = torch.get_num_threads()
@@ -225,7 +225,7 @@ def _measure_memory(device: torch.device) -> float:
 
 
 def _mean_seconds(device: torch.device, work: Callable[[], object]) -> float:
-    """Of repeats for about the budget, without the first, which prepares a kernel."""
+    """Mean seconds of a call, repeated for about the budget; the first, which prepares a kernel, doesn't count."""
     work()
     _wait_for(device)
     began, count = time.perf_counter(), 0

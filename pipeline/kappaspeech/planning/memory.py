@@ -51,7 +51,7 @@ class ZeroSettings:
 
 @dataclass(frozen=True)
 class MemoryPart:
-    """`num_bytes` of a rank. `on_host` where they aren't the accelerator's."""
+    """A part of a rank's memory. `on_host`: it is the host's and not the accelerator's."""
 
     name: str
     num_bytes: int
@@ -59,7 +59,7 @@ class MemoryPart:
 
 
 def read_settings(deepspeed_config: Mapping[str, Any]) -> ZeroSettings:
-    """The settings of a DeepSpeed JSON, with DeepSpeed 0.19's defaults where it is silent, and `settle_gradients`'s."""
+    """The settings of a DeepSpeed JSON, with DeepSpeed 0.19's defaults for all that it doesn't set, and `settle_gradients`'s."""
     zero = deepspeed_config.get("zero_optimization", {})
     on_host = {key: zero.get(key, {}).get("device", "none") != "none" for key in ("offload_optimizer", "offload_param")}
     return ZeroSettings(
@@ -84,9 +84,17 @@ def _number(zero: Mapping[str, Any], key: str, default: int) -> int:
 
 
 def count_state(
-    sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, on_cpu: bool = False, keeps_average: bool = False
+    sizes: SpeechSizes,
+    settings: ZeroSettings,
+    *,
+    world_size: int,
+    on_cpu: bool = False,
+    keeps_average: bool = False,
+    holds_weights: bool = False,
+    kept_share: float = 0.0,
 ) -> list[MemoryPart]:
-    """The memory that a rank holds all the time: its partitions, DeepSpeed's bucket, and the encoder."""
+    """The memory that a rank holds all the time: its partitions, DeepSpeed's bucket, and the encoder; what `ewc` holds weights
+    by, and the directions of which `osf` keeps a share."""
     b = settings.itemsize
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     frozen = sizes.llm.num_parameters - sizes.llm.num_trained
@@ -97,6 +105,7 @@ def count_state(
         # DeepSpeed keeps a float32 copy of the gradients there beside those that are added up
         optimizer += FLOAT32_BYTES * trained // world_size
     average = FLOAT32_BYTES * trained // world_size if keeps_average else 0
+    consolidation = 2 * FLOAT32_BYTES * sizes.llm.num_trained // world_size if holds_weights else 0
     # alone, a rank has nothing to sum: its bucket stays in the compute dtype
     reduced = settings.reduced_itemsize if world_size > 1 else b
     used = min(settings.reduce_bucket, trained)
@@ -105,6 +114,9 @@ def count_state(
         MemoryPart("trained weights", compute_copy, settings.parameters_on_host),
         MemoryPart("fp32 master, Adam", optimizer, settings.optimizer_on_host),
         MemoryPart("moving average", average, settings.optimizer_on_host),
+        MemoryPart("Fisher and its anchor", consolidation, settings.optimizer_on_host),
+        # K vectors of M and N elements, K a share of the shorter: of a square matrix twice that share of it, of others less
+        MemoryPart("kept directions", int(2 * kept_share * FLOAT32_BYTES * sizes.llm.num_trained / world_size)),
         MemoryPart("gradients", settings.gradient_itemsize * trained // world_size, settings.optimizer_on_host),
         MemoryPart("small weights kept whole", b * small if world_size > 1 else 0),
         MemoryPart("frozen weights kept whole", b * frozen_whole if world_size > 1 else 0),
@@ -208,14 +220,14 @@ def count_activations(
     kept_a_layer = kept_bytes_per_token(llm, itemsize=b)
     kept_inputs = b * llm.kept_inputs
     squares = 0 if llm.fused_attention else b * llm.num_heads * tokens.squares
-    # of the layers that are computed again the input, and all of one of them, once the others' is gone
+    # Layers that are computed again keep their input. One of them at a time has all, when the other layers' is gone.
     num_whole = max(llm.num_layers - num_recomputed, min(num_recomputed, 1))
     kept = num_recomputed * b * llm.width + num_whole * kept_a_layer + num_whole * kept_inputs // llm.num_layers
     # gradients of the MLP's three inner states, or of a norm in float32
     transient = max(3 * b * llm.inner_width, 3 * FLOAT32_BYTES * llm.width)
     adaptor_widths = sizes.num_adaptor_layers * 8 * sizes.adaptor_width + 2 * sizes.adaptor_width
     adaptor = b * (adaptor_widths + sizes.stacking * sizes.encoder_width + llm.width)
-    # the logits and, of a chunk at a time, the float32 copy and its softmax or gradient; of several chunks, the whole gradient
+    # the logits; the float32 copy of a chunk and its softmax or gradient; if there are several chunks, the whole gradient
     logits = tokens.labels * llm.vocabulary
     in_chunks = logits > CHUNK_ELEMENTS
     logits_bytes = (2 * b if in_chunks else b) * logits + 2 * FLOAT32_BYTES * min(logits, CHUNK_ELEMENTS)

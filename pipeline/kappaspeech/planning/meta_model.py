@@ -49,7 +49,7 @@ def build_meta_model(
         encoder_dtype = torch.float32 if config.model.encoder_dtype == "float32" else torch.bfloat16
         takes, wanted = read_attentions(config_folder(config.model.llm)), config.model.attn_implementation
         takes.check(wanted)
-        # where FlashAttention 2 isn't installed, what keeps as much
+        # if FlashAttention 2 isn't installed, what keeps as much
         attention = "eager" if wanted == "eager" else takes.default
         check_packing(config.batch.packing, why_not_packed(read_config(config_folder(config.model.llm)), attention))
     encoder = _build_encoder(config, dtype=encoder_dtype)

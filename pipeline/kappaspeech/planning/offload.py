@@ -18,7 +18,7 @@ class Offloaded:
 
 
 def count_offloaded(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> Offloaded:
-    """As DeepSpeed 0.19 does it (stage3.py: `partition_grads`, `_optimizer_step`).
+    """The traffic of a step as DeepSpeed 0.19 makes it (stage3.py: `partition_grads`, `_optimizer_step`).
 
     The partition of the gradients goes to the host with each micro-batch, and comes back before the next to be added to. The
     host's AdamW reads weights, gradient and two moments and writes all but the gradient, and casts the weights, which return.

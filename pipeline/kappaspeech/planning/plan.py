@@ -38,7 +38,7 @@ HOST_BASE_BYTES = 545 * (1 << 20)
 HOST_FRAGMENTATION = 1.15
 # What is chosen by the plan leaves this much of the memory for what the plan doesn't know.
 _AUTO_SHARE = 0.9
-# How far steps have been from the plan on processors, whose speed was measured; and how far GPUs may be, where it is assumed.
+# How far steps have been from the plan on processors, whose speed was measured; and how far GPUs may be, whose speed is assumed.
 MEASURED_RANGE = (0.8, 1.5)
 ASSUMED_RANGE = (0.7, 2.0)
 
@@ -47,7 +47,7 @@ ASSUMED_RANGE = (0.7, 2.0)
 class Assumptions:
     """The assumptions of a plan. `encoded_share` of the clips meet the encoder; the others' states are in the cache.
 
-    `memory_bytes` of a rank's device are there, where somebody knows.
+    `memory_bytes` are those of a rank's device, if they are known.
     """
 
     world_size: int
@@ -101,12 +101,12 @@ class Plan:
 
     @property
     def step_bytes(self) -> int:
-        """Allocated at a step's widest point."""
+        """The bytes that are allocated at a step's widest point."""
         return self.state_bytes + max(sum(part.num_bytes for part in self.step_parts if self._counts(part)), self.update_bytes)
 
     @property
     def allocated_bytes(self) -> int:
-        """The most that is allocated at any time. On a GPU, "auto" takes no replica where there is no room for one."""
+        """The most that is allocated at any time. On a GPU, "auto" takes no replica if there is no room for one."""
         replica = self.decodes_by == "replica" or (self.decodes_by == "auto" and self.assumptions.device == "cpu")
         return max(self.step_bytes, self.state_bytes + self.evaluation_bytes if replica else 0)
 
@@ -129,7 +129,7 @@ class Plan:
 
     @property
     def run_seconds(self) -> tuple[float, float]:
-        """From and to how long all steps take, evaluations and checkpoints aside."""
+        """The least and the most seconds of all steps together, evaluations and checkpoints aside."""
         low, high = MEASURED_RANGE if self.assumptions.rates.are_measured else ASSUMED_RANGE
         aligning = self.alignment_steps * self.alignment_seconds
         seconds = (self.num_steps - self.alignment_steps) * self.step_time.total + aligning
@@ -171,8 +171,8 @@ class Plan:
 def make_plan(config: RunConfig, settings: ZeroSettings, sizes: SpeechSizes, cost: SpeechCost, assumptions: Assumptions) -> Plan:
     """Plan `config` on `assumptions`. `cost` and `sizes` are of the same modules.
 
-    What it leaves to the memory is settled by it: as few layers are computed again as there is room for, and as many as help
-    where nobody knows; and frozen weights stay whole where there is room then.
+    The memory settles what `config` leaves to it: no more layers are computed again than it takes to fit, or all that help if
+    the memory isn't known; and frozen weights stay whole if there is room left.
     """
     num_recomputed = _choose_recomputed(config, settings, sizes, cost, assumptions)
     made = _make_plan(config, settings, sizes, cost, assumptions, num_recomputed=num_recomputed)
@@ -218,7 +218,7 @@ def _make_plan(
         mean = mean.scaled(num_micro_batches / (per_rank * world_size))
         num_micro_batches = per_rank * world_size
     replayed = _replayed_texts(config)
-    # of a micro-batch that has one more than others
+    # memory must hold the micro-batch that has one text more than others
     most = replace(replayed, num_texts=math.ceil(replayed.num_texts)) if replayed else None
     tokens = count_tokens(batches.largest, sizes, prompt_tokens=assumptions.prompt_tokens, replayed=most)
     activations = count_activations(sizes, settings, tokens, num_recomputed=num_recomputed)
@@ -236,7 +236,15 @@ def _make_plan(
             texts=assumptions.texts,
         )
     keeps_average = config.training.ema_decay is not None
-    state = count_state(sizes, settings, world_size=world_size, on_cpu=assumptions.device == "cpu", keeps_average=keeps_average)
+    state = count_state(
+        sizes,
+        settings,
+        world_size=world_size,
+        on_cpu=assumptions.device == "cpu",
+        keeps_average=keeps_average,
+        holds_weights=config.ewc is not None,
+        kept_share=config.unfreeze.osf.kept_share if config.unfreeze.osf else 0.0,
+    )
     step_time = predict_step(
         cost,
         sizes,

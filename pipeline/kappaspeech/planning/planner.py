@@ -49,15 +49,15 @@ class Planner:
         num_trained: int | None = None,
         prompt_tokens: int = ASSUMED_PROMPT_TOKENS,
     ) -> None:
-        """`modules` may lie on the meta device, and are asked before ZeRO-3 takes them. Without `clip_seconds` the clips' lengths
-        are read from the indices, where these can be read.
+        """`modules` may lie on the meta device, and are asked before ZeRO-3 takes them. Without `clip_seconds` the clips'
+        lengths are read from the indices, if these can be read.
 
         `num_trained` stands for a selection that isn't there yet; `prompt_tokens` count against a budget of tokens. Raises
         `InputError` if a part can't be described.
         """
         self._config = config
         encoder, model = modules
-        # what the JSON leaves to the machine has been chosen where the modules were made
+        # what the JSON leaves to the machine was chosen when the modules were made
         dtype = next(model.adaptor.parameters()).dtype
         self.sizes = measure_sizes(encoder, model, num_trained=num_trained)
         said = read_deepspeed_config(Path(config.deepspeed))
@@ -89,7 +89,7 @@ class Planner:
     def plan(
         self, world_size: int, *, rates: Rates, prompt_tokens: int, on_gpu: bool = True, memory_bytes: int | None = None
     ) -> Plan:
-        """The plan on `world_size` ranks that each compute and receive at these rates, and have so much memory, where known."""
+        """The plan on `world_size` ranks that each compute and receive at these rates, and have so much memory, if known."""
         assumptions = Assumptions(
             world_size,
             "gpu" if on_gpu else "cpu",

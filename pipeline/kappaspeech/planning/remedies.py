@@ -40,7 +40,7 @@ def find_remedies(
     smaller = replace(assumptions, batches=_halve(assumptions.batches))
     together = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"decode": "zero3"})})
     lean = replace(settings, reduce_bucket=settings.reduce_bucket // 10, max_live=settings.max_live // 4)
-    # what ds_configs/ has of these
+    # each of these is a preset of ds_configs/
     optimizer_away = replace(settings, optimizer_on_host=True, reduce_bucket=min(settings.reduce_bucket, _SMALL_BUCKET))
     all_away = replace(settings, optimizer_on_host=True, parameters_on_host=True)
     tried: list[tuple[str, Callable[[], Plan]]] = [

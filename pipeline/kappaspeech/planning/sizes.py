@@ -82,7 +82,7 @@ class SpeechSizes:
 
     @property
     def tensor_sizes(self) -> tuple[int, ...]:
-        """Of all that ZeRO-3 partitions."""
+        """The numbers of elements of all tensors that ZeRO-3 partitions."""
         return self.adaptor_tensor_sizes + self.llm.tensor_sizes
 
     @property
@@ -163,7 +163,7 @@ def _spread(tensor_sizes: Sequence[int], num_trained: int) -> tuple[int, ...]:
 
 def _inner_width(config: Any, width: int) -> int:
     named = (getattr(config, name, None) for name in _INNER_WIDTHS)
-    # what Transformer's authors took, and families that name none
+    # four times the width, as the Transformer's authors took it, for families that name none
     of_config = next((size for size in named if isinstance(size, int)), 4 * width)
     experts = getattr(config, "num_experts_per_tok", None)
     if not experts:

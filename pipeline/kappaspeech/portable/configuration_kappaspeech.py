@@ -11,8 +11,8 @@ class KappaSpeechConfig(PreTrainedConfig):
     """The configuration of a `KappaSpeechModel`.
 
     `text_config` is the LLM's. `encoder` has num_mels, width, max_states, frames_per_state, num_heads, num_layers, pad_to_30s and
-    dtype; `adaptor` is an `AdaptorShape`; `prompt` has the token ids around the audio, prefix_ids and suffix_ids. `trained_in` is
-    the dtype in which the LLM was trained.
+    dtype; `adaptor` is an `AdaptorShape`; `prompt` has the token ids around the audio, prefix_ids and suffix_ids, and those of
+    other instructions in `others`. `trained_in` is the dtype in which the LLM was trained.
     """
 
     model_type = "kappaspeech"
@@ -23,7 +23,7 @@ class KappaSpeechConfig(PreTrainedConfig):
         text_config: dict[str, Any] | PreTrainedConfig | None = None,
         encoder: dict[str, Any] | None = None,
         adaptor: dict[str, Any] | None = None,
-        prompt: dict[str, list[int]] | None = None,
+        prompt: dict[str, Any] | None = None,
         trained_in: str = "float32",
         **others: Any,
     ) -> None:

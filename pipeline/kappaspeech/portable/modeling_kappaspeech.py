@@ -52,16 +52,21 @@ class KappaSpeechModel(PreTrainedModel, GenerationMixin):
         head: nn.Module = self.llm.get_output_embeddings()
         return head
 
-    def embed(self, input_features: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, input_features: Tensor, num_frames: Tensor, instruction: str | None = None) -> tuple[Tensor, Tensor]:
         """The prompts with their audio as embeddings (B, N, H), left-padded, and the mask (B, N) of what is real.
 
-        `input_features` are log-mels (B, M, T), zero past `num_frames` (B,).
+        `input_features` are log-mels (B, M, T), zero past `num_frames` (B,). `instruction` is one that a data set of the training
+        had of its own. Raises `ValueError` for another.
         """
+        others = self.config.prompt.get("others", {})
+        if instruction is not None and instruction not in others:
+            raise ValueError(f"No data set of the training had the instruction {instruction!r}; there are {sorted(others)}.")
+        prompt = self.config.prompt if instruction is None else others[instruction]
         device = self.adaptor.project.weight.device
         states_BSE, num_states_B = self.encoder(input_features.to(device), num_frames)
         audio_BAH, num_audio_B = self.adaptor(states_BSE, num_states_B)
         prefix_P, suffix_Q = (
-            torch.tensor(self.config.prompt[name], dtype=torch.long, device=device) for name in ("prefix_ids", "suffix_ids")
+            torch.tensor(prompt[name], dtype=torch.long, device=device) for name in ("prefix_ids", "suffix_ids")
         )
         no_labels_B0 = torch.empty(len(input_features), 0, dtype=torch.long, device=device)
         spliced = splice(self.llm.get_input_embeddings(), audio_BAH, num_audio_B, prefix_P, suffix_Q, no_labels_B0)
@@ -73,9 +78,12 @@ class KappaSpeechModel(PreTrainedModel, GenerationMixin):
         return self.llm(inputs_embeds=embeds_BNH, attention_mask=mask_BN, **options)
 
     @torch.no_grad()
-    def generate(self, input_features: Tensor, num_frames: Tensor, **options: Any) -> Tensor:
-        """The token ids (B, L) of what is said, greedily unless `options` of transformers' `generate` say otherwise."""
-        embeds_BNH, mask_BN = self.embed(input_features, num_frames)
+    def generate(self, input_features: Tensor, num_frames: Tensor, instruction: str | None = None, **options: Any) -> Tensor:
+        """The token ids (B, L) of what is said, greedily unless `options` of transformers' `generate` say otherwise.
+
+        `instruction` is one of the training's data sets (`embed`).
+        """
+        embeds_BNH, mask_BN = self.embed(input_features, num_frames, instruction)
         given = options.pop("generation_config", None)
         settings = copy.deepcopy(self.generation_config if given is None else given)
         # what a given one leaves open is the export's, as in transformers' own `generate`

@@ -34,7 +34,7 @@ SCHEMA_VERSION = 1
 STATE_FILE, TRAINED_FILE, OPTIMIZER_FILE = "state.json", "trained.safetensors", "optimizer.safetensors"
 AVERAGE_FILE = "average.safetensors"
 # fingerprints that checkpoints of versions before this one lack
-_NEWER = ("prompt", "replayed text")
+_NEWER = ("prompt", "replayed text", "consolidation")
 
 _log = make_logger(__name__)
 
@@ -103,7 +103,7 @@ def _set_aside(damaged: list[tuple[Path, str]], used: Path) -> None:
         aside = broken.with_name(f"damaged-{broken.name}")
         shutil.rmtree(aside, ignore_errors=True)
         broken.rename(aside)
-        _log.warning("%s is damaged (%s): set aside as %s; going on from %s.", broken, cause, aside.name, used.name)
+        _log.warning("%s is damaged (%s): set aside as %s; continuing from %s.", broken, cause, aside.name, used.name)
 
 
 def find_damage(

@@ -77,7 +77,7 @@ def _multiply(first: int, second: int) -> int:
 
 
 def read_checksum(path: Path, begin: int, end: int) -> Span:
-    """The checksum of a file's bytes, which threads read in blocks. Raises `OSError`, also where the file ends before."""
+    """The checksum of a file's bytes, which threads read in blocks. Raises `OSError`, also if the file ends before."""
     waiting = deque((start, min(start + _BLOCK_BYTES, end)) for start in range(begin, end, _BLOCK_BYTES))
     spans = [Span(begin, begin, 0)]
     failures: list[OSError] = []

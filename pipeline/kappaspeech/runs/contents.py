@@ -11,7 +11,8 @@ README_FILE, CONFIG_FILE, RECORD_FILE = "run.md", "config.json", "run.json"
 SELECTION_FILE, FROZEN_FILE, DRIFT_FILE = "selection.json", "frozen.json", "drift.json"
 STEPS_FILE, EVALUATIONS_FILE, BAD_SAMPLES_FILE = "steps.jsonl", "evaluations.jsonl", "bad_samples.jsonl"
 SKIPPED_STEPS_FILE, LEASE_FILE, STOP_FILE = "skipped_steps.jsonl", "lease.json", "STOP"
-DISTANCES_FILE = "distances.jsonl"
+DISTANCES_FILE, LOGGERS_FILE = "distances.jsonl", "loggers.json"
+PROFILE_FOLDER, COLLECTIVES_FOLDER = "profile", "flight_recorder"
 EVALUATION_FILE, DAMAGED_LINES = "evaluation.json", "*.damaged"
 CURVES_FOLDER, HYPOTHESES_FOLDER, CHECKPOINTS_FOLDER, LAUNCH_FOLDER = "tensorboard", "hypotheses", "checkpoints", "launch"
 _CHECKPOINT = re.compile(r"step-(\d{6,18})")
@@ -26,6 +27,10 @@ CONTENTS = (
     (SELECTION_FILE, "the LLM's tensors that were trained"),
     (STEPS_FILE, "a record a step: loss, rates, gradient norm, times, padding, memory, digest of the samples"),
     (CURVES_FOLDER, "the same as curves: `tensorboard --logdir` this folder"),
+    ("wandb", "the same for Weights & Biases; what was offline is sent by `wandb sync` with this folder's folders"),
+    ("trackio", "the same for trackio: `TRACKIO_DIR` names this folder, then `trackio show`"),
+    ("mlflow", "the same for MLflow: `mlflow ui --backend-store-uri` names what is in it"),
+    (LOGGERS_FILE, "the run's id there, by which the next start goes on with the same curves"),
     (EVALUATIONS_FILE, "WER by language with intervals, and perplexity of text"),
     (DISTANCES_FILE, "with a forgetting budget: the distance from the base, and the anchor's weight from there on"),
     (HYPOTHESES_FOLDER, "every transcript of each evaluation"),
@@ -35,6 +40,8 @@ CONTENTS = (
     (DAMAGED_LINES, "lines of the files above that couldn't be read, set aside"),
     (FROZEN_FILE, "digests of every frozen tensor, before and after"),
     (DRIFT_FILE, "how far each trained tensor has moved"),
+    (PROFILE_FOLDER, "traces of steps for https://ui.perfetto.dev, and of the GPU's memory for https://pytorch.org/memory_viz"),
+    (COLLECTIVES_FOLDER, "the last collectives of ranks that waited for each other: `torchfrtrace` reads them"),
     (LAUNCH_FOLDER, "each start's command line, and why its ranks ended"),
     (EVALUATION_FILE, "what `kappaspeech evaluate` measured afterwards"),
     ("evaluation.hypotheses.jsonl", "every transcript of that"),

@@ -9,14 +9,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kappaspeech.artefacts import sync_folder, write_json
-from kappaspeech.errors import TrainingError
-from kappaspeech.ranks.agreement import agree, agreement
+from kappaspeech.errors import RankFailure, TrainingError
+from kappaspeech.ranks.agreement import agree, agreement, is_agreed
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.runs.checkpoints import SCHEMA_VERSION, STATE_FILE, prune
 from kappaspeech.runs.checksums import Span, join
@@ -59,15 +59,19 @@ class NewCheckpoint:
         def make() -> str | None:
             if cluster.rank != 0:
                 return None
+            self.check()
             with explaining(self.target):
-                return self._make(layouts)
+                try:
+                    return self._make(layouts)
+                except OSError:
+                    self._remove()
+                    raise
 
         mark = agree(cluster, make)[0]
         return [rank for rank, sees in enumerate(cluster.gather(self._sees(mark))) if sees]
 
     def _make(self, layouts: Mapping[str, Layout]) -> str:
         """Make the files, and leave a mark by which a rank knows that it sees this very folder."""
-        self.check()
         _check_space(self.folder, sum(layout.num_bytes for layout in layouts.values()))
         shutil.rmtree(self.temporary, ignore_errors=True)
         self.temporary.mkdir(parents=True)
@@ -91,7 +95,8 @@ class NewCheckpoint:
     def end(self, cluster: Cluster, share: ShareWriter, pieces: deque[Piece], layouts: Mapping[str, Layout]) -> None:
         """Write this rank's `pieces`, and once all ranks have, give the folder its name. A collective.
 
-        Raises `TrainingError` on every rank if one couldn't write; older checkpoints are then untouched.
+        Raises `TrainingError` on every rank if one couldn't write; older checkpoints are then untouched, and what was written is
+        removed.
         """
 
         def write() -> dict[str, Any]:
@@ -99,10 +104,22 @@ class NewCheckpoint:
                 share.write(pieces)
                 return share.finish()
 
-        shares = agree(cluster, write)
-        with agreement(cluster), explaining(self.target):
-            if cluster.rank == 0:
-                self._become_whole({name: _describe(layout, name, shares) for name, layout in layouts.items()})
+        try:
+            shares = agree(cluster, write)
+            with agreement(cluster), explaining(self.target):
+                if cluster.rank == 0:
+                    self._become_whole({name: _describe(layout, name, shares) for name, layout in layouts.items()})
+        except Exception as error:
+            # if not all ranks know of it, another may be writing still
+            if cluster.rank == 0 and (is_agreed(error) or isinstance(error, RankFailure)):
+                self._remove()
+            raise
+
+    def _remove(self) -> None:
+        """Remove the unfinished folder, unless another start has the run's folder by now."""
+        with suppress(TrainingError, OSError):
+            self.check()
+            shutil.rmtree(self.temporary, ignore_errors=True)
 
     def _become_whole(self, files: Mapping[str, Mapping[str, int]]) -> None:
         self.check()

@@ -27,7 +27,7 @@ from kappaspeech.runs.records import is_distance, is_evaluation, is_step, read_l
 def describe_outcome(run_dir: Path, *, seconds_left: float | None = None) -> list[str]:
     """A few lines for a person: the run's progress, its WER, its plan against the measurements, its last checkpoint.
 
-    `seconds_left` is the time to the end of a run that is going on, if it is known.
+    `seconds_left` is the time to the end of a run that is training, if it is known.
     """
     record = read_json(run_dir / RECORD_FILE, schema_version=1)
     reason = f" ({record['reason']})" if record.get("reason") else ""
@@ -39,6 +39,8 @@ def describe_outcome(run_dir: Path, *, seconds_left: float | None = None) -> lis
     if evaluations:
         rates = [f"{_rate(item['wer']['mean_wer'])} at step {item['step']}" for item in evaluations]
         lines.append(f"mean WER {', '.join(dict.fromkeys((rates[0], rates[-1])))}")
+        sets = evaluations[-1]["wer"].get("sets", {})
+        lines += [f"of {for_line(name)} {_rate(of_set['mean_wer'])}" for name, of_set in sets.items()]
     distances = read_lines(run_dir / DISTANCES_FILE, is_record=is_distance)
     if distances:
         last = distances[-1]

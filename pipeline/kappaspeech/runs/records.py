@@ -1,4 +1,4 @@
-"""Records of a run for people and programs: step and evaluation records as JSON lines, and TensorBoard curves."""
+"""Records of a run for people and programs: step and evaluation records as JSON lines, and their curves in loggers."""
 
 from __future__ import annotations
 
@@ -6,36 +6,22 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from kappaspeech.json_lines import Record, dump_line, keep_lines, read_lines
-from kappaspeech.runs.contents import (
-    BAD_SAMPLES_FILE,
-    CURVES_FOLDER,
-    DISTANCES_FILE,
-    EVALUATIONS_FILE,
-    SKIPPED_STEPS_FILE,
-    STEPS_FILE,
-)
+from kappaspeech.json_lines import Record, dump_line, keep_lines, read_last_line, read_lines
+from kappaspeech.loggers.curves import Kind
+from kappaspeech.loggers.values import distance_values, evaluation_values, step_values
+from kappaspeech.runs.contents import BAD_SAMPLES_FILE, DISTANCES_FILE, EVALUATIONS_FILE, SKIPPED_STEPS_FILE, STEPS_FILE
+from kappaspeech.runs.shown_run import show_curves
 
 if TYPE_CHECKING:
+    from kappaspeech.config.run_config import RunConfig
     from kappaspeech.speech.loading import BadSample
 
 __all__ = ["RunLog", "StepRecord", "is_evaluation", "is_step", "is_transcript_step", "read_lines"]
 
 Objective = Literal["alignment", "transcript"]
-_CURVES = (
-    "grad_norm",
-    "seconds",
-    "wait_seconds",
-    "padding",
-    "llm_padding",
-    "audio_seconds_per_second",
-    "tokens_per_second",
-    "mfu",
-)
-# of runs that replay text
-_REPLAY_CURVES = ("replay_nats", "anchor_nats")
 
 
 @dataclass(frozen=True)
@@ -79,25 +65,43 @@ class StepRecord:
 
 
 class RunLog:
-    """Appends to `steps.jsonl` and `evaluations.jsonl` of a run folder. For rank 0 alone."""
+    """Appends to `steps.jsonl` and `evaluations.jsonl` of a run folder. For rank 0 alone; a context manager."""
 
-    def __init__(self, run_dir: Path, *, resume_step: int, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, run_dir: Path, *, resume_step: int, check: Callable[[], None] = lambda: None, config: RunConfig | None = None
+    ) -> None:
         """Open the log to continue at `resume_step`: records of later steps, from a run that was cut, are dropped.
 
-        `check` is called before each write, and raises if the folder is another start's by now.
+        `check` is called before each write, and raises if the folder is another start's by now. `config` names the loggers, which
+        show the records' curves: TensorBoard without one.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         self._run_dir = run_dir
         self._check = check
         run_dir.mkdir(parents=True, exist_ok=True)
+        told = {kind: _last_step(run_dir / name, is_record) for kind, (name, is_record) in _SHOWN.items()}
         # steps before the resume point happened; an evaluation *at* it belongs to the checkpoint
         for name, is_record in ((STEPS_FILE, is_step), (BAD_SAMPLES_FILE, is_of_step), (SKIPPED_STEPS_FILE, is_of_step)):
             keep_lines(run_dir / name, lambda record: record["step"] < resume_step, is_record=is_record)
         for name, is_record in ((EVALUATIONS_FILE, is_evaluation), (DISTANCES_FILE, is_distance)):
             keep_lines(run_dir / name, lambda record: record["step"] <= resume_step, is_record=is_record)
         self._steps = _open_to_append(run_dir / STEPS_FILE)
-        self._curves = SummaryWriter(str(run_dir / CURVES_FOLDER), purge_step=resume_step)
+        self._curves = show_curves(run_dir, config, resume_step=resume_step, told=told)
+        self._show_again(resume_step)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close(failed=error is not None)
+
+    def _show_again(self, resume_step: int) -> None:
+        """Show what was measured at the resume point, which stays in the records: TensorBoard hides all from there on."""
+        for record in read_lines(self._run_dir / DISTANCES_FILE, is_record=is_distance):
+            if record["step"] == resume_step and "anchor_weight" in record:
+                self._curves.add("distance", resume_step, distance_values(record))
+        for record in read_lines(self._run_dir / EVALUATIONS_FILE, is_record=is_evaluation):
+            if record["step"] == resume_step:
+                self._curves.add("evaluation", resume_step, evaluation_values(record))
 
     def evaluated_steps(self) -> set[int]:
         """Steps that have an evaluation."""
@@ -108,16 +112,7 @@ class RunLog:
         self._check()
         self._steps.write(dump_line(asdict(record)))
         self._steps.flush()
-        loss = "loss_nats" if record.objective == "transcript" else "alignment_nats"
-        self._curves.add_scalar(f"train/{loss}", record.loss_nats, record.step)
-        for name in _CURVES:
-            self._curves.add_scalar(f"train/{name}", getattr(record, name), record.step)
-        for name in _REPLAY_CURVES:
-            if getattr(record, name) is not None:
-                self._curves.add_scalar(f"train/{name}", getattr(record, name), record.step)
-        for group, rate in record.learning_rates.items():
-            self._curves.add_scalar(f"train/learning_rate_{group}", rate, record.step)
-        self._curves.add_scalar("train/peak_memory_gb", record.peak_memory_bytes / 1e9, record.step)
+        self._curves.add("step", record.step, step_values(asdict(record)))
 
     def add_bad_samples(self, step: int, samples: Sequence[BadSample]) -> None:
         """Record the names of samples that were masked in a step."""
@@ -139,8 +134,7 @@ class RunLog:
         self._check()
         with _open_to_append(self._run_dir / DISTANCES_FILE) as file:
             file.write(dump_line(record))
-        for name in ("kl_nats", "anchor_weight"):
-            self._curves.add_scalar(f"budget/{name}", record[name], record["step"])
+        self._curves.add("distance", record["step"], distance_values(record))
 
     def add_evaluation(self, record: dict[str, Any]) -> None:
         """Append an evaluation, durably; one of the same step takes the old one's place."""
@@ -151,20 +145,13 @@ class RunLog:
             file.write(dump_line(record))
             file.flush()
             os.fsync(file.fileno())
-        if record["wer"]["mean_wer"] is not None:
-            self._curves.add_scalar("test/mean_wer", record["wer"]["mean_wer"], record["step"])
-        for language, text in record["text"].items():
-            self._curves.add_scalar(f"text/perplexity_{language}", text["perplexity"], record["step"])
-            if text.get("kl_nats") is not None:
-                self._curves.add_scalar(f"text/kl_nats_{language}", text["kl_nats"], record["step"])
-        for language, report in record["wer"].get("languages", {}).items():
-            if report["wer"] is not None:
-                self._curves.add_scalar(f"test/wer_{language}", report["wer"], record["step"])
+        self._curves.add("evaluation", record["step"], evaluation_values(record))
         self._curves.flush()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
+        """Close the files, and the loggers, which are told whether the run has `failed`."""
         self._steps.close()
-        self._curves.close()
+        self._curves.close(failed=failed)
 
 
 def _open_to_append(path: Path) -> TextIO:
@@ -197,4 +184,21 @@ def is_evaluation(record: Record) -> bool:
     rates = record.get("wer")
     if not is_of_step(record) or not isinstance(rates, dict) or not isinstance(record.get("text"), dict):
         return False
-    return "mean_wer" in rates and isinstance(rates["mean_wer"], float | int | None)
+    # of several test sets
+    sets = rates.get("sets", {})
+    if not isinstance(sets, dict) or not all(isinstance(of_set, dict) for of_set in sets.values()):
+        return False
+    return all("mean_wer" in part and isinstance(part["mean_wer"], float | int | None) for part in (rates, *sets.values()))
+
+
+# what loggers show
+_SHOWN: dict[Kind, tuple[str, Callable[[Record], bool]]] = {
+    "step": (STEPS_FILE, is_step),
+    "evaluation": (EVALUATIONS_FILE, is_evaluation),
+    "distance": (DISTANCES_FILE, is_distance),
+}
+
+
+def _last_step(path: Path, is_record: Callable[[Record], bool]) -> int:
+    last = read_last_line(path, is_record=is_record)
+    return int(last["step"]) if last is not None else -1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from kappaspeech.progress import ProgressBar
 from kappaspeech.scan.checkpoint import Checkpoint
 from kappaspeech.scan.matrices import MatrixRef, SkippedTensor, list_matrices
 from kappaspeech.scan.ranking import KappaRanking, RankedMatrix
-from kappaspeech.scan.spectrum import DEFAULT_RTOL, spectrum_stats
+from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, spectrum_stats
 from kappaspeech.scan.stage import describe
 from kappaspeech.tensor_files.dtypes import FloatArray
 
@@ -41,10 +41,12 @@ def rank_by_activations(
     windows: Sequence[Sequence[int]],
     *,
     rtol: float = DEFAULT_RTOL,
+    method: Method = "auto",
     shows_progress: bool = False,
     most_held_bytes: int = _MOST_HELD_BYTES,
 ) -> KappaRanking:
-    """Rank the weights of a model's linear modules by κ(W·Σ^½), Σ over the tokens of `windows`; all others are listed as skipped.
+    """Rank the weights of a model's linear modules by κ(W·Σ^½), Σ over the tokens of `windows` that reach each; all others are
+    listed as skipped, and so are those that too few tokens reach.
 
     It is a ranking like any other, of the same checkpoint. Raises `CheckpointError`, `InputError` for too little text.
     """
@@ -60,7 +62,7 @@ def rank_by_activations(
             for name, module in part.items():
                 ref = next(item for item in matrices if item.name == name)
                 try:
-                    ranked.append(_measure(ref, module, moments.get(module), rtol=rtol))
+                    ranked.append(_measure(ref, module, moments.get(module), rtol=rtol, method=method))
                 except ScanError as error:
                     skipped.append(SkippedTensor(name, ref.tensor.shape, str(error)))
                 bar.advance(1)
@@ -78,12 +80,16 @@ def _find_modules(llm: Any, matrices: Sequence[MatrixRef]) -> dict[str, nn.Linea
 
 
 def _check_tokens(modules: Mapping[str, nn.Linear], num_tokens: int) -> None:
-    wanted = _TOKENS_PER_FEATURE * max((module.in_features for module in modules.values()), default=0)
+    wanted = max((_least_tokens(module) for module in modules.values()), default=0)
     if num_tokens < wanted:
         raise InputError(
             f"The text has {num_tokens:,} tokens; the model's widest input has {wanted // _TOKENS_PER_FEATURE:,} features, and "
             f"{wanted:,} tokens at least are needed to see them. Give more text."
         )
+
+
+def _least_tokens(module: nn.Linear) -> int:
+    return _TOKENS_PER_FEATURE * module.in_features
 
 
 def _divide(modules: Mapping[str, nn.Linear], most_bytes: int) -> Iterator[dict[str, nn.Linear]]:
@@ -101,19 +107,28 @@ def _divide(modules: Mapping[str, nn.Linear], most_bytes: int) -> Iterator[dict[
         yield part
 
 
+@dataclass(frozen=True)
+class Moment:
+    """E[x·xᵀ] of a module's inputs, in float64, and the number of tokens that reached it: a router sends an expert a part."""
+
+    mean_II: Tensor
+    num_tokens: int
+
+
 @torch.no_grad()
-def second_moments(llm: Any, modules: Sequence[nn.Module], windows: Sequence[Sequence[int]]) -> dict[nn.Module, Tensor]:
-    """E[x·xᵀ] (I, I) of each module's inputs over all tokens of `windows`, in float64; of modules that have any."""
+def second_moments(llm: Any, modules: Sequence[nn.Module], windows: Sequence[Sequence[int]]) -> dict[nn.Module, Moment]:
+    """The moment of each module's inputs over those tokens of `windows` that reach it; of modules that any reaches."""
     sums: dict[nn.Module, Tensor] = {}
-    num_tokens = sum(map(len, windows))
+    num_tokens: dict[nn.Module, int] = {}
     # neighbours such as queries and keys are given the same tensor
     last: list[tuple[Tensor, Tensor]] = []
 
     def add(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if not last or last[0][0] is not inputs[0]:
             states_NI = inputs[0].reshape(-1, inputs[0].shape[-1]).double()
-            last[:] = [(inputs[0], states_NI.T @ states_NI / num_tokens)]
+            last[:] = [(inputs[0], states_NI.T @ states_NI)]
         sums[module] = sums[module] + last[0][1] if module in sums else last[0][1].clone()
+        num_tokens[module] = num_tokens.get(module, 0) + inputs[0].numel() // inputs[0].shape[-1]
 
     hooks = [module.register_forward_pre_hook(add) for module in modules]
     try:
@@ -123,19 +138,26 @@ def second_moments(llm: Any, modules: Sequence[nn.Module], windows: Sequence[Seq
     finally:
         for hook in hooks:
             hook.remove()
-    return sums
+    return {
+        module: Moment(total / num_tokens[module], num_tokens[module]) for module, total in sums.items() if num_tokens[module]
+    }
 
 
-def _measure(ref: MatrixRef, module: nn.Linear, moment_II: Tensor | None, *, rtol: float) -> RankedMatrix:
-    if moment_II is None:
+def _measure(ref: MatrixRef, module: nn.Linear, moment: Moment | None, *, rtol: float, method: Method) -> RankedMatrix:
+    if moment is None:
         raise ScanError("the text brings it no inputs")
-    stats = spectrum_stats(weigh(module.weight.double().numpy(), moment_II.numpy()), rtol=rtol)
+    if moment.num_tokens < _least_tokens(module):
+        raise ScanError(
+            f"only {moment.num_tokens:,} of the text's tokens reach it, and its {module.in_features:,} inputs take "
+            f"{_least_tokens(module):,} to be seen"
+        )
+    stats = spectrum_stats(weigh(module.weight.double().numpy(), moment.mean_II.numpy()), rtol=rtol, method=method)
     # what rounding in storage does to κ(W) isn't what it does to this
     return replace(describe(ref, stats), storage_noise=None)
 
 
 def weigh(weight_OI: FloatArray, moment_II: FloatArray) -> FloatArray:
-    """A matrix (O, I) with the singular values of W·Σ^½: W·L, where Σ = L·Lᵀ is Cholesky's, or Σ^½ where Σ is singular."""
+    """A matrix (O, I) with the singular values of W·Σ^½: W·L, where Σ = L·Lᵀ is Cholesky's, or Σ^½ if Σ is singular."""
     if not np.isfinite(moment_II).all():
         raise ScanError("the text brings it inputs that aren't finite")
     try:

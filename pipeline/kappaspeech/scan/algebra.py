@@ -1,7 +1,7 @@
 """The operations on a matrix that the scan's methods need, by BLAS and LAPACK on the CPU. `torch_algebra` has them on a device.
 
-Dimension letters: m the short side, b the vectors of the long side that are read at a time. Vectors are numpy arrays on the host;
-arrays of m² or m·b numbers have the algebra's own type.
+Dimension letters: m the short side, b the vectors of the long side that are read at a time. Arrays have the algebra's own type
+and stay where it computes; what comes to the host says so, because on a device it waits for all that was asked before.
 """
 
 from __future__ import annotations
@@ -36,26 +36,44 @@ class Factor(Protocol):
     """A product F = L₁·…·L_k of lower triangles whose singular values are a matrix's."""
 
     size: int
-    log2_volume: float
 
-    def square(self, x: FloatArray) -> FloatArray:
-        """F·Fᵀ·x"""
+    @property
+    def log2_volume(self) -> float:
+        """Σ log₂ σᵢ, on the host."""
 
-    def solve(self, x: FloatArray, *, transposed: bool = False) -> FloatArray:
+    def solve(self, x: Any, *, transposed: bool = False) -> Any:
         """F⁻¹·x, or F⁻ᵀ·x."""
 
 
-class Algebra(Protocol):
+class Vectors(Protocol):
+    """Vectors on the way between the host and where they are computed with. They know +, *, @, .T and slices."""
+
+    def vector(self, values: FloatArray) -> Any:
+        """A vector of the host's."""
+
+    def empty(self, rows: int, size: int) -> Any:
+        """An array (rows, size) of anything."""
+
+    def to_numpy(self, array: Any) -> FloatArray:
+        """A vector, or a few, on the host."""
+
+
+class Algebra(Vectors, Protocol):
     """The operations. Arrays of type Any are the algebra's own: `Gram` (m, m), whose lower triangle counts, `block` (m, b)."""
 
     # numbers in a block
     block_numbers: int
+    # a matrix of so many numbers is kept as it was fetched while it is measured, for all passes over it
+    kept_numbers: int
 
-    def block(self, matrix: Matrix, start: int, stop: int, *, exponent: int) -> Any:
-        """A block of `matrix`·2^−exponent in float64."""
+    def fetch(self, matrix: Matrix, start: int, stop: int) -> Any:
+        """The numbers that `block` needs of a matrix, where it computes."""
+
+    def block(self, fetched: Any, *, exponent: int) -> Any:
+        """A fetched block times 2^−exponent, in float64."""
 
     def peak(self, block: Any) -> float:
-        """The largest magnitude; NaN or infinite if there is one."""
+        """The largest magnitude, on the host; NaN or infinite if there is one."""
 
     def zeros(self, size: int) -> Any:
         """An empty Gram."""
@@ -69,8 +87,11 @@ class Algebra(Protocol):
     def from_host(self, gram: FloatArray) -> Any:
         """A Gram as ranks send it to each other, in the algebra's own type; the given one may be overwritten."""
 
+    def times(self, gram: Any, vector: Any) -> Any:
+        """G·v"""
+
     def diagonal(self, square: Any) -> FloatArray:
-        """The diagonal of a Gram or triangle."""
+        """The diagonal of a Gram or triangle, on the host."""
 
     def cholesky(self, gram: Any) -> Any | None:
         """L of G = L·Lᵀ, in the place of G; None if G isn't positive definite."""
@@ -79,19 +100,13 @@ class Algebra(Protocol):
         """The product of triangles."""
 
     def solve_block(self, triangle: Any, block: Any) -> Any:
-        """L⁻¹·B, perhaps in the place of B."""
-
-    def weigh(self, block: Any, vector: FloatArray) -> FloatArray:
-        """Bᵀ·v"""
-
-    def weigh_twice(self, block: Any, vector: FloatArray) -> FloatArray:
-        """B·Bᵀ·v"""
+        """L⁻¹·B"""
 
     def triangularise(self, blocks: Iterable[Any], size: int) -> Any:
         """R of Wᵀ = Q·R, from the blocks of W; Householder's, so backward stable."""
 
     def svdvals(self, triangle: Any) -> FloatArray:
-        """All singular values of a triangle, descending, backward stable."""
+        """All singular values of a triangle, descending, on the host; backward stable."""
 
     def svdvals_by_square(self, triangle: Any) -> FloatArray:
         """The same to 2⁻⁵³·κ² of each, by the eigenvalues of LᵀL: several times faster. Overwrites L."""
@@ -101,19 +116,12 @@ class Algebra(Protocol):
 
 
 class HostFactor:
-    """`Factor` by BLAS's triangular products and solves."""
+    """`Factor` by BLAS's triangular solves."""
 
     def __init__(self, triangles: list[FloatArray]) -> None:
         self.triangles = triangles
         self.size = len(triangles[0])
         self.log2_volume = math.fsum(math.fsum(np.log2(np.diagonal(triangle))) for triangle in triangles)
-
-    def square(self, x: FloatArray) -> FloatArray:
-        for triangle in self.triangles:
-            x = blas.dtrmv(triangle, x, lower=1, trans=1)
-        for triangle in reversed(self.triangles):
-            x = blas.dtrmv(triangle, x, lower=1, overwrite_x=1)
-        return x
 
     def solve(self, x: FloatArray, *, transposed: bool = False) -> FloatArray:
         for triangle in reversed(self.triangles) if transposed else self.triangles:
@@ -124,11 +132,23 @@ class HostFactor:
 class HostAlgebra:
     """`Algebra` by scipy's BLAS and LAPACK. Squares are in Fortran order, so that nothing is copied."""
 
-    block_numbers = 1 << 22
+    block_numbers = 1 << 20
+    kept_numbers = block_numbers
 
-    def block(self, matrix: Matrix, start: int, stop: int, *, exponent: int) -> FloatArray:
-        block = matrix.block(start, stop)
-        return np.ldexp(block, -exponent) if exponent else block
+    def vector(self, values: FloatArray) -> FloatArray:
+        return values
+
+    def empty(self, rows: int, size: int) -> FloatArray:
+        return np.empty((rows, size))
+
+    def to_numpy(self, array: FloatArray) -> FloatArray:
+        return array
+
+    def fetch(self, matrix: Matrix, start: int, stop: int) -> FloatArray:
+        return matrix.block(start, stop)
+
+    def block(self, fetched: FloatArray, *, exponent: int) -> FloatArray:
+        return np.ldexp(fetched, -exponent) if exponent else fetched
 
     def peak(self, block: FloatArray) -> float:
         return float(np.abs(block).max())
@@ -149,6 +169,10 @@ class HostAlgebra:
     def from_host(self, gram: FloatArray) -> FloatArray:
         return gram
 
+    def times(self, gram: FloatArray, vector: FloatArray) -> FloatArray:
+        product: FloatArray = blas.dsymv(1.0, gram, vector, lower=1)
+        return product
+
     def diagonal(self, square: FloatArray) -> FloatArray:
         return np.diagonal(square).copy()
 
@@ -160,19 +184,13 @@ class HostAlgebra:
         return HostFactor(triangles)
 
     def solve_block(self, triangle: FloatArray, block: FloatArray) -> FloatArray:
-        solved: FloatArray = blas.dtrsm(1.0, triangle, block, lower=1, overwrite_b=block.flags.f_contiguous)
+        solved: FloatArray = blas.dtrsm(1.0, triangle, block, lower=1)
         return solved
-
-    def weigh(self, block: FloatArray, vector: FloatArray) -> FloatArray:
-        return block.T @ vector
-
-    def weigh_twice(self, block: FloatArray, vector: FloatArray) -> FloatArray:
-        return block @ (block.T @ vector)
 
     def triangularise(self, blocks: Iterable[FloatArray], size: int) -> FloatArray:
         upper = np.zeros((size, size), order="F")
         for block in blocks:
-            tall = np.asfortranarray(block.T)
+            tall = np.array(block.T, order="F")
             upper, _, _, info = lapack.dtpqrt(0, min(_QR_BLOCK, size), upper, tall, overwrite_a=1, overwrite_b=1)
             assert info == 0
         return np.triu(upper)

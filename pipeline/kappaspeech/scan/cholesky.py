@@ -6,6 +6,7 @@ u = 2⁻⁵³ is float64's unit roundoff throughout.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,8 @@ from kappaspeech.scan.statistics import UNIT_ROUNDOFF, SpectrumStats, backward_e
 from kappaspeech.tensor_files.dtypes import FloatArray
 
 _MAX_STEPS = 400
+# of the tolerance of κ, for the square of each end: half of their sum is κ's
+_LANCZOS_SHARE = 0.2
 _NUM_ETA_STEPS = 8
 _ETA_MARGIN = 2.0
 # η was measured at 0.05 to 4 times u·κ²: if the first limit is past rtol, an estimate is in vain; η is never past the second
@@ -29,43 +32,48 @@ def measure_by_cholesky(
 ) -> SpectrumStats | None:
     """The rungs that rest on a Cholesky factor; None if they can't reach `rtol`."""
     algebra = scaled.algebra
+    # of the Gram itself, before its factor takes its place: the largest eigenvalue is what rounding hurts least
+    largest = _find_end(scaled, partial(algebra.times, gram), rtol=rtol)
     triangle = algebra.cholesky(gram)
-    if triangle is None or not algebra.diagonal(triangle).min() ** 2 >= 4 * scaled.short * UNIT_ROUNDOFF * squares.max():
+    if largest is None or triangle is None:
+        return None
+    if not algebra.diagonal(triangle).min() ** 2 >= 4 * scaled.short * UNIT_ROUNDOFF * squares.max():
         return None
     frobenius = math.sqrt(float(squares.sum()))
     factor = algebra.factor([triangle])
-    ends = _find_ends(factor, rtol=rtol)
-    if ends is not None:
-        stats = _accept_gram(scaled, factor, ends, frobenius=frobenius, rtol=rtol)
+    smallest = _find_end(scaled, partial(_solve_twice, factor), rtol=rtol)
+    if smallest is not None:
+        stats = _accept_gram(scaled, factor, (largest, smallest), frobenius=frobenius, rtol=rtol)
         if stats is not None:
             return with_whole_spectrum(scaled, stats, algebra.svdvals_by_square(triangle)) if with_sigmas else stats
     second = _second_triangle(scaled, triangle)
     if second is None:
         return None
     factor = algebra.factor([triangle, second])
-    ends = _find_ends(factor, rtol=rtol)
-    if ends is None:
+    smallest = _find_end(scaled, partial(_solve_twice, factor), rtol=rtol)
+    if smallest is None:
         return None
-    largest, smallest = ends
     sigmas = math.sqrt(largest.value), 1 / math.sqrt(smallest.value)
     # the second pass leaves a backward error of a few u·‖W‖, as an SVD does
-    bound = backward_error(scaled, sigmas[0] / sigmas[1]) + largest.error + smallest.error
+    bound = backward_error(scaled, sigmas[0] / sigmas[1]) + _lanczos_error(largest, smallest)
     if bound > rtol:
         return None
     stats = finish_ends(scaled, *sigmas, factor=factor, bound=bound, rung="cholqr2", frobenius=frobenius)
     return with_whole_spectrum(scaled, stats, algebra.svdvals(algebra.multiply(triangle, second))) if with_sigmas else stats
 
 
-def _find_ends(factor: Factor, *, rtol: float) -> tuple[Eigenpair, Eigenpair] | None:
-    """The largest eigenpairs of F·Fᵀ and of its inverse, to a fraction of `rtol`; None if rounding makes nonsense of them."""
-    with np.errstate(all="ignore"):
-        largest = largest_eigenpair(factor.square, factor.size, rtol=rtol / 10, max_steps=_MAX_STEPS)
-        smallest = largest_eigenpair(partial(_solve_twice, factor), factor.size, rtol=rtol / 10, max_steps=_MAX_STEPS)
-    numbers = (largest.value, smallest.value, largest.error, smallest.error)
-    return (largest, smallest) if all(math.isfinite(number) for number in numbers) and smallest.value > 0 else None
+def _find_end(scaled: ScaledMatrix, apply: Callable[[Any], Any], *, rtol: float) -> Eigenpair | None:
+    """The largest eigenpair of an operator of the short side, to a part of `rtol`; None if rounding makes nonsense of it."""
+    pair = largest_eigenpair(apply, scaled.short, rtol=_LANCZOS_SHARE * rtol, max_steps=_MAX_STEPS, algebra=scaled.algebra)
+    return pair if math.isfinite(pair.value) and math.isfinite(pair.error) and pair.value > 0 else None
 
 
-def _solve_twice(factor: Factor, x: FloatArray) -> FloatArray:
+def _lanczos_error(largest: Eigenpair, smallest: Eigenpair) -> float:
+    """The relative error of κ by those of its ends' squares: √((1 + a)·(1 + b)) ≤ 1 + (a + b)/2."""
+    return (largest.error + smallest.error) / 2
+
+
+def _solve_twice(factor: Factor, x: Any) -> Any:
     """(F·Fᵀ)⁻¹·x"""
     return factor.solve(factor.solve(x), transposed=True)
 
@@ -77,7 +85,7 @@ def _accept_gram(
     largest, smallest = ends
     sigma_max, sigma_min = math.sqrt(largest.value), 1 / math.sqrt(smallest.value)
     kappa = sigma_max / sigma_min
-    lanczos_error = largest.error + smallest.error
+    lanczos_error = _lanczos_error(largest, smallest)
     eta = _MOST_ETA * UNIT_ROUNDOFF * kappa**2
     if eta + lanczos_error > rtol:
         if _LEAST_ETA * UNIT_ROUNDOFF * kappa**2 > rtol:
@@ -89,7 +97,7 @@ def _accept_gram(
     if eta > rtol / 100:
         # one more inverse step clears the vector of the large end, which ‖Wᵀu‖ would weigh κ² times
         vector = _solve_twice(factor, smallest.vector)
-        above = _norm_through(scaled, vector / np.linalg.norm(vector))
+        above = _norm_through(scaled, vector / (vector @ vector) ** 0.5)
         sigma_min = above if above <= sigma_min * (1 + bound) else sigma_min
     return finish_ends(scaled, sigma_max, sigma_min, factor=factor, bound=bound, rung="gram", frobenius=frobenius)
 
@@ -97,19 +105,18 @@ def _accept_gram(
 def _estimate_eta(scaled: ScaledMatrix, factor: Factor) -> float:
     """‖L⁻¹·W·Wᵀ·L⁻ᵀ − I‖₂, from a few Lanczos steps: a pass over W each."""
 
-    def apply(x: FloatArray) -> FloatArray:
+    def apply(x: Any) -> Any:
         y = factor.solve(x, transposed=True)
-        image = np.zeros(scaled.short)
-        for block in scaled.blocks():
-            image += scaled.algebra.weigh_twice(block, y)
+        image = sum(block @ (block.T @ y) for block in scaled.blocks())
         return factor.solve(image) - x
 
-    return estimate_norm(apply, scaled.short, num_steps=_NUM_ETA_STEPS)
+    return estimate_norm(apply, scaled.short, num_steps=_NUM_ETA_STEPS, algebra=scaled.algebra)
 
 
-def _norm_through(scaled: ScaledMatrix, vector: FloatArray) -> float:
+def _norm_through(scaled: ScaledMatrix, vector: Any) -> float:
     """‖Wᵀu‖: for a unit u near the last left singular vector, σ_min to second order, and never below it."""
-    return math.sqrt(sum(float(np.sum(scaled.algebra.weigh(block, vector) ** 2)) for block in scaled.blocks()))
+    images = (block.T @ vector for block in scaled.blocks())
+    return math.sqrt(float(scaled.algebra.to_numpy(sum(image @ image for image in images))))
 
 
 def _second_triangle(scaled: ScaledMatrix, triangle: Any) -> Any | None:

@@ -141,7 +141,7 @@ class KappaRanking:
         return digest_json({key: value for key, value in self._to_json().items() if key not in ("model", "gguf_architecture")})
 
     def candidates(self, score: str, *, experts: Experts = "each") -> list[Candidate]:
-        """One candidate per matrix; or per parameter, with the mean over fused experts as PEFT takes it, where these are taken
+        """One candidate per matrix; or per parameter, with the mean over fused experts as PEFT takes it, if these are taken
         together.
 
         Raises `SelectionError` for a score that isn't one.

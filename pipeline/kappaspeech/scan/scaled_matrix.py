@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from kappaspeech.errors import ScanError
@@ -20,24 +21,48 @@ PIECE_VECTORS = 1 << 14
 class ScaledMatrix:
     """`matrix`·2^−exponent: squares of float64 values would over- or underflow; those of narrower formats can't."""
 
-    def __init__(self, matrix: Matrix, exponent: int, algebra: Algebra) -> None:
-        self.matrix, self.exponent, self.algebra = matrix, exponent, algebra
+    def __init__(self, matrix: Matrix, algebra: Algebra) -> None:
+        self.matrix, self.algebra = matrix, algebra
         self.short, self.long = matrix.short, matrix.long
+        self._kept: dict[int, Any] = {}
+
+    @cached_property
+    def exponent(self) -> int:
+        """The binary exponent of the largest magnitude; division by its power of two is exact. Raises `ScanError`."""
+        if not self.matrix.is_float64:
+            return 0
+        peaks = [self.algebra.peak(block) for block in self._blocks(0, self.long, exponent=0)]
+        peak = max(peaks, key=lambda value: math.inf if math.isnan(value) else value)
+        check_finite(peak)
+        return math.frexp(peak)[1] if peak > 0 else 0
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Any]:
-        """The algebra's blocks of long-side vectors `start` to `stop`."""
+        """The algebra's blocks of long-side vectors `start` to `stop`; `start` begins a piece."""
+        return self._blocks(start, self.long if stop is None else stop, exponent=self.exponent)
+
+    def fetch(self) -> None:
+        """Bring the matrix to where it is computed with, if the algebra keeps it there. Raises `OSError`."""
+        if self.short * self.long <= self.algebra.kept_numbers:
+            for start, stop in self._cuts(0, self.long):
+                self._fetch(start, stop)
+
+    def _blocks(self, start: int, stop: int, *, exponent: int) -> Iterator[Any]:
+        for begin, end in self._cuts(start, stop):
+            yield self.algebra.block(self._fetch(begin, end), exponent=exponent)
+
+    def _cuts(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         width = max(64, self.algebra.block_numbers // self.short)
-        stop = self.long if stop is None else stop
-        for begin in range(start, stop, width):
-            yield self.algebra.block(self.matrix, begin, min(begin + width, stop), exponent=self.exponent)
+        for piece in range(start, stop, PIECE_VECTORS):
+            end = min(piece + PIECE_VECTORS, stop)
+            yield from ((begin, min(begin + width, end)) for begin in range(piece, end, width))
 
-
-def find_exponent(matrix: Matrix, algebra: Algebra) -> int:
-    """The binary exponent of the largest magnitude; division by its power of two is exact."""
-    peaks = [algebra.peak(block) for block in ScaledMatrix(matrix, 0, algebra).blocks()]
-    peak = max(peaks, key=lambda value: math.inf if math.isnan(value) else value)
-    check_finite(peak)
-    return math.frexp(peak)[1] if peak > 0 else 0
+    def _fetch(self, start: int, stop: int) -> Any:
+        if start in self._kept:
+            return self._kept[start]
+        fetched = self.algebra.fetch(self.matrix, start, stop)
+        if self.short * self.long <= self.algebra.kept_numbers:
+            self._kept[start] = fetched
+        return fetched
 
 
 def check_finite(value: float) -> None:
@@ -56,7 +81,7 @@ def piece_gram(matrix: Matrix, piece: int, *, algebra: Algebra | None = None) ->
     scaled."""
     assert not matrix.is_float64
     algebra = algebra or HostAlgebra()
-    return algebra.to_host(sum_pieces(ScaledMatrix(matrix, 0, algebra), [piece]))
+    return algebra.to_host(sum_pieces(ScaledMatrix(matrix, algebra), [piece]))
 
 
 def sum_pieces(scaled: ScaledMatrix, pieces: Sequence[int]) -> Any:

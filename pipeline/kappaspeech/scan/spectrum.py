@@ -18,7 +18,7 @@ import numpy as np
 
 from kappaspeech.scan.algebra import Algebra, HostAlgebra, Matrix
 from kappaspeech.scan.cholesky import measure_by_cholesky
-from kappaspeech.scan.scaled_matrix import ScaledMatrix, check_finite, find_exponent, num_pieces, square_of, sum_pieces
+from kappaspeech.scan.scaled_matrix import ScaledMatrix, check_finite, num_pieces, square_of, sum_pieces
 from kappaspeech.scan.statistics import SpectrumStats, finish
 from kappaspeech.tensor_files.dtypes import FloatArray, StoredArray
 
@@ -84,13 +84,20 @@ def measure(
 
     `shape` of the result is (short, long).
     """
-    algebra = algebra or HostAlgebra()
-    scaled = ScaledMatrix(matrix, find_exponent(matrix, algebra) if matrix.is_float64 else 0, algebra)
-    if matrix.short == 1:
+    scaled = ScaledMatrix(matrix, algebra or HostAlgebra())
+    return measure_scaled(scaled, rtol=rtol, method=method, gram=gram, with_sigmas=with_sigmas)
+
+
+def measure_scaled(
+    scaled: ScaledMatrix, *, rtol: float, method: Method, gram: FloatArray | None = None, with_sigmas: bool = False
+) -> SpectrumStats:
+    """`measure` of a matrix that may have been fetched already. Raises `ScanError`."""
+    algebra = scaled.algebra
+    if scaled.short == 1:
         norm = math.sqrt(sum(float(algebra.diagonal(square_of(algebra, block))[0]) for block in scaled.blocks()))
         check_finite(norm)
         return finish(scaled, np.array([norm]), "norm", frobenius=norm, with_sigmas=with_sigmas)
-    own = sum_pieces(scaled, range(num_pieces(matrix.long))) if gram is None else algebra.from_host(gram)
+    own = sum_pieces(scaled, range(num_pieces(scaled.long))) if gram is None else algebra.from_host(gram)
     squares = algebra.diagonal(own)
     check_finite(float(squares.sum()))
     frobenius = math.sqrt(float(squares.sum()))

@@ -10,8 +10,9 @@ import base64
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from kappaspeech.scan.known_matrices import digest_known, naming
 from kappaspeech.scan.matrices import MatrixRef, SkippedTensor, StoredMatrix, digest_matrix, list_matrices
 from kappaspeech.scan.partition import FIXED_SECONDS, Task, assign, blocking_seconds, finishing_cost, plan
 from kappaspeech.scan.ranking import KappaRanking, RankedMatrix
-from kappaspeech.scan.scaled_matrix import num_pieces, piece_gram
-from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, choose_algebra, measure
+from kappaspeech.scan.read_ahead import read_ahead
+from kappaspeech.scan.scaled_matrix import ScaledMatrix, num_pieces, piece_gram
+from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, choose_algebra, measure_scaled
 from kappaspeech.scan.statistics import SpectrumStats
 from kappaspeech.tensor_files.dtypes import FLOATS, FloatArray
 
@@ -149,17 +151,15 @@ class _Worker:
         with self.watch.telling(self._show), tempfile.TemporaryDirectory(prefix="kappaspeech-") as spill:
             self._spill = Path(spill)
             mine: list[Task] = []
-            for task in self._take_tasks():
+            for task, read in self._read_tasks():
                 self.watch.check()
                 ref = self.matrices[task.matrix]
                 self.watch.begin(ref.name, patience_seconds=blocking_seconds(ref.shape))
                 if task.piece is None:
-                    self._measure(ref)
+                    self._measure(ref, read)
                 else:
                     with naming(self.checkpoint, ref):
-                        source = StoredMatrix(self.checkpoint, ref, watch=self.watch.check)
-                        gram = piece_gram(source, task.piece, algebra=self.algebra)
-                        np.save(self._path(task), gram)
+                        np.save(self._path(task), piece_gram(self._open(ref).matrix, task.piece, algebra=self.algebra))
                     mine.append(task)
                 self._advance(task.cost)
             self.watch.begin("")
@@ -168,6 +168,27 @@ class _Worker:
             # the gather that follows waits for the slowest: it must be watched too
             self.cluster.barrier()
         return self.results
+
+    def _read_tasks(self) -> Iterator[tuple[Task, Callable[[], ScaledMatrix | None]]]:
+        """This rank's tasks, and what reads the matrix of each. A device has the next one read while it computes: for a fraction
+        of a second, so that the next ticket may be taken early."""
+        if self.options.device is None:
+            yield from ((task, partial(self._open, self.matrices[task.matrix])) for task in self._take_tasks())
+        else:
+            yield from read_ahead(self._take_tasks(), self._fetch)
+
+    def _open(self, ref: MatrixRef) -> ScaledMatrix:
+        """A matrix, in memory if it isn't too large. Raises `OSError`."""
+        return ScaledMatrix(StoredMatrix(self.checkpoint, ref, watch=self.watch.check), self.algebra)
+
+    def _fetch(self, task: Task) -> ScaledMatrix | None:
+        """A matrix on the device; None if it needn't be read, or is read in pieces. Raises `OSError`."""
+        ref = self.matrices[task.matrix]
+        if task.piece is not None or self._find_kept(ref, self.digests.get(ref.name, "")) is not None:
+            return None
+        scaled = self._open(ref)
+        scaled.fetch()
+        return scaled
 
     def _take_tasks(self) -> Iterator[Task]:
         if self.options.is_static:
@@ -191,7 +212,7 @@ class _Worker:
             if gram is not None:
                 ref = self.matrices[cut[shares[self.cluster.rank][turn]]]
                 self.watch.begin(ref.name, patience_seconds=blocking_seconds(ref.shape))
-                self._measure(ref, gram=gram)
+                self._measure(ref, partial(self._open, ref), gram=gram)
 
     def _receive(self, matrix: int, owner: int, holders: dict[tuple[int, int | None], int]) -> FloatArray | None:
         total: FloatArray | None = None
@@ -214,22 +235,21 @@ class _Worker:
         value = self.kept.get(self.journal.key(ref), {}).get(digest)
         return value if value is not None and ("invalid" in value or value["name"] == ref.name) else None
 
-    def _measure(self, ref: MatrixRef, *, gram: FloatArray | None = None) -> None:
+    def _measure(self, ref: MatrixRef, read: Callable[[], ScaledMatrix | None], *, gram: FloatArray | None = None) -> None:
         with naming(self.checkpoint, ref):
             digest = self.digests.get(ref.name) or (digest_matrix(self.checkpoint, ref) if self.journal else "")
             kept = self._find_kept(ref, digest)
             if kept is not None:
                 self.results[ref.name] = kept
                 return
-            source = StoredMatrix(self.checkpoint, ref, watch=self.watch.check)
+            scaled = read() or self._open(ref)
             try:
-                stats = measure(
-                    source,
+                stats = measure_scaled(
+                    scaled,
                     rtol=self.options.rtol,
                     method=self.options.method,
                     gram=gram,
                     with_sigmas=self.options.with_sigmas,
-                    algebra=self.algebra,
                 )
                 value = describe(ref, stats).to_json()
                 if stats.sigmas is not None:

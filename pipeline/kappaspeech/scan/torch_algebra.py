@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from kappaspeech.errors import InputError
 from kappaspeech.scan.algebra import Matrix
+from kappaspeech.scan.staging import Staging
 from kappaspeech.tensor_files.dtypes import FloatArray
 
 # numpy's dtype for the bits, and torch's meaning of them
@@ -37,53 +39,61 @@ def open_device(name: str) -> torch.device:
 
 
 class TorchFactor:
-    """`Factor` by products with the triangles and their inverses."""
+    """`Factor` by products with the triangles' inverses."""
 
     def __init__(self, triangles: list[Tensor]) -> None:
         self.size = len(triangles[0])
-        self.log2_volume = math.fsum(math.fsum(torch.log2(triangle.diagonal()).tolist()) for triangle in triangles)
         self._triangles = triangles
         identity = torch.eye(self.size, dtype=torch.float64, device=triangles[0].device)
         self._inverses = [torch.linalg.solve_triangular(triangle, identity, upper=False) for triangle in triangles]
 
-    def square(self, x: FloatArray) -> FloatArray:
-        vector = self._take(x)
-        for triangle in self._triangles:
-            vector = triangle.T @ vector
-        for triangle in reversed(self._triangles):
-            vector = triangle @ vector
-        return _to_numpy(vector)
+    @cached_property
+    def log2_volume(self) -> float:
+        diagonals = torch.stack([triangle.diagonal() for triangle in self._triangles])
+        return math.fsum(math.fsum(np.log2(diagonal)) for diagonal in _to_numpy(diagonals))
 
-    def solve(self, x: FloatArray, *, transposed: bool = False) -> FloatArray:
-        vector = self._take(x)
+    def solve(self, x: Tensor, *, transposed: bool = False) -> Tensor:
         for inverse in reversed(self._inverses) if transposed else self._inverses:
-            vector = (inverse.T if transposed else inverse) @ vector
-        return _to_numpy(vector)
-
-    def _take(self, x: FloatArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(x)).to(self._triangles[0].device)
+            x = (inverse.T if transposed else inverse) @ x
+        return x
 
 
 class TorchAlgebra:
-    """`Algebra` on one device."""
+    """`Algebra` on one device. Whatever waits for the device goes through `_to_numpy`."""
 
     block_numbers = 1 << 26
+    # 512 MiB in bfloat16
+    kept_numbers = 1 << 28
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._staging = Staging(device)
 
-    def block(self, matrix: Matrix, start: int, stop: int, *, exponent: int) -> Tensor:
+    def vector(self, values: FloatArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+    def empty(self, rows: int, size: int) -> Tensor:
+        return torch.empty(rows, size, dtype=torch.float64, device=self.device)
+
+    def to_numpy(self, array: Tensor) -> FloatArray:
+        return _to_numpy(array)
+
+    def fetch(self, matrix: Matrix, start: int, stop: int) -> Tensor:
         stored, dtype = matrix.stored_block(start, stop)
         bits, kind = _STORED[dtype]
         # a view of read-only or strided memory would not do; a transposed array stays so on the way
         is_transposed = stored.flags.f_contiguous and not stored.flags.c_contiguous
         flat = np.ascontiguousarray(stored.T if is_transposed else stored).view(bits)
-        block = torch.from_numpy(flat).view(kind).to(self.device).double()
-        block = block.T if is_transposed else block
-        return torch.ldexp(block, torch.tensor(-exponent, device=self.device)) if exponent else block
+        block = self._staging.bring(torch.from_numpy(flat)).view(kind)
+        return block.T if is_transposed else block
+
+    def block(self, fetched: Tensor, *, exponent: int) -> Tensor:
+        block = fetched.double()
+        # in two steps, as 2^−exponent itself may be beyond float64
+        return block * 2.0 ** (-exponent // 2) * 2.0 ** (-exponent - -exponent // 2) if exponent else block
 
     def peak(self, block: Tensor) -> float:
-        return float(block.abs().max())
+        return float(_to_numpy(block.abs().max()))
 
     def zeros(self, size: int) -> Tensor:
         return torch.zeros(size, size, dtype=torch.float64, device=self.device)
@@ -95,14 +105,19 @@ class TorchAlgebra:
         return np.asfortranarray(_to_numpy(gram))
 
     def from_host(self, gram: FloatArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(gram)).to(self.device)
+        # `times` needs the other triangle too
+        lower = torch.from_numpy(np.ascontiguousarray(gram)).to(self.device).tril()
+        return lower + lower.tril(-1).T
+
+    def times(self, gram: Tensor, vector: Tensor) -> Tensor:
+        return gram @ vector
 
     def diagonal(self, square: Tensor) -> FloatArray:
         return _to_numpy(square.diagonal().clone())
 
     def cholesky(self, gram: Tensor) -> Tensor | None:
         triangle, failed_at = torch.linalg.cholesky_ex(gram)
-        return None if int(failed_at) else triangle
+        return None if _to_numpy(failed_at) else triangle
 
     def factor(self, triangles: list[Tensor]) -> TorchFactor:
         return TorchFactor(triangles)
@@ -110,12 +125,6 @@ class TorchAlgebra:
     def solve_block(self, triangle: Tensor, block: Tensor) -> Tensor:
         solved: Tensor = torch.linalg.solve_triangular(triangle, block, upper=False)
         return solved
-
-    def weigh(self, block: Tensor, vector: FloatArray) -> FloatArray:
-        return _to_numpy(block.T @ torch.from_numpy(np.ascontiguousarray(vector)).to(self.device))
-
-    def weigh_twice(self, block: Tensor, vector: FloatArray) -> FloatArray:
-        return _to_numpy(block @ (block.T @ torch.from_numpy(np.ascontiguousarray(vector)).to(self.device)))
 
     def triangularise(self, blocks: Iterable[Tensor], size: int) -> Tensor:
         upper = self.zeros(size)
@@ -134,5 +143,6 @@ class TorchAlgebra:
 
 
 def _to_numpy(tensor: Tensor) -> FloatArray:
+    """The same on the host: this waits for the device."""
     values: FloatArray = tensor.cpu().numpy()
     return values

@@ -5,48 +5,83 @@ B batch · M mel channels · T frames · L label tokens
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.speech.feature_cache import CachedClip, from_bits
 from kappaspeech.speech.samples import BadSampleError
 
 AUDIO_MARK = "{audio}"
-# The fastest speakers take ten words a second; where a tokenizer knows a script by its bytes alone, a word may take ten tokens.
+# The fastest speakers take ten words a second; if a tokenizer knows a script by its bytes alone, a word may take ten tokens.
 _MOST_TOKENS_PER_SECOND = 100
 _MOST_TOKENS = 100
 
 
 @dataclass(frozen=True)
 class SpeechPrompt:
-    """Token ids before and after the audio, int64: what the chat template puts around a user's recording."""
+    """Token ids before and after the audio, int64: what the chat template puts around a user's recording.
+
+    `others` are the prompts of data sets with an instruction of their own, by that instruction.
+    """
 
     prefix_ids: Tensor
     suffix_ids: Tensor
+    others: Mapping[str, SpeechPrompt] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
         return self.prefix_ids.numel() + self.suffix_ids.numel()
 
-    def to_json(self) -> dict[str, list[int]]:
-        """For a run's folder: what a template renders may depend on the day, and a run keeps its prompt."""
-        return {"prefix_ids": self.prefix_ids.tolist(), "suffix_ids": self.suffix_ids.tolist()}
+    def of(self, instruction: str | None) -> SpeechPrompt:
+        """The prompt of an instruction; None is that of all data sets without one of their own."""
+        return self if instruction is None else self.others[instruction]
+
+    def only(self, sets: Iterable[DatasetConfig]) -> SpeechPrompt:
+        """This prompt, of `others` with those alone that these data sets have."""
+        wanted = {item.instruction for item in sets}
+        return replace(self, others={text: prompt for text, prompt in self.others.items() if text in wanted})
+
+    def most_tokens(self, sets: Iterable[DatasetConfig]) -> int:
+        """The tokens of the longest prompt of these data sets."""
+        return max(self.of(item.instruction).num_tokens for item in sets)
+
+    def around(self, instructions: Sequence[str | None]) -> tuple[Tensor, Tensor]:
+        """The ids before and after the audio of a batch's rows: (P,) and (Q,) if no row has an instruction of its own, else
+        (B, P) and (B, Q), right-padded with `IGNORED_LABEL`."""
+        if all(instruction is None for instruction in instructions):
+            return self.prefix_ids, self.suffix_ids
+        prompts = [self.of(instruction) for instruction in instructions]
+        before, after = [prompt.prefix_ids for prompt in prompts], [prompt.suffix_ids for prompt in prompts]
+        prefixes, suffixes = (pad_sequence(rows, batch_first=True, padding_value=IGNORED_LABEL) for rows in (before, after))
+        return prefixes, suffixes
+
+    def to_json(self) -> dict[str, Any]:
+        """The prompt as JSON for a run's folder: what a template renders may depend on the day, and a run keeps its prompt."""
+        others = {text: prompt.to_json() for text, prompt in sorted(self.others.items())}
+        own = {"prefix_ids": self.prefix_ids.tolist(), "suffix_ids": self.suffix_ids.tolist()}
+        return {**own, "others": others} if others else own
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> SpeechPrompt:
         """Read what `to_json` returned. Raises `InputError`."""
         parts = [content.get(name) if isinstance(content, Mapping) else None for name in ("prefix_ids", "suffix_ids")]
-        if not all(isinstance(ids, list) and all(type(index) is int and index >= 0 for index in ids) for ids in parts):
+        others = content.get("others", {}) if isinstance(content, Mapping) else None
+        if not isinstance(others, Mapping) or not all(
+            isinstance(ids, list) and all(type(index) is int and index >= 0 for index in ids) for ids in parts
+        ):
             raise InputError(f"A recorded prompt is {str(content)[:80]}, which are no token ids. Train or export again.")
-        return SpeechPrompt(*(torch.tensor(ids, dtype=torch.long) for ids in parts))
+        prefix_ids, suffix_ids = (torch.tensor(ids, dtype=torch.long) for ids in parts)
+        return SpeechPrompt(prefix_ids, suffix_ids, {text: SpeechPrompt.from_json(other) for text, other in others.items()})
 
 
 @dataclass(frozen=True)
@@ -61,7 +96,8 @@ class CacheTarget:
 class Features:
     """One sample as the model sees it: `log_mel` (M, frames) and the transcript's token ids with EOS at their end.
 
-    Of a clip in the feature cache, `cached` takes the place of the spectrogram; `to_cache` is one to be put there.
+    Of a clip in the feature cache, `cached` takes the place of the spectrogram; `to_cache` is one to be put there. `instruction`
+    is its data set's own, if that has one.
     """
 
     key: str
@@ -70,6 +106,7 @@ class Features:
     label_ids: tuple[int, ...]
     cached: CachedClip | None = None
     to_cache: CacheTarget | None = None
+    instruction: str | None = None
 
     @property
     def num_frames(self) -> int:
@@ -92,18 +129,21 @@ class SpeechBatch:
     languages: tuple[str, ...]
     states: tuple[Tensor | None, ...] = ()
     to_cache: tuple[CacheTarget | None, ...] = ()
+    instructions: tuple[str | None, ...] = ()
 
     @property
     def num_target_tokens(self) -> int:
         return int((self.label_ids != IGNORED_LABEL).sum())
 
 
-def make_prompt(tokenizer: Any, instruction: str, *, chat: bool = True, as_before: bool = False) -> SpeechPrompt:
+def make_prompt(
+    tokenizer: Any, instruction: str, *, others: Iterable[str] = (), chat: bool = True, as_before: bool = False
+) -> SpeechPrompt:
     """The chat template's tokens around `instruction`, whose `AUDIO_MARK` says where the audio is put; else it comes first.
 
-    Without `chat`, or without a template, `instruction` is plain text, and begins as the tokenizer begins texts: with BOS
-    where it has one. `as_before` is what versions made that began no text with it, for their runs. Raises `CheckpointError` for
-    a template that can't render it.
+    `others` are instructions of single data sets. Without `chat`, or without a template, `instruction` is plain text, and begins
+    as the tokenizer begins texts: with BOS if it has one. `as_before` is what versions made that began no text with it, for
+    their runs. Raises `CheckpointError` for a template that can't render it.
     """
     user = instruction if AUDIO_MARK in instruction else AUDIO_MARK + instruction
     start: list[int] = []
@@ -117,14 +157,15 @@ def make_prompt(tokenizer: Any, instruction: str, *, chat: bool = True, as_befor
     prefix = [*start, *prefix]
     if not prefix and tokenizer.bos_token_id is not None:
         prefix = [tokenizer.bos_token_id]
-    return SpeechPrompt(*(torch.tensor(ids, dtype=torch.long) for ids in (prefix, suffix)))
+    prefix_ids, suffix_ids = (torch.tensor(ids, dtype=torch.long) for ids in (prefix, suffix))
+    return SpeechPrompt(prefix_ids, suffix_ids, {text: make_prompt(tokenizer, text, chat=chat) for text in others})
 
 
 def _render(tokenizer: Any, user: str) -> str:
     """The chat template around a user's turn.
 
-    An empty system turn is given, as some templates put a long default into one that is left out; and none where a template has
-    no such turn.
+    An empty system turn is given, as some templates put a long default into one that is left out; and none if a template has no
+    such turn.
     """
     from jinja2 import TemplateError
 
@@ -154,7 +195,7 @@ def _text_start(tokenizer: Any) -> list[int]:
 
 
 def label_ids(tokenizer: Any, transcript: str, *, seconds: float | None = None) -> tuple[int, ...]:
-    """The transcript's token ids and EOS, which is a target like any other, also where it serves as padding.
+    """The transcript's token ids and EOS, which is a target like any other, also if it serves as padding.
 
     What looks like a special token in a transcript is text. Raises `BadSampleError` for more tokens than anybody says in so many
     seconds: such a sample would take the memory of hundreds, and is no transcript.
@@ -188,6 +229,7 @@ def collate(features: Sequence[Features | None], *, num_mels: int, keys: Sequenc
         languages=tuple("" if item is None else item.language for item in features),
         states=tuple(None if item is None or item.cached is None else from_bits(item.cached.states_SE) for item in features),
         to_cache=tuple(None if item is None else item.to_cache for item in features),
+        instructions=tuple(None if item is None else item.instruction for item in features),
     )
 
 

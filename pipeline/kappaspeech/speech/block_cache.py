@@ -65,18 +65,6 @@ class CachedSource:
     def begin(self, offset: int, size: int) -> Future[bytes]:
         return self._source.begin(offset, size)
 
-    def read_near(self, offset: int, size: int) -> bytes | None:
-        self._check_end(offset + size)
-        if not self._version:
-            return None
-        parts: list[bytes] = []
-        for number, begin, end in _split(offset, size):
-            part = self._near_part(number, begin, end)
-            if part is None:
-                return None
-            parts.append(part)
-        return b"".join(parts)
-
     def expect(self, offset: int, size: int) -> bool:
         self._check_end(offset + size)
         if not self._version:

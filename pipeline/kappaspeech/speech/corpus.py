@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from kappaspeech.config.data_config import DatasetConfig, ReadConfig
 from kappaspeech.errors import DataError
+from kappaspeech.redaction import redact
 from kappaspeech.speech.feature_cache import entry_name
 from kappaspeech.speech.normalisers import TextNormalization, normaliser_of
 from kappaspeech.speech.sample_reader import SampleRef
@@ -25,17 +27,37 @@ from kappaspeech.speech.table import MERGED_SUFFIX, SampleTable, read_merged
 @dataclass(frozen=True)
 class SpeechDataset:
     """Shards (path, URL, glob, brace list, or a merged index), with their share of the mixture. `language` keeps samples of
-    that one alone; `text_normalization` says how transcripts are written."""
+    that one alone; `text_normalization` says how transcripts are written, `instruction` what is asked of the LLM, if not the
+    run's, and `name` what the set is called beside others."""
 
     shards: str
     language: str | None = None
     weight: float = 1.0
     text_normalization: TextNormalization = "none"
+    instruction: str | None = None
+    name: str = ""
 
 
 def make_datasets(items: Sequence[DatasetConfig]) -> list[SpeechDataset]:
     """Make the data sets of a configuration's `data.train` or `data.test`."""
-    return [SpeechDataset(item.shards, item.language, item.weight, item.text_normalization) for item in items]
+    return [
+        SpeechDataset(item.shards, item.language, item.weight, item.text_normalization, item.instruction, name)
+        for item, name in zip(items, name_sets(items), strict=True)
+    ]
+
+
+def name_sets(items: Sequence[DatasetConfig]) -> list[str]:
+    """The names of data sets beside each other: their own, or their shards, without secrets, with the language or a number if
+    several sets would have the same. Empty if there is one set, also of several parts."""
+    names: list[str] = []
+    for item in items:
+        name = item.name or redact(item.shards)
+        if item.name is None and item.language and sum(other.shards == item.shards for other in items) > 1:
+            name = f"{name} ({item.language})"
+        if item.name is None and name in names:
+            name = next(numbered for number in itertools.count(2) if (numbered := f"{name} [{number}]") not in names)
+        names.append(name)
+    return names if len(set(names)) > 1 else [""] * len(names)
 
 
 def make_read_options(config: ReadConfig) -> ReadOptions:
@@ -111,14 +133,15 @@ class Corpus:
         entry, normalization = self.table.entry(row), self.dataset.text_normalization
         written = normalization if normalization == "none" else f"{normalization}: {normaliser_of(entry.language)}"
         name = entry_name(entry, stamp, written) if self._named else None
-        return SampleRef(where, entry, normalization, counter, name, stamp.digest)
+        dataset = self.dataset
+        return SampleRef(where, entry, normalization, counter, name, stamp.digest, dataset.instruction, dataset.name)
 
     def entry(self, index: int) -> SampleEntry:
         """One sample, as its index lists it."""
         return self.table.entry(self.row(index))
 
     def lengths(self, *, longest_factor: float = 1.0) -> DatasetLengths:
-        """The lengths that the schedule needs, where samples may become `longest_factor` times longer."""
+        """The lengths that the schedule needs. Samples may become `longest_factor` times longer."""
         seconds, ends = self.table.seconds, self.table.columns["shard_end"]
         if self._rows is not None:
             seconds, ends = seconds[self._rows], np.searchsorted(self._rows, ends)

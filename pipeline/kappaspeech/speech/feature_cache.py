@@ -68,7 +68,7 @@ def entry_name(entry: SampleEntry, stamp: ShardStamp, normalization: str) -> str
 
 
 class FeatureCache:
-    """Never grows past its limit: when it is full, nothing more is kept.
+    """A cache that never grows past its limit: when it is full, nothing more is kept.
 
     An epoch comes back to every clip in another order, so to put one clip in another's place would only lose both. What other
     namespaces left goes first, the oldest before the newer. Raises `DataError` if its folder is a user's.

@@ -66,14 +66,14 @@ def _usable(ref: SampleRef, sample: AudioSample | BadSampleError) -> AudioSample
     return sample
 
 
-def read_clips(refs: Sequence[SampleRef], *, max_bytes: int, read: ReadOptions | None = None) -> dict[str, bytes]:
-    """Encoded audio by key, as it lies in the shards, of as many of `refs` in their order as `max_bytes` allow."""
+def read_clips(refs: Sequence[SampleRef], *, max_bytes: int, read: ReadOptions | None = None) -> dict[tuple[str, str], bytes]:
+    """Encoded audio by data set and key, as it lies in the shards, of as many of `refs` in their order as `max_bytes` allow."""
     reader = SampleReader(read or ReadOptions())
-    clips: dict[str, bytes] = {}
+    clips: dict[tuple[str, str], bytes] = {}
     left = max_bytes
     for ref in refs:
         left -= ref.entry.audio_bytes
         if left < 0:
             break
-        clips[ref.entry.key] = reader.source(ref).read(ref.entry.audio_offset, ref.entry.audio_bytes)
+        clips[ref.dataset, ref.entry.key] = reader.source(ref).read(ref.entry.audio_offset, ref.entry.audio_bytes)
     return clips

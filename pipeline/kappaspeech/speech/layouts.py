@@ -1,7 +1,7 @@
 """Speech corpora as they are published, as one list of recordings.
 
 Known are folders with transcripts.tsv, LibriSpeech, Common Voice, Multilingual LibriSpeech, VoxPopuli, NeMo's manifests (and
-any JSON lines with their keys), and Hugging Face datasets saved to disk.
+any JSON lines with their keys) and tarred data sets, Lhotse Shar, and Hugging Face datasets saved to disk or as Parquet.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from kappaspeech.errors import DataError
 from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.manifests import is_manifest, read_manifest
+from kappaspeech.speech.nemo_tars import is_nemo_tars, read_nemo_tars
+from kappaspeech.speech.parquet_files import is_parquet, read_parquet
 from kappaspeech.speech.published import (
     is_common_voice,
     is_librispeech,
@@ -27,6 +29,7 @@ from kappaspeech.speech.published import (
 from kappaspeech.speech.recordings import Reader, Recording, Request, make_key
 from kappaspeech.speech.regular_files import is_regular
 from kappaspeech.speech.saved_datasets import is_dataset, read_dataset
+from kappaspeech.speech.shar import is_shar, read_shar
 from kappaspeech.speech.splits import choose_splits, is_split
 from kappaspeech.speech.tar_members import escape_name
 from kappaspeech.speech.text_files import read_lines
@@ -41,12 +44,14 @@ def find_recordings(
     language: str | None = None,
     split: str | None = None,
     keeps_faults: bool = False,
+    text_column: str | None = None,
 ) -> list[Recording]:
     """All recordings of a corpus in a stable order; `layout` names one of `LAYOUTS`, else it is recognised by the files.
 
-    `split` names one of the corpus's own, as does the path of a split's table; without it what is held out isn't taken where
+    `split` names one of the corpus's own, as does the path of a split's table; without it what is held out isn't taken if
     there is something to train on. With `keeps_faults` recordings that the corpus lists and that can't be used are kept, to be
-    left out by name. Raises `DataError` if nothing is recognised, a list can't be understood, or a language isn't known.
+    left out by name. `text_column` is where a layout that has columns keeps its text, if not under a usual name. Raises
+    `DataError` if nothing is recognised, a list can't be understood, or a language isn't known.
     """
     if source.suffix == ".tsv" and source.is_file() and (is_common_voice(source.parent) or is_voxpopuli(source.parent)):
         source, split = source.parent, source.stem.removeprefix("asr_")
@@ -60,7 +65,10 @@ def find_recordings(
             )
     if layout not in LAYOUTS:
         raise DataError(f"There is no layout {layout!r}. There are: {', '.join(LAYOUTS)}.")
-    request = Request(normalise_language(language, where="--language") if language else None, split, keeps_faults)
+    if text_column is not None and layout not in _WITH_COLUMNS:
+        raise DataError(f"{source}, read as {layout}, has no columns to choose from: leave out --text-column.")
+    short = normalise_language(language, where="--language") if language else None
+    request = Request(short, split, keeps_faults, text_column)
     corpus = f"{escape_name(str(source.resolve()))}{f' [{split}]' if split else ''}"
     try:
         recordings = [replace(recording, corpus=corpus) for recording in LAYOUTS[layout][1](source, request)]
@@ -97,7 +105,7 @@ def _split_folders(source: Path) -> dict[str, Path]:
 
 
 def _read_transcripts(source: Path, request: Request) -> Iterator[Recording]:
-    """In the folder itself, in one a language below it, or so in one a split."""
+    """Read the transcripts.tsv of the folder itself, of a folder per language below it, or of such folders per split."""
     splits = _split_folders(source)
     if _holds_transcripts(source) and (request.split is None or not splits):
         choose_splits(source, [source.resolve().name], request.split)
@@ -131,11 +139,15 @@ def _read_folder(folder: Path, language: str, request: Request) -> Iterator[Reco
 
 # how a corpus is known and read, by name, the surest signs first; the help of `kappaspeech pack` lists them
 LAYOUTS: dict[str, tuple[Callable[[Path], bool], Reader]] = {
+    "nemo-tars": (is_nemo_tars, read_nemo_tars),
     "manifest": (is_manifest, read_manifest),
     "transcripts": (_is_transcripts, _read_transcripts),
     "dataset": (is_dataset, read_dataset),
+    "shar": (is_shar, read_shar),
     "mls": (is_mls, read_mls),
     "voxpopuli": (is_voxpopuli, read_voxpopuli),
     "commonvoice": (is_common_voice, read_common_voice),
     "librispeech": (is_librispeech, read_librispeech),
+    "parquet": (is_parquet, read_parquet),
 }
+_WITH_COLUMNS = ("nemo-tars", "manifest", "dataset", "parquet")

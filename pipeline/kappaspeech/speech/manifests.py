@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 from kappaspeech.errors import DataError
 from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.recordings import LONGEST_SECONDS, Recording, Request, make_key
-from kappaspeech.speech.text_files import LANGUAGE_KEYS, TEXT_KEYS, check_unicode, find_text, parse_object, read_lines
+from kappaspeech.speech.text_files import LANGUAGE_KEYS, check_unicode, find_text, parse_object, read_lines
 
 _AUDIO_KEYS = ("audio_filepath", "audio", "path", "wav")
 _SHOWN_LETTERS = 80
+
+Place = Callable[[Recording, str, dict[str, Any]], Recording | None]
 
 
 def is_manifest(source: Path) -> bool:
@@ -22,12 +24,18 @@ def is_manifest(source: Path) -> bool:
 
 
 def read_manifest(source: Path, request: Request) -> Iterator[Recording]:
-    """A line {audio_filepath, text, duration, offset, lang} each; paths count from the manifest (NVIDIA NeMo).
+    """Read lines {audio_filepath, text, duration, offset, lang}; paths count from the manifest (NVIDIA NeMo).
 
     With an offset, null or 0 included, `duration` is how much is packed; without one it is how long the file must be.
     """
     if request.split is not None:
         raise DataError(f"{source} is a manifest, which has no splits: make one of {request.split!r} and leave out --split.")
+    yield from read_entries(source, request, lambda recording, _audio, _entry: recording)
+
+
+def read_entries(source: Path, request: Request, place: Place, *, tag: str = "") -> Iterator[Recording]:
+    """Read a manifest's lines. `place` takes a recording, the name of its audio and its entry, says where it lies if not at that
+    path, and gives None for one to leave out. A `tag` begins the keys' names."""
     for number, line in enumerate(read_lines(source), start=1):
         if not line.strip():
             continue
@@ -35,12 +43,13 @@ def read_manifest(source: Path, request: Request) -> Iterator[Recording]:
         try:
             entry = parse_object(line)
             audio = next(entry[name] for name in _AUDIO_KEYS if entry.get(name))
-            if not isinstance(audio, str) or not any(name in entry for name in TEXT_KEYS):
+            if not isinstance(audio, str) or not any(name in entry for name in request.text_keys):
                 raise ValueError("no path or no text")
             check_unicode(audio)
         except (ValueError, StopIteration) as error:
             found = repr(line[:_SHOWN_LETTERS])
-            raise DataError(f"{where}: wanted is audio_filepath and text; found {found}.{_tell_array(line)}") from error
+            text_key = request.text_column or "text"
+            raise DataError(f"{where}: wanted is audio_filepath and {text_key}; found {found}.{_tell_array(line)}") from error
         named = next((entry[name] for name in LANGUAGE_KEYS if entry.get(name)), None)
         if request.language is None and named is None:
             raise DataError(f"{where} names no language; give one with --language.")
@@ -48,7 +57,7 @@ def read_manifest(source: Path, request: Request) -> Iterator[Recording]:
         begin, seconds = _number(entry, "offset", where), _number(entry, "duration", where)
         is_segment = "offset" in entry
         recording = Recording(
-            make_key(language, f"{number:08d}-{Path(audio).stem}"),
+            make_key(language, f"{tag}{number:08d}-{Path(audio).stem}"),
             source.parent / audio,
             "",
             language,
@@ -56,8 +65,13 @@ def read_manifest(source: Path, request: Request) -> Iterator[Recording]:
             (seconds or None) if is_segment else None,
             listed_seconds=None if is_segment else seconds or None,
         )
+        placed = place(recording, audio, entry)
+        if placed is None or placed.fault is not None:
+            yield from () if placed is None else (placed,)
+            continue
+        recording = placed
         try:
-            text = find_text(entry, TEXT_KEYS)
+            text = find_text(entry, request.text_keys)
         except ValueError as error:
             yield request.judge(recording, ("text", str(error)), f"{where}: the text can't be used: {error}.")
         else:

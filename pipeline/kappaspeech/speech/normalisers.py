@@ -39,7 +39,7 @@ def normaliser_of(language: str) -> str:
 
 
 def normalise_text(text: str, language: str, normalization: TextNormalization) -> str:
-    """The transcript as it is, or as the normaliser of its language writes it: Whisper's own where it leaves words whole."""
+    """The transcript as it is, or as the normaliser of its language writes it: Whisper's own if it leaves words whole."""
     if normalization == "none":
         return text
     name = normaliser_of(language)

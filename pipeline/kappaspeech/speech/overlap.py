@@ -62,9 +62,10 @@ class Overlap:
 def find_overlap(
     train: Sequence[Corpus], test: Sequence[Corpus], read: ReadOptions | None = None, *, most_texts: int | None = None
 ) -> Overlap:
-    """Compare audio by the indices, and byte by byte where those agree, and transcripts by their words, of a part spread evenly
+    """Compare audio by the indices, and byte by byte if those agree, and transcripts by their words, of a part spread evenly
     over larger data, of `most_texts` at most. A text that can't be read is nobody's overlap. Raises `DataError` for shards that
-    have changed."""
+    have changed.
+    """
     open_shard: _Opener = lru_cache(maxsize=_MOST_OPEN)(lambda where: open_source(where, read or ReadOptions()))
     recordings = _find_recordings(train, test, open_shard)
     said = list(_read_words(test, open_shard, most_texts))

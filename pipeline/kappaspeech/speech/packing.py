@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import random
@@ -98,11 +99,11 @@ def pack(
 ) -> PackReport:
     """Write `recordings` as `output`/LANGUAGE-NNNNNN.tar of `shard_size` samples, shuffled once under `seed`, with indices.
 
-    With a `prefix`, which also begins keys, shards of several corpora lie in one folder. Shards that an earlier, interrupted call
-    finished are kept, and those of the same corpus that no longer belong to it are removed. Raises `DataError` before anything
-    is written where another corpus's shards would be replaced; and, naming recordings that can't be decoded, unless `skip_bad`
-    leaves them out; complete shards stay either way. One longer than `max_seconds` counts as such. What was packed into
-    `output` and left out, by this call and others, is also written to `output`/report.json.
+    With a `prefix`, which also begins keys, shards of several corpora lie in one folder. Shards that an earlier, interrupted
+    call finished are kept, and those of the same corpus that no longer belong to it are removed. Raises `DataError` before
+    anything is written if another corpus's shards would be replaced; and, naming recordings that can't be decoded, unless
+    `skip_bad` leaves them out; complete shards stay either way. One longer than `max_seconds` counts as such. What was packed
+    into `output` and left out, by this call and others, is also written to `output`/report.json.
     """
     if prefix is not None:
         recordings = [replace(recording, key=f"{prefix}/{recording.key}") for recording in recordings]
@@ -142,10 +143,17 @@ def _plan(
     for language in sorted({recording.language for recording in recordings}):
         name = "-".join(filter(None, (prefix, normalise_language(language))))
         chosen = [recording for recording in recordings if recording.language == language]
-        random.Random(seed).shuffle(chosen)
+        # what is read together stays together
+        blocks = [list(block) for _, block in itertools.groupby(chosen, key=_block_of)]
+        random.Random(seed).shuffle(blocks)
+        chosen = list(itertools.chain.from_iterable(blocks))
         for number, start in enumerate(range(0, len(chosen), shard_size)):
             planned.append((output / f"{name}-{number:06d}.tar", chosen[start : start + shard_size]))
     return planned
+
+
+def _block_of(recording: Recording) -> tuple[Path, int] | str:
+    return recording.key if recording.block is None else (recording.path, recording.block)
 
 
 def _pack_shard(

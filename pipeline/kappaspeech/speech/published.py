@@ -24,7 +24,7 @@ def is_librispeech(source: Path) -> bool:
 
 
 def read_librispeech(source: Path, request: Request) -> Iterator[Recording]:
-    """SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt with lines "ID TEXT", ID.flac beside it (openslr.org/12)."""
+    """Read SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt with lines "ID TEXT", ID.flac beside it (openslr.org/12)."""
     language = request.language or "en"
     listings: dict[str, list[Path]] = {}
     for listing in sorted(source.glob("**/*.trans.txt")):
@@ -49,7 +49,9 @@ def is_common_voice(source: Path) -> bool:
 
 
 def read_common_voice(source: Path, request: Request) -> Iterator[Recording]:
-    """clips/ beside SPLIT.tsv: columns path, sentence, locale. Unasked it is train.tsv: validated.tsv holds dev and test too."""
+    """Read clips/ beside SPLIT.tsv: columns path, sentence, locale. Unasked it is train.tsv: validated.tsv holds dev and test
+    too.
+    """
     listing = _choose_table(source, request.split)
     for number, row in read_table(listing):
         if "path" not in row or "sentence" not in row:
@@ -90,8 +92,9 @@ def _is_mls_split(folder: Path) -> bool:
 
 
 def read_mls(source: Path, request: Request) -> Iterator[Recording]:
-    """transcripts.txt with lines "SPEAKER_BOOK_NUMBER, tab, text", audio/SPEAKER/BOOK/ID.flac or .opus (openslr.org/94); of one
-    split, or of the folder that holds all."""
+    """Read transcripts.txt with lines "SPEAKER_BOOK_NUMBER, tab, text", audio/SPEAKER/BOOK/ID.flac or .opus (openslr.org/94); of
+    one split, or of the folder that holds all.
+    """
     named = re.findall(r"mls_([a-z]+)", str(source.resolve()))
     language = request.language or (normalise_language(named[-1], where=str(source)) if named else None)
     if language is None:
@@ -120,7 +123,9 @@ def is_voxpopuli(source: Path) -> bool:
 
 
 def read_voxpopuli(source: Path, request: Request) -> Iterator[Recording]:
-    """asr_SPLIT.tsv with columns id, raw_text, normalized_text; YEAR/ID.ogg below it (github.com/facebookresearch/voxpopuli)."""
+    """Read asr_SPLIT.tsv with columns id, raw_text, normalized_text; YEAR/ID.ogg below it
+    (github.com/facebookresearch/voxpopuli).
+    """
     language = request.language or normalise_language(source.resolve().name, where=str(source))
     tables = {path.stem.removeprefix(_VOXPOPULI_PREFIX): path for path in sorted(source.glob(f"{_VOXPOPULI_PREFIX}*.tsv"))}
     for split in choose_splits(source, list(tables), request.split):

@@ -1,4 +1,4 @@
-"""Files behind a URL, through fsspec: ranged requests that are tried again where that may help, and never wait for ever.
+"""Files behind a URL, through fsspec: ranged requests that are tried again if that may help, and never wait for ever.
 
 Credentials come from where fsspec's file systems look for them (environment, profiles, instance roles); none is named here.
 """
@@ -25,7 +25,7 @@ T = TypeVar("T")
 _LEAST_BYTES_PER_SECOND = 50_000
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 20.0
-# How often a file is asked for its version where what is read of it doesn't say it.
+# How often a file is asked for its version if what is read of it doesn't say it.
 _VERSION_INTERVAL_SECONDS = 30.0
 # Requests in flight at once, of a process: servers answer in tens of milliseconds, and a connection each is kept open.
 _MOST_IN_FLIGHT = 64
@@ -118,7 +118,7 @@ class RemoteSource:
         return content
 
     async def _read_part(self, system: Any, begin: int, end: int) -> bytes:
-        """A server may send less than was asked for: the rest is asked for next."""
+        """Read a part of a range: a server may send less than was asked for, and the rest is asked for next."""
 
         async def get(system: Any) -> tuple[bytes, Description | None]:
             if self._is_web:
@@ -153,9 +153,6 @@ class RemoteSource:
             )
         elif self._seen.num_bytes is None:
             self._seen = now
-
-    def read_near(self, offset: int, size: int) -> bytes | None:  # noqa: ARG002 - nothing of it is on this machine
-        return None
 
     def expect(self, offset: int, size: int) -> bool:  # noqa: ARG002 - nothing of it is on this machine
         return False

@@ -28,7 +28,7 @@ BegunSample = list[Part]
 @dataclass(frozen=True)
 class SampleRef:
     """A sample to load: its shard, where in it, how its text is written, the counter of its random numbers, its name in the
-    feature cache, and a digest of the shard as it was indexed."""
+    feature cache, a digest of the shard as it was indexed, and its data set's own instruction and name."""
 
     where: str
     entry: SampleEntry
@@ -36,6 +36,8 @@ class SampleRef:
     counter: tuple[int, ...] = ()
     cache_name: str | None = None
     version: str = ""
+    instruction: str | None = None
+    dataset: str = ""
 
 
 class SampleReader:
@@ -117,4 +119,4 @@ def _parse(ref: SampleRef, ranges: Sequence[tuple[int, int]], parts: Sequence[by
     text = normalise_text(text, entry.language, ref.normalization)
     if not text:
         raise BadSampleError("empty text", entry.key)
-    return AudioSample(entry.key, waveform, text, entry.language)
+    return AudioSample(entry.key, waveform, text, entry.language, ref.instruction, ref.dataset)

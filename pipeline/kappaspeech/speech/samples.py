@@ -30,12 +30,15 @@ _PIECE_VALUES = 1 << 20
 
 @dataclass(frozen=True)
 class AudioSample:
-    """An utterance: `waveform` float32 [num_samples], mono, 16 kHz."""
+    """An utterance: `waveform` float32 [num_samples], mono, 16 kHz; the instruction that it is read with, if not the run's, and
+    the name of its data set, if there are several."""
 
     key: str
     waveform: NDArray[np.float32]
     transcript: str
     language: str
+    instruction: str | None = None
+    dataset: str = ""
 
 
 class BadSampleError(Exception):
@@ -49,9 +52,8 @@ class BadSampleError(Exception):
 def decode(content: bytes, *, expected_seconds: float | None = None, longest_seconds: float | None = None) -> NDArray[np.float32]:
     """Decode flac, wav, mp3, ogg or opus to mono float32 at 16 kHz; no more of it than is expected or wanted at the longest.
 
-    Channels are averaged, but where they cancel each other out (one is inverted) the loudest is taken. Raises
-    `BadSampleError` ("decode", "rate", "truncated", "length", "too long", "short", "silent", "scale") rather than give a
-    wrong waveform.
+    Channels are averaged, but if they cancel each other out (one is inverted) the loudest is taken. Raises `BadSampleError`
+    ("decode", "rate", "truncated", "length", "too long", "short", "silent", "scale") rather than give a wrong waveform.
     """
     import soxr
 

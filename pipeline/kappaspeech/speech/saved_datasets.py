@@ -12,7 +12,7 @@ from kappaspeech.speech.dataset_rows import audio_column, open_dataset
 from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.recordings import Recording, Request, make_key
 from kappaspeech.speech.splits import choose_splits
-from kappaspeech.speech.text_files import LANGUAGE_KEYS, TEXT_KEYS, find_text
+from kappaspeech.speech.text_files import LANGUAGE_KEYS, find_text
 
 
 def is_dataset(source: Path) -> bool:
@@ -39,10 +39,11 @@ def read_dataset(source: Path, request: Request) -> Iterator[Recording]:
 
 def _read_one(source: Path, request: Request, prefix: str) -> Iterator[Recording]:
     dataset = open_dataset(source)
-    text = next((name for name in TEXT_KEYS if name in dataset.column_names), None)
+    text = next((name for name in request.text_keys if name in dataset.column_names), None)
     named = next((name for name in LANGUAGE_KEYS if name in dataset.column_names), None)
     if text is None:
-        raise DataError(f"{source} has no column of text ({', '.join(TEXT_KEYS)}); it has {', '.join(dataset.column_names)}.")
+        wanted, there = ", ".join(request.text_keys), ", ".join(dataset.column_names)
+        raise DataError(f"{source} has no column of text ({wanted}); it has {there}. Name one of these with --text-column.")
     if request.language is None and named is None:
         raise DataError(f"{source} has no column that names the language; give it with --language.")
     audio_column(source)
@@ -59,6 +60,6 @@ def _read_one(source: Path, request: Request, prefix: str) -> Iterator[Recording
 
 
 def _names_of(dataset: Any, column: str) -> list[Any]:
-    """A column's values; the names where it holds classes by number."""
+    """A column's values; the names of classes if it holds their numbers."""
     feature = dataset.features[column]
     return [feature.int2str(value) for value in dataset[column]] if hasattr(feature, "int2str") else list(dataset[column])

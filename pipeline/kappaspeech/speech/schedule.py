@@ -49,7 +49,7 @@ class ClipTokens:
         return cls(prompt_tokens + 1, 1 / seconds_per_position + LABEL_TOKENS_PER_SECOND)
 
     def count(self, seconds: NDArray[Any]) -> NDArray[np.int64]:
-        """(N,) for clips of these lengths."""
+        """The tokens (N,) of clips of these lengths."""
         return self.per_clip + np.ceil(np.asarray(seconds, dtype=np.float64) * self.per_second).astype(np.int64)
 
 
@@ -108,7 +108,9 @@ class Schedule:
         self._orders: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def steps(self, first_step: int, *, hint: tuple[int, int] = (0, 0)) -> Iterator[tuple[tuple[int, int], list[MicroBatchPlan]]]:
-        """From `first_step` on: (hint, micro-batches). A hint (window, its first step) spares planning the windows before."""
+        """Yield (hint, micro-batches) of each step from `first_step` on. A hint (window, its first step) spares planning the
+        windows before.
+        """
         window, step = hint if hint[1] <= first_step else (0, 0)
         while True:
             plan = self._plan_window(window)
@@ -196,8 +198,8 @@ def deal_evenly(
 ) -> list[MicroBatchPlan]:
     """The clips of a step in micro-batches that go evenly among ranks, of about the same tokens each.
 
-    `seconds` are the lengths of each micro-batch's clips. Ranks take as many turns as before; neighbours in length stay together.
-    Where the micro-batches go evenly already, or a new one would pass the budget, they stay as they are.
+    `seconds` are the lengths of each micro-batch's clips. Ranks take as many turns as before; neighbours in length stay
+    together. If the micro-batches go evenly already, or a new one would pass the budget, they stay as they are.
     """
     wanted = -(-len(micro_batches) // world_size) * world_size
     if wanted == len(micro_batches):

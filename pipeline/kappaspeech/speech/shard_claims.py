@@ -84,7 +84,7 @@ def source_digest(part: Sequence[Recording], max_seconds: float | None) -> str:
         [
             *(r.key, r.transcript, r.begin_seconds, r.seconds, r.row),
             *((f.st_size, int(f.st_mtime)) if f else ()),
-            *filter(None, (r.listed_seconds, r.fault)),
+            *filter(None, (r.listed_seconds, r.fault, r.member and [r.member.offset, r.member.num_bytes])),
         ]
         for r, f in zip(part, files, strict=True)
     ]

@@ -109,7 +109,7 @@ def read_index(where: str, options: ReadOptions | None = None) -> ShardIndex:
 
 
 def _parse_entry(row: dict[str, Any], num_bytes: int) -> SampleEntry:
-    """A row of an index. `ValueError` where it isn't of the right types, or names bytes that the shard doesn't have."""
+    """A row of an index. Raises `ValueError` if it isn't of the right types, or names bytes that the shard doesn't have."""
     for name, kind in (("key", str), ("language", str), ("seconds", (int, float)), ("text_is_json", bool)):
         if not isinstance(row[name], kind):
             raise ValueError(f"{name} is {row[name]!r}")
@@ -259,7 +259,7 @@ def _describe(where: str, file: Any, key: str, parts: dict[str, tuple[int, int]]
 
 
 def _declared_seconds(details: dict[str, Any]) -> float:
-    """The json's duration, 0 where it has none that can be one."""
+    """The json's duration; 0 if it has none, or one that can't be one."""
     seconds = details.get("duration")
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         return 0.0
@@ -295,7 +295,7 @@ def _duration(where: str, key: str, content: bytes) -> float:
 
 
 def parse_transcript(content: bytes, *, is_json: bool) -> str:
-    """The transcript in a txt or json member. `ValueError` where there is none."""
+    """The transcript in a txt or json member. Raises `ValueError` if there is none."""
     if not is_json:
         return content.decode("utf-8-sig").strip()
     return find_text(parse_object(content), TEXT_KEYS).strip()

@@ -34,16 +34,13 @@ class Source(Protocol):
     where: str
 
     def num_bytes(self) -> int:
-        """Its size now. Raises `DataError` if it isn't there."""
+        """The file's size now. Raises `DataError` if it isn't there."""
 
     def stamp(self) -> str:
         """A file's modification time or ETag, which changes if the file is replaced; "" if neither is known."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly that range. Raises `DataError` if it can't be had, `EOFError` if the file ends before."""
-
-    def read_near(self, offset: int, size: int) -> bytes | None:
-        """The same where it lies on this machine's disk, else None, at once."""
 
     def expect(self, offset: int, size: int) -> bool:
         """Prepare to `read` that range soon. False where it has to be begun: nothing of it will be on this machine's disk.

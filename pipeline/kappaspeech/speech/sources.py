@@ -15,7 +15,7 @@ from kappaspeech.speech.source import ReadOptions, Source, is_remote
 def open_source(where: str, options: ReadOptions, *, version: str = "") -> Source:
     """A local file or a URL. Nothing is read yet.
 
-    `version` tells the content that is meant from another of the same name and size, where a server doesn't; without either,
+    `version` tells the content that is meant from another of the same name and size, if a server doesn't; without either,
     nothing is kept on local disk.
     """
     if not is_remote(where):
@@ -70,9 +70,6 @@ class LocalSource:
         if len(content) < size:
             raise EOFError(f"{self.where} ends before byte {offset + size}")
         return content
-
-    def read_near(self, offset: int, size: int) -> bytes | None:
-        return self.read(offset, size)
 
     def expect(self, offset: int, size: int) -> bool:  # noqa: ARG002 - all of it is here
         return True

@@ -18,8 +18,9 @@ def is_split(name: str) -> bool:
 
 
 def choose_splits(source: Path, available: Sequence[str], wanted: str | None) -> list[str]:
-    """Choose the `available` splits to read: the one that is `wanted` (train is also every train-…); else, where one is
-    for training, all but those that are held out; else all. Raises `DataError` if the one wanted isn't there."""
+    """Choose the `available` splits to read: the one that is `wanted` (train is also every train-…); else, if one is for
+    training, all but those that are held out; else all. Raises `DataError` if the one wanted isn't there.
+    """
     if wanted is None:
         trains = any(_first_word(name) == _TRAIN for name in available)
         return [name for name in available if not trains or _first_word(name) not in _HELD_OUT]

@@ -126,6 +126,7 @@ class SpeechStream:
         lengths = [corpus.lengths(longest_factor=augmentation.longest_factor) for corpus in self.corpora]
         self._schedule = Schedule(lengths, budget, seed=seed)
         self.num_samples = sum(corpus.num_samples for corpus in self.corpora)
+        instructions = [dataset.instruction for dataset in datasets]
         self.fingerprint = digest_json(
             {
                 "samples": [corpus.table.fingerprint for corpus in self.corpora],
@@ -135,6 +136,8 @@ class SpeechStream:
                 "budget": budget.to_json(),
                 "load": [max_seconds, self._options.over_long, asdict(augmentation)],
                 "seed": seed,
+                # runs of versions that knew none keep their fingerprints
+                **({"instructions": instructions} if any(text is not None for text in instructions) else {}),
             }
         )
 
@@ -225,4 +228,4 @@ class SpeechStream:
             return None
         wanted = item.cached is None and ref.cache_name is not None
         target = CacheTarget(ref.cache_name or "", item.transcript) if wanted else None
-        return Features(ref.entry.key, ref.entry.language, item.log_mel, ids, item.cached, target)
+        return Features(ref.entry.key, ref.entry.language, item.log_mel, ids, item.cached, target, ref.instruction)

@@ -31,7 +31,7 @@ _SCHEMA_VERSION = "1"
 _MAX_HEADER_BYTES = 1 << 30
 _COLUMNS: dict[str, np.dtype[Any]] = {
     "seconds": np.dtype("<f4"),
-    # two bytes each where there are more than 256
+    # two bytes each if there are more than 256
     "language": np.dtype("<u1"),
     "audio_offset": np.dtype("<i8"),
     "audio_bytes": np.dtype("<i8"),
@@ -61,7 +61,7 @@ class SampleTable:
 
     @cached_property
     def seconds(self) -> NDArray[np.float32]:
-        """The length of every sample, (N,); 0 where none is known."""
+        """The length of every sample, (N,); 0 for one that isn't known."""
         seconds = self.columns["seconds"]
         is_known = (seconds > 0) & (seconds <= LONGEST_SECONDS)
         return seconds if is_known.all() else np.where(is_known, seconds, np.float32(0))
@@ -130,7 +130,7 @@ class SampleTable:
 
 
 def write_merged(table: SampleTable, path: Path) -> None:
-    """Write a merged index. Local shards are named relative to it where they lie beside or below it."""
+    """Write a merged index. Local shards are named relative to it if they lie beside or below it."""
     from safetensors.numpy import save_file
 
     if path.suffix != MERGED_SUFFIX:
@@ -188,7 +188,7 @@ def _parse_stamp(stamp: dict[str, Any]) -> ShardStamp:
 
 
 def _check(table: SampleTable) -> None:
-    """`ValueError` where columns don't fit each other; what holds of single rows, `SampleTable.entry` checks."""
+    """Raise `ValueError` if columns don't fit each other; what holds of single rows, `SampleTable.entry` checks."""
     if not isinstance(table.known_fingerprint, str) or not all(isinstance(name, str) for name in table.languages):
         raise ValueError("its fingerprint and languages are no texts")
     columns = table.columns

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from kappaspeech.errors import DataError
+from kappaspeech.outside import open_regular
 
 HEADER_BYTES = 512
 # A name or a PAX header is a few hundred bytes.
@@ -55,6 +60,27 @@ def read_members(file: Any, num_bytes: int) -> Iterator[tuple[str, int, int]]:
             yield escape_name(name), start, size
         if place > num_bytes:
             raise ValueError(f"{escape_name(name)} ends at byte {place}, the file at {num_bytes}")
+
+
+def list_members(path: Path) -> dict[str, tuple[int, int]]:
+    """Offset and size of each regular file in a tar on disk, by its name. Raises `DataError`."""
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            return {name: (offset, size) for name, offset, size in read_members(file, num_bytes)}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read as a tar: {error}. Fetch it again.") from error
+
+
+def read_part(path: Path, offset: int, num_bytes: int) -> bytes:
+    """Bytes of a regular file. Raises `OSError`, also if it ends before them."""
+    descriptor = open_regular(path)
+    with os.fdopen(descriptor, "rb") as file:
+        file.seek(offset)
+        content = file.read(num_bytes)
+    if len(content) < num_bytes:
+        raise OSError(0, f"it ends at byte {offset + len(content)}, before {offset + num_bytes}")
+    return content
 
 
 def _size(name: str, size: int | str) -> int:

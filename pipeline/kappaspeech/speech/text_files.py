@@ -75,7 +75,7 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
 
 
 def find_text(fields: dict[str, Any], names: tuple[str, ...]) -> str:
-    """The first of the fields `names` that is a text. `ValueError` where there is none, or one that isn't Unicode."""
+    """The first of the fields `names` that is a text. Raises `ValueError` if there is none, or one that isn't Unicode."""
     present = [name for name in names if name in fields]
     name = next((name for name in present if isinstance(fields[name], str)), None)
     if name is None:

@@ -27,13 +27,13 @@ _CANCELLED = 0.5
 
 
 def mix(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(T, channels) → (T,): the mean, but where channels cancel each other out (one is inverted) the loudest."""
+    """(T, channels) → (T,): the mean, but if channels cancel each other out (one is inverted) the loudest."""
     num_channels = waveform.shape[1]
     if num_channels == 1:
         return waveform[:, 0]
     mono: NDArray[np.float32] = waveform.mean(axis=1, dtype=np.float32)
     powers = np.square(waveform).mean(axis=0, dtype=np.float64)
-    # channels that have nothing to do with each other leave 1/channels of their power; less is left where some cancel
+    # channels that have nothing to do with each other leave 1/channels of their power; less is left if some cancel
     if np.square(mono).mean(dtype=np.float64) < _CANCELLED * powers.mean() / num_channels:
         return np.ascontiguousarray(waveform[:, int(powers.argmax())])
     return mono

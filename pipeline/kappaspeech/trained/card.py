@@ -11,11 +11,13 @@ import yaml
 
 from kappaspeech.errors import InputError
 from kappaspeech.escaping import for_line
+from kappaspeech.evaluation.wer import by_set
 from kappaspeech.json_lines import read_lines
 from kappaspeech.model.hub_cache import find_cached
 from kappaspeech.outside import read_json_file
 from kappaspeech.redaction import redact
 from kappaspeech.runs.best import read_best
+from kappaspeech.runs.checkpoints import AVERAGE_FILE, find_weights
 from kappaspeech.runs.contents import (
     CHECKPOINTS_FOLDER,
     EVALUATION_FILE,
@@ -27,7 +29,7 @@ from kappaspeech.runs.contents import (
 )
 from kappaspeech.runs.records import is_evaluation, is_step
 from kappaspeech.selection.tensor_selection import TensorSelection
-from kappaspeech.trained.opening import Step, TrainedRun, open_run
+from kappaspeech.trained.opening import Step, TrainedRun, check_choice, open_run
 
 _TASK = "automatic-speech-recognition"
 _CODE = re.compile(r"[a-z]{2,3}")
@@ -44,6 +46,7 @@ def make_card(source: Path, *, name: str, step: Step = None, base: str | None = 
 
     Of a difference or another export, which hold no record of their run, it says so.
     """
+    check_choice(source, step=step, base=base)
     run = open_run(source, step=step) if (source / RECORD_FILE).exists() else None
     evaluation = None if run is None else _find_evaluation(run)
     llm = None if run is None else base or run.config.model.llm
@@ -98,6 +101,7 @@ def _describe(run: TrainedRun, evaluation: Mapping[str, Any] | None, llm: str) -
             "dtype": record.get("dtype", "a dtype that isn't recorded"),
             "num_trained": f"{record['num_trained_parameters']:,}" if "num_trained_parameters" in record else "unknown",
             "hours": f"{sum(hours.values()):.2f} hours of audio seen" if isinstance(hours, dict) else None,
+            "average_decay": config.training.ema_decay if find_weights(run.checkpoint).name == AVERAGE_FILE else None,
             "seed": config.seed,
             "commit": record.get("git_commit"),
             "config_digest": _code(str(record.get("config_digest"))),
@@ -118,7 +122,7 @@ def _describe(run: TrainedRun, evaluation: Mapping[str, Any] | None, llm: str) -
             for item in config.data.train
         ],
         "tested_on": ", ".join(_code(_shown(item.shards)) for item in config.data.test) or "a test set that isn't recorded",
-        "rates": [_rate(language, report) for language, report in _reports(evaluation).items()],
+        "rates": [_rate(language, report) for language, report in (*_reports(evaluation).items(), *_reports_by_set(evaluation))],
         "endings": _endings(evaluation),
         "chosen_by_wer": best is not None and step_of(best) == run.step,
         "texts": _texts(run, evaluation),
@@ -149,9 +153,14 @@ def _find_evaluation(run: TrainedRun) -> Mapping[str, Any] | None:
 
 
 def _reports(evaluation: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
-    """WER by language, where there was a word to measure it on."""
+    """WER of each language that had a word to measure it on."""
     languages = {} if evaluation is None else evaluation["wer"].get("languages", {})
     return {language: report for language, report in languages.items() if report["wer"] is not None}
+
+
+def _reports_by_set(evaluation: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any]]]:
+    reports = [] if evaluation is None else by_set(evaluation["wer"])
+    return [(name, report) for name, report in reports if report["wer"] is not None]
 
 
 def _rate(language: str, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class SpeechParts:
     adaptor: AdaptorShape
     encoder_dtype: str
     attention: str = "auto"
-    prompt: dict[str, list[int]] | None = None
+    prompt: dict[str, Any] | None = None
 
     @property
     def torch_dtype(self) -> torch.dtype:

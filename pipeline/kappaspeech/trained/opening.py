@@ -83,6 +83,19 @@ def parse_step(text: str | None) -> Step:
     return int(text)
 
 
+def check_choice(path: Path, *, step: Step = None, base: str | None = None) -> None:
+    """Raise `InputError` if a step is asked of an export, or a base of one that holds its whole LLM."""
+    if step is not None and not (path / RECORD_FILE).exists() and ((path / SPEECH_FILE).exists() or is_whole(path)):
+        raise InputError(f"--step chooses one of a run's checkpoints, and {path} is an export, which holds one. Leave it out.")
+    if base is not None and (is_whole(path) or _is_merged(path)):
+        raise InputError(f"--base is for a run or a difference, and {path} holds its whole LLM. Leave it out.")
+
+
+def _is_merged(path: Path) -> bool:
+    """Return whether `path` is an export of LLM and adaptor."""
+    return (path / SPEECH_FILE).exists() and (path / ADAPTOR_FILE).exists()
+
+
 def open_run(path: Path, *, step: Step = None) -> TrainedRun:
     """A run folder at its last checkpoint, that of `step`, or that of lowest WER. Raises `InputError` or `CheckpointError`."""
     folder = RunFolder(path)
@@ -109,6 +122,7 @@ def open_difference(path: Path, *, step: Step = None, base: str | None = None) -
 
     `base` names the base model if it isn't in its recorded place. Raises `InputError` if `path` is neither.
     """
+    check_choice(path, step=step)
     if (path / RECORD_FILE).exists():
         found = open_run(path, step=step).difference
     elif (path / SPEECH_FILE).exists() and (path / TRAINED_FILE).exists():
@@ -138,8 +152,10 @@ def open_transcriber(
     `base` names the base model of a run or difference if it isn't in its recorded place. `use` is the arithmetic, by default the
     one that this process finds fast. Raises `InputError` if `path` is none of these.
     """
+    check_choice(path, step=step, base=base)
     use = use or UseArithmetic.of(measure_rates(device))
-    model, encoder, tokenizer, prompt = load_whole(path, use) if is_whole(path) else _load_parts(path, use, step=step, base=base)
+    loaded = load_whole(path, use) if is_whole(path) else _load_parts(path, use, step=step, base=base)
+    model, encoder, tokenizer, prompt, chat_template = loaded
     return Transcriber(
         model.to(device),
         encoder.to(device),
@@ -149,14 +165,15 @@ def open_transcriber(
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
         base_weights=find_base(model),
+        chat_template=chat_template,
     )
 
 
 def _load_parts(
     path: Path, use: UseArithmetic, *, step: Step, base: str | None
-) -> tuple[SpeechLLM, FrozenWhisperEncoder, Any, SpeechPrompt]:
-    """Model, encoder, tokenizer and prompt of what keeps them apart."""
-    if (path / SPEECH_FILE).exists() and (path / ADAPTOR_FILE).exists():
+) -> tuple[SpeechLLM, FrozenWhisperEncoder, Any, SpeechPrompt, bool]:
+    """Model, encoder, tokenizer, prompt and whether it is the chat template's, of what keeps them apart."""
+    if _is_merged(path):
         from safetensors.torch import load_file
 
         parts = SpeechParts.from_json(read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION))
@@ -172,4 +189,4 @@ def _load_parts(
         raise InputError(f"{path} is neither a run folder ({RECORD_FILE}) nor an export ({SPEECH_FILE}).")
     tokenizer = load_tokenizer(llm)
     encoder = load_encoder(parts.encoder, pad_to_30s=parts.pad_to_30s, dtype=use.dtype(parts.encoder_dtype))
-    return model, encoder, tokenizer, parts.make_prompt(tokenizer)
+    return model, encoder, tokenizer, parts.make_prompt(tokenizer), parts.chat_template

@@ -16,7 +16,7 @@ from kappaspeech.evaluation.decoding import Decoder
 from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.difference import SPEECH_FILE
-from kappaspeech.trained.opening import Step, open_run, open_transcriber
+from kappaspeech.trained.opening import Step, check_choice, open_run, open_transcriber
 from kappaspeech.trained.whole_opening import is_whole
 
 WHISPER_PREFIX = "whisper:"
@@ -47,17 +47,21 @@ def find_target(
     step: Step = None,
     base: str | None = None,
     options: Mapping[str, Any] | None = None,
+    instruction: str | None = None,
 ) -> EvaluationTarget:
     """Find the kind of `model`. `data` are shards and `text` is LANGUAGE=PATH; a run brings its own if they aren't given.
 
-    `options` take the place of a run's evaluation.* or of their defaults, `base` that of the base model it was trained on. Raises
-    `InputError`.
+    `instruction` is asked of the LLM for `data`, if not the run's. `options` take the place of a run's evaluation.* or of their
+    defaults, `base` that of the base model it was trained on. Raises `InputError`.
     """
-    speech = tuple(DatasetConfig(shards=shards) for shards in data)
+    if instruction is not None and not data:
+        raise InputError("--instruction is asked for the shards of --data: give these too. A run's own sets name theirs.")
+    speech = tuple(DatasetConfig(shards=shards, instruction=instruction) for shards in data)
     texts = dict(map(_parse_text, text))
     is_whisper = model.startswith(WHISPER_PREFIX) or model.endswith(".pt")
     if step is not None and not (Path(model) / RECORD_FILE).exists():
         raise InputError(f"--step chooses one of a run's checkpoints, and {model} is no run.")
+    check_choice(Path(model), base=base)
     if not is_whisper and (Path(model) / RECORD_FILE).exists():
         run = open_run(Path(model), step=step)
         config = run.config

@@ -37,7 +37,7 @@ def export_whole(
 ) -> list[Path]:
     """Write a run, an export or a difference as one model: config, weights, tokenizer and the code of model and processor.
 
-    `AutoModel.from_pretrained(output, trust_remote_code=True)` loads it where transformers alone is installed, and
+    `AutoModel.from_pretrained(output, trust_remote_code=True)` loads it with transformers alone, and
     `KappaSpeechModel.from_pretrained(output)` here. The folder appears whole or not at all. `card` is its README.md. Returns its
     files. Raises `InputError` if `output` exists, `CheckpointError` for a model that can't be written so.
     """
@@ -103,7 +103,7 @@ def _write_config(folder: Path, speaker: Transcriber) -> None:
             "dtype": str(encoder.dtype).removeprefix("torch."),
         },
         adaptor=asdict(speaker.model.adaptor.shape),
-        prompt=speaker.prompt.to_json(),
+        prompt={**speaker.prompt.to_json(), "chat_template": speaker.chat_template},
         trained_in=dtype,
         dtype=dtype,
         architectures=["KappaSpeechModel"],

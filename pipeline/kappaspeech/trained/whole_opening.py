@@ -21,8 +21,9 @@ def is_whole(folder: Path) -> bool:
     return folder.is_dir() and (read_config(folder) or {}).get("model_type") == _MODEL_TYPE
 
 
-def load_whole(folder: Path, use: UseArithmetic) -> tuple[SpeechLLM, FrozenWhisperEncoder, Any, SpeechPrompt]:
-    """Model, encoder, tokenizer and prompt of an export in one model. Raises `CheckpointError`."""
+def load_whole(folder: Path, use: UseArithmetic) -> tuple[SpeechLLM, FrozenWhisperEncoder, Any, SpeechPrompt, bool]:
+    """Model, encoder, tokenizer, prompt and whether it is the chat template's, of an export in one model. Raises
+    `CheckpointError`."""
     from kappaspeech.portable.modeling_kappaspeech import KappaSpeechModel
     from kappaspeech.portable.processing_kappaspeech import KappaSpeechProcessor
 
@@ -34,4 +35,6 @@ def load_whole(folder: Path, use: UseArithmetic) -> tuple[SpeechLLM, FrozenWhisp
         raise CheckpointError(f"{folder} can't be loaded as an export in one model: {error} Export it again.") from error
     encoder = FrozenWhisperEncoder(whole.encoder.whisper, whole.encoder.dims, pad_to_30s=whole.encoder.pad_to_30s)
     model = SpeechLLM(whole.adaptor, whole.llm).eval().requires_grad_(False)
-    return model, encoder, tokenizer, SpeechPrompt.from_json(whole.config.prompt)
+    prompt = whole.config.prompt
+    # versions that knew one instruction alone wrote none
+    return model, encoder, tokenizer, SpeechPrompt.from_json(prompt), bool(prompt.get("chat_template", True))

@@ -24,7 +24,7 @@ from kappaspeech.zero3.engine import TrainingEngine
 
 @dataclass(frozen=True)
 class Anchor:
-    """The states (K, H) of each piece, on the host, by its place; and the base's head, where the LLM's own trains."""
+    """The states (K, H) of each piece, on the host, by its place; and the base's head, if the LLM's own trains."""
 
     states: Mapping[int, Tensor]
     head: nn.Module | None

@@ -10,7 +10,7 @@ from kappaspeech.config.replay_config import ReplayConfig
 
 # Gains of a PI controller in logarithms, by simulation: of the error, and of its sum.
 _PROPORTIONAL, _INTEGRAL = 3.0, 0.7
-# Where the distance swings over the budget by more than this, gains are too large; they come back afterwards.
+# If the distance swings over the budget by more than this, gains are too large; they come back afterwards.
 _SWING, _SHRINK, _GROW = 0.3, 0.7, 1.1
 # an error is taken to be a factor of e at most, and the weight is raised to e¹² times the least at most
 _MOST_ERROR, _MOST_RAISED = 1.0, 12.0

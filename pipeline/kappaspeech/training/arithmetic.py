@@ -54,7 +54,7 @@ def choose_arithmetic(
         encoder = recorded["encoder_dtype"]
     made = Arithmetic.of(dtype, rates, encoder_dtype=encoder, attention=attention, takes=takes, reason=reason)
     obstacle = agree(cluster, lambda: why_not_packed(read_config(llm), made.attention))[0]
-    # where packed rows were measured
+    # packed rows were measured on processors alone
     packs, why_padded = device.type == "cpu" and obstacle is None, obstacle
     if recorded is not None:
         packs, why_padded = recorded["packs"] and obstacle is None, None

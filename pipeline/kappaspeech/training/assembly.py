@@ -85,7 +85,7 @@ def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
     recompute_layers(llm, config.training.activation_checkpointing)
     adaptor = build_adaptor(shape, seed=config.seed).to(dtype)
     model = SpeechLLM(adaptor, llm, alignment_weight=config.training.alignment_weight, packs=packs)
-    prompt = make_prompt(tokenizer, config.model.instruction, chat=config.model.chat_template)
+    prompt = make_prompt(tokenizer, config.model.instruction, others=config.data.instructions, chat=config.model.chat_template)
     return Assembly(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest, arithmetic)
 
 
@@ -99,6 +99,8 @@ def _settle_dtype(llm: Any, dtype: torch.dtype) -> None:
 def digest_trained(options: UnfreezeConfig, selection: TensorSelection | None) -> str:
     """A digest of the options and selection that decide which tensors train, as 64 hex digits."""
     shapes = selection.shapes if selection else {}
+    if options.osf is not None:
+        return digest_json({"shapes": shapes, "osf": options.osf.model_dump()})
     if options.mode in ("selection", "adaptor"):
         return digest_json(shapes)
     return digest_json({"mode": options.mode, "lora": options.lora and options.lora.model_dump(), "shapes": shapes})

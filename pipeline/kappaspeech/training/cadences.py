@@ -18,6 +18,7 @@ from kappaspeech.training.loop_state import LoopState
 from kappaspeech.training.partitioned import Partitioned
 from kappaspeech.training.saving import SaveAtTheEnd, SaveEvery, Saver
 from kappaspeech.training.surroundings import Surroundings
+from kappaspeech.training.tracing import BeginTrace, EndTrace, Tracer
 
 
 class StopWhenAsked(Cadence):
@@ -65,4 +66,7 @@ def make_cadences(
         evaluator = Evaluator(config, loaded.assembly, partitioned, loaded.test_set, around)
         cadences.append(Evaluate(config, evaluator, saver, state.totals, around, log=log, forecast=forecast))
     cadences.append(Describe(forecast, around))
-    return [*cadences, SaveEvery(saver, options.checkpoint_every_steps), StopWhenAsked(around)]
+    tracer = Tracer(options.profile, around)
+    # the first and the last, so that no other's work is in the trace but what comes between its steps
+    cadences.insert(0, EndTrace(tracer))
+    return [*cadences, SaveEvery(saver, options.checkpoint_every_steps), StopWhenAsked(around), BeginTrace(tracer)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from kappaspeech.artefacts import digest_json
@@ -33,23 +34,38 @@ def settle_prompt(config: RunConfig, tokenizer: Any, *, cluster: Cluster, folder
 def _keep_or_make(config: RunConfig, tokenizer: Any, folder: RunFolder) -> SpeechPrompt:
     model = config.model
     if not (folder.path / RECORD_FILE).exists() or not list_checkpoints(folder.checkpoints):
-        return make_prompt(tokenizer, model.instruction, chat=model.chat_template)
-    began = folder.read_config().model
-    for name in ("instruction", "chat_template"):
-        before, now = getattr(began, name), getattr(model, name)
+        return make_prompt(tokenizer, model.instruction, others=config.data.instructions, chat=model.chat_template)
+    began = folder.read_config()
+    asked = [(f"model.{name}", getattr(began.model, name), getattr(model, name)) for name in ("instruction", "chat_template")]
+    asked += [
+        (f"data.train.{number}.instruction", before.instruction, now.instruction)
+        # sets that came or went are another difference, which the data's fingerprint tells
+        for number, (before, now) in enumerate(zip(began.data.train, config.data.train, strict=False))
+    ]
+    for name, before, now in asked:
         if before != now:
             raise ConfigError(
-                f"model.{name} is {now!r}, and {folder.path} was begun with {before!r}: a run keeps its prompt. Put that back, "
+                f"{name} is {now!r}, and {folder.path} was begun with {before!r}: a run keeps its prompt. Put that back, "
                 "or train into another run_dir."
             )
     recorded = folder.read_record().get("prompt")
-    if recorded is not None:
-        return SpeechPrompt.from_json(recorded)
-    # a run of a version that recorded none
-    return make_prompt(tokenizer, model.instruction, chat=model.chat_template, as_before=True)
+    # a run of a version that recorded none began its texts otherwise
+    made = make_prompt(
+        tokenizer,
+        model.instruction,
+        others=config.data.instructions,
+        chat=model.chat_template,
+        as_before=recorded is None,
+    )
+    if recorded is None:
+        return made
+    kept = SpeechPrompt.from_json(recorded)
+    # test sets may have come since
+    return replace(kept, others={**made.others, **kept.others})
 
 
 def digest_prompt_source(config: RunConfig, tokenizer: Any) -> str:
     """A digest of the prompt's sources, without the day: hosts must have the same."""
-    ids = tokenizer(config.model.instruction, add_special_tokens=False)["input_ids"]
+    instructions = [config.model.instruction, *config.data.instructions]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in instructions]
     return digest_json([ids, getattr(tokenizer, "chat_template", None)])

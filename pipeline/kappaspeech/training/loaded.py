@@ -24,6 +24,7 @@ from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.stream import SpeechStream, make_budget, make_stream_options
 from kappaspeech.training.agreed import Agreed
 from kappaspeech.training.assembly import Assembly, assemble, digest_trained
+from kappaspeech.training.consolidating import read_consolidated
 from kappaspeech.training.frozen_check import digest_frozen, digest_start
 from kappaspeech.training.kept_prompt import digest_prompt_source, settle_prompt
 from kappaspeech.training.replay import Replay, read_measured, read_replay
@@ -39,7 +40,7 @@ class Loaded:
     """Models, whole and on the CPU; data; digests of every tensor that stays as it is, and of all that training starts from.
 
     `fingerprints` identify the inputs that a checkpoint must have been trained with; the counts are of parameters that train.
-    `measured` are the pieces of text, by language, by which a forgetting budget is kept.
+    `measured` are the pieces of text, by language, by which a forgetting budget is kept; `consolidated` those of `ewc`.
     """
 
     assembly: Assembly
@@ -47,6 +48,7 @@ class Loaded:
     test_set: TestSet | None
     replay: Replay | None
     measured: Mapping[str, Sequence[Sequence[int]]]
+    consolidated: Sequence[Sequence[int]]
     cache: FeatureCacheOptions | None
     frozen: Mapping[str, str]
     initial: str
@@ -69,6 +71,7 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
         stream = _open_stream(config, assembly, cluster, cache)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
         replay, measured = read_replay(config, assembly.tokenizer), read_measured(config, assembly.tokenizer)
+        consolidated = read_consolidated(config, assembly.tokenizer)
         # only the first start warns
         if around.is_writer and config.data.test and not (folder.path / RECORD_FILE).exists():
             warn_of_overlap(config, stream)
@@ -77,7 +80,7 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
         print(for_terminal(told), file=sys.stderr, flush=True)
     check_alike(
         cluster,
-        _inputs(config, assembly, encoder_digests, stream, replay),
+        {**_inputs(config, assembly, encoder_digests, stream, replay), "the text of ewc": digest_json(consolidated)},
         remedy="Copy it from one place to all hosts, or share it.",
     )
     frozen = digest_frozen(assembly, cluster)
@@ -87,6 +90,7 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
         test_set,
         replay,
         measured,
+        consolidated,
         cache,
         frozen={**encoder_digests, **frozen},
         initial=digest_start(assembly, encoder_digests),
@@ -96,10 +100,11 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
             "frozen tensors": digest_json(frozen),
             "selection": digest_trained(config.unfreeze, assembly.selection),
             "adaptor": digest_json(asdict(assembly.adaptor_shape)),
-            "prompt": digest_json(assembly.prompt.to_json()),
+            "prompt": digest_json(assembly.prompt.only(config.data.train).to_json()),
             "moving average": f"decay {config.training.ema_decay}",
             "data": stream.fingerprint,
             "replayed text": replay.fingerprint if replay else "none",
+            "consolidation": digest_json({"pieces": consolidated, "weight": config.ewc.weight}) if config.ewc else "none",
         },
         num_adaptor=sum(p.numel() for p in assembly.model.adaptor.parameters()),
         num_llm=sum(p.numel() for p in assembly.model.llm.parameters() if p.requires_grad),
@@ -153,7 +158,9 @@ def feature_cache_options(
 def _open_stream(config: RunConfig, assembly: Assembly, cluster: Cluster, cache: FeatureCacheOptions | None) -> SpeechStream:
     dims, stacking = assembly.encoder.dims, config.model.adaptor.stacking
     budget = make_budget(
-        config.batch, prompt_tokens=assembly.prompt.num_tokens, seconds_per_position=dims.seconds_per_state * stacking
+        config.batch,
+        prompt_tokens=assembly.prompt.most_tokens(config.data.train),
+        seconds_per_position=dims.seconds_per_state * stacking,
     )
     options = replace(
         make_stream_options(config.data),

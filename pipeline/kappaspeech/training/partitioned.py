@@ -15,10 +15,12 @@ from kappaspeech.speech.feature_cache import FeatureCache
 from kappaspeech.training.agreed import Agreed
 from kappaspeech.training.anchor import Anchor, ask_base, keep_head
 from kappaspeech.training.clip_encoder import ClipEncoder
+from kappaspeech.training.consolidating import consolidate, trains_llm
 from kappaspeech.training.loaded import Loaded
 from kappaspeech.training.run_plan import describe_run, plan_run, settle_by_plan
 from kappaspeech.training.surroundings import Surroundings
 from kappaspeech.zero3.engine import TrainingEngine
+from kappaspeech.zero3.orthogonal_updates import keep_directions
 from kappaspeech.zero3.weight_swap import BasePartitions
 
 
@@ -42,8 +44,9 @@ class Partitioned:
 def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroundings) -> Partitioned:
     """Cut the model into the ranks' partitions, and settle by its plan the options that were left to the memory. A collective."""
     cluster, assembly = around.cluster, loaded.assembly
+    prompt_tokens = assembly.prompt.most_tokens(config.data.train)
     with agreement(cluster):
-        planner = describe_run(config, assembly.encoder, assembly.model, loaded.stream, prompt_tokens=assembly.prompt.num_tokens)
+        planner = describe_run(config, assembly.encoder, assembly.model, loaded.stream, prompt_tokens=prompt_tokens)
         head = keep_head(assembly.model.llm) if config.replay and config.replay.anchor_weight else None
     engine = TrainingEngine(
         assembly.model,
@@ -59,7 +62,7 @@ def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroun
     matmul_rates = cluster.gather(measure_rate(engine.device, agreed.arithmetic.torch_dtype))
     plan = plan_run(
         planner,
-        prompt_tokens=assembly.prompt.num_tokens,
+        prompt_tokens=prompt_tokens,
         cluster=cluster,
         device=engine.device,
         arithmetic=agreed.arithmetic,
@@ -76,4 +79,16 @@ def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroun
         anchor = ask_base(engine, {place: loaded.replay.pieces[place] for place in reached}, head=head, around=around)
         for language, cut in loaded.measured.items():
             measured[language] = ask_base(engine, dict(enumerate(cut)), head=head, around=around)
+    if config.unfreeze.osf is not None:
+        keep_directions(engine, share=config.unfreeze.osf.kept_share, cluster=cluster, on_progress=around.phases.tick)
+    if config.ewc is not None and trains_llm(assembly.model):
+        consolidate(
+            engine,
+            loaded.consolidated,
+            encoder,
+            weight=config.ewc.weight,
+            num_mels=assembly.encoder.dims.num_mels,
+            prompt=assembly.prompt,
+            around=around,
+        )
     return Partitioned(engine, encoder, base, anchor, measured, plan, matmul_rates)

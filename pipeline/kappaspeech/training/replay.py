@@ -102,18 +102,25 @@ def read_measured(config: RunConfig, tokenizer: Any) -> dict[str, list[tuple[int
         cut = cut_windows(tokenizer, read_texts(Path(path)))
         if not cut:
             raise DataError(f"{path} (data.text) is too short to be measured: no text of it has two tokens.")
-        count = min(len(cut), _MOST_MEASURED)
-        measured[language] = [cut[place * len(cut) // count] for place in range(count)]
+        measured[language] = choose_evenly(cut, _MOST_MEASURED)
     return measured
 
 
-def refuse_measured(replayed: Mapping[str, Sequence[str]], measured: Mapping[str, Sequence[str]]) -> None:
+def choose_evenly(pieces: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
+    """At most so many of the pieces, spread evenly over them."""
+    count = min(len(pieces), most)
+    return [pieces[place * len(pieces) // count] for place in range(count)]
+
+
+def refuse_measured(
+    replayed: Mapping[str, Sequence[str]], measured: Mapping[str, Sequence[str]], *, key: str = "replay.texts"
+) -> None:
     """Raise `ConfigError` if a line of texts that forgetting is measured on is trained on as well."""
     wanted = {words for lines in measured.values() for words in _lines(lines)}
     shared = [words for lines in replayed.values() for words in _lines(lines) if words in wanted]
     if shared:
         raise ConfigError(
-            f"{len(shared)} line(s) of replay.texts are in data.text, too (first: '{shared[0][:80]}'). Text that is trained on "
+            f"{len(shared)} line(s) of {key} are in data.text, too (first: '{shared[0][:80]}'). Text that is trained on "
             "can't show what is forgotten: take them out of one of the two."
         )
 

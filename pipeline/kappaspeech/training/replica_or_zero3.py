@@ -50,6 +50,7 @@ def make_transcriber(
         max_new_tokens=options.max_new_tokens,
         num_beams=options.num_beams,
         in_step=decode == "zero3",
+        chat_template=config.model.chat_template,
         base_weights=base_weights,
     )
 

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import RankFailure, TrainingError
 from kappaspeech.model.lora import lora_to_record
 from kappaspeech.outputs import sweep
+from kappaspeech.ranks import flight_recorder
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.cluster import TrainingCluster
 from kappaspeech.ranks.launch_parent import LaunchParent
@@ -24,13 +25,14 @@ from kappaspeech.ranks.liveness import voice
 from kappaspeech.ranks.rendezvous import find_launch
 from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.redaction import redact
+from kappaspeech.runs.contents import COLLECTIVES_FOLDER
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.lease import Lease, make_start_id
 from kappaspeech.runs.records import RunLog
 from kappaspeech.training.agreed import Agreed, agree_on_settings
 from kappaspeech.training.cadences import make_cadences
 from kappaspeech.training.drift import write_drift
-from kappaspeech.training.forecast import Forecast
+from kappaspeech.training.forecast import Forecast, read_alignment_work
 from kappaspeech.training.frozen_check import check_frozen
 from kappaspeech.training.loaded import Loaded, load
 from kappaspeech.training.loop import Outcome, TrainingLoop
@@ -53,12 +55,14 @@ def train(config: RunConfig, *, on_fatal: Callable[[RankFailure], None] = lambda
     `on_fatal` is called with the failure that ends a stuck process, in place of an error raised.
     """
     options = config.training
+    flight_recorder.prepare(Path(config.run_dir) / COLLECTIVES_FOLDER, os.environ)
     cluster = start_training_cluster(timeout_seconds=options.collective_timeout_seconds)
     lease = Lease(Path(config.run_dir), cluster.broadcast(make_start_id() if cluster.rank == 0 else None))
     with agreement(cluster):
         check_packages(config)
         if cluster.rank == 0:
             lease.acquire()
+            flight_recorder.make_room(lease.folder / COLLECTIVES_FOLDER)
             sweep(lease.folder)
             sweep(RunFolder(lease.folder).hypotheses)
     try:
@@ -96,6 +100,7 @@ def _train_watched(
         collective_timeout_seconds=options.collective_timeout_seconds,
         wish=lambda: stop.known_reason,
         on_fatal=end,
+        collectives=folder.path / COLLECTIVES_FOLDER,
     )
     try:
         # an error that leaves the watch names the rank that caused it
@@ -151,7 +156,8 @@ def _record_start(config: RunConfig, agreed: Agreed, loaded: Loaded, partitioned
 
 def _take_steps(config: RunConfig, loaded: Loaded, partitioned: Partitioned, around: Surroundings) -> Outcome:
     """Train from the folder's last checkpoint on. Raises `TrainingError` if the folder can't be used."""
-    state, forecast = LoopState(config, loaded.stream), Forecast(config.training)
+    state = LoopState(config, loaded.stream)
+    forecast = Forecast(config.training, alignment_work=read_alignment_work(partitioned.plan))
     saver = Saver(partitioned.engine, state, around, fingerprints=loaded.fingerprints, keep=config.training.keep_checkpoints)
     with _explaining(around.folder.path), ExitStack() as opened:
         step = saver.resume()
@@ -159,7 +165,7 @@ def _take_steps(config: RunConfig, loaded: Loaded, partitioned: Partitioned, aro
         with agreement(around.cluster):
             if around.is_writer:
                 # the rest, written when it is closed, may be what a full disk refuses
-                log = opened.enter_context(closing(RunLog(around.folder.path, resume_step=step, check=around.lease.check)))
+                log = opened.enter_context(RunLog(around.folder.path, resume_step=step, check=around.lease.check, config=config))
         stepper = Stepper(config, loaded, partitioned, state, around, log=log)
         cadences = make_cadences(config, loaded, partitioned, state, around, saver=saver, log=log, forecast=forecast)
         loop = TrainingLoop(loaded.stream, stepper.step, state, around, cadences=cadences, forecast=forecast)

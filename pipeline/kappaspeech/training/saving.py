@@ -71,7 +71,7 @@ class Saver:
     def save(self, step: int, *, best_wer: float | None = None) -> None:
         """Begin to save the state after `step` steps, unless it is saved already; with `best_wer`, mark it as the best.
 
-        Returns once the state is copied, or where the hosts lack memory for copies, once it is saved.
+        Returns once the state is copied; if the hosts lack memory for copies, once it is saved.
         """
         if step == self._saved_step and best_wer is None:
             return
@@ -134,7 +134,7 @@ class Saver:
             _log.warning("%s", failure)
 
     def _wait(self, writing: Writing) -> None:
-        """Wait for the background, showing signs of life for as long as it gets on. Raises `RankFailure`."""
+        """Wait for the background, showing signs of life for as long as it makes progress. Raises `RankFailure`."""
         progress = writing.progress
         while not writing.wait(_GLANCE_SECONDS):
             self._around.watch.check()

@@ -7,10 +7,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from kappaspeech.errors import RankFailure
 from kappaspeech.escaping import for_line, for_terminal
+from kappaspeech.ranks import flight_recorder
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.ranks.liveness import Post, Watch, voice
 from kappaspeech.training.phases import PhaseClock
@@ -25,6 +27,8 @@ _NUM_KEYS = 3
 _MAX_KEY_LETTERS = 60
 _NUM_FRAMES = 8
 _NUM_LISTED = 32
+# well below the grace after which a process is ended
+_DUMP_SECONDS = 3.0
 
 
 class StallJudge:
@@ -100,11 +104,12 @@ def watch_training(
     collective_timeout_seconds: float,
     wish: Callable[[], str | None],
     on_fatal: Callable[[RankFailure], None],
+    collectives: Path,
 ) -> Watch:
     """A watch under which a rank that is dead, stopped or stuck ends all, after a report of each one's place.
 
     `wish` is this rank's wish to stop, which the others can read. A silent rank is known as such by the time that a collective
-    times out.
+    times out. The ranks leave their last collectives in the folder `collectives`.
     """
     stalls = StallJudge(stall_seconds)
     main_thread = threading.get_ident()
@@ -127,6 +132,10 @@ def watch_training(
             frame = sys._current_frames().get(main_thread)
             stack = "".join(traceback.format_stack(frame)[-_NUM_FRAMES:])
             print(for_terminal(f"rank {cluster.rank}, which the others wait for, is here:\n{stack}"), file=sys.stderr, flush=True)
+        # a file system that hangs may be the very cause
+        writer = threading.Thread(target=_leave_collectives, args=(collectives, cluster, voice(failure)), daemon=True)
+        writer.start()
+        writer.join(_DUMP_SECONDS)
 
     return Watch(
         cluster,
@@ -137,3 +146,9 @@ def watch_training(
         silence_seconds=min(_LONGEST_SILENCE_SECONDS, stall_seconds, collective_timeout_seconds),
         needs_parent=False,
     )
+
+
+def _leave_collectives(folder: Path, cluster: Cluster, speaker: int) -> None:
+    backends = flight_recorder.dump(folder, cluster.rank)
+    if backends and cluster.rank == speaker:
+        print(for_terminal(flight_recorder.tell_reader(folder, backends)), file=sys.stderr, flush=True)

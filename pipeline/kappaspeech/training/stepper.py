@@ -79,7 +79,7 @@ class Stepper:
         )
         pieces = [len(self._replay.pieces[place]) for places in texts for place in places] if self._replay else []
         cost = self._alignment_cost if is_alignment else self._cost
-        work = count_work(cost, data.batches, texts=pieces, anchored=self._anchor is not None)
+        work = count_work(cost, data.batches, prompt=self._prompt, texts=pieces, anchored=self._anchor is not None)
         self._around.phases.enter("exchange")
         share = RankShare.of(data, result, work=work)
         shares = self._around.cluster.gather(share)
@@ -117,7 +117,7 @@ class Stepper:
         """Each micro-batch with its encoder states, made on demand: at 1500 s of audio they are 192 MB."""
         for batch, text in zip(batches, texts, strict=True):
             self._around.phases.enter("encoder")
-            yield MicroBatch(*self._encoder.encode(batch), batch.label_ids, text)
+            yield MicroBatch(*self._encoder.encode(batch), batch.label_ids, text, self._prompt.around(batch.instructions))
 
     def _choose_texts(self, step: int, num_batches: int) -> list[list[int]]:
         """The places of the pieces of text beside each of this rank's micro-batches; none while the adaptor is aligned alone."""

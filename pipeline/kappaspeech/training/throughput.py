@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.flops import ClipLengths, SpeechCost
-from kappaspeech.speech.batches import SpeechBatch
+from kappaspeech.speech.batches import SpeechBatch, SpeechPrompt
 
 
 @dataclass(frozen=True)
@@ -19,17 +19,29 @@ class StepWork:
 
 
 def count_work(
-    cost: SpeechCost, batches: Sequence[SpeechBatch], *, texts: Sequence[int] = (), anchored: bool = False
+    cost: SpeechCost,
+    batches: Sequence[SpeechBatch],
+    *,
+    prompt: SpeechPrompt | None = None,
+    texts: Sequence[int] = (),
+    anchored: bool = False,
 ) -> StepWork:
-    """The work of these batches, and of replayed texts of so many tokens. A masked sample is none."""
+    """The work of these batches, and of replayed texts of so many tokens. A masked sample is none. `prompt` has the prompts of
+    their instructions; without it each clip has the cost's."""
     clips = [
-        ClipLengths(num_frames, num_labels, encoded=states is None)
+        ClipLengths(
+            num_frames,
+            num_labels,
+            encoded=states is None,
+            num_prompt_tokens=prompt.of(instruction).num_tokens if prompt else None,
+        )
         for batch in batches
-        for num_frames, num_labels, weight, states in zip(
+        for num_frames, num_labels, weight, states, instruction in zip(
             batch.num_frames.tolist(),
             (batch.label_ids != IGNORED_LABEL).sum(dim=1).tolist(),
             batch.weights.tolist(),
             batch.states,
+            batch.instructions,
             strict=True,
         )
         if weight > 0

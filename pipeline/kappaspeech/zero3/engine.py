@@ -27,11 +27,13 @@ from kappaspeech.planning.sizes import largest_layer
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.zero3.partitioning import cut_into_partitions
 from kappaspeech.zero3.residency import keep_frozen_whole, persist_frozen
-from kappaspeech.zero3.whole_tensors import spread
+from kappaspeech.zero3.whole_tensors import put_whole, spread
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
 _AVERAGE = "moving_average"
 EnginePhase = Literal["forward_backward", "optimizer"]
+# Given a partition of the LLM's float32 weights with its gradient, and the factor by which that gradient was clipped, at most 1.
+GradientChange = Callable[[Tensor, float], None]
 _MASK_64 = (1 << 64) - 1
 
 
@@ -39,13 +41,15 @@ _MASK_64 = (1 << 64) - 1
 class MicroBatch:
     """The tensors of one pass: encoder states (B, S, E) on the device; their counts (B,) and labels (B, L), best on the host.
 
-    `text` stands beside them, and its weights in the loss with it.
+    `text` stands beside them, and its weights in the loss with it. `prompt_ids`, before and after the audio, are of all rows or
+    of each (`splicing.splice`); without them they are the step's.
     """
 
     states_BSE: Tensor
     num_states_B: Tensor
     label_ids_BL: Tensor
     text: TextRows | None = None
+    prompt_ids: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,9 @@ class TrainingEngine:
         )
         adamw.register_step_pre_hook(self._withhold)
         self._norm_limit, self._keeps_llm = math.inf, False
+        self._clip_norm = optimizer.clip_norm
+        self._change: GradientChange | None = None
+        self._settle: Callable[[], None] | None = None
         self._peak_rates = {str(group["name"]): float(group["lr"]) for group in groups}
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=settings, dist_init_required=False)
         keep_frozen_whole(self._engine.optimizer, model)
@@ -167,7 +174,8 @@ class TrainingEngine:
             batch = next(coming)
             self._on_phase("forward_backward")
             torch.manual_seed(seed & _MASK_64)
-            parts = (batch.states_BSE, batch.num_states_B, prefix_ids, suffix_ids, batch.label_ids_BL, batch.text)
+            prompt_ids = batch.prompt_ids or (prefix_ids, suffix_ids)
+            parts = (batch.states_BSE, batch.num_states_B, *prompt_ids, batch.label_ids_BL, batch.text)
             loss, nats, *replayed = self._engine(*parts, alignment_only=alignment_only)
             sums_nats[0] += nats
             if replayed:
@@ -180,11 +188,13 @@ class TrainingEngine:
         total_nats, replay_nats, anchor_nats, grad_norm = self._read(sums_nats, self._engine.get_global_grad_norm())
         is_applied = math.isfinite(grad_norm) and grad_norm <= norm_limit
         if is_applied:
+            if self._settle is not None and not alignment_only:
+                self._settle()
             self._count_update()
         return StepResult(total_nats, grad_norm, is_applied, replay_nats, anchor_nats)
 
     def _read(self, sums_nats: Tensor, grad_norm: Any) -> list[float]:
-        """All as numbers, with one wait for the device; the norm is 0 if DeepSpeed has none."""
+        """Read all of these as numbers, with one wait for the device; the norm is 0 if DeepSpeed has none."""
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=torch.float64, device=self.device)
         numbers: list[float] = torch.cat([sums_nats, norm.reshape(1)]).tolist()
         return numbers
@@ -197,9 +207,55 @@ class TrainingEngine:
         """
         is_above = self._norm_limit < math.inf and float(self._engine.optimizer._global_grad_norm) > self._norm_limit
         for group in adamw.param_groups:
+            if self._change is not None and group["name"] == "llm" and group["params"]:
+                # as DeepSpeed clips
+                clipped = 1 / max(1.0, (float(self._engine.optimizer._global_grad_norm) + 1e-6) / self._clip_norm)
+                for partition in group["params"]:
+                    self._change(partition, clipped)
             if is_above or (self._keeps_llm and group["name"] == "llm"):
                 for partition in group["params"]:
                     partition.grad = None
+
+    def change_gradients(self, change: GradientChange) -> None:
+        """Let `change` have each partition of the LLM's weights before AdamW moves it by its gradient. Not a collective."""
+        self._change = change
+
+    def look_at_gradient(
+        self, batch: MicroBatch, look: GradientChange, *, prefix_ids: Tensor, suffix_ids: Tensor, seed: int
+    ) -> float:
+        """Show `look` the gradient of a pass that all ranks make alike, its sums not divided; nothing moves. Return its norm."""
+        before, self._change = self._change, look
+        # whatever number of micro-batches a step has
+        self._engine._is_gradient_accumulation_boundary = True
+        try:
+            result = self.step(
+                [batch],
+                prefix_ids=prefix_ids,
+                suffix_ids=suffix_ids,
+                num_target_tokens=self._world_size,
+                seeds=[seed],
+                norm_limit=-math.inf,
+            )
+        finally:
+            self._engine._is_gradient_accumulation_boundary, self._engine.micro_steps = None, 0
+            self._change = before
+        return result.grad_norm
+
+    def after_updates(self, settle: Callable[[], None]) -> None:
+        """Call `settle`, on all ranks, after each update of the LLM's weights. Not a collective."""
+        self._settle = settle
+
+    def llm_tensors(self) -> list[TrainedTensor]:
+        """The LLM's parameters that train."""
+        return list_trained(self.model.llm)
+
+    def llm_partitions(self) -> list[Tensor]:
+        """This rank's partitions of the LLM's trained weights, in float32, each of many tensors."""
+        adamw = self._engine.optimizer
+        owners = [
+            adamw.param_groups[adamw.sub_group_to_group_id[i]]["name"] for i in range(len(adamw.fp32_partitioned_groups_flat))
+        ]
+        return [part for part, owner in zip(adamw.fp32_partitioned_groups_flat, owners, strict=True) if owner == "llm"]
 
     def trained_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and whole shapes of the trained tensors, in the order in which they are gathered."""
@@ -259,17 +315,13 @@ class TrainingEngine:
         rank = self._cluster.rank
         self._begin_states(num_updates)
         for trained in self._trained():
-            parameter, value = trained.parameter, trained.join(read_weight).to(self.device)
-            spread(parameter, None, value, rank=rank)
+            parameter = trained.parameter
+            put_whole(parameter, trained.join(read_weight).to(self.device), rank=rank)
             for state in ADAM_STATES:
                 moments = trained.join(read_state, state)
                 spread(parameter, state, moments, rank=rank)
             if read_average is not None:
                 spread(parameter, _AVERAGE, trained.join(read_average), rank=rank)
-            # the 16-bit partition is refreshed by a step only, and the next forward reads it before one
-            with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                if rank == 0:
-                    parameter.data.copy_(value)
 
     def persist_frozen(self) -> None:
         """Keep every frozen tensor whole on each rank from the first step on."""

@@ -14,7 +14,7 @@ _BLOCK_BYTES = 64 << 20
 
 
 class HostCopy:
-    """Blocks of memory that one copy after another fills, page-locked where a GPU fills them.
+    """Blocks of memory that one copy after another fills, page-locked if a GPU fills them.
 
     They are kept, since locking them takes longer than copying. What is on the host already is nobody else's, and stays there.
     """

@@ -22,3 +22,23 @@ def spread(parameter: Any, state: str | None, value: Tensor, *, rank: int) -> No
         safe_set_local_fp32_param(parameter, padded)
     else:
         safe_set_local_optimizer_state(parameter, padded, state)
+
+
+def gather_whole(parameter: Any) -> Tensor:
+    """A parameter's float32 master weights, whole, on its device. A collective."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    return safe_get_full_fp32_param(parameter).detach()  # type: ignore[no-any-return]
+
+
+def put_whole(parameter: Any, value: Tensor, *, rank: int) -> None:
+    """Put a whole tensor, alike on all ranks, in the place of a parameter's weights. A collective."""
+    import deepspeed
+
+    spread(parameter, None, value, rank=rank)
+    # the 16-bit partition is refreshed by a step only, and the next forward reads it before one
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        if rank == 0:
+            parameter.data.copy_(value)
+    # hpZ's copy, which forward passes read first
+    parameter.ds_secondary_tensor = None

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from kappaspeech.commands import main
-from kappaspeech.comparison.runs import find_differences, read_run
+from kappaspeech.comparison.runs import config_differences, find_differences, read_run
 from kappaspeech.errors import InputError
 from kappaspeech.evaluation.evaluate import read_hypotheses
 from kappaspeech.evaluation.wer import Hypothesis
@@ -107,3 +107,10 @@ def test_what_is_no_hypothesis_is_named_by_its_line(tmp_path, line):
     (tmp_path / "h.jsonl").write_text('{"key": "a", "language": "en", "reference": "", "hypothesis": ""}\n' + line)
     with pytest.raises(InputError, match=r"h.jsonl can't be read as hypotheses: line 2: "):
         read_hypotheses(tmp_path / "h.jsonl")
+
+
+def test_loggers_and_traces_make_no_other_run():
+    alike = {"training": {"num_steps": 9}}
+    watched = {"training": {"num_steps": 9, "loggers": ["wandb"], "profile": {"steps": [2, 3], "ranks": "all"}}}
+    assert config_differences(alike, watched) == []
+    assert config_differences(alike, {"training": {**watched["training"], "num_steps": 8}}) == ["training.num_steps"]

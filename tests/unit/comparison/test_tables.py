@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kappaspeech.comparison.tables import make_equal_table, make_speech_table
+from kappaspeech.comparison.tables import make_equal_table, make_speech_table, make_tables
 
 
 def arm(name: str, rate: float, gap: dict[str, Any] | None) -> dict[str, Any]:
@@ -53,3 +53,19 @@ def test_forgetting_stands_by_level_and_sorts_levels_as_they_are_numbered():
     ]
     assert [cell.text for cell in rows[0]][2:] == ["0.300 (0.200 to 0.400)", "reference", "–"]
     assert [cell.text for cell in rows[1]][2:] == ["0.100 (0.000 to 0.200)", "-0.050 (-0.100 to +0.010)", "≤ 0.001"]
+
+
+def test_where_an_arm_was_best_and_how_far_it_has_risen_since_are_told():
+    spread = {"mean": 0.25, "sd": 0.05, "by_seed": [0.2, 0.3]}
+    best = {"step": {"mean": 400.0, "sd": None}, "mean_wer": {"mean": 0.061, "sd": None}, "rise": spread}
+    rest = {
+        "text": {},
+        "wer": {"mean": {"mean": 0.31, "sd": None, "interval": [0.2, 0.4]}, "languages": {}},
+        "wer_before": {},
+        "num_tensors": spread,
+        "mean_drift": spread,
+        "num_target_tokens": spread,
+        "train_seconds": spread,
+    }
+    (table,) = [item for item in make_tables({"arms": [{**arm("a", 0.31, None), **rest, "best": best}]}) if "Best" in item.title]
+    assert [cell.text for cell in table.rows[0]] == ["a", "6.1 %", "400", "25.0 ± 5.0"]

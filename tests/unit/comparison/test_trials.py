@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,13 @@ import yaml
 
 from kappaspeech.comparison.experiment import read_experiment, slug
 from kappaspeech.comparison.trials import make_selection, make_trial_config, prepare, read_state
+from kappaspeech.config.run_config import read_run_config
+from kappaspeech.errors import ConfigError, InputError
 from kappaspeech.model.llm import load_llm
 from kappaspeech.model.marking import mark_trained
+from kappaspeech.runs.folder import RunFolder
 from kappaspeech.scan.ranking import KappaRanking
+from kappaspeech.selection.tensor_selection import TensorSelection
 from tests import tiny
 
 REPOSITORY = Path(__file__).parents[3]
@@ -144,6 +150,93 @@ def test_what_is_excluded_is_in_no_selection(home, tmp_path):
     assert not any("embed" in name or "head" in name for name in names)
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "benchmarks/experiments").glob("*speech.yaml")), ids=lambda path: path.name)
-def test_every_experiment_that_is_shipped_can_be_read(path):
-    assert read_experiment(path).trials
+EWC = {"texts": {"en": "held.txt"}, "weight": 3.0}
+
+
+def test_an_arm_has_its_own_score_budget_texts_and_subspace_and_a_length_for_all(home, tmp_path):
+    arms = [
+        {"name": "smallest κ", "select": "smallest"},
+        {"name": "largest, as many parameters", "select": "largest", "equal": "parameters"},
+        {"name": "κ over Gauss", "select": "smallest", "score": "kappa-over-gaussian"},
+        {"name": "EWC", "select": "smallest", "ewc": EWC},
+        {"name": "replay", "select": "smallest", "replay": {"texts": {"en": "x.txt"}, "weight": 0.5}},
+        {"name": "OSF", "select": "smallest", "osf": {"kept_share": 0.25}},
+    ]
+    experiment = read(tmp_path, home, arms=arms, seeds=[17], until={"num_steps": 90, "num_evaluations": 4})
+    ranking, chosen = KappaRanking.read(home / "ranking.json"), select_all(experiment, home)
+    configs = {trial.arm.name: make_trial_config(experiment, trial, ranking) for trial in experiment.trials}
+    assert {(c.training.num_steps, c.training.evaluate_every_steps) for c in configs.values()} == {(90, 22)}
+    assert configs["EWC"].ewc.weight == 3.0
+    assert configs["replay"].replay.weight == 0.5
+    assert configs["OSF"].unfreeze.osf.kept_share == 0.25
+    plain = configs["smallest κ"]
+    assert (plain.ewc, plain.replay, plain.unfreeze.osf) == (None, None, None)
+    smallest = chosen["smallest-kappa-seed17"]
+    assert all(chosen[f"{name}-seed17"].names == smallest.names for name in ("ewc", "replay", "osf"))
+    by_score = sorted(ranking.candidates("kappa-over-gaussian"), key=lambda item: item.score)
+    assert set(chosen["kappa-over-gauss-seed17"].names) == {item.name for item in by_score[:5]}
+    least = min(candidate.num_parameters for candidate in ranking.candidates("kappa"))
+    assert abs(chosen["largest-as-many-parameters-seed17"].num_parameters - smallest.num_parameters) <= least
+
+
+@pytest.mark.parametrize(
+    ("arm", "complaint"),
+    [
+        ({"select": "random", "score": "kappa"}, r"arms\.0\.score: only the arms"),
+        ({"select": "largest", "score": "beauty"}, r"arms\.0\.score: there is no 'beauty'"),
+        ({"select": "all", "equal": "count"}, r"arms\.0\.equal: all has no budget"),
+        ({"select": "kappa-lora", "osf": {}}, r"arms\.0\.osf: only the arms smallest"),
+        ({"select": "adaptor", "osf": {}}, r"arms\.0\.osf: only the arms smallest"),
+    ],
+)
+def test_what_an_arm_cant_have_is_refused(home, tmp_path, arm, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        read(tmp_path, home, arms=[{"name": "a", **arm}])
+
+
+def test_a_length_within_the_alignment_is_refused(home, tmp_path):
+    read(tmp_path, home)
+    tiny.write_config(tmp_path / "aligned.yaml", home, tmp_path / "unused", training__alignment_steps=3)
+    with pytest.raises(ConfigError, match=r"until\.num_steps: 3 isn't more"):
+        read(tmp_path, home, base="aligned.yaml", until={"num_steps": 3})
+
+
+def test_a_run_of_an_arm_that_was_held_otherwise_is_refused(home, tmp_path):
+    arms = [{"name": "a", "select": "smallest", "ewc": EWC}]
+    experiment = read(tmp_path, home, arms=arms, seeds=[17])
+    (trial,) = experiment.trials
+    config = make_trial_config(experiment, trial, KappaRanking.read(home / "ranking.json"))
+    selection = make_selection(experiment, trial, KappaRanking.read(home / "ranking.json"))
+    RunFolder(trial.run_dir).begin(config, selection=selection, rule="", facts={"world_size": 1, "num_trained_parameters": 1})
+    prepare(experiment)
+    for changed in ({**EWC, "weight": 4.0}, None):
+        with pytest.raises(InputError, match=r"another experiment: ewc differ"):
+            prepare(read(tmp_path, home, arms=[{"name": "a", "select": "smallest", "ewc": changed}], seeds=[17]))
+
+
+@pytest.mark.parametrize("name", ["real_speech", "figure1"])
+def test_every_experiment_that_is_shipped_can_be_read(name):
+    assert read_experiment(REPOSITORY / f"benchmarks/experiments/{name}.yaml").trials
+
+
+def test_figure_1_plans_all_its_arms_without_training_any(home, tmp_path):
+    shipped = read_experiment(REPOSITORY / "benchmarks/experiments/figure1.yaml")
+    # the tiny models in the place of those that the benchmark makes
+    small = {"output": str(tmp_path / "out"), "ranking": str(home / "ranking.json"), "count": 5}
+    base = read_run_config(tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "unused"))
+    trials = tuple(replace(trial, folder=tmp_path / "out") for trial in shipped.trials)
+    experiment = replace(shipped, config=shipped.config.model_copy(update=small), base=base, trials=trials)
+    prepare(experiment)
+    configs = [read_run_config(trial.config_path) for trial in trials]
+    assert len(configs) == 15 * 3
+    assert Counter(config.seed for config in configs) == {17: 15, 18: 15, 19: 15}
+    first = {config.arm: config for config in configs if config.seed == 17}
+    assert {config.training.num_steps for config in configs} == {1240}
+    assert len({str((c.unfreeze, c.replay, c.ewc)) for c in first.values()}) == 15
+    assert [name for name, config in first.items() if config.ewc] == ["EWC"]
+    assert [name for name, config in first.items() if config.replay] == ["replay", "KL anchor"]
+    assert [name for name, config in first.items() if config.unfreeze.osf] == ["OSF"]
+    # a random arm's tensors are its own, whatever the seed of the training
+    drawn = [TensorSelection.read(trial.selection_path).names for trial in trials if trial.arm.name.startswith("random")]
+    assert drawn[:3] == drawn[3:6] == drawn[6:]
+    assert len(set(map(tuple, drawn))) == 3

@@ -12,6 +12,7 @@ from kappaspeech.errors import DataError
 from kappaspeech.evaluation.decoding import LOOP_MIN_TOKENS, cut_at_end, ends_in_loop
 from kappaspeech.evaluation.transcribe import Certainty, Transcriber
 from kappaspeech.evaluation.whisper_baseline import open_whisper
+from kappaspeech.speech.batches import make_prompt
 from kappaspeech.speech.samples import AudioSample, log_mel
 from tests.parity.steps import Case, build_parts
 
@@ -182,3 +183,13 @@ def test_confidence_is_the_geometric_mean_of_the_likeliest_tokens():
     assert certainty.of_row(1, 1, has_end=True) == pytest.approx((0.5 * 0.8) ** (1 / 2))
     # one token, cut in a loop: the next step is its neighbour's
     assert certainty.of_row(1, 1, has_end=False) == pytest.approx(0.5)
+
+
+def test_clips_are_asked_different_things_in_one_batch(transcriber, samples):
+    asked = ["Answer: {audio}", None, "Say what you hear. {audio} Begin."]
+    clips = [replace(sample, instruction=text) for sample, text in zip(samples, asked, strict=False)]
+    assert [found.text for found in transcriber.decode(clips)] == [transcriber.decode([clip])[0].text for clip in clips]
+    # also what no training asked: its prompt is made as it is met
+    prompts = [make_prompt(transcriber.tokenizer, text) if text else transcriber.prompt for text in asked]
+    lengths = [mask.sum(dim=1) for _, mask in map(transcriber._embed, (clips, samples[:3]))]
+    assert (lengths[0] - lengths[1]).tolist() == [prompt.num_tokens - transcriber.prompt.num_tokens for prompt in prompts]

@@ -46,7 +46,7 @@ def test_differences_are_marked_word_by_word(reference, hypothesis, expected):
 
 
 def test_the_page_needs_no_network_and_escapes_what_was_written():
-    text = make_page("run <1>", HYPOTHESES, {"en/1": flac(0.2)})
+    text = make_page("run <1>", HYPOTHESES, {("", "en/1"): flac(0.2)})
     assert not re.search(r'(src|href)=(?!"data:)', text)
     assert "://" not in text
     assert "a &lt;b&gt;green&lt;/b&gt; lamp" in text
@@ -93,7 +93,7 @@ def test_a_browser_sorts_the_page_and_plays_a_clip(browse):
     const select=document.querySelector('select');select.value='en';select.dispatchEvent(new Event('change'));
     const audio=document.querySelector('audio');audio.onloadedmetadata=()=>document.body.dataset.played=audio.duration;
     audio.onerror=()=>document.body.dataset.played='failed';audio.load();audio.play().catch(()=>0)</script>"""
-    dom = browse(make_page("run", HYPOTHESES, {"en/1": flac(1.5)}) + action)
+    dom = browse(make_page("run", HYPOTHESES, {("", "en/1"): flac(1.5)}) + action)
     assert keys(dom) == ["en/1", "en/3", "de/2"]
     assert re.findall(r'<tr hidden="">.*?data-key="([^"]+)"', dom) == ["de/2"]
     assert re.search(r'data-played="1\.5"', dom), "the clip didn't load"
@@ -103,7 +103,7 @@ def test_a_browser_sorts_the_page_and_plays_a_clip(browse):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_screens_and_searches(tmp_path, width):
     path = tmp_path / "page.html"
-    path.write_text(make_page("run", HYPOTHESES, {"en/1": flac(1.5)}), encoding="utf-8")
+    path.write_text(make_page("run", HYPOTHESES, {("", "en/1"): flac(1.5)}), encoding="utf-8")
     with chromium(tmp_path / "profile") as tab:
         tab.open(path, width=width)
         light = tab.run("getComputedStyle(document.body).backgroundColor")

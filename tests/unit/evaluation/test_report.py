@@ -12,6 +12,9 @@ def test_a_record_is_told_by_language_with_what_was_cut_and_what_text_became():
     record = {
         "wer": measure(kept),
         "num_loops": 1,
+        "audio_seconds": 40.0,
+        "decode_seconds": 10.0,
+        "compounds": {**measure(kept), "aligner": "kaldialign, compounds merged"},
         "num_cut": 0,
         "text": {"en": {"perplexity": 12.5, "num_tokens": 90, "kl_nats": 0.25}},
         "normalisers": measure_sensitivity(kept),
@@ -23,4 +26,14 @@ def test_a_record_is_told_by_language_with_what_was_cut_and_what_text_became():
     assert any(line.startswith("  4 substitutions, 0 deletions, 0 insertions; CER ") for line in lines)
     assert "texts cut: 1 in a loop, 0 at the longest length" in lines
     assert any(line.startswith("WER under the normaliser ") and "en 25.00%" in line for line in lines)
+    assert "40.0 s of speech in 10.0 s: real-time factor 0.25" in lines
+    assert "WER en  25.00% (25.00% to 25.00%) by kaldialign, compounds merged" in lines
     assert lines[-2:] == ["text perplexity en 12.50 (90 tokens), KL from the base 0.250 nats a token", "piqa: acc 0.5"]
+
+
+def test_each_test_set_has_a_line_of_its_own():
+    kept = [Hypothesis("a", "en", "turn the lamp on", "turn the lamp off", dataset="near")]
+    kept += [Hypothesis("a", "en", "turn the lamp on", "turn the lamp on", dataset="far")]
+    lines = describe_record({"wer": measure(kept), "num_loops": 0, "num_cut": 0, "text": {}})
+    rates = [line.split("(")[0].split() for line in lines if line.startswith("WER en")]
+    assert rates == [["WER", "en", "12.50%"], ["WER", "en,", "far", "0.00%"], ["WER", "en,", "near", "25.00%"]]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import jiwer
 import pytest
 
+from kappaspeech.evaluation.alignment import WerCount
 from kappaspeech.evaluation.wer import (
     Hypothesis,
-    WerCount,
     compare_hypotheses,
     count_characters,
     count_words,
@@ -219,3 +220,28 @@ def test_a_paired_difference_of_other_utterances_is_refused():
 
 def test_pooling_nothing_has_no_rate():
     assert pool([]).rate != pool([]).rate
+
+
+def test_several_test_sets_are_told_apart_and_one_is_told_as_ever():
+    def say(key: str, language: str, written: str, dataset: str) -> Hypothesis:
+        return Hypothesis(key, language, "turn the lamp on", written, dataset=dataset)
+
+    near = [say(f"{n}", "en", "turn the lamp off", "near") for n in range(4)]
+    # keys of other sets may be the same
+    far = [say(f"{n}", "en", "turn it off", "far") for n in range(4)] + [say("5", "de", "turn the lamp on", "far")]
+    report = measure(near + far)
+    assert list(report["sets"]) == ["far", "near"]
+    for name, part in (("near", near), ("far", far)):
+        assert report["sets"][name] == measure([replace(item, dataset="") for item in part])
+    assert report["sets"]["far"]["mean_wer"] == pytest.approx((0.75 + 0) / 2)
+    assert report["sets"]["near"]["languages"]["en"]["wer"] == pytest.approx(0.25)
+    whole = {name: value for name, value in report.items() if name != "sets"}
+    assert whole == measure([replace(item, dataset="") for item in near + far])
+    assert "sets" not in measure(near)
+    assert "dataset" not in replace(near[0], dataset="").to_json()
+
+
+def test_sets_with_a_key_in_common_are_compared_utterance_by_utterance():
+    ours = [Hypothesis("1", "en", said, said, dataset=name) for name, said in (("a", "one two"), ("b", "three four"))]
+    theirs = [replace(item, hypothesis="one two", dataset=f"z{9 - n}") for n, item in enumerate(ours)]
+    assert compare_hypotheses(ours, theirs)["pooled"]["difference"] == pytest.approx(0.5)

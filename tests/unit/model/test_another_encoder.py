@@ -1,4 +1,4 @@
-"""The worked example of docs/architecture.md: an encoder that isn't Whisper's, of another rate, where a run uses one."""
+"""The worked example of docs/architecture.md: an encoder that isn't Whisper's, of another rate, if a run uses one."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from kappaspeech.model.family import attentions_of, check_hears, find_class
 from kappaspeech.model.llm import decoder_layers
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width, token_embedding_std
 from kappaspeech.model.trained import build_adaptor
+from tests.documents import REPOSITORY
 from tests.families import FAMILIES, VOCABULARY, make_config, make_llm
 
 # what each is refused for, by name, before anything is loaded
@@ -141,3 +144,13 @@ def test_the_page_of_families_says_what_is_so():
         assert ("refused" in rows[name][2]) == (name in REFUSED), name
         assert "FAILS" not in rows[name][2]
         assert "NOT" not in rows[name][2]
+
+
+def test_the_page_of_families_is_made_of_its_record():
+    spec = importlib.util.spec_from_file_location("families_of_benchmarks", REPOSITORY / "benchmarks/families.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    record = json.loads((REPOSITORY / "benchmarks/results/families.json").read_text(encoding="utf-8"))
+    assert made.make_page(record) == made.DOCS.read_text(encoding="utf-8"), "run python benchmarks/families.py --write-docs"

@@ -15,6 +15,7 @@ from kappaspeech.model.adaptor import Adaptor, AdaptorShape, sinusoids, stack_st
 from kappaspeech.model.freezing import unfreeze
 from kappaspeech.model.llm import load_llm
 from kappaspeech.model.loss import alignment_nats
+from kappaspeech.model.packed_rows import pack_rows
 from kappaspeech.model.speech_llm import SpeechLLM, token_embedding_std
 from kappaspeech.model.trained import build_adaptor
 
@@ -245,7 +246,7 @@ def test_a_model_that_does_not_align_computes_the_same_transcript_loss(model, al
     minimised, nats = aligning(*batch)
     assert torch.equal(nats, plain)
     assert minimised > nats + 1
-    # DeepSpeed's ranks come apart where two outputs have a graph
+    # DeepSpeed's ranks come apart if two outputs have a graph
     assert minimised.requires_grad
     assert not nats.requires_grad
 
@@ -265,3 +266,28 @@ def test_a_pass_reads_nothing_back_from_its_device(home, monkeypatch, weight):
     loss.backward()
     assert loss.is_meta
     assert [[tensor.device.type for tensor in inputs] for inputs in given] == [["meta", "meta", "cpu", "cpu"]] * (weight > 0)
+
+
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("alignment_weight", [0.0, 0.5])
+def test_clips_with_prompts_of_their_own_lose_what_they_lose_alone(home, packs, alignment_weight):
+    llm = load_llm(str(home / "llm"), dtype=torch.float32, attention="sdpa")
+    assert not packs or pack_rows(llm, "sdpa")
+    own = SpeechLLM(build_adaptor(SHAPE, seed=1), llm, alignment_weight=alignment_weight, packs=packs)
+    prompts = [([5, 6, 7], [8, 9]), ([11], [12, 13, 14]), ([], [15])]
+    states_BSE, counts = states(24, 40, 16)
+    targets = labels([20, 21, 1], [22, 1], [23, 24, 25, 1])
+    padded = [labels(*side) for side in zip(*prompts, strict=True)]
+    together = own(states_BSE, counts, *padded, targets)
+    alone = []
+    for row, prompt in enumerate(prompts):
+        ids = (torch.tensor(side, dtype=torch.long) for side in prompt)
+        alone.append(own(states_BSE[row : row + 1], counts[row : row + 1], *ids, targets[row : row + 1]))
+    assert float(together[1]) == pytest.approx(sum(float(nats) for _, nats in alone), rel=1e-5)
+    # another prompt is another loss, or the sums above would say nothing
+    swapped = own(states_BSE, counts, padded[0].flip(0), padded[1].flip(0), targets)
+    assert float(swapped[1]) != pytest.approx(float(together[1]), rel=1e-4)
+    # the adaptor is aligned without a prompt, whose length doesn't shift the labels that it is aligned to
+    aligned = [float(own(states_BSE, counts, *ids, targets, alignment_only=True)[1]) for ids in (padded, (PREFIX, SUFFIX))]
+    assert aligned[0] == aligned[1]
+    assert float(together[0].detach() - together[1]) == pytest.approx(alignment_weight * aligned[0], rel=1e-5)

@@ -17,7 +17,7 @@ LLM = ModelProduct(64, 128, 256, torch.float32)
 
 
 def test_what_is_measured_is_what_a_product_takes():
-    # a mean over a twentieth of a second is far off where another program has the core; not several times running
+    # a mean over a twentieth of a second is far off if another program has the core; not several times running
     for _ in range(8):
         rates = measure_compute(CPU, LLM, LLM)
         plain = time_plain_product()

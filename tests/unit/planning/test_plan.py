@@ -328,7 +328,7 @@ def test_packed_clips_are_planned_without_padding(config):
         chosen = config.model_copy(update={"batch": config.batch.model_copy(update={"packing": packing})})
         return Planner(chosen, modules=build_meta_model(chosen), clip_seconds=lengths).plan(1, rates=RATES, prompt_tokens=20)
 
-    # a plan for GPUs packs where that is asked for
+    # a plan for GPUs packs if that is asked for
     assert plan("auto") == plan(False)
     assert plan(True).step_time.forward < plan(False).step_time.forward
     assert plan(True).step_bytes < plan(False).step_bytes
@@ -496,3 +496,15 @@ def test_an_anchor_takes_a_head_of_its_own_where_the_llms_trains(home, tmp_path,
     plan = Planner(config, modules=(encoder, model)).plan(1, rates=RATES, prompt_tokens=6)
     taken = {part.name: part.num_bytes for part in plan.step_parts}.get("anchor's head", 0)
     assert taken == (2 * head.numel() if mode == "all" and anchored else 0)
+
+
+def test_weights_that_are_held_take_the_memory_of_the_fisher_its_anchor_and_the_kept_directions(home, tmp_path, config):
+    changes = {"ewc": {"texts": {"x": "x.txt"}}, "unfreeze__osf": {"kept_share": 0.25}}
+    holding = read_run_config(tiny.write_config(tmp_path / "held.yaml", home, tmp_path / "run", **changes))
+    modules = build_meta_model(config)
+    plans = [Planner(item, modules=modules).plan(2, rates=RATES, prompt_tokens=6) for item in (config, holding)]
+    num_trained = sum(p.numel() for p in modules[1].llm.parameters() if p.requires_grad)
+    parts = {part.name: part.num_bytes for part in plans[1].parts}
+    assert parts["Fisher and its anchor"] == 2 * 4 * num_trained // 2
+    assert parts["kept directions"] == int(2 * 0.25 * 4 * num_trained / 2)
+    assert plans[1].state_bytes - plans[0].state_bytes == parts["Fisher and its anchor"] + parts["kept directions"]

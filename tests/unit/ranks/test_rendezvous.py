@@ -68,7 +68,7 @@ def test_a_launcher_inside_a_step_is_believed_before_slurm():
     ],
 )
 def test_a_rank_of_its_host_isnt_guessed(variables, local_rank):
-    """It was 0 where a launcher didn't say it, and all ranks of a host would have shared its first GPU."""
+    """It was 0 if a launcher didn't say it, and all ranks of a host would have shared its first GPU."""
     assert find_launch(variables).local_rank == local_rank
 
 

@@ -96,7 +96,7 @@ def test_a_damaged_checkpoint_is_set_aside_with_a_warning_and_the_one_before_is_
     assert "step-000004 is damaged (" in message
     # a header that can't be read is the library's own word for it
     assert ("header" if damage is garble_header and file != "state.json" else file) in message
-    assert "going on from step-000002" in message
+    assert "continuing from step-000002" in message
 
 
 STATE = {

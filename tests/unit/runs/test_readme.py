@@ -7,11 +7,13 @@ import pytest
 from kappaspeech.artefacts import write_text
 from kappaspeech.launching.command_lines import MARK_VARIABLE
 from kappaspeech.launching.reports import write_report
+from kappaspeech.ranks import flight_recorder
 from kappaspeech.redaction import SECRETS_FILE
 from kappaspeech.runs import contents
 from kappaspeech.runs.folder import _write_secrets
 from kappaspeech.runs.readme import write_readme
 from kappaspeech.runs.records import RunLog
+from kappaspeech.runs.shown_run import _keep_id
 from kappaspeech.speech.loading import BadSample
 from tests.made_runs import make_run
 
@@ -29,6 +31,10 @@ def whole_run(tmp_path, monkeypatch):
     log.add_skipped_step({"step": 60, "keys": ["key"]})
     log.add_distance({"step": 60, "kl_nats": 0.11, "budget_nats": 0.1, "anchor_weight": 2.0, "languages": {"de": 0.11}})
     log.close()
+    _keep_id(run / contents.LOGGERS_FILE)
+    flight_recorder.dump(run / contents.COLLECTIVES_FOLDER, 0)
+    for name in ("wandb", "trackio", "mlflow", contents.PROFILE_FOLDER):
+        (run / name).mkdir()
     monkeypatch.setenv(MARK_VARIABLE, "mark")
     write_report(run, ValueError("a matrix fell over"))
     for name in ("evaluation.json", "evaluation.hypotheses.jsonl", "evaluation.html"):
@@ -60,3 +66,14 @@ def test_every_name_of_a_file_is_explained_or_passes():
     explained = {name for name, _ in contents.CONTENTS}
     # the last two are there for as long as a start is
     assert names <= explained | {contents.README_FILE, contents.LEASE_FILE, contents.STOP_FILE}
+
+
+def test_each_test_set_has_its_rate(tmp_path):
+    run = make_run(tmp_path / "run", "a", seed=1, error_rate=0.2, num_clips=2)
+    log = RunLog(run, resume_step=60)
+    sets = {"near\nand clear": {"mean_wer": 0.125}, "far": {"mean_wer": None}}
+    log.add_evaluation({"step": 60, "wer": {"mean_wer": 0.25, "sets": sets}, "text": {}})
+    log.close()
+    lines = write_readme(run).splitlines()
+    assert "of far unknown  " in lines
+    assert any(line.startswith("of near") and line.endswith(" 12.50%  ") for line in lines)

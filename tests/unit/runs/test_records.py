@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kappaspeech.runs.records import RunLog, StepRecord, is_step, is_transcript_step, read_lines
+import pytest
+
+from kappaspeech.runs.records import RunLog, StepRecord, is_evaluation, is_step, is_transcript_step, read_lines
 from kappaspeech.speech.loading import BadSample
 
 
@@ -100,3 +102,10 @@ def test_steps_that_align_the_adaptor_alone_are_told_from_those_on_transcripts(t
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in curves.Scalars("train/alignment_nats")] == [0]
     assert [event.step for event in curves.Scalars("train/loss_nats")] == [1]
+
+
+@pytest.mark.parametrize("sets", [[], {"near": 0.5}, {"near": {}}, {"near": {"mean_wer": "low"}}])
+def test_a_record_whose_test_sets_have_no_rates_is_no_evaluation(sets):
+    record = {"step": 4, "wer": {"mean_wer": 0.5, "sets": sets}, "text": {}}
+    assert not is_evaluation(record)
+    assert is_evaluation({**record, "wer": {"mean_wer": 0.5, "sets": {"near": {"mean_wer": None}}}})

@@ -72,8 +72,48 @@ def test_neighbours_that_share_an_input_are_summed_apart(home):
     attention = llm.model.layers[0].self_attn
     moments = second_moments(llm, [attention.q_proj, attention.k_proj], WINDOWS)
     alone = second_moments(llm, [attention.k_proj], WINDOWS)
-    assert torch.equal(moments[attention.q_proj], moments[attention.k_proj])
-    assert torch.equal(moments[attention.k_proj], alone[attention.k_proj])
+    assert torch.equal(moments[attention.q_proj].mean_II, moments[attention.k_proj].mean_II)
+    assert torch.equal(moments[attention.k_proj].mean_II, alone[attention.k_proj].mean_II)
+
+
+def routed(llm, num_tokens: int):
+    """`llm` with a layer whose MLP is given the first tokens of each text alone, as a router does with an expert."""
+    mlp = llm.model.layers[1].mlp
+    whole = mlp.forward
+    mlp.forward = lambda states: torch.cat([whole(states[:, :num_tokens]), torch.zeros_like(states[:, num_tokens:])], dim=1)
+    return llm
+
+
+def test_a_module_has_the_moment_of_the_tokens_that_reach_it(home):
+    llm = routed(load_llm(str(home / "llm"), dtype=torch.float32), 25)
+    gate = llm.model.layers[1].mlp.gate_proj
+    inputs: list[torch.Tensor] = []
+    hook = gate.register_forward_pre_hook(lambda _module, given: inputs.append(given[0][0].double()))
+    moment = second_moments(llm, [gate], WINDOWS)[gate]
+    hook.remove()
+    states = torch.cat(inputs)
+    assert moment.num_tokens == len(states) == 25 * len(WINDOWS)
+    torch.testing.assert_close(moment.mean_II, states.T @ states / len(states), rtol=1e-12, atol=0)
+
+
+def test_an_expert_that_too_few_tokens_reach_is_listed_as_skipped_with_their_number(home, monkeypatch):
+    llm = routed(load_llm(str(home / "llm"), dtype=torch.float32), 3)
+    monkeypatch.setattr("kappaspeech.scan.activations.load_llm", lambda *_, **__: llm)
+    ranking = rank_by_activations(open_checkpoint(str(home / "llm")), WINDOWS)
+    few = {item.name for item in ranking.skipped if f"only {3 * len(WINDOWS)} of the text's tokens reach it" in item.reason}
+    assert few == {f"model.layers.1.mlp.{kind}_proj.weight" for kind in ("gate", "up", "down")}
+    assert not few & {matrix.name for matrix in ranking.matrices}
+
+
+@pytest.mark.parametrize(("options", "named"), [(["--workers=2"], "--workers"), (["--journal=there"], "--journal")])
+def test_options_that_it_has_no_use_for_are_refused_by_name(options, named, tmp_path, capsys):
+    assert main(["scan", str(tmp_path), "--activations", str(tmp_path / "text.txt"), *options]) == 2
+    assert f"leave {named} out" in capsys.readouterr().err
+
+
+def test_the_method_that_was_asked_for_measures_it(home):
+    ranking = rank_by_activations(open_checkpoint(str(home / "llm")), WINDOWS, method="svd")
+    assert {matrix.stats.rung for matrix in ranking.matrices} == {"svd"}
 
 
 def test_a_module_that_no_token_reaches_is_listed_as_skipped(home, monkeypatch):

@@ -1,4 +1,4 @@
-"""bitsandbytes' 4-bit weights, to the number as it dequantises them: what it made once, and by itself where it is installed."""
+"""bitsandbytes' 4-bit weights, to the number as it dequantises them: what it made once, and by itself if it is installed."""
 
 from __future__ import annotations
 

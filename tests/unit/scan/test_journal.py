@@ -42,7 +42,7 @@ def test_a_copy_and_a_touched_file_are_served_without_measuring(tmp_path, monkey
     first = kappas(path, journal)
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(path.read_bytes())
-    monkeypatch.setattr(stage, "measure", lambda *_args, **_options: pytest.fail("measured again"))
+    monkeypatch.setattr(stage, "measure_scaled", lambda *_args, **_options: pytest.fail("measured again"))
     assert kappas(copy, journal) == first
 
 

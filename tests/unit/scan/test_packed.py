@@ -1,4 +1,4 @@
-"""Quantised checkpoints of every scheme: helpers are never ranked, and codes only where they can be made numbers."""
+"""Quantised checkpoints of every scheme: helpers are never ranked, and codes only if they can be made numbers."""
 
 from __future__ import annotations
 

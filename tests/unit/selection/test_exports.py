@@ -1,4 +1,4 @@
-"""Selections for other tools, read back by them where they can be installed."""
+"""Selections for other tools, read back by them if they can be installed."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kappaspeech.commands import main
 from kappaspeech.errors import InputError, SelectionError
 from kappaspeech.expert_names import expert_name
 from kappaspeech.ranks.cluster import SingleProcess
@@ -24,6 +26,7 @@ from kappaspeech.selection.otsu import otsu_threshold
 from kappaspeech.selection.rules import Budget, Count, Fraction, Nearest, Quotas, Threshold
 from kappaspeech.selection.select import select
 from kappaspeech.selection.tensor_selection import TensorSelection
+from tests.documents import DOCS, commands_run_by
 from tests.families import make_llm
 
 
@@ -96,7 +99,7 @@ def test_a_fraction_is_a_share_of_the_tensors_and_one_at_least(share, number):
     assert select(RANKING, Fraction(0.5), include=["*v_proj*"]).names == select(RANKING, Count(2), include=["*v_proj*"]).names
 
 
-def test_a_fraction_takes_what_pefts_kappatune_takes(tmp_path):
+def test_a_fraction_takes_what_pefts_kappatune_takes(tmp_path, monkeypatch):
     """Its candidates are the linear modules and the fused experts, of which each has a share of its own."""
     helpers = pytest.importorskip("peft.helpers", reason="PEFT isn't installed")
     llm = make_llm("Qwen3-MoE")
@@ -108,6 +111,17 @@ def test_a_fraction_takes_what_pefts_kappatune_takes(tmp_path):
         fused = select(ranking, Fraction(share), include=["*.experts.*"], experts="together")
         assert [name.removesuffix(".weight") for name in linear.names] == theirs["target_modules"]
         assert list(fused.names) == theirs["target_parameters"]
+    # as the documents write it
+    ranking.write(tmp_path / "ranking.json")
+    monkeypatch.chdir(tmp_path)
+    written = []
+    for command in commands_run_by(__file__, DOCS / "method.md"):
+        assert main(shlex.split(command)[1:]) == 0
+        written.append(TensorSelection.read(tmp_path / "selection.json").names)
+    assert written == [
+        select(ranking, Fraction(0.2), exclude=["*embed_tokens*", "*.experts.*", "*.mlp.gate.weight"]).names,
+        select(ranking, Fraction(0.2), include=["*.experts.*"], experts="together").names,
+    ]
 
 
 def test_experts_of_a_tied_tensor_have_its_other_names():

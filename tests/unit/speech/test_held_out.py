@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from kappaspeech.speech.held_out import choose_subset
+import pytest
+
+from kappaspeech.config.data_config import DatasetConfig
+from kappaspeech.speech.corpus import make_datasets, name_sets
+from kappaspeech.speech.held_out import choose_subset, list_test_samples, read_clips, read_test_batches
 
 SAMPLES = [*(("en", f"en/{i}") for i in range(90)), *(("de", f"de/{i}") for i in range(20)), ("fr", "fr/0")]
 
@@ -31,3 +35,34 @@ def test_a_part_is_spread_over_the_data_and_holds_every_smaller_one():
 
 def test_a_part_as_large_as_the_whole_is_the_whole():
     assert chosen(len(SAMPLES)) == chosen(10_000) == SAMPLES
+
+
+@pytest.mark.parametrize(
+    ("sets", "names"),
+    [
+        ([{"shards": "a.tar"}], [""]),
+        ([{"shards": "a.tar"}, {"shards": "b.tar"}], ["a.tar", "b.tar"]),
+        ([{"shards": "a.tar", "language": "en"}, {"shards": "a.tar", "language": "de"}], ["a.tar (en)", "a.tar (de)"]),
+        ([{"shards": "a.tar"}, {"shards": "a.tar", "instruction": "Answer"}], ["a.tar", "a.tar [2]"]),
+        # parts of one set have its name, and one set needs none
+        ([{"shards": "a.tar", "name": "near"}, {"shards": "b.tar", "name": "near"}], ["", ""]),
+        ([{"shards": "a.tar", "name": "x"}, {"shards": "b.tar", "name": "x"}, {"shards": "c.tar"}], ["x", "x", "c.tar"]),
+        ([{"shards": "https://me:secret@host/a.tar?token=1"}, {"shards": "b.tar"}], ["https://***@host/a.tar?***", "b.tar"]),
+    ],
+)
+def test_sets_are_told_apart_by_name(sets, names):
+    assert name_sets([DatasetConfig(**item) for item in sets]) == names
+
+
+def test_a_sample_knows_the_set_and_the_instruction_that_it_is_tested_with(home):
+    shards = str(home / "shards/test/*.tar")
+    sets = [
+        DatasetConfig(shards=shards, name="heard"),
+        DatasetConfig(shards=shards, language="de", instruction="Answer: {audio}"),
+    ]
+    batches = read_test_batches(make_datasets(sets), batch_size=4)
+    found = {(sample.dataset, sample.instruction, sample.language) for batch in batches for sample in batch}
+    assert found == {("heard", None, "en"), ("heard", None, "de"), (f"{shards} (de)", "Answer: {audio}", "de")}
+    refs = list_test_samples(make_datasets(sets))
+    # the same keys in both sets
+    assert len(read_clips(refs, max_bytes=1 << 20)) == len(refs)

@@ -16,7 +16,7 @@ from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.layouts import LAYOUTS, find_recordings
 from kappaspeech.speech.packing import pack
 from kappaspeech.speech.recordings import Recording, Request, make_key
-from tests.speech_files import clip, save
+from tests.speech_files import clip, save, write_nemo_tars, write_parquet, write_shar
 
 
 def librispeech(root: Path) -> dict[str, tuple[str, str]]:
@@ -71,6 +71,32 @@ def dataset(root: Path) -> dict[str, tuple[str, str]]:
     return {"en/00000000": ("one", "en"), "en/00000001": ("two", "en"), "de/00000002": ("three", "de")}
 
 
+def parquet(root: Path) -> dict[str, tuple[str, str]]:
+    for split, rows in (("train-00000-of-00002", (0, 1, 2)), ("train-00001-of-00002", (3,)), ("test-00000-of-00001", (4,))):
+        write_parquet(root / f"data/{split}.parquet", [(clip(1.0, seed=n), f"text {n}", "de" if n == 3 else "en") for n in rows])
+    keys = [f"en/data/train-00000-of-00002-{n:06d}" for n in range(3)] + ["de/data/train-00001-of-00002-000000"]
+    return {key: (f"text {n}", key[:2]) for n, key in enumerate(keys)}
+
+
+def nemo_tars(root: Path) -> dict[str, tuple[str, str]]:
+    write_nemo_tars(root)
+    return {
+        "en/0-00000001-a_one": ("all of one", "en"),
+        "en/0-00000002-a_long": ("its beginning", "en"),
+        "en/0-00000003-a_long-sub1": ("its end", "en"),
+        "de/1-00000001-b_two": ("zwei", "de"),
+    }
+
+
+def shar(root: Path) -> dict[str, tuple[str, str]]:
+    write_shar(root)
+    return {
+        "en/000000-000001": ("one and one more", "en"),
+        "en/000000-000002": ("two", "en"),
+        "de/000001-000001": ("drei", "de"),
+    }
+
+
 CORPORA = {
     "librispeech": (librispeech, ""),
     "commonvoice": (common_voice, ""),
@@ -78,6 +104,9 @@ CORPORA = {
     "voxpopuli": (voxpopuli, "de"),
     "manifest": (manifest, "train.jsonl"),
     "dataset": (dataset, "data"),
+    "parquet": (parquet, ""),
+    "nemo-tars": (nemo_tars, ""),
+    "shar": (shar, ""),
 }
 
 
@@ -94,6 +123,15 @@ def test_a_corpus_is_recognised_and_packed_whole(tmp_path, name):
     for key, sample in read.items():
         seconds = 3.0 if key == "en/00000002-long" else 1.0
         assert len(sample.waveform) / 16_000 == pytest.approx(seconds, abs=0.06), key
+
+
+def test_another_column_or_key_holds_the_text(tmp_path):
+    save(tmp_path / "m.jsonl", json.dumps({"audio_filepath": "a.flac", "text": "a", "answer": "b", "lang": "en"}) + "\n")
+    dataset(tmp_path)
+    for source, column, said in ((tmp_path / "m.jsonl", "answer", ["b"]), (tmp_path / "data", "locale", ["en", "en", "de"])):
+        assert [item.transcript for item in find_recordings(source, text_column=column)] == said
+        with pytest.raises(DataError, match="gone"):
+            find_recordings(source, text_column="gone")
 
 
 def test_a_segment_is_the_recordings_own_samples(tmp_path):

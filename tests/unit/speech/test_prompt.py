@@ -7,6 +7,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from kappaspeech.errors import CheckpointError, InputError
+from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.speech.batches import SpeechPrompt, make_prompt
 
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[a]"
@@ -81,3 +82,24 @@ def test_a_prompt_is_read_as_it_was_written(tokenizer):
 def test_what_is_no_prompt_is_refused(content):
     with pytest.raises(InputError, match="token ids"):
         SpeechPrompt.from_json(content)
+
+
+def test_each_row_of_a_batch_has_the_prompt_of_its_instruction(tokenizer):
+    tokenizer.chat_template = PLAIN
+    prompt = make_prompt(tokenizer, "Hear: {audio}", others=["Say it in German: {audio} Now."])
+    rows = prompt.around([None, "Say it in German: {audio} Now.", None])
+    texts = [[tokenizer.decode([index for index in ids if index != IGNORED_LABEL]) for ids in side.tolist()] for side in rows]
+    assert texts[0] == ["[system][user]Hear: ", "[system][user]Say it in German: ", "[system][user]Hear: "]
+    assert texts[1] == ["[a]", " Now.[a]", "[a]"]
+    # one prompt for all costs a batch nothing
+    assert [ids.dim() for ids in prompt.around([None, None])] == [1, 1]
+    again = SpeechPrompt.from_json(prompt.to_json())
+    assert again.to_json() == prompt.to_json()
+    assert again.of("Say it in German: {audio} Now.").num_tokens > again.num_tokens
+    assert make_prompt(tokenizer, "Hear: {audio}").to_json().keys() == {"prefix_ids", "suffix_ids"}
+
+
+@pytest.mark.parametrize("others", [[], {"Write": None}, {"Write": {"prefix_ids": ["1"], "suffix_ids": []}}])
+def test_other_instructions_that_are_no_prompts_are_told(others):
+    with pytest.raises(InputError, match="no token ids"):
+        SpeechPrompt.from_json({"prefix_ids": [1], "suffix_ids": [], "others": others})

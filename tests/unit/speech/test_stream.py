@@ -15,6 +15,7 @@ from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.speech.batches import collate, empty_batch, label_ids, make_prompt
 from kappaspeech.speech.corpus import SpeechDataset
+from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.shards import read_index
 from kappaspeech.speech.source import ReadOptions
@@ -226,3 +227,54 @@ def test_the_prompt_is_the_chat_template_around_the_audio(tokenizer):
     prompt = make_prompt(tokenizer, "Listen: {audio} Now write.")
     assert tokenizer.decode(prompt.prefix_ids) == "[system][user]Listen: "
     assert tokenizer.decode(prompt.suffix_ids) == " Now write.[a]"
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_each_clip_is_asked_what_its_data_set_asks_also_from_the_cache(home, tokenizer, tmp_path, world_size):
+    train = str(home / "shards/train/*.tar")
+    datasets = [
+        SpeechDataset(train, "en", instruction="Translate: {audio}"),
+        SpeechDataset(train, "de"),
+        SpeechDataset(train, "de", weight=0.5, instruction="Answer: {audio}"),
+    ]
+    options = {"budget": BUDGET, "max_seconds": 20.0, "seed": 1, "tokenizer": tokenizer, "num_mels": 80}
+    cache_options = FeatureCacheOptions(str(tmp_path), "encoder", 1 << 20)
+    cache = FeatureCache(cache_options)
+
+    def ask(rank: int) -> list[tuple[str, str | None, bool]]:
+        streaming = StreamOptions(feature_cache=cache_options)
+        stream = SpeechStream(datasets, rank=rank, world_size=world_size, options=streaming, **options)
+        batches = [batch for data in take(stream, 4) for batch in data.batches]
+        for target in (target for batch in batches for target in batch.to_cache if target is not None):
+            cache.keep(target.name, CachedClip(np.ones((4, 2), np.float32), 8, target.transcript))
+        return [
+            (key, instruction, states is not None)
+            for batch in batches
+            for key, instruction, states in zip(batch.keys, batch.instructions, batch.states, strict=False)
+        ]
+
+    fresh, cached = ([row for rank in range(world_size) for row in ask(rank)] for _ in range(2))
+    assert {(key[:2], instruction) for key, instruction, _ in fresh} == {
+        ("en", "Translate: {audio}"),
+        ("de", None),
+        ("de", "Answer: {audio}"),
+    }
+    assert [row[:2] for row in cached] == [row[:2] for row in fresh]
+    assert all(was_cached for *_, was_cached in cached)
+    whole = SpeechStream(datasets, rank=0, world_size=1, **options)
+    alone = [
+        row for data in take(whole, 4) for batch in data.batches for row in zip(batch.keys, batch.instructions, strict=False)
+    ]
+    assert sorted(map(str, alone)) == sorted(str(row[:2]) for row in fresh)
+
+
+def test_another_instruction_is_another_fingerprint_and_none_is_what_it_was(home, tokenizer):
+    train = str(home / "shards/train/*.tar")
+
+    def fingerprint(instruction: str | None) -> str:
+        datasets = [SpeechDataset(train, instruction=instruction)]
+        options = {"budget": BUDGET, "max_seconds": 20.0, "seed": 1, "rank": 0, "world_size": 1}
+        return SpeechStream(datasets, tokenizer=tokenizer, num_mels=80, **options).fingerprint
+
+    assert fingerprint(None) == open_stream(home / "shards/train", tokenizer).fingerprint
+    assert len({fingerprint(text) for text in (None, "Translate: {audio}", "Answer: {audio}")}) == 3

@@ -123,3 +123,33 @@ def test_names_can_not_break_the_page(tmp_path):
     fence = next(line for line in text.splitlines() if line.endswith("`yaml"))
     assert fence == "````yaml"
     assert ModelCard(text).data.model_name == "x](http://evil)<b>"
+
+
+def test_each_test_set_has_its_rates(tmp_path):
+    run = make(tmp_path / "kappa")
+    path = run / "evaluations.jsonl"
+    *before, last = [json.loads(line) for line in path.read_text().splitlines()]
+    english = last["wer"]["languages"]["en"]
+    sets = {
+        name: {"mean_wer": rate, "languages": {"en": {**english, "wer": rate}}}
+        for name, rate in (("near|by", 0.125), ("far", None))
+    }
+    last["wer"]["sets"] = sets
+    path.write_text("".join(json.dumps(record) + "\n" for record in (*before, last)))
+    rows = [line for line in make_card(run, name="kappa").splitlines() if line.startswith("| `en") and "%" in line]
+    assert [row.split("` | ")[1].split(" |")[0] for row in rows] == [f"{english['wer']:.2%}", "12.50%"]
+    assert "near" in rows[1]
+
+
+def test_it_says_that_the_weights_are_a_moving_average(run, tmp_path):
+    assert "moving average" not in make_card(run, name="kappa")
+    averaged = make(tmp_path / "averaged")
+    content = json.loads((averaged / "config.json").read_text())
+    content["training"]["ema_decay"] = 0.995
+    (averaged / "config.json").write_text(json.dumps(content))
+    # the configuration alone doesn't say which weights the checkpoint gives
+    assert "moving average over the steps" not in make_card(averaged, name="averaged")
+    (averaged / f"checkpoints/step-{NUM_STEPS:06d}/average.safetensors").touch()
+    assert "The trained weights are an exponential moving average over the steps, of decay 0.995" in make_card(
+        averaged, name="averaged"
+    )

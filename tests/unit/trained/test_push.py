@@ -27,7 +27,7 @@ def logged_in(monkeypatch):
 
 @pytest.fixture
 def make_hub(monkeypatch):
-    """A hub that `HfApi` takes for its own, as it does where HF_ENDPOINT names one before the start."""
+    """A hub that `HfApi` takes for its own, as it does if HF_ENDPOINT names one before the start."""
     opened = []
 
     def start(**faults):
@@ -83,7 +83,7 @@ def test_a_push_that_was_cut_goes_on_where_it_was(make_hub, exported, monkeypatc
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     first, second = (hashlib.sha256((exported / f"model-{number}.safetensors").read_bytes()).hexdigest() for number in range(2))
     hub = make_hub(cut=second)
-    # the two go up side by side: the first one's end isn't waited for where the second breaks off
+    # the two go up side by side: the first one's end isn't waited for if the second breaks off
     hub.objects[first] = (exported / "model-0.safetensors").read_bytes()
     with pytest.raises(HubError, match="isn't uploaded again"):
         push(exported, "me/kappa")

@@ -128,7 +128,7 @@ def test_it_is_opened_here_without_its_own_code(home, tmp_path):
     assert not is_whole(home / "llm")
     for path in tmp_path.glob("*.py"):
         path.write_text("raise SystemExit('code of a folder was run')")
-    model, encoder, tokenizer, prompt = load_whole(tmp_path, UseArithmetic(bfloat16_is_fast=True))
+    model, encoder, tokenizer, prompt, _ = load_whole(tmp_path, UseArithmetic(bfloat16_is_fast=True))
     again = replace(ours, model=model, encoder=encoder, tokenizer=tokenizer, prompt=prompt)
     assert again.decode(CLIPS) == ours.decode(CLIPS)
 
@@ -152,3 +152,24 @@ def test_text_tasks_want_the_llm_alone(home, tmp_path):
     write_model(tmp_path, speaker(home, load_llm(str(home / "llm"), dtype=torch.float32)))
     with pytest.raises(InputError, match="--only llm"):
         check_harness(tmp_path)
+
+
+def test_an_export_is_asked_what_a_data_set_of_its_training_was(home, tmp_path):
+    llm = load_llm(str(home / "llm"), dtype=torch.float32)
+    other = SpeechPrompt(torch.tensor([4]), torch.tensor([9, 8, 7]))
+    asked = replace(PROMPT, others={"Answer: {audio}": other})
+    ours = replace(speaker(home, llm), prompt=asked, chat_template=False)
+    write_model(tmp_path, ours)
+    model, inputs = load(tmp_path)
+    expected, mask = ours._embed([replace(clip, instruction="Answer: {audio}") for clip in CLIPS])
+    with torch.no_grad():
+        embeds, same_mask = model.embed(**inputs, instruction="Answer: {audio}")
+        plain, _ = model.embed(**inputs)
+    assert torch.equal(embeds, expected)
+    assert torch.equal(mask, same_mask)
+    assert plain.shape[1] == embeds.shape[1] + PROMPT.num_tokens - other.num_tokens
+    assert model.generate(**inputs, instruction="Answer: {audio}", max_new_tokens=2).shape[1] <= 2
+    with pytest.raises(ValueError, match=r"'Sing'.*'Answer: \{audio\}'"):
+        model.generate(**inputs, instruction="Sing")
+    *_, prompt, chat_template = load_whole(tmp_path, UseArithmetic(bfloat16_is_fast=False))
+    assert (prompt.to_json(), chat_template) == (asked.to_json(), False)

@@ -156,7 +156,7 @@ class Evaluated:
 
     def cadences(self, *, keep_best: bool = False) -> list[Cadence]:
         """The cadences of a configuration of six steps."""
-        options = {"evaluate_every_steps": 2, "evaluate_every_minutes": None, "checkpoint_every_steps": 4}
+        options = {"evaluate_every_steps": 2, "evaluate_every_minutes": None, "checkpoint_every_steps": 4, "profile": None}
         config: Any = SimpleNamespace(training=SimpleNamespace(num_steps=6, keep_best=keep_best, **options))
         state: Any = SimpleNamespace(totals=SimpleNamespace(train_seconds=0.0))
         loaded: Any = SimpleNamespace(test_set=(), assembly=None, measured={})

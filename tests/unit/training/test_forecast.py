@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
 import pytest
 
 from kappaspeech.config.training_config import TrainingConfig
-from kappaspeech.training.forecast import Forecast, describe
+from kappaspeech.planning.duration import StepTime
+from kappaspeech.training.forecast import Forecast, describe, read_alignment_work
 
 
 def test_it_is_told_once_after_ten_steps_without_those_that_warm_up():
@@ -53,3 +55,27 @@ def test_steps_that_align_the_adaptor_alone_say_nothing_of_the_others():
     assert [step for step, text in enumerate(told, start=1) if text] == [50]
     assert told[49] == "about 0:02 h left: 50 steps of 2 s"
     assert forecast.work(100) == 60 + forecast.work(40) < 70
+
+
+def test_steps_that_align_the_adaptor_alone_tell_of_the_others_by_the_plan():
+    step = StepTime(0.1, 0.4, 0.9, 0.0, 0.1, 0.3, 0.2, 0.0, total=2.0)
+    work = read_alignment_work({"alignment_seconds": 0.1, "step_seconds": asdict(step)})
+    assert work == pytest.approx(0.05)
+    forecast = Forecast(TrainingConfig(num_steps=1000, alignment_steps=400), alignment_work=work)
+    for number in range(1, 4):
+        forecast.time_step(9.0, number)
+        assert forecast.seconds_left(number) is None
+    for number in range(4, 101):
+        forecast.time_step(0.1, number)
+    # 300 more that align, and 600 with the LLM
+    assert forecast.seconds_left(100) == pytest.approx(300 * 0.1 + 600 * 2.0)
+    # the bar's time left goes by the same
+    assert forecast.work(1000) - forecast.work(100) == pytest.approx(300 * 0.05 + 600)
+
+
+@pytest.mark.parametrize("total", [0.1, 1000.0])
+def test_a_plan_that_is_far_off_leaves_the_bar_moving(total):
+    step = StepTime(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, total=total)
+    assert 0 < read_alignment_work({"alignment_seconds": 0.2, "step_seconds": asdict(step)}) <= 1
+    assert Forecast(TrainingConfig(num_steps=2)).work(1) == 1
+    assert read_alignment_work({"error": "a layer that nobody knows"}) == 0.2

@@ -54,6 +54,31 @@ def test_a_run_does_not_go_on_with_another_instruction(settle, tmp_path, key, va
         settle("Monday", **{f"model__{key}": value})
 
 
+def ask(home, **instructions):
+    """Sets of the tiny data, with the instructions of these languages."""
+    shards = [(language, str(home / f"shards/train/{language}-*.tar")) for language in ("en", "de")]
+    return [{"shards": path, "language": name, "instruction": instructions.get(name)} for name, path in shards]
+
+
+def test_a_run_keeps_the_prompt_of_each_data_set(settle, home, tmp_path):
+    sets = ask(home, de="Translate: {audio}")
+    config, monday = settle("Monday", data__train=sets)
+    assert list(monday["others"]) == ["Translate: {audio}"]
+    leave_a_run(tmp_path / "run", config, monday)
+    assert settle("Tuesday", data__train=sets)[1] == monday
+    # a test set that came later has one of its own
+    test = [{"shards": str(home / "shards/test/*.tar"), "instruction": "Answer: {audio}"}]
+    later = settle("Tuesday", data__train=sets, data__test=test)[1]
+    assert later["others"]["Translate: {audio}"] == monday["others"]["Translate: {audio}"]
+    assert list(later["others"]) == ["Answer: {audio}", "Translate: {audio}"]
+
+
+def test_a_run_does_not_go_on_with_another_instruction_of_a_data_set(settle, home, tmp_path):
+    leave_a_run(tmp_path / "run", *settle("Monday", data__train=ask(home, de="Translate: {audio}")))
+    with pytest.raises(ConfigError, match=r"data\.train\.1\.instruction is None.*begun with 'Translate"):
+        settle("Monday", data__train=ask(home))
+
+
 def test_a_run_that_wrote_no_prompt_down_goes_on_with_the_one_it_had(settle, tmp_path):
     config, prompt = settle("Monday")
     leave_a_run(tmp_path / "run", config, None)

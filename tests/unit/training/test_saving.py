@@ -168,7 +168,7 @@ def test_the_best_is_marked_once_it_is_whole_and_not_before(tmp_path, gate):
 
 
 def test_a_step_that_is_being_saved_is_not_waited_for_because_it_is_due_again(tmp_path, gate):
-    """As where an evaluation has found the best so far, and its step is a regular checkpoint's too."""
+    """As if an evaluation has found the best so far, and its step is a regular checkpoint's too."""
     run = Run(tmp_path, every=2)
     run.saver.save(2, best_wer=0.5)
     SaveEvery(run.saver, 2).after(2)

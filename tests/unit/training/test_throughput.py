@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from kappaspeech.model.flops import ClipLengths, SpeechCost, StackCost
-from kappaspeech.speech.batches import Features, collate
+from kappaspeech.speech.batches import Features, SpeechPrompt, collate
 from kappaspeech.speech.feature_cache import CachedClip
 from kappaspeech.training.throughput import count_work
 
@@ -37,3 +38,11 @@ def test_replayed_texts_are_work_and_an_anchor_is_the_heads_work_again():
     # forward and backward of the LLM's 7 weights at 16 tokens, and of the head's 3 at the 14 that are foretold
     assert replayed.flops - speech.flops == 4 * 7 * 16 + 4 * 3 * 14
     assert count_work(COST, [batch(160)], texts=[10, 6], anchored=True).flops - replayed.flops == 2 * 3 * 14
+
+
+def test_a_clip_counts_the_tokens_of_its_own_prompt():
+    one, five = torch.tensor([1]), torch.arange(5)
+    rows = [Features("k", "en", np.zeros((80, 160), np.float32), (1, 2, 3), instruction=text) for text in (None, "Answer")]
+    prompt = SpeechPrompt(one, one, {"Answer": SpeechPrompt(five, one)})
+    work = count_work(COST, [collate(rows, num_mels=80, keys=["a", "b"])], prompt=prompt)
+    assert work.num_llm_tokens == (2 + 20 + 3) + (6 + 20 + 3)

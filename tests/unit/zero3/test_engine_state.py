@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from tests.rank_threads import RankThreads, together
 FILES = ("trained.safetensors", "optimizer.safetensors", "average.safetensors")
 
 
-def save(folders: list[Path], *, in_background: bool = True) -> list[Any]:
+def save(folders: list[Path], *, in_background: bool = True, check: Callable[[], None] = lambda: None) -> list[Any]:
     """Step 2 saved by as many ranks as there are folders; how many bytes each was to write, or its error."""
     with RankThreads() as ranks:
         clusters, beside = ranks.connect(len(folders)), ranks.connect(len(folders))
@@ -35,7 +37,7 @@ def save(folders: list[Path], *, in_background: bool = True) -> list[Any]:
                 shares.append(num_bytes)
                 return HostCopy() if in_background else None
 
-            new = NewCheckpoint(folders[cluster.rank], 2, {"words": "ä"}, keep=1)
+            new = NewCheckpoint(folders[cluster.rank], 2, {"words": "ä"}, keep=1, check=check)
             engine: Any = MadeEngine(keeps_average=True)
             writing = engine_state.save(engine, cluster, beside[cluster.rank], new, choose_copy=choose_copy)
             assert writing.wait(patience(20))
@@ -105,4 +107,29 @@ def test_a_disk_that_fails_one_rank_is_told_to_all_in_one_sentence_and_leaves_no
     for error in errors:
         assert error is own or f"rank {errors.index(own)} on" in str(error)
         assert "step-000002 can't be written: [Errno 28]" in str(error)
+    # and nothing of it takes the room that the next one needs
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_the_beginning_keeps_nothing(tmp_path, monkeypatch):
+    def refuse(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    (error,) = save([tmp_path])
+    assert "step-000002 can't be written: [Errno 28]" in str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_another_start_writes_into_is_left_to_it(tmp_path):
+    """Two starts call the folder of a step alike; the one that lost the run's folder touches nothing there."""
+    calls = []
+
+    def check() -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            raise TrainingError("taken over")
+
+    (error,) = save([tmp_path], check=check)
+    assert str(error) == "taken over"
     assert [path.name for path in tmp_path.iterdir()] == [".step-000002.tmp"]

@@ -1,0 +1,47 @@
+"""The numbers of a run's records by the names that every logger shows them under."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_OF_STEP = (
+    "grad_norm",
+    "seconds",
+    "wait_seconds",
+    "padding",
+    "llm_padding",
+    "audio_seconds_per_second",
+    "tokens_per_second",
+    "mfu",
+)
+# of runs that replay text
+_OF_REPLAY = ("replay_nats", "anchor_nats")
+
+
+def step_values(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a step's record."""
+    loss = "loss_nats" if record["objective"] == "transcript" else "alignment_nats"
+    rates = {f"train/learning_rate_{group}": rate for group, rate in record["learning_rates"].items()}
+    return {
+        f"train/{loss}": record["loss_nats"],
+        **{f"train/{name}": record[name] for name in _OF_STEP},
+        **{f"train/{name}": record[name] for name in _OF_REPLAY if record[name] is not None},
+        **rates,
+        "train/peak_memory_gb": record["peak_memory_bytes"] / 1e9,
+    }
+
+
+def evaluation_values(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an evaluation's record: WER, also by language, and of texts perplexity and KL."""
+    languages = record["wer"].get("languages", {})
+    found = {"test/mean_wer": record["wer"]["mean_wer"]}
+    found |= {f"test/wer_{language}": report["wer"] for language, report in languages.items()}
+    for language, text in record["text"].items():
+        found |= {f"text/perplexity_{language}": text["perplexity"], f"text/kl_nats_{language}": text.get("kl_nats")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def distance_values(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a distance from the base, measured to keep a budget."""
+    return {f"budget/{name}": record[name] for name in ("kl_nats", "anchor_weight")}

@@ -1,0 +1,41 @@
+"""Singular directions of a matrix that training must not change (OSF: orthogonal subspace fine-tuning, arXiv:2504.07097).
+
+M rows · N columns · K kept directions; any dimensions may stand before them
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KeptDirections:
+    """The `left_MK` and `right_NK` singular vectors of largest σ, and these."""
+
+    left_MK: Tensor
+    sigma_K: Tensor
+    right_NK: Tensor
+
+    def restore(self, weight_MN: Tensor) -> Tensor:
+        """The nearest matrix W with UᵀW = ΣVᵀ and WV = UΣ, which is what the first matrix had. Sums in float32.
+
+        So its change is orthogonal to all kept directions on both sides, as OSF's is, in whatever way it was made.
+        """
+        kept_MK = self.left_MK * self.sigma_K[..., None, :]
+        right_KN = self.right_NK.mT
+        inner_KN = self.left_MK.mT @ weight_MN - self.sigma_K[..., :, None] * right_KN
+        weight_MN = weight_MN - self.left_MK @ inner_KN
+        return weight_MN - (weight_MN @ self.right_NK - kept_MK) @ right_KN
+
+
+def find_directions(weight_MN: Tensor, *, share: float) -> KeptDirections:
+    """The top directions of a matrix, `share` of all and one at least; in float64, as float32."""
+    left, sigma, right = torch.linalg.svd(weight_MN.double(), full_matrices=False)
+    number = max(1, int(share * sigma.shape[-1]))
+    # else a slice would keep the whole decomposition in memory
+    return KeptDirections(
+        left[..., :number].float().contiguous(), sigma[..., :number].float(), right[..., :number, :].mT.float().contiguous()
+    )

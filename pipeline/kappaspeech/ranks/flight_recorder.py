@@ -1,0 +1,61 @@
+"""PyTorch's Flight Recorder: the last collectives of each rank, written into the run folder when ranks wait for each other.
+
+Its readers take a folder with a file a rank, whose names end with the rank's number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from kappaspeech.escaping import make_logger
+from kappaspeech.outputs import write_with
+
+# PyTorch's names, the present one first
+_SIZE = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
+_FILE = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
+_ON_TIMEOUT = "TORCH_NCCL_DUMP_ON_TIMEOUT"
+# what later versions of PyTorch have by default
+_NUM_COLLECTIVES = "2000"
+# the functions of PyTorch that give a backend's records, some of which a build lacks
+_DUMPS = {"gloo": "_dump_fr_trace", "nccl": "_dump_nccl_trace"}
+_log = make_logger(__name__)
+
+
+def prepare(folder: Path, environment: MutableMapping[str, str]) -> None:
+    """Let PyTorch record, and write NCCL's timeouts into `folder`. What the user has set stays. Call it before ranks meet."""
+    for names, value in ((_SIZE, _NUM_COLLECTIVES), (_FILE, f"{folder.absolute()}/nccl_timeout_rank_"), ((_ON_TIMEOUT,), "1")):
+        if not any(name in environment for name in names):
+            environment.update(dict.fromkeys(names, value))
+
+
+def make_room(folder: Path) -> None:
+    """Make the folder for NCCL, which makes none, where ranks use it. For one rank alone."""
+    import torch.distributed
+
+    if torch.distributed.get_backend() == "nccl":
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def dump(folder: Path, rank: int) -> list[str]:
+    """Write this rank's last collectives into `folder`, a file a backend; the names of the backends. No collective."""
+    from torch._C import _distributed_c10d
+
+    written = []
+    for backend, function in _DUMPS.items():
+        take = getattr(_distributed_c10d, function, None)
+        if take is None:
+            continue
+        try:
+            content = take()
+            write_with(folder / f"{backend}_rank_{rank}", lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+            written.append(backend)
+        except (OSError, RuntimeError) as error:
+            _log.warning("The collectives of rank %d (%s) can't be written: %s", rank, backend, error)
+    return written
+
+
+def tell_reader(folder: Path, backends: list[str]) -> str:
+    """A line that names the files and the command that reads them; ranks that have ended left none."""
+    commands = " or ".join(f"`torchfrtrace {folder} -p {backend}_rank_ --allow-incomplete-ranks`" for backend in backends)
+    return f"each rank's last collectives are in {folder}: {commands}"

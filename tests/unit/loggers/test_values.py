@@ -1,0 +1,39 @@
+"""The names under which every logger shows a run's numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+from kappaspeech.loggers.values import distance_values, evaluation_values, step_values
+from tests.shown_runs import distance, evaluation, step
+
+
+def test_a_step_shows_loss_rates_speed_and_memory():
+    values = step_values(asdict(step(1)))
+    assert {name: values[name] for name in ("train/loss_nats", "train/learning_rate_llm", "train/peak_memory_gb")} == {
+        "train/loss_nats": 4.0,
+        "train/learning_rate_llm": 2e-4,
+        "train/peak_memory_gb": 1.000000001,
+    }
+    assert {"train/grad_norm", "train/tokens_per_second", "train/audio_seconds_per_second", "train/mfu"} <= values.keys()
+    assert values["train/replay_nats"] == 3.5
+
+
+def test_what_a_step_has_not_is_not_shown():
+    values = step_values(asdict(replace(step(1), replay_nats=None, anchor_nats=None, objective="alignment")))
+    assert values["train/alignment_nats"] == 4.0
+    assert not {"train/loss_nats", "train/replay_nats", "train/anchor_nats"} & values.keys()
+
+
+def test_an_evaluation_shows_what_was_measured_by_language():
+    assert evaluation_values(evaluation(1)) == {
+        "test/mean_wer": 0.25,
+        "test/wer_en": 0.25,
+        "text/perplexity_en": 10.0,
+        "text/kl_nats_en": 0.125,
+        "text/perplexity_de": 8.0,
+    }
+
+
+def test_a_distance_shows_the_anchors_weight():
+    assert distance_values(distance(2)) == {"budget/kl_nats": 0.02, "budget/anchor_weight": 2.0}

@@ -1,0 +1,45 @@
+"""Singular directions that stay: exactly these, on both sides, whatever the matrix has become."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kappaspeech.model.kept_directions import find_directions
+
+
+@pytest.mark.parametrize("shape", [(24, 16), (16, 24), (20, 20), (3, 12, 8)])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
+def test_a_change_keeps_nothing_but_what_is_orthogonal_to_the_kept_directions(shape, share):
+    generator = torch.Generator().manual_seed(1)
+    weight, change = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    kept = find_directions(weight, share=share)
+    assert kept.sigma_K.shape[-1] == max(1, int(share * min(shape[-2:])))
+    after = kept.restore(weight + change) - weight
+    scale = float(torch.linalg.matrix_norm(weight, 2).max())
+    assert float((kept.left_MK.mT @ after).abs().max()) < 1e-6 * scale
+    assert float((after @ kept.right_NK).abs().max()) < 1e-6 * scale
+    # the projection of the change, and so the nearest: P_U Δ P_V
+    left = torch.eye(shape[-2]) - kept.left_MK @ kept.left_MK.mT
+    right = torch.eye(shape[-1]) - kept.right_NK @ kept.right_NK.mT
+    torch.testing.assert_close(after, left @ change @ right, rtol=0, atol=1e-5)
+
+
+def test_the_kept_are_those_of_largest_sigma_and_a_matrix_that_didnt_change_stays():
+    weight = torch.diag(torch.tensor([1.0, 5.0, 3.0, 0.5]))
+    kept = find_directions(weight, share=0.5)
+    assert kept.sigma_K.tolist() == [5, 3]
+    torch.testing.assert_close(kept.restore(weight), weight, rtol=0, atol=1e-6)
+    moved = kept.restore(weight + torch.ones(4, 4))
+    assert moved[1, 1] == pytest.approx(5, abs=1e-6)
+    assert moved[0, 3] == pytest.approx(1, abs=1e-6)
+
+
+def test_directions_are_those_of_pefts_osf():
+    from peft.tuners.osf.utils import decompose_weight_matrix
+
+    weight = torch.randn((12, 9), generator=torch.Generator().manual_seed(2))
+    theirs, ours = decompose_weight_matrix(weight, 4), find_directions(weight, share=0.5)
+    torch.testing.assert_close(ours.sigma_K, theirs["S_high"], rtol=1e-5, atol=0)
+    for mine, other in ((ours.left_MK, theirs["U_high"]), (ours.right_NK, theirs["V_high"].T)):
+        torch.testing.assert_close(mine @ mine.T, other @ other.T, rtol=0, atol=1e-5)

@@ -1,0 +1,77 @@
+"""Options that choose a part of what is opened are refused for what has no such part, and never passed over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kappaspeech.commands import main
+from kappaspeech.errors import CheckpointError, InputError
+from kappaspeech.trained.arithmetic import UseArithmetic
+from kappaspeech.trained.card import make_card
+from kappaspeech.trained.export import export, export_adaptor, export_difference
+from kappaspeech.trained.opening import open_transcriber
+from kappaspeech.trained.target import find_target
+from tests.made_runs import make_run
+
+EXPORTS = {"difference": ("speech.json", "trained.safetensors"), "export": ("speech.json", "adaptor.safetensors"), "whole": ()}
+
+
+@pytest.fixture(params=EXPORTS)
+def exported(request, tmp_path) -> Path:
+    """A folder that is known by its files as an export of a kind."""
+    folder: Path = tmp_path / request.param
+    folder.mkdir()
+    for name in EXPORTS[request.param]:
+        (folder / name).write_text("{}")
+    if request.param == "whole":
+        (folder / "config.json").write_text('{"model_type": "kappaspeech"}')
+    return folder
+
+
+def transcribe(path: Path, **options):
+    arithmetic = UseArithmetic(bfloat16_is_fast=False)
+    return open_transcriber(path, device=torch.device("cpu"), batch_size=1, max_new_tokens=1, use=arithmetic, **options)
+
+
+@pytest.mark.parametrize("step", [7, "best"])
+def test_a_step_of_an_export_is_refused(exported, tmp_path, step):
+    uses = [
+        lambda: transcribe(exported, step=step),
+        lambda: export_difference(exported, tmp_path / "out", step=step),
+        lambda: export_adaptor(exported, tmp_path / "out", step=step),
+        lambda: export(exported, tmp_path / "out", step=step),
+        lambda: make_card(exported, name="out", step=step),
+        lambda: find_target(str(exported), step=step),
+    ]
+    for use in uses:
+        with pytest.raises(InputError, match=r"^--step chooses one of a run's checkpoints, and .* is "):
+            use()
+
+
+def test_a_base_of_what_holds_its_own_is_refused(exported):
+    if exported.name == "difference":
+        return
+    for use in (lambda: transcribe(exported, base="llm"), lambda: find_target(str(exported), base="llm", data=["a.tar"])):
+        with pytest.raises(InputError, match=r"^--base is for a run or a difference"):
+            use()
+
+
+def test_the_command_says_so(exported, tmp_path, capsys):
+    kind = {"difference": ["--only", "difference"], "export": ["--only", "adaptor"], "whole": ["--whole"]}[exported.name]
+    assert main(["export", str(exported), str(tmp_path / "out"), "--step", "best", *kind]) == 2
+    assert "--step chooses one of a run's checkpoints" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_nothing_is_called_that(tmp_path):
+    with pytest.raises(InputError, match="is neither a run folder"):
+        transcribe(tmp_path, step=7)
+
+
+def test_a_runs_step_is_taken(tmp_path):
+    run = make_run(tmp_path / "run", "smallest", seed=1, error_rate=0.2)
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        transcribe(run, step=7)

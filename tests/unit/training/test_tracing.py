@@ -1,0 +1,66 @@
+"""Traces of a few steps: these steps and no others, and no harm where they can't be written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kappaspeech.config.training_config import ProfileConfig
+from kappaspeech.training.tracing import BeginTrace, EndTrace, Tracer
+from tests.unit.training.test_cadences import surroundings
+
+
+def take_steps(folder: Path, options: ProfileConfig, *, first: int, end: int, stop: bool = False) -> None:
+    """Steps with an operation of their own size each, with the cadences around them in the order of `make_cadences`."""
+    tracer = Tracer(options, surroundings(folder))
+    ends, begins = EndTrace(tracer), BeginTrace(tracer)
+    with ends, begins:
+        begins.begin(first)
+        for step in range(first, end):
+            torch.ones(2).relu() if step % 2 else torch.ones(2).sigmoid()
+            ends.after(step + 1)
+            torch.ones(2).tanh()
+            begins.after(step + 1)
+        if stop:
+            ends.end(end, "a wish")
+
+
+def operations(path: Path) -> list[str]:
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    return [event["name"].removeprefix("aten::") for event in events if event.get("cat") == "cpu_op"]
+
+
+def test_the_trace_holds_its_steps_and_what_is_between_them(tmp_path):
+    take_steps(tmp_path, ProfileConfig(steps=(3, 4)), first=0, end=8)
+    (path,) = (tmp_path / "profile").iterdir()
+    assert path.name == "steps-3-4.rank-0.json.gz"
+    found = operations(path)
+    assert [found.count(name) for name in ("relu", "sigmoid", "tanh")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("first", "end"), [(4, 8), (0, 4)])
+def test_a_start_or_an_end_amid_the_steps_leaves_those_that_it_took(tmp_path, first, end):
+    take_steps(tmp_path, ProfileConfig(steps=(3, 4)), first=first, end=end, stop=True)
+    (path,) = (tmp_path / "profile").iterdir()
+    found = operations(path)
+    assert (found.count("relu"), found.count("sigmoid")) == ((0, 1) if first else (1, 0))
+
+
+def test_a_run_beyond_them_is_not_traced(tmp_path):
+    take_steps(tmp_path, ProfileConfig(steps=(3, 4)), first=5, end=8)
+    assert not (tmp_path / "profile").exists()
+
+
+def test_a_disk_that_takes_no_trace_ends_nothing(tmp_path, caplog):
+    (tmp_path / "profile").touch()
+    take_steps(tmp_path, ProfileConfig(steps=(0, 0)), first=0, end=2)
+    assert "training.profile: the trace can't be written (" in caplog.text
+
+
+def test_steps_in_the_wrong_order_are_refused():
+    with pytest.raises(ValueError, match=r"training.profile.steps is \[5, 4\]: give the first step, then the last"):
+        ProfileConfig(steps=(5, 4))

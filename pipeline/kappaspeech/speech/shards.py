@@ -21,10 +21,11 @@ from kappaspeech.errors import DataError
 from kappaspeech.outside import describe
 from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.patterns import beside, expand_braces, shard_name
+from kappaspeech.speech.ranges import read_many
 from kappaspeech.speech.recordings import AUDIO_EXTENSIONS, LONGEST_SECONDS
 from kappaspeech.speech.samples import explain_undecodable
 from kappaspeech.speech.source import ReadOptions, Source, is_remote
-from kappaspeech.speech.sources import RangeFile, open_source, read_many
+from kappaspeech.speech.sources import RangeFile, open_source
 from kappaspeech.speech.tar_members import HEADER_BYTES, escape_name, read_members
 from kappaspeech.speech.text_files import LANGUAGE_KEYS, TEXT_KEYS, check_unicode, find_text, parse_object
 

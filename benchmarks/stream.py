@@ -1,18 +1,22 @@
-"""The speech stream beside plain webdataset: CPU-seconds, padding, balance, memory and planning, in one run.
+"""The speech stream beside plain webdataset: seconds and CPU-seconds, padding, balance, memory and planning.
 
-    python benchmarks/stream.py --shards 'PATH/TO/shards/train/*.tar' [--repeats 3] [--output benchmarks/results/stream.json]
+    python benchmarks/stream.py --shards 'PATH/TO/shards/train/*.tar' [--parts bytes …] [--repeats 3]
+        [--output benchmarks/results/stream.json]
 
-The shards are what `kappaspeech pack` made. Each reading is a process of its own on one thread, and repeats take turns, so that
-a slow minute of the machine meets every method alike; medians are reported, children's CPU-seconds (curl, ffmpeg) included.
-Over HTTP a server on loopback runs in this process, and its cost is nobody's. webdataset reads in its usual way: shards in
-sequence, over HTTP through curl, with a shuffle buffer; audio by soundfile as here, or by `whisper.load_audio` (ffmpeg), as
-whisper's users do. This project reads in its own order, that of training: samples drawn from all shards.
+The shards are what `kappaspeech pack` made. `--parts` takes some of the parts alone, and replaces those of a record of the same
+shards. Each reading is a process of its own on one thread, and repeats take turns, so that a slow minute of the machine meets
+every method alike; medians are reported, children's CPU-seconds (curl, ffmpeg) included. Over HTTP a server on loopback runs in
+this process, and its cost is nobody's; "20 ms away" it answers each request after that time, as a bucket may. webdataset reads in
+its usual way: shards in sequence, over HTTP through curl, with a shuffle buffer; audio by soundfile as here, or by
+`whisper.load_audio` (ffmpeg), as whisper's users do. This project reads in its own order, that of training, and with training's
+reading ahead: samples drawn from all shards.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import statistics
@@ -20,51 +24,77 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from machine import processor
 
 from kappaspeech.blas import pin_threads
 
+if TYPE_CHECKING:
+    from tests.web import FaultyServer
+
 NUM_MELS = 80
-LEVELS = ("bytes", "waveform", "features")
-EPOCHS = 3
+# level of reading → epochs
+EPOCHS = {"bytes": 3, "waveform": 1, "features": 1}
+PARTS = (*EPOCHS, "planning", "memory")
+LATENCY_SECONDS = 0.02
+# as in training, by default
+STEPS_AHEAD = 2
+PRELOADED = ["torch", "webdataset", "whisper.audio", "soundfile", "soxr", "aiohttp", "fsspec.implementations.http"]
+PRELOADED += [f"kappaspeech.speech.{name}" for name in ("corpus", "loading", "remote", "block_cache", "schedule")]
 MAX_SAMPLES, MAX_SECONDS, MICRO_BATCHES = 16, 120.0, 16
 
 
 # ---- readings, each in a process of its own -----------------------------------------------------------------------------
 
 
-def read_ours(urls: str, level: str, *, epochs: int, cache: str | None) -> Iterator[float]:
+def read_ours(urls: str, level: str, *, epochs: int, cache: str | None, most_samples: int | None = None) -> Iterator[float]:
     """Audio-seconds of each sample, in training's order."""
     from kappaspeech.speech.corpus import Corpus, SpeechDataset
     from kappaspeech.speech.loading import BadSample, Loader, LoadOptions
-    from kappaspeech.speech.sample_reader import SampleReader
+    from kappaspeech.speech.ranges import wait_for
+    from kappaspeech.speech.read_ahead import ReadAhead
+    from kappaspeech.speech.sample_reader import BegunSample, SampleReader, SampleRef
     from kappaspeech.speech.schedule import BatchBudget, Schedule
     from kappaspeech.speech.source import ReadOptions
+
+    class UndecodedReader(SampleReader):
+        def read(self, refs: Any, begun: list[BegunSample] | None = None) -> list[Any]:
+            return [part for sample in begun or self.begin(refs) for part in wait_for(sample)]
 
     options = ReadOptions(cache_dir=cache)
     corpus = Corpus(SpeechDataset(urls), options)
     schedule = Schedule([corpus.lengths()], BatchBudget(MAX_SAMPLES, MAX_SECONDS, MICRO_BATCHES), seed=1)
-    reader, loader = SampleReader(options), Loader(LoadOptions(NUM_MELS, 30.0), options)
-    left = epochs * corpus.num_samples
-    for _, plan in schedule.steps(0):
-        for batch in plan:
-            refs = [corpus.ref(int(sample)) for _, sample in batch[:left]]
-            left -= len(refs)
-            if level == "bytes":
-                found: list[Any] = [part for parts in reader.fetch(refs) for part in parts]
-            else:
-                found = reader.read(refs) if level == "waveform" else loader.load(refs)
+    loader = Loader(LoadOptions(NUM_MELS, 30.0), options)
+    ahead = ReadAhead(UndecodedReader(options) if level == "bytes" else SampleReader(options))
+
+    def take_step(step: list[tuple[list[SampleRef], Any]]) -> Iterator[float]:
+        for refs, planned in step:
+            found: list[Any] = loader.load(refs, planned) if level == "features" else ahead.take(planned)
             for item in found:
                 if isinstance(item, (Exception, BadSample)):
                     raise SystemExit(f"a sample can't be read: {item}")
             yield from (ref.entry.seconds for ref in refs)
+
+    left = most_samples or epochs * corpus.num_samples
+    steps: deque[list[tuple[list[SampleRef], Any]]] = deque()
+    for _, plan in schedule.steps(0):
+        steps.append([])
+        for batch in plan:
+            if refs := [corpus.ref(int(sample)) for _, sample in batch[:left]]:
+                left -= len(refs)
+                steps[-1].append((refs, loader.plan(refs) if level == "features" else ahead.plan(refs)))
+        if len(steps) > STEPS_AHEAD:
+            yield from take_step(steps.popleft())
         if not left:
-            return
+            break
+    for step in steps:
+        yield from take_step(step)
 
 
 def read_webdataset(urls: str, level: str, *, decode_by: str, epochs: int) -> Iterator[float]:
@@ -104,18 +134,14 @@ def by_ffmpeg(content: bytes) -> np.ndarray[Any, Any]:
 
 def measure_here(request: dict[str, Any]) -> dict[str, Any]:
     """Read as asked in this process: samples and audio-seconds, its CPU-seconds and its children's, wall and memory by epoch."""
-    import soundfile  # noqa: F401
-    import soxr  # noqa: F401
     import torch
-    import webdataset  # noqa: F401
-    import whisper.audio  # noqa: F401
 
     from kappaspeech.speech.samples import log_mel
 
     torch.set_num_threads(1)
     log_mel(np.zeros(16_000, dtype=np.float32) + 0.1, NUM_MELS)
     # what is loaded and opened at first use isn't counted
-    next(start_reading(request))
+    next(start_reading(request, most_samples=1))
     samples, num_samples = start_reading(request), int(request["num_samples"])
     before, began, audio_seconds, count, resident = cpu_seconds(), time.monotonic(), 0.0, 0, []
     for seconds in samples:
@@ -133,10 +159,10 @@ def measure_here(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def start_reading(request: dict[str, Any]) -> Iterator[float]:
+def start_reading(request: dict[str, Any], *, most_samples: int | None = None) -> Iterator[float]:
     urls, level, epochs = str(request["urls"]), str(request["level"]), int(request["epochs"])
     if request["method"] == "kappaspeech":
-        return read_ours(urls, level, epochs=epochs, cache=request.get("cache"))
+        return read_ours(urls, level, epochs=epochs, cache=request.get("cache"), most_samples=most_samples)
     return read_webdataset(urls, level, decode_by=request["decode_by"], epochs=epochs)
 
 
@@ -152,32 +178,45 @@ def resident_megabytes() -> float:
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "pipeline")}
-    pin_threads(environment, 1)
-    command = [sys.executable, __file__, "--one", json.dumps(request)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{request} failed:\n{done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    """`measure_here` in a process of its own, forked from one that has loaded the libraries and done nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=send_measured, args=(sender, request))
+    process.start()
+    sender.close()
+    try:
+        result: dict[str, Any] = receiver.recv()
+    except EOFError:
+        raise SystemExit(f"{request} failed.") from None
+    process.join()
     return result
+
+
+def send_measured(sender: Connection, request: dict[str, Any]) -> None:
+    sender.send(measure_here(request))
 
 
 # ---- what is compared ---------------------------------------------------------------------------------------------------
 
 
-def compare(local: str, remote: str, num_samples: int, repeats: int, has_ffmpeg: bool) -> dict[str, Any]:
-    """Every reading of the table, medians over `repeats`, with rates by CPU-second and by second."""
+def compare(
+    level: str, local: str, server: FaultyServer, names: str, *, num_samples: int, repeats: int, has_ffmpeg: bool
+) -> dict[str, Any]:
+    """Every reading of a level, medians over `repeats`, with rates by second and by CPU-second."""
     readings: dict[str, dict[str, Any]] = {}
-    for level in LEVELS:
-        for place, urls in (("local", local), ("http", remote)):
-            common = {"urls": urls, "level": level, "epochs": EPOCHS, "num_samples": num_samples}
+    remote = f"{server.url}/{names}"
+    places = {"local": (local, 0.0), "http": (remote, 0.0), "http 20 ms away": (remote, LATENCY_SECONDS)}
+    for place, (urls, latency) in places.items():
+        if level == "bytes" or not latency:
+            common = {"urls": urls, "level": level, "epochs": EPOCHS[level], "num_samples": num_samples, "latency": latency}
             readings[f"{level}, {place}, kappaspeech"] = {**common, "method": "kappaspeech"}
             readings[f"{level}, {place}, webdataset"] = {**common, "method": "webdataset", "decode_by": "soundfile"}
             if level == "waveform" and has_ffmpeg:
                 by = {**common, "method": "webdataset", "decode_by": "ffmpeg"}
                 readings[f"{level}, {place}, webdataset by whisper.load_audio"] = by
-        cached = {"urls": remote, "level": level, "epochs": EPOCHS, "num_samples": num_samples, "method": "kappaspeech"}
-        readings[f"{level}, http, kappaspeech, cache filled before"] = {**cached, "cache": f"filled-{level}"}
+    cached = {"urls": remote, "level": level, "epochs": EPOCHS[level], "num_samples": num_samples, "method": "kappaspeech"}
+    readings[f"{level}, http, kappaspeech, cache filled before"] = {**cached, "cache": f"filled-{level}"}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in readings}
     with tempfile.TemporaryDirectory() as scratch:
         for request in readings.values():
@@ -186,9 +225,11 @@ def compare(local: str, remote: str, num_samples: int, repeats: int, has_ffmpeg:
                 measure(request)
         for _ in range(repeats):
             for name, request in readings.items():
+                server.latency_seconds = request.get("latency", 0.0)
                 runs[name].append(measure(request))
                 last = runs[name][-1]
-                print(f"  {name}: {last['samples'] / last['cpu_seconds']:.0f} samples a CPU-s", file=sys.stderr, flush=True)
+                by_second, by_cpu = (last["samples"] / last[f"{time}_seconds"] for time in ("wall", "cpu"))
+                print(f"  {name}: {by_second:.0f} samples a second, {by_cpu:.0f} a CPU-s", file=sys.stderr, flush=True)
     return {name: summarise(results) for name, results in runs.items()}
 
 
@@ -198,9 +239,10 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 
     return {
         "samples": results[0]["samples"],
+        "samples_per_second": median(lambda run: run["samples"] / run["wall_seconds"]),
         "samples_per_cpu_second": median(lambda run: run["samples"] / run["cpu_seconds"]),
         "audio_seconds_per_cpu_second": median(lambda run: run["audio_seconds"] / run["cpu_seconds"]),
-        "samples_per_second": median(lambda run: run["samples"] / run["wall_seconds"]),
+        "seconds_of_each": [run["wall_seconds"] for run in results],
         "cpu_seconds_of_each": [run["cpu_seconds"] for run in results],
     }
 
@@ -281,46 +323,66 @@ print(json.dumps({"seconds_to_start": time.perf_counter() - began,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", help="a glob of packed local shards")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        print(json.dumps(measure_here(json.loads(arguments.one))))
-        return
+    # for the processes that are started, before they load anything
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1] / "pipeline")
+    pin_threads(os.environ, 1)
+    record = make_record(arguments.shards, arguments.parts, arguments.repeats)
+    if arguments.output:
+        record = with_earlier_parts(record, arguments.output)
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+
+
+def make_record(pattern: str, parts: list[str], repeats: int) -> dict[str, Any]:
     import shutil
     from importlib.metadata import version
 
     from kappaspeech.speech.shards import expand, read_index
     from tests.web import FaultyServer
 
-    shards = expand(arguments.shards)
+    shards = expand(pattern)
     folder = Path(shards[0]).resolve().parent
     num_samples = sum(len(read_index(shard).samples) for shard in shards)
     # a brace list is what a web server's shards are named by
-    local = str(folder / "{") + ",".join(Path(shard).name for shard in shards) + "}"
-    has_ffmpeg = shutil.which("ffmpeg") is not None
-    with FaultyServer(folder) as server:
-        remote = server.url + "/{" + ",".join(Path(shard).name for shard in shards) + "}"
-        readings = compare(local, remote, num_samples, arguments.repeats, has_ffmpeg)
-    lasting = {"urls": local, "level": "features", "epochs": 20, "num_samples": num_samples, "method": "kappaspeech"}
-    memory = measure(lasting)["resident_megabytes_by_epoch"]
-    record = {
-        "command": f"python benchmarks/stream.py --shards '…/*.tar' --repeats {arguments.repeats}",
+    names = "{" + ",".join(Path(shard).name for shard in shards) + "}"
+    local, has_ffmpeg = f"{folder}/{names}", shutil.which("ffmpeg") is not None
+    packages = ("webdataset", "soundfile", "numpy", "torch", "openai-whisper", "aiohttp", "fsspec")
+    record: dict[str, Any] = {
+        "command": f"python benchmarks/stream.py --shards '…/*.tar' --repeats {repeats}",
         "machine": {"cpu": processor(), "cores": os.cpu_count(), "threads": 1},
-        "versions": {package: version(package) for package in ("webdataset", "soundfile", "numpy", "torch", "openai-whisper")},
+        "versions": {package: version(package) for package in packages},
         "ffmpeg": has_ffmpeg,
         "shards": len(shards),
         "samples": num_samples,
         "epochs": EPOCHS,
-        "readings": readings,
-        "planning": planning(local),
-        "resident_megabytes": {f"after epoch {epoch}": memory[epoch - 1] for epoch in (1, 2, 5, 10, 20)},
+        "readings": {},
     }
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    with FaultyServer(folder) as server:
+        for level in [level for level in EPOCHS if level in parts]:
+            common = {"num_samples": num_samples, "repeats": repeats, "has_ffmpeg": has_ffmpeg}
+            record["readings"] |= compare(level, local, server, names, **common)
+    if "planning" in parts:
+        record["planning"] = planning(local)
+    if "memory" in parts:
+        lasting = {"urls": local, "level": "features", "epochs": 20, "num_samples": num_samples, "method": "kappaspeech"}
+        memory = measure(lasting)["resident_megabytes_by_epoch"]
+        record["resident_megabytes"] = {f"after epoch {epoch}": memory[epoch - 1] for epoch in (1, 2, 5, 10, 20)}
+    return record
+
+
+def with_earlier_parts(record: dict[str, Any], output: Path) -> dict[str, Any]:
+    """The record, and of an earlier one what it doesn't have, if that was measured likewise."""
+    earlier = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
+    about = [key for key in record if key not in ("readings", "planning", "resident_megabytes")]
+    if any(record[key] != earlier.get(key) for key in about):
+        return record
+    return {**earlier, **record, "readings": {**earlier["readings"], **record["readings"]}}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ class FaultyServer:
     """`faults` are taken one a ranged request, then none: "500", "stall", "reset", "short", "whole", "404", "403", "drip",
     "endless", "moved" (another range), "grown" (another size of the file), "loop" (a redirect to itself).
 
+    `ranges` are those that were asked for. Of a byte in `broken_bytes` every request is answered by 500. A file's request waits
+    `latency_seconds`, and until `wanted_at_once` are there together; `most_at_once` is how many there were.
+
     `head_faults` the same for HEAD: a status, "stall", "reset", "loop", or "size N". `has_versions` sends ETag and Last-Modified;
     `wanted_query` is a signature without which a file is refused, and with which it is refused to HEAD.
     """
@@ -32,6 +35,11 @@ class FaultyServer:
         self.wanted_query: str | None = None
         self.always: str | None = None
         self.requests: Counter[str] = Counter()
+        self.ranges: list[tuple[str, int, int]] = []
+        self.broken_bytes: set[int] = set()
+        self.latency_seconds = 0.0
+        self.wanted_at_once = self.num_at_once = self.most_at_once = 0
+        self.arrived = threading.Condition()
         self.num_heads = 0
         self.num_endless_bytes = 0
         self.lock = threading.Lock()
@@ -40,6 +48,8 @@ class FaultyServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # else a short answer waits for the client's delayed acknowledgement of its headers, some 40 ms
+            disable_nagle_algorithm = True
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -55,6 +65,12 @@ class FaultyServer:
                 path = owner.folder / name
                 wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
                 fault = owner.next_head_fault() if head else owner.next_fault(f"/{name}") if wanted else None
+                if not head:
+                    owner.keep_waiting()
+                if wanted and not head:
+                    begin, end = int(wanted[1]), int(wanted[2]) + 1
+                    owner.ranges.append((f"/{name}", begin, end))
+                    fault = fault or ("500" if any(begin <= byte < end for byte in owner.broken_bytes) else None)
                 if owner.wanted_query is not None and (head or query != owner.wanted_query):
                     fault = "403"
                 if fault == "loop":
@@ -109,7 +125,11 @@ class FaultyServer:
                 if not head:
                     self.wfile.write(part)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            # a connection that finds no place tries again after a second
+            request_queue_size = 256
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -124,6 +144,17 @@ class FaultyServer:
         with self.lock:
             self.requests[path] += 1
             return self.always or (self.faults.pop(0) if self.faults else None)
+
+    def keep_waiting(self) -> None:
+        """Keep a request waiting as long as is asked."""
+        with self.arrived:
+            self.num_at_once += 1
+            self.most_at_once = max(self.most_at_once, self.num_at_once)
+            self.arrived.notify_all()
+            self.arrived.wait_for(lambda: self.most_at_once >= self.wanted_at_once, timeout=30)
+        time.sleep(self.latency_seconds)
+        with self.arrived:
+            self.num_at_once -= 1
 
     def __enter__(self) -> FaultyServer:
         self._thread.start()

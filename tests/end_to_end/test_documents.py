@@ -33,7 +33,7 @@ PROCESSES = ("train", "compare")
 FETCHES = "kappaspeech demo models models"
 # pages that begin with nothing but models and recordings; the others begin after `select`, or after two trainings
 FROM_NOTHING = ("README.md", "tutorial.md", "llama8b.md", "data.md")
-AFTER_TRAINING = ("reports.md", "export.md")
+AFTER_TRAINING = ("reports.md", "export.md", "transcribing.md")
 TESTED = [page for page in PAGES if commands_run_by(__file__, page)]
 
 

@@ -48,6 +48,7 @@ def test_a_runs_record_names_its_normalisers_and_how_texts_ended(of_run):
     }
     assert set(record["normalisers"]) == {"chosen", "basic", "none"}
     assert record["normalisers"]["chosen"]["mean_wer"] == record["wer"]["mean_wer"]
+    assert record["real_time_factor"] == record["decode_seconds"] / record["audio_seconds"] > 0
     assert record["compounds"]["aligner"] == "kaldialign, compounds merged"
     assert set(record["compounds"]) == set(record["wer"])
     endings = [item["ending"] for item in hypotheses(path)]

@@ -1,4 +1,4 @@
-"""The means that hold the LLM to its beginning under ZeRO-3, on one rank and on two, against plain PyTorch and closed forms."""
+"""Weights that are held to their beginning under ZeRO-3, on one rank and on two, against plain PyTorch and closed forms."""
 
 from __future__ import annotations
 

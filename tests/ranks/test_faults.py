@@ -128,7 +128,7 @@ def test_a_ranks_fault_ends_the_others_with_its_cause(nursery, home, tmp_path, f
         assert "rank 1, which the others wait for, is here:" in training.said
         assert "in _loop" in training.said
         folder = training.run / "flight_recorder"
-        assert f"each rank's last collectives are in {folder}: `torchfrtrace {folder} -p gloo_rank_ " in training.said
+        assert f"each rank's last collectives are in {folder}: `python -m pickle {folder}/gloo_rank_*`" in training.said
         details, _ = read_dir(JobConfig().parse_args([str(folder), "-p", "gloo_rank_"]))
         assert sorted(details) == ["gloo_rank_0", "gloo_rank_1"]
         assert all(item["entries"] for item in details.values())

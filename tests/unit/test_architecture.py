@@ -247,7 +247,7 @@ def test_help_answers_at_once_and_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "module", ["scan.stage", "scan.workers", "scan.picture", "ranks.pipe_cluster", "runs.folder", "runs.result"]
+    "module", ["scan.stage", "ranks.workers", "scan.picture", "ranks.pipe_cluster", "runs.folder", "runs.result"]
 )
 def test_a_scan_and_the_reading_of_runs_need_no_torch(module):
     """A worker of a scan would pay for it with a second and 182 MB."""

@@ -60,7 +60,7 @@ def evaluate(
     from kappaspeech.evaluation.evaluate import compare_with, draw_page, open_test_set, read_hypotheses
     from kappaspeech.evaluation.evaluate import evaluate as run_evaluation
     from kappaspeech.evaluation.lm_harness import check_harness, run_harness
-    from kappaspeech.evaluation.report import describe_record
+    from kappaspeech.evaluation.report import describe_record, real_time_factor
     from kappaspeech.evaluation.wer import measure, measure_sensitivity
     from kappaspeech.model.precision import measure_rates, slowest
     from kappaspeech.outputs import is_special, try_output
@@ -122,6 +122,7 @@ def evaluate(
     with agreement(cluster):
         if cluster.rank == 0:
             record["model"] = model
+            record["real_time_factor"] = real_time_factor(record["audio_seconds"], record["decode_seconds"])
             if normalisers:
                 record["normalisers"] = measure_sensitivity(kept)
             if compounds:

@@ -101,7 +101,7 @@ def scan(
         return _scan_activations(model, activations, output, rtol=rtol, method=method.value, began=began)
     if find_launch(os.environ).world_size == 1 and backend is Backend.torch:
         from kappaspeech.processors import count_cores
-        from kappaspeech.scan.workers import count_devices, run_workers
+        from kappaspeech.ranks.workers import count_devices, run_workers
 
         num_workers = workers or (count_devices(device) if device else max(1, count_cores() // (threads or 1)))
         if num_workers > 1:

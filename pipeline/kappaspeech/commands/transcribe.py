@@ -1,43 +1,42 @@
-"""`kappaspeech transcribe`: recordings to text, with a run or an export."""
+"""`kappaspeech transcribe`: recordings to text, with a run or an export, on any number of ranks."""
 
 from __future__ import annotations
 
-import sys
+import os
+from contextlib import ExitStack
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kappaspeech.commands.numbers import finite
-from kappaspeech.escaping import for_terminal
+from kappaspeech.commands.transcript_output import Format, open_output
 
 if TYPE_CHECKING:
-    from kappaspeech.evaluation.decoding import Decoded
-    from kappaspeech.evaluation.transcripts import Transcript
-    from kappaspeech.speech.samples import AudioSample
+    from collections.abc import Sequence
 
+    from kappaspeech.evaluation.clips import Clip, ClipReader
+    from kappaspeech.evaluation.transcribe import Transcriber
+    from kappaspeech.ranks.cluster import Cluster
 
 # what a viewer reads at once
 _CUE_SECONDS = 7.0
 
 
-class Format(str, Enum):
-    """The formats of transcripts."""
-
-    text = "text"
-    json = "json"
-    srt = "srt"
-
-
 def transcribe(
     model: Annotated[Path, typer.Argument(help="A run's folder, or an export.")],
     recordings: Annotated[
-        list[Path],
-        typer.Argument(help="Audio of any length: files, folders of them, or - for standard input. m4a and others need ffmpeg."),
+        list[str],
+        typer.Argument(
+            help="Audio of any length: files, folders of them, manifests (JSON lines or .tsv), shards (.tar or .index), or - for "
+            "standard input. m4a and others need ffmpeg."
+        ),
     ],
-    format_: Annotated[Format, typer.Option("--format", help="text: file, tab, text. json and srt: with times.")] = Format.text,
+    format_: Annotated[
+        Format,
+        typer.Option("--format", help="text: file, tab, text. json, srt: with times. jsonl: lines as they are done; continues."),
+    ] = Format.text,
     output: Annotated[
         Path | None, typer.Option(help="Write to this file; srt of several recordings: to this folder. Default: print.")
     ] = None,
@@ -52,97 +51,157 @@ def transcribe(
         float | None,
         typer.Option(callback=finite, min=1, max=30, help="The longest piece that is decoded. Default: 24; srt: 7, a cue."),
     ] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this host.")] = None,
 ) -> int:
-    """Transcribe recordings; long ones are cut at their quietest points. One that can't be read is named and left out."""
-    from kappaspeech.errors import DataError, InputError
-    from kappaspeech.evaluation.recordings import find_audio, warn_of_length
+    """Transcribe recordings; long ones are cut at their pauses. One that can't be read is named, and the others go on."""
     from kappaspeech.needed_packages import need
-    from kappaspeech.outputs import try_folder, try_output
-    from kappaspeech.speech.samples import LONGEST_PIECE_SECONDS, SAMPLE_RATE_HZ
 
     need("kappaspeech transcribe", "soundfile", "soxr", "transformers", "whisper")
-    recordings = find_audio(recordings)
-    if format_ is Format.srt and len(recordings) > 1 and output is None:
-        raise InputError("Subtitles of several recordings need a folder to go to: give --output DIR.")
-    if output is not None:
-        (try_folder if format_ is Format.srt and len(recordings) > 1 else try_output)(output)
-    longest = piece_seconds or (_CUE_SECONDS if format_ is Format.srt else LONGEST_PIECE_SECONDS)
-    readable, pieces, errors = [], [], []
-    for path in dict.fromkeys(recordings):
+    if nproc is not None:
+        options: dict[str, Any] = {"format": format_.value, "output": output, "step": step, "base": base}
+        options |= {
+            "batch-size": batch_size,
+            "max-new-tokens": max_new_tokens,
+            "piece-seconds": piece_seconds,
+            "instruction": instruction,
+        }
+        words = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        return _start_ranks(nproc, ["transcribe", *words, "--", str(model), *recordings])
+    from kappaspeech.ranks.start import start_cluster
+    from kappaspeech.speech.samples import LONGEST_PIECE_SECONDS
+
+    cluster = start_cluster()
+    # a rank may list a million files, or decode for hours, while others wait
+    code = _transcribe(
+        cluster.patient(),
+        model,
+        recordings,
+        format_=format_,
+        output=output,
+        step=step,
+        longest=piece_seconds or (_CUE_SECONDS if format_ is Format.srt else LONGEST_PIECE_SECONDS),
+        instruction=instruction,
+        options={"base": base, "batch_size": batch_size, "max_new_tokens": max_new_tokens},
+    )
+    cluster.close()
+    return code
+
+
+def _transcribe(
+    cluster: Cluster,
+    model: Path,
+    recordings: list[str],
+    *,
+    format_: Format,
+    output: Path | None,
+    step: str | None,
+    longest: float,
+    instruction: str | None,
+    options: dict[str, Any],
+) -> int:
+    """The work on all ranks; `options` are those of `open_transcriber`."""
+    from kappaspeech.evaluation.clips import ClipReader, find_clips
+    from kappaspeech.evaluation.recordings import warn_of_length
+    from kappaspeech.ranks.agreement import agreement
+
+    reader = ClipReader()
+    clips: list[Clip] = []
+    num_done = code = 0
+    with ExitStack() as opened:
+        with agreement(cluster):
+            if cluster.rank == 0:
+                clips = find_clips(recordings)
+                made_by: dict[str, object] = {"max_new_tokens": options["max_new_tokens"], "piece_seconds": longest}
+                made_by["instruction"] = instruction
+                if format_ is Format.jsonl:
+                    made_by["model_digest"] = _identify(model, step)
+                place = open_output(
+                    format_,
+                    output,
+                    names=[clip.name for clip in clips],
+                    made_by=made_by,
+                    model=str(model),
+                    num_ranks=cluster.world_size,
+                    opened=opened,
+                )
+                num_done = place.num_done
+                if format_ is not Format.jsonl:
+                    _read_first(clips, reader)
+        # what rank 0 has found, so that files that come meanwhile are on no rank
+        clips, num_done = cluster.broadcast((clips, num_done))
+        speed = None
+        if num_done < len(clips):
+            from kappaspeech.evaluation.clip_job import run_job
+
+            speed = run_job(
+                clips,
+                # only JSON has a place for it
+                replace(_open(model, cluster, step, options), keeps_confidence=format_ in (Format.json, Format.jsonl)),
+                cluster=cluster,
+                reader=reader,
+                longest_seconds=longest,
+                instruction=instruction,
+                num_done=num_done,
+                keep=lambda transcripts: place.keep(transcripts),
+                warn=lambda seconds: warn_of_length(model, seconds),
+            )
+        with agreement(cluster):
+            if cluster.rank == 0:
+                code = place.finish(speed)
+    return int(cluster.broadcast(code))
+
+
+def _identify(model: Path, step: str | None) -> str:
+    from kappaspeech.trained.identity import identify
+    from kappaspeech.trained.opening import parse_step
+
+    return identify(model, step=parse_step(step))
+
+
+def _read_first(clips: Sequence[Clip], reader: ClipReader) -> None:
+    """Read the first clip that can be read, before a model is loaded. Raises the first one's `DataError` if none can."""
+    from kappaspeech.errors import DataError
+
+    first: DataError | None = None
+    for clip in clips:
         try:
-            pieces += _read_pieces(path, longest_seconds=longest, instruction=instruction)
-            readable.append(path)
+            reader.read_ahead(clip)
+            return
         except DataError as error:
-            errors.append(error)
-    if not readable:
-        raise errors[0]
-    if (warning := warn_of_length(model, max(len(piece.waveform) for piece in pieces) / SAMPLE_RATE_HZ)) is not None:
-        print(for_terminal(warning), file=sys.stderr)
+            first = first or error
+    if first is not None:
+        raise first
+
+
+def _open(model: Path, cluster: Cluster, step: str | None, options: dict[str, Any]) -> Transcriber:
+    """The model on every rank, in the arithmetic of the slowest. A collective."""
+    from kappaspeech.model.precision import measure_rates, slowest
+    from kappaspeech.ranks.agreement import agree, agreement
+    from kappaspeech.trained.arithmetic import UseArithmetic
     from kappaspeech.trained.opening import choose_device, open_transcriber, parse_step
 
-    transcriber = open_transcriber(
-        model,
-        step=parse_step(step),
-        device=choose_device(0),
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        base=base,
-    )
-    # only JSON has a place for it
-    decoded = replace(transcriber, keeps_confidence=format_ is Format.json).decode_all(pieces)
-    folder = output if format_ is Format.srt and len(recordings) > 1 else None
-    _write(_join(readable, pieces, decoded), format_, folder=folder, file=output)
-    for failure in errors:
-        print(for_terminal(f"error: {failure}"), file=sys.stderr)
-    return 1 if errors else 0
+    device = choose_device(cluster.local_rank)
+    use = UseArithmetic.of(slowest(agree(cluster, lambda: measure_rates(device))))
+    opened: list[Transcriber] = []
+    with agreement(cluster):
+        opened.append(open_transcriber(model, step=parse_step(step), device=device, use=use, **options))
+    return opened[0]
 
 
-def _read_pieces(path: Path, *, longest_seconds: float, instruction: str | None) -> list[AudioSample]:
-    from kappaspeech.evaluation.recordings import read_audio
-    from kappaspeech.speech.samples import AudioSample, cut_at_pauses
+def _start_ranks(num_ranks: int, words: Sequence[str]) -> int:
+    """The same command on so many ranks of this host, a GPU each, or an equal share of its cores."""
+    from kappaspeech.blas import pin_threads
+    from kappaspeech.errors import ConfigError
+    from kappaspeech.launching.supervisor import count_gpus
+    from kappaspeech.processors import count_cores
+    from kappaspeech.ranks.workers import run_workers
 
-    pieces = cut_at_pauses(read_audio(path), longest_seconds=longest_seconds)
-    return [AudioSample(f"{path}#{number:06d}", piece, "", "", instruction) for number, piece in enumerate(pieces)]
-
-
-def _join(paths: list[Path], pieces: list[AudioSample], decoded: list[Decoded]) -> list[Transcript]:
-    """Each recording's texts with the times of their pieces."""
-    from kappaspeech.evaluation.transcripts import Segment, Transcript
-    from kappaspeech.speech.samples import SAMPLE_RATE_HZ
-
-    segments: dict[str, list[Segment]] = {str(path): [] for path in paths}
-    num_samples = dict.fromkeys(segments, 0)
-    for piece, found in zip(pieces, decoded, strict=True):
-        recording = piece.key.rpartition("#")[0]
-        start = num_samples[recording]
-        num_samples[recording] = end = start + len(piece.waveform)
-        segments[recording].append(Segment(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ, found.text, found.confidence))
-    return [Transcript(recording, tuple(pieces_of_it)) for recording, pieces_of_it in segments.items()]
-
-
-def _write(transcripts: list[Transcript], format_: Format, *, folder: Path | None, file: Path | None) -> None:
-    """Subtitles, one a recording, into `folder` if there is one; else all into `file`, or printed."""
-    from kappaspeech.artefacts import write_text
-    from kappaspeech.evaluation.transcripts import to_json, to_srt, to_text
-
-    if folder is not None:
-        for name, transcript in _subtitle_names(transcripts).items():
-            write_text(folder / name, to_srt(transcript))
-            print(for_terminal(str(folder / name)))
-        return
-    content = {Format.text: to_text, Format.json: to_json}.get(format_, lambda found: to_srt(found[0]))(transcripts)
-    if file is None:
-        print(content, end="")
-    else:
-        write_text(file, content)
-        print(for_terminal(str(file)))
-
-
-def _subtitle_names(transcripts: list[Transcript]) -> dict[str, Transcript]:
-    """File names for subtitles; recordings of one name in several folders get a number."""
-    names: dict[str, Transcript] = {}
-    for transcript in transcripts:
-        stem = Path(transcript.recording).stem
-        candidates = (f"{stem}{suffix}.srt" for suffix in ("", *(f"-{number}" for number in range(2, len(transcripts) + 2))))
-        names[next(name for name in candidates if name not in names)] = transcript
-    return names
+    if "RANK" in os.environ:
+        raise ConfigError("--nproc starts ranks, and this is already one that a launcher started.")
+    num_gpus = count_gpus()
+    if 0 < num_gpus < num_ranks:
+        raise ConfigError(f"--nproc is {num_ranks}, and this host has {num_gpus} GPUs. Give one rank for each at most.")
+    threads: dict[str, str] = {}
+    if not num_gpus:
+        pin_threads(threads, max(1, count_cores() // num_ranks))
+    return run_workers(words, num_workers=num_ranks, variables=threads)

@@ -58,7 +58,7 @@ class ArmConfig(_Section):
 
 
 class UntilConfig(_Section):
-    """The point to which every arm is trained, in place of the base's length, and how often it is measured on its way."""
+    """The length of every arm, in place of the base's, and the number of measurements on its way."""
 
     num_steps: Count = Field(description="Steps of each arm: past the best of all, so that the curves show where they turn.")
     num_evaluations: Count = Field(default=40, description="Evaluations of each, evenly over its steps, beside the first.")
@@ -185,7 +185,7 @@ def _problems(config: ExperimentConfig, base: RunConfig) -> list[str]:
 
 
 def _misplaced(config: ExperimentConfig) -> list[str]:
-    """The options that an arm's `select` can't have."""
+    """The problems of arms that have what their `select` can't have."""
     problems = []
     for index, arm in enumerate(config.arms):
         if arm.score is not None and arm.select not in ORDERED:
@@ -200,7 +200,7 @@ def _misplaced(config: ExperimentConfig) -> list[str]:
 
 
 def budget(arm: ArmConfig, config: ExperimentConfig) -> Equal:
-    """The measure by which an arm's budget equals the others'."""
+    """The measure in which an arm's budget equals the others'."""
     return arm.equal or config.equal
 
 

@@ -125,7 +125,7 @@ class TrainingConfig(StrictSection):
 
     loggers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(
         default=["tensorboard"],
-        description="Where the run's curves are shown. Each takes its own environment variables (WANDB_MODE, TRACKIO_DIR, "
+        description="The places that show the run's curves. Each takes its own environment variables (WANDB_MODE, TRACKIO_DIR, "
         "MLFLOW_TRACKING_URI); without them everything is written into the run folder. One that fails never stops the run.",
     )
 

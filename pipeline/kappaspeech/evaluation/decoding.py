@@ -19,11 +19,13 @@ Ending = Literal["end", "loop", "length"]
 
 @dataclass(frozen=True)
 class Decoded:
-    """The text of one utterance, without anything taken from it, how it ended, and its confidence if that was asked for."""
+    """The text of one utterance, without anything taken from it, how it ended, its confidence if that was asked for, and the
+    number of tokens that this is the mean of, the end among them; 0 if a decoder doesn't tell."""
 
     text: str
     ending: Ending
     confidence: float | None = None
+    num_tokens: int = 0
 
 
 class Decoder(Protocol):

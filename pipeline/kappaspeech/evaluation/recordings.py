@@ -46,12 +46,21 @@ def read_audio(path: Path) -> NDArray[np.float32]:
             return decode(sys.stdin.buffer.read())
         except BadSampleError as error:
             raise DataError(f"Standard input can't be used as audio ({error}).") from error
-    if path.suffix.lower().lstrip(".") not in CONVERTED_EXTENSIONS or not path.exists():
+    if not needs_conversion(path):
         return read_recording(path)
-    return _convert(path)
+    try:
+        return decode(convert(path))
+    except BadSampleError as error:
+        raise DataError(f"{path} can't be used as audio ({error}).") from error
 
 
-def _convert(path: Path) -> NDArray[np.float32]:
+def needs_conversion(path: Path) -> bool:
+    """Return whether a file is there and of a kind that ffmpeg alone reads."""
+    return path.suffix.lower().lstrip(".") in CONVERTED_EXTENSIONS and path.exists()
+
+
+def convert(path: Path) -> bytes:
+    """A file of another kind as wav, by ffmpeg. Raises `DataError`."""
     program = shutil.which("ffmpeg")
     if program is None:
         raise DataError(
@@ -68,10 +77,7 @@ def _convert(path: Path) -> NDArray[np.float32]:
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise DataError(f"ffmpeg can't read {path}: {said[-1] if said else f'exit code {done.returncode}'}")
-    try:
-        return decode(done.stdout)
-    except BadSampleError as error:
-        raise DataError(f"{path} can't be used as audio ({error}).") from error
+    return done.stdout
 
 
 def warn_of_length(model: Path, longest_seconds: float) -> str | None:

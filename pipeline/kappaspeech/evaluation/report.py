@@ -27,8 +27,7 @@ def describe_record(record: Mapping[str, Any]) -> list[str]:
     if record["num_loops"] or record["num_cut"]:
         lines.append(f"texts cut: {record['num_loops']} in a loop, {record['num_cut']} at the longest length")
     if record.get("audio_seconds"):
-        spoken, taken = record["audio_seconds"], record["decode_seconds"]
-        lines.append(f"{spoken:.1f} s of speech in {taken:.1f} s: real-time factor {taken / spoken:.3g}")
+        lines.append(describe_speed(record["audio_seconds"], record["decode_seconds"]))
     if "compounds" in record:
         for language, report in record["compounds"]["languages"].items():
             if report["wer"] is not None:
@@ -49,3 +48,14 @@ def describe_record(record: Mapping[str, Any]) -> list[str]:
     for task, metrics in record.get("lm_eval", {}).items():
         lines.append(f"{task}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}")
     return lines
+
+
+def real_time_factor(audio_seconds: float, decode_seconds: float) -> float:
+    """Seconds that decoding one second of audio takes; 0 if there is none."""
+    return decode_seconds / audio_seconds if audio_seconds > 0 else 0.0
+
+
+def describe_speed(audio_seconds: float, decode_seconds: float) -> str:
+    """A line on the audio that was decoded, the time that it took, and the real-time factor."""
+    factor = real_time_factor(audio_seconds, decode_seconds)
+    return f"{audio_seconds:.1f} s of speech in {decode_seconds:.1f} s: real-time factor {factor:.3g}"

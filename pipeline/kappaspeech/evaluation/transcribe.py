@@ -25,6 +25,12 @@ from kappaspeech.speech.batches import SpeechPrompt, make_prompt
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, log_mel
 
 
+def by_length(samples: Sequence[AudioSample], batch_size: int) -> list[list[int]]:
+    """The samples' indices in batches of like length, the longest first: a batch that is too large for the memory fails first."""
+    order = sorted(range(len(samples)), key=lambda i: (-len(samples[i].waveform), samples[i].key))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
 class Certainty:
     """A logits processor that changes nothing, and keeps the log-probability of each token that greedy decoding takes."""
 
@@ -71,10 +77,8 @@ class Transcriber:
 
     def decode_all(self, samples: Sequence[AudioSample]) -> list[Decoded]:
         """Each sample decoded, in the order given; the longest first, in batches of like length."""
-        order = sorted(range(len(samples)), key=lambda i: (-len(samples[i].waveform), samples[i].key))
         found: dict[int, Decoded] = {}
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
+        for chosen in by_length(samples, self.batch_size):
             found.update(zip(chosen, self.decode([samples[i] for i in chosen]), strict=True))
         return [found[index] for index in range(len(samples))]
 
@@ -115,8 +119,8 @@ class Transcriber:
             for row, (ids, ending) in enumerate(rows)
         ]
         return [
-            Decoded(text.strip(), ending, confidence)
-            for text, (_, ending), confidence in zip(texts, rows, confidences, strict=True)
+            Decoded(text.strip(), ending, confidence, len(ids) + (ending == "end"))
+            for text, (ids, ending), confidence in zip(texts, rows, confidences, strict=True)
         ]
 
     def _embed(self, samples: Sequence[AudioSample]) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import Any
@@ -18,12 +19,14 @@ class MlflowLogger:
     """Writes where MLFLOW_TRACKING_URI says, else into the run folder. MLflow's own names for run and experiment count too."""
 
     def __init__(self, run: RunToShow) -> None:
-        # it reads these as it is loaded: it would tell of each table that it makes, and its makers of each use
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        # it reads this as it is loaded, and would tell its makers of each use
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
+        if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+            # it would tell of each table that it makes
+            logging.getLogger("mlflow").setLevel(logging.WARNING)
         self._metric = Metric
         self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or _own_store(run))
         experiment = self._find_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or _EXPERIMENT)

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from kappaspeech.loggers.logger import Point, RunToShow
 
@@ -65,5 +65,5 @@ class _OthersWords:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Keep trackio's lines from standard output, which is the command's."""
-    with redirect_stdout(_OthersWords(sys.stdout)):
+    with redirect_stdout(cast(TextIO, _OthersWords(sys.stdout))):
         yield

@@ -47,6 +47,9 @@ class Cluster(Protocol):
     def move(self, array: FloatArray | None, *, source: int, target: int) -> FloatArray | None:
         """Carry `source`'s square float64 array to `target`, which gets it; others get None. All ranks call it."""
 
+    def patient(self) -> Cluster:
+        """The same ranks, for collectives between which a rank may work for any time; use it in this one's place."""
+
     def close(self) -> None:
         """Leave the group, for good. All ranks call it, at the end of work that went well."""
 
@@ -81,6 +84,9 @@ class SingleProcess:
         pass
 
     def beside(self) -> SingleProcess:
+        return self
+
+    def patient(self) -> SingleProcess:
         return self
 
     def take_ticket(self, queue: str) -> int:

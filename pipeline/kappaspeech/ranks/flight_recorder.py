@@ -1,11 +1,13 @@
 """PyTorch's Flight Recorder: the last collectives of each rank, written into the run folder when ranks wait for each other.
 
-Its readers take a folder with a file a rank, whose names end with the rank's number.
+PyTorch's reader takes a folder with a file a rank, whose names end with the rank's number. In gloo's files it misses the ranks of
+each group, so these are read as the pickles that they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from functools import partial
 from pathlib import Path
 
 from kappaspeech.escaping import make_logger
@@ -19,6 +21,10 @@ _ON_TIMEOUT = "TORCH_NCCL_DUMP_ON_TIMEOUT"
 _NUM_COLLECTIVES = "2000"
 # the functions of PyTorch that give a backend's records, some of which a build lacks
 _DUMPS = {"gloo": "_dump_fr_trace", "nccl": "_dump_nccl_trace"}
+_READERS = {
+    "gloo": "python -m pickle {}/gloo_rank_*",
+    "nccl": "torchfrtrace {} -p nccl_rank_ --allow-incomplete-ranks",
+}
 _log = make_logger(__name__)
 
 
@@ -30,7 +36,7 @@ def prepare(folder: Path, environment: MutableMapping[str, str]) -> None:
 
 
 def make_room(folder: Path) -> None:
-    """Make the folder for NCCL, which makes none, where ranks use it. For one rank alone."""
+    """Make the folder if ranks use NCCL, which makes none. For one rank alone."""
     import torch.distributed
 
     if torch.distributed.get_backend() == "nccl":
@@ -47,8 +53,7 @@ def dump(folder: Path, rank: int) -> list[str]:
         if take is None:
             continue
         try:
-            content = take()
-            write_with(folder / f"{backend}_rank_{rank}", lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+            write_with(folder / f"{backend}_rank_{rank}", partial(_put, take()))
             written.append(backend)
         except (OSError, RuntimeError) as error:
             _log.warning("The collectives of rank %d (%s) can't be written: %s", rank, backend, error)
@@ -57,5 +62,9 @@ def dump(folder: Path, rank: int) -> list[str]:
 
 def tell_reader(folder: Path, backends: list[str]) -> str:
     """A line that names the files and the command that reads them; ranks that have ended left none."""
-    commands = " or ".join(f"`torchfrtrace {folder} -p {backend}_rank_ --allow-incomplete-ranks`" for backend in backends)
+    commands = " and ".join(f"`{_READERS[backend].format(folder)}`" for backend in backends)
     return f"each rank's last collectives are in {folder}: {commands}"
+
+
+def _put(content: bytes, path: Path) -> None:
+    path.write_bytes(content)

@@ -110,6 +110,9 @@ class MpiCluster:
         self._comm.Recv([received, self._mpi.DOUBLE], source=source)
         return received
 
+    def patient(self) -> MpiCluster:
+        return self
+
     def close(self) -> None:
         self._closing.set()
         self._progress.join()

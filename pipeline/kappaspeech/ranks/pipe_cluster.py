@@ -175,6 +175,9 @@ class PipeCluster:
 
         return np.asfortranarray(received)
 
+    def patient(self) -> PipeCluster:
+        return self
+
     def close(self) -> None:
         self._work.close()
         self._beat.close()

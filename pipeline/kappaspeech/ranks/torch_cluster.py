@@ -146,6 +146,9 @@ class TorchCluster:
         other._group = self._dist.new_group(backend="gloo", timeout=_PATIENCE)
         return other
 
+    def patient(self) -> TorchCluster:
+        return self.beside()
+
     def leave_by(self, leave: Callable[[], None], *, server: Any) -> TorchCluster:
         """Let `close` destroy the world by `leave`, for a library that keeps references to its groups, and then its `server`."""
         self._leave_world, self._server = leave, server

@@ -41,7 +41,7 @@ CONTENTS = (
     (FROZEN_FILE, "digests of every frozen tensor, before and after"),
     (DRIFT_FILE, "how far each trained tensor has moved"),
     (PROFILE_FOLDER, "traces of steps for https://ui.perfetto.dev, and of the GPU's memory for https://pytorch.org/memory_viz"),
-    (COLLECTIVES_FOLDER, "the last collectives of ranks that waited for each other: `torchfrtrace` reads them"),
+    (COLLECTIVES_FOLDER, "the last collectives of ranks that waited for each other; docs/clusters.md has what reads them"),
     (LAUNCH_FOLDER, "each start's command line, and why its ranks ended"),
     (EVALUATION_FILE, "what `kappaspeech evaluate` measured afterwards"),
     ("evaluation.hypotheses.jsonl", "every transcript of that"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kappaspeech.artefacts import read_json, write_json
@@ -23,7 +23,7 @@ def show_curves(run_dir: Path, config: RunConfig | None, *, resume_step: int, to
 
     `told` is the last step of each kind that was recorded before.
     """
-    names = config.training.loggers if config is not None else [CURVES_FOLDER]
+    names: Sequence[str] = config.training.loggers if config is not None else [CURVES_FOLDER]
     # TensorBoard has no runs but folders
     run_id = _keep_id(run_dir / LOGGERS_FILE) if set(names) - {CURVES_FOLDER} else ""
     shown = redact_values(config.model_dump(mode="json")) if config is not None else {}

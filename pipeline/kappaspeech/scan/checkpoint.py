@@ -39,12 +39,15 @@ class TensorRef:
 
 
 class Checkpoint:
-    """The tensors of a checkpoint, by name. `where` is the user's name for it, `gguf_architecture` its family in GGUF."""
+    """The tensors of a checkpoint, by name. `where` is the user's name for it, `gguf_architecture` its family in GGUF,
+    `quantization` what its config.json says of how it is quantised."""
 
     def __init__(self, where: str, files: Iterable[TensorFile], *, config: dict[str, Any] | None = None) -> None:
         files = list(files)
         self.where = encodable(where)
         self.gguf_architecture = next((found for file in files if (found := getattr(file, "architecture", None))), None)
+        quantization = (config or {}).get("quantization_config")
+        self.quantization: dict[str, Any] | None = quantization if isinstance(quantization, dict) else None
         self._renamed: dict[str, str] = {}
         self._stored: dict[str, tuple[TensorFile, StoredTensor]] = {}
         sharing: dict[tuple[Path, int, tuple[int, ...], str], list[str]] = {}
@@ -97,7 +100,7 @@ class Checkpoint:
                     "model back that it was trained on."
                 )
         after = object.__new__(Checkpoint)
-        after.gguf_architecture = self.gguf_architecture
+        after.gguf_architecture, after.quantization = self.gguf_architecture, self.quantization
         after.where, after._stored, after._renamed = encodable(where), dict(self._stored), self._renamed
         refs = {ref.name: ref for ref in self.tensors}
         for name, tensor in trained.items():

@@ -78,20 +78,20 @@ class FourBitWeight:
         first, last = start // 2, -(-stop // 2)
         packed = np.frombuffer(checkpoint.read_bytes(self.name, first, last - first), np.uint8)
         codes = np.stack((packed >> 4, packed & 15), axis=1).reshape(-1)[start - 2 * first : stop - 2 * first]
-        values = _read_floats(checkpoint, f"{self.name}.quant_map", 0, _NUM_CODES)[codes]
+        values = read_floats(checkpoint, f"{self.name}.quant_map", 0, _NUM_CODES)[codes]
         begin, end = start // self.blocksize, -(-stop // self.blocksize)
         # a product of float32, rounded once, as bitsandbytes takes it
         values *= self._read_magnitudes(checkpoint, begin, end)[np.arange(start, stop) // self.blocksize - begin]
-        return _round(values, self.dtype)
+        return round_to(values, self.dtype)
 
     def _read_magnitudes(self, checkpoint: Stored, begin: int, end: int) -> Float32Array:
         absmax = f"{self.name}.absmax"
         if self.nested_blocksize is None:
-            return _read_floats(checkpoint, absmax, begin, end)
+            return read_floats(checkpoint, absmax, begin, end)
         codes = checkpoint.read(absmax, begin, end)
         first = begin // self.nested_blocksize
-        scales = _read_floats(checkpoint, f"{self.name}.nested_absmax", first, -(-end // self.nested_blocksize))
-        table = _read_floats(checkpoint, f"{self.name}.nested_quant_map", 0, _NUM_NESTED_CODES)
+        scales = read_floats(checkpoint, f"{self.name}.nested_absmax", first, -(-end // self.nested_blocksize))
+        table = read_floats(checkpoint, f"{self.name}.nested_quant_map", 0, _NUM_NESTED_CODES)
         magnitudes = table[codes] * scales[np.arange(begin, end) // self.nested_blocksize - first]
         return magnitudes + np.float32(self.nested_offset)
 
@@ -132,11 +132,12 @@ def _fits(checkpoint: Stored, weight: FourBitWeight) -> bool:
     return checkpoint.num_bytes_of(weight.name) == -(-math.prod(weight.shape) // 2)
 
 
-def _read_floats(checkpoint: Stored, name: str, start: int, stop: int) -> Float32Array:
+def read_floats(checkpoint: Stored, name: str, start: int, stop: int) -> Float32Array:
+    """Elements of a tensor of floats. Raises `OSError`."""
     return widen(checkpoint.read(name, start, stop), checkpoint.dtype_of(name)).astype(np.float32)
 
 
-def _round(values: Float32Array, dtype: str) -> StoredArray:
+def round_to(values: Float32Array, dtype: str) -> StoredArray:
     """float32 values in the bits of `dtype`, to the nearest, ties to even."""
     if dtype != "bfloat16":
         return values.astype(FLOATS[dtype].array)

@@ -44,5 +44,5 @@ def naming(checkpoint: Checkpoint, ref: MatrixRef) -> Iterator[None]:
     try:
         yield
     except (OSError, MemoryError) as error:
-        file = checkpoint.file_of(ref.tensor.name)
+        file = checkpoint.file_of(ref.stored_name)
         raise ScanError(f"{ref.name} in {file} couldn't be measured: {error or type(error).__name__}.") from error

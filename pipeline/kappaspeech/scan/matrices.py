@@ -15,6 +15,7 @@ from kappaspeech.expert_names import expert_name
 from kappaspeech.outside import describe
 from kappaspeech.scan.checkpoint import Checkpoint, TensorRef
 from kappaspeech.scan.four_bit import FourBitWeight, find_four_bit
+from kappaspeech.scan.grouped_codes import GroupedWeight, find_grouped
 from kappaspeech.scan.packed import SCALE_DTYPES, SCALES_REASON, Scale, find_packed, find_scale
 from kappaspeech.scan.scales import Scales, scale_blocks
 from kappaspeech.tensor_files.dtypes import CODES, FLOATS, FloatArray, StoredArray, widen
@@ -34,7 +35,7 @@ _MAX_ELEMENTS = 2**48
 class MatrixRef:
     """One matrix to measure: `shape` from element `begin` of a tensor. `name` is the tensor's, with [expert] for one of many.
 
-    Of `four_bit` codes the tensor has the shape and dtype of the weight that they mean.
+    Of `four_bit` and `grouped` codes the tensor has the shape and dtype of the weight that they mean, and of the latter its name.
     """
 
     name: str
@@ -43,6 +44,12 @@ class MatrixRef:
     expert: int | None = None
     scale: Scale | None = None
     four_bit: FourBitWeight | None = None
+    grouped: GroupedWeight | None = None
+
+    @property
+    def stored_name(self) -> str:
+        """The name of the tensor that holds its bytes."""
+        return self.grouped.codes if self.grouped is not None else self.tensor.name
 
     @property
     def begin(self) -> int:
@@ -63,9 +70,14 @@ def list_matrices(checkpoint: Checkpoint) -> tuple[list[MatrixRef], list[Skipped
     matrices, skipped = [], []
     packed = find_packed(checkpoint.dtypes)
     decoded = {ref.name: weight for ref in checkpoint.tensors if (weight := find_four_bit(checkpoint, ref.name)) is not None}
-    packed |= dict.fromkeys((helper for weight in decoded.values() for helper in weight.helpers), SCALES_REASON)
+    in_groups = {ref.name: found for ref in checkpoint.tensors if (found := _find_grouped(checkpoint, ref)) is not None}
+    helpers = [weight.helpers for weight in decoded.values()] + [weight.helpers for weight in in_groups.values()]
+    packed |= dict.fromkeys((name for names in helpers for name in names), SCALES_REASON)
     for ref in checkpoint.tensors:
-        four_bit = decoded.get(ref.name)
+        four_bit, grouped = decoded.get(ref.name), in_groups.get(ref.name)
+        if grouped is not None:
+            packed.pop(ref.name, None)
+            ref = replace(ref, name=grouped.name, shape=grouped.shape, dtype=grouped.dtype)
         if four_bit is not None:
             ref = replace(ref, shape=four_bit.shape, dtype=four_bit.dtype)
             packed.pop(ref.name, None)
@@ -81,8 +93,12 @@ def list_matrices(checkpoint: Checkpoint) -> tuple[list[MatrixRef], list[Skipped
         else:
             codes_scale = scale if ref.dtype in CODES else None
             shape = (ref.shape[0], math.prod(ref.shape[1:]))
-            matrices.append(MatrixRef(ref.name, ref, shape, scale=codes_scale, four_bit=four_bit))
+            matrices.append(MatrixRef(ref.name, ref, shape, scale=codes_scale, four_bit=four_bit, grouped=grouped))
     return matrices, skipped
+
+
+def _find_grouped(checkpoint: Checkpoint, ref: TensorRef) -> GroupedWeight | None:
+    return find_grouped(checkpoint, ref.name, checkpoint.quantization)
 
 
 def _is_experts(ref: TensorRef) -> bool:
@@ -137,7 +153,7 @@ def _read_small(checkpoint: Checkpoint, name: str) -> StoredArray:
 def digest_matrix(checkpoint: Checkpoint, ref: MatrixRef) -> str:
     """A digest of all stored bytes of `ref`, those of its scales too. Raises `OSError`."""
     total = hashlib.sha256()
-    num_bytes = checkpoint.num_bytes_of(ref.tensor.name)
+    num_bytes = checkpoint.num_bytes_of(ref.stored_name)
     begin, size = 0, num_bytes
     if ref.expert is not None:
         size = num_bytes // ref.tensor.shape[0]
@@ -147,7 +163,11 @@ def digest_matrix(checkpoint: Checkpoint, ref: MatrixRef) -> str:
         # an expert's codes needn't begin with a byte
         begin, size, helpers = 0, num_bytes, list(ref.four_bit.helpers)
         total.update(str(ref.expert).encode())
-    ranges = [(ref.tensor.name, begin, size), *((name, 0, checkpoint.num_bytes_of(name)) for name in helpers)]
+    if ref.grouped is not None:
+        helpers = list(ref.grouped.helpers)
+        # what config.json says of them counts as much as the codes
+        total.update(repr(ref.grouped).encode())
+    ranges = [(ref.stored_name, begin, size), *((name, 0, checkpoint.num_bytes_of(name)) for name in helpers)]
     for name, first, length in ranges:
         for offset in range(first, first + length, _DIGEST_BYTES):
             total.update(checkpoint.read_bytes(name, offset, min(_DIGEST_BYTES, first + length - offset)))
@@ -170,11 +190,15 @@ class StoredMatrix:
 
     def _read_rows(self, start: int, stop: int) -> StoredArray:
         columns = self._ref.shape[1]
+        if self._ref.grouped is not None:
+            return self._ref.grouped.read(self._checkpoint, slice(start, stop), slice(0, columns))
         begin = self._ref.begin
         return self._read(begin + start * columns, begin + stop * columns).reshape(stop - start, columns)
 
     def _read_columns(self, start: int, stop: int) -> StoredArray:
         columns, begin = self._ref.shape[1], self._ref.begin
+        if self._ref.grouped is not None:
+            return self._ref.grouped.read(self._checkpoint, slice(0, self._ref.shape[0]), slice(start, stop))
         rows = (begin + row * columns for row in range(self._ref.shape[0]))
         return np.stack([self._read(row + start, row + stop) for row in rows])
 

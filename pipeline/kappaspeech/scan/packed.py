@@ -2,7 +2,8 @@
 
 They are known by their names, as GPTQ, AWQ, bitsandbytes, compressed-tensors, HQQ, MXFP4, NVFP4, FP8, torchao, quanto, AQLM,
 VPTQ, QuIP# and EXL2/3 write them. Codes that are plain once scaled (FP8, 8-bit integers) are ranked, with the scales that
-`find_scale` finds, and bitsandbytes' 4-bit ones by `four_bit`.
+`find_scale` finds, bitsandbytes' 4-bit ones by `four_bit`, and GPTQ's and AWQ's by `grouped_codes`, where config.json tells their
+format.
 """
 
 from __future__ import annotations

@@ -11,16 +11,19 @@ import os
 import struct
 import threading
 import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from kappaspeech.speech.cache_folder import CacheFolder
-from kappaspeech.speech.source import ReadOptions, Source
+from kappaspeech.speech.source import FarSource, ReadOptions
 
 _BLOCK_BYTES = 4 << 20
-_PAGE_BYTES = 64 << 10
+# Smaller than most samples, so that little is checked that isn't wanted.
+_PAGE_BYTES = 16 << 10
 _CHECKSUM_BYTES = 4
 _FOLDER_NAME = "kappaspeech-blocks"
 _PATTERN = r"[0-9a-f]{32}/\d{8,}\.block"
+_PARALLEL_BLOCKS = 16
 # A cache that is full is emptied to this share of its limit, so that the next blocks need no look at all the others.
 _KEPT_SHARE = 15 / 16
 
@@ -28,7 +31,7 @@ _KEPT_SHARE = 15 / 16
 class CachedSource:
     """A remote file of which read blocks are kept on local disk, least recently used ones removed. Processes share it."""
 
-    def __init__(self, source: Source, options: ReadOptions, *, version: str = "") -> None:
+    def __init__(self, source: FarSource, options: ReadOptions, *, version: str = "") -> None:
         """`version` takes the place of the source's stamp if it has none. Without both, nothing of it is kept."""
         assert options.cache_dir is not None
         self._version = version
@@ -36,9 +39,10 @@ class CachedSource:
         self._source = source
         self._options = options
         self._cache = CacheFolder(options.cache_dir, _FOLDER_NAME, pattern=_PATTERN)
-        self._folder: Path | None = None
+        self._folder: str | None = None
         self._size = 0
         self._fetching: dict[int, threading.Lock] = {}
+        self._expected: set[int] = set()
 
     def num_bytes(self) -> int:
         return self._source.num_bytes()
@@ -58,17 +62,27 @@ class CachedSource:
                 parts.append(self._fetch(number)[begin:end] if part is None else part)
         return b"".join(parts)
 
-    def read_near(self, offset: int, size: int) -> bytes | None:
+    def begin(self, offset: int, size: int) -> Future[bytes]:
+        return self._source.begin(offset, size)
+
+    def expect(self, offset: int, size: int) -> bool:
         self._check_end(offset + size)
         if not self._version:
-            return None
-        parts: list[bytes] = []
-        for number, begin, end in _split(offset, size):
-            part = self._near_part(number, begin, end)
-            if part is None:
-                return None
-            parts.append(part)
-        return b"".join(parts)
+            return False
+        for number, _, _ in _split(offset, size):
+            if number not in self._expected and not os.path.exists(self._path(number)):
+                self._expected.add(number)
+                _readers().submit(self._fetch_expected, number)
+        return True
+
+    def _fetch_expected(self, number: int) -> None:
+        """Fetch a block before it is read. Where that fails, reading tries again, and says why."""
+        try:
+            with self._fetching.setdefault(number, threading.Lock()):
+                if not os.path.exists(self._path(number)):
+                    self._fetch(number)
+        finally:
+            self._expected.discard(number)
 
     def _check_end(self, end: int) -> None:
         if self._folder is None:
@@ -77,13 +91,12 @@ class CachedSource:
                 self._cache.prepare()
             self._version = self._source.stamp() or self._version
             name = hashlib.sha256(f"{self.where}\0{self._size}\0{self._version}".encode()).hexdigest()[:32]
-            self._folder = self._cache.path / name
+            self._folder = str(self._cache.path / name)
         if end > self._size:
             raise EOFError(f"{self.where} ends before byte {end}")
 
-    def _path(self, number: int) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{number:08d}.block"
+    def _path(self, number: int) -> str:
+        return f"{self._folder}/{number:08d}.block"
 
     def _block_size(self, number: int) -> int:
         return min(_BLOCK_BYTES, self._size - number * _BLOCK_BYTES)
@@ -109,7 +122,7 @@ class CachedSource:
         content = self._source.read(number * _BLOCK_BYTES, self._block_size(number))
         # what can't be kept (a full disk) is used all the same
         with contextlib.suppress(OSError):
-            self._keep(self._path(number), content)
+            self._keep(Path(self._path(number)), content)
         return content
 
     def _keep(self, path: Path, content: bytes) -> None:
@@ -128,8 +141,9 @@ def _header_bytes(size: int) -> int:
 
 def _checksums(content: bytes) -> bytes:
     """CRC-32 of each page, one after the other."""
-    pages = [content[begin : begin + _PAGE_BYTES] for begin in range(0, len(content), _PAGE_BYTES)]
-    return struct.pack(f"<{len(pages)}I", *(zlib.crc32(page) for page in pages))
+    view = memoryview(content)
+    checksums = [zlib.crc32(view[begin : begin + _PAGE_BYTES]) for begin in range(0, len(content), _PAGE_BYTES)]
+    return struct.pack(f"<{len(checksums)}I", *checksums)
 
 
 def _read_checked(descriptor: int, size: int, begin: int, end: int) -> bytes | None:
@@ -149,3 +163,14 @@ def _split(offset: int, size: int) -> list[tuple[int, int, int]]:
         start = number * _BLOCK_BYTES
         parts.append((number, max(offset - start, 0), min(end - start, _BLOCK_BYTES)))
     return parts
+
+
+_pool: list[ThreadPoolExecutor] = []
+_lock = threading.Lock()
+
+
+def _readers() -> ThreadPoolExecutor:
+    with _lock:
+        if not _pool:
+            _pool.append(ThreadPoolExecutor(_PARALLEL_BLOCKS, thread_name_prefix="shard-blocks"))
+        return _pool[0]

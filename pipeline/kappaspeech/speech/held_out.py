@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from kappaspeech.errors import DataError
 from kappaspeech.speech.corpus import Corpus, SpeechDataset
+from kappaspeech.speech.read_ahead import ReadAhead
 from kappaspeech.speech.sample_reader import SampleReader, SampleRef
 from kappaspeech.speech.samples import AudioSample, BadSampleError
 from kappaspeech.speech.source import ReadOptions
@@ -30,8 +31,9 @@ def read_test_batches(
     refs = list_test_samples(datasets, max_samples=max_samples, read=read)
     refs.sort(key=lambda ref: (-ref.entry.seconds, ref.entry.key))
     batches = [refs[start : start + batch_size] for start in range(0, len(refs), batch_size)]
-    reader = SampleReader(read or ReadOptions())
-    return [[_usable(ref, sample) for ref, sample in zip(b, reader.read(b), strict=True)] for b in batches[rank::world_size]]
+    ahead = ReadAhead(SampleReader(read or ReadOptions()))
+    planned = [ahead.plan(batch) for batch in batches[rank::world_size]]
+    return [[_usable(ref, sample) for ref, sample in zip(batch.refs, ahead.take(batch), strict=True)] for batch in planned]
 
 
 def list_test_samples(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from kappaspeech.errors import DataError
 from kappaspeech.parenthood import end_with_parent
 from kappaspeech.speech.loading import BadSample, LoadedSample, Loader, LoadOptions
+from kappaspeech.speech.read_ahead import PlannedBatch
 from kappaspeech.speech.sample_reader import SampleRef
 from kappaspeech.speech.source import ReadOptions
 from kappaspeech.speech.worker_pool import WorkerPool
@@ -51,7 +52,7 @@ class LoaderPool:
     def submit(self, refs: Sequence[SampleRef]) -> Ticket:
         """Begin to load; the result is had from `take`."""
         if self._own is not None:
-            return Ticket(refs, None, 0)
+            return Ticket(refs, None, 0, self._own.plan(refs))
         while True:
             generation = self._generation
             try:
@@ -62,7 +63,7 @@ class LoaderPool:
     def take(self, ticket: Ticket) -> list[LoadedSample | BadSample]:
         """Wait for the load that was begun, and return it. Raises `DataError`."""
         if self._own is not None:
-            return self._own.load(ticket.refs)
+            return self._own.load(ticket.refs, ticket.planned)
         while True:
             assert ticket.future is not None
             try:
@@ -99,8 +100,9 @@ class LoaderPool:
 
 @dataclass(frozen=True)
 class Ticket:
-    """Work that was begun, by which of the pools that followed each other."""
+    """Work that was begun, by which of the pools that followed each other; or planned, in the calling thread."""
 
     refs: Sequence[SampleRef]
     future: Future[list[LoadedSample | BadSample]] | None
     generation: int
+    planned: PlannedBatch | None = None

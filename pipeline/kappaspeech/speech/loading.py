@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kappaspeech.redaction import redact
 from kappaspeech.speech.augment import Augmentation, change_speed, generator, mask_spectrogram
 from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions
+from kappaspeech.speech.read_ahead import PlannedBatch, ReadAhead
 from kappaspeech.speech.sample_reader import SampleReader, SampleRef, sample_errors
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, BadSampleError, log_mel
 from kappaspeech.speech.shards import SampleEntry
@@ -65,16 +66,19 @@ class Loader:
 
     def __init__(self, options: LoadOptions, read: ReadOptions) -> None:
         self._options = options
-        self._reader = SampleReader(read)
+        self._ahead = ReadAhead(SampleReader(read))
         self._cache = FeatureCache(options.feature_cache) if options.feature_cache else None
 
-    def load(self, refs: Sequence[SampleRef]) -> list[LoadedSample | BadSample]:
-        """Each sample, or why it can't be used. Raises `DataError` if a shard can't be had at all."""
+    def plan(self, refs: Sequence[SampleRef]) -> PlannedBatch | None:
+        """Let a micro-batch be read ahead, if its samples may not be in the feature cache; it is for `load`."""
+        return None if self._cache else self._ahead.plan(self._wanted(refs, [None] * len(refs)))
+
+    def load(self, refs: Sequence[SampleRef], planned: PlannedBatch | None = None) -> list[LoadedSample | BadSample]:
+        """Each sample, or why it can't be used. `planned` is what `plan` returned for them, if they were planned. Raises
+        `DataError` if a shard can't be had at all."""
         loaded: list[LoadedSample | BadSample] = []
-        # what can't be used by what its index says isn't fetched
         cached = [self._from_cache(ref) for ref in refs]
-        wanted = [ref for ref, clip in zip(refs, cached, strict=True) if clip is None and self._cause(ref.entry) is None]
-        samples = iter(self._reader.read(wanted))
+        samples = iter(self._ahead.take(planned or self._ahead.plan(self._wanted(refs, cached))))
         for ref, clip in zip(refs, cached, strict=True):
             if clip is not None:
                 loaded.append(LoadedSample(np.empty((self._options.num_mels, 0), np.float32), clip.transcript, clip))
@@ -92,6 +96,10 @@ class Loader:
             except BadSampleError as error:
                 loaded.append(BadSample.of(ref, error))
         return loaded
+
+    def _wanted(self, refs: Sequence[SampleRef], cached: Sequence[CachedClip | None]) -> list[SampleRef]:
+        """What is to be read: not what is cached, nor what can't be used by what its index says."""
+        return [ref for ref, clip in zip(refs, cached, strict=True) if clip is None and self._cause(ref.entry) is None]
 
     def _from_cache(self, ref: SampleRef) -> CachedClip | None:
         return self._cache.read(ref.cache_name) if self._cache and ref.cache_name else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,35 +36,13 @@ def read_manifest(source: Path, request: Request) -> Iterator[Recording]:
 def read_entries(source: Path, request: Request, place: Place, *, tag: str = "") -> Iterator[Recording]:
     """Read a manifest's lines. `place` takes a recording, the name of its audio and its entry, says where it lies if not at that
     path, and gives None for one to leave out. A `tag` begins the keys' names."""
-    for number, line in enumerate(read_lines(source), start=1):
-        if not line.strip():
-            continue
-        where = f"{source}, line {number}"
-        try:
-            entry = parse_object(line)
-            audio = next(entry[name] for name in _AUDIO_KEYS if entry.get(name))
-            if not isinstance(audio, str) or not any(name in entry for name in request.text_keys):
-                raise ValueError("no path or no text")
-            check_unicode(audio)
-        except (ValueError, StopIteration) as error:
-            found = repr(line[:_SHOWN_LETTERS])
-            text_key = request.text_column or "text"
-            raise DataError(f"{where}: wanted is audio_filepath and {text_key}; found {found}.{_tell_array(line)}") from error
+    for number, where, entry in _parse(source, request.text_keys, named=request.text_column or "text"):
         named = next((entry[name] for name in LANGUAGE_KEYS if entry.get(name)), None)
         if request.language is None and named is None:
             raise DataError(f"{where} names no language; give one with --language.")
         language = request.language or normalise_language(named, where=where)
-        begin, seconds = _number(entry, "offset", where), _number(entry, "duration", where)
-        is_segment = "offset" in entry
-        recording = Recording(
-            make_key(language, f"{tag}{number:08d}-{Path(audio).stem}"),
-            source.parent / audio,
-            "",
-            language,
-            begin,
-            (seconds or None) if is_segment else None,
-            listed_seconds=None if is_segment else seconds or None,
-        )
+        audio = _audio_of(entry)
+        recording = _locate(source, number, where, entry, language, tag=tag)
         placed = place(recording, audio, entry)
         if placed is None or placed.fault is not None:
             yield from () if placed is None else (placed,)
@@ -76,6 +54,51 @@ def read_entries(source: Path, request: Request, place: Place, *, tag: str = "")
             yield request.judge(recording, ("text", str(error)), f"{where}: the text can't be used: {error}.")
         else:
             yield replace(recording, transcript=text.strip())
+
+
+def read_untranscribed(source: Path) -> Iterator[Recording]:
+    """The recordings of a manifest whose lines need neither text nor language, which is then "". Raises `DataError`."""
+    for number, where, entry in _parse(source):
+        named = next((entry[name] for name in LANGUAGE_KEYS if entry.get(name)), None)
+        language = "" if named is None else normalise_language(named, where=where)
+        yield _locate(source, number, where, entry, language)
+
+
+def _parse(source: Path, text_keys: Sequence[str] = (), *, named: str = "") -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Number, place in words, and content of each line. It has a path, and if there are any one of `text_keys`, `named` so."""
+    for number, line in enumerate(read_lines(source), start=1):
+        if not line.strip():
+            continue
+        where = f"{source}, line {number}"
+        try:
+            entry = parse_object(line)
+            audio = _audio_of(entry)
+            if not isinstance(audio, str) or (text_keys and not any(name in entry for name in text_keys)):
+                raise ValueError("no path or no text")
+            check_unicode(audio)
+        except (ValueError, StopIteration) as error:
+            found, wanted = repr(line[:_SHOWN_LETTERS]), f"audio_filepath{f' and {named}' if text_keys else ''}"
+            raise DataError(f"{where}: wanted is {wanted}; found {found}.{_tell_array(line)}") from error
+        yield number, where, entry
+
+
+def _audio_of(entry: dict[str, Any]) -> Any:
+    return next(entry[name] for name in _AUDIO_KEYS if entry.get(name))
+
+
+def _locate(source: Path, number: int, where: str, entry: dict[str, Any], language: str, *, tag: str = "") -> Recording:
+    audio = _audio_of(entry)
+    begin, seconds = _number(entry, "offset", where), _number(entry, "duration", where)
+    is_segment = "offset" in entry
+    return Recording(
+        make_key(language, f"{tag}{number:08d}-{Path(audio).stem}"),
+        source.parent / audio,
+        "",
+        language,
+        begin,
+        (seconds or None) if is_segment else None,
+        listed_seconds=None if is_segment else seconds or None,
+    )
 
 
 def _tell_array(line: str) -> str:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from kappaspeech.errors import DataError
 from kappaspeech.speech.corpus import Corpus
+from kappaspeech.speech.ranges import read_many
 from kappaspeech.speech.sample_reader import SampleRef
 from kappaspeech.speech.shards import parse_transcript
 from kappaspeech.speech.source import ReadOptions, Source, is_remote
-from kappaspeech.speech.sources import open_source, read_many
+from kappaspeech.speech.sources import open_source
 
 # Transcripts that are read of either side, and of shards that aren't on this machine; each is one small read.
 _MOST_TEXTS = 20_000

@@ -24,8 +24,9 @@ from kappaspeech.errors import DataError
 from kappaspeech.parenthood import end_with_parent
 from kappaspeech.processors import count_cores
 from kappaspeech.speech.languages import normalise_language
+from kappaspeech.speech.listed_audio import cut_segment, decode_whole
 from kappaspeech.speech.recordings import Recording
-from kappaspeech.speech.samples import SAMPLE_RATE_HZ, SHORTEST_SECONDS, BadSampleError, check_whole, decode
+from kappaspeech.speech.samples import SAMPLE_RATE_HZ, BadSampleError, check_whole, decode
 from kappaspeech.speech.shard_claims import (
     corpus_of,
     find_stale,
@@ -43,11 +44,6 @@ from kappaspeech.speech.tar_members import escape_name
 REPORT_NAME = "report.json"
 _NUM_NAMED = 5
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-# The end of a segment may be rounded.
-_SLACK_SECONDS = 0.1
-# The length of a file is given to the second, or guessed from an mp3's bytes.
-_LISTED_SLACK_SECONDS = 0.5
-_LISTED_SLACK = 0.01
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -227,34 +223,9 @@ def _cut(recording: Recording, max_seconds: float | None) -> NDArray[np.float32]
         raise BadSampleError("empty text", recording.key)
     content = recording.read()
     check_whole(content)
-    if recording.seconds is None and not recording.begin_seconds:
-        return _decode_whole(content, recording.listed_seconds, max_seconds)
-    waveform = decode(content)
-    begin = int(recording.begin_seconds * SAMPLE_RATE_HZ)
-    end = len(waveform) if recording.seconds is None else begin + round(recording.seconds * SAMPLE_RATE_HZ)
-    if begin >= len(waveform) or end - len(waveform) > _SLACK_SECONDS * SAMPLE_RATE_HZ:
-        raise BadSampleError("truncated", f"{len(waveform) / SAMPLE_RATE_HZ:.2f} s, and {end / SAMPLE_RATE_HZ:.2f} s are wanted")
-    if end - begin < SHORTEST_SECONDS * SAMPLE_RATE_HZ:
-        raise BadSampleError("short", f"{(end - begin) / SAMPLE_RATE_HZ:.3f} s")
-    waveform = waveform[begin:end]
+    if recording.is_whole:
+        return decode_whole(content, recording.listed_seconds, max_seconds)
+    waveform = cut_segment(decode(content), recording)
     if max_seconds is not None and len(waveform) > max_seconds * SAMPLE_RATE_HZ:
         raise BadSampleError("too long", f"{len(waveform) / SAMPLE_RATE_HZ:.1f} s")
-    return waveform
-
-
-def _decode_whole(content: bytes, listed: float | None, max_seconds: float | None) -> NDArray[np.float32]:
-    """All of a file, which may not be longer than is wanted, and must be as long as its list says."""
-    if listed is None:
-        return decode(content, longest_seconds=max_seconds)
-    slack = max(_LISTED_SLACK_SECONDS, _LISTED_SLACK * listed)
-    says = f"the list says {listed:.2f} s (of a part of a file it would also give the offset)"
-    is_nearer = max_seconds is None or listed + slack < max_seconds
-    try:
-        waveform = decode(content, longest_seconds=listed + slack if is_nearer else max_seconds)
-    except BadSampleError as error:
-        if error.cause == "too long" and is_nearer:
-            raise BadSampleError("length", f"more than {listed + slack:.2f} s, and {says}") from error
-        raise
-    if len(waveform) / SAMPLE_RATE_HZ < listed - slack:
-        raise BadSampleError("truncated", f"{len(waveform) / SAMPLE_RATE_HZ:.2f} s, and {says}")
     return waveform

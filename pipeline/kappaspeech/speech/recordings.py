@@ -50,6 +50,11 @@ class Recording:
     fault: tuple[str, str] | None = None
 
     @property
+    def is_whole(self) -> bool:
+        """False for a part of a file."""
+        return self.seconds is None and not self.begin_seconds
+
+    @property
     def name(self) -> str:
         """The name by which a person finds the recording."""
         within = self.row if self.member is None else self.member.name

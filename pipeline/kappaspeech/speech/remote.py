@@ -5,9 +5,11 @@ Credentials come from where fsspec's file systems look for them (environment, pr
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from kappaspeech.errors import DataError
@@ -25,6 +27,10 @@ _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 20.0
 # How often a file is asked for its version if what is read of it doesn't say it.
 _VERSION_INTERVAL_SECONDS = 30.0
+# Requests in flight at once, of a process: servers answer in tens of milliseconds, and a connection each is kept open.
+_MOST_IN_FLIGHT = 64
+# A body that fits isn't held up while it arrives.
+_BUFFER_BYTES = 1 << 20
 _PERMANENT_STATUS = range(400, 500)
 _BUSY_STATUS = (408, 425, 429)
 # A server that sends less at a time than was asked for is asked for the rest, but not for ever.
@@ -33,6 +39,8 @@ _SMALLEST_PART_BYTES = 64 << 10
 
 _systems: dict[tuple[str, float], Any] = {}
 _lock = threading.Lock()
+# all of fsspec's file systems share one event loop
+_slots = asyncio.Semaphore(_MOST_IN_FLIGHT)
 
 
 def expand_remote(pattern: str, options: ReadOptions) -> list[str]:
@@ -46,7 +54,8 @@ def expand_remote(pattern: str, options: ReadOptions) -> list[str]:
     async def list_files(system: Any) -> list[str]:
         return list(await system._glob(pattern))
 
-    return [f"{scheme}://{path}" for path in sorted(_persist(pattern, list_files, options, what="listed"))]
+    found = _begin(pattern, options, lambda system: _persist(system, pattern, list_files, options, what="listed"))
+    return [f"{scheme}://{path}" for path in sorted(found.result())]
 
 
 class RemoteSource:
@@ -65,6 +74,7 @@ class RemoteSource:
         # what the first answer said: another version's bytes are never put beside it
         self._seen: Description | None = None
         self._seen_at = 0.0
+        self._looking = asyncio.Lock()
 
     def num_bytes(self) -> int:
         size = self._describe().num_bytes
@@ -77,9 +87,12 @@ class RemoteSource:
 
     def _describe(self) -> Description:
         if self._described is None:
-            self._described = _persist(self.where, self._ask, self._options)
+            self._described = _begin(self.where, self._options, self._look).result()
             self._check_version(self._described)
         return self._described
+
+    async def _look(self, system: Any) -> Description:
+        return await _persist(system, self.where, self._ask, self._options)
 
     async def _ask(self, system: Any) -> Description:
         if self._is_web:
@@ -87,6 +100,12 @@ class RemoteSource:
         return await buckets.describe(system, self.where)
 
     def read(self, offset: int, size: int) -> bytes:
+        return self.begin(offset, size).result()
+
+    def begin(self, offset: int, size: int) -> Future[bytes]:
+        return _begin(self.where, self._options, lambda system: self._read(system, offset, size))
+
+    async def _read(self, system: Any, offset: int, size: int) -> bytes:
         content = b""
         most_parts = _FEWEST_PARTS + size // _SMALLEST_PART_BYTES
         num_parts = 0
@@ -94,11 +113,11 @@ class RemoteSource:
             if num_parts == most_parts:
                 told = f"the server sent {len(content)} of {size} bytes in {num_parts} answers"
                 raise DataError(f"{self.where}: {told}; it is given up.")
-            content += self._read_part(offset + len(content), offset + size)
+            content += await self._read_part(system, offset + len(content), offset + size)
             num_parts += 1
         return content
 
-    def _read_part(self, begin: int, end: int) -> bytes:
+    async def _read_part(self, system: Any, begin: int, end: int) -> bytes:
         """Read a part of a range: a server may send less than was asked for, and the rest is asked for next."""
 
         async def get(system: Any) -> tuple[bytes, Description | None]:
@@ -106,17 +125,22 @@ class RemoteSource:
                 return await web.fetch(system, self.where, begin, end)
             return await buckets.fetch(system, self.where, begin, end)
 
-        part, description = _persist(self.where, get, self._options, num_bytes=end - begin)
-        if description is None and time.monotonic() - self._seen_at > _VERSION_INTERVAL_SECONDS:
-            # after the reading: it may have been of the new one
-            description = _persist(self.where, self._ask, self._options)
+        part, description = await _persist(system, self.where, get, self._options, num_bytes=end - begin)
         if description is not None:
             self._check_version(description)
+        else:
+            await self._look_again(system)
         if not part:
             raise EOFError(f"{self.where} ends before byte {end}")
         if len(part) > end - begin:
             raise DataError(f"{self.where}: the server ignores Range requests, so single samples can't be read from it.")
         return part
+
+    async def _look_again(self, system: Any) -> None:
+        """Ask for the version, now and then: after the reading, which may have been of the new one. Of many ranges, one asks."""
+        async with self._looking:
+            if time.monotonic() - self._seen_at > _VERSION_INTERVAL_SECONDS:
+                self._check_version(await self._look(system))
 
     def _check_version(self, now: Description) -> None:
         self._seen_at = time.monotonic()
@@ -130,23 +154,34 @@ class RemoteSource:
         elif self._seen.num_bytes is None:
             self._seen = now
 
-    def read_near(self, offset: int, size: int) -> bytes | None:  # noqa: ARG002 - nothing of it is on this machine
-        return None
+    def expect(self, offset: int, size: int) -> bool:  # noqa: ARG002 - nothing of it is on this machine
+        return False
 
 
-def _persist(
-    where: str, ask: Callable[[Any], Coroutine[Any, Any, T]], options: ReadOptions, *, what: str = "read", num_bytes: int = 0
+def _begin(where: str, options: ReadOptions, work: Callable[[Any], Coroutine[Any, Any, T]]) -> Future[T]:
+    """Begin `work` with the file system of a URL, beside everything else that was begun. Raises `DataError` if its library is
+    missing."""
+    system = _file_system(scheme_of(where), options.stall_seconds)
+    return asyncio.run_coroutine_threadsafe(work(system), system.loop)
+
+
+async def _persist(
+    system: Any,
+    where: str,
+    ask: Callable[[Any], Coroutine[Any, Any, T]],
+    options: ReadOptions,
+    *,
+    what: str = "read",
+    num_bytes: int = 0,
 ) -> T:
     """Call `ask` with the URL's file system, again if that may help. Raises `DataError`, which names the cause."""
-    system = _file_system(scheme_of(where), options.stall_seconds)
-    from fsspec.asyn import sync
-
     limit = options.stall_seconds + num_bytes / _LEAST_BYTES_PER_SECOND
     pause = _FIRST_PAUSE_SECONDS
     for attempt in range(1, options.attempts + 1):
         try:
-            found: T = sync(system.loop, ask, system, timeout=limit)
-            return found
+            # to wait for a slot is no stall of the server's
+            async with _slots:
+                return await asyncio.wait_for(ask(system), limit)
         # each file system raises its own library's errors
         except Exception as error:
             cause, is_permanent = explain(error)
@@ -154,7 +189,7 @@ def _persist(
                 raise DataError(f"{where} can't be {what}: {cause}.") from error
             if attempt == options.attempts:
                 raise DataError(f"{where} can't be {what} after {attempt} attempts: {cause}.") from error
-        time.sleep(pause)
+        await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
     raise AssertionError
 
@@ -178,10 +213,10 @@ def _make_file_system(scheme: str, stall_seconds: float) -> Any:
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_seconds, sock_read=stall_seconds)
-        options["client_kwargs"] = {"timeout": timeout}
+        options["client_kwargs"] = {"timeout": timeout, "read_bufsize": _BUFFER_BYTES}
     elif scheme == "s3":
         limits = {"connect_timeout": stall_seconds, "read_timeout": stall_seconds, "retries": {"max_attempts": 1}}
-        options["config_kwargs"] = limits
+        options["config_kwargs"] = {**limits, "max_pool_connections": _MOST_IN_FLIGHT}
     return fsspec.filesystem(scheme, **options)
 
 
@@ -198,7 +233,8 @@ def explain(error: Exception) -> tuple[str, bool]:
         return f"that is no URL that can be asked for ({_first_line(error)})", True
     if "ClientConnectorDNSError" in names:
         return f"its host's name is unknown here ({_first_line(error)})", False
-    if isinstance(error, TimeoutError) or "FSTimeoutError" in names:
+    # asyncio has one of its own before Python 3.11
+    if names & {"TimeoutError", "FSTimeoutError"}:
         return "no answer came in time", False
     status = getattr(error, "status", None)
     if isinstance(status, int):

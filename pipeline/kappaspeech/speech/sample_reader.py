@@ -9,15 +9,20 @@ from functools import lru_cache
 
 from kappaspeech.errors import DataError
 from kappaspeech.speech.normalisers import TextNormalization, normalise_text
+from kappaspeech.speech.ranges import Part, begin_many, wait_for
 from kappaspeech.speech.samples import AudioSample, BadSampleError, decode
 from kappaspeech.speech.shards import SampleEntry, check_header, parse_transcript
 from kappaspeech.speech.source import ReadOptions, Source
-from kappaspeech.speech.sources import open_source, read_many
+from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.tar_members import HEADER_BYTES
 
 # Audio and text that lie this near to each other are read at once.
 _LARGEST_GAP_BYTES = 1 << 16
 _MAX_OPEN_SOURCES = 512
+
+
+BegunSample = list[Part]
+"""A sample's `_ranges`, asked for."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +50,23 @@ class SampleReader:
         """The open shard of a sample."""
         return self._open(ref.where, ref.version)
 
-    def fetch(self, refs: Sequence[SampleRef]) -> list[list[bytes | Exception]]:
-        """Read the `_ranges` of each sample from its shard; in place of unreadable bytes, the error."""
+    def begin(self, refs: Sequence[SampleRef]) -> list[BegunSample]:
+        """Ask for the `_ranges` of each sample; neighbours in a remote shard come in one request."""
         places = [_ranges(ref.entry) for ref in refs]
-        requests = [
-            (self.source(ref), begin, end - begin) for ref, ranges in zip(refs, places, strict=True) for begin, end in ranges
-        ]
-        contents = iter(read_many(requests))
-        return [[next(contents) for _ in ranges] for ranges in places]
+        pairs = zip(refs, places, strict=True)
+        parts = iter(begin_many([(self.source(ref), begin, end - begin) for ref, ranges in pairs for begin, end in ranges]))
+        return [[next(parts) for _ in ranges] for ranges in places]
 
-    def read(self, refs: Sequence[SampleRef]) -> list[AudioSample | BadSampleError]:
-        """Each sample, decoded, or what is wrong with it. Raises `DataError` if a shard can't be had at all."""
+    def read(self, refs: Sequence[SampleRef], begun: Sequence[BegunSample] | None = None) -> list[AudioSample | BadSampleError]:
+        """Each sample, decoded, or what is wrong with it. Raises `DataError` if a shard can't be had at all.
+
+        `begun` is what `begin` returned for them, if they were asked for before.
+        """
         samples: list[AudioSample | BadSampleError] = []
-        for ref, parts in zip(refs, self.fetch(refs), strict=True):
+        for ref, sample in zip(refs, self.begin(refs) if begun is None else begun, strict=True):
             try:
                 with sample_errors():
-                    samples.append(_parse(ref, _ranges(ref.entry), parts))
+                    samples.append(_parse(ref, _ranges(ref.entry), wait_for(sample)))
             except BadSampleError as error:
                 samples.append(error)
         return samples

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from kappaspeech.errors import DataError
 from kappaspeech.speech import waveforms
+from kappaspeech.speech.pauses import FRAME_SAMPLES, find_cut, frame_decibels
 from kappaspeech.speech.recordings import AUDIO_EXTENSIONS
 from kappaspeech.speech.waveforms import SAMPLE_RATE_HZ as SAMPLE_RATE_HZ
 from kappaspeech.speech.waveforms import SHORTEST_SECONDS as SHORTEST_SECONDS
 from kappaspeech.speech.waveforms import find_fault, mix
 
 LONGEST_PIECE_SECONDS = 24.0
-_PAUSE_SECONDS = 0.2
 # An encoder may round a clip's length; half-truncated mp3, wav and opus decode without an error, only shorter.
 _DURATION_TOLERANCE_SECONDS = 0.1
 # Resampling multiplies: a second at a few hertz would become hours.
@@ -140,17 +140,15 @@ def read_recording(path: Any) -> NDArray[np.float32]:
 
 
 def cut_at_pauses(waveform: NDArray[np.float32], *, longest_seconds: float = LONGEST_PIECE_SECONDS) -> list[NDArray[np.float32]]:
-    """Pieces of at most `longest_seconds`, cut where the last third of each is quietest; together the whole waveform."""
-    hop = int(_PAUSE_SECONDS * SAMPLE_RATE_HZ)
-    longest = round(longest_seconds * SAMPLE_RATE_HZ) // hop * hop
-    pieces = []
-    while len(waveform) > longest:
-        power = np.square(waveform[:longest].reshape(-1, hop)).mean(axis=1)
-        first = len(power) * 2 // 3
-        cut = (first + int(power[first:].argmin())) * hop + hop // 2
-        pieces.append(waveform[:cut])
-        waveform = waveform[cut:]
-    return [*pieces, waveform]
+    """Pieces of at most `longest_seconds`, cut in the pauses that `pauses.find_cut` finds; together the whole waveform."""
+    longest = int(longest_seconds * SAMPLE_RATE_HZ) // FRAME_SAMPLES
+    decibels = frame_decibels(waveform) if len(waveform) > longest * FRAME_SAMPLES else None
+    pieces, first = [], 0
+    while decibels is not None and len(waveform) - first * FRAME_SAMPLES > longest * FRAME_SAMPLES:
+        end = first + find_cut(decibels[first : first + longest])
+        pieces.append(waveform[first * FRAME_SAMPLES : end * FRAME_SAMPLES])
+        first = end
+    return [*pieces, waveform[first * FRAME_SAMPLES :]]
 
 
 def log_mel(waveform: NDArray[np.float32], num_mels: int) -> NDArray[np.float32]:

@@ -21,10 +21,11 @@ from kappaspeech.errors import DataError
 from kappaspeech.outside import describe
 from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.patterns import beside, expand_braces, shard_name
+from kappaspeech.speech.ranges import read_many
 from kappaspeech.speech.recordings import AUDIO_EXTENSIONS, LONGEST_SECONDS
 from kappaspeech.speech.samples import explain_undecodable
 from kappaspeech.speech.source import ReadOptions, Source, is_remote
-from kappaspeech.speech.sources import RangeFile, open_source, read_many
+from kappaspeech.speech.sources import RangeFile, open_source
 from kappaspeech.speech.tar_members import HEADER_BYTES, escape_name, read_members
 from kappaspeech.speech.text_files import LANGUAGE_KEYS, TEXT_KEYS, check_unicode, find_text, parse_object
 
@@ -186,15 +187,15 @@ def index_shard(where: str, *, default_language: str | None = None, options: Rea
     source = open_source(where, options or ReadOptions())
     num_bytes = source.num_bytes()
     with io.BufferedReader(RangeFile(source), _BUFFER_BYTES) as file:
-        groups = _group_members(where, file, num_bytes)
+        groups = group_members(where, file, num_bytes)
         samples = tuple(_describe(where, file, key, parts, default_language) for key, parts in groups.items())
     if not samples:
         raise DataError(f"{where} holds no sample.")
     return ShardIndex(where, ShardStamp(num_bytes, source.stamp(), digest_heads(source, samples)), samples)
 
 
-def _group_members(where: str, file: Any, num_bytes: int) -> dict[str, dict[str, tuple[int, int]]]:
-    """(offset, size) of each member by sample and extension."""
+def group_members(where: str, file: Any, num_bytes: int) -> dict[str, dict[str, tuple[int, int]]]:
+    """(offset, size) of each member by sample and extension. Raises `DataError` for what is no tar, or is cut."""
     groups: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         for name, offset, size in read_members(file, num_bytes):

@@ -5,6 +5,7 @@ Nothing that is read can run code: there is no `pipe:` and nothing is unpickled.
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -41,8 +42,18 @@ class Source(Protocol):
     def read(self, offset: int, size: int) -> bytes:
         """Exactly that range. Raises `DataError` if it can't be had, `EOFError` if the file ends before."""
 
-    def read_near(self, offset: int, size: int) -> bytes | None:
-        """The same range if it lies on this machine's disk, else None, at once."""
+    def expect(self, offset: int, size: int) -> bool:
+        """Prepare to `read` that range soon. False where it has to be begun: nothing of it will be on this machine's disk.
+
+        Raises as `read` does.
+        """
+
+
+class FarSource(Source, Protocol):
+    """A source that may not expect a range."""
+
+    def begin(self, offset: int, size: int) -> Future[bytes]:
+        """Begin `read`; the result is what it returns or raises. Raises `DataError` if it can't be begun."""
 
 
 def need_reader(where: str) -> None:

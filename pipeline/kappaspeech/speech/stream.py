@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kappaspeech.artefacts import digest_json
 from kappaspeech.config.data_config import DataConfig
 from kappaspeech.config.training_config import BatchConfig
+from kappaspeech.errors import DataError
 from kappaspeech.speech.augment import Augmentation
 from kappaspeech.speech.batches import CacheTarget, Features, SpeechBatch, collate, empty_batch, label_ids
 from kappaspeech.speech.corpus import Corpus, SpeechDataset, make_read_options
@@ -162,8 +163,15 @@ class SpeechStream:
         begun: deque[tuple[int, tuple[int, int], list[Ticket]]] = deque()
         for step, (step_hint, plan) in enumerate(self._schedule.steps(first_step, hint=hint), start=first_step):
             share = self._deal(plan)[self._rank :: self._world_size]
-            begun.append((step, step_hint, [pool.submit(self._refs(step, micro_batch)) for micro_batch in share]))
-            if len(begun) > (self._options.prefetch_steps if self._options.num_workers else 0):
+            try:
+                tickets = [pool.submit(self._refs(step, micro_batch)) for micro_batch in share]
+            except DataError:
+                # the steps before may be all that is needed
+                while begun:
+                    yield self._finish(*begun.popleft(), pool)
+                raise
+            begun.append((step, step_hint, tickets))
+            if len(begun) > self._options.prefetch_steps:
                 yield self._finish(*begun.popleft(), pool)
 
     def _deal(self, plan: list[MicroBatchPlan]) -> list[MicroBatchPlan]:

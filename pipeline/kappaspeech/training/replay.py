@@ -107,7 +107,7 @@ def read_measured(config: RunConfig, tokenizer: Any) -> dict[str, list[tuple[int
 
 
 def choose_evenly(pieces: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
-    """Choose at most so many of the pieces, spread evenly over them."""
+    """Some of the pieces, so many at most, spread evenly over them."""
     count = min(len(pieces), most)
     return [pieces[place * len(pieces) // count] for place in range(count)]
 

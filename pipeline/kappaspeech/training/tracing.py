@@ -72,7 +72,7 @@ def _write_memory(path: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
-        write_with(path, lambda temporary: torch.cuda.memory._dump_snapshot(str(temporary)))
+        write_with(path, lambda temporary: torch.cuda.memory._dump_snapshot(str(temporary)))  # type: ignore[no-untyped-call]
         torch.cuda.memory._record_memory_history(enabled=None)
 
 

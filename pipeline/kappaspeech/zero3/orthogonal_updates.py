@@ -19,7 +19,7 @@ from kappaspeech.zero3.whole_tensors import gather_whole, put_whole
 def keep_directions(
     engine: TrainingEngine, *, share: float, cluster: Cluster, on_progress: Callable[[], None] = lambda: None
 ) -> None:
-    """Keep, from now on, the top `share` of the directions that the LLM's trained tensors have now. For before any step and any
+    """Keep from now on the top `share` of the directions that the LLM's trained tensors have now. For before any step and any
     resume. A collective.
 
     The weights are projected and not their gradients, since AdamW turns a projected gradient out of its plane again.

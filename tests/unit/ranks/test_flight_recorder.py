@@ -57,6 +57,6 @@ def test_a_place_that_takes_nothing_is_told_and_ends_nothing(tmp_path, caplog):
 
 def test_the_line_names_the_folder_and_a_command_a_backend(tmp_path):
     assert tell_reader(tmp_path, ["gloo", "nccl"]) == (
-        f"each rank's last collectives are in {tmp_path}: `torchfrtrace {tmp_path} -p gloo_rank_ --allow-incomplete-ranks` or "
+        f"each rank's last collectives are in {tmp_path}: `python -m pickle {tmp_path}/gloo_rank_*` and "
         f"`torchfrtrace {tmp_path} -p nccl_rank_ --allow-incomplete-ranks`"
     )

@@ -38,9 +38,6 @@ class Far:
         self.num_reads += 1
         return self.content[offset : offset + size]
 
-    def read_near(self, offset: int, size: int) -> bytes | None:  # noqa: ARG002
-        return None
-
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
@@ -127,11 +124,12 @@ def test_a_damaged_block_is_fetched_again_and_its_other_pages_are_used(tmp_path)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert source.read_near(0, 900) == CONTENT[:900]
-    assert source.read_near(0, BLOCK) is None
+    assert source.read(0, 900) == CONTENT[:900]
+    assert far.num_reads == 1
     assert source.read(950, 50) == CONTENT[950:BLOCK]
     assert far.num_reads == 2
-    assert source.read_near(0, BLOCK) == CONTENT[:BLOCK]
+    assert source.read(0, BLOCK) == CONTENT[:BLOCK]
+    assert far.num_reads == 2
 
 
 def test_what_a_killed_process_left_half_written_is_removed_once_it_is_old(tmp_path):

@@ -14,10 +14,11 @@ from kappaspeech.errors import DataError
 from kappaspeech.speech.corpus import Corpus, SpeechDataset
 from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.loading import Loader, LoadOptions
+from kappaspeech.speech.ranges import read_many
 from kappaspeech.speech.sample_reader import SampleReader
 from kappaspeech.speech.shards import expand, index_shard, read_index, write_index
 from kappaspeech.speech.source import ReadOptions, is_remote
-from kappaspeech.speech.sources import open_source, read_many
+from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.table import SampleTable, read_merged, write_merged
 from tests.web import FaultyServer, within
 
@@ -205,11 +206,27 @@ def test_threads_that_want_one_block_fetch_it_once(server, folder, tmp_path):
     source = open_source(f"{server.url}/{shard.name}", ReadOptions(cache_dir=str(tmp_path / "cache")))
     source.num_bytes()
     before = server.requests[f"/{shard.name}"]
-    assert source.read_near(0, 100) is None
     ranges = [(source, offset, 100) for offset in range(0, 3200, 100)]
     assert b"".join(read_many(ranges)) == shard.read_bytes()[:3200]
+    assert source.read(100, 100) == shard.read_bytes()[100:200]
     assert server.requests[f"/{shard.name}"] == before + 1
-    assert source.read_near(100, 100) == shard.read_bytes()[100:200]
+    with pytest.raises(EOFError):
+        source.expect(shard.stat().st_size, 1)
+
+
+def test_blocks_that_are_expected_are_fetched_side_by_side_and_once(server, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("kappaspeech.speech.block_cache._BLOCK_BYTES", 10_000)
+    shard = max(folder.glob("*.tar"), key=lambda path: path.stat().st_size)
+    source = open_source(f"{server.url}/{shard.name}", ReadOptions(cache_dir=str(tmp_path / "cache")))
+    source.num_bytes()
+    server.ranges.clear()
+    server.wanted_at_once = 5
+    places = [(offset, 100) for offset in range(0, 50_000, 500)]
+    assert all(source.expect(*place) for place in places)
+    with server.arrived:
+        assert server.arrived.wait_for(lambda: server.most_at_once == 5, timeout=30)
+    assert b"".join(source.read(*place) for place in places) == b"".join(shard.read_bytes()[o : o + n] for o, n in places)
+    assert sorted(begin for _, begin, _ in server.ranges) == [0, 10_000, 20_000, 30_000, 40_000]
 
 
 @pytest.fixture

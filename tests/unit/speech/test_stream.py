@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,11 @@ from kappaspeech.speech.batches import collate, empty_batch, label_ids, make_pro
 from kappaspeech.speech.corpus import SpeechDataset
 from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions
 from kappaspeech.speech.schedule import BatchBudget
+from kappaspeech.speech.shards import read_index
+from kappaspeech.speech.source import ReadOptions
 from kappaspeech.speech.stream import SpeechStream, StreamOptions, make_budget
+from kappaspeech.speech.table import SampleTable, write_merged
+from tests.web import FaultyServer
 
 # A shard whose samples' heads have changed isn't opened at all.
 KEPT_BYTES = 512
@@ -28,9 +33,9 @@ def tokenizer(home):
     return load_tokenizer(str(home / "llm"))
 
 
-def open_stream(folder, tokenizer, *, rank: int = 0, world_size: int = 1, **changes) -> SpeechStream:
+def open_stream(folder, tokenizer, *, rank: int = 0, world_size: int = 1, shards="*.tar", **changes) -> SpeechStream:
     options = {"budget": BUDGET, "max_seconds": 20.0, "seed": 1, **changes}
-    datasets = [SpeechDataset(str(folder / "*.tar"))]
+    datasets = [SpeechDataset(f"{folder}/{shards}")]
     return SpeechStream(datasets, tokenizer=tokenizer, num_mels=80, rank=rank, world_size=world_size, **options)
 
 
@@ -150,6 +155,45 @@ def test_an_error_while_preparing_reaches_the_consumer(home, tokenizer, tmp_path
         shard.unlink()
     with pytest.raises(DataError, match="can't be read: No such file"):
         take(stream, 1)
+
+
+def test_a_stream_over_http_holds_the_disks_batches_in_fewer_requests_than_samples(home, tokenizer):
+    pytest.importorskip("aiohttp", reason="aiohttp isn't installed")
+    shards = "{" + ",".join(sorted(path.name for path in (home / "shards/train").glob("*.tar"))) + "}"
+    local = take(open_stream(home / "shards/train", tokenizer), 6)
+    with FaultyServer(home / "shards/train") as server:
+        # five attempts that each fail somewhere
+        server.faults = ["500", "reset", "short", "503", "short"]
+        read = ReadOptions(attempts=4, stall_seconds=10.0)
+        stream = open_stream(server.url, tokenizer, shards=shards, options=StreamOptions(read=read))
+        server.ranges.clear()
+        remote = take(stream, 6)
+        asked = len(server.ranges)
+    for one, other in zip(local, remote, strict=True):
+        for batch, its in zip(one.batches, other.batches, strict=True):
+            assert batch.keys == its.keys
+            np.testing.assert_array_equal(batch.log_mel, its.log_mel)
+            np.testing.assert_array_equal(batch.label_ids, its.label_ids)
+    assert asked < sum(len(data.keys) for data in local)
+
+
+@pytest.mark.parametrize("prefetch_steps", [1, 3])
+def test_steps_before_one_that_can_not_be_had_are_given_however_far_ahead_it_is_met(home, tokenizer, tmp_path, prefetch_steps):
+    folder = shutil.copytree(home / "shards/train", tmp_path / "shards")
+    indices = [read_index(str(path)) for path in sorted(folder.glob("*.tar"))]
+    # a merged index's shards are looked at when they are first needed
+    write_merged(SampleTable.of(indices), folder / "all.index")
+    options = {"budget": BatchBudget(1, 20.0, 1), "options": StreamOptions(prefetch_steps=prefetch_steps)}
+    whole = [data.keys[0] for data in take(open_stream(folder, tokenizer, shards="all.index", **options), 40)]
+    first_need = {min(whole.index(s.key) for s in index.samples if s.key in whole): index.where for index in indices}
+    num_before = max(first_need)
+    assert num_before > 1
+    stream = open_stream(folder, tokenizer, shards="all.index", **options)
+    Path(first_need[num_before]).unlink()
+    given: list[str] = []
+    with pytest.raises(DataError, match=Path(first_need[num_before]).name):
+        given.extend(data.keys[0] for data in stream.steps(0))
+    assert given == whole[:num_before]
 
 
 def test_a_language_without_samples_is_refused(home, tokenizer):

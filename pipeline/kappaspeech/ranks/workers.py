@@ -1,4 +1,4 @@
-"""Worker processes on this machine, for a scan that no launcher started."""
+"""Ranks of a command as processes on this machine, where no launcher starts them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from kappaspeech.parenthood import as_helper
@@ -26,8 +26,8 @@ def count_devices(device: str) -> int:
     return max(1, torch.cuda.device_count()) if device == "cuda" else 1
 
 
-def run_workers(arguments: Sequence[str], *, num_workers: int) -> int:
-    """Start `kappaspeech ARGUMENTS` as that many ranks and wait; return their exit code, the first that isn't 0.
+def run_workers(arguments: Sequence[str], *, num_workers: int, variables: Mapping[str, str] | None = None) -> int:
+    """Start `kappaspeech ARGUMENTS`, with these variables, as that many ranks and wait; return the first code that isn't 0.
 
     A signal that ends this process ends them; if it has no chance to, they notice that it is gone.
     """
@@ -36,7 +36,9 @@ def run_workers(arguments: Sequence[str], *, num_workers: int) -> int:
     workers = []
     for rank in range(num_workers):
         own = {**as_helper(), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_workers), **hub.environment(rank)}
-        workers.append(subprocess.Popen(command, env={**os.environ, **own}, pass_fds=hub.file_descriptors(rank)))
+        workers.append(
+            subprocess.Popen(command, env={**os.environ, **(variables or {}), **own}, pass_fds=hub.file_descriptors(rank))
+        )
     hub.close_far_ends()
 
     def pass_on(number: int, _frame: FrameType | None) -> None:

@@ -76,7 +76,7 @@ class CachedSource:
         return True
 
     def _fetch_expected(self, number: int) -> None:
-        """Fetch a block before it is read. Where that fails, reading tries again, and says why."""
+        """Fetch a block before it is read. If that fails, reading tries again, and says why."""
         try:
             with self._fetching.setdefault(number, threading.Lock()):
                 if not os.path.exists(self._path(number)):

@@ -98,7 +98,7 @@ class Loader:
         return loaded
 
     def _wanted(self, refs: Sequence[SampleRef], cached: Sequence[CachedClip | None]) -> list[SampleRef]:
-        """What is to be read: not what is cached, nor what can't be used by what its index says."""
+        """The samples to be read: not what is cached, nor what can't be used by what its index says."""
         return [ref for ref, clip in zip(refs, cached, strict=True) if clip is None and self._cause(ref.entry) is None]
 
     def _from_cache(self, ref: SampleRef) -> CachedClip | None:

@@ -103,7 +103,7 @@ def _begin_far(source: FarSource, ranges: Sequence[tuple[int, int]]) -> list[Far
 
 
 def join(ranges: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Which ranges (begin, end) of a file one request each brings: the indices of neighbours, in their order in the file.
+    """The ranges (begin, end) of a file that one request each brings: the indices of neighbours, in their order in the file.
 
     What lies in another range isn't asked for again, and at least half of what a request brings was wanted.
     """

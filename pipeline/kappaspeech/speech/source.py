@@ -43,7 +43,7 @@ class Source(Protocol):
         """Exactly that range. Raises `DataError` if it can't be had, `EOFError` if the file ends before."""
 
     def expect(self, offset: int, size: int) -> bool:
-        """Prepare to `read` that range soon. False where it has to be begun: nothing of it will be on this machine's disk.
+        """Prepare to `read` that range soon. False if it has to be begun: nothing of it will be on this machine's disk.
 
         Raises as `read` does.
         """

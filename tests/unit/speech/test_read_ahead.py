@@ -36,7 +36,7 @@ def names(server: FaultyServer) -> str:
 
 
 def num_asked(server: FaultyServer, batch: list[SampleRef]) -> int:
-    """How many of a micro-batch's samples were asked for."""
+    """The number of a micro-batch's samples that were asked for."""
     asked = [(path, begin, end) for path, begin, end in server.ranges]
     return sum(
         any(ref.where.endswith(path) and begin <= ref.entry.audio_offset < end for path, begin, end in asked) for ref in batch

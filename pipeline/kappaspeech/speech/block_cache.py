@@ -24,6 +24,8 @@ _CHECKSUM_BYTES = 4
 _FOLDER_NAME = "kappaspeech-blocks"
 _PATTERN = r"[0-9a-f]{32}/\d{8,}\.block"
 _PARALLEL_BLOCKS = 16
+# Blocks of a process that are fetched before they are read: those under way, and as many that wait.
+_MOST_EXPECTED = 32
 # A cache that is full is emptied to this share of its limit, so that the next blocks need no look at all the others.
 _KEPT_SHARE = 15 / 16
 
@@ -70,7 +72,8 @@ class CachedSource:
         if not self._version:
             return False
         for number, _, _ in _split(offset, size):
-            if number not in self._expected and not os.path.exists(self._path(number)):
+            is_missing = number not in self._expected and not os.path.exists(self._path(number))
+            if is_missing and _expected_slots.acquire(blocking=False):
                 self._expected.add(number)
                 _readers().submit(self._fetch_expected, number)
         return True
@@ -83,6 +86,7 @@ class CachedSource:
                     self._fetch(number)
         finally:
             self._expected.discard(number)
+            _expected_slots.release()
 
     def _check_end(self, end: int) -> None:
         if self._folder is None:
@@ -165,6 +169,7 @@ def _split(offset: int, size: int) -> list[tuple[int, int, int]]:
     return parts
 
 
+_expected_slots = threading.BoundedSemaphore(_MOST_EXPECTED)
 _pool: list[ThreadPoolExecutor] = []
 _lock = threading.Lock()
 

@@ -92,7 +92,9 @@ class LoaderPool:
         self.close()
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, and let go of what was read ahead."""
+        if self._own is not None:
+            self._own.close()
         if self._pool is not None:
             self._pool.close()
             self._pool = None

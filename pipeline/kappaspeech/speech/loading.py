@@ -97,6 +97,10 @@ class Loader:
                 loaded.append(BadSample.of(ref, error))
         return loaded
 
+    def close(self) -> None:
+        """Let go of what was read ahead."""
+        self._ahead.close()
+
     def _wanted(self, refs: Sequence[SampleRef], cached: Sequence[CachedClip | None]) -> list[SampleRef]:
         """The samples to be read: not what is cached, nor what can't be used by what its index says."""
         return [ref for ref, clip in zip(refs, cached, strict=True) if clip is None and self._cause(ref.entry) is None]

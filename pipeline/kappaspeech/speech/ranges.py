@@ -38,11 +38,18 @@ class FarRange:
         """The range, or why it can't be had."""
         return self._request.wait(self._begin, self._end)
 
+    def give_up(self) -> None:
+        """Let the request go: nobody waits for any of its ranges."""
+        self._request.give_up()
+
 
 class _FarRequest:
     def __init__(self, source: FarSource, begin: int, end: int) -> None:
         self._source, self._begin, self._end = source, begin, end
         self._future = source.begin(begin, end - begin)
+
+    def give_up(self) -> None:
+        self._future.cancel()
 
     def wait(self, begin: int, end: int) -> bytes | Exception:
         is_all = (begin, end) == (self._begin, self._end)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kappaspeech.speech.ranges import FarRange
 from kappaspeech.speech.sample_reader import BegunSample, SampleReader, SampleRef
 from kappaspeech.speech.samples import AudioSample, BadSampleError
 from kappaspeech.speech.source import is_remote
@@ -65,3 +66,12 @@ class ReadAhead:
         for batch in chosen:
             batch.begun = [next(begun) for _ in batch.refs]
         self._num_bytes_begun, self._num_bytes_enough = num_bytes, num_bytes // 2
+
+    def close(self) -> None:
+        """Let go of what was asked for and not taken, so that nothing is under way when the process ends."""
+        begun = [sample for batch in self._planned.values() for sample in batch.begun or ()]
+        self._planned.clear()
+        self._num_bytes_begun = self._num_bytes_enough = 0
+        for part in (part for sample in begun for part in sample):
+            if isinstance(part, FarRange):
+                part.give_up()

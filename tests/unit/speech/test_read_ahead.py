@@ -107,3 +107,21 @@ def test_what_lies_on_this_machine_is_read_when_it_is_taken(server):
     first, second = ahead.plan(batches[0]), ahead.plan(batches[1])
     ahead.take(first)
     assert second.begun is None
+
+
+def test_what_was_not_taken_is_let_go_of(server):
+    batches = make_batches(f"{server.url}/{names(server)}", 4)
+    ahead = ReadAhead(SampleReader(QUICK))
+    first, second = ahead.plan(batches[0]), ahead.plan(batches[1])
+    ahead.plan(batches[2])
+    # more than ask: none is answered
+    server.wanted_at_once = 1000
+    ahead._begin(first)
+    assert second.begun is not None
+    ahead.close()
+    for sample in SampleReader(QUICK).read(second.refs, second.begun):
+        assert "CancelledError" in str(sample)
+    with server.arrived:
+        server.wanted_at_once = 0
+        server.arrived.notify_all()
+    assert len(ahead.take(ahead.plan(batches[3]))) == 4

@@ -173,6 +173,6 @@ def _tell(errors: Sequence[str], speed: Speed | None) -> None:
     from kappaspeech.evaluation.report import describe_speed
 
     if speed is not None:
-        print(describe_speed(speed.audio_seconds, speed.decode_seconds), file=sys.stderr)
+        print(for_terminal(describe_speed(speed.audio_seconds, speed.decode_seconds)), file=sys.stderr)
     for error in errors:
         print(for_terminal(f"error: {error}"), file=sys.stderr)

@@ -7,6 +7,7 @@ import os
 import time
 from typing import Any
 
+from kappaspeech.escaping import make_logger
 from kappaspeech.loggers.logger import Point, RunToShow
 
 _EXPERIMENT = "kappaspeech"
@@ -26,7 +27,7 @@ class MlflowLogger:
 
         if "MLFLOW_LOGGING_LEVEL" not in os.environ:
             # it would tell of each table that it makes
-            logging.getLogger("mlflow").setLevel(logging.WARNING)
+            make_logger("mlflow").setLevel(logging.WARNING)
         self._metric = Metric
         self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or _own_store(run))
         experiment = self._find_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or _EXPERIMENT)

@@ -17,7 +17,10 @@ from kappaspeech.config.run_config import RunConfig
 from tests.documents import REPOSITORY
 
 # of other programs: sbatch and srun, docker, launchers, tensorboard, tar
-OTHERS = {"--nodes", "--time", "--mpi", "--shm-size", "--ipc", "--master_port", "--logdir", "--sparse"}
+OTHERS = {"--nodes", "--time", "--mpi", "--shm-size", "--ipc", "--master_port", "--logdir", "--sparse"} | {
+    "--allow-incomplete-ranks",
+    "--backend-store-uri",
+}
 # keys without a section
 TOP_LEVEL = {"run_dir"}
 # file names

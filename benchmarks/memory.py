@@ -128,7 +128,7 @@ def run_rank(folder: Path) -> None:
     for _ in range(NUM_STEPS):
         engine.step([batch], prefix_ids=ids, suffix_ids=ids, num_target_tokens=5 * cluster.world_size, seeds=[0])
     peak.enter("gather")
-    for _name, _tensor in engine.gather_trained():
+    for _name, _tensor in engine.states.gather_weights():
         pass
     assert engine.frozen_digests() == before
     peak.enter("end")

@@ -17,7 +17,11 @@ SHAPES = {
 
 
 class MadeEngine:
-    """Every rank's is the same. `step` changes all tensors in place, as an optimizer does."""
+    """Every rank's is the same. `step` changes all tensors in place, as an optimizer does. It is its own `states`."""
+
+    @property
+    def states(self) -> MadeEngine:
+        return self
 
     def __init__(self, *, keeps_average: bool = False) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -32,10 +36,10 @@ class MadeEngine:
             for tensor in tensors.values():
                 tensor += 1
 
-    def trained_shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         return SHAPES
 
-    def gather_trained(self, *, to_host: bool) -> Iterator[tuple[str, Tensor]]:
+    def gather_weights(self, *, to_host: bool) -> Iterator[tuple[str, Tensor]]:
         assert not to_host
         return self._gather("trained")
 
@@ -43,7 +47,7 @@ class MadeEngine:
         assert not to_host
         return self._gather("average")
 
-    def gather_optimizer(self, *, to_host: bool) -> Iterator[tuple[str, str, Tensor]]:
+    def gather_moments(self, *, to_host: bool) -> Iterator[tuple[str, str, Tensor]]:
         assert not to_host
         for name in SHAPES:
             for state in ("exp_avg", "exp_avg_sq"):

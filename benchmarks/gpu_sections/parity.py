@@ -158,7 +158,7 @@ def train_by_engine(home: Path, case: steps.Case, cluster: TorchCluster) -> dict
         losses.append(result.loss_sum_nats / num_tokens)
         norms.append(result.grad_norm)
     stream.close()
-    trained = {name: tensor.clone() for name, tensor in engine.gather_result()}
+    trained = {name: tensor.clone() for name, tensor in engine.states.gather_result()}
     is_equal = engine.frozen_digests() == frozen
     engine.close()
     computed = {"losses": losses, "norms": norms, "trained": trained}

@@ -31,8 +31,8 @@ from kappaspeech.speech.packing import pack
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
 from kappaspeech.trained.opening import open_transcriber
 from kappaspeech.zero3 import engine_state
-from kappaspeech.zero3.engine import Updates
 from kappaspeech.zero3.host_copy import HostCopy
+from kappaspeech.zero3.trained_states import Updates
 from tests import tiny
 
 # A GPU's sums come in another order each time, and bfloat16 rounds them to three digits.

@@ -26,9 +26,10 @@ from kappaspeech.speech.batches import SpeechBatch, empty_batch
 from kappaspeech.zero3 import engine as engine_module
 from kappaspeech.zero3 import engine_state
 from kappaspeech.zero3.consolidation import Consolidation
-from kappaspeech.zero3.engine import MicroBatch, TrainingEngine, Updates
+from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
 from kappaspeech.zero3.host_copy import HostCopy
 from kappaspeech.zero3.orthogonal_updates import keep_directions
+from kappaspeech.zero3.trained_states import Updates
 from kappaspeech.zero3.weight_swap import averaged_weights
 from tests.parity.counting import StepCounter, counting_late_fetches
 from tests.parity.steps import CASES, EWC_TEXTS, HELD_CASES, OPTIMIZER, Case, Parts, build_parts, open_stream
@@ -99,13 +100,13 @@ def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dic
     computed = {
         "losses": losses,
         "norms": norms,
-        "trained": dict(engine.gather_result()),
+        "trained": dict(engine.states.gather_result()),
         "frozen": engine.frozen_digests(),
         "layer_passes": len(passes),
         # of all layers' passes, and of the clips that they were for
         "llm_positions": sum(passes),
         "llm_tokens": tokens,
-        "first_moments": {name: tensor for name, state, tensor in engine.gather_optimizer() if state == "exp_avg"},
+        "first_moments": {name: tensor for name, state, tensor in engine.states.gather_moments() if state == "exp_avg"},
         "copied_kilobytes": copied,
         "around_average": around_average,
         "fisher": fisher,
@@ -138,7 +139,7 @@ def hold_weights(engine: TrainingEngine, parts: Parts, weight: float) -> dict[st
     adamw = engine._engine.optimizer.optimizer
     for partition, fisher in held.fisher.items():
         adamw.state[partition]["fisher"] = fisher
-    whole = {item.names[0]: safe_get_full_optimizer_state(item.parameter, "fisher") for item in engine.llm_tensors()}
+    whole = {item.names[0]: safe_get_full_optimizer_state(item.parameter, "fisher") for item in engine.states.llm_tensors()}
     for partition in held.fisher:
         del adamw.state[partition]["fisher"]
     return {f"llm.{name}": tensor.cpu() for name, tensor in whole.items()}
@@ -146,14 +147,14 @@ def hold_weights(engine: TrainingEngine, parts: Parts, weight: float) -> dict[st
 
 def save_known_state(engine: TrainingEngine, cluster: TorchCluster, folder: Path) -> dict[str, str]:
     """Put tensors that depend on their names alone into the engine; digests of the files of the checkpoint that it then makes."""
-    shapes = engine.trained_shapes()
+    shapes = engine.states.shapes()
 
     def known(name: str, kind: str) -> torch.Tensor:
         seed = torch.Generator().manual_seed(zlib.crc32(f"{name}/{kind}".encode()))
         return torch.randn(shapes[name], generator=seed)
 
-    average = (lambda name: known(name, "average")) if engine.keeps_average else None
-    engine.restore(lambda name: known(name, "weight"), known, average, num_updates=Updates(3, 3))
+    average = (lambda name: known(name, "average")) if engine.states.keeps_average else None
+    engine.states.restore(lambda name: known(name, "weight"), known, average, num_updates=Updates(3, 3))
     writing = engine_state.save(
         engine, cluster, cluster.beside(), NewCheckpoint(folder, 3, {}, keep=1), choose_copy=lambda _num_bytes: HostCopy()
     )

@@ -44,7 +44,7 @@ def main(home: Path, output: Path) -> None:
     base = BasePartitions(engine)
     results: dict[str, Any] = {"before": _texts(cluster, home, _in_step(engine, parts, base))}
     _train(engine, parts, cluster, home)
-    shape, trained = parts.model.adaptor.shape, dict(engine.gather_trained())
+    shape, trained = parts.model.adaptor.shape, dict(engine.states.gather_weights())
     replica = load_trained_model(str(home / "llm"), shape, trained, dtype=torch.float32)
     deciders = {
         "replica": Transcriber(
@@ -63,7 +63,7 @@ def main(home: Path, output: Path) -> None:
         for case in CASES:
             results[name][str(case)] = _hypotheses(cluster, home, output, decoder, *case)
     # the engine goes on from where it was, and its weights are those that were trained
-    after = dict(engine.gather_trained())
+    after = dict(engine.states.gather_weights())
     assert all(torch.equal(tensor, after[name]) for name, tensor in trained.items())
     _train(engine, parts, cluster, home)
     if cluster.rank == 0:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kappaspeech.config.training_config import TrainingConfig
-from kappaspeech.zero3.engine import StepResult, Updates
+from kappaspeech.zero3.engine import StepResult
+from kappaspeech.zero3.trained_states import Updates
 
 # A new norm is compared with the median of this many good steps' norms, once there are enough of them.
 _WINDOW_STEPS = 50

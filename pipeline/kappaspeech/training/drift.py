@@ -32,7 +32,7 @@ def write_drift(engine: TrainingEngine, assembly: Assembly, config: RunConfig, c
     factors: dict[str, Tensor] = {}
     mine: dict[str, Tensor] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for index, (public, tensor) in enumerate(engine.gather_result()):
+    for index, (public, tensor) in enumerate(engine.states.gather_result()):
         name = public.removeprefix(LLM_PREFIX)
         if name != public:
             shapes[name] = tuple(tensor.shape)

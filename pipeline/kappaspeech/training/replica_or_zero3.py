@@ -31,7 +31,7 @@ def make_transcriber(
     else:
         dtype = next(assembly.model.parameters()).dtype
         # LoRA's factors stay float32: their product is rounded once, when it is merged
-        trained = {name: tensor if is_factor(name) else tensor.to(dtype) for name, tensor in engine.gather_result()}
+        trained = {name: tensor if is_factor(name) else tensor.to(dtype) for name, tensor in engine.states.gather_result()}
         model = load_trained_model(
             config.model.llm,
             assembly.adaptor_shape,

@@ -26,7 +26,9 @@ class Consolidation:
         """θ₀ are the weights as they are now."""
         self._engine = engine
         # by the partition: they hash by identity
-        self.fisher: dict[Tensor, Tensor] = {partition: torch.zeros_like(partition) for partition in engine.llm_partitions()}
+        self.fisher: dict[Tensor, Tensor] = {
+            partition: torch.zeros_like(partition) for partition in engine.states.llm_partitions()
+        }
         self._start = {partition: partition.detach().clone() for partition in self.fisher}
 
     def measure(self, texts: Iterable[MicroBatch], *, num_tokens: int, prefix_ids: Tensor, suffix_ids: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""DeepSpeed: the model built under ZeRO-3, one step, and trained tensors gathered whole.
+"""DeepSpeed: the model built under ZeRO-3, and one step.
 
 Every method is a collective: all ranks call it, in the same order.
 """
@@ -6,7 +6,7 @@ Every method is a collective: all ranks call it, in the same order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,16 +21,13 @@ from kappaspeech.model.lora import public_names
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.tensor_digests import Hasher, share_out
 from kappaspeech.model.text_rows import TextRows
-from kappaspeech.model.trained_tensors import TrainedTensor, list_trained
 from kappaspeech.planning.buckets import settle_buckets
 from kappaspeech.planning.sizes import largest_layer
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.zero3.partitioning import cut_into_partitions
 from kappaspeech.zero3.residency import keep_frozen_whole, persist_frozen
-from kappaspeech.zero3.whole_tensors import put_whole, spread
+from kappaspeech.zero3.trained_states import TrainedStates
 
-ADAM_STATES = ("exp_avg", "exp_avg_sq")
-_AVERAGE = "moving_average"
 EnginePhase = Literal["forward_backward", "optimizer"]
 # Given a partition of the LLM's float32 weights with its gradient, and the factor by which that gradient was clipped, at most 1.
 GradientChange = Callable[[Tensor, float], None]
@@ -65,14 +62,6 @@ class StepResult:
     is_applied: bool
     replay_sum_nats: float = 0.0
     anchor_sum_nats: float = 0.0
-
-
-@dataclass(frozen=True)
-class Updates:
-    """Updates so far of the adaptor and of the LLM's tensors, which are fewer if the adaptor was aligned alone at first."""
-
-    adaptor: int = 0
-    llm: int = 0
 
 
 class TrainingEngine:
@@ -137,8 +126,7 @@ class TrainingEngine:
         self._cluster = cluster
         self._world_size = cluster.world_size
         self._on_phase = on_phase
-        self._ema_decay = ema_decay
-        self._begin_states(Updates())
+        self.states = TrainedStates(model, self._engine.optimizer, device=self.device, rank=cluster.rank, ema_decay=ema_decay)
 
     def set_rates(self, factor: float) -> dict[str, float]:
         """Set each group's learning rate to its peak times `factor`; return them by group name."""
@@ -190,7 +178,7 @@ class TrainingEngine:
         if is_applied:
             if self._settle is not None and not alignment_only:
                 self._settle()
-            self._count_update()
+            self.states.count_update()
         return StepResult(total_nats, grad_norm, is_applied, replay_nats, anchor_nats)
 
     def _read(self, sums_nats: Tensor, grad_norm: Any) -> list[float]:
@@ -245,84 +233,6 @@ class TrainingEngine:
         """Call `settle`, on all ranks, after each update of the LLM's weights. Not a collective."""
         self._settle = settle
 
-    def llm_tensors(self) -> list[TrainedTensor]:
-        """The LLM's parameters that train."""
-        return list_trained(self.model.llm)
-
-    def llm_partitions(self) -> list[Tensor]:
-        """This rank's partitions of the LLM's trained weights, in float32, each of many tensors."""
-        adamw = self._engine.optimizer
-        owners = [
-            adamw.param_groups[adamw.sub_group_to_group_id[i]]["name"] for i in range(len(adamw.fp32_partitioned_groups_flat))
-        ]
-        return [part for part, owner in zip(adamw.fp32_partitioned_groups_flat, owners, strict=True) if owner == "llm"]
-
-    def trained_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and whole shapes of the trained tensors, in the order in which they are gathered."""
-        return {name: shape for trained in self._trained() for name, shape in trained.shapes.items()}
-
-    def gather_trained(self, *, to_host: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """Each trained tensor, whole, as its float32 master weights, one at a time; on every rank's host, or on its device."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        for trained in self._trained():
-            yield from trained.split(_take(safe_get_full_fp32_param(trained.parameter), to_host=to_host))
-
-    def gather_average(self, *, to_host: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """Each trained tensor's moving average, as `gather_trained` gives the weights."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        for trained in self._trained():
-            yield from trained.split(_take(safe_get_full_optimizer_state(trained.parameter, _AVERAGE), to_host=to_host))
-
-    def gather_result(self) -> Iterator[tuple[str, Tensor]]:
-        """The result of the training, which is evaluated and exported: the moving average if one is kept, else the weights."""
-        return self.gather_average() if self.keeps_average else self.gather_trained()
-
-    def local_average(self) -> list[tuple[Any, Tensor]]:
-        """Each trained parameter with this rank's partition of its moving average; none if none is kept."""
-        from deepspeed.utils import safe_get_local_optimizer_state
-
-        if not self.keeps_average:
-            return []
-        parameters = [trained.parameter for trained in self._trained()]
-        return [(parameter, safe_get_local_optimizer_state(parameter, _AVERAGE)) for parameter in parameters]
-
-    @property
-    def keeps_average(self) -> bool:
-        return self._ema_decay is not None
-
-    def gather_optimizer(self, *, to_host: bool = True) -> Iterator[tuple[str, str, Tensor]]:
-        """(name, Adam state, whole tensor) of every trained tensor, as `gather_trained` gives the weights."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        for trained in self._trained():
-            gathered = (safe_get_full_optimizer_state(trained.parameter, state) for state in ADAM_STATES)
-            whole = [_take(tensor, to_host=to_host) for tensor in gathered]
-            for states in zip(*map(trained.split, whole), strict=True):
-                for state, (name, tensor) in zip(ADAM_STATES, states, strict=True):
-                    yield name, state, tensor
-
-    def restore(
-        self,
-        read_weight: Callable[[str], Tensor],
-        read_state: Callable[[str, str], Tensor],
-        read_average: Callable[[str], Tensor] | None = None,
-        *,
-        num_updates: Updates,
-    ) -> None:
-        """Put back the tensors of the gathering methods, on any number of ranks, after so many updates."""
-        rank = self._cluster.rank
-        self._begin_states(num_updates)
-        for trained in self._trained():
-            parameter = trained.parameter
-            put_whole(parameter, trained.join(read_weight).to(self.device), rank=rank)
-            for state in ADAM_STATES:
-                moments = trained.join(read_state, state)
-                spread(parameter, state, moments, rank=rank)
-            if read_average is not None:
-                spread(parameter, _AVERAGE, trained.join(read_average), rank=rank)
-
     def persist_frozen(self) -> None:
         """Keep every frozen tensor whole on each rank from the first step on."""
         persist_frozen(self._engine.optimizer, self.model)
@@ -335,32 +245,6 @@ class TrainingEngine:
         """The size of the whole model, unpartitioned, in the dtype that it computes in."""
         parameters: list[Any] = list(self.model.parameters())
         return sum(int(parameter.ds_numel) * parameter.dtype.itemsize for parameter in parameters)
-
-    def _begin_states(self, num_updates: Updates) -> None:
-        """Give each partition the states that AdamW would make at its first step, and the average beside them.
-
-        DeepSpeed's own access to states reaches the average there too.
-        """
-        adamw = self._engine.optimizer
-        for index, partition in enumerate(adamw.fp32_partitioned_groups_flat):
-            name = adamw.param_groups[adamw.sub_group_to_group_id[index]]["name"]
-            count = float(num_updates.llm if name == "llm" else num_updates.adaptor)
-            adamw.optimizer.state[partition] = {
-                # a fused AdamW keeps its count on the device where it computes
-                "step": torch.tensor(count, device=partition.device),
-                **{state: torch.zeros_like(partition) for state in ADAM_STATES},
-                **({_AVERAGE: partition.detach().clone()} if self.keeps_average else {}),
-            }
-        self._num_updates = num_updates.adaptor
-
-    def _count_update(self) -> None:
-        self._num_updates += 1
-        if self._ema_decay is None:
-            return
-        adamw = self._engine.optimizer
-        share = 1 - average_decay(self._num_updates, decay=self._ema_decay)
-        for partition in adamw.fp32_partitioned_groups_flat:
-            adamw.optimizer.state[partition][_AVERAGE].lerp_(partition.detach(), share)
 
     def frozen_digests(self) -> dict[str, str]:
         """SHA-256 of every frozen tensor's bytes, each gathered whole, without the experts of it that train.
@@ -382,15 +266,3 @@ class TrainingEngine:
 
     def close(self) -> None:
         self._engine.destroy()
-
-    def _trained(self) -> list[TrainedTensor]:
-        return list_trained(self.model)
-
-
-def _take(gathered: Tensor, *, to_host: bool) -> Tensor:
-    return gathered.detach().cpu() if to_host else gathered.detach()
-
-
-def average_decay(num_updates: int, *, decay: float) -> float:
-    """The decay of the moving average at its `num_updates`-th update: smaller at first, or it would remember the beginning."""
-    return min(decay, (1 + num_updates) / (10 + num_updates))

@@ -19,8 +19,9 @@ from kappaspeech.runs.checkpoints import AVERAGE_FILE, OPTIMIZER_FILE, TRAINED_F
 from kappaspeech.runs.new_checkpoint import NewCheckpoint, Writing
 from kappaspeech.runs.share_writer import Piece, ShareWriter, cut, place
 from kappaspeech.tensor_files.safetensors_writer import lay_out
-from kappaspeech.zero3.engine import ADAM_STATES, TrainingEngine, Updates
+from kappaspeech.zero3.engine import TrainingEngine
 from kappaspeech.zero3.host_copy import HostCopy
+from kappaspeech.zero3.trained_states import ADAM_STATES, Updates
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -76,18 +77,18 @@ def save(
 
 
 def _contents(engine: TrainingEngine) -> list[_Content]:
-    shapes = engine.trained_shapes()
+    shapes = engine.states.shapes()
     moments = {f"{name}/{kind}": shape for name, shape in shapes.items() for kind in ADAM_STATES}
 
     def gather_moments() -> Iterator[tuple[str, Tensor]]:
-        return ((f"{name}/{kind}", tensor) for name, kind, tensor in engine.gather_optimizer(to_host=False))
+        return ((f"{name}/{kind}", tensor) for name, kind, tensor in engine.states.gather_moments(to_host=False))
 
     contents = [
-        _Content(TRAINED_FILE, shapes, lambda: engine.gather_trained(to_host=False)),
+        _Content(TRAINED_FILE, shapes, lambda: engine.states.gather_weights(to_host=False)),
         _Content(OPTIMIZER_FILE, moments, gather_moments),
     ]
-    if engine.keeps_average:
-        contents.append(_Content(AVERAGE_FILE, shapes, lambda: engine.gather_average(to_host=False)))
+    if engine.states.keeps_average:
+        contents.append(_Content(AVERAGE_FILE, shapes, lambda: engine.states.gather_average(to_host=False)))
     return contents
 
 
@@ -98,9 +99,9 @@ def restore(engine: TrainingEngine, checkpoint: Path, cluster: Cluster, *, num_u
     """
     with ExitStack() as files:
         with agreement(cluster), needing_shared_files(checkpoint):
-            names = (TRAINED_FILE, OPTIMIZER_FILE, *([AVERAGE_FILE] if engine.keeps_average else []))
+            names = (TRAINED_FILE, OPTIMIZER_FILE, *([AVERAGE_FILE] if engine.states.keeps_average else []))
             weights, moments, *average = (files.enter_context(safe_open(checkpoint / name, framework="pt")) for name in names)
-        engine.restore(
+        engine.states.restore(
             weights.get_tensor,
             lambda name, kind: moments.get_tensor(f"{name}/{kind}"),
             average[0].get_tensor if average else None,

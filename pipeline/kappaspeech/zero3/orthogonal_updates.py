@@ -24,7 +24,7 @@ def keep_directions(
 
     The weights are projected and not their gradients, since AdamW turns a projected gradient out of its plane again.
     """
-    trained = engine.llm_tensors()
+    trained = engine.states.llm_tensors()
     owners = share_out([int(item.parameter.ds_numel) for item in trained], cluster.world_size)
     mine = {}
     for place, (item, owner) in enumerate(zip(trained, owners, strict=True)):

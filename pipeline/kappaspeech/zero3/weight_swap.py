@@ -33,7 +33,7 @@ class BasePartitions:
 @contextmanager
 def averaged_weights(engine: TrainingEngine) -> Iterator[None]:
     """Let the model compute with the moving average of its weights, if one is kept. Every rank must open it."""
-    average = engine.local_average()
+    average = engine.states.local_average()
     with _exchanged(engine, [parameter for parameter, _ in average], [partition for _, partition in average]):
         yield
 

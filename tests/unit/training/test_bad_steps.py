@@ -9,7 +9,8 @@ import pytest
 
 from kappaspeech.config.training_config import TrainingConfig
 from kappaspeech.training.bad_steps import BadStep, BadSteps
-from kappaspeech.zero3.engine import StepResult, Updates
+from kappaspeech.zero3.engine import StepResult
+from kappaspeech.zero3.trained_states import Updates
 
 GOOD = StepResult(loss_sum_nats=3.0, grad_norm=2.0, is_applied=True)
 BAD = StepResult(loss_sum_nats=math.nan, grad_norm=math.inf, is_applied=False)

@@ -1,10 +1,10 @@
-"""The parts of the engine that need no ranks."""
+"""The trained states' parts that need no ranks."""
 
 from __future__ import annotations
 
 import pytest
 
-from kappaspeech.zero3.engine import average_decay
+from kappaspeech.zero3.trained_states import average_decay
 
 
 def test_a_moving_average_soon_forgets_where_it_began():

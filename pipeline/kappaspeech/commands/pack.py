@@ -54,6 +54,8 @@ def pack(
     sweep(output)
     if str(source).startswith(HUB_PREFIX):
         source = fetch_dataset(str(source), split=split)
+        # the hub's cache may hold more of it than was fetched here
+        layout = layout or "parquet"
     recordings = find_recordings(
         source, layout=layout, language=language, split=split, keeps_faults=skip_bad, text_column=text_column
     )

@@ -76,7 +76,7 @@ class Logged:
         if speed is not None:
             measured |= {"num_ranks": self._num_ranks, "decoded_audio_seconds": round(speed.audio_seconds, 3)}
             measured |= {"decode_seconds": round(speed.decode_seconds, 6), "real_time_factor": round(speed.real_time_factor, 6)}
-            self._log.finish(**measured)
+        self._log.finish(**measured)
         _tell([], speed)
         print(for_terminal(str(self._log.path)))
         if self._log.num_errors:

@@ -44,10 +44,11 @@ class Certainty:
     def of_row(self, row: int, num_tokens: int, *, has_end: bool) -> float:
         """The geometric mean of a row's token probabilities, from 0 to 1; with `has_end` that of the end is among them.
 
-        What comes after a row that was cut is padding, and is there only while its neighbours go on.
+        What comes after a row that was cut is padding, and is there only while its neighbours go on. 0 if a logit was no number:
+        JSON has no NaN.
         """
         logs = [float(step_B[row]) for step_B in self._steps_B[: num_tokens + has_end]]
-        return math.exp(fmean(logs)) if logs else 0.0
+        return math.exp(fmean(logs)) if logs and not math.isnan(fmean(logs)) else 0.0
 
 
 @dataclass(frozen=True)

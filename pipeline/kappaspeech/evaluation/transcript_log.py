@@ -27,14 +27,15 @@ class TranscriptLog:
     """The log at `path` of a job, which is `made_by` a model and options, for recordings of these `names`; a context manager.
 
     `num_done` of them, the first, are there already: what an earlier job that was cut has left. Raises `InputError` if the
-    file was made otherwise, or is being written. A device or a pipe is written through, and nothing is left beside it.
+    file was made otherwise, or is being written. A device or a pipe is written through, and nothing is left beside it. What was
+    measured of a job that is finished stays.
     """
 
     def __init__(self, path: Path, *, made_by: Mapping[str, Any], names: Sequence[str]) -> None:
         self.path = path
         self.job_path = path.with_name(f"{path.name.removesuffix('.jsonl')}{_JOB_SUFFIX}")
         self._made_by, self._names = dict(made_by), [encodable(name) for name in names]
-        self._is_special = is_special(path)
+        self._is_special, self._was_finished = is_special(path), False
         self.num_done = self.num_errors = 0
         self.audio_seconds = 0.0
 
@@ -48,9 +49,11 @@ class TranscriptLog:
             self._lock()
             self._file.seek(0)
             content = self._file.read()
-            self._check_job(is_empty=not content)
+            before = self._check_job(is_empty=not content)
             self._take_over(content)
-            write_json(self.job_path, {"schema_version": SCHEMA_VERSION, "is_finished": False, **self._made_by})
+            self._was_finished = before.get("is_finished") is True and self.num_done == len(self._names)
+            if not self._was_finished:
+                write_json(self.job_path, {"schema_version": SCHEMA_VERSION, "is_finished": False, **self._made_by})
         except BaseException:
             self._file.close()
             raise
@@ -71,7 +74,7 @@ class TranscriptLog:
 
     def finish(self, **measured: Any) -> None:
         """Write what was `measured` of the job, with the sums over all lines."""
-        if self._is_special:
+        if self._is_special or self._was_finished:
             return
         sums = {"num_recordings": self.num_done, "num_errors": self.num_errors, "audio_seconds": round(self.audio_seconds, 3)}
         content = {"schema_version": SCHEMA_VERSION, "is_finished": self.num_done == len(self._names), **self._made_by}
@@ -88,9 +91,10 @@ class TranscriptLog:
         except OSError:
             return  # a file system without locks
 
-    def _check_job(self, *, is_empty: bool) -> None:
+    def _check_job(self, *, is_empty: bool) -> dict[str, Any]:
+        """The record of the job that left the lines; empty if there are none."""
         if is_empty:
-            return
+            return {}
         if not self.job_path.exists():
             raise InputError(
                 f"{self.path} is there already, and no {self.job_path.name} beside it says what made it. Give another --output, "
@@ -103,6 +107,7 @@ class TranscriptLog:
                     f"{self.path} was made with {key} {before.get(key)!r:.80}, and now it is {value!r:.80}. Give another "
                     "--output, or remove the file to begin again."
                 )
+        return before
 
     def _take_over(self, content: bytes) -> None:
         """Keep the whole lines, which must be those of the first recordings; cut off what a kill left of a last one."""

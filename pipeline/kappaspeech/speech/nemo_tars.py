@@ -36,7 +36,7 @@ def read_nemo_tars(source: Path, request: Request) -> Iterator[Recording]:
     """
     if request.split is not None:
         raise DataError(f"{source} is a tarred data set, which has no splits: leave out --split.")
-    tars = _Tars(_find_tars(source), request)
+    tars = _Tars(_number_tars(source), request)
     for path in [source] if source.is_file() else _list_manifests(source):
         named = _MANIFEST.fullmatch(path.name)
         shard = named[1] if named else None
@@ -73,12 +73,21 @@ class _Tars:
         return replace(recording, path=tar, member=TarMember(name, *members[name]))
 
 
-def _find_tars(source: Path) -> dict[int, Path]:
+def _find_tars(source: Path) -> list[tuple[int, Path]]:
     folder = source
     if source.is_file():
         folder = source.parent.parent if source.parent.name == _SHARDED_NAME else source.parent
     named = ((_TAR.fullmatch(path.name), path) for path in sorted(folder.glob("audio*.tar")))
-    return {int(match[1]): path for match, path in named if match is not None}
+    return [(int(match[1]), path) for match, path in named if match is not None]
+
+
+def _number_tars(source: Path) -> dict[int, Path]:
+    """The tars by their numbers. Raises `DataError` if two have the same: one may hold other recordings of the same names."""
+    tars: dict[int, Path] = {}
+    for number, path in _find_tars(source):
+        if tars.setdefault(number, path) is not path:
+            raise DataError(f"{path} and {tars[number].name} both have the number {number}: move one of them away.")
+    return tars
 
 
 def _list_manifests(folder: Path) -> list[Path]:

@@ -15,6 +15,8 @@ from kappaspeech.outside import check_regular, parse_json, read_regular
 PARQUET_SUFFIX = ".parquet"
 # what `datasets` writes of its features into a file
 _FEATURES = b"huggingface"
+# no recording is as small as that; a value that is said to come a thousand million times takes a few bytes, and then all memory
+_MOST_ROWS_PER_BYTE = 16
 
 
 @lru_cache(maxsize=2)
@@ -25,8 +27,11 @@ def open_parquet(path: Path) -> Any:
     from pyarrow import parquet
 
     try:
-        check_regular(path.stat())
+        status = path.stat()
+        check_regular(status)
         file = parquet.ParquetFile(path)
+        if file.metadata.num_rows > _MOST_ROWS_PER_BYTE * status.st_size:
+            raise ValueError(f"{file.metadata.num_rows:,} rows can't lie in {status.st_size:,} bytes")
         # decoded when it is first asked for
         assert file.schema_arrow is not None
         return file

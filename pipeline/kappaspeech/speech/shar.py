@@ -115,6 +115,9 @@ def _start(supervision: dict[str, Any]) -> float:
     start = supervision.get("start", 0.0)
     if isinstance(start, bool) or not isinstance(start, int | float):
         raise ValueError("a supervision has no time for its start")
+    # an integer in JSON may be longer than any float
+    if not abs(start) <= LONGEST_SECONDS:
+        raise ValueError("a supervision's start is no time")
     return float(start)
 
 

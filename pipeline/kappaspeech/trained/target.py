@@ -79,6 +79,8 @@ def find_target(
         raise ConfigError(f"{model} names no test speech, so there is nothing to measure WER on. Give shards with --data.")
     if is_whisper and texts:
         raise InputError("Plain Whisper reads no text: leave --text out.")
+    if is_whisper and instruction is not None:
+        raise InputError("Plain Whisper takes no instruction: leave --instruction out.")
 
     def open_decoder(device: torch.device, use: UseArithmetic) -> Decoder:
         if is_whisper:

@@ -97,6 +97,7 @@ def test_a_job_that_was_cut_decodes_what_is_missing_alone(export, clips, tmp_pat
     after = path.read_bytes()
     assert transcribe(export, *words) == 1
     assert path.read_bytes() == after
+    assert json.loads((tmp_path / "out.job.json").read_text()) == record
 
 
 def test_an_output_of_another_model_or_of_other_options_is_refused(export, clips, home, tmp_path, capsys):

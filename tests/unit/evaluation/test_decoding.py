@@ -185,6 +185,12 @@ def test_confidence_is_the_geometric_mean_of_the_likeliest_tokens():
     assert certainty.of_row(1, 1, has_end=False) == pytest.approx(0.5)
 
 
+def test_a_text_of_logits_that_are_no_numbers_has_no_confidence():
+    certainty = Certainty()
+    certainty(torch.zeros(1, 1), torch.tensor([[0.0, torch.nan]]))
+    assert certainty.of_row(0, 1, has_end=False) == 0.0
+
+
 def test_clips_are_asked_different_things_in_one_batch(transcriber, samples):
     asked = ["Answer: {audio}", None, "Say what you hear. {audio} Begin."]
     clips = [replace(sample, instruction=text) for sample, text in zip(samples, asked, strict=False)]

@@ -80,6 +80,20 @@ def test_what_is_done_is_not_done_again(tmp_path):
     assert len(lines(path)) == 5
 
 
+def test_what_was_measured_of_a_finished_job_stays(tmp_path):
+    path = tmp_path / "out.jsonl"
+    job(path)
+    record = (tmp_path / "out.job.json").read_bytes()
+    with TranscriptLog(path, made_by=MADE_BY, names=NAMES) as log:
+        log.finish()
+    assert (tmp_path / "out.job.json").read_bytes() == record
+    # one that was killed between its last line and its end is finished now
+    job(path, names=[*NAMES, "e.flac"], count=0)
+    with TranscriptLog(path, made_by=MADE_BY, names=NAMES) as log:
+        log.finish()
+    assert json.loads((tmp_path / "out.job.json").read_text())["is_finished"]
+
+
 def test_another_model_other_options_and_other_recordings_are_refused_and_nothing_is_changed(tmp_path):
     path = tmp_path / "out.jsonl"
     job(path, count=2)

@@ -60,6 +60,13 @@ def test_a_damaged_tar_and_a_split_are_told(tmp_path):
         find_recordings(tmp_path)
 
 
+def test_two_tars_of_one_number_are_told(tmp_path):
+    write_nemo_tars(tmp_path)
+    save(tmp_path / "audio_1_before.tar", (tmp_path / "audio_0.tar").read_bytes())
+    with pytest.raises(DataError, match=r"audio_1_before.tar and audio_1.tar both have the number 1"):
+        find_recordings(tmp_path)
+
+
 def test_a_manifest_of_plain_files_is_none_of_tars(tmp_path):
     save(tmp_path / "train.jsonl", json.dumps({"audio_filepath": "a.flac", "text": "a", "lang": "en"}) + "\n")
     save(tmp_path / "a.flac", clip(1.0))

@@ -123,6 +123,15 @@ def test_what_is_no_parquet_is_told(tmp_path, content):
         find_recordings(tmp_path)
 
 
+def test_more_rows_than_bytes_hold_are_told(tmp_path):
+    count = 300_000
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    table = {"audio": pyarrow.nulls(count, kind), "text": pyarrow.repeat("a", count), "language": pyarrow.repeat("en", count)}
+    parquet.write_table(pyarrow.table(table), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="300,000 rows can't lie in"):
+        find_recordings(tmp_path)
+
+
 def test_a_table_without_audio_is_told(tmp_path):
     parquet.write_table(pyarrow.table({"text": ["a"], "language": ["en"]}), tmp_path / "train.parquet")
     with pytest.raises(DataError, match=r"no column of audio.*it has text, language"):

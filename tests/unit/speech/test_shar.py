@@ -72,7 +72,10 @@ def test_a_cut_that_cannot_be_used_is_told_or_left_out(tmp_path, changes, says):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"id": 3}, {"supervisions": 3}, {"supervisions": [3]}, {"supervisions": [{"start": "now", "text": "a"}]}, {"tracks": []}],
+    [
+        *({"id": 3}, {"supervisions": 3}, {"supervisions": [3]}, {"tracks": []}),
+        *({"supervisions": [{"start": start, "text": "a"}]} for start in ("now", 10**400, float("nan"))),
+    ],
 )
 def test_what_is_no_cut_is_told(tmp_path, changes):
     write_shar(tmp_path)

@@ -59,6 +59,11 @@ def test_a_base_of_what_holds_its_own_is_refused(exported):
             use()
 
 
+def test_plain_whisper_takes_no_instruction():
+    with pytest.raises(InputError, match="Plain Whisper takes no instruction"):
+        find_target("whisper:small", data=["a.tar"], instruction="Translate. {audio}")
+
+
 def test_the_command_says_so(exported, tmp_path, capsys):
     kind = {"difference": ["--only", "difference"], "export": ["--only", "adaptor"], "whole": ["--whole"]}[exported.name]
     assert main(["export", str(exported), str(tmp_path / "out"), "--step", "best", *kind]) == 2

@@ -64,7 +64,7 @@ def train_parts(
         if data.global_step < case.alignment_steps:
             assert all(p.grad is None for p in parts.model.llm.parameters())
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained.values(), OPTIMIZER.clip_norm)))
-        if penalty is not None:
+        if penalty is not None and data.global_step >= case.alignment_steps:
             pulls = torch.autograd.grad(penalty(trained), list(trained.values()), allow_unused=True)
             for parameter, pull in zip(trained.values(), pulls, strict=True):
                 if pull is not None:

@@ -158,6 +158,8 @@ CASES: dict[int, dict[str, Case]] = {
 # what any number of ranks runs where it is asked for by name
 HELD_CASES = {
     "ewc": Case(mode="all", num_steps=FEW_STEPS, ewc_weight=300.0),
+    "ewc aligned first": Case(mode="all", num_steps=FEW_STEPS, ewc_weight=300.0, alignment_steps=2),
+    "ewc offloaded": Case(mode="all", num_steps=FEW_STEPS, ewc_weight=300.0, alignment_steps=2, preset="zero3_offload_optimizer"),
     "osf": Case(num_steps=FEW_STEPS, kept_share=0.5, ema_decay=0.6),
     "osf in bf16": Case(num_steps=FEW_STEPS, kept_share=0.25, bf16=True),
     "osf of experts": Case(num_steps=2, kept_share=0.5, experts=EXPERTS),

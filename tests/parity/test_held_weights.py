@@ -11,7 +11,7 @@ import torch
 from kappaspeech.model.kept_directions import find_directions
 from kappaspeech.model.label_logits import head_states
 from tests.parity.plain import train_parts
-from tests.parity.steps import EWC_TEXTS, FEW_STEPS, HELD_CASES, Parts, build_parts
+from tests.parity.steps import EWC_TEXTS, FEW_STEPS, HELD_CASES, Case, Parts, build_parts
 from tests.parity.test_zero3 import assert_equal_steps, assert_equal_weights
 from tests.patience import patience
 
@@ -72,9 +72,8 @@ def test_the_fisher_is_that_of_autograd_and_of_softmax_in_closed_form(home, held
     torch.testing.assert_close(measured["llm.lm_head.weight"], closed, rtol=1e-4, atol=1e-6 * float(closed.max()))
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
-def test_steps_with_the_penalty_are_those_of_a_plain_loop_with_it_in_the_loss(home, held, num_ranks):
-    case = HELD_CASES["ewc"]
+def train_held(home, case: Case) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A plain loop with the penalty in its loss; the Fisher, and the weights that it begins with."""
     parts = build_parts(home, case)
     fisher = fisher_by_hand(parts)
     start = {f"llm.{name}": p.detach().clone() for name, p in parts.model.llm.named_parameters()}
@@ -82,7 +81,21 @@ def test_steps_with_the_penalty_are_those_of_a_plain_loop_with_it_in_the_loss(ho
     def penalty(trained):
         return case.ewc_weight / 2 * sum((fisher[name] * (trained[name] - start[name]) ** 2).sum() for name in fisher)
 
-    reference = train_parts(home, case, parts, penalty=penalty)
+    return train_parts(home, case, parts, penalty=penalty), fisher, start
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("name", ["ewc aligned first", "ewc offloaded"])
+def test_steps_that_align_the_adaptor_know_nothing_of_the_fisher(home, held, num_ranks, name):
+    """Its gradients lie where those of the LLM would, of which these steps have none."""
+    reference, *_ = train_held(home, HELD_CASES[name])
+    assert_equal_steps(held(num_ranks)[name], reference, num_steps=FEW_STEPS)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_steps_with_the_penalty_are_those_of_a_plain_loop_with_it_in_the_loss(home, held, num_ranks):
+    case = HELD_CASES["ewc"]
+    reference, fisher, start = train_held(home, case)
     computed = held(num_ranks)["ewc"]
     assert_equal_steps(computed, reference, num_steps=FEW_STEPS)
     assert_equal_weights(computed, reference, num_steps=FEW_STEPS)

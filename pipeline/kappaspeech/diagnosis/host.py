@@ -140,7 +140,7 @@ def _ask(*words: str) -> str:
 
 
 def check_mpi() -> Finding:
-    """Check for Check for Check for mpirun, which only `mpirun` launches and `scan --backend mpi` need."""
+    """Check for mpirun, which only `mpirun` launches and `scan --backend mpi` need."""
     path = shutil.which("mpirun")
     if path is None:
         return Finding("MPI", "ok", "no mpirun on PATH: launch with deepspeed, torchrun, srun or kappaspeech train")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from queue import Empty, Full, Queue
+from queue import Empty, Queue
 
 from kappaspeech.escaping import make_logger
 from kappaspeech.loggers.logger import Logger, Point
@@ -24,8 +25,10 @@ class Beside:
         self._name = name
         self._open_logger = open_logger
         self._last_seconds = last_seconds
-        self._waiting: Queue[Callable[[Logger], None] | None] = Queue(_MOST_WAITING)
+        # bounded by `_hand_over` and not by itself: its end must always find room
+        self._waiting: Queue[Callable[[Logger], None] | None] = Queue()
         self._has_given_up = self._run_failed = False
+        self._until = 0.0
         self._giving_up = threading.Lock()
         self._thread = threading.Thread(target=self._work, name=f"logger {name}", daemon=True)
         self._thread.start()
@@ -38,25 +41,28 @@ class Beside:
         """Let readers see what was handed over before, as soon as may be."""
         self._hand_over(lambda logger: logger.flush())
 
-    def close(self, *, failed: bool) -> None:
-        """Wait until all is taken, a minute at most. `failed`: the run has ended with an error."""
+    def end(self, *, failed: bool) -> None:
+        """Hand over the end; returns at once. `failed`: the run has ended with an error."""
         self._run_failed = failed
+        self._until = time.monotonic() + self._last_seconds
+        self._waiting.put(None)
+
+    def close(self) -> None:
+        """Wait until all is taken, until a minute after `end` at most."""
         with self._giving_up:
             if self._has_given_up:
                 return
-        with suppress(Full):
-            self._waiting.put_nowait(None)
-        self._thread.join(self._last_seconds)
+        self._thread.join(max(0.0, self._until - time.monotonic()))
         if self._thread.is_alive():
             self._give_up(f"it hasn't taken everything within {self._last_seconds:g} s")
 
     def _hand_over(self, deed: Callable[[Logger], None]) -> None:
         if self._has_given_up:
             return
-        try:
-            self._waiting.put_nowait(deed)
-        except Full:
+        if self._waiting.qsize() >= _MOST_WAITING:
             self._give_up(f"it hasn't taken the last {_MOST_WAITING} points")
+            return
+        self._waiting.put(deed)
 
     def _work(self) -> None:
         try:

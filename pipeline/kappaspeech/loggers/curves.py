@@ -44,8 +44,11 @@ class Curves:
             logger.flush()
 
     def close(self, *, failed: bool) -> None:
+        # one after the other they might take minutes, which a launcher that ends the ranks doesn't give
         for logger in self._loggers.values():
-            logger.close(failed=failed)
+            logger.end(failed=failed)
+        for logger in self._loggers.values():
+            logger.close()
 
 
 def _opener(name: str, run: RunToShow) -> Callable[[], Logger]:

@@ -245,12 +245,18 @@ def count_activations(
     ]
 
 
-def count_update(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int) -> int:
-    """Bytes of the gradients' float32 copy while the optimizer steps, one sub-group of parameters after the other."""
+def count_update(
+    sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, holds_weights: bool = False, keeps_directions: bool = False
+) -> int:
+    """Bytes of the gradients' float32 copy while the optimizer steps, one sub-group of parameters after the other, and of the
+    distance by which `ewc` pulls; or, after it, of a tensor that `osf` projects."""
+    # the whole tensor, a product of its size for either side, and the result
+    projected = 4 * FLOAT32_BYTES * max(sizes.llm.trained_sizes, default=0) if keeps_directions else 0
     if settings.optimizer_on_host:
-        return 0
+        return projected
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
-    return FLOAT32_BYTES * min(trained // world_size, settings.sub_group)
+    moved = min(sizes.llm.num_trained // world_size, settings.sub_group) if holds_weights else 0
+    return max(FLOAT32_BYTES * (min(trained // world_size, settings.sub_group) + moved), projected)
 
 
 def count_checkpoint_copy(sizes: SpeechSizes, *, world_size: int, keeps_average: bool = False) -> int:

@@ -6,6 +6,7 @@ each group, so these are read as the pickles that they are.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import MutableMapping
 from functools import partial
 from pathlib import Path
@@ -62,7 +63,7 @@ def dump(folder: Path, rank: int) -> list[str]:
 
 def tell_reader(folder: Path, backends: list[str]) -> str:
     """A line that names the files and the command that reads them; ranks that have ended left none."""
-    commands = " and ".join(f"`{_READERS[backend].format(folder)}`" for backend in backends)
+    commands = " and ".join(f"`{_READERS[backend].format(shlex.quote(str(folder)))}`" for backend in backends)
     return f"each rank's last collectives are in {folder}: {commands}"
 
 

@@ -52,8 +52,9 @@ class Tracer:
         profiler, self._profiler = self._profiler, None
         if profiler is None:
             return
-        profiler.stop()
         try:
+            # after a CUDA error it may fail, and must not hide that one
+            profiler.stop()
             write_with(self._stem.with_name(f"{self._stem.name}.json.gz"), lambda path: _write_trace(profiler, path))
             _write_memory(self._stem.with_name(f"{self._stem.name}.memory.pickle"))
         except (OSError, RuntimeError) as error:

@@ -114,6 +114,8 @@ class TrainingEngine:
             groups, fused=True, betas=optimizer.betas, eps=optimizer.epsilon, weight_decay=optimizer.weight_decay
         )
         adamw.register_step_pre_hook(self._withhold)
+        adamw.register_step_post_hook(self._give_back)
+        self._withheld: list[tuple[Tensor, Tensor | None]] = []
         self._norm_limit, self._keeps_llm = math.inf, False
         self._clip_norm = optimizer.clip_norm
         self._change: GradientChange | None = None
@@ -195,14 +197,22 @@ class TrainingEngine:
         """
         is_above = self._norm_limit < math.inf and float(self._engine.optimizer._global_grad_norm) > self._norm_limit
         for group in adamw.param_groups:
-            if self._change is not None and group["name"] == "llm" and group["params"]:
+            if self._change is not None and group["name"] == "llm" and group["params"] and not self._keeps_llm:
                 # as DeepSpeed clips
                 clipped = 1 / max(1.0, (float(self._engine.optimizer._global_grad_norm) + 1e-6) / self._clip_norm)
                 for partition in group["params"]:
                     self._change(partition, clipped)
             if is_above or (self._keeps_llm and group["name"] == "llm"):
                 for partition in group["params"]:
+                    self._withheld.append((partition, partition.grad))
                     partition.grad = None
+
+    def _give_back(self, _adamw: Any, _arguments: Any, _named: Any) -> None:
+        """Put gradients back that AdamW was not to see: an offloaded one has its place for the whole run, and DeepSpeed writes
+        the next step's into it."""
+        for partition, gradient in self._withheld:
+            partition.grad = gradient
+        self._withheld.clear()
 
     def change_gradients(self, change: GradientChange) -> None:
         """Let `change` have each partition of the LLM's weights before AdamW moves it by its gradient. Not a collective."""
@@ -226,6 +236,8 @@ class TrainingEngine:
             )
         finally:
             self._engine._is_gradient_accumulation_boundary, self._engine.micro_steps = None, 0
+            # a step that aligns the adaptor alone would find it there, and count it in its norm
+            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
             self._change = before
         return result.grad_norm
 

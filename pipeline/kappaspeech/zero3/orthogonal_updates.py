@@ -30,12 +30,13 @@ def keep_directions(
     for place, (item, owner) in enumerate(zip(trained, owners, strict=True)):
         whole = gather_whole(item.parameter)
         if owner == cluster.rank:
-            mine[place] = whole
+            # a GPU has no room for the rank's whole share in float32
+            mine[place] = whole.cpu()
         on_progress()
     # all ranks at once
     directions: dict[int, KeptDirections] = {}
     for place in list(mine):
-        directions[place] = find_directions(mine.pop(place), share=share)
+        directions[place] = find_directions(mine.pop(place).to(engine.device), share=share)
         on_progress()
 
     def restore() -> None:

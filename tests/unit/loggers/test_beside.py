@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+from kappaspeech.loggers import beside as beside_module
 from kappaspeech.loggers.beside import Beside
 from kappaspeech.loggers.logger import Logger, Point
 from tests.patience import patience
@@ -39,7 +40,8 @@ def test_all_points_arrive_in_order_before_the_end():
     beside = Beside("kept", lambda: kept)
     for point in points(100):
         beside.add(point)
-    beside.close(failed=True)
+    beside.end(failed=True)
+    beside.close()
     assert (kept.steps, kept.failed) == (list(range(100)), True)
 
 
@@ -48,7 +50,8 @@ def test_a_fault_is_told_once_without_secrets_and_ends_the_logger_alone(caplog):
     beside = Beside("kept", lambda: kept)
     for point in points(50):
         beside.add(point)
-    beside.close(failed=False)
+    beside.end(failed=False)
+    beside.close()
     assert (kept.steps, kept.failed) == ([0, 1, 2], False)
     assert [record.getMessage() for record in caplog.records] == [
         "training.loggers: kept shows no more of this run (OSError: [Errno 28] No space left on device at "
@@ -64,7 +67,8 @@ def test_one_that_cannot_be_opened_is_told_once(caplog):
     for point in points(3):
         beside.add(point)
     beside.flush()
-    beside.close(failed=False)
+    beside.end(failed=False)
+    beside.close()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "ConnectionError: no route to host" in caplog.text
 
@@ -80,7 +84,8 @@ def test_one_that_hangs_holds_up_neither_the_steps_nor_the_end(caplog):
     beside = Beside("kept", hang, last_seconds=0.1)
     for point in points(20_000):
         beside.add(point)
-    beside.close(failed=False)
+    beside.end(failed=False)
+    beside.close()
     assert time.monotonic() - began < patience(5)
     release.set()
     assert len(caplog.records) == 1
@@ -91,6 +96,19 @@ def test_one_that_hangs_at_the_end_is_left_behind(caplog):
     release = threading.Event()
     beside = Beside("kept", lambda: (release.wait(patience(60)), Kept())[1], last_seconds=0.05)
     beside.add(points(1)[0])
-    beside.close(failed=False)
+    beside.end(failed=False)
+    beside.close()
     release.set()
     assert "it hasn't taken everything within 0.05 s" in caplog.text
+
+
+def test_one_that_lags_by_all_that_may_wait_takes_it_and_ends(monkeypatch, caplog):
+    monkeypatch.setattr(beside_module, "_MOST_WAITING", 5)
+    release, kept = threading.Event(), Kept()
+    beside = Beside("kept", lambda: (release.wait(patience(60)), kept)[1], last_seconds=patience(60))
+    for point in points(5):
+        beside.add(point)
+    beside.end(failed=False)
+    release.set()
+    beside.close()
+    assert (kept.steps, kept.failed, caplog.records) == ([0, 1, 2, 3, 4], False, [])

@@ -61,6 +61,23 @@ def test_no_step_is_told_twice_but_to_one_that_takes_it_back(made):
     assert [point.step for point in made["tensorboard"].points] == [3, 4, 5, 2, 4, 0]
 
 
+def test_all_loggers_end_before_one_is_waited_for(monkeypatch):
+    told: list[str] = []
+
+    class Listening:
+        def __init__(self, _name: str, _open_logger: object) -> None: ...
+
+        def end(self, *, failed: bool) -> None:
+            told.append(f"end {failed}")
+
+        def close(self) -> None:
+            told.append("wait")
+
+    monkeypatch.setattr(curves, "Beside", Listening)
+    Curves(["wandb", "mlflow"], describe, told={}).close(failed=True)
+    assert told == ["end True", "end True", "wait", "wait"]
+
+
 def test_turns_only_grow_and_are_the_same_after_a_resumption(made):
     shown = Curves(["wandb"], describe, told={})
     shown.add("evaluation", 0, {})

@@ -508,3 +508,4 @@ def test_weights_that_are_held_take_the_memory_of_the_fisher_its_anchor_and_the_
     assert parts["Fisher and its anchor"] == 2 * 4 * num_trained // 2
     assert parts["kept directions"] == int(2 * 0.25 * 4 * num_trained / 2)
     assert plans[1].state_bytes - plans[0].state_bytes == parts["Fisher and its anchor"] + parts["kept directions"]
+    assert plans[1].update_bytes >= plans[0].update_bytes + 4 * num_trained // 2

@@ -159,7 +159,9 @@ def subtitle_names(transcripts: Sequence[Transcript]) -> dict[str, Transcript]:
     """File names for subtitles; recordings of one name in several folders get a number."""
     names: dict[str, Transcript] = {}
     for transcript in transcripts:
-        stem = Path(transcript.recording).stem
+        # of a part of a file the times stay
+        file, mark, part = transcript.recording.partition("#t=")
+        stem = Path(file).stem + mark + part
         candidates = (f"{stem}{suffix}.srt" for suffix in ("", *(f"-{number}" for number in range(2, len(transcripts) + 2))))
         names[next(name for name in candidates if name not in names)] = transcript
     return names

@@ -46,6 +46,14 @@ class RunConfig(StrictSection):
             raise ValueError("replay.forgetting_budget_nats is a distance on data.text, which is empty: name texts there")
         return self
 
+    @model_validator(mode="after")
+    def _hold_no_factors(self) -> RunConfig:
+        if self.ewc is not None and self.unfreeze.mode == "lora":
+            raise ValueError(
+                "ewc can't hold LoRA: its factor A has no Fisher information at the start. Remove ewc, or unfreeze a selection"
+            )
+        return self
+
 
 def read_run_config(path: Path, *, overrides: dict[str, Any] | None = None) -> RunConfig:
     """Read a run's YAML. Relative paths in it are kept as they are: they count from the working folder.

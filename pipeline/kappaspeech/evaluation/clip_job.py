@@ -104,9 +104,10 @@ def run_job(
         progress = _Progress(bar, watch, is_alone=cluster.world_size == 1)
         with watch.telling(progress.show):
             for transcripts in in_rounds(groups, cluster, transcribe):
-                tell(max((part.end_seconds - part.start_seconds for item in transcripts for part in item.segments), default=0.0))
                 audio_seconds += sum(transcript.seconds for transcript in transcripts)
                 with agreement(cluster):
                     if cluster.rank == 0:
+                        pieces = (part for item in transcripts for part in item.segments)
+                        tell(max((part.end_seconds - part.start_seconds for part in pieces), default=0.0))
                         keep(transcripts)
     return Speed(audio_seconds, time.monotonic() - began)

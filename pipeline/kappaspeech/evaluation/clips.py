@@ -130,13 +130,15 @@ class ClipReader:
     def __init__(self, options: ReadOptions | None = None) -> None:
         read = options or ReadOptions()
         self._open = lru_cache(maxsize=_OPEN_SOURCES)(lambda where: open_source(where, read))
-        self._ahead: dict[str, NDArray[np.float32]] = {}
+        # a clip is itself alone: names of URLs are shortened, and two may be alike
+        self._ahead: tuple[Clip, NDArray[np.float32]] | None = None
         self._whole: tuple[Path, NDArray[np.float32]] | None = None
 
     def read(self, clip: Clip) -> NDArray[np.float32]:
         """The waveform (T,), mono at 16 kHz. Raises `DataError`, whatever is wrong with the clip."""
-        if clip.name in self._ahead:
-            return self._ahead.pop(clip.name)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] is clip:
+            return ahead[1]
         try:
             with sample_errors():
                 return self._read(clip)
@@ -145,7 +147,7 @@ class ClipReader:
 
     def read_ahead(self, clip: Clip) -> None:
         """Keep the waveform until it is read. Raises `DataError`."""
-        self._ahead[clip.name] = self.read(clip)
+        self._ahead = clip, self.read(clip)
 
     def _read(self, clip: Clip) -> NDArray[np.float32]:
         source = clip.source

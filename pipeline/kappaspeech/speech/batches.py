@@ -158,7 +158,9 @@ def make_prompt(
     if not prefix and tokenizer.bos_token_id is not None:
         prefix = [tokenizer.bos_token_id]
     prefix_ids, suffix_ids = (torch.tensor(ids, dtype=torch.long) for ids in (prefix, suffix))
-    return SpeechPrompt(prefix_ids, suffix_ids, {text: make_prompt(tokenizer, text, chat=chat) for text in others})
+    return SpeechPrompt(
+        prefix_ids, suffix_ids, {text: make_prompt(tokenizer, text, chat=chat, as_before=as_before) for text in others}
+    )
 
 
 def _render(tokenizer: Any, user: str) -> str:

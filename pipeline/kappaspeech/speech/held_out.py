@@ -33,7 +33,10 @@ def read_test_batches(
     batches = [refs[start : start + batch_size] for start in range(0, len(refs), batch_size)]
     ahead = ReadAhead(SampleReader(read or ReadOptions()))
     planned = [ahead.plan(batch) for batch in batches[rank::world_size]]
-    return [[_usable(ref, sample) for ref, sample in zip(batch.refs, ahead.take(batch), strict=True)] for batch in planned]
+    try:
+        return [[_usable(ref, sample) for ref, sample in zip(batch.refs, ahead.take(batch), strict=True)] for batch in planned]
+    finally:
+        ahead.close()
 
 
 def list_test_samples(

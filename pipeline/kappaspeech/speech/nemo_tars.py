@@ -64,8 +64,9 @@ class _Tars:
             message = f"{manifest}: {audio} is to lie in the tar of shard_id {named[:_MOST_DIGITS]}, and there is none."
             return self._request.judge(recording, ("missing", f"no tar of shard_id {named[:_MOST_DIGITS]}"), message)
         tar = self._paths[number]
-        members = self._members.setdefault(number, {}) or list_members(tar)
-        self._members[number] = members
+        if number not in self._members:
+            self._members[number] = list_members(tar)
+        members = self._members[number]
         name = next((name for name in (audio, _PART.sub("", audio)) if name in members), None)
         if name is None:
             message = f"{manifest}: {audio} isn't in {tar}."

@@ -42,6 +42,7 @@ from kappaspeech.speech.shards import ShardIndex, index_shard, read_index, write
 from kappaspeech.speech.tar_members import escape_name
 
 REPORT_NAME = "report.json"
+_FILES_PER_TASK = 8
 _NUM_NAMED = 5
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -163,7 +164,7 @@ def _pack_shard(
     from webdataset import TarWriter
 
     try:
-        encoded = list(pool.map(partial(_encode, max_seconds=max_seconds), part, chunksize=8))
+        encoded = list(itertools.chain.from_iterable(pool.map(partial(_encode_all, max_seconds=max_seconds), _tasks(part))))
     except BrokenProcessPool as error:
         raise DataError(
             f"A process that encodes {path.name} died, most likely for lack of memory. Give fewer --workers, or --max-seconds."
@@ -198,6 +199,23 @@ def _pack_shard(
     # last: it says that shard and index are whole, and from what they were made
     write_claim(path, corpus, digest=source_digest(part, max_seconds), rejected=bad)
     return index
+
+
+def _tasks(part: Sequence[Recording]) -> list[list[Recording]]:
+    """What a process encodes at once: a block, which is read whole, or a few files."""
+    tasks: list[list[Recording]] = []
+    for _, block in itertools.groupby(part, key=_block_of):
+        recordings = list(block)
+        is_alone = recordings[0].block is not None
+        if is_alone or not tasks or tasks[-1][0].block is not None or len(tasks[-1]) == _FILES_PER_TASK:
+            tasks.append(recordings)
+        else:
+            tasks[-1] += recordings
+    return tasks
+
+
+def _encode_all(recordings: Sequence[Recording], *, max_seconds: float | None) -> list[_Encoded]:
+    return [_encode(recording, max_seconds=max_seconds) for recording in recordings]
 
 
 def _encode(recording: Recording, *, max_seconds: float | None) -> _Encoded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from kappaspeech.errors import DataError
@@ -99,7 +99,11 @@ def read_parquet_row(path: Path, row: int) -> bytes:
         return content
     if not audio.get("path"):
         raise OSError(0, "the row has no audio")
-    return read_regular(path.parent / str(audio["path"]))
+    place = PurePath(str(audio["path"]))
+    # what comes from a hub names no file of this machine
+    if place.is_absolute() or ".." in place.parts:
+        raise OSError(0, "its audio is named outside of the data set's folder")
+    return read_regular(path.parent / place)
 
 
 @lru_cache(maxsize=1)

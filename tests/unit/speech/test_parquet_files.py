@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
+from itertools import chain
 from pathlib import PurePath
 
 import pyarrow
@@ -14,7 +16,7 @@ from kappaspeech.commands import main
 from kappaspeech.errors import DataError
 from kappaspeech.speech import parquet_rows
 from kappaspeech.speech.layouts import find_recordings
-from kappaspeech.speech.packing import _plan
+from kappaspeech.speech.packing import _plan, _tasks
 from kappaspeech.speech.parquet_files import split_of
 from kappaspeech.speech.parquet_rows import read_parquet_row
 from tests.speech_files import clip, save, write_parquet
@@ -149,3 +151,23 @@ def test_audio_may_lie_in_a_file_beside(tmp_path):
     write_parquet(tmp_path / "train.parquet", [(None, "a", "en")])
     save(tmp_path / "0.flac", b"beside")
     assert read_parquet_row(tmp_path / "train.parquet", 0) == b"beside"
+
+
+@pytest.mark.parametrize("place", ["../private.flac", "audio/../../private.flac", "{folder}/private.flac"])
+def test_audio_outside_of_the_data_set_is_no_part_of_it(tmp_path, place):
+    save(tmp_path / "private.flac", b"private")
+    named = place.format(folder=tmp_path)
+    table = {"audio": [{"bytes": None, "path": named}], "text": ["a"], "language": ["en"]}
+    (tmp_path / "set/audio").mkdir(parents=True)
+    parquet.write_table(pyarrow.table(table), tmp_path / "set/train.parquet")
+    with pytest.raises(OSError, match="outside of the data set"):
+        read_parquet_row(tmp_path / "set/train.parquet", 0)
+
+
+def test_a_row_group_is_encoded_by_one_process_and_files_by_a_few(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [(bytes([n]), f"text {n}", "en") for n in range(23)], group_size=5)
+    rows = find_recordings(tmp_path / "train.parquet")
+    files = [replace(row, block=None, key=f"file-{number}") for number, row in enumerate(rows[:19])]
+    assert [len(task) for task in _tasks(rows)] == [5, 5, 5, 5, 3]
+    assert [len(task) for task in _tasks([*files, *rows])] == [8, 8, 3, 5, 5, 5, 5, 3]
+    assert list(chain.from_iterable(_tasks([*rows, *files]))) == [*rows, *files]

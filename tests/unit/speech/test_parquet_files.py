@@ -157,7 +157,9 @@ def test_audio_may_lie_in_a_file_beside(tmp_path):
 def test_audio_outside_of_the_data_set_is_no_part_of_it(tmp_path, place):
     save(tmp_path / "private.flac", b"private")
     named = place.format(folder=tmp_path)
-    table = {"audio": [{"bytes": None, "path": named}], "text": ["a"], "language": ["en"]}
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    audio = pyarrow.array([{"bytes": None, "path": named}], kind)
+    table = {"audio": audio, "text": ["a"], "language": ["en"]}
     (tmp_path / "set/audio").mkdir(parents=True)
     parquet.write_table(pyarrow.table(table), tmp_path / "set/train.parquet")
     with pytest.raises(OSError, match="outside of the data set"):

@@ -202,7 +202,7 @@ def _pack_shard(
 
 
 def _tasks(part: Sequence[Recording]) -> list[list[Recording]]:
-    """What a process encodes at once: a block, which is read whole, or a few files."""
+    """Recordings that a process encodes at once: a block, which is read whole, or a few files."""
     tasks: list[list[Recording]] = []
     for _, block in itertools.groupby(part, key=_block_of):
         recordings = list(block)

@@ -32,25 +32,28 @@ def load_trained_model(
     trained: Mapping[str, Tensor],
     *,
     dtype: torch.dtype,
+    trained_in: torch.dtype | None = None,
     lora: LoraShape | None = None,
     attention: str = "auto",
 ) -> SpeechLLM:
     """The base at `llm` with an adaptor of `shape`, changed by `trained` (public names in `SpeechLLM`), in eval mode.
 
-    Raises `CheckpointError` if a trained tensor has no place in the model.
+    `trained_in` is what the training computed in, if that isn't `dtype`: what changed is rounded to it, as an export is. Raises `CheckpointError` if a trained tensor has no place in the model.
     """
     model = SpeechLLM(build_adaptor(shape, seed=0).to(dtype), load_llm(llm, dtype=dtype, attention=attention))
     before = {name: parameter.data for name, parameter in model.llm.named_parameters()}
-    apply_trained(model, trained, lora=lora)
+    apply_trained(model, trained, lora=lora, trained_in=trained_in)
     changed = [name for name, parameter in model.llm.named_parameters() if parameter.data_ptr() != before[name].data_ptr()]
     # mapped from the base's files, they cost memory once they are read
     model.base_tensors = {name: before[name] for name in changed}
     return model.eval().requires_grad_(False)
 
 
-def apply_trained(model: SpeechLLM, trained: Mapping[str, Tensor], *, lora: LoraShape | None = None) -> None:
+def apply_trained(
+    model: SpeechLLM, trained: Mapping[str, Tensor], *, lora: LoraShape | None = None, trained_in: torch.dtype | None = None
+) -> None:
     """Put `trained` in the place of the parameters of these names, cast to the model's dtype, and merge LoRA's factors. Single
-    experts are put into their fused tensors.
+    experts are put into their fused tensors. With `trained_in` all that changes is rounded to it first.
 
     Raises `CheckpointError`.
     """
@@ -74,7 +77,7 @@ def apply_trained(model: SpeechLLM, trained: Mapping[str, Tensor], *, lora: Lora
                 after = merge(name, parameter, of_part, lora)
                 if after is not parameter:
                     # a parameter mapped from a file must not be written through
-                    parameter.data = after.to(parameter.dtype)
+                    parameter.data = after.to(trained_in or parameter.dtype).to(parameter.dtype)
     experts: dict[str, dict[ExpertPlace, Tensor]] = {}
     for name, place in places.items():
         experts.setdefault(place.parameter, {})[place] = of_llm[name]

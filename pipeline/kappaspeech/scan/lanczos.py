@@ -21,7 +21,8 @@ from kappaspeech.tensor_files.dtypes import FloatArray
 
 _SEED = 20250616
 # The start holds each eigenvector with a weight of g/√m, g standard normal; this is the least |g| that the bound assumes.
-_LEAST_WEIGHT = 0.1
+# One start in 12,500 has less.
+_LEAST_WEIGHT = 1e-4
 # A norm of this share of T's largest entry is rounding's: the basis spans an invariant subspace.
 _ROUNDING = 1e-14
 _FIRST_CHECK = 12

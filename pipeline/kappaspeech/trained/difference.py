@@ -104,6 +104,7 @@ class Difference:
             self.parts.adaptor,
             trained,
             dtype=use.dtype(self.parts.dtype),
+            trained_in=self.parts.torch_dtype,
             lora=self.lora,
             attention=self.parts.choose_attention(use, self.llm),
         )

@@ -180,7 +180,8 @@ def _load_parts(
         trained = {ADAPTOR_PREFIX + name: tensor for name, tensor in load_file(path / ADAPTOR_FILE).items()}
         llm = str(path)
         dtype, attention = use.dtype(parts.dtype), parts.choose_attention(use, llm)
-        model = load_trained_model(llm, parts.adaptor, trained, dtype=dtype, attention=attention)
+        rounded = parts.torch_dtype
+        model = load_trained_model(llm, parts.adaptor, trained, dtype=dtype, trained_in=rounded, attention=attention)
         model.base_tensors = None  # this folder's base is the trained model itself
     elif (path / SPEECH_FILE).exists() or (path / RECORD_FILE).exists():
         difference = open_difference(path, step=step, base=base)

@@ -65,7 +65,10 @@ def test_a_family_is_loaded_as_it_was_written(home, name, tmp_path):
         embeds, same_mask = model.embed(**inputs)
     assert torch.equal(embeds, expected)
     assert torch.equal(mask, same_mask)
-    assert torch.equal(logits(model.llm, embeds, mask), logits(ours.model.llm, expected, mask))
+    weights, written = ours.model.llm.state_dict(), model.llm.state_dict()
+    assert all(torch.equal(weights[key], written[key]) for key in weights)
+    # the same numbers at other addresses: some kernels without AVX-512 sum what isn't aligned in another order
+    torch.testing.assert_close(logits(model.llm, embeds, mask), logits(ours.model.llm, expected, mask), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

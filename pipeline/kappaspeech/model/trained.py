@@ -38,7 +38,8 @@ def load_trained_model(
 ) -> SpeechLLM:
     """The base at `llm` with an adaptor of `shape`, changed by `trained` (public names in `SpeechLLM`), in eval mode.
 
-    `trained_in` is what the training computed in, if that isn't `dtype`: what changed is rounded to it, as an export is. Raises `CheckpointError` if a trained tensor has no place in the model.
+    `trained_in` is what the training computed in, if that isn't `dtype`: what changed is rounded to it, as an export is. Raises
+    `CheckpointError` if a trained tensor has no place in the model.
     """
     model = SpeechLLM(build_adaptor(shape, seed=0).to(dtype), load_llm(llm, dtype=dtype, attention=attention))
     before = {name: parameter.data for name, parameter in model.llm.named_parameters()}

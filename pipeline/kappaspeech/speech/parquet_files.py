@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path, PurePath
 
 from kappaspeech.errors import DataError
@@ -13,7 +12,7 @@ from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.parquet_rows import PARQUET_SUFFIX, audio_column, group_ends, open_parquet, read_column
 from kappaspeech.speech.recordings import Recording, Request, make_key
 from kappaspeech.speech.splits import choose_splits, is_split
-from kappaspeech.speech.text_files import LANGUAGE_KEYS, find_text
+from kappaspeech.speech.table_columns import name_columns, with_text
 
 # train-00000-of-00004, or train-00000-of-00004-a1b2c3 of earlier days
 _PIECE = re.compile(r"(?P<split>.+?)-\d{4,}-of-\d{4,}(-[0-9a-f]+)?")
@@ -81,23 +80,12 @@ def _find_files(source: Path) -> list[Path]:
 
 def _read_file(path: Path, place: PurePath, request: Request) -> Iterator[Recording]:
     columns = open_parquet(path).schema_arrow.names
-    text = next((name for name in request.text_keys if name in columns), None)
-    named = next((name for name in LANGUAGE_KEYS if name in columns), None)
-    if text is None:
-        wanted, there = ", ".join(request.text_keys), ", ".join(columns)
-        raise DataError(f"{path} has no column of text ({wanted}); it has {there}. Name one of these with --text-column.")
-    if request.language is None and named is None:
-        raise DataError(f"{path} has no column that names the language; give it with --language.")
+    text, named = name_columns(path, columns, request)
     audio_column(path)
     transcripts, ends = read_column(path, text), group_ends(path)
-    languages = [request.language] * len(transcripts) if request.language or named is None else read_column(path, named)
+    languages = [request.language] * len(transcripts) if named is None else read_column(path, named)
     for row, (transcript, own) in enumerate(zip(transcripts, languages, strict=True)):
         short = normalise_language(own, where=f"{path} [{row}]")
         key = make_key(short, f"{place.with_suffix('')}-{row:06d}")
         recording = Recording(key, path, "", short, row=row, block=bisect.bisect_right(ends, row))
-        try:
-            content = find_text({text: transcript}, (text,))
-        except ValueError as error:
-            yield request.judge(recording, ("text", str(error)), f"{recording.name}: the text can't be used: {error}.")
-        else:
-            yield replace(recording, transcript=content.strip())
+        yield with_text(recording, text, transcript, request)

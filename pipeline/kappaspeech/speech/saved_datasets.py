@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kappaspeech.errors import DataError
 from kappaspeech.speech.dataset_rows import audio_column, open_dataset
 from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.recordings import Recording, Request, make_key
 from kappaspeech.speech.splits import choose_splits
-from kappaspeech.speech.text_files import LANGUAGE_KEYS, find_text
+from kappaspeech.speech.table_columns import name_columns, with_text
 
 
 def is_dataset(source: Path) -> bool:
@@ -39,24 +37,13 @@ def read_dataset(source: Path, request: Request) -> Iterator[Recording]:
 
 def _read_one(source: Path, request: Request, prefix: str) -> Iterator[Recording]:
     dataset = open_dataset(source)
-    text = next((name for name in request.text_keys if name in dataset.column_names), None)
-    named = next((name for name in LANGUAGE_KEYS if name in dataset.column_names), None)
-    if text is None:
-        wanted, there = ", ".join(request.text_keys), ", ".join(dataset.column_names)
-        raise DataError(f"{source} has no column of text ({wanted}); it has {there}. Name one of these with --text-column.")
-    if request.language is None and named is None:
-        raise DataError(f"{source} has no column that names the language; give it with --language.")
+    text, named = name_columns(source, dataset.column_names, request)
     audio_column(source)
-    languages = [request.language] * len(dataset) if request.language or named is None else _names_of(dataset, named)
+    languages = [request.language] * len(dataset) if named is None else _names_of(dataset, named)
     for row, (transcript, own) in enumerate(zip(dataset[text], languages, strict=True)):
         short = normalise_language(own, where=f"{source} [{row}]")
         recording = Recording(make_key(short, f"{prefix}{row:08d}"), source, "", short, row=row)
-        try:
-            content = find_text({text: transcript}, (text,))
-        except ValueError as error:
-            yield request.judge(recording, ("text", str(error)), f"{recording.name}: the text can't be used: {error}.")
-        else:
-            yield replace(recording, transcript=content.strip())
+        yield with_text(recording, text, transcript, request)
 
 
 def _names_of(dataset: Any, column: str) -> list[Any]:

@@ -6,18 +6,11 @@ import json
 import shutil
 
 import pytest
-import torch
 
 from kappaspeech.commands import main
 from tests.made_exports import make_export
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import random
 
 import numpy as np
 import pytest
-import torch
 
 from kappaspeech.errors import DataError
 from kappaspeech.evaluation.clip_groups import in_rounds, make_groups, transcribe_clips, without_first
@@ -19,12 +18,7 @@ from tests.unit.evaluation.test_decoding import build
 BATCH_SIZE = 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from kappaspeech.evaluation.clip_job import Speed, run_job
 from kappaspeech.evaluation.clips import ClipReader
@@ -11,13 +10,7 @@ from kappaspeech.ranks.cluster import SingleProcess
 from tests.unit.evaluation.test_clip_groups import CLIPS
 from tests.unit.evaluation.test_decoding import build
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 @pytest.fixture(scope="module")

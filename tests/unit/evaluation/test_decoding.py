@@ -20,13 +20,7 @@ EOS = 1
 NUM_SAMPLES = 7
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Operations as small as these take longer on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 def build(home, *, scale: float) -> Transcriber:

@@ -67,6 +67,32 @@ def make_whisper(path: Path, *, seed: int = 0) -> Path:
     return path
 
 
+def make_waveform_encoder(folder: Path, family: str, *, norm: str = "group", normalises: bool = True, **changes: Any) -> Path:
+    """A two-layer wav2vec2, HuBERT or WavLM as transformers saves it, with its own convolutions: 320 samples a state."""
+    from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
+
+    sizes = {
+        "hidden_size": ENCODER_WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "conv_dim": [8] * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 2,
+        # as the large models' are
+        "do_stable_layer_norm": norm == "layer",
+        "conv_bias": norm == "layer",
+    }
+    torch.manual_seed(0)
+    model = AutoModel.from_config(AutoConfig.for_model(family, feat_extract_norm=norm, **{**sizes, **changes})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=normalises, return_attention_mask=norm == "layer").save_pretrained(folder)
+    return folder
+
+
 def make_recordings(folder: Path, *, num_clips: int, seed: int = 0) -> Path:
     """`num_clips` a language, each word of a text as a tone of its own: `folder`/{en,de}/transcripts.tsv and FLAC files."""
     import soundfile

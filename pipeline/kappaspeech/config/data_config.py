@@ -61,6 +61,11 @@ class AugmentationConfig(StrictSection):
         default=0.2, description="Largest share of a clip that one time mask may cover."
     )
 
+    @property
+    def num_masks(self) -> int:
+        """The masks that are put on a clip's spectrogram."""
+        return self.freq_masks + self.time_masks
+
 
 class DataConfig(StrictSection):
     """Speech to train and test on, and text to measure forgetting on."""

@@ -23,8 +23,8 @@ class ModelConfig(StrictSection):
 
     llm: str = Field(description="The LLM: a folder, or a Hugging Face id if there is a network.")
     encoder: str = Field(
-        description="The speech encoder: an openai-whisper file, a folder of a Whisper as transformers saves it, or an "
-        "openai-whisper name (large-v3) if there is a network."
+        description="The speech encoder: an openai-whisper file, a folder of a Whisper, wav2vec2, HuBERT or WavLM as "
+        "transformers saves it, or an openai-whisper name (large-v3) if there is a network."
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         default="auto",

@@ -17,12 +17,12 @@ from torch import Tensor
 from kappaspeech.errors import DataError
 from kappaspeech.evaluation.decoding import Decoded, cut_at_end
 from kappaspeech.evaluation.forgetting import BaseWeights
-from kappaspeech.model.encoder import FrozenWhisperEncoder
+from kappaspeech.model.encoder import SpeechEncoder
 from kappaspeech.model.generation import GREEDY, generate
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.splicing import pad_left
 from kappaspeech.speech.batches import SpeechPrompt, make_prompt
-from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, log_mel
+from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, encoder_input
 
 
 def by_length(samples: Sequence[AudioSample], batch_size: int) -> list[list[int]]:
@@ -61,7 +61,7 @@ class Transcriber:
     """
 
     model: SpeechLLM
-    encoder: FrozenWhisperEncoder
+    encoder: SpeechEncoder
     tokenizer: Any
     prompt: SpeechPrompt
     batch_size: int
@@ -127,7 +127,7 @@ class Transcriber:
     def _embed(self, samples: Sequence[AudioSample]) -> tuple[Tensor, Tensor]:
         """Prompts with their audio, left-padded, and the mask of what is real."""
         device = self.prompt_device
-        mels = [torch.as_tensor(log_mel(sample.waveform, self.encoder.dims.num_mels)) for sample in samples]
+        mels = [torch.as_tensor(encoder_input(sample.waveform, self.encoder.dims.num_mels)) for sample in samples]
         num_frames_B = torch.tensor([mel.shape[1] for mel in mels])
         log_mel_BMT = torch.zeros(len(mels), self.encoder.dims.num_mels, int(num_frames_B.max()))
         for row, mel in enumerate(mels):

@@ -1,4 +1,4 @@
-"""The frozen Whisper encoder, loaded from an openai-whisper checkpoint."""
+"""The frozen speech encoder: Whisper's, from openai-whisper's checkpoint or transformers' folder, or one that reads waveforms."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from kappaspeech.errors import CheckpointError
 from kappaspeech.model.masked_whisper import EncoderDims, MaskedWhisperEncoder
 from kappaspeech.model.tensor_digests import digest_tensor
 from kappaspeech.model.transformers_whisper import is_folder_of_transformers, load_audio_encoder
+from kappaspeech.model.waveform_encoder import FrozenWaveformEncoder, check_options, is_waveform_encoder, load_waveform_encoder
 
-__all__ = ["EncoderDims", "FrozenWhisperEncoder", "choose_encoder_dtype", "load_encoder", "load_whisper"]
+__all__ = ["EncoderDims", "FrozenWhisperEncoder", "SpeechEncoder", "choose_encoder_dtype", "load_encoder", "load_whisper"]
 
 
 class FrozenWhisperEncoder(MaskedWhisperEncoder):
@@ -42,6 +43,9 @@ class FrozenWhisperEncoder(MaskedWhisperEncoder):
         return super().train(False)
 
 
+SpeechEncoder = FrozenWhisperEncoder | FrozenWaveformEncoder
+
+
 def choose_encoder_dtype(wanted: str, *, llm_dtype: str, bfloat16_is_fast: bool) -> str:
     """`wanted` (float32, bfloat16), with auto resolved: bfloat16 beside an LLM in it, on a machine that is fast in it."""
     if wanted != "auto":
@@ -49,12 +53,17 @@ def choose_encoder_dtype(wanted: str, *, llm_dtype: str, bfloat16_is_fast: bool)
     return "bfloat16" if llm_dtype == "bfloat16" and bfloat16_is_fast else "float32"
 
 
-def load_encoder(name_or_path: str, *, pad_to_30s: bool = False, dtype: torch.dtype = torch.float32) -> FrozenWhisperEncoder:
-    """The encoder of an openai-whisper checkpoint, or of a Whisper's folder as transformers saves it. Raises `CheckpointError`.
+def load_encoder(name_or_path: str, *, pad_to_30s: bool = False, dtype: torch.dtype = torch.float32) -> SpeechEncoder:
+    """The encoder of an openai-whisper checkpoint, or of a folder of a Whisper, wav2vec2, HuBERT or WavLM as transformers saves
+    it. Raises `CheckpointError`.
 
-    Its layer norms stay float32, whatever `dtype`: Whisper's own forward computes them so and rounds their output.
+    Whisper's layer norms stay float32, whatever `dtype`: Whisper's own forward computes them so and rounds their output.
     """
     if is_folder_of_transformers(name_or_path):
+        if is_waveform_encoder(name_or_path):
+            encoder = load_waveform_encoder(name_or_path, dtype=dtype)
+            check_options(name_or_path, encoder.dims, pad_to_30s=pad_to_30s, num_masks=0)
+            return encoder
         audio_encoder, shape = load_audio_encoder(name_or_path)
         dims = EncoderDims(num_mels=shape.num_mels, width=shape.width, max_states=shape.max_states)
     else:

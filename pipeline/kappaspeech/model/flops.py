@@ -7,14 +7,14 @@ are not counted, nor is a computation that is repeated to save memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from kappaspeech.model.adaptor import Adaptor
-from kappaspeech.model.encoder import FrozenWhisperEncoder
+from kappaspeech.model.encoder import EncoderDims, SpeechEncoder
 from kappaspeech.model.experts import stacked_parameters
 from kappaspeech.model.speech_llm import SpeechLLM
 
@@ -85,11 +85,12 @@ class SpeechCost:
     num_prompt_tokens: int
     fixed_states: int | None = None
     """The encoder's states for any clip, if it is padded to 30 s."""
-    frames_per_state: int = 2
+    count_states: Callable[[int], int] = EncoderDims(80, 0, 1500).count_states
+    frames_per_second: int = 100
 
     def num_llm_tokens(self, clip: ClipLengths) -> int:
         """The number of the LLM's positions that a clip takes: prompt, audio and labels."""
-        num_states = -(-clip.num_frames // self.frames_per_state)
+        num_states = self.count_states(clip.num_frames)
         num_prompt = self.num_prompt_tokens if clip.num_prompt_tokens is None else clip.num_prompt_tokens
         return num_prompt + -(-num_states // self.stacking) + clip.num_labels
 
@@ -99,7 +100,7 @@ class SpeechCost:
 
     def step(self, clips: Sequence[ClipLengths]) -> StepFlops:
         """Operations for these rows, without padding."""
-        states = [-(-clip.num_frames // self.frames_per_state) for clip in clips]
+        states = [self.count_states(clip.num_frames) for clip in clips]
         audio = [-(-count // self.stacking) for count in states]
         tokens = [self.num_llm_tokens(clip) for clip in clips]
         labels = [clip.num_labels for clip in clips]
@@ -122,7 +123,7 @@ class SpeechCost:
         )
 
 
-def speech_cost(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_prompt_tokens: int) -> SpeechCost:
+def speech_cost(encoder: SpeechEncoder, model: SpeechLLM, *, num_prompt_tokens: int) -> SpeechCost:
     """The costs of these modules, by their shapes and by the part of them that trains; they may lie on torch's meta device or be
     partitioned by ZeRO-3."""
     return SpeechCost(
@@ -133,11 +134,12 @@ def speech_cost(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_prompt_t
         stacking=model.adaptor.shape.stacking,
         num_prompt_tokens=num_prompt_tokens,
         fixed_states=encoder.dims.max_states if encoder.pad_to_30s else None,
-        frames_per_state=encoder.dims.frames_per_state,
+        count_states=encoder.dims.count_states,
+        frames_per_second=round(encoder.dims.frames_per_state / encoder.dims.seconds_per_state),
     )
 
 
-def encoder_cost(encoder: FrozenWhisperEncoder) -> StackCost:
+def encoder_cost(encoder: SpeechEncoder) -> StackCost:
     """The cost of the encoder, by states."""
     return StackCost(encoder.weights_per_state, attention_width=encoder.num_layers * encoder.dims.width)
 

@@ -53,8 +53,8 @@ def read_shape(folder: str) -> WhisperShape:
     config = read_config(folder)
     if config.model_type != "whisper":
         raise CheckpointError(
-            f"{folder} holds a model of type {config.model_type}, and the speech encoder is Whisper's. Give a Whisper as "
-            "model.encoder: a folder that transformers saved, or a .pt file of openai-whisper."
+            f"{folder} holds a model of type {config.model_type}, and the speech encoder is a Whisper, wav2vec2, HuBERT or "
+            "WavLM. Give one as model.encoder: a folder that transformers saved, or a .pt file of openai-whisper."
         )
     if config.activation_function != "gelu":
         raise CheckpointError(

@@ -12,8 +12,6 @@ from kappaspeech.planning.offload import count_offloaded
 from kappaspeech.planning.sizes import FLOAT32_BYTES, SpeechSizes
 from kappaspeech.speech.schedule import LABEL_TOKENS_PER_SECOND
 
-_FRAMES_PER_SECOND = 100
-
 
 @dataclass(frozen=True)
 class Rates:
@@ -89,8 +87,8 @@ def predict_step(
     and from a host is taken to hide behind nothing. `num_recomputed` layers are computed again. `encoded_share` of the clips
     meet the encoder, the others' states being kept from before. `replayed` texts stand beside the clips of each micro-batch.
     """
-    clip = _make_clip(batch.llm_seconds / batch.num_samples)
-    flops = replace(cost.step([clip]), encoder=cost.step([_make_clip(batch.clip_seconds)]).encoder)
+    clip = _make_clip(batch.llm_seconds / batch.num_samples, cost)
+    flops = replace(cost.step([clip]), encoder=cost.step([_make_clip(batch.clip_seconds, cost)]).encoder)
     num_clips = batch.num_samples * micro_batches_per_rank
     forward_rate = rates.flops_per_second
     backward_rate = rates.backward_flops_per_second or forward_rate
@@ -136,14 +134,14 @@ def predict_step(
 
 def predict_alignment(step: StepTime, cost: SpeechCost, batch: MicroBatchSize) -> float:
     """Seconds of a step like `step` that aligns the adaptor alone: encoder, the adaptor's share of products, update."""
-    clip = [_make_clip(batch.llm_seconds / batch.num_samples)]
+    clip = [_make_clip(batch.llm_seconds / batch.num_samples, cost)]
     whole, aligned = cost.step(clip), cost.without_llm().step(clip)
     share = (aligned.forward + aligned.backward) / (whole.forward + whole.backward)
     return step.encoder + share * (step.forward + step.backward) + step.optimizer + step.offload
 
 
-def _make_clip(seconds: float) -> ClipLengths:
-    return ClipLengths(max(1, round(seconds * _FRAMES_PER_SECOND)), round(seconds * LABEL_TOKENS_PER_SECOND) + 1)
+def _make_clip(seconds: float, cost: SpeechCost) -> ClipLengths:
+    return ClipLengths(max(1, round(seconds * cost.frames_per_second)), round(seconds * LABEL_TOKENS_PER_SECOND) + 1)
 
 
 def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> Traffic:

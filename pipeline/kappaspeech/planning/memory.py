@@ -152,13 +152,14 @@ def count_live(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, n
 @dataclass(frozen=True)
 class TokenCounts:
     """Positions of a micro-batch as the models see it, padding included; `squares` is the sum of its clips' lengths squared, as
-    attention sees them: padded."""
+    attention sees them: padded. `clip_states` are those of the longest clip."""
 
     states: float
     audio: float
     llm: float
     labels: float
     squares: float
+    clip_states: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,11 @@ def count_tokens(
     labels, tokens = _count_llm(batch.llm_seconds, batch, sizes, prompt_tokens=prompt_tokens)
     _, padded = _count_llm(batch.padded_seconds, batch, sizes, prompt_tokens=prompt_tokens)
     if replayed is None:
-        return TokenCounts(states, audio_tokens, tokens, labels, padded**2 / batch.num_samples)
+        return TokenCounts(states, audio_tokens, tokens, labels, padded**2 / batch.num_samples, states / batch.num_samples)
     num_rows, longest = batch.num_samples + replayed.num_texts, max(padded / batch.num_samples, replayed.num_tokens)
     tokens = num_rows * longest if batch.packed_seconds is None else tokens + replayed.num_texts * replayed.num_tokens
-    return TokenCounts(states, audio_tokens, tokens, labels + replayed.num_logits, num_rows * longest**2)
+    squares, clip_states = num_rows * longest**2, states / batch.num_samples
+    return TokenCounts(states, audio_tokens, tokens, labels + replayed.num_logits, squares, clip_states)
 
 
 def _count_llm(seconds: float, batch: MicroBatchSize, sizes: SpeechSizes, *, prompt_tokens: int) -> tuple[float, float]:
@@ -231,7 +233,9 @@ def count_activations(
     logits = tokens.labels * llm.vocabulary
     in_chunks = logits > CHUNK_ELEMENTS
     logits_bytes = (2 * b if in_chunks else b) * logits + 2 * FLOAT32_BYTES * min(logits, CHUNK_ELEMENTS)
-    encoding = sizes.encoder_itemsize * sizes.encoder_width * _ENCODER_TRANSIENT_WIDTHS * tokens.states
+    layers = sizes.encoder_width * _ENCODER_TRANSIENT_WIDTHS * tokens.states
+    # waveforms are convolved one by one, before the layers see all
+    encoding = sizes.encoder_itemsize * max(layers, sizes.extraction_elements * tokens.clip_states)
     encoded = sizes.encoder_itemsize * sizes.encoder_width * tokens.states
     return [
         MemoryPart("activations", int(tokens.llm * (kept + transient))),

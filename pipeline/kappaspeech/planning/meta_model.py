@@ -11,13 +11,14 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.model.adaptor import Adaptor, AdaptorShape
 from kappaspeech.model.arithmetic import Arithmetic
-from kappaspeech.model.encoder import EncoderDims, FrozenWhisperEncoder
+from kappaspeech.model.encoder import EncoderDims, FrozenWhisperEncoder, SpeechEncoder
 from kappaspeech.model.family import read_attentions, read_config
 from kappaspeech.model.marking import mark_trained
 from kappaspeech.model.meta_llm import build_meta_llm, config_folder
 from kappaspeech.model.packed_rows import check_packing, why_not_packed
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
 from kappaspeech.model.transformers_whisper import is_folder_of_transformers, read_shape
+from kappaspeech.model.waveform_encoder import build_meta_encoder, check_options, is_waveform_encoder
 from kappaspeech.planning.known_models import find_encoder, list_encoders
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.selection.tensor_selection import TensorSelection
@@ -28,7 +29,7 @@ _STATES_PREFIX = "encoder."
 
 def build_meta_model(
     config: RunConfig, *, read_selection: bool = True, arithmetic: Arithmetic | None = None
-) -> tuple[FrozenWhisperEncoder, SpeechLLM]:
+) -> tuple[SpeechEncoder, SpeechLLM]:
     """Encoder and speech LLM as `config` describes them, `requires_grad` as in training. Raises `InputError`.
 
     Of the LLM only config.json is read, of an encoder's file only its table of contents. Without `read_selection`, nothing of
@@ -75,11 +76,16 @@ def build_meta_model(
         return encoder, SpeechLLM(Adaptor(shape).to(dtype), llm, packs=packs)
 
 
-def _build_encoder(config: RunConfig, *, dtype: torch.dtype) -> FrozenWhisperEncoder:
+def _build_encoder(config: RunConfig, *, dtype: torch.dtype) -> SpeechEncoder:
     from whisper.model import AudioEncoder
 
     name, max_states = config.model.encoder, _MAX_STATES
     if is_folder_of_transformers(name):
+        if is_waveform_encoder(name):
+            encoder = build_meta_encoder(name, dtype=dtype)
+            masks = config.data.augmentation.num_masks
+            check_options(name, encoder.dims, pad_to_30s=config.model.pad_to_30s, num_masks=masks)
+            return encoder
         shape = read_shape(name)
         num_mels, width, num_heads, num_layers = shape.num_mels, shape.width, shape.num_heads, shape.num_layers
         max_states = shape.max_states

@@ -14,7 +14,7 @@ from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import DataError
 from kappaspeech.model.arithmetic import Arithmetic
-from kappaspeech.model.encoder import FrozenWhisperEncoder
+from kappaspeech.model.encoder import SpeechEncoder
 from kappaspeech.model.flops import speech_cost
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.planning.batches import BatchSizes, sizes_by_budget, sizes_by_lengths
@@ -44,7 +44,7 @@ class Planner:
         self,
         config: RunConfig,
         *,
-        modules: tuple[FrozenWhisperEncoder, SpeechLLM],
+        modules: tuple[SpeechEncoder, SpeechLLM],
         clip_seconds: Sequence[NDArray[np.float32]] | None = None,
         num_trained: int | None = None,
         prompt_tokens: int = ASSUMED_PROMPT_TOKENS,

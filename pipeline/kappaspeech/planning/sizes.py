@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kappaspeech.model.encoder import FrozenWhisperEncoder
+from kappaspeech.model.encoder import SpeechEncoder
 from kappaspeech.model.experts import stacked_parameters
 from kappaspeech.model.llm import decoder_layers
 from kappaspeech.model.packed_rows import PACKED_PREFIX
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
+from kappaspeech.model.waveform_encoder import WaveformDims
 
 FLOAT32_BYTES = 4
 
@@ -61,7 +62,8 @@ class LlmSizes:
 
 @dataclass(frozen=True)
 class SpeechSizes:
-    """The LLM with the adaptor before it and the encoder beside it. `adaptor_tensor_sizes` are numbers of elements; all train."""
+    """The LLM with the adaptor before it and the encoder beside it. `adaptor_tensor_sizes` are numbers of elements; all train.
+    `extraction_elements` are a waveform encoder's, a state of the clip that it convolves."""
 
     llm: LlmSizes
     adaptor_tensor_sizes: tuple[int, ...]
@@ -75,6 +77,7 @@ class SpeechSizes:
     max_states: int
     pad_to_30s: bool
     seconds_per_state: float = 0.02
+    extraction_elements: int = 0
 
     @property
     def num_adaptor_parameters(self) -> int:
@@ -90,7 +93,7 @@ class SpeechSizes:
         return self.seconds_per_state * self.stacking
 
 
-def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_trained: int | None = None) -> SpeechSizes:
+def measure_sizes(encoder: SpeechEncoder, model: SpeechLLM, *, num_trained: int | None = None) -> SpeechSizes:
     """The sizes of these modules, by their shapes and `requires_grad`, before ZeRO-3 partitions them.
 
     `num_trained` is for an LLM of which it isn't known yet which tensors train: so many parameters, of all kinds alike.
@@ -147,6 +150,7 @@ def measure_sizes(encoder: FrozenWhisperEncoder, model: SpeechLLM, *, num_traine
         max_states=encoder.dims.max_states,
         pad_to_30s=encoder.pad_to_30s,
         seconds_per_state=encoder.dims.seconds_per_state,
+        extraction_elements=encoder.dims.extraction_elements if isinstance(encoder.dims, WaveformDims) else 0,
     )
 
 

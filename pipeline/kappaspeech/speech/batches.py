@@ -96,8 +96,9 @@ class CacheTarget:
 class Features:
     """One sample as the model sees it: `log_mel` (M, frames) and the transcript's token ids with EOS at their end.
 
-    Of a clip in the feature cache, `cached` takes the place of the spectrogram; `to_cache` is one to be put there. `instruction`
-    is its data set's own, if that has one.
+    For an encoder that reads waveforms `log_mel` is one (1, frames) whose frames are samples. Of a clip in the
+    feature cache, `cached` takes the place of the spectrogram; `to_cache` is one to be put there. `instruction` is its data set's
+    own, if that has one.
     """
 
     key: str

@@ -14,7 +14,7 @@ from kappaspeech.speech.augment import Augmentation, change_speed, generator, ma
 from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions
 from kappaspeech.speech.read_ahead import PlannedBatch, ReadAhead
 from kappaspeech.speech.sample_reader import SampleReader, SampleRef, sample_errors
-from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, BadSampleError, log_mel
+from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, BadSampleError, encoder_input
 from kappaspeech.speech.shards import SampleEntry
 from kappaspeech.speech.source import ReadOptions
 
@@ -34,7 +34,8 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class LoadedSample:
-    """`log_mel` (M, T) float32 of a usable sample, and its transcript; of a cached one the encoder's states, and T is 0."""
+    """`log_mel` (M, T) float32 of a usable sample, or its waveform (1, T), and its transcript; of a cached one the
+    encoder's states, and T is 0."""
 
     log_mel: NDArray[np.float32]
     transcript: str
@@ -120,5 +121,5 @@ class Loader:
         waveform = sample.waveform
         if options.augmentation.speed_factors:
             waveform = change_speed(waveform, options.augmentation.speed_factors, random)
-        features = log_mel(waveform[: int(options.max_seconds * SAMPLE_RATE_HZ)], options.num_mels)
+        features = encoder_input(waveform[: int(options.max_seconds * SAMPLE_RATE_HZ)], options.num_mels)
         return LoadedSample(mask_spectrogram(features, options.augmentation, random), sample.transcript)

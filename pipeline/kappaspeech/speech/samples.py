@@ -18,6 +18,8 @@ from kappaspeech.speech.waveforms import SHORTEST_SECONDS as SHORTEST_SECONDS
 from kappaspeech.speech.waveforms import find_fault, mix
 
 LONGEST_PIECE_SECONDS = 24.0
+# what an encoder that reads waveforms has in place of mel bands: one row, whose frames are samples
+WAVEFORM_ROWS = 1
 # An encoder may round a clip's length; half-truncated mp3, wav and opus decode without an error, only shorter.
 _DURATION_TOLERANCE_SECONDS = 0.1
 # Resampling multiplies: a second at a few hertz would become hours.
@@ -156,3 +158,8 @@ def log_mel(waveform: NDArray[np.float32], num_mels: int) -> NDArray[np.float32]
     from whisper.audio import mel_filters
 
     return waveforms.log_mel(waveform, mel_filters("cpu", num_mels))
+
+
+def encoder_input(waveform: NDArray[np.float32], num_mels: int) -> NDArray[np.float32]:
+    """A clip as an encoder reads it, (num_mels, frames): its log-mel, or for `WAVEFORM_ROWS` the waveform itself."""
+    return waveform[None] if num_mels == WAVEFORM_ROWS else log_mel(waveform, num_mels)

@@ -13,7 +13,7 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.adaptor import AdaptorShape
-from kappaspeech.model.encoder import FrozenWhisperEncoder, load_encoder
+from kappaspeech.model.encoder import SpeechEncoder, load_encoder
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.model.lora import lora_from_record
 from kappaspeech.model.precision import measure_rates
@@ -171,7 +171,7 @@ def open_transcriber(
 
 def _load_parts(
     path: Path, use: UseArithmetic, *, step: Step, base: str | None
-) -> tuple[SpeechLLM, FrozenWhisperEncoder, Any, SpeechPrompt, bool]:
+) -> tuple[SpeechLLM, SpeechEncoder, Any, SpeechPrompt, bool]:
     """Model, encoder, tokenizer, prompt and whether it is the chat template's, of what keeps them apart."""
     if _is_merged(path):
         from safetensors.torch import load_file

@@ -15,7 +15,7 @@ from torch import Tensor
 from kappaspeech.artefacts import write_json, write_text
 from kappaspeech.errors import CheckpointError
 from kappaspeech.evaluation.transcribe import Transcriber
-from kappaspeech.model.encoder import FrozenWhisperEncoder
+from kappaspeech.model.encoder import FrozenWhisperEncoder, SpeechEncoder
 from kappaspeech.model.generation import GREEDY
 from kappaspeech.model.prefixes import ADAPTOR_PREFIX, LLM_PREFIX
 from kappaspeech.portable.configuration_kappaspeech import KappaSpeechConfig
@@ -45,6 +45,7 @@ def export_whole(
     use = UseArithmetic(bfloat16_is_fast=True)
     device = torch.device("cpu")
     speaker = open_transcriber(source, step=step, base=base, device=device, batch_size=1, max_new_tokens=max_new_tokens, use=use)
+    check_encoder(speaker.encoder)
     size = sum(tensor.nbytes for tensor in _tensors_of(speaker).values())
 
     def write(folder: Path) -> None:
@@ -54,6 +55,15 @@ def export_whole(
             write_text(folder / _CARD_FILE, card)
 
     return write_folder(output, write, num_bytes=size)
+
+
+def check_encoder(encoder: SpeechEncoder) -> None:
+    """Raise `CheckpointError` for an encoder that isn't Whisper's: the exported code knows no other."""
+    if not isinstance(encoder, FrozenWhisperEncoder):
+        raise CheckpointError(
+            "One model for transformers is written with Whisper's encoder alone, and this run's reads waveforms. Export without "
+            "--whole: that export names the encoder's folder and is used with it."
+        )
 
 
 def write_model(folder: Path, speaker: Transcriber, *, advance: Callable[[float], None] = lambda _bytes: None) -> None:
@@ -86,8 +96,7 @@ def _tensors_of(speaker: Transcriber) -> Mapping[str, Tensor]:
 
 def _write_config(folder: Path, speaker: Transcriber) -> None:
     encoder, llm = speaker.encoder, speaker.model.llm
-    if not isinstance(encoder, FrozenWhisperEncoder):
-        raise CheckpointError(f"{type(encoder).__name__} isn't Whisper's encoder, which alone can be written into one model.")
+    assert isinstance(encoder, FrozenWhisperEncoder), "refused before"
     of_llm = llm.config.to_dict()
     # where it lay on this machine
     of_llm.pop("_name_or_path", None)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kappaspeech.errors import CheckpointError
-from kappaspeech.model.encoder import FrozenWhisperEncoder
+from kappaspeech.model.encoder import FrozenWhisperEncoder, SpeechEncoder
 from kappaspeech.model.family import LOADING_ERRORS
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.speech.batches import SpeechPrompt
@@ -21,7 +21,7 @@ def is_whole(folder: Path) -> bool:
     return folder.is_dir() and (read_config(folder) or {}).get("model_type") == _MODEL_TYPE
 
 
-def load_whole(folder: Path, use: UseArithmetic) -> tuple[SpeechLLM, FrozenWhisperEncoder, Any, SpeechPrompt, bool]:
+def load_whole(folder: Path, use: UseArithmetic) -> tuple[SpeechLLM, SpeechEncoder, Any, SpeechPrompt, bool]:
     """Model, encoder, tokenizer, prompt and whether it is the chat template's, of an export in one model. Raises
     `CheckpointError`."""
     from kappaspeech.portable.modeling_kappaspeech import KappaSpeechModel

@@ -15,7 +15,7 @@ from kappaspeech.errors import CheckpointError, SelectionError
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.embedded_words import check_embedded_words
-from kappaspeech.model.encoder import FrozenWhisperEncoder, load_encoder
+from kappaspeech.model.encoder import SpeechEncoder, load_encoder
 from kappaspeech.model.family import check_hears, read_config
 from kappaspeech.model.freezing import check_tensors_are_stored
 from kappaspeech.model.llm import load_llm, load_tokenizer
@@ -26,6 +26,7 @@ from kappaspeech.model.recomputation import recompute_layers
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width, token_embedding_std
 from kappaspeech.model.stored_names import model_names
 from kappaspeech.model.trained import build_adaptor
+from kappaspeech.model.waveform_encoder import check_options
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.selection.tensor_selection import TensorSelection
 from kappaspeech.speech.batches import SpeechPrompt, make_prompt
@@ -35,7 +36,7 @@ from kappaspeech.speech.batches import SpeechPrompt, make_prompt
 class Assembly:
     """The models, on the CPU, with `requires_grad` on all that trains. `lora` is None unless the run trains by LoRA."""
 
-    encoder: FrozenWhisperEncoder
+    encoder: SpeechEncoder
     tokenizer: Any
     prompt: SpeechPrompt
     model: SpeechLLM
@@ -69,6 +70,8 @@ def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
     check_hears(read_config(config.model.llm))
     dtype = arithmetic.torch_dtype
     encoder = load_encoder(config.model.encoder, pad_to_30s=config.model.pad_to_30s, dtype=arithmetic.encoder_torch_dtype)
+    masks = config.data.augmentation.num_masks
+    check_options(config.model.encoder, encoder.dims, pad_to_30s=config.model.pad_to_30s, num_masks=masks)
     tokenizer = load_tokenizer(config.model.llm)
     llm = load_llm(config.model.llm, dtype=dtype, attention=arithmetic.attention)
     check_embedded_words(llm)
@@ -106,7 +109,7 @@ def digest_trained(options: UnfreezeConfig, selection: TensorSelection | None) -
     return digest_json({"mode": options.mode, "lora": options.lora and options.lora.model_dump(), "shapes": shapes})
 
 
-def adaptor_shape(config: RunConfig, encoder: FrozenWhisperEncoder, llm: Any) -> AdaptorShape:
+def adaptor_shape(config: RunConfig, encoder: SpeechEncoder, llm: Any) -> AdaptorShape:
     """The adaptor's options, with the widths that it takes from the two models on its sides."""
     options = config.model.adaptor
     llm_width = embedding_width(llm)

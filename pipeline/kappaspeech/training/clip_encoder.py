@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kappaspeech.model.encoder import FrozenWhisperEncoder
+from kappaspeech.model.encoder import SpeechEncoder
 from kappaspeech.speech.batches import SpeechBatch
 from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, to_bits
 
@@ -19,7 +19,7 @@ class ClipEncoder:
     other clips, in the last bits of the encoder's dtype, and losses with the cache equal those without it to that precision.
     """
 
-    def __init__(self, encoder: FrozenWhisperEncoder, device: torch.device, *, cache: FeatureCache | None = None) -> None:
+    def __init__(self, encoder: SpeechEncoder, device: torch.device, *, cache: FeatureCache | None = None) -> None:
         self._encoder = encoder
         self._device = device
         self._cache = cache

@@ -15,7 +15,7 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import InputError
 from kappaspeech.host_memory import free_memory_bytes
 from kappaspeech.model.arithmetic import Arithmetic
-from kappaspeech.model.encoder import FrozenWhisperEncoder
+from kappaspeech.model.encoder import SpeechEncoder
 from kappaspeech.model.llm import decoder_layers
 from kappaspeech.model.recomputation import recompute_layers
 from kappaspeech.model.speech_llm import SpeechLLM
@@ -28,7 +28,7 @@ from kappaspeech.zero3.engine import TrainingEngine
 
 
 def describe_run(
-    config: RunConfig, encoder: FrozenWhisperEncoder, model: SpeechLLM, stream: SpeechStream, *, prompt_tokens: int
+    config: RunConfig, encoder: SpeechEncoder, model: SpeechLLM, stream: SpeechStream, *, prompt_tokens: int
 ) -> Planner | str:
     """The planner of a run whose modules are still whole; or the reason why it has no plan, which doesn't stop training."""
     try:

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from kappaspeech.errors import DataError
-from kappaspeech.speech.samples import BadSampleError, check_whole, cut_at_pauses, decode, log_mel, read_recording
+from kappaspeech.speech.samples import BadSampleError, check_whole, cut_at_pauses, decode, encoder_input, log_mel, read_recording
 
 
 def encode(waveform: np.ndarray, *, rate_hz: int = 16_000, container: str = "FLAC") -> bytes:
@@ -139,3 +139,9 @@ def test_a_piece_may_be_as_long_as_asked_for():
     # the sixth fifth of a second is the quietest, and the last that 1.2 s have
     waveform[16_000:19_200] = 0
     assert [len(piece) for piece in cut_at_pauses(waveform, longest_seconds=1.2)] == [17_600, 14_400]
+
+
+def test_an_encoder_reads_mels_or_the_waveform_itself():
+    waveform = tone(1.0)
+    np.testing.assert_array_equal(encoder_input(waveform, 1), waveform[None])
+    np.testing.assert_array_equal(encoder_input(waveform, 80), log_mel(waveform, 80))

@@ -22,6 +22,10 @@ def evaluate(
     instruction: Annotated[
         str | None, typer.Option(help="The user's turn of the prompt for --data, with {audio}. Default: the run's.")
     ] = None,
+    hot_words: Annotated[
+        str | None,
+        typer.Option(help="Words that may be said, as in transcribe; WER of these and of the others is counted apart."),
+    ] = None,
     text: Annotated[
         list[str] | None, typer.Option(help="LANGUAGE=PATH of text to measure perplexity on. Default: the run's.")
     ] = None,
@@ -57,16 +61,19 @@ def evaluate(
         need_reader(shards)
     from kappaspeech.artefacts import write_json, write_text
     from kappaspeech.errors import InputError
+    from kappaspeech.evaluation.biased_wer import measure_biased
     from kappaspeech.evaluation.evaluate import compare_with, draw_page, open_test_set, read_hypotheses
     from kappaspeech.evaluation.evaluate import evaluate as run_evaluation
     from kappaspeech.evaluation.lm_harness import check_harness, run_harness
     from kappaspeech.evaluation.report import describe_record, real_time_factor
+    from kappaspeech.evaluation.transcribe import Transcriber
     from kappaspeech.evaluation.wer import measure, measure_sensitivity
     from kappaspeech.model.precision import measure_rates, slowest
     from kappaspeech.outputs import is_special, try_output
     from kappaspeech.ranks.agreement import agreement
     from kappaspeech.ranks.start import start_cluster
     from kappaspeech.runs.contents import EVALUATION_FILE
+    from kappaspeech.speech.hot_words import read_hot_words
     from kappaspeech.trained.arithmetic import UseArithmetic
     from kappaspeech.trained.opening import choose_device, parse_step
     from kappaspeech.trained.target import find_target
@@ -89,6 +96,7 @@ def evaluate(
             options=given,
             instruction=instruction,
         )
+        words = read_hot_words(hot_words)
         target = output or measured.folder / EVALUATION_FILE
         if cluster.rank == 0:
             try_output(target)
@@ -105,6 +113,10 @@ def evaluate(
     use = UseArithmetic.of(slowest(cluster.gather(measure_rates(device))))
     with agreement(cluster):
         decoder = measured.open_decoder(device, use)
+        if words:
+            if not isinstance(decoder, Transcriber):
+                raise InputError("Plain Whisper takes no hot words: leave --hot-words out.")
+            decoder = decoder.with_hot_words(words)
     # no more files can be written beside a device or a pipe
     is_alone = is_special(target)
     hypotheses_path = target.with_suffix(".hypotheses.jsonl")
@@ -123,6 +135,8 @@ def evaluate(
         if cluster.rank == 0:
             record["model"] = model
             record["real_time_factor"] = real_time_factor(record["audio_seconds"], record["decode_seconds"])
+            if words:
+                record["hot_words"] = measure_biased(kept, words)
             if normalisers:
                 record["normalisers"] = measure_sensitivity(kept)
             if compounds:

@@ -220,9 +220,13 @@ def _count_prompt(settings: RunConfig) -> int:
     except CheckpointError:
         return ASSUMED_PROMPT_TOKENS
     prompt = make_prompt(
-        tokenizer, settings.model.instruction, others=settings.data.instructions, chat=settings.model.chat_template
+        tokenizer,
+        settings.model.instruction,
+        hot_words=settings.data.hot_words is not None,
+        others=settings.data.instructions,
+        chat=settings.model.chat_template,
     )
-    return prompt.most_tokens(settings.data.train)
+    return prompt.most_tokens(settings.data.train, hot=settings.data.most_hot_tokens)
 
 
 def _host_gb() -> float:

@@ -47,6 +47,10 @@ def transcribe(
     instruction: Annotated[
         str | None, typer.Option(help="The user's turn of the prompt, with {audio}, as in data.train. Default: the run's.")
     ] = None,
+    hot_words: Annotated[
+        str | None,
+        typer.Option(help="Words that may be said: a file of one word or phrase a line, or words with commas between them."),
+    ] = None,
     piece_seconds: Annotated[
         float | None,
         typer.Option(callback=finite, min=1, max=30, help="The longest piece that is decoded. Default: 24; srt: 7, a cue."),
@@ -64,6 +68,7 @@ def transcribe(
             "max-new-tokens": max_new_tokens,
             "piece-seconds": piece_seconds,
             "instruction": instruction,
+            "hot-words": hot_words,
         }
         words = [f"--{name}={value}" for name, value in options.items() if value is not None]
         return _start_ranks(nproc, ["transcribe", *words, "--", str(model), *recordings])
@@ -81,6 +86,7 @@ def transcribe(
         step=step,
         longest=piece_seconds or (_CUE_SECONDS if format_ is Format.srt else LONGEST_PIECE_SECONDS),
         instruction=instruction,
+        hot_words=hot_words,
         options={"base": base, "batch_size": batch_size, "max_new_tokens": max_new_tokens},
     )
     cluster.close()
@@ -97,22 +103,28 @@ def _transcribe(
     step: str | None,
     longest: float,
     instruction: str | None,
+    hot_words: str | None,
     options: dict[str, Any],
 ) -> int:
     """The work on all ranks; `options` are those of `open_transcriber`."""
     from kappaspeech.evaluation.clips import ClipReader, find_clips
     from kappaspeech.evaluation.recordings import warn_of_length
     from kappaspeech.ranks.agreement import agreement
+    from kappaspeech.speech.hot_words import read_hot_words
 
     reader = ClipReader()
     clips: list[Clip] = []
+    words: tuple[str, ...] = ()
     num_done = code = 0
     with ExitStack() as opened:
         with agreement(cluster):
             if cluster.rank == 0:
+                words = read_hot_words(hot_words)
                 clips = find_clips(recordings)
                 made_by: dict[str, object] = {"max_new_tokens": options["max_new_tokens"], "piece_seconds": longest}
                 made_by["instruction"] = instruction
+                if words:
+                    made_by["hot_words"] = list(words)
                 if format_ is Format.jsonl:
                     made_by["model_digest"] = _identify(model, step)
                 place = open_output(
@@ -128,7 +140,7 @@ def _transcribe(
                 if format_ is not Format.jsonl:
                     _read_first(clips, reader)
         # what rank 0 has found, so that files that come meanwhile are on no rank
-        clips, num_done = cluster.broadcast((clips, num_done))
+        clips, num_done, words = cluster.broadcast((clips, num_done, words))
         speed = None
         if num_done < len(clips):
             from kappaspeech.evaluation.clip_job import run_job
@@ -136,7 +148,7 @@ def _transcribe(
             speed = run_job(
                 clips,
                 # only JSON has a place for it
-                replace(_open(model, cluster, step, options), keeps_confidence=format_ in (Format.json, Format.jsonl)),
+                replace(_open(model, cluster, step, words, options), keeps_confidence=format_ in (Format.json, Format.jsonl)),
                 cluster=cluster,
                 reader=reader,
                 longest_seconds=longest,
@@ -173,7 +185,7 @@ def _read_first(clips: Sequence[Clip], reader: ClipReader) -> None:
         raise first
 
 
-def _open(model: Path, cluster: Cluster, step: str | None, options: dict[str, Any]) -> Transcriber:
+def _open(model: Path, cluster: Cluster, step: str | None, hot_words: Sequence[str], options: dict[str, Any]) -> Transcriber:
     """The model on every rank, in the arithmetic of the slowest. A collective."""
     from kappaspeech.model.precision import measure_rates, slowest
     from kappaspeech.ranks.agreement import agree, agreement
@@ -184,7 +196,8 @@ def _open(model: Path, cluster: Cluster, step: str | None, options: dict[str, An
     use = UseArithmetic.of(slowest(agree(cluster, lambda: measure_rates(device))))
     opened: list[Transcriber] = []
     with agreement(cluster):
-        opened.append(open_transcriber(model, step=parse_step(step), device=device, use=use, **options))
+        transcriber = open_transcriber(model, step=parse_step(step), device=device, use=use, **options)
+        opened.append(transcriber.with_hot_words(hot_words))
     return opened[0]
 
 

@@ -67,6 +67,28 @@ class AugmentationConfig(StrictSection):
         return self.freq_masks + self.time_masks
 
 
+class HotWordsConfig(StrictSection):
+    """Hot words in training prompts: for a share of the clips the prompt names rare words of the transcript among distractors."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = Field(default=0.3, description="Share of clips whose prompt names hot words.")
+    per_clip: Count = Field(
+        default=3,
+        description="Most words that are the clip's own: rare ones of its transcript, and never more than half of its words.",
+    )
+    distractors: Annotated[int, Field(ge=0)] = Field(
+        default=20, description="Most distractors beside them: rare words of other transcripts of the language."
+    )
+    only_distractors: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.2, description="Share of those clips whose prompt names distractors alone."
+    )
+    max_text_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.005, description="A word is rare if at most this share of the language's transcripts has it."
+    )
+    max_tokens: Count = Field(
+        default=128, description="Most tokens of a clip's hot words; of a longer list the last are left out."
+    )
+
+
 class DataConfig(StrictSection):
     """Speech to train and test on, and text to measure forgetting on."""
 
@@ -90,12 +112,21 @@ class DataConfig(StrictSection):
     )
     read: ReadConfig = Field(default=ReadConfig(), description="How remote shards are read.")
     augmentation: AugmentationConfig = Field(default=AugmentationConfig(), description="Seeded changes to training samples.")
+    hot_words: HotWordsConfig | None = Field(
+        default=None,
+        description="Name words in some clips' prompts, so that --hot-words of transcribe and evaluate helps. null: in none.",
+    )
     feature_cache_dir: str | None = Field(
         default=None,
         description="A folder on local disk for the encoder's states, in kappaspeech-states in it: later epochs skip audio and "
         "encoder. It excludes augmentation. null: no cache.",
     )
     feature_cache_gb: Positive = Field(default=20.0, description="Largest size of that cache, in GB.")
+
+    @property
+    def most_hot_tokens(self) -> int | None:
+        """The most tokens that hot words take in a training prompt; None if no prompt has any."""
+        return None if self.hot_words is None else self.hot_words.max_tokens
 
     @property
     def instructions(self) -> list[str]:

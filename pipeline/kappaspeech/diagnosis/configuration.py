@@ -134,8 +134,14 @@ def _check_deepspeed(config: RunConfig) -> list[Finding]:
 
 def _check_tokenizer(config: RunConfig) -> list[Finding]:
     tokenizer = load_tokenizer(config.model.llm)
-    prompt = make_prompt(tokenizer, config.model.instruction, others=config.data.instructions, chat=config.model.chat_template)
-    count = prompt.most_tokens(config.data.train)
+    prompt = make_prompt(
+        tokenizer,
+        config.model.instruction,
+        hot_words=config.data.hot_words is not None,
+        others=config.data.instructions,
+        chat=config.model.chat_template,
+    )
+    count = prompt.most_tokens(config.data.train, hot=config.data.most_hot_tokens)
     if not config.model.chat_template:
         return [Finding("tokenizer", "ok", f"plain text, {count} tokens around the audio")]
     if getattr(tokenizer, "chat_template", None):

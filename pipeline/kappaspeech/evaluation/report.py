@@ -24,6 +24,8 @@ def describe_record(record: Mapping[str, Any]) -> list[str]:
         if record["wer"][f"{name}_wer"] is not None:
             low, high = record["wer"][f"{name}_interval"]
             lines.append(f"WER {name} {record['wer'][f'{name}_wer']:5.2%} ({low:.2%} to {high:.2%})")
+    if "hot_words" in record:
+        lines.append(_describe_hot_words(record["hot_words"]))
     if record["num_loops"] or record["num_cut"]:
         lines.append(f"texts cut: {record['num_loops']} in a loop, {record['num_cut']} at the longest length")
     if record.get("audio_seconds"):
@@ -48,6 +50,14 @@ def describe_record(record: Mapping[str, Any]) -> list[str]:
     for task, metrics in record.get("lm_eval", {}).items():
         lines.append(f"{task}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}")
     return lines
+
+
+def _describe_hot_words(report: Mapping[str, Any]) -> str:
+    if report["recall"] is None:
+        return f"hot words: none of {report['num_hot_words']} is said"
+    rates = f"{report['num_found']} of {report['num_said']} said were written ({report['recall']:.2%}); WER of hot words "
+    others = "" if report["unbiased_wer"] is None else f", of all others {report['unbiased_wer']:.2%}"
+    return f"hot words: {rates}{report['biased_wer']:.2%}{others}"
 
 
 def real_time_factor(audio_seconds: float, decode_seconds: float) -> float:

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kappaspeech.errors import DataError
+from kappaspeech.errors import DataError, InputError
 from kappaspeech.evaluation.decoding import Decoded, cut_at_end
 from kappaspeech.evaluation.forgetting import BaseWeights
 from kappaspeech.model.encoder import SpeechEncoder
 from kappaspeech.model.generation import GREEDY, generate
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.splicing import pad_left
-from kappaspeech.speech.batches import SpeechPrompt, make_prompt
+from kappaspeech.speech.batches import SpeechPrompt, hot_word_ids, make_prompt
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, encoder_input
 
 
@@ -58,6 +58,7 @@ class Transcriber:
     With `in_step` the model is partitioned, so that each pass is a collective: every rank must decode as many batches as every
     other, and a rank whose batch has ended goes on until all have (DeepSpeed#8262). `base_weights` lets the LLM compute what its
     base does. `prompt` has the training's; that of another instruction is made when it is met, with or without a `chat_template`.
+    Each prompt names the `hot_words`.
     """
 
     model: SpeechLLM
@@ -71,6 +72,15 @@ class Transcriber:
     base_weights: BaseWeights | None = None
     keeps_confidence: bool = False
     chat_template: bool = True
+    hot_words: tuple[str, ...] = ()
+
+    def with_hot_words(self, words: Sequence[str]) -> Transcriber:
+        """This transcriber with `words` in every prompt. Raises `InputError` if the model's prompt names none."""
+        if words and not self.prompt.takes_hot_words:
+            raise InputError(
+                "This model's prompt names no hot words: it was trained without data.hot_words. Leave --hot-words out."
+            )
+        return replace(self, hot_words=tuple(words))
 
     def transcribe(self, samples: Sequence[AudioSample]) -> list[str]:
         """The text of each sample, in the order given."""
@@ -136,13 +146,15 @@ class Transcriber:
         audio_BAH, num_audio_B = self.model.adaptor(states_BSE, num_states_B)
         no_labels_B0 = torch.empty(len(samples), 0, dtype=torch.long, device=device)
         instructions = [sample.instruction for sample in samples]
-        prefix, suffix = (ids.to(device) for ids in self._prompt_of(instructions).around(instructions))
+        hot_ids = [hot_word_ids(self.tokenizer, self.hot_words)] * len(samples)
+        prefix, suffix = (ids.to(device) for ids in self._prompt_of(instructions).around(instructions, hot_ids))
         spliced = self.model.splice(audio_BAH, num_audio_B, prefix, suffix, no_labels_B0)
         return pad_left(spliced.embeds_BNH, spliced.lengths_B)
 
     def _prompt_of(self, instructions: Sequence[str | None]) -> SpeechPrompt:
         unknown = {text for text in instructions if text is not None} - self.prompt.others.keys()
-        made = {text: make_prompt(self.tokenizer, text, chat=self.chat_template) for text in unknown}
+        hot_words = self.prompt.takes_hot_words
+        made = {text: make_prompt(self.tokenizer, text, chat=self.chat_template, hot_words=hot_words) for text in unknown}
         return replace(self.prompt, others={**self.prompt.others, **made})
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,22 +14,15 @@ from numpy.typing import NDArray
 
 from kappaspeech.errors import DataError
 from kappaspeech.speech.corpus import Corpus
-from kappaspeech.speech.ranges import read_many
 from kappaspeech.speech.sample_reader import SampleRef
-from kappaspeech.speech.shards import parse_transcript
-from kappaspeech.speech.source import ReadOptions, Source, is_remote
+from kappaspeech.speech.source import ReadOptions
 from kappaspeech.speech.sources import open_source
+from kappaspeech.speech.spread_texts import Opener, read_spread_texts
 
-# Transcripts that are read of either side, and of shards that aren't on this machine; each is one small read.
-_MOST_TEXTS = 20_000
-_MOST_REMOTE_TEXTS = 500
-_READ_TOGETHER = 256
-_LONGEST_TEXT_BYTES = 1 << 16
 # Clips of one size and length that are compared byte by byte.
 _MOST_COMPARED = 256
 _MOST_OPEN = 512
 _NUM_NAMED = 3
-_Opener = Callable[[str], Source]
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ def find_overlap(
     over larger data, of `most_texts` at most. A text that can't be read is nobody's overlap. Raises `DataError` for shards that
     have changed.
     """
-    open_shard: _Opener = lru_cache(maxsize=_MOST_OPEN)(lambda where: open_source(where, read or ReadOptions()))
+    open_shard: Opener = lru_cache(maxsize=_MOST_OPEN)(lambda where: open_source(where, read or ReadOptions()))
     recordings = _find_recordings(train, test, open_shard)
     said = list(_read_words(test, open_shard, most_texts))
     wanted, num_train = set(said), 0
@@ -87,30 +80,11 @@ def find_overlap(
     )
 
 
-def _read_words(corpora: Sequence[Corpus], open_shard: _Opener, most_texts: int | None) -> Iterator[str]:
+def _read_words(corpora: Sequence[Corpus], open_shard: Opener, most_texts: int | None) -> Iterator[str]:
     """Yield the words of samples that are spread evenly over `corpora`, without case and punctuation."""
-    for corpus in corpora:
-        most = _MOST_REMOTE_TEXTS if is_remote(corpus.table.shards[0][0]) else _MOST_TEXTS
-        most = most if most_texts is None else min(most, most_texts)
-        count = min(corpus.num_samples, max(1, most // len(corpora)))
-        indices = [place * corpus.num_samples // count for place in range(count)]
-        for start in range(0, count, _READ_TOGETHER):
-            refs = [corpus.ref(index) for index in indices[start : start + _READ_TOGETHER]]
-            refs = [ref for ref in refs if ref.entry.text_bytes <= _LONGEST_TEXT_BYTES]
-            contents = read_many([(open_shard(ref.where), ref.entry.text_offset, ref.entry.text_bytes) for ref in refs])
-            for ref, content in zip(refs, contents, strict=True):
-                if words := _words(ref, content):
-                    yield words
-
-
-def _words(ref: SampleRef, content: bytes | Exception) -> str:
-    if isinstance(content, Exception):
-        return ""
-    try:
-        text = parse_transcript(content, is_json=ref.entry.text_is_json)
-    except ValueError:
-        return ""
-    return plain_words(text)
+    for _, text in read_spread_texts(corpora, open_shard, most_texts):
+        if words := plain_words(text):
+            yield words
 
 
 def plain_words(text: str) -> str:
@@ -119,7 +93,7 @@ def plain_words(text: str) -> str:
     return " ".join("".join(letters).split())
 
 
-def _find_recordings(train: Sequence[Corpus], test: Sequence[Corpus], open_shard: _Opener) -> list[str]:
+def _find_recordings(train: Sequence[Corpus], test: Sequence[Corpus], open_shard: Opener) -> list[str]:
     """Keys of test samples whose audio is in the training data, byte for byte."""
     heads = np.unique(np.concatenate([_heads(corpus) for corpus in test]))
     candidates: dict[int, SampleRef] = {}
@@ -149,7 +123,7 @@ def _heads(corpus: Corpus) -> NDArray[np.int64]:
     return heads
 
 
-def _digest(ref: SampleRef, open_shard: _Opener) -> str | None:
+def _digest(ref: SampleRef, open_shard: Opener) -> str | None:
     try:
         return hashlib.sha256(open_shard(ref.where).read(ref.entry.audio_offset, ref.entry.audio_bytes)).hexdigest()
     except (DataError, EOFError):

@@ -16,9 +16,10 @@ from kappaspeech.config.data_config import DataConfig
 from kappaspeech.config.training_config import BatchConfig
 from kappaspeech.errors import DataError
 from kappaspeech.speech.augment import Augmentation
-from kappaspeech.speech.batches import CacheTarget, Features, SpeechBatch, collate, empty_batch, label_ids
+from kappaspeech.speech.batches import CacheTarget, Features, SpeechBatch, collate, empty_batch, hot_word_ids, label_ids
 from kappaspeech.speech.corpus import Corpus, SpeechDataset, make_read_options
 from kappaspeech.speech.feature_cache import FeatureCacheOptions
+from kappaspeech.speech.hot_words import HotWords
 from kappaspeech.speech.loader_pool import LoaderPool, Ticket
 from kappaspeech.speech.loading import BadSample, LoadedSample, LoadOptions, OverLong
 from kappaspeech.speech.prefetcher import Prefetcher
@@ -30,8 +31,8 @@ from kappaspeech.speech.source import ReadOptions
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """Options for reading samples, changing them and sharing them out; only `over_long` and `augmentation` change what is
-    trained on. `packs`: the LLM sees a micro-batch's clips without padding."""
+    """Options for reading samples, changing them and sharing them out; only `over_long`, `augmentation` and `hot_words`
+    change what is trained on. `packs`: the LLM sees a micro-batch's clips without padding."""
 
     read: ReadOptions = field(default_factory=ReadOptions)
     over_long: OverLong = "mask"
@@ -41,6 +42,7 @@ class StreamOptions:
     feature_cache: FeatureCacheOptions | None = None
     even_shares: bool = False
     packs: bool = False
+    hot_words: HotWords | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class SpeechStream:
                 "seed": seed,
                 # runs of versions that knew none keep their fingerprints
                 **({"instructions": instructions} if any(text is not None for text in instructions) else {}),
+                **({"hot_words": self._options.hot_words.fingerprint} if self._options.hot_words else {}),
             }
         )
 
@@ -228,4 +231,12 @@ class SpeechStream:
             return None
         wanted = item.cached is None and ref.cache_name is not None
         target = CacheTarget(ref.cache_name or "", item.transcript) if wanted else None
-        return Features(ref.entry.key, ref.entry.language, item.log_mel, ids, item.cached, target, ref.instruction)
+        hot = self._hot_ids(ref, item.transcript)
+        return Features(ref.entry.key, ref.entry.language, item.log_mel, ids, item.cached, target, ref.instruction, hot)
+
+    def _hot_ids(self, ref: SampleRef, transcript: str) -> tuple[int, ...]:
+        hot = self._options.hot_words
+        if hot is None:
+            return ()
+        words = hot.choose(transcript, ref.entry.language, ref.counter)
+        return hot_word_ids(self._tokenizer, words, max_tokens=hot.options.max_tokens)

@@ -88,7 +88,13 @@ def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
     recompute_layers(llm, config.training.activation_checkpointing)
     adaptor = build_adaptor(shape, seed=config.seed).to(dtype)
     model = SpeechLLM(adaptor, llm, alignment_weight=config.training.alignment_weight, packs=packs)
-    prompt = make_prompt(tokenizer, config.model.instruction, others=config.data.instructions, chat=config.model.chat_template)
+    prompt = make_prompt(
+        tokenizer,
+        config.model.instruction,
+        hot_words=config.data.hot_words is not None,
+        others=config.data.instructions,
+        chat=config.model.chat_template,
+    )
     return Assembly(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest, arithmetic)
 
 

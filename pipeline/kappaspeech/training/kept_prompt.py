@@ -34,14 +34,24 @@ def settle_prompt(config: RunConfig, tokenizer: Any, *, cluster: Cluster, folder
 def _keep_or_make(config: RunConfig, tokenizer: Any, folder: RunFolder) -> SpeechPrompt:
     model = config.model
     if not (folder.path / RECORD_FILE).exists() or not list_checkpoints(folder.checkpoints):
-        return make_prompt(tokenizer, model.instruction, others=config.data.instructions, chat=model.chat_template)
+        return make_prompt(
+            tokenizer,
+            model.instruction,
+            hot_words=config.data.hot_words is not None,
+            others=config.data.instructions,
+            chat=model.chat_template,
+        )
     began = folder.read_config()
-    asked = [(f"model.{name}", getattr(began.model, name), getattr(model, name)) for name in ("instruction", "chat_template")]
+    asked: list[tuple[str, Any, Any]] = [
+        (f"model.{name}", getattr(began.model, name), getattr(model, name)) for name in ("instruction", "chat_template")
+    ]
     asked += [
         (f"data.train.{number}.instruction", before.instruction, now.instruction)
         # sets that came or went are another difference, which the data's fingerprint tells
         for number, (before, now) in enumerate(zip(began.data.train, config.data.train, strict=False))
     ]
+    before_hot, hot = (None if data.hot_words is None else data.hot_words.model_dump() for data in (began.data, config.data))
+    asked.append(("data.hot_words", before_hot, hot))
     for name, before, now in asked:
         if before != now:
             raise ConfigError(
@@ -53,6 +63,7 @@ def _keep_or_make(config: RunConfig, tokenizer: Any, folder: RunFolder) -> Speec
     made = make_prompt(
         tokenizer,
         model.instruction,
+        hot_words=config.data.hot_words is not None,
         others=config.data.instructions,
         chat=model.chat_template,
         as_before=recorded is None,

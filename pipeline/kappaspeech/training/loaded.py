@@ -14,12 +14,13 @@ from kappaspeech.errors import DataError
 from kappaspeech.escaping import for_terminal
 from kappaspeech.evaluation.evaluate import TestSet, read_test_set
 from kappaspeech.model.packed_rows import packed_otherwise
-from kappaspeech.ranks.agreement import agreement
+from kappaspeech.ranks.agreement import agree, agreement
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.ranks.hosts import check_alike
 from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.feature_cache import FeatureCacheOptions
+from kappaspeech.speech.hot_words import HotWords, Vocabulary, read_vocabulary
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.stream import SpeechStream, make_budget, make_stream_options
 from kappaspeech.training.agreed import Agreed
@@ -67,8 +68,9 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
         cache = feature_cache_options(config, assembly, encoder_digests)
     # a budget of tokens counts the prompt's
     assembly = replace(assembly, prompt=settle_prompt(config, assembly.tokenizer, cluster=cluster, folder=folder))
+    hot_words = _read_hot_words(config, cluster)
     with agreement(cluster):
-        stream = _open_stream(config, assembly, cluster, cache)
+        stream = _open_stream(config, assembly, cluster, cache, hot_words)
         test_set = read_test_set(config, rank=cluster.rank, world_size=cluster.world_size) if config.data.test else None
         replay, measured = read_replay(config, assembly.tokenizer), read_measured(config, assembly.tokenizer)
         consolidated = read_consolidated(config, assembly.tokenizer)
@@ -155,16 +157,38 @@ def feature_cache_options(
     return FeatureCacheOptions(data.feature_cache_dir, digest_json(made_of), int(data.feature_cache_gb * 2**30))
 
 
-def _open_stream(config: RunConfig, assembly: Assembly, cluster: Cluster, cache: FeatureCacheOptions | None) -> SpeechStream:
+def _read_hot_words(config: RunConfig, cluster: Cluster) -> HotWords | None:
+    """The hot words of `data.hot_words`, their vocabulary as rank 0 reads it. A collective."""
+    options = config.data.hot_words
+    if options is None:
+        return None
+    read = make_read_options(config.data.read)
+
+    def find() -> Vocabulary | None:
+        if cluster.rank:
+            return None
+        return read_vocabulary(
+            [Corpus(dataset, read) for dataset in make_datasets(config.data.train)], read, max_text_share=options.max_text_share
+        )
+
+    vocabulary = agree(cluster, find)[0]
+    assert vocabulary is not None
+    return HotWords(options, vocabulary)
+
+
+def _open_stream(
+    config: RunConfig, assembly: Assembly, cluster: Cluster, cache: FeatureCacheOptions | None, hot_words: HotWords | None
+) -> SpeechStream:
     dims, stacking = assembly.encoder.dims, config.model.adaptor.stacking
     budget = make_budget(
         config.batch,
-        prompt_tokens=assembly.prompt.most_tokens(config.data.train),
+        prompt_tokens=assembly.prompt.most_tokens(config.data.train, hot=config.data.most_hot_tokens),
         seconds_per_position=dims.seconds_per_state * stacking,
     )
     options = replace(
         make_stream_options(config.data),
         feature_cache=cache,
+        hot_words=hot_words,
         even_shares=config.batch.even_shares,
         packs=assembly.model.packs,
     )

@@ -44,7 +44,7 @@ class Partitioned:
 def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroundings) -> Partitioned:
     """Cut the model into the ranks' partitions, and settle by its plan the options that were left to the memory. A collective."""
     cluster, assembly = around.cluster, loaded.assembly
-    prompt_tokens = assembly.prompt.most_tokens(config.data.train)
+    prompt_tokens = assembly.prompt.most_tokens(config.data.train, hot=config.data.most_hot_tokens)
     with agreement(cluster):
         planner = describe_run(config, assembly.encoder, assembly.model, loaded.stream, prompt_tokens=prompt_tokens)
         head = keep_head(assembly.model.llm) if config.replay and config.replay.anchor_weight else None

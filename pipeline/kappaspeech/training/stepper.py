@@ -117,7 +117,9 @@ class Stepper:
         """Each micro-batch with its encoder states, made on demand: at 1500 s of audio they are 192 MB."""
         for batch, text in zip(batches, texts, strict=True):
             self._around.phases.enter("encoder")
-            yield MicroBatch(*self._encoder.encode(batch), batch.label_ids, text, self._prompt.around(batch.instructions))
+            yield MicroBatch(
+                *self._encoder.encode(batch), batch.label_ids, text, self._prompt.around(batch.instructions, batch.hot_ids)
+            )
 
     def _choose_texts(self, step: int, num_batches: int) -> list[list[int]]:
         """The places of the pieces of text beside each of this rank's micro-batches; none while the adaptor is aligned alone."""

@@ -33,15 +33,16 @@ def count_work(
             num_frames,
             num_labels,
             encoded=states is None,
-            num_prompt_tokens=prompt.of(instruction).num_tokens if prompt else None,
+            num_prompt_tokens=prompt.of(instruction).count_tokens(len(hot_ids)) if prompt else None,
         )
         for batch in batches
-        for num_frames, num_labels, weight, states, instruction in zip(
+        for num_frames, num_labels, weight, states, instruction, hot_ids in zip(
             batch.num_frames.tolist(),
             (batch.label_ids != IGNORED_LABEL).sum(dim=1).tolist(),
             batch.weights.tolist(),
             batch.states,
             batch.instructions,
+            batch.hot_ids,
             strict=True,
         )
         if weight > 0

@@ -37,3 +37,12 @@ def test_each_test_set_has_a_line_of_its_own():
     lines = describe_record({"wer": measure(kept), "num_loops": 0, "num_cut": 0, "text": {}})
     rates = [line.split("(")[0].split() for line in lines if line.startswith("WER en")]
     assert rates == [["WER", "en", "12.50%"], ["WER", "en,", "far", "0.00%"], ["WER", "en,", "near", "25.00%"]]
+
+
+def test_hot_words_have_a_line_of_their_own():
+    report = {"num_hot_words": 3, "num_said": 4, "num_found": 3, "recall": 0.75, "biased_wer": 0.5, "unbiased_wer": 0.125}
+    empty = {"wer": measure([]), "num_loops": 0, "num_cut": 0, "text": {}}
+    wanted = "hot words: 3 of 4 said were written (75.00%); WER of hot words 50.00%, of all others 12.50%"
+    assert wanted in describe_record({**empty, "hot_words": report})
+    unsaid = {**report, "num_said": 0, "num_found": 0, "recall": None, "biased_wer": None}
+    assert "hot words: none of 3 is said" in describe_record({**empty, "hot_words": unsaid})

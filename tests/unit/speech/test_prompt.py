@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import torch
 from tokenizers import processors
 from transformers import AutoTokenizer
 
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.labels import IGNORED_LABEL
-from kappaspeech.speech.batches import SpeechPrompt, make_prompt
+from kappaspeech.speech.batches import SpeechPrompt, hot_word_ids, make_prompt
 
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[a]"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + PLAIN
@@ -103,3 +106,38 @@ def test_each_row_of_a_batch_has_the_prompt_of_its_instruction(tokenizer):
 def test_other_instructions_that_are_no_prompts_are_told(others):
     with pytest.raises(InputError, match="no token ids"):
         SpeechPrompt.from_json({"prefix_ids": [1], "suffix_ids": [], "others": others})
+
+
+def test_a_prompt_names_hot_words_in_a_line_before_its_instruction(tokenizer):
+    other = "Say it in German: {audio} Now."
+    prompt = make_prompt(tokenizer, "Hear: {audio}", others=[other], hot_words=True)
+    plain = make_prompt(tokenizer, "Hear: {audio}", others=[other])
+    ids = hot_word_ids(tokenizer, ["New York", "Örebro"])
+    prefix, suffix = prompt.around([None, other, None], [ids, ids, ()])
+    texts = [tokenizer.decode([i for i in row.tolist() if i != IGNORED_LABEL]) for row in prefix]
+    bare = [tokenizer.decode(plain.of(instruction).prefix_ids) for instruction in (None, other)]
+    line = "Hot words: New York, Örebro\n"
+    assert texts == [bare[0].replace("Hear", f"{line}Hear"), bare[1].replace("Say", f"{line}Say"), bare[0]]
+    assert line in texts[0]
+    assert suffix[0].tolist() == [*plain.suffix_ids.tolist(), *[IGNORED_LABEL] * (suffix.shape[1] - plain.suffix_ids.numel())]
+    # without words nothing has changed
+    assert torch.equal(prompt.prefix_ids, plain.prefix_ids)
+    assert [part.dim() for part in prompt.around([None, None], [(), ()])] == [1, 1]
+    assert prompt.count_tokens(len(ids)) == prefix[0].numel() - int((prefix[0] == IGNORED_LABEL).sum()) + plain.suffix_ids.numel()
+    assert prompt.count_tokens() == plain.num_tokens
+    kept = SpeechPrompt.from_json(json.loads(json.dumps(prompt.to_json())))
+    assert torch.equal(kept.of(other).before_audio(ids), prompt.of(other).before_audio(ids))
+    with pytest.raises(InputError, match=r"without data\.hot_words"):
+        plain.around([None], [ids])
+    with pytest.raises(InputError, match="no token ids"):
+        SpeechPrompt.from_json({**prompt.to_json(), "around_hot_words": [[1]]})
+
+
+def test_hot_words_are_text_and_as_many_as_their_tokens_allow(tokenizer):
+    words = ["red", "</s>", "lamp"]
+    ids = hot_word_ids(tokenizer, words)
+    assert tokenizer.eos_token_id not in ids
+    assert tokenizer.decode(ids) == " red, </s>, lamp"
+    assert hot_word_ids(tokenizer, words, max_tokens=len(ids)) == ids
+    assert tokenizer.decode(hot_word_ids(tokenizer, words, max_tokens=len(ids) - 1)) == " red, </s>"
+    assert hot_word_ids(tokenizer, words, max_tokens=1) == hot_word_ids(tokenizer, []) == ()

@@ -54,6 +54,16 @@ def test_a_run_does_not_go_on_with_another_instruction(settle, tmp_path, key, va
         settle("Monday", **{f"model__{key}": value})
 
 
+def test_a_run_keeps_the_place_of_its_hot_words_and_goes_on_with_no_others(settle, tmp_path):
+    config, monday = settle("Monday", data__hot_words={"share": 0.5})
+    assert monday["around_hot_words"]
+    leave_a_run(tmp_path / "run", config, monday)
+    assert settle("Tuesday", data__hot_words={"share": 0.5})[1] == monday
+    for other in (None, {"share": 0.4}):
+        with pytest.raises(ConfigError, match=r"data\.hot_words is .* begun with .*0\.5"):
+            settle("Monday", data__hot_words=other)
+
+
 def ask(home, **instructions):
     """Sets of the tiny data, with the instructions of these languages."""
     shards = [(language, str(home / f"shards/train/{language}-*.tar")) for language in ("en", "de")]

@@ -188,8 +188,8 @@ def check_options(name: str, dims: EncoderDims, *, pad_to_30s: bool, num_masks: 
         )
     if num_masks:
         raise ConfigError(
-            f"data.augmentation masks a spectrogram, and {name} reads waveforms. Set freq_masks and time_masks to 0; "
-            "speed_factors may stay."
+            f"data.augmentation masks a spectrogram, and {name} reads waveforms. Set data.augmentation.freq_masks and "
+            "data.augmentation.time_masks to 0; other speeds may stay."
         )
 
 

@@ -197,7 +197,7 @@ def make_prompt(
     if hot_words:
         before, after, _ = _make_parts(tokenizer, _HOT_WORDS_LINE + user, (_HOT_WORDS_MARK, AUDIO_MARK), **options)
         around = before, after
-    made = {text: make_prompt(tokenizer, text, hot_words=hot_words, **options) for text in others}
+    made = {text: make_prompt(tokenizer, text, chat=chat, as_before=as_before, hot_words=hot_words) for text in others}
     return SpeechPrompt(prefix_ids, suffix_ids, made, around)
 
 

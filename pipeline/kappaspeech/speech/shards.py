@@ -146,13 +146,18 @@ def check_unchanged(source: Source, stamp: ShardStamp, samples: Sequence[SampleE
     num_bytes = source.num_bytes()
     # a server that tells no version says nothing by telling none again
     is_known = stamp.stamp != "" and source.stamp() == stamp.stamp
-    if num_bytes == stamp.num_bytes and (is_known or digest_heads(source, samples) == stamp.digest):
+    if num_bytes == stamp.num_bytes and (is_known or _holds(source, stamp, samples)):
         return
     what = f"has {num_bytes} bytes but had {stamp.num_bytes}" if num_bytes != stamp.num_bytes else "holds other samples than"
     raise DataError(
         f"{source.where} {what} when it was indexed: it is cut or was replaced. Restore it, or index it again with "
         f"`kappaspeech index {source.where}`."
     )
+
+
+def _holds(source: Source, stamp: ShardStamp, samples: Sequence[SampleEntry]) -> bool:
+    claim = f"{stamp.digest} {[(sample.audio_offset, sample.audio_bytes) for sample in samples]}"
+    return source.confirms(claim, lambda: digest_heads(source, samples) == stamp.digest)
 
 
 def digest_heads(source: Source, samples: Sequence[SampleEntry]) -> str:

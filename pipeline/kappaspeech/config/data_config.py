@@ -12,10 +12,15 @@ from kappaspeech.config.section import Count, Positive, StrictSection
 class DatasetConfig(StrictSection):
     """One set of indexed shards."""
 
-    shards: str = Field(description="Shards: a path, URL, glob or brace list of .tar files, or a merged .index file.")
+    shards: str = Field(
+        description="Shards: a path, URL, glob or brace list of .tar files, or a merged .index file; or a folder of NeMo's "
+        "tarred data sets (or its manifest) or of lhotse's Shar, read where it lies."
+    )
     # YAML 1.1 reads `no`, Norwegian, as false
     language: Annotated[str | None, BeforeValidator(lambda value: "no" if value is False else value)] = Field(
-        default=None, description="Use the samples of this language alone. null: use all samples."
+        default=None,
+        description="Use the samples of this language alone. null: use all samples. In lists of NeMo and lhotse it is also the "
+        "language of samples that name none.",
     )
     name: str | None = Field(
         default=None,

@@ -97,10 +97,11 @@ def _read_words(corpora: Sequence[Corpus], open_shard: _Opener, most_texts: int 
         for start in range(0, count, _READ_TOGETHER):
             refs = [corpus.ref(index) for index in indices[start : start + _READ_TOGETHER]]
             refs = [ref for ref in refs if ref.entry.text_bytes <= _LONGEST_TEXT_BYTES]
-            contents = read_many([(open_shard(ref.where), ref.entry.text_offset, ref.entry.text_bytes) for ref in refs])
-            for ref, content in zip(refs, contents, strict=True):
-                if words := _words(ref, content):
-                    yield words
+            unlisted = [ref for ref in refs if ref.entry.listing is None]
+            contents = read_many([(open_shard(ref.where), ref.entry.text_offset, ref.entry.text_bytes) for ref in unlisted])
+            said = [_words(ref, content) for ref, content in zip(unlisted, contents, strict=True)]
+            said += [plain_words(ref.entry.listing.transcript) for ref in refs if ref.entry.listing is not None]
+            yield from filter(None, said)
 
 
 def _words(ref: SampleRef, content: bytes | Exception) -> str:
@@ -149,8 +150,11 @@ def _heads(corpus: Corpus) -> NDArray[np.int64]:
     return heads
 
 
-def _digest(ref: SampleRef, open_shard: _Opener) -> str | None:
+def _digest(ref: SampleRef, open_shard: _Opener) -> tuple[str, float, float | None] | None:
+    """Tell audio from other audio: a digest of its file, and the part of it. None if it can't be read."""
+    listing = ref.entry.listing
     try:
-        return hashlib.sha256(open_shard(ref.where).read(ref.entry.audio_offset, ref.entry.audio_bytes)).hexdigest()
+        content = open_shard(ref.where).read(ref.entry.audio_offset, ref.entry.audio_bytes)
     except (DataError, EOFError):
         return None
+    return hashlib.sha256(content).hexdigest(), *((listing.begin_seconds, listing.seconds) if listing else (0.0, None))

@@ -50,7 +50,7 @@ class Source(Protocol):
         """
 
     def confirms(self, claim: str, check: Callable[[], bool]) -> bool:
-        """What `check` says of a claim about the file, or said of the same claim and the same version of the file before."""
+        """Return what `check` says of a claim about the file, or said of it before, of the same version of the file."""
 
 
 class FarSource(Source, Protocol):

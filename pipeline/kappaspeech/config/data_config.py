@@ -25,7 +25,7 @@ class DatasetConfig(StrictSection):
     name: str | None = Field(
         default=None,
         min_length=1,
-        description="The name of a set of data.test in tables of WER; sets of one name are counted together. null: its shards.",
+        description="The name of a set in tables of WER and in curves; sets of one name are counted together. null: its shards.",
     )
     weight: Positive = Field(default=1.0, description="Share of the mixture, relative to the other sets of data.train.")
     text_normalization: Literal["none", "whisper"] = Field(

@@ -63,8 +63,9 @@ class Totals:
             self._bad.update((item.key, item) for item in share.data.bad_samples)
             for language, audio_seconds in share.data.seconds_by_language.items():
                 self._hours[language] = self._hours.get(language, 0.0) + audio_seconds / 3600
-            for name, audio_seconds in share.data.seconds_by_dataset.items() if self._dataset_hours is not None else ():
-                self._dataset_hours[name] = self._dataset_hours.get(name, 0.0) + audio_seconds / 3600
+            if self._dataset_hours is not None:
+                for name, audio_seconds in share.data.seconds_by_dataset.items():
+                    self._dataset_hours[name] = self._dataset_hours.get(name, 0.0) + audio_seconds / 3600
 
     def has_passed(self, minutes: float) -> bool:
         """Return whether the last step crossed a multiple of `minutes` of training."""

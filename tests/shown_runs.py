@@ -28,8 +28,8 @@ def step(number: int) -> StepRecord:
     rates = {"adaptor": 1e-3 / (number + 1), "llm": 2e-4}
     seconds, memory = 1.0 + number, 10**9 + number
     return StepRecord(
-        number, 5.0 - number, 8.0, 8, rates, 0.5, seconds, 4.0, 4.0, 80.0, 0.3, {}, 0.0, 0.1, 0.1, {}, {}, memory, "0",
-        num_replayed_tokens=9, replay_nats=3.5, anchor_nats=0.25,
+        number, 5.0 - number, 8.0, 8, rates, 0.5, seconds, 4.0, 4.0, 80.0, 0.3, {}, 0.0, 0.1, 0.1, {"en": 1.0}, {}, memory, "0",
+        num_replayed_tokens=9, replay_nats=3.5, anchor_nats=0.25, hours_by_dataset={"shards/read/*.tar": 0.5, "{geübt, b}": 0.25},
     )  # fmt: skip
 
 

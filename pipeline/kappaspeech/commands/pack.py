@@ -80,16 +80,23 @@ def pack(
 
 
 def index(
-    shards: Annotated[list[str], typer.Argument(help="Paths, URLs, globs or brace lists of tar shards.")],
+    shards: Annotated[
+        list[str],
+        typer.Argument(help="Paths, URLs, globs or brace lists of tar shards; or folders of NeMo's tars or of lhotse's Shar."),
+    ],
     language: Annotated[str | None, typer.Option(help="Language of samples that name none.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Write one merged index (.index) instead: for URLs, and for very many shards.")
     ] = None,
 ) -> None:
-    """Index tar shards that others made, beside each shard or into one file. With one file, valid indices are taken over."""
+    """Index tar shards that others made, beside each shard or into one file. With one file, valid indices are taken over.
+
+    A data set of NeMo or lhotse, whose lists lie beside the tars, has one index.
+    """
     from kappaspeech.needed_packages import need
     from kappaspeech.outputs import try_output
     from kappaspeech.progress import ProgressBar
+    from kappaspeech.speech.in_place import is_in_place
     from kappaspeech.speech.shards import expand, index_shard, write_index
     from kappaspeech.speech.source import need_reader
     from kappaspeech.speech.table import SampleTable, write_merged
@@ -99,6 +106,9 @@ def index(
         need_reader(pattern)
     if output is not None:
         try_output(output)
+    if any(map(is_in_place, shards)):
+        _index_in_place(shards, language, output)
+        return
     places = [where for pattern in shards for where in expand(pattern)]
     made = []
     with ProgressBar("index", total=len(places), shown=True) as bar:
@@ -111,6 +121,23 @@ def index(
     if output is not None:
         write_merged(SampleTable.of(made), output)
     _print_shards(made)
+    if output is not None:
+        print(for_terminal(str(output)))
+
+
+def _index_in_place(sources: Sequence[str], language: str | None, output: Path | None) -> None:
+    from kappaspeech.errors import DataError
+    from kappaspeech.speech.in_place import index_in_place, open_in_place
+    from kappaspeech.speech.table import write_merged
+
+    if len(sources) > 1:
+        raise DataError(f"{sources[0]} and {sources[1]} don't go into one index: one of them has lists beside its tars.")
+    if output is None:
+        table = open_in_place(sources[0], language=language)
+    else:
+        table = index_in_place(sources[0], language=language)
+        write_merged(table, output)
+    _print_hours(len(table), len(table.shards), table.count_hours())
     if output is not None:
         print(for_terminal(str(output)))
 
@@ -131,5 +158,9 @@ def _print_shards(shards: Sequence[ShardIndex]) -> None:
 
     for shard in shards:
         print(for_terminal(f"{shard.where}  {len(shard.samples)} samples"))
-    hours = ", ".join(f"{language} {hours:.3f} h" for language, hours in sorted(count_hours(shards).items()))
-    print(for_terminal(f"{sum(len(shard.samples) for shard in shards)} samples in {len(shards)} shards: {hours}"))
+    _print_hours(sum(len(shard.samples) for shard in shards), len(shards), count_hours(shards))
+
+
+def _print_hours(num_samples: int, num_shards: int, hours: dict[str, float]) -> None:
+    said = ", ".join(f"{language} {number:.3f} h" for language, number in sorted(hours.items()))
+    print(for_terminal(f"{num_samples} samples in {num_shards} shards: {said}"))

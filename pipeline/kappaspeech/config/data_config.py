@@ -12,15 +12,20 @@ from kappaspeech.config.section import Count, Positive, StrictSection
 class DatasetConfig(StrictSection):
     """One set of indexed shards."""
 
-    shards: str = Field(description="Shards: a path, URL, glob or brace list of .tar files, or a merged .index file.")
+    shards: str = Field(
+        description="Shards: a path, URL, glob or brace list of .tar files, or a merged .index file; or a folder of NeMo's "
+        "tarred data sets (or its manifest) or of lhotse's Shar, read where it lies."
+    )
     # YAML 1.1 reads `no`, Norwegian, as false
     language: Annotated[str | None, BeforeValidator(lambda value: "no" if value is False else value)] = Field(
-        default=None, description="Use the samples of this language alone. null: use all samples."
+        default=None,
+        description="Use the samples of this language alone. null: use all samples. In lists of NeMo and lhotse it is also the "
+        "language of samples that name none.",
     )
     name: str | None = Field(
         default=None,
         min_length=1,
-        description="The name of a set of data.test in tables of WER; sets of one name are counted together. null: its shards.",
+        description="The name of a set in tables of WER and in curves; sets of one name are counted together. null: its shards.",
     )
     weight: Positive = Field(default=1.0, description="Share of the mixture, relative to the other sets of data.train.")
     text_normalization: Literal["none", "whisper"] = Field(

@@ -28,6 +28,7 @@ from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.lease import look
 from kappaspeech.speech.batches import make_prompt
 from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
+from kappaspeech.speech.in_place import is_in_place, open_in_place
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.shards import expand, read_index
 from kappaspeech.speech.source import ReadOptions, is_remote
@@ -163,6 +164,10 @@ def _check_shards(item: DatasetConfig, read: ReadOptions) -> list[Finding]:
         shards = [where for where, _ in read_merged(Path(item.shards).expanduser()).shards]
         open_source(shards[0], read).num_bytes()
         return [Finding("data", "ok", f"{item.shards}: {len(shards)} shard(s); the first is there")]
+    if is_in_place(item.shards):
+        table = open_in_place(item.shards, language=item.language, read=read)
+        hours = float(table.seconds.sum()) / 3600
+        return [Finding("data", "ok", f"{item.shards}: {len(table)} clips in {len(table.shards)} tar(s), {hours:.2f} h")]
     shards = expand(item.shards, read)
     index = read_index(shards[0], read)
     hours = sum(sample.seconds for sample in index.samples) / 3600

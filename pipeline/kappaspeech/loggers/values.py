@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ _OF_STEP = (
     "tokens_per_second",
     "mfu",
 )
+# MLflow takes the fewest letters, and names of 250 at most
+_NO_NAME = re.compile(r"[^\w.-]+")
+_MOST_LETTERS = 100
 # of runs that replay text
 _OF_REPLAY = ("replay_nats", "anchor_nats")
 
@@ -29,7 +33,22 @@ def step_values(record: Mapping[str, Any]) -> dict[str, float]:
         **{f"train/{name}": record[name] for name in _OF_REPLAY if record[name] is not None},
         **rates,
         "train/peak_memory_gb": record["peak_memory_bytes"] / 1e9,
+        **{f"train/hours_{language}": hours for language, hours in record["hours_seen"].items()},
+        **_by_dataset("train/hours_of", record["hours_by_dataset"]),
     }
+
+
+def _by_dataset(kind: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Numbers of data sets, whose names may be paths, under names that every logger takes."""
+    named: dict[str, float] = {}
+    for dataset, value in values.items():
+        name = base = f"{kind}_{_NO_NAME.sub('_', dataset).strip('_')[-_MOST_LETTERS:]}"
+        count = 1
+        while name in named:
+            count += 1
+            name = f"{base}_{count}"
+        named[name] = value
+    return named
 
 
 def evaluation_values(record: Mapping[str, Any]) -> dict[str, float]:

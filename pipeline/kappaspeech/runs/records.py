@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -34,9 +34,10 @@ class StepRecord:
     counts prompt, audio and labels of the LLM. `mfu` is the model FLOPs utilisation: the operations that the samples need without
     padding (`model/flops.py`) over the most that the devices can do, `matmul_flops_per_second` of run.json. `wait_seconds` is the
     longest wait of any rank for data. `padding` is the share of the encoder's frames that were padding, `llm_padding` that of the
-    LLM's audio positions and labels; `hours_seen` counts usable audio since the run began, by language. `keys_digest` identifies
-    the samples and their order. `replay_nats` is the mean −log p of the `num_replayed_tokens` of replayed text, and `anchor_nats`
-    their mean KL(base ‖ now), both without their weights; None if there are none.
+    LLM's audio positions and labels; `hours_seen` counts usable audio since the run began, by language, and `hours_by_dataset` by
+    data set, if there are several. `keys_digest` identifies the samples and their order. `replay_nats` is the mean −log p of the
+    `num_replayed_tokens` of replayed text, and `anchor_nats` their mean KL(base ‖ now), both without their weights; None if there
+    are none.
     """
 
     step: int
@@ -62,6 +63,7 @@ class StepRecord:
     num_replayed_tokens: int = 0
     replay_nats: float | None = None
     anchor_nats: float | None = None
+    hours_by_dataset: dict[str, float] = field(default_factory=dict)
 
 
 class RunLog:

@@ -41,6 +41,7 @@ class SavedState(_Part):
     train_seconds: Annotated[float, Field(ge=0)]
     num_seen: Count
     hours_seen: dict[str, float]
+    hours_by_dataset: dict[str, float] | None = None
     bad_samples: list[_BadSample]
 
 

@@ -10,7 +10,9 @@ import hashlib
 import os
 import struct
 import threading
+import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +28,8 @@ _PATTERN = r"[0-9a-f]{32}/\d{8,}\.block"
 _PARALLEL_BLOCKS = 16
 # Blocks of a process that are fetched before they are read: those under way, and as many that wait.
 _MOST_EXPECTED = 32
+# A block that was found is believed to be there for so long; reading, which looks, fetches one that isn't.
+_BELIEVED_SECONDS = 1.0
 # A cache that is full is emptied to this share of its limit, so that the next blocks need no look at all the others.
 _KEPT_SHARE = 15 / 16
 
@@ -45,6 +49,8 @@ class CachedSource:
         self._size = 0
         self._fetching: dict[int, threading.Lock] = {}
         self._expected: set[int] = set()
+        # block → until when it is believed to be there
+        self._believed: dict[int, float] = {}
 
     def num_bytes(self) -> int:
         return self._source.num_bytes()
@@ -56,26 +62,48 @@ class CachedSource:
         self._check_end(offset + size)
         if not self._version:
             return self._source.read(offset, size)
-        parts = []
-        for number, begin, end in _split(offset, size):
-            # of several threads that want a block, one fetches it
-            with self._fetching.setdefault(number, threading.Lock()):
-                part = self._near_part(number, begin, end)
-                parts.append(self._fetch(number)[begin:end] if part is None else part)
-        return b"".join(parts)
+        return b"".join([self._read_part(*part) for part in _split(offset, size)])
+
+    def _read_part(self, number: int, begin: int, end: int) -> bytes:
+        # of several threads that want a block, one fetches it
+        with self._fetching.setdefault(number, threading.Lock()):
+            part = self._near_part(number, begin, end)
+            return self._fetch(number)[begin:end] if part is None else part
 
     def begin(self, offset: int, size: int) -> Future[bytes]:
         return self._source.begin(offset, size)
+
+    def confirms(self, claim: str, check: Callable[[], bool]) -> bool:
+        self._check_end(0)
+        # without a stamp, a file that was replaced would be taken for the one that was checked
+        if not self._source.stamp():
+            return check()
+        note = Path(f"{self._folder}/{hashlib.sha256(claim.encode()).hexdigest()[:32]}.checked")
+        if not note.exists():
+            if not check():
+                return False
+            with contextlib.suppress(OSError):
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.touch()
+        return True
 
     def expect(self, offset: int, size: int) -> bool:
         self._check_end(offset + size)
         if not self._version:
             return False
-        for number, _, _ in _split(offset, size):
-            is_missing = number not in self._expected and not os.path.exists(self._path(number))
+        for number in range(offset // _BLOCK_BYTES, (offset + size - 1) // _BLOCK_BYTES + 1):
+            is_missing = number not in self._expected and not self._is_kept(number)
             if is_missing and _expected_slots.acquire(blocking=False):
                 self._expected.add(number)
                 _readers().submit(self._fetch_expected, number)
+        return True
+
+    def _is_kept(self, number: int) -> bool:
+        now = time.monotonic()
+        if self._believed.get(number, 0.0) < now:
+            if not os.path.exists(self._path(number)):
+                return False
+            self._believed[number] = now + _BELIEVED_SECONDS
         return True
 
     def _fetch_expected(self, number: int) -> None:
@@ -113,9 +141,10 @@ class CachedSource:
             return None
         try:
             size = self._block_size(number)
-            if os.fstat(descriptor).st_size != _header_bytes(size) + size:
+            status = os.fstat(descriptor)
+            if status.st_size != _header_bytes(size) + size:
                 return None
-            self._cache.touch(descriptor)
+            self._cache.touch(descriptor, status)
             return _read_checked(descriptor, size, begin, end)
         except OSError:
             return None

@@ -21,6 +21,8 @@ MARKER_TEXT = (
 )
 _TOTAL_NAME = "total"
 _TEMPORARY_SUFFIX = ".tmp"
+# Entries that were used within so long of each other may be removed in any order.
+_TOUCHED_SECONDS = 0.5
 # What a killed process left half-written.
 _STALE_SECONDS = 600.0
 
@@ -78,9 +80,10 @@ class CacheFolder:
         return total
 
     @staticmethod
-    def touch(descriptor: int) -> None:
-        """Mark an open entry as used just now. Raises `OSError`."""
-        os.utime(descriptor)
+    def touch(descriptor: int, status: os.stat_result) -> None:
+        """Mark an open entry as used just now, if that isn't what it says. Raises `OSError`."""
+        if not 0 <= time.time() - status.st_mtime < _TOUCHED_SECONDS:
+            os.utime(descriptor)
 
     def _write(self, path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

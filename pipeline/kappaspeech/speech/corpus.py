@@ -15,6 +15,7 @@ from kappaspeech.config.data_config import DatasetConfig, ReadConfig
 from kappaspeech.errors import DataError
 from kappaspeech.redaction import redact
 from kappaspeech.speech.feature_cache import entry_name
+from kappaspeech.speech.in_place import is_in_place, open_in_place
 from kappaspeech.speech.normalisers import TextNormalization, normaliser_of
 from kappaspeech.speech.sample_reader import SampleRef
 from kappaspeech.speech.schedule import DatasetLengths
@@ -26,9 +27,9 @@ from kappaspeech.speech.table import MERGED_SUFFIX, SampleTable, read_merged
 
 @dataclass(frozen=True)
 class SpeechDataset:
-    """Shards (path, URL, glob, brace list, or a merged index), with their share of the mixture. `language` keeps samples of
-    that one alone; `text_normalization` says how transcripts are written, `instruction` what is asked of the LLM, if not the
-    run's, and `name` what the set is called beside others."""
+    """Shards (path, URL, glob, brace list, a merged index, or a data set in tars of NeMo or lhotse), with their share of the
+    mixture. `language` keeps samples of that one alone; `text_normalization` says how transcripts are written, `instruction`
+    what is asked of the LLM, if not the run's, and `name` what the set is called beside others."""
 
     shards: str
     language: str | None = None
@@ -88,6 +89,9 @@ class Corpus:
             self.table = read_merged(Path(dataset.shards).expanduser())
             self._unchecked = set(range(len(self.table.shards)))
             self._check_sizes()
+        elif is_in_place(dataset.shards):
+            self.table = open_in_place(dataset.shards, language=dataset.language, read=self._read)
+            self._unchecked = set(range(len(self.table.shards)))
         else:
             places = expand(dataset.shards, self._read)
             if most_shards is not None and len(places) > most_shards:

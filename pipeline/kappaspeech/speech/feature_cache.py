@@ -64,7 +64,8 @@ def from_bits(states_SE: NDArray[Any]) -> Tensor:
 
 def entry_name(entry: SampleEntry, stamp: ShardStamp, normalization: str) -> str:
     """The name of a sample in the cache; other audio, another text or another shard gives another name."""
-    return digest_json([asdict(entry), asdict(stamp), normalization])
+    known = {name: value for name, value in asdict(entry).items() if name != "listing" or value is not None}
+    return digest_json([known, asdict(stamp), normalization])
 
 
 class FeatureCache:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from kappaspeech.errors import DataError
 from kappaspeech.speech.corpus import Corpus, SpeechDataset
+from kappaspeech.speech.listings import encode_listed
 from kappaspeech.speech.read_ahead import ReadAhead
 from kappaspeech.speech.sample_reader import SampleReader, SampleRef
 from kappaspeech.speech.samples import AudioSample, BadSampleError
@@ -78,5 +79,6 @@ def read_clips(refs: Sequence[SampleRef], *, max_bytes: int, read: ReadOptions |
         left -= ref.entry.audio_bytes
         if left < 0:
             break
-        clips[ref.dataset, ref.entry.key] = reader.source(ref).read(ref.entry.audio_offset, ref.entry.audio_bytes)
+        content, listing = reader.source(ref).read(ref.entry.audio_offset, ref.entry.audio_bytes), ref.entry.listing
+        clips[ref.dataset, ref.entry.key] = content if listing is None else encode_listed(content, listing, ref.entry.seconds)
     return clips

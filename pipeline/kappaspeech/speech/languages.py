@@ -6,6 +6,11 @@ import re
 
 from kappaspeech.errors import DataError
 
+
+class UnnamedLanguageError(DataError):
+    """A list names no language for a recording, and none was given."""
+
+
 # English names, as corpora and Whisper write them, and the few own names that are met.
 _NAMES = """
 afrikaans=af albanian=sq amharic=am arabic=ar armenian=hy assamese=as azerbaijani=az bashkir=ba basque=eu belarusian=be

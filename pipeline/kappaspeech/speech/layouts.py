@@ -45,13 +45,15 @@ def find_recordings(
     split: str | None = None,
     keeps_faults: bool = False,
     text_column: str | None = None,
+    default_language: str | None = None,
 ) -> list[Recording]:
     """All recordings of a corpus in a stable order; `layout` names one of `LAYOUTS`, else it is recognised by the files.
 
     `split` names one of the corpus's own, as does the path of a split's table; without it what is held out isn't taken if
     there is something to train on. With `keeps_faults` recordings that the corpus lists and that can't be used are kept, to be
-    left out by name. `text_column` is where a layout that has columns keeps its text, if not under a usual name. Raises
-    `DataError` if nothing is recognised, a list can't be understood, or a language isn't known.
+    left out by name. `text_column` is where a layout that has columns keeps its text, if not under a usual name. `language` is
+    that of all recordings, `default_language` that of lines of a list that name none. Raises `DataError` if nothing is
+    recognised, a list can't be understood, or a language isn't known.
     """
     if source.suffix == ".tsv" and source.is_file() and (is_common_voice(source.parent) or is_voxpopuli(source.parent)):
         source, split = source.parent, source.stem.removeprefix("asr_")
@@ -68,7 +70,8 @@ def find_recordings(
     if text_column is not None and layout not in _WITH_COLUMNS:
         raise DataError(f"{source}, read as {layout}, has no columns to choose from: leave out --text-column.")
     short = normalise_language(language, where="--language") if language else None
-    request = Request(short, split, keeps_faults, text_column)
+    default = normalise_language(default_language, where="--language") if default_language else None
+    request = Request(short, split, keeps_faults, text_column, default)
     corpus = f"{escape_name(str(source.resolve()))}{f' [{split}]' if split else ''}"
     try:
         recordings = [replace(recording, corpus=corpus) for recording in LAYOUTS[layout][1](source, request)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
-from kappaspeech.speech.recordings import Recording
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, SHORTEST_SECONDS, BadSampleError, decode
 
 # The end of a segment may be rounded.
@@ -15,7 +16,17 @@ _LISTED_SLACK_SECONDS = 0.5
 _LISTED_SLACK = 0.01
 
 
-def cut_segment(waveform: NDArray[np.float32], recording: Recording) -> NDArray[np.float32]:
+class Segment(Protocol):
+    """A part of a file: `seconds` from `begin_seconds` on, or all that follows."""
+
+    @property
+    def begin_seconds(self) -> float: ...
+
+    @property
+    def seconds(self) -> float | None: ...
+
+
+def cut_segment(waveform: NDArray[np.float32], recording: Segment) -> NDArray[np.float32]:
     """The listed part of a file's waveform (T,). Raises `BadSampleError` if the file ends before it, or it is too short."""
     begin = int(recording.begin_seconds * SAMPLE_RATE_HZ)
     end = len(waveform) if recording.seconds is None else begin + round(recording.seconds * SAMPLE_RATE_HZ)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kappaspeech.errors import DataError
-from kappaspeech.speech.languages import normalise_language
+from kappaspeech.speech.languages import UnnamedLanguageError, normalise_language
 from kappaspeech.speech.recordings import LONGEST_SECONDS, Recording, Request, make_key
 from kappaspeech.speech.text_files import LANGUAGE_KEYS, check_unicode, find_text, parse_object, read_lines
 
@@ -37,9 +37,9 @@ def read_entries(source: Path, request: Request, place: Place, *, tag: str = "")
     """Read a manifest's lines. `place` takes a recording, the name of its audio and its entry, says where it lies if not at that
     path, and gives None for one to leave out. A `tag` begins the keys' names."""
     for number, where, entry in _parse(source, request.text_keys, named=request.text_column or "text"):
-        named = next((entry[name] for name in LANGUAGE_KEYS if entry.get(name)), None)
+        named = next((entry[name] for name in LANGUAGE_KEYS if entry.get(name)), request.default_language)
         if request.language is None and named is None:
-            raise DataError(f"{where} names no language; give one with --language.")
+            raise UnnamedLanguageError(f"{where} names no language; give one with --language.")
         language = request.language or normalise_language(named, where=where)
         audio = _audio_of(entry)
         recording = _locate(source, number, where, entry, language, tag=tag)

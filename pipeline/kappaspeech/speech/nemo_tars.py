@@ -44,6 +44,11 @@ def read_nemo_tars(source: Path, request: Request) -> Iterator[Recording]:
         yield from read_entries(path, request, place, tag=f"{shard}-" if shard else "")
 
 
+def list_nemo_files(source: Path) -> list[Path]:
+    """The manifests that `read_nemo_tars` reads, and all tars."""
+    return [*([source] if source.is_file() else _list_manifests(source)), *(path for _, path in _find_tars(source))]
+
+
 class _Tars:
     """The tars of a data set by their numbers, each listed when it is first asked for."""
 

@@ -123,8 +123,11 @@ def _heads(corpus: Corpus) -> NDArray[np.int64]:
     return heads
 
 
-def _digest(ref: SampleRef, open_shard: Opener) -> str | None:
+def _digest(ref: SampleRef, open_shard: Opener) -> tuple[str, float, float | None] | None:
+    """Tell audio from other audio: a digest of its file, and the part of it. None if it can't be read."""
+    listing = ref.entry.listing
     try:
-        return hashlib.sha256(open_shard(ref.where).read(ref.entry.audio_offset, ref.entry.audio_bytes)).hexdigest()
+        content = open_shard(ref.where).read(ref.entry.audio_offset, ref.entry.audio_bytes)
     except (DataError, EOFError):
         return None
+    return hashlib.sha256(content).hexdigest(), *((listing.begin_seconds, listing.seconds) if listing else (0.0, None))

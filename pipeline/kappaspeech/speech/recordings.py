@@ -71,13 +71,15 @@ class Recording:
 
 @dataclass(frozen=True)
 class Request:
-    """A request to a reader: the `language` if the corpus names none, one `split`, whether listed recordings that can't be
-    used are kept with their fault, to be left out by name, and the name of the column of text if it isn't a usual one."""
+    """A request to a reader: the `language`, whatever the corpus names, one `split`, whether listed recordings that can't be
+    used are kept with their fault, to be left out by name, the name of the column of text if it isn't a usual one, and the
+    language of what a list of audio names none for."""
 
     language: str | None = None
     split: str | None = None
     keeps_faults: bool = False
     text_column: str | None = None
+    default_language: str | None = None
 
     @property
     def text_keys(self) -> tuple[str, ...]:

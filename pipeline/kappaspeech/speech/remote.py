@@ -157,6 +157,9 @@ class RemoteSource:
     def expect(self, offset: int, size: int) -> bool:  # noqa: ARG002 - nothing of it is on this machine
         return False
 
+    def confirms(self, claim: str, check: Callable[[], bool]) -> bool:  # noqa: ARG002 - nothing is remembered
+        return check()
+
 
 def _begin(where: str, options: ReadOptions, work: Callable[[Any], Coroutine[Any, Any, T]]) -> Future[T]:
     """Begin `work` with the file system of a URL, beside everything else that was begun. Raises `DataError` if its library is

@@ -7,7 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kappaspeech.errors import DataError
+from kappaspeech.speech.listings import decode_listed
 from kappaspeech.speech.normalisers import TextNormalization, normalise_text
 from kappaspeech.speech.ranges import Part, begin_many, wait_for
 from kappaspeech.speech.samples import AudioSample, BadSampleError, decode
@@ -87,6 +91,8 @@ def sample_errors() -> Iterator[None]:
 def _ranges(entry: SampleEntry) -> list[tuple[int, int]]:
     """The byte ranges to read for a sample, tar headers included: one if its members are neighbours, else two."""
     audio = entry.audio_offset - HEADER_BYTES, entry.audio_offset + entry.audio_bytes
+    if entry.listing is not None:
+        return [audio]
     text = entry.text_offset - HEADER_BYTES, entry.text_offset + entry.text_bytes
     first, second = sorted((audio, text))
     is_near = second[0] - first[1] <= _LARGEST_GAP_BYTES
@@ -105,17 +111,26 @@ def _parse(ref: SampleRef, ranges: Sequence[tuple[int, int]], parts: Sequence[by
                     raise part
                 place = offset - begin
                 try:
-                    check_header(part[place - HEADER_BYTES : place], entry.key, size)
+                    check_header(part[place - HEADER_BYTES : place], entry.listing.member if entry.listing else entry.key, size)
                 except ValueError as error:
                     raise BadSampleError("shard", f"{ref.where} isn't as it was indexed at byte {offset}: {error}") from error
                 return part[place : place + size]
         raise BadSampleError("shard", f"the index of {ref.where} has audio and text lie in each other at byte {offset}")
 
-    waveform = decode(member(entry.audio_offset, entry.audio_bytes), expected_seconds=entry.seconds)
+    content = member(entry.audio_offset, entry.audio_bytes)
+    if entry.listing is not None:
+        waveform, text = decode_listed(content, entry.listing, entry.seconds), entry.listing.transcript
+        return _finish(ref, waveform, text)
+    waveform = decode(content, expected_seconds=entry.seconds)
     try:
         text = parse_transcript(member(entry.text_offset, entry.text_bytes), is_json=entry.text_is_json)
     except (ValueError, TypeError) as error:
         raise BadSampleError("text", str(error)) from error
+    return _finish(ref, waveform, text)
+
+
+def _finish(ref: SampleRef, waveform: NDArray[np.float32], text: str) -> AudioSample:
+    entry = ref.entry
     text = normalise_text(text, entry.language, ref.normalization)
     if not text:
         raise BadSampleError("empty text", entry.key)

@@ -11,7 +11,7 @@ from typing import Any
 
 from kappaspeech.errors import DataError
 from kappaspeech.outside import check_regular
-from kappaspeech.speech.languages import normalise_language
+from kappaspeech.speech.languages import UnnamedLanguageError, normalise_language
 from kappaspeech.speech.recordings import LONGEST_SECONDS, Recording, Request, TarMember, make_key
 from kappaspeech.speech.splits import choose_splits
 from kappaspeech.speech.tar_members import escape_name, list_members
@@ -40,6 +40,13 @@ def read_shar(source: Path, request: Request) -> Iterator[Recording]:
             yield from _read_shard(cuts, request, prefix=f"{split}-" if len(chosen) > 1 else "")
 
 
+def list_shar_files(source: Path) -> list[Path]:
+    """The lists that `read_shar` reads, and their tars."""
+    folders = [source] if _find_cuts(source) else list(_find_splits(source).values())
+    lists = [cuts for folder in folders for cuts in _find_cuts(folder)]
+    return [path for cuts in lists for path in (cuts, _tar_of(cuts)) if path.exists()]
+
+
 def _find_cuts(folder: Path) -> list[Path]:
     return sorted(path for ending in (".jsonl", ".jsonl.gz") for path in folder.glob(f"cuts*{ending}"))
 
@@ -49,8 +56,7 @@ def _find_splits(source: Path) -> dict[str, Path]:
 
 
 def _read_shard(cuts: Path, request: Request, *, prefix: str) -> Iterator[Recording]:
-    number = cuts.name.removeprefix("cuts").partition(".jsonl")[0]
-    tar = cuts.with_name(f"recording{number}.tar")
+    number, tar = _number_of(cuts), _tar_of(cuts)
     if not tar.exists():
         raise DataError(f"{cuts} has no {tar.name} beside it: write the field recording as audio, not as jsonl, and no .tar.gz.")
     places = {name.rpartition(".")[0]: (name, *place) for name, place in list_members(tar).items() if not _is_manifest(name)}
@@ -69,9 +75,9 @@ def _read_shard(cuts: Path, request: Request, *, prefix: str) -> Iterator[Record
             raise DataError(
                 f"{where}: wanted is a cut of lhotse; found {line[:80].decode(errors='replace')!r} ({error})."
             ) from error
-        named = next((item["language"] for item in supervisions if item.get("language")), None)
+        named = next((item["language"] for item in supervisions if item.get("language")), request.default_language)
         if request.language is None and named is None:
-            raise DataError(f"{where} names no language; give one with --language.")
+            raise UnnamedLanguageError(f"{where} names no language; give one with --language.")
         language = request.language or normalise_language(named, where=where)
         key = make_key(language, f"{prefix}{number.removeprefix('.') or '0'}-{line_number:06d}")
         recording = Recording(key, tar, "", language, listed_seconds=_duration(cut))
@@ -86,6 +92,14 @@ def _read_shard(cuts: Path, request: Request, *, prefix: str) -> Iterator[Record
             yield request.judge(recording, ("text", str(error)), f"{where}: the text can't be used: {error}.")
         else:
             yield replace(recording, transcript=text)
+
+
+def _number_of(cuts: Path) -> str:
+    return cuts.name.removeprefix("cuts").partition(".jsonl")[0]
+
+
+def _tar_of(cuts: Path) -> Path:
+    return cuts.with_name(f"recording{_number_of(cuts)}.tar")
 
 
 def _is_manifest(name: str) -> bool:

@@ -51,6 +51,8 @@ def _is_merged(where: str) -> bool:
 
 
 def _indexed(where: str, entry: SampleEntry) -> ShardMember:
+    if entry.listing is not None and not entry.listing.is_whole:
+        raise DataError(f"{where}: {entry.key} is a part of a recording. Make shards of its data set with `kappaspeech pack`.")
     return ShardMember(where, entry.key, "", entry.audio_offset, entry.audio_bytes, entry.seconds, entry.language)
 
 

@@ -20,6 +20,7 @@ from kappaspeech.artefacts import write_json
 from kappaspeech.errors import DataError
 from kappaspeech.outside import describe
 from kappaspeech.speech.languages import normalise_language
+from kappaspeech.speech.listings import Listing
 from kappaspeech.speech.patterns import beside, expand_braces, shard_name
 from kappaspeech.speech.ranges import read_many
 from kappaspeech.speech.recordings import AUDIO_EXTENSIONS, LONGEST_SECONDS
@@ -38,7 +39,8 @@ _MAX_INDEX_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class SampleEntry:
-    """Byte offsets of a sample's members in its shard, and the values that the schedule needs."""
+    """Byte offsets of a sample's members in its shard, and the values that the schedule needs. With a `listing` there is no
+    member of text."""
 
     key: str
     seconds: float
@@ -48,6 +50,11 @@ class SampleEntry:
     text_offset: int
     text_bytes: int
     text_is_json: bool
+    listing: Listing | None = None
+
+
+# what an index beside its shard says
+_INDEXED = [field.name for field in fields(SampleEntry) if field.name != "listing"]
 
 
 @dataclass(frozen=True)
@@ -99,8 +106,7 @@ def read_index(where: str, options: ReadOptions | None = None) -> ShardIndex:
     content = _read_beside(where, options)
     try:
         stamp = ShardStamp(int(content["num_bytes"]), str(content["stamp"]), str(content["digest"]))
-        names = [field.name for field in fields(SampleEntry)]
-        samples = tuple(_parse_entry(dict(zip(names, row, strict=True)), stamp.num_bytes) for row in content["samples"])
+        samples = tuple(_parse_entry(dict(zip(_INDEXED, row, strict=True)), stamp.num_bytes) for row in content["samples"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"The index of {where} can't be understood ({describe(error)}). {_again(where)}") from error
     index = ShardIndex(where, stamp, samples)
@@ -146,13 +152,18 @@ def check_unchanged(source: Source, stamp: ShardStamp, samples: Sequence[SampleE
     num_bytes = source.num_bytes()
     # a server that tells no version says nothing by telling none again
     is_known = stamp.stamp != "" and source.stamp() == stamp.stamp
-    if num_bytes == stamp.num_bytes and (is_known or digest_heads(source, samples) == stamp.digest):
+    if num_bytes == stamp.num_bytes and (is_known or _holds(source, stamp, samples)):
         return
     what = f"has {num_bytes} bytes but had {stamp.num_bytes}" if num_bytes != stamp.num_bytes else "holds other samples than"
     raise DataError(
         f"{source.where} {what} when it was indexed: it is cut or was replaced. Restore it, or index it again with "
         f"`kappaspeech index {source.where}`."
     )
+
+
+def _holds(source: Source, stamp: ShardStamp, samples: Sequence[SampleEntry]) -> bool:
+    claim = f"{stamp.digest} {[(sample.audio_offset, sample.audio_bytes) for sample in samples]}"
+    return source.confirms(claim, lambda: digest_heads(source, samples) == stamp.digest)
 
 
 def digest_heads(source: Source, samples: Sequence[SampleEntry]) -> str:
@@ -169,8 +180,7 @@ def write_index(index: ShardIndex) -> Path:
     if is_remote(index.where):
         raise DataError(f"Beside {index.where} nothing can be written. Index it into a local file: --output FILE.index.")
     beside = Path(index.where + INDEX_SUFFIX)
-    names = [field.name for field in fields(SampleEntry)]
-    rows = [[getattr(sample, name) for name in names] for sample in index.samples]
+    rows = [[getattr(sample, name) for name in _INDEXED] for sample in index.samples]
     stamp = {"num_bytes": index.stamp.num_bytes, "stamp": index.stamp.stamp, "digest": index.stamp.digest}
     write_json(beside, {"schema_version": _SCHEMA_VERSION, **stamp, "samples": rows})
     return beside
@@ -253,7 +263,7 @@ def _describe(where: str, file: Any, key: str, parts: dict[str, tuple[int, int]]
     language = next((details[name] for name in LANGUAGE_KEYS if details.get(name)), default_language)
     if language is None:
         raise DataError(f"{where}: the sample {key} names no language; give one with --language.")
-    seconds = _declared_seconds(details) or _duration(where, key, _read(file, audio))
+    seconds = _declared_seconds(details) or read_duration(where, key, _read(file, audio))
     language = normalise_language(language, where=f"{where}: the sample {key}")
     return SampleEntry(key, seconds, language, *audio, *text, text_is_json="txt" not in parts)
 
@@ -285,7 +295,8 @@ def _parse_json(where: str, key: str, content: bytes) -> dict[str, Any]:
         raise DataError(f"{where}: the json of {key} can't be parsed: {error}") from error
 
 
-def _duration(where: str, key: str, content: bytes) -> float:
+def read_duration(where: str, key: str, content: bytes) -> float:
+    """A clip's length by its audio's header, 0 if that says none. Raises `DataError` for what is no audio."""
     import soundfile
 
     try:

@@ -5,6 +5,7 @@ Nothing that is read can run code: there is no `pipe:` and nothing is unpickled.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,6 +48,9 @@ class Source(Protocol):
 
         Raises as `read` does.
         """
+
+    def confirms(self, claim: str, check: Callable[[], bool]) -> bool:
+        """Return what `check` says of a claim about the file, or said of it before, of the same version of the file."""
 
 
 class FarSource(Source, Protocol):

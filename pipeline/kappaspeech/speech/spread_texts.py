@@ -34,8 +34,10 @@ def read_spread_texts(
         for start in range(0, count, _READ_TOGETHER):
             refs = [corpus.ref(index) for index in indices[start : start + _READ_TOGETHER]]
             refs = [ref for ref in refs if ref.entry.text_bytes <= _LONGEST_TEXT_BYTES]
-            contents = read_many([(open_shard(ref.where), ref.entry.text_offset, ref.entry.text_bytes) for ref in refs])
-            for ref, content in zip(refs, contents, strict=True):
+            unlisted = [ref for ref in refs if ref.entry.listing is None]
+            yield from ((ref, ref.entry.listing.transcript) for ref in refs if ref.entry.listing is not None)
+            contents = read_many([(open_shard(ref.where), ref.entry.text_offset, ref.entry.text_bytes) for ref in unlisted])
+            for ref, content in zip(unlisted, contents, strict=True):
                 if isinstance(content, Exception):
                     continue
                 try:

@@ -50,8 +50,8 @@ class StepData:
     """A rank's share of one step: ⌈G/W⌉ micro-batches, zero-weight ones included, and what they cost.
 
     `padding` is the share of padding among the micro-batches' frames, which the encoder sees, and `llm_padding` among audio
-    positions and labels, which the LLM sees. `seconds_by_language` is audio that wasn't masked. `hint` makes resuming at this
-    step cheap.
+    positions and labels, which the LLM sees. `seconds_by_language` is audio that wasn't masked, and `seconds_by_dataset` the same
+    by the names of the data sets. `hint` makes resuming at this step cheap.
     """
 
     global_step: int
@@ -62,6 +62,7 @@ class StepData:
     padding: float
     llm_padding: float
     hint: tuple[int, int]
+    seconds_by_dataset: dict[str, float] = field(default_factory=dict)
 
     @property
     def audio_seconds(self) -> float:
@@ -190,6 +191,7 @@ class SpeechStream:
     def _finish(self, step: int, hint: tuple[int, int], tickets: Sequence[Ticket], pool: LoaderPool) -> StepData:
         bad: list[BadSample] = []
         seconds: dict[str, float] = {}
+        by_dataset: dict[str, float] = {}
         batches = []
         positions = padded_positions = 0
         for ticket in tickets:
@@ -198,6 +200,7 @@ class SpeechStream:
             for ref, item in zip(ticket.refs, features, strict=True):
                 if item is not None:
                     seconds[item.language] = seconds.get(item.language, 0.0) + ref.entry.seconds
+                    by_dataset[ref.dataset] = by_dataset.get(ref.dataset, 0.0) + ref.entry.seconds
             lengths = [self._num_positions(item) for item in features if item is not None]
             positions += sum(lengths)
             padded_positions += sum(lengths) if self._options.packs else max(lengths, default=0) * len(features)
@@ -214,6 +217,7 @@ class SpeechStream:
             padding=1 - frames / padded,
             llm_padding=1 - positions / padded_positions if padded_positions else 0.0,
             hint=hint,
+            seconds_by_dataset=by_dataset,
         )
 
     def _num_positions(self, features: Features) -> int:

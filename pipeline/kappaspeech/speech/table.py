@@ -6,6 +6,7 @@ A merged index is such a table in a safetensors file that is mapped, not read: w
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from kappaspeech.artefacts import digest_json, write_with
 from kappaspeech.errors import DataError
 from kappaspeech.outside import describe, open_regular, parse_json
+from kappaspeech.speech.listings import Listing
 from kappaspeech.speech.patterns import shard_name
 from kappaspeech.speech.recordings import LONGEST_SECONDS
 from kappaspeech.speech.shards import SampleEntry, ShardIndex, ShardStamp, known_seconds
@@ -27,7 +29,7 @@ from kappaspeech.speech.source import is_remote
 from kappaspeech.tensor_files.safetensors_header import FORMATS, HeaderEntry, parse_entry, read_header
 
 MERGED_SUFFIX = ".index"
-_SCHEMA_VERSION = "1"
+_SCHEMA_VERSION, _LISTING_VERSION = "1", "2"
 _MAX_HEADER_BYTES = 1 << 30
 _COLUMNS: dict[str, np.dtype[Any]] = {
     "seconds": np.dtype("<f4"),
@@ -42,19 +44,36 @@ _COLUMNS: dict[str, np.dtype[Any]] = {
     "key_bytes": np.dtype("<u1"),
     "shard_end": np.dtype("<i8"),
 }
-_STORED_AS = {np.dtype(FORMATS[code].array): code for code in ("F32", "U8", "U16", "I64")}
+# of samples whose list lies beside the tar; NaN for a part without an end
+_LISTING_COLUMNS: dict[str, np.dtype[Any]] = {
+    "begin_seconds": np.dtype("<f8"),
+    "part_seconds": np.dtype("<f8"),
+    "member_end": np.dtype("<i8"),
+    "member_bytes": np.dtype("<u1"),
+    "transcript_end": np.dtype("<i8"),
+    "transcript_bytes": np.dtype("<u1"),
+}
+_TEXTS = ("key", "member", "transcript")
+_STORED_AS = {np.dtype(FORMATS[code].array): code for code in ("F32", "F64", "U8", "U16", "I64")}
 _WIDE_LANGUAGE = np.dtype("<u2")
 
 
 @dataclass(frozen=True)
 class SampleTable:
     """`columns` of N samples: as in `_COLUMNS`, (N,) each, but for `key_bytes` (keys one after the other) and `shard_end`
-    (one past each shard's last sample). `shards` names each shard with what it was when it was indexed."""
+    (one past each shard's last sample). `shards` names each shard with what it was when it was indexed. With lists beside the
+    tars there are `_LISTING_COLUMNS` too, and `source` says what state of the data set it was made of."""
 
     shards: tuple[tuple[str, ShardStamp], ...]
     languages: tuple[str, ...]
     columns: Mapping[str, NDArray[Any]]
     known_fingerprint: str | None = None
+    source: str = ""
+
+    @property
+    def has_listings(self) -> bool:
+        """Return whether texts are in the table and not in the tars."""
+        return "transcript_end" in self.columns
 
     def __len__(self) -> int:
         return len(self.columns["seconds"])
@@ -73,15 +92,8 @@ class SampleTable:
     def entry(self, row: int) -> SampleEntry:
         """One sample, as an index beside its shard lists it. Raises `DataError` if the table is damaged."""
         columns = self.columns
-        begin, end = int(columns["key_end"][row - 1]) if row else 0, int(columns["key_end"][row])
-        try:
-            if not 0 <= begin <= end <= len(columns["key_bytes"]):
-                raise ValueError(f"it lies at bytes {begin} to {end}")
-            key = columns["key_bytes"][begin:end].tobytes().decode()
-        except ValueError as error:
-            raise DataError(f"Sample {row} of a merged index has no key ({error}): make the index again.") from error
         return SampleEntry(
-            key=key,
+            key=self._text("key", row),
             seconds=known_seconds(float(columns["seconds"][row])),
             language=self.languages[int(columns["language"][row])],
             audio_offset=int(columns["audio_offset"][row]),
@@ -89,12 +101,37 @@ class SampleTable:
             text_offset=int(columns["text_offset"][row]),
             text_bytes=int(columns["text_bytes"][row]),
             text_is_json=bool(columns["text_is_json"][row]),
+            listing=self._listing(row) if self.has_listings else None,
         )
+
+    def _listing(self, row: int) -> Listing:
+        begin, seconds = (float(self.columns[name][row]) for name in ("begin_seconds", "part_seconds"))
+        if not 0 <= begin <= LONGEST_SECONDS or not (math.isnan(seconds) or 0 < seconds <= LONGEST_SECONDS):
+            raise DataError(
+                f"Sample {row} of a merged index is a part from {begin} s on, {seconds} s long: make the index again."
+            )
+        return Listing(self._text("member", row), self._text("transcript", row), begin, None if math.isnan(seconds) else seconds)
+
+    def _text(self, name: str, row: int) -> str:
+        """A sample's text of one of `_TEXTS`. Raises `DataError` if it can't be one."""
+        ends, content = self.columns[f"{name}_end"], self.columns[f"{name}_bytes"]
+        begin, end = int(ends[row - 1]) if row else 0, int(ends[row])
+        try:
+            if not 0 <= begin <= end <= len(content):
+                raise ValueError(f"it lies at bytes {begin} to {end}")
+            return content[begin:end].tobytes().decode()
+        except ValueError as error:
+            raise DataError(f"Sample {row} of a merged index has no {name} ({error}): make the index again.") from error
 
     def shard_entries(self, shard: int) -> list[SampleEntry]:
         """All samples of a shard."""
         begin = int(self.columns["shard_end"][shard - 1]) if shard else 0
         return [self.entry(row) for row in range(begin, int(self.columns["shard_end"][shard]))]
+
+    def count_hours(self) -> dict[str, float]:
+        """Hours of audio by language."""
+        seconds = np.bincount(self.columns["language"], weights=self.seconds, minlength=len(self.languages))
+        return {language: float(total) / 3600 for language, total in zip(self.languages, seconds, strict=True)}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -104,29 +141,49 @@ class SampleTable:
         import hashlib
 
         total = hashlib.sha256()
-        for name in _COLUMNS:
+        for name in _columns_of(listed=self.has_listings):
             total.update(np.ascontiguousarray(self.columns[name]).tobytes())
         names = [shard_name(where) for where, _ in self.shards]
         return digest_json([names, self.languages, total.hexdigest()])
 
     @staticmethod
-    def of(shards: Sequence[ShardIndex]) -> SampleTable:
-        """The samples of indexed shards, in their order."""
+    def of(shards: Sequence[ShardIndex], *, source: str = "") -> SampleTable:
+        """The samples of indexed shards, in their order. Raises `DataError` if some have lists beside them and some have none."""
         samples = [sample for shard in shards for sample in shard.samples]
         languages = tuple(sorted({sample.language for sample in samples}))
         number = {language: place for place, language in enumerate(languages)}
-        keys = [sample.key.encode() for sample in samples]
         values: dict[str, Any] = {
             "language": [number[sample.language] for sample in samples],
-            "key_end": np.cumsum([len(key) for key in keys]),
-            "key_bytes": np.frombuffer(b"".join(keys), dtype=np.uint8),
+            **_pack_texts("key", [sample.key for sample in samples]),
             "shard_end": np.cumsum([len(shard.samples) for shard in shards]),
         }
         for name in _COLUMNS.keys() - values.keys():
             values[name] = [getattr(sample, name) for sample in samples]
-        types = {**_COLUMNS, "language": _COLUMNS["language"] if len(languages) <= 256 else _WIDE_LANGUAGE}
+        listings = [sample.listing for sample in samples if sample.listing is not None]
+        if listings:
+            if len(listings) < len(samples):
+                raise DataError("Shards and data sets with lists beside their tars don't go into one index: make one of each.")
+            values |= _pack_texts("member", [listing.member for listing in listings])
+            values |= _pack_texts("transcript", [listing.transcript for listing in listings])
+            values["begin_seconds"] = [listing.begin_seconds for listing in listings]
+            values["part_seconds"] = [math.nan if listing.seconds is None else listing.seconds for listing in listings]
+        types = _columns_of(listed=bool(listings))
+        types["language"] = _COLUMNS["language"] if len(languages) <= 256 else _WIDE_LANGUAGE
         columns = {name: np.asarray(values[name], dtype=dtype) for name, dtype in types.items()}
-        return SampleTable(tuple((shard.where, shard.stamp) for shard in shards), languages, columns)
+        return SampleTable(tuple((shard.where, shard.stamp) for shard in shards), languages, columns, source=source)
+
+
+def _columns_of(*, listed: bool) -> dict[str, np.dtype[Any]]:
+    return {**_COLUMNS, **(_LISTING_COLUMNS if listed else {})}
+
+
+def _pack_texts(name: str, texts: Sequence[str]) -> dict[str, Any]:
+    """The columns of one of `_TEXTS`."""
+    encoded = [text.encode() for text in texts]
+    return {
+        f"{name}_end": np.cumsum([len(text) for text in encoded]),
+        f"{name}_bytes": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+    }
 
 
 def write_merged(table: SampleTable, path: Path) -> None:
@@ -138,13 +195,15 @@ def write_merged(table: SampleTable, path: Path) -> None:
     folder = path.resolve().parent
     shards = [[_relative(where, folder), asdict(stamp)] for where, stamp in table.shards]
     content = {
-        "schema_version": _SCHEMA_VERSION,
+        # versions that know of no lists must not take such an index for one of shards
+        "schema_version": _LISTING_VERSION if table.has_listings else _SCHEMA_VERSION,
         "shards": shards,
         "languages": table.languages,
         "fingerprint": table.fingerprint,
+        **({"source": table.source} if table.has_listings else {}),
     }
     metadata = {"index": json.dumps(content, ensure_ascii=False)}
-    columns = {name: np.ascontiguousarray(table.columns[name]) for name in _COLUMNS}
+    columns = {name: np.ascontiguousarray(table.columns[name]) for name in _columns_of(listed=table.has_listings)}
     write_with(path, lambda temporary: save_file(columns, temporary, metadata=metadata))
 
 
@@ -155,11 +214,15 @@ def read_merged(path: Path) -> SampleTable:
             header = read_header(file.fileno(), most_bytes=_MAX_HEADER_BYTES)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         content = parse_json(header.metadata["index"].encode())
-        if content["schema_version"] != _SCHEMA_VERSION:
-            raise ValueError(f"version {content['schema_version']}")
-        columns = {name: _map_column(mapped, header.data_begin, parse_entry(header.entries[name]), name) for name in _COLUMNS}
+        version = content["schema_version"]
+        if version not in (_SCHEMA_VERSION, _LISTING_VERSION):
+            raise ValueError(f"version {version}")
+        types = _columns_of(listed=version == _LISTING_VERSION)
+        entries = {name: parse_entry(header.entries[name]) for name in types}
+        columns = {name: _map_column(mapped, header.data_begin, entries[name], name, dtype) for name, dtype in types.items()}
         shards = tuple((_absolute(where, path.resolve().parent), _parse_stamp(stamp)) for where, stamp in content["shards"])
-        table = SampleTable(shards, tuple(content["languages"]), columns, content["fingerprint"])
+        source = str(content.get("source", ""))
+        table = SampleTable(shards, tuple(content["languages"]), columns, content["fingerprint"], source)
         _check(table)
         return table
     except FileNotFoundError:
@@ -168,8 +231,7 @@ def read_merged(path: Path) -> SampleTable:
         raise DataError(f"{path} is no merged index ({describe(error)}). Make it again with `kappaspeech index`.") from error
 
 
-def _map_column(mapped: mmap.mmap, start: int, entry: HeaderEntry, name: str) -> NDArray[Any]:
-    dtype = _COLUMNS[name]
+def _map_column(mapped: mmap.mmap, start: int, entry: HeaderEntry, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
     if name == "language" and entry.dtype == _STORED_AS[_WIDE_LANGUAGE]:
         dtype = _WIDE_LANGUAGE
     num_bytes = entry.end - entry.begin
@@ -192,12 +254,14 @@ def _check(table: SampleTable) -> None:
     if not isinstance(table.known_fingerprint, str) or not all(isinstance(name, str) for name in table.languages):
         raise ValueError("its fingerprint and languages are no texts")
     columns = table.columns
-    wrong = [name for name in columns if name not in ("key_bytes", "shard_end") and len(columns[name]) != len(table)]
+    texts = [name for name in _TEXTS if f"{name}_bytes" in columns]
+    others = {"shard_end", *(f"{name}_bytes" for name in texts)}
+    wrong = [name for name in columns if name not in others and len(columns[name]) != len(table)]
     if wrong or len(columns["shard_end"]) != len(table.shards):
         raise ValueError(f"column {(*wrong, 'shard_end')[0]} is of another length")
     ends = np.concatenate([[0], columns["shard_end"]])
-    last_key = int(columns["key_end"][-1]) if len(table) else 0
-    if (np.diff(ends) < 0).any() or ends[-1] != len(table) or last_key != len(columns["key_bytes"]):
+    cut = [name for name in texts if len(columns[f"{name}_bytes"]) != (columns[f"{name}_end"][-1] if len(table) else 0)]
+    if (np.diff(ends) < 0).any() or ends[-1] != len(table) or cut:
         raise ValueError("its columns end elsewhere than they say")
     if len(table) and int(columns["language"].max()) >= len(table.languages):
         raise ValueError("it has samples of more languages than it names")

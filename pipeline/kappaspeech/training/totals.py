@@ -1,4 +1,4 @@
-"""Totals of a run over all ranks: time, hours by language, samples that can't be used; and the record of a step."""
+"""Totals of a run over all ranks: time, hours by language and data set, samples that can't be used; and the record of a step."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ class Totals:
         self._seconds_before = 0.0
         self._num_seen = 0
         self._hours: dict[str, float] = {}
+        # None after a checkpoint of a version that didn't count them
+        self._dataset_hours: dict[str, float] | None = {}
         self._bad: dict[str, BadSample] = {}
 
     def add(self, shares: Sequence[RankShare], *, seconds: float) -> None:
@@ -61,6 +63,9 @@ class Totals:
             self._bad.update((item.key, item) for item in share.data.bad_samples)
             for language, audio_seconds in share.data.seconds_by_language.items():
                 self._hours[language] = self._hours.get(language, 0.0) + audio_seconds / 3600
+            if self._dataset_hours is not None:
+                for name, audio_seconds in share.data.seconds_by_dataset.items():
+                    self._dataset_hours[name] = self._dataset_hours.get(name, 0.0) + audio_seconds / 3600
 
     def has_passed(self, minutes: float) -> bool:
         """Return whether the last step crossed a multiple of `minutes` of training."""
@@ -116,6 +121,8 @@ class Totals:
             padding=sum(share.data.padding for share in shares) / len(shares),
             llm_padding=sum(share.data.llm_padding for share in shares) / len(shares),
             hours_seen=dict(sorted(self._hours.items())),
+            # a set that is alone has no name
+            hours_by_dataset={name: hours for name, hours in sorted((self._dataset_hours or {}).items()) if name},
             bad_samples=dict(Counter(item.cause for share in shares for item in share.data.bad_samples)),
             peak_memory_bytes=peak_memory_bytes(),
             keys_digest=digest_lines(sorted(key for share in shares for key in share.keys)),
@@ -130,6 +137,7 @@ class Totals:
             "train_seconds": self.train_seconds,
             "num_seen": self._num_seen,
             "hours_seen": self._hours,
+            "hours_by_dataset": self._dataset_hours,
             "bad_samples": [asdict(item) for item in self._bad.values()],
         }
 
@@ -137,6 +145,7 @@ class Totals:
         """Go on from the state of `to_json`."""
         self.train_seconds = self._seconds_before = state["train_seconds"]
         self._num_seen, self._hours = state["num_seen"], state["hours_seen"]
+        self._dataset_hours = state.get("hours_by_dataset")
         self._bad = {item["key"]: BadSample(**item) for item in state["bad_samples"]}
 
 

@@ -25,6 +25,19 @@ def test_what_a_step_has_not_is_not_shown():
     assert not {"train/loss_nats", "train/replay_nats", "train/anchor_nats"} & values.keys()
 
 
+def test_a_step_shows_the_hours_of_languages_and_of_data_sets_by_names_that_all_loggers_take():
+    sets = {"shards/read/*.tar": 1.5, "shards/read/[*.tar": 0.5, "geübt 1": 2.0, "x" * 300: 3.0}
+    values = step_values(asdict(replace(step(1), hours_seen={"en": 3.0, "de": 4.0}, hours_by_dataset=sets)))
+    assert {name: value for name, value in values.items() if name.startswith("train/hours")} == {
+        "train/hours_en": 3.0,
+        "train/hours_de": 4.0,
+        "train/hours_of_shards_read_.tar": 1.5,
+        "train/hours_of_shards_read_.tar_2": 0.5,
+        "train/hours_of_geübt_1": 2.0,
+        f"train/hours_of_{'x' * 100}": 3.0,
+    }
+
+
 def test_an_evaluation_shows_what_was_measured_by_language():
     assert evaluation_values(evaluation(1)) == {
         "test/mean_wer": 0.25,

@@ -142,3 +142,19 @@ def test_what_a_killed_process_left_half_written_is_removed_once_it_is_old(tmp_p
     source.read(0, 5 * BLOCK)
     assert not leftover.exists()
     assert fresh.exists()
+
+
+def test_a_block_says_that_it_was_used_and_not_for_each_of_many_readings(tmp_path):
+    source = cached(Far(), tmp_path, limit=1 << 20)
+    source.read(0, 10)
+    (path,) = kept(tmp_path)
+    for long_ago in (time.time() - 3600, time.time() + 3600):
+        os.utime(path, (long_ago, long_ago))
+        source.read(0, 10)
+        assert abs(path.stat().st_mtime - time.time()) < 600
+    # a moment ago, told apart from any other
+    moment = time.time_ns() // 1000 * 1000 + 7
+    os.utime(path, ns=(moment, moment))
+    source.read(20, 10)
+    if time.time_ns() - moment < 4e8:
+        assert path.stat().st_mtime_ns == moment

@@ -36,9 +36,9 @@ def refs(home) -> list[SampleRef]:
     return [corpus.ref(index, 1, index) for index in range(corpus.num_samples)]
 
 
-def stream(home: Path, *, rank: int = 0, world_size: int = 1, **options) -> SpeechStream:
+def stream(home: Path, *, rank: int = 0, world_size: int = 1, datasets=None, **options) -> SpeechStream:
     return SpeechStream(
-        [SpeechDataset(str(home / "shards/train/*.tar"))],
+        datasets or [SpeechDataset(str(home / "shards/train/*.tar"))],
         tokenizer=load_tokenizer(str(home / "llm")),
         num_mels=80,
         budget=BatchBudget(3, 20.0, 4),
@@ -173,6 +173,14 @@ def test_text_is_normalised_by_language_where_asked_for():
     assert normalise_text("Mr. Smith's colour, 1 dog!", "en", "whisper") == "mister smith is color one dog"
     assert normalise_text("Größe, Straße!", "de", "whisper") == "größe straße"
     assert normalise_text("Größe, Straße!", "de", "none") == "Größe, Straße!"
+
+
+def test_a_step_says_how_much_of_each_data_set_it_holds(home):
+    sets = [SpeechDataset(str(home / "shards/train/*.tar"), language, name=f"set {language}") for language in ("en", "de")]
+    steps = take(stream(home, datasets=sets), 3)
+    for data in steps:
+        assert data.seconds_by_dataset == {f"set {language}": seconds for language, seconds in data.seconds_by_language.items()}
+    assert len({name for data in steps for name in data.seconds_by_dataset}) == 2
 
 
 def test_a_step_says_what_it_cost_by_language_and_part(home):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.loading import Loader, LoadOptions
 from kappaspeech.speech.ranges import read_many
 from kappaspeech.speech.sample_reader import SampleReader
-from kappaspeech.speech.shards import expand, index_shard, read_index, write_index
+from kappaspeech.speech.shards import check_unchanged, expand, index_shard, read_index, write_index
 from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.table import SampleTable, read_merged, write_merged
@@ -199,6 +200,38 @@ def test_the_cache_serves_what_was_read_is_bounded_and_survives_damage(server, f
     shutil.rmtree(cache)
     cache.write_text("no folder can be made here")
     check()
+
+
+def test_a_shard_indexed_elsewhere_is_compared_with_its_index_once_for_each_version(server, folder, tmp_path):
+    name = sorted(folder.glob("*.tar"))[0].name
+    options = ReadOptions(attempts=2, stall_seconds=1.0, cache_dir=str(tmp_path / "cache"))
+    dataset = SpeechDataset(f"{server.url}/{name}")
+    Corpus(dataset, options)
+    for block in (tmp_path / "cache").rglob("*.block"):
+        block.unlink()
+    server.ranges.clear()
+    Corpus(dataset, options)
+    # the index alone was read again, none of the shard
+    assert {path for path, _, _ in server.ranges} == {f"/{name}.index.json"}
+    content = bytearray((folder / name).read_bytes())
+    entry = read_index(str(folder / name)).samples[0]
+    content[entry.audio_offset + 100] ^= 1
+    (folder / name).write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(DataError, match="holds other samples than when it was indexed"):
+            Corpus(dataset, options)
+
+
+def test_another_index_of_a_shard_that_was_compared_is_compared_too(server, folder, tmp_path):
+    name = sorted(folder.glob("*.tar"))[0].name
+    options = ReadOptions(attempts=2, stall_seconds=1.0, cache_dir=str(tmp_path / "cache"))
+    index = read_index(f"{server.url}/{name}", options)
+    source = open_source(index.where, options)
+    check_unchanged(source, index.stamp, index.samples)
+    with pytest.raises(DataError, match="holds other samples"):
+        check_unchanged(source, index.stamp, index.samples[:-1])
+    with pytest.raises(DataError, match="holds other samples"):
+        check_unchanged(source, replace(index.stamp, digest="0" * 64), index.samples)
 
 
 def test_threads_that_want_one_block_fetch_it_once(server, folder, tmp_path):

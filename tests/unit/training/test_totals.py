@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,30 @@ def test_a_record_is_of_all_ranks_and_hours_add_up_over_steps():
     assert (written.tokens_per_second, written.mfu, written.wait_seconds) == (50.0, 0.1, 1.0)
     assert written.hours_seen == pytest.approx({"en": 0.04})
     assert totals.train_seconds == 4.0
+
+
+def test_hours_add_up_by_data_set_over_ranks_and_resuming_and_a_set_alone_has_none():
+    def drawn(seconds: dict[str, float]) -> RankShare:
+        return RankShare(3.0, replace(share(0).data, seconds_by_dataset=seconds), ["a"], StepWork(50, 1_000))
+
+    totals = Totals(num_samples=100, max_bad_fraction=0.1)
+    shares = [drawn({"read": 36.0}), drawn({"read": 36.0, "calls": 72.0})]
+    totals.add(shares, seconds=2.0)
+    resumed = Totals(num_samples=100, max_bad_fraction=0.1)
+    resumed.restore(json.loads(json.dumps(totals.to_json())))
+    resumed.add(shares, seconds=2.0)
+    assert record(resumed, shares).hours_by_dataset == pytest.approx({"calls": 0.04, "read": 0.04})
+    # a checkpoint that doesn't know them: none are told rather than too few
+    state = totals.to_json()
+    del state["hours_by_dataset"]
+    resumed.restore(state)
+    for _ in range(2):
+        resumed.add(shares, seconds=2.0)
+        assert record(resumed, shares).hours_by_dataset == {}
+        resumed.restore(json.loads(json.dumps(resumed.to_json())))
+    alone = Totals(num_samples=100, max_bad_fraction=0.1)
+    alone.add([drawn({"": 36.0})], seconds=2.0)
+    assert record(alone, [drawn({"": 36.0})]).hours_by_dataset == {}
 
 
 def test_replayed_text_is_divided_by_its_own_tokens():

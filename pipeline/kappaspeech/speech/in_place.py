@@ -1,0 +1,142 @@
+"""NeMo's tarred data sets and Lhotse Shar, trained on where they lie: their lists are read once, into an index that is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from kappaspeech.artefacts import digest_json
+from kappaspeech.errors import DataError
+from kappaspeech.speech.languages import UnnamedLanguageError, normalise_language
+from kappaspeech.speech.layouts import find_recordings
+from kappaspeech.speech.listings import Listing
+from kappaspeech.speech.nemo_tars import is_nemo_tars, list_nemo_files
+from kappaspeech.speech.patterns import shard_name
+from kappaspeech.speech.recordings import Recording
+from kappaspeech.speech.shar import is_shar, list_shar_files
+from kappaspeech.speech.shards import SampleEntry, ShardIndex, ShardStamp, digest_heads, known_seconds, read_duration, split_name
+from kappaspeech.speech.source import ReadOptions, is_remote
+from kappaspeech.speech.sources import open_source
+from kappaspeech.speech.table import MERGED_SUFFIX, SampleTable, read_merged, write_merged
+
+_INDEX_NAME = "kappaspeech-in-place"
+_FOLDER_NAME = "kappaspeech-indices"
+# Of a part all of its file is read and decoded.
+_LARGEST_CUT_BYTES = 32 << 20
+
+
+def is_in_place(where: str) -> bool:
+    """Return whether `where` is a folder or a manifest of a data set in tars that is read where it lies."""
+    if is_remote(where) or shard_name(where).endswith((".tar", MERGED_SUFFIX)):
+        return False
+    source = Path(where).expanduser()
+    try:
+        return is_nemo_tars(source) or (source.is_dir() and is_shar(source))
+    except (OSError, ValueError):
+        return False
+
+
+def open_in_place(where: str, *, language: str | None = None, read: ReadOptions | None = None) -> SampleTable:
+    """The samples of a data set, by the index that was kept if the data set is as it was, else by a new one.
+
+    `language` is that of samples that name none. The index is kept beside the data set, or where nothing can be written there
+    in the cache folder of `read`, or nowhere. Raises `DataError`.
+    """
+    source, read = Path(where).expanduser(), read or ReadOptions()
+    state = _state_of(source)
+    # one index for all languages, if each sample names its own
+    for place in (*_places_of(source, None, read), *(_places_of(source, language, read) if language else ())):
+        if (kept := _read_kept(place)) is not None and kept.source == state:
+            return kept
+    try:
+        table, places = index_in_place(where), _places_of(source, None, read)
+    except UnnamedLanguageError as error:
+        if language is None:
+            raise DataError(f"{error} Of a set in data.train or data.test it is the set's language.") from error
+        table, places = index_in_place(where, language=language), _places_of(source, language, read)
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_merged(table, place)
+        except OSError:
+            continue
+        break
+    return table
+
+
+def index_in_place(where: str, *, language: str | None = None) -> SampleTable:
+    """Index a data set: each sample's place in its tar, length, text and language. Raises `DataError`, also for what it lists
+    and lacks."""
+    source = Path(where).expanduser()
+    # before it is read: what changes meanwhile is read again
+    state = _state_of(source)
+    recordings = sorted(find_recordings(source, default_language=language), key=_place_of)
+    by_tar = itertools.groupby(recordings, key=lambda recording: recording.path)
+    return SampleTable.of([_index_tar(tar, list(part)) for tar, part in by_tar], source=state)
+
+
+def _place_of(recording: Recording) -> tuple[str, int, float, str]:
+    assert recording.member is not None
+    return str(recording.path), recording.member.offset, recording.begin_seconds, recording.key
+
+
+def _index_tar(tar: Path, recordings: Sequence[Recording]) -> ShardIndex:
+    source = open_source(str(tar), ReadOptions())
+    samples = [_enter(recording) for recording in recordings]
+    return ShardIndex(str(tar), ShardStamp(source.num_bytes(), source.stamp(), digest_heads(source, samples)), tuple(samples))
+
+
+def _enter(recording: Recording) -> SampleEntry:
+    """A recording of a tar as a sample. Raises `DataError`."""
+    member = recording.member
+    assert member is not None
+    if not recording.is_whole and member.num_bytes > _LARGEST_CUT_BYTES:
+        raise DataError(
+            f"{recording.name} has {member.num_bytes >> 20} MB, which would be read anew for each part of it that is listed: "
+            "make shards of this data set with `kappaspeech pack`."
+        )
+    seconds = recording.listed_seconds if recording.is_whole else recording.seconds
+    if not seconds:
+        seconds = _measure(recording) - recording.begin_seconds
+    listing = Listing(split_name(member.name)[0], recording.transcript, recording.begin_seconds, recording.seconds)
+    place = (member.offset, member.num_bytes)
+    return SampleEntry(
+        recording.key, known_seconds(seconds), recording.language, *place, 0, 0, text_is_json=False, listing=listing
+    )
+
+
+def _measure(recording: Recording) -> float:
+    try:
+        content = recording.read()
+    except OSError as error:
+        raise DataError(f"{recording.name} can't be read: {error}.") from error
+    return read_duration(str(recording.path), recording.key, content)
+
+
+def _state_of(source: Path) -> str:
+    """A digest of the sizes and times of a data set's files."""
+    try:
+        states = [(path, path.stat()) for path in (list_nemo_files if is_nemo_tars(source) else list_shar_files)(source)]
+    except OSError as error:
+        raise DataError(f"{source} can't be read: {error}.") from error
+    return digest_json([[path.name, status.st_size, status.st_mtime_ns] for path, status in states])
+
+
+def _places_of(source: Path, language: str | None, read: ReadOptions) -> list[Path]:
+    """The places where an index may be kept, the best first."""
+    short = normalise_language(language, where="language") if language else None
+    name = f"{'-'.join(filter(None, (_INDEX_NAME, short)))}{MERGED_SUFFIX}"
+    places = [source / name if source.is_dir() else source.with_name(f"{source.name}.{name}")]
+    if read.cache_dir is not None:
+        folder = hashlib.sha256(str(source.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        places.append(Path(read.cache_dir).expanduser() / _FOLDER_NAME / folder / name)
+    return places
+
+
+def _read_kept(place: Path) -> SampleTable | None:
+    try:
+        return read_merged(place)
+    except DataError:
+        return None

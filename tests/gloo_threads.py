@@ -13,7 +13,7 @@ from tests.patience import patience
 
 
 def with_groups(world_size: int, work: Callable[[Any], Any]) -> list[Any]:
-    """What `work(group)` returns on each rank, all at once; an error of one is raised."""
+    """Return what `work(group)` returns on each rank, all at once; an error of one is raised."""
     store = torch.distributed.HashStore()  # type: ignore[attr-defined]
 
     def be_rank(rank: int) -> Any:

@@ -29,7 +29,7 @@ class Letterboxes(Protocol):
         ...
 
     def swap(self) -> list[Tensor]:
-        """What each other rank has for this one, to be read before the next `open`. A collective."""
+        """The bytes that each other rank has for this one, to be read before the next `open`. A collective."""
         ...
 
 
@@ -126,7 +126,7 @@ def _pad(num_bytes: int) -> int:
 
 
 def _find_kernel() -> tuple[str, str] | None:
-    """What two processes have in common if each finds the other under the other's own number; None without such memory."""
+    """Name what two processes share if each finds the other under the other's own number; None without such memory."""
     if not hasattr(os, "memfd_create"):
         return None
     try:

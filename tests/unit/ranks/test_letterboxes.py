@@ -1,4 +1,4 @@
-"""What a rank lays out for the others reaches each of them, through shared memory or over the network."""
+"""Bytes that a rank lays out for the others reach each of them, through shared memory or over the network."""
 
 from __future__ import annotations
 

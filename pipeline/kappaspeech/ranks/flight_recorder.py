@@ -36,7 +36,7 @@ def recording(folder: Path, environment: MutableMapping[str, str]) -> Iterator[N
 
     What the user has set stays; what is set here is gone afterwards, or another training in this process would take it for that.
     """
-    added = []
+    added: list[str] = []
     for names, value in ((_SIZE, _NUM_COLLECTIVES), (_FILE, f"{folder.absolute()}/nccl_timeout_rank_"), ((_ON_TIMEOUT,), "1")):
         if not any(name in environment for name in names):
             environment.update(dict.fromkeys(names, value))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
+
+from kappaspeech.zero3.trained_states import ADAM_STATES, AVERAGE, WEIGHTS
 
 SHAPES = {
     "llm.a.weight": (40, 30),
@@ -23,12 +25,12 @@ class MadeEngine:
     def states(self) -> MadeEngine:
         return self
 
-    def __init__(self, *, keeps_average: bool = False) -> None:
+    def __init__(self, *, keeps_average: bool = False, rank: int = 0) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.keeps_average = keeps_average
+        self.keeps_average, self.rank = keeps_average, rank
         self.tensors = {
             kind: {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
-            for kind in ("trained", "exp_avg", "exp_avg_sq", "average")
+            for kind in (WEIGHTS, *ADAM_STATES, AVERAGE)
         }
 
     def step(self) -> None:
@@ -39,19 +41,7 @@ class MadeEngine:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return SHAPES
 
-    def gather_weights(self, *, to_host: bool) -> Iterator[tuple[str, Tensor]]:
-        assert not to_host
-        return self._gather("trained")
-
-    def gather_average(self, *, to_host: bool) -> Iterator[tuple[str, Tensor]]:
-        assert not to_host
-        return self._gather("average")
-
-    def gather_moments(self, *, to_host: bool) -> Iterator[tuple[str, str, Tensor]]:
-        assert not to_host
-        for name in SHAPES:
-            for state in ("exp_avg", "exp_avg_sq"):
-                yield name, state, self.tensors[state][name].clone()
-
-    def _gather(self, kind: str) -> Iterator[tuple[str, Tensor]]:
-        return ((name, tensor.clone()) for name, tensor in self.tensors[kind].items())
+    def collect(self, kind: str, owners: Mapping[str, int]) -> Iterator[tuple[str, Tensor | None]]:
+        """All that the owners are to have, since there is nobody to send it."""
+        assert owners.keys() == SHAPES.keys()
+        return ((name, tensor.clone() if owners[name] == self.rank else None) for name, tensor in self.tensors[kind].items())

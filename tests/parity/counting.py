@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kappaspeech.zero3.engine import TrainingEngine
@@ -16,11 +17,14 @@ _READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2", "aten:
 
 
 class StepCounter(TorchDispatchMode):
-    """`gathered`: elements that all-gathers bring; `collectives` and `reads` by the names of their operations."""
+    """`gathered`: elements that all-gathers bring; `collectives` and `reads` by the names of their operations.
+
+    `received`: elements in float32 that come from other ranks by gathers of any kind; messages between ranks are bytes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.gathered = 0
+        self.gathered = self.received = 0
         self.collectives: Counter[str] = Counter()
         self.reads: Counter[str] = Counter()
 
@@ -30,6 +34,12 @@ class StepCounter(TorchDispatchMode):
             self.collectives[name] += 1
             if name == "c10d::_allgather_base_":
                 self.gathered += args[0].numel()
+                if args[0].dtype == torch.float32:
+                    self.received += args[0].numel() - args[1].numel()
+            elif name == "c10d::gather_":
+                # lists of what each rank sends, on the one that has it all
+                (own,) = args[1]
+                self.received += sum(tensor.numel() for tensors in args[0] for tensor in tensors) - own.numel() * len(args[0])
         elif name in _READS:
             self.reads[name] += 1
         return func(*args, **(kwargs or {}))

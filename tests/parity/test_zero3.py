@@ -355,3 +355,18 @@ def test_a_checkpoints_files_are_byte_equal_from_one_two_three_and_four_ranks(ze
     average = averaged[0].pop("average.safetensors")
     assert found[0] == found[1] == found[2] == averaged[0]
     assert average != averaged[0]["trained.safetensors"]
+
+
+def test_of_a_checkpoint_each_rank_is_sent_what_it_writes_alone(zero3):
+    for num_ranks, case in ((1, "selection"), (2, "selection"), (3, "selection"), (4, "zero3_hpz")):
+        for received, written in zero3(num_ranks)[case]["received"]:
+            # its own part lies there; a part is up to one number longer than the tensor's share
+            padding = 4 * num_ranks * len(zero3(num_ranks)[case]["trained"])
+            assert 0 <= received - written * (num_ranks - 1) / num_ranks <= padding
+
+
+def test_gradients_of_ranks_on_processors_are_no_all_reduce(zero3):
+    """Gloo's reduce-scatter is one, of a copy."""
+    for case in ("selection", "bf16"):
+        collectives = zero3(2)[case]["collectives"]
+        assert collectives.keys().isdisjoint({"c10d::_reduce_scatter_base_", "c10d::reduce_scatter_"})

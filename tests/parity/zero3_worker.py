@@ -117,7 +117,7 @@ def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dic
         "late": dict(late),
     }
     if case.saves:
-        computed["saved"] = save_known_state(engine, cluster, folder)
+        computed["saved"], computed["received"] = save_known_state(engine, cluster, folder)
     engine.close()
     return computed
 
@@ -145,8 +145,9 @@ def hold_weights(engine: TrainingEngine, parts: Parts, weight: float) -> dict[st
     return {f"llm.{name}": tensor.cpu() for name, tensor in whole.items()}
 
 
-def save_known_state(engine: TrainingEngine, cluster: TorchCluster, folder: Path) -> dict[str, str]:
-    """Put tensors that depend on their names alone into the engine; digests of the files of the checkpoint that it then makes."""
+def save_known_state(engine: TrainingEngine, cluster: TorchCluster, folder: Path) -> tuple[dict[str, str], list[tuple[int, int]]]:
+    """Put tensors that depend on their names alone into the engine; digests of the files of the checkpoint that it then makes,
+    and of each rank how many numbers it was sent for that, and how many it wrote."""
     shapes = engine.states.shapes()
 
     def known(name: str, kind: str) -> torch.Tensor:
@@ -155,15 +156,23 @@ def save_known_state(engine: TrainingEngine, cluster: TorchCluster, folder: Path
 
     average = (lambda name: known(name, "average")) if engine.states.keeps_average else None
     engine.states.restore(lambda name: known(name, "weight"), known, average, num_updates=Updates(3, 3))
-    writing = engine_state.save(
-        engine, cluster, cluster.beside(), NewCheckpoint(folder, 3, {}, keep=1), choose_copy=lambda _num_bytes: HostCopy()
-    )
+    shares: list[int] = []
+
+    def choose_copy(num_bytes: int) -> HostCopy:
+        shares.append(num_bytes // 4)
+        return HostCopy()
+
+    with StepCounter() as counts:
+        writing = engine_state.save(
+            engine, cluster, cluster.beside(), NewCheckpoint(folder, 3, {}, keep=1), choose_copy=choose_copy
+        )
     assert writing.wait(patience(60))
     if (failure := writing.failure()) is not None:
         raise failure
     weights = load_file(folder / "step-000003/trained.safetensors")
     assert all(torch.equal(tensor, known(name, "weight")) for name, tensor in weights.items())
-    return {path.name: digest_file(path) for path in (folder / "step-000003").glob("*.safetensors")}
+    digests = {path.name: digest_file(path) for path in (folder / "step-000003").glob("*.safetensors")}
+    return digests, cluster.gather((counts.received, shares[0]))
 
 
 def count_tokens(parts: Parts, batch: SpeechBatch) -> int:

@@ -67,7 +67,7 @@ ARROWS = {
     "scan": {"selection", "ranks", "tensor_files", "model", "runs"},
     "speech": {"config", "tensor_files"},
     "model": set(),
-    "planning": {"config", "model", "speech", "selection", "scan", "tensor_files"},
+    "planning": {"config", "ranks", "model", "speech", "selection", "scan", "tensor_files"},
     "portable": {"model", "speech"},
     "trained": {"config", "selection", "model", "speech", "scan", "runs", "evaluation", "portable", "tensor_files"},
     "diagnosis": {"config", "ranks", "model", "evaluation", "speech", "planning", "runs", "training", "zero3"},

@@ -36,7 +36,6 @@ THROUGH_OTHERS = {
     "model.prefixes",
     "planning.report",
     "ranks.mpi_cluster",
-    "ranks.workers",
     "scan.algebra",
     "scan.cholesky",
     "scan.known_matrices",

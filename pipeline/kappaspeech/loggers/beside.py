@@ -15,16 +15,25 @@ from kappaspeech.loggers.logger import Logger, Point
 _MOST_WAITING = 10_000
 # at the end of a run, for what is still waiting; the processors are idle meanwhile
 _LAST_SECONDS = 60.0
+# if the run was asked to stop: torchrun kills its ranks 30 seconds after it has told them, and the checkpoint comes first
+_HURRIED_SECONDS = 10.0
 _log = make_logger(__name__)
 
 
 class Beside:
     """The logger that `open_logger` makes. Whatever it raises is told once, and takes nothing from the run."""
 
-    def __init__(self, name: str, open_logger: Callable[[], Logger], *, last_seconds: float = _LAST_SECONDS) -> None:
+    def __init__(
+        self,
+        name: str,
+        open_logger: Callable[[], Logger],
+        *,
+        last_seconds: float = _LAST_SECONDS,
+        hurried_seconds: float = _HURRIED_SECONDS,
+    ) -> None:
         self._name = name
         self._open_logger = open_logger
-        self._last_seconds = last_seconds
+        self._last_seconds, self._hurried_seconds = last_seconds, hurried_seconds
         # bounded by `_hand_over` and not by itself: its end must always find room
         self._waiting: Queue[Callable[[Logger], None] | None] = Queue()
         self._has_given_up = self._run_failed = False
@@ -41,14 +50,16 @@ class Beside:
         """Let readers see what was handed over before, as soon as may be."""
         self._hand_over(lambda logger: logger.flush())
 
-    def end(self, *, failed: bool) -> None:
-        """Hand over the end; returns at once. `failed`: the run has ended with an error."""
+    def end(self, *, failed: bool, hurried: bool = False) -> None:
+        """Hand over the end; returns at once. `failed`: the run has ended with an error; `hurried`: it was asked to stop."""
         self._run_failed = failed
+        if hurried:
+            self._last_seconds = min(self._last_seconds, self._hurried_seconds)
         self._until = time.monotonic() + self._last_seconds
         self._waiting.put(None)
 
     def close(self) -> None:
-        """Wait until all is taken, until a minute after `end` at most."""
+        """Wait until all is taken, until a minute after `end` at most, or ten seconds if that was hurried."""
         with self._giving_up:
             if self._has_given_up:
                 return

@@ -43,10 +43,11 @@ class Curves:
         for logger in self._loggers.values():
             logger.flush()
 
-    def close(self, *, failed: bool) -> None:
+    def close(self, *, failed: bool, hurried: bool = False) -> None:
+        """Wait for what is still to be shown; if the run was asked to stop and so is `hurried`, not for long."""
         # one after the other they might take minutes, which a launcher that ends the ranks doesn't give
         for logger in self._loggers.values():
-            logger.end(failed=failed)
+            logger.end(failed=failed, hurried=hurried)
         for logger in self._loggers.values():
             logger.close()
 

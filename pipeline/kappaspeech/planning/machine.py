@@ -21,6 +21,7 @@ from kappaspeech.planning.batches import BatchSizes
 from kappaspeech.planning.duration import Rates
 from kappaspeech.planning.memory import count_tokens
 from kappaspeech.planning.sizes import SpeechSizes
+from kappaspeech.ranks.averaging import Averaging
 
 # About how long each rate is measured.
 _BUDGET_SECONDS = 0.06
@@ -99,10 +100,15 @@ def measure_exchange(compute: Rates, group: Any, device: torch.device, dtype: to
         for started in [group._allgather_base(target, source) for target in into]:
             started.wait()
 
+    averaging = Averaging(group) if device.type == "cpu" else None
+
     def reduce() -> None:
         # and sums one bucket of gradients after the other
         for source in whole:
-            group._reduce_scatter_base(part, source).wait()
+            if averaging is None:
+                group._reduce_scatter_base(part, source).wait()
+            else:
+                averaging.average_parts([source])
 
     # the first connects the ranks
     gather(many[:1], few)

@@ -7,7 +7,8 @@ each group, so these are read as the pickles that they are.
 from __future__ import annotations
 
 import shlex
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -29,11 +30,22 @@ _READERS = {
 _log = make_logger(__name__)
 
 
-def prepare(folder: Path, environment: MutableMapping[str, str]) -> None:
-    """Let PyTorch record, and write NCCL's timeouts into `folder`. What the user has set stays. Call it before ranks meet."""
+@contextmanager
+def recording(folder: Path, environment: MutableMapping[str, str]) -> Iterator[None]:
+    """Let PyTorch record, and write NCCL's timeouts into `folder`, for as long as the context is open; open it before ranks meet.
+
+    What the user has set stays; what is set here is gone afterwards, or another training in this process would take it for that.
+    """
+    added: list[str] = []
     for names, value in ((_SIZE, _NUM_COLLECTIVES), (_FILE, f"{folder.absolute()}/nccl_timeout_rank_"), ((_ON_TIMEOUT,), "1")):
         if not any(name in environment for name in names):
             environment.update(dict.fromkeys(names, value))
+            added.extend(names)
+    try:
+        yield
+    finally:
+        for name in added:
+            environment.pop(name, None)
 
 
 def make_room(folder: Path) -> None:

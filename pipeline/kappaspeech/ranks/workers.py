@@ -33,19 +33,19 @@ def run_workers(arguments: Sequence[str], *, num_workers: int, variables: Mappin
     """
     hub = Hub(num_workers)
     command = [sys.executable, "-m", "kappaspeech", *arguments]
-    workers = []
-    for rank in range(num_workers):
-        own = {**as_helper(), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_workers), **hub.environment(rank)}
-        workers.append(
-            subprocess.Popen(command, env={**os.environ, **(variables or {}), **own}, pass_fds=hub.file_descriptors(rank))
-        )
-    hub.close_far_ends()
+    workers: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
     try:
         with Handling(pass_on, numbers=[signal.SIGTERM]):
+            # one that can't be started ends those that were
+            for rank in range(num_workers):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_workers), **hub.environment(rank)}
+                environment = {**os.environ, **(variables or {}), **as_helper(), **own}
+                workers.append(subprocess.Popen(command, env=environment, pass_fds=hub.file_descriptors(rank)))
+            hub.close_far_ends()
             return _wait(workers)
     finally:
         for worker in workers:

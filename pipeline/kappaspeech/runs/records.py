@@ -88,6 +88,7 @@ class RunLog:
             keep_lines(run_dir / name, lambda record: record["step"] <= resume_step, is_record=is_record)
         self._steps = _open_to_append(run_dir / STEPS_FILE)
         self._curves = show_curves(run_dir, config, resume_step=resume_step, told=told)
+        self._is_hurried = False
         self._show_again(resume_step)
 
     def __enter__(self) -> RunLog:
@@ -150,10 +151,14 @@ class RunLog:
         self._curves.add("evaluation", record["step"], evaluation_values(record))
         self._curves.flush()
 
+    def hurry(self) -> None:
+        """Don't let loggers take long at the end: whoever asked the run to stop may kill it soon."""
+        self._is_hurried = True
+
     def close(self, *, failed: bool = False) -> None:
         """Close the files, and the loggers, which are told whether the run has `failed`."""
         self._steps.close()
-        self._curves.close(failed=failed)
+        self._curves.close(failed=failed, hurried=self._is_hurried)
 
 
 def _open_to_append(path: Path) -> TextIO:

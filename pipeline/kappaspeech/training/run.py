@@ -54,8 +54,12 @@ def train(config: RunConfig, *, on_fatal: Callable[[RankFailure], None] = lambda
 
     `on_fatal` is called with the failure that ends a stuck process, in place of an error raised.
     """
+    with flight_recorder.recording(Path(config.run_dir) / COLLECTIVES_FOLDER, os.environ):
+        return _train_together(config, on_fatal=on_fatal)
+
+
+def _train_together(config: RunConfig, *, on_fatal: Callable[[RankFailure], None]) -> Outcome:
     options = config.training
-    flight_recorder.prepare(Path(config.run_dir) / COLLECTIVES_FOLDER, os.environ)
     cluster = start_training_cluster(timeout_seconds=options.collective_timeout_seconds)
     lease = Lease(Path(config.run_dir), cluster.broadcast(make_start_id() if cluster.rank == 0 else None))
     with agreement(cluster):
@@ -170,7 +174,10 @@ def _take_steps(config: RunConfig, loaded: Loaded, partitioned: Partitioned, aro
         stepper = Stepper(config, loaded, partitioned, state, around, log=log)
         cadences = make_cadences(config, loaded, partitioned, state, around, saver=saver, log=log, forecast=forecast)
         loop = TrainingLoop(loaded.stream, stepper.step, state, around, cadences=cadences, forecast=forecast)
-        return loop.run(step, config.training.num_steps)
+        outcome = loop.run(step, config.training.num_steps)
+        if log is not None and outcome.reason is not None:
+            log.hurry()
+        return outcome
 
 
 @contextmanager

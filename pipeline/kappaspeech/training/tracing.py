@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from kappaspeech.config.training_config import ProfileConfig
-from kappaspeech.escaping import make_logger
+from kappaspeech.escaping import for_terminal, make_logger
 from kappaspeech.outputs import write_with
 from kappaspeech.runs.contents import PROFILE_FOLDER
 from kappaspeech.training.cadence import Cadence
@@ -55,6 +56,8 @@ class Tracer:
         try:
             # after a CUDA error it may fail, and must not hide that one
             profiler.stop()
+            told = f"training.profile: writing {self._stem}.json.gz, which takes minutes if the steps were large"
+            print(for_terminal(told), file=sys.stderr, flush=True)
             write_with(self._stem.with_name(f"{self._stem.name}.json.gz"), lambda path: _write_trace(profiler, path))
             _write_memory(self._stem.with_name(f"{self._stem.name}.memory.pickle"))
         except (OSError, RuntimeError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +21,25 @@ from kappaspeech.runs.share_writer import Piece, ShareWriter, cut, place
 from kappaspeech.tensor_files.safetensors_writer import lay_out
 from kappaspeech.zero3.engine import TrainingEngine
 from kappaspeech.zero3.host_copy import HostCopy
-from kappaspeech.zero3.trained_states import ADAM_STATES, Updates
+from kappaspeech.zero3.trained_states import ADAM_STATES, AVERAGE, WEIGHTS, TrainedStates, Updates
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class _Content:
-    """One file of a checkpoint: its tensors' shapes, and the function that gathers them in that order, a collective."""
+    """One file of a checkpoint: its tensors' shapes, and the kinds of states in it, each with what follows a tensor's name."""
 
     name: str
     shapes: Shapes
-    gather: Callable[[], Iterator[tuple[str, Tensor]]]
+    kinds: Mapping[str, str]
 
-    @property
-    def sizes(self) -> list[int]:
-        return [torch.float32.itemsize * int(torch.Size(shape).numel()) for shape in self.shapes.values()]
+    def collect(self, states: TrainedStates, owners: Mapping[str, int]) -> Iterator[tuple[str, Tensor | None]]:
+        """Each tensor of the file under its name there, on the rank that owns it. A collective."""
+        for kind, end in self.kinds.items():
+            owners_of_kind = {name[: len(name) - len(end)]: owner for name, owner in owners.items() if name.endswith(end)}
+            for name, tensor in states.collect(kind, owners_of_kind):
+                yield name + end, tensor
 
 
 def save(
@@ -50,22 +53,23 @@ def save(
 ) -> Writing:
     """Copy the engine's state as it is now, and begin to write it in the background; or write it now, without a copy.
 
-    Each rank writes whole tensors, all about as many bytes. `choose_copy`, a collective, is given this rank's. `beside` is the
-    same ranks' cluster for the background alone. `on_progress` is called after each tensor. A collective. Raises `TrainingError`
-    on every rank if rank 0 can't begin.
+    Each rank writes whole tensors, which it alone is sent, all about as many bytes. `choose_copy`, a collective, is given this
+    rank's. `beside` is the same ranks' cluster for the background alone. `on_progress` is called after each tensor. A collective.
+    Raises `TrainingError` on every rank if rank 0 can't begin.
     """
     contents = _contents(engine)
     layouts = {content.name: lay_out(content.shapes, dtype=torch.float32) for content in contents}
     writers = new.begin(cluster, layouts)
-    sizes = [size for content in contents for size in content.sizes]
-    owners = [writers[index] for index in share_out(sizes, len(writers))]
-    copy = choose_copy(sum(size for size, owner in zip(sizes, owners, strict=True) if owner == cluster.rank))
-    share, pieces, turns = ShareWriter(new.temporary), deque[Piece](), iter(owners)
+    sizes = [_num_bytes(shape) for content in contents for shape in content.shapes.values()]
+    turns = iter([writers[index] for index in share_out(sizes, len(writers))])
+    owners = {content.name: dict(zip(content.shapes, turns, strict=False)) for content in contents}
+    copy = choose_copy(_count_bytes(contents, owners, cluster.rank))
+    share, pieces = ShareWriter(new.temporary), deque[Piece]()
     if copy is not None:
         copy.begin()
     for content in contents:
-        for name, tensor in content.gather():
-            if next(turns) == cluster.rank:
+        for name, tensor in content.collect(engine.states, owners[content.name]):
+            if tensor is not None:
                 blocks = cut(tensor.cpu()) if copy is None else copy.take(tensor)
                 pieces.extend(place(content.name, layouts[content.name].begins[name], blocks))
                 if copy is None:
@@ -79,17 +83,24 @@ def save(
 def _contents(engine: TrainingEngine) -> list[_Content]:
     shapes = engine.states.shapes()
     moments = {f"{name}/{kind}": shape for name, shape in shapes.items() for kind in ADAM_STATES}
-
-    def gather_moments() -> Iterator[tuple[str, Tensor]]:
-        return ((f"{name}/{kind}", tensor) for name, kind, tensor in engine.states.gather_moments(to_host=False))
-
     contents = [
-        _Content(TRAINED_FILE, shapes, lambda: engine.states.gather_weights(to_host=False)),
-        _Content(OPTIMIZER_FILE, moments, gather_moments),
+        _Content(TRAINED_FILE, shapes, {WEIGHTS: ""}),
+        _Content(OPTIMIZER_FILE, moments, {kind: f"/{kind}" for kind in ADAM_STATES}),
     ]
     if engine.states.keeps_average:
-        contents.append(_Content(AVERAGE_FILE, shapes, lambda: engine.states.gather_average(to_host=False)))
+        contents.append(_Content(AVERAGE_FILE, shapes, {AVERAGE: ""}))
     return contents
+
+
+def _count_bytes(contents: Sequence[_Content], owners: Mapping[str, Mapping[str, int]], rank: int) -> int:
+    """The bytes of the tensors that this rank owns."""
+    return sum(
+        _num_bytes(shape) for content in contents for name, shape in content.shapes.items() if owners[content.name][name] == rank
+    )
+
+
+def _num_bytes(shape: tuple[int, ...]) -> int:
+    return torch.float32.itemsize * int(torch.Size(shape).numel())
 
 
 def restore(engine: TrainingEngine, checkpoint: Path, cluster: Cluster, *, num_updates: Updates) -> None:

@@ -5,8 +5,9 @@ Every method that gathers or puts back is a collective: all ranks call it, in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor
 
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.trained_tensors import TrainedTensor, list_trained
-from kappaspeech.zero3.whole_tensors import put_whole, spread
+from kappaspeech.zero3.whole_tensors import collect_whole, put_whole, spread
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
-_AVERAGE = "moving_average"
+WEIGHTS, AVERAGE = "weights", "moving_average"
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,36 @@ class TrainedStates:
         """Names and whole shapes of the trained tensors, in the order in which they are gathered."""
         return {name: shape for trained in self._trained() for name, shape in trained.shapes.items()}
 
-    def gather_weights(self, *, to_host: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """Each trained tensor, whole, as its float32 master weights, one at a time; on every rank's host, or on its device."""
+    def gather_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Each trained tensor, whole, as its float32 master weights, one at a time; on every rank's host."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         for trained in self._trained():
-            yield from trained.split(_take(safe_get_full_fp32_param(trained.parameter), to_host=to_host))
+            yield from trained.split(_take(safe_get_full_fp32_param(trained.parameter)))
 
-    def gather_average(self, *, to_host: bool = True) -> Iterator[tuple[str, Tensor]]:
+    def gather_average(self) -> Iterator[tuple[str, Tensor]]:
         """Each trained tensor's moving average, as `gather_weights` gives the weights."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         for trained in self._trained():
-            yield from trained.split(_take(safe_get_full_optimizer_state(trained.parameter, _AVERAGE), to_host=to_host))
+            yield from trained.split(_take(safe_get_full_optimizer_state(trained.parameter, AVERAGE)))
+
+    def collect(self, kind: str, owners: Mapping[str, int]) -> Iterator[tuple[str, Tensor | None]]:
+        """Each trained tensor's `WEIGHTS`, Adam state or `AVERAGE`, whole, on its owner's device; None on the other ranks.
+
+        Only the owner receives it. Of stacked experts that have several owners, all ranks receive all.
+        """
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        for trained in self._trained():
+            parameter = trained.parameter
+            local = (
+                safe_get_local_fp32_param if kind == WEIGHTS else partial(safe_get_local_optimizer_state, optim_state_key=kind)
+            )
+            whole = collect_whole(parameter, local(parameter), ranks={owners[name] for name in trained.names})
+            tensors = dict.fromkeys(trained.names) if whole is None else dict(trained.split(whole))
+            for name, tensor in tensors.items():
+                yield name, tensor if owners[name] == self._rank else None
 
     def gather_result(self) -> Iterator[tuple[str, Tensor]]:
         """The result of the training, which is evaluated and exported: the moving average if one is kept, else the weights."""
@@ -71,19 +89,18 @@ class TrainedStates:
         if not self.keeps_average:
             return []
         parameters = [trained.parameter for trained in self._trained()]
-        return [(parameter, safe_get_local_optimizer_state(parameter, _AVERAGE)) for parameter in parameters]
+        return [(parameter, safe_get_local_optimizer_state(parameter, AVERAGE)) for parameter in parameters]
 
     @property
     def keeps_average(self) -> bool:
         return self._ema_decay is not None
 
-    def gather_moments(self, *, to_host: bool = True) -> Iterator[tuple[str, str, Tensor]]:
+    def gather_moments(self) -> Iterator[tuple[str, str, Tensor]]:
         """(name, Adam state, whole tensor) of every trained tensor, as `gather_weights` gives the weights."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         for trained in self._trained():
-            gathered = (safe_get_full_optimizer_state(trained.parameter, state) for state in ADAM_STATES)
-            whole = [_take(tensor, to_host=to_host) for tensor in gathered]
+            whole = [_take(safe_get_full_optimizer_state(trained.parameter, state)) for state in ADAM_STATES]
             for states in zip(*map(trained.split, whole), strict=True):
                 for state, (name, tensor) in zip(ADAM_STATES, states, strict=True):
                     yield name, state, tensor
@@ -105,7 +122,7 @@ class TrainedStates:
                 moments = trained.join(read_state, state)
                 spread(parameter, state, moments, rank=self._rank)
             if read_average is not None:
-                spread(parameter, _AVERAGE, trained.join(read_average), rank=self._rank)
+                spread(parameter, AVERAGE, trained.join(read_average), rank=self._rank)
 
     def _begin(self, num_updates: Updates) -> None:
         """Give each partition the states that AdamW would make at its first step, and the average beside them.
@@ -120,7 +137,7 @@ class TrainedStates:
                 # a fused AdamW keeps its count on the device where it computes
                 "step": torch.tensor(count, device=partition.device),
                 **{state: torch.zeros_like(partition) for state in ADAM_STATES},
-                **({_AVERAGE: partition.detach().clone()} if self.keeps_average else {}),
+                **({AVERAGE: partition.detach().clone()} if self.keeps_average else {}),
             }
         self._num_updates = num_updates.adaptor
 
@@ -132,7 +149,7 @@ class TrainedStates:
         adamw = self._optimizer
         share = 1 - average_decay(self._num_updates, decay=self._ema_decay)
         for partition in adamw.fp32_partitioned_groups_flat:
-            adamw.optimizer.state[partition][_AVERAGE].lerp_(partition.detach(), share)
+            adamw.optimizer.state[partition][AVERAGE].lerp_(partition.detach(), share)
 
     def llm_tensors(self) -> list[TrainedTensor]:
         """The LLM's parameters that train."""
@@ -150,8 +167,8 @@ class TrainedStates:
         return list_trained(self._model)
 
 
-def _take(gathered: Tensor, *, to_host: bool) -> Tensor:
-    return gathered.detach().cpu() if to_host else gathered.detach()
+def _take(gathered: Tensor) -> Tensor:
+    return gathered.detach().cpu()
 
 
 def average_decay(num_updates: int, *, decay: float) -> float:

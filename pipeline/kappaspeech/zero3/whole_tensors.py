@@ -1,7 +1,8 @@
-"""Trained tensors that come whole, from a checkpoint, to be cut for the ranks."""
+"""Trained tensors whole: brought together from the ranks' partitions, or read from a checkpoint and cut for them."""
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -29,6 +30,26 @@ def gather_whole(parameter: Any) -> Tensor:
     from deepspeed.utils import safe_get_full_fp32_param
 
     return safe_get_full_fp32_param(parameter).detach()  # type: ignore[no-any-return]
+
+
+def collect_whole(parameter: Any, partition: Tensor, *, ranks: Set[int]) -> Tensor | None:
+    """A copy of a tensor of this parameter's shape, of which each rank gives its partition, on these ranks. A collective.
+
+    If it is one rank alone, no other receives anything. If there are several, all do, and have the tensor too.
+    """
+    partition = partition.detach().contiguous()
+    world_size = torch.distributed.get_world_size()
+    owner = next(iter(ranks)) if len(ranks) == 1 else None
+    has_it = owner is None or owner == torch.distributed.get_rank()
+    whole = partition.new_empty(world_size * partition.numel()) if has_it else None
+    if world_size == 1:
+        assert whole is not None
+        whole.copy_(partition)
+    elif owner is None:
+        torch.distributed.all_gather_into_tensor(whole, partition)
+    else:
+        torch.distributed.gather(partition, None if whole is None else list(whole.chunk(world_size)), dst=owner)
+    return None if whole is None else whole[: parameter.ds_numel].view(parameter.ds_shape)
 
 
 def put_whole(parameter: Any, value: Tensor, *, rank: int) -> None:

@@ -112,3 +112,15 @@ def test_one_that_lags_by_all_that_may_wait_takes_it_and_ends(monkeypatch, caplo
     release.set()
     beside.close()
     assert (kept.steps, kept.failed, caplog.records) == ([0, 1, 2, 3, 4], False, [])
+
+
+def test_a_run_that_was_asked_to_stop_waits_less(caplog):
+    release = threading.Event()
+    began = time.monotonic()
+    for hurried, seconds in ((True, 0.05), (False, 0.1)):
+        beside = Beside("kept", lambda: (release.wait(patience(60)), Kept())[1], last_seconds=0.1, hurried_seconds=0.05)
+        beside.end(failed=False, hurried=hurried)
+        beside.close()
+        assert f"it hasn't taken everything within {seconds:g} s" in caplog.messages[-1]
+    release.set()
+    assert time.monotonic() - began < patience(5)

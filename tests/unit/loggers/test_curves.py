@@ -67,15 +67,18 @@ def test_all_loggers_end_before_one_is_waited_for(monkeypatch):
     class Listening:
         def __init__(self, _name: str, _open_logger: object) -> None: ...
 
-        def end(self, *, failed: bool) -> None:
-            told.append(f"end {failed}")
+        def end(self, *, failed: bool, hurried: bool) -> None:
+            told.append(f"end {failed} {hurried}")
 
         def close(self) -> None:
             told.append("wait")
 
     monkeypatch.setattr(curves, "Beside", Listening)
     Curves(["wandb", "mlflow"], describe, told={}).close(failed=True)
-    assert told == ["end True", "end True", "wait", "wait"]
+    assert told == ["end True False", "end True False", "wait", "wait"]
+    told.clear()
+    Curves(["wandb"], describe, told={}).close(failed=False, hurried=True)
+    assert told == ["end False True", "wait"]
 
 
 def test_turns_only_grow_and_are_the_same_after_a_resumption(made):

@@ -6,19 +6,28 @@ import pickle
 
 import pytest
 
-from kappaspeech.ranks.flight_recorder import dump, prepare, tell_reader
+from kappaspeech.ranks.flight_recorder import dump, recording, tell_reader
 
 
 def test_collectives_are_recorded_and_nccls_timeouts_written_into_the_run_folder(tmp_path):
     environment: dict[str, str] = {}
-    prepare(tmp_path / "run/flight_recorder", environment)
-    assert environment == {
-        "TORCH_FR_BUFFER_SIZE": "2000",
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
-        "TORCH_FR_DUMP_TEMP_FILE": f"{tmp_path}/run/flight_recorder/nccl_timeout_rank_",
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{tmp_path}/run/flight_recorder/nccl_timeout_rank_",
-        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-    }
+    with recording(tmp_path / "run/flight_recorder", environment):
+        assert environment == {
+            "TORCH_FR_BUFFER_SIZE": "2000",
+            "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+            "TORCH_FR_DUMP_TEMP_FILE": f"{tmp_path}/run/flight_recorder/nccl_timeout_rank_",
+            "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{tmp_path}/run/flight_recorder/nccl_timeout_rank_",
+            "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        }
+
+
+def test_a_second_training_in_one_process_records_into_its_own_folder(tmp_path):
+    environment = {"TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
+    with pytest.raises(KeyError), recording(tmp_path / "first", environment):
+        raise KeyError
+    assert environment == {"TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
+    with recording(tmp_path / "second", environment):
+        assert environment["TORCH_FR_DUMP_TEMP_FILE"] == f"{tmp_path}/second/nccl_timeout_rank_"
 
 
 @pytest.mark.parametrize(
@@ -32,14 +41,15 @@ def test_collectives_are_recorded_and_nccls_timeouts_written_into_the_run_folder
 )
 def test_what_the_user_chose_stays_under_its_old_name_too(tmp_path, chosen):
     environment = dict(chosen)
-    prepare(tmp_path, environment)
-    assert environment.items() >= chosen.items()
-    for names in (
-        {"TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"},
-        {"TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"},
-    ):
-        # the other name of the same would win over it
-        assert not names & chosen.keys() or names & environment.keys() == names & chosen.keys()
+    with recording(tmp_path, environment):
+        assert environment.items() >= chosen.items()
+        for names in (
+            {"TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"},
+            {"TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"},
+        ):
+            # the other name of the same would win over it
+            assert not names & chosen.keys() or names & environment.keys() == names & chosen.keys()
+    assert environment == chosen
 
 
 def test_a_rank_writes_what_pytorchs_reader_takes(tmp_path):

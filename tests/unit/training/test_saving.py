@@ -86,7 +86,7 @@ def test_steps_are_taken_while_a_checkpoint_is_written_and_it_holds_the_state_of
     assert run.saved == ["step-000004", "step-000008"]
     for step in (4, 8):
         trained = load_file(run.checkpoints / f"step-{step:06d}/trained.safetensors")
-        expected = MadeEngine().tensors["trained"]
+        expected = MadeEngine().tensors["weights"]
         for _ in range(step):
             for tensor in expected.values():
                 tensor += 1

@@ -34,8 +34,10 @@ def operations(path: Path) -> list[str]:
     return [event["name"].removeprefix("aten::") for event in events if event.get("cat") == "cpu_op"]
 
 
-def test_the_trace_holds_its_steps_and_what_is_between_them(tmp_path):
+def test_the_trace_holds_its_steps_and_what_is_between_them(tmp_path, capsys):
     take_steps(tmp_path, ProfileConfig(steps=(3, 4)), first=0, end=8)
+    # a large one takes minutes, in which nothing else is said
+    assert f"writing {tmp_path / 'profile'}/steps-3-4.rank-0.json.gz, which takes minutes" in capsys.readouterr().err
     (path,) = (tmp_path / "profile").iterdir()
     assert path.name == "steps-3-4.rank-0.json.gz"
     found = operations(path)

@@ -38,7 +38,7 @@ def save(folders: list[Path], *, in_background: bool = True, check: Callable[[],
                 return HostCopy() if in_background else None
 
             new = NewCheckpoint(folders[cluster.rank], 2, {"words": "ä"}, keep=1, check=check)
-            engine: Any = MadeEngine(keeps_average=True)
+            engine: Any = MadeEngine(keeps_average=True, rank=cluster.rank)
             writing = engine_state.save(engine, cluster, beside[cluster.rank], new, choose_copy=choose_copy)
             assert writing.wait(patience(20))
             if (failure := writing.failure()) is not None:
@@ -70,7 +70,7 @@ def test_files_are_byte_equal_from_one_two_and_four_ranks_in_the_background_and_
 def test_what_is_read_is_what_was_gathered(tmp_path):
     save([tmp_path] * 2)
     checkpoint, tensors = tmp_path / "step-000002", MadeEngine().tensors
-    for file, kind in (("trained", "trained"), ("average", "average")):
+    for file, kind in (("trained", "weights"), ("average", "moving_average")):
         loaded = load_file(checkpoint / f"{file}.safetensors")
         assert list(loaded) == list(SHAPES) or loaded.keys() == SHAPES.keys()
         assert all((loaded[name] == tensors[kind][name]).all() for name in SHAPES)

@@ -156,6 +156,8 @@ def import_of(method: str) -> None:
     torch.set_num_threads(1)
     torch.linalg.svdvals(torch.randn(8, 8))
     if method == "kappaspeech":
+        import kappaspeech.scan.checkpoint
+        import kappaspeech.scan.stage  # noqa: F401
         from kappaspeech.scan.spectrum import spectrum_stats
 
         spectrum_stats(torch.randn(8, 8).numpy())

@@ -254,3 +254,13 @@ def test_a_scan_and_the_reading_of_runs_need_no_torch(module):
     code = f"import sys; sys.modules['torch'] = None; import kappaspeech.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience(60), cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_scan_of_a_checkpoint_reads_no_runs_and_no_configurations():
+    """They are a seventh of its start; a scan of a run needs them."""
+    code = (
+        "import sys, kappaspeech.scan.stage; "
+        "unneeded = {'kappaspeech.config', 'kappaspeech.runs.result', 'yaml'} & set(sys.modules); assert not unneeded, unneeded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience(60), cwd=PACKAGE.parent)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -22,10 +22,10 @@ from kappaspeech.model.llm import load_llm
 from kappaspeech.model.stored_names import model_names
 from kappaspeech.progress import ProgressBar
 from kappaspeech.scan.checkpoint import Checkpoint
+from kappaspeech.scan.description import describe
 from kappaspeech.scan.matrices import MatrixRef, SkippedTensor, list_matrices
 from kappaspeech.scan.ranking import KappaRanking, RankedMatrix
 from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, spectrum_stats
-from kappaspeech.scan.stage import describe
 from kappaspeech.tensor_files.dtypes import FloatArray
 
 METHOD = "activations"

@@ -15,8 +15,6 @@ from kappaspeech.errors import CheckpointError
 from kappaspeech.escaping import encodable
 from kappaspeech.outside import describe, explained
 from kappaspeech.runs.contents import is_run
-from kappaspeech.runs.result import RunResult, read_result
-from kappaspeech.scan.run_file import TrainedFile, read_changed
 from kappaspeech.tensor_files.dtypes import StoredArray
 from kappaspeech.tensor_files.tensor_file import StoredTensor, TensorFile
 from kappaspeech.tensor_files.weight_files import open_file, open_folder, read_config
@@ -203,7 +201,11 @@ def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
 
 def _open_run(folder: Path) -> Checkpoint:
     """A run's last checkpoint as it would be exported: LoRA merged, a moving average if one is kept."""
-    parts: RunResult = read_result(folder)
+    # a seventh of a scan's start, and most checkpoints are no runs
+    from kappaspeech.runs.result import read_result
+    from kappaspeech.scan.run_file import TrainedFile, read_changed
+
+    parts = read_result(folder)
     path = Path(parts.base)
     with explained(f"{folder} was trained from {parts.base}, which can't be opened", kind=CheckpointError):
         is_folder = path.is_dir()

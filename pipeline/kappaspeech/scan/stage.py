@@ -1,58 +1,24 @@
-"""Stage 1: list a checkpoint's matrices, share them among the ranks, measure each, gather one ranking.
-
-The numbers don't depend on the number of ranks: a large matrix's Gram is always the sum of the same pieces in the same order,
-whether one rank forms them all or several add theirs.
-"""
+"""Stage 1: list a checkpoint's matrices, share them among the ranks, measure each, gather one ranking."""
 
 from __future__ import annotations
 
 import base64
-import math
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kappaspeech.errors import ScanError
-from kappaspeech.expert_names import expert_name
 from kappaspeech.progress import ProgressBar
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.cluster import Cluster, SingleProcess
 from kappaspeech.ranks.liveness import Watch
-from kappaspeech.scan.algebra import Algebra
 from kappaspeech.scan.checkpoint import Checkpoint
 from kappaspeech.scan.journal import Found, Journal
-from kappaspeech.scan.known_matrices import digest_known, naming
-from kappaspeech.scan.matrices import MatrixRef, SkippedTensor, StoredMatrix, digest_matrix, list_matrices
-from kappaspeech.scan.partition import FIXED_SECONDS, Task, assign, blocking_seconds, finishing_cost, plan
+from kappaspeech.scan.known_matrices import digest_known
+from kappaspeech.scan.matrices import SkippedTensor, list_matrices
 from kappaspeech.scan.ranking import KappaRanking, RankedMatrix
-from kappaspeech.scan.read_ahead import read_ahead
-from kappaspeech.scan.scaled_matrix import ScaledMatrix, num_pieces, piece_gram
-from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, choose_algebra, measure_scaled
-from kappaspeech.scan.statistics import SpectrumStats
-from kappaspeech.tensor_files.dtypes import FLOATS, FloatArray
-
-
-@dataclass(frozen=True)
-class ScanOptions:
-    """The options of a measurement. Every field but `is_static` may change a number's last bits."""
-
-    rtol: float = DEFAULT_RTOL
-    method: Method = "auto"
-    is_static: bool = False
-    with_sigmas: bool = False
-    device: str | None = None
-
-    def journal_key(self) -> dict[str, Any]:
-        """The options in which a journal's lines must agree to be reused: another thread count changes a number's last bits."""
-        host = [os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "OPENBLAS_CORETYPE")]
-        computed = [self.device.partition(":")[0]] if self.device else host
-        return {"rtol": self.rtol, "method": self.method, "computed": computed, "with_sigmas": self.with_sigmas}
+from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, choose_algebra
+from kappaspeech.scan.worker import ScanOptions, Worker
 
 
 def scan(
@@ -90,7 +56,7 @@ def scan(
     known = [ref for ref in matrices if book and book.key(ref) in kept]
     with Watch(cluster) as watch:
         digests = digest_known(checkpoint, cluster, known, watch=watch, shown=shows_progress)
-        worker = _Worker(checkpoint, cluster, options, algebra, watch, book, matrices, kept, digests)
+        worker = Worker(checkpoint, cluster, options, algebra, watch, book, matrices, kept, digests)
         total = sum(task.cost for task in worker.tasks)
         with ProgressBar("scanning", total=total, shown=shows_progress and cluster.rank == 0) as bar:
             own = worker.run(bar)
@@ -119,157 +85,6 @@ def scan(
     )
 
 
-@dataclass
-class _Worker:
-    """One rank's share of the work, and its measurements: a matrix's JSON by name."""
-
-    checkpoint: Checkpoint
-    cluster: Cluster
-    options: ScanOptions
-    algebra: Algebra
-    watch: Watch
-    journal: Journal | None
-    matrices: list[MatrixRef]
-    kept: Found
-    # digests of matrices that the journal has, of this checkpoint or of another that shares its folder
-    digests: dict[str, str]
-    results: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        known = [self._find_kept(ref, self.digests.get(ref.name, "")) is not None for ref in self.matrices]
-        pieces = [
-            1 if ref.tensor.dtype == "float64" or is_known else num_pieces(max(ref.shape))
-            for ref, is_known in zip(self.matrices, known, strict=True)
-        ]
-        shapes = [ref.shape for ref in self.matrices]
-        costs = [FIXED_SECONDS if is_known else None for is_known in known]
-        self.tasks = plan(shapes, pieces, world_size=self.cluster.world_size, known_costs=costs)
-
-    def run(self, bar: ProgressBar) -> dict[str, dict[str, Any]]:
-        """Measure whole matrices and form pieces, then bring the pieces together."""
-        self._bar, self._shown = bar, 0.0
-        with self.watch.telling(self._show), tempfile.TemporaryDirectory(prefix="kappaspeech-") as spill:
-            self._spill = Path(spill)
-            mine: list[Task] = []
-            for task, read in self._read_tasks():
-                self.watch.check()
-                ref = self.matrices[task.matrix]
-                self.watch.begin(ref.name, patience_seconds=blocking_seconds(ref.shape))
-                if task.piece is None:
-                    self._measure(ref, read)
-                else:
-                    with naming(self.checkpoint, ref):
-                        np.save(self._path(task), piece_gram(self._open(ref).matrix, task.piece, algebra=self.algebra))
-                    mine.append(task)
-                self._advance(task.cost)
-            self.watch.begin("")
-            if any(task.piece is not None for task in self.tasks):
-                self._join_pieces(mine)
-            # the gather that follows waits for the slowest: it must be watched too
-            self.cluster.barrier()
-        return self.results
-
-    def _read_tasks(self) -> Iterator[tuple[Task, Callable[[], ScaledMatrix | None]]]:
-        """This rank's tasks, and what reads the matrix of each. A device has the next one read while it computes: for a fraction
-        of a second, so that the next ticket may be taken early."""
-        if self.options.device is None:
-            yield from ((task, partial(self._open, self.matrices[task.matrix])) for task in self._take_tasks())
-        else:
-            yield from read_ahead(self._take_tasks(), self._fetch)
-
-    def _open(self, ref: MatrixRef) -> ScaledMatrix:
-        """A matrix, in memory if it isn't too large. Raises `OSError`."""
-        return ScaledMatrix(StoredMatrix(self.checkpoint, ref, watch=self.watch.check), self.algebra)
-
-    def _fetch(self, task: Task) -> ScaledMatrix | None:
-        """A matrix on the device; None if it needn't be read, or is read in pieces. Raises `OSError`."""
-        ref = self.matrices[task.matrix]
-        if task.piece is not None or self._find_kept(ref, self.digests.get(ref.name, "")) is not None:
-            return None
-        scaled = self._open(ref)
-        scaled.fetch()
-        return scaled
-
-    def _take_tasks(self) -> Iterator[Task]:
-        if self.options.is_static:
-            shares = assign([task.cost for task in self.tasks], self.cluster.world_size)
-            yield from (self.tasks[index] for index in shares[self.cluster.rank])
-            return
-        while (ticket := self.cluster.take_ticket("scan")) < len(self.tasks):
-            yield self.tasks[ticket]
-
-    def _join_pieces(self, mine: list[Task]) -> None:
-        """Carry each cut matrix's Grams to one rank, which adds them in order and finishes. As many matrices at once as ranks."""
-        holders = {(task.matrix, task.piece): rank for rank, tasks in enumerate(self.cluster.gather(mine)) for task in tasks}
-        cut = sorted({matrix for matrix, _ in holders})
-        shares = assign([finishing_cost(self.matrices[matrix].shape) for matrix in cut], self.cluster.world_size)
-        for turn in range(max(map(len, shares))):
-            gram: FloatArray | None = None
-            for owner, share in enumerate(shares):
-                if turn < len(share):
-                    received = self._receive(cut[share[turn]], owner, holders)
-                    gram = received if self.cluster.rank == owner else gram
-            if gram is not None:
-                ref = self.matrices[cut[shares[self.cluster.rank][turn]]]
-                self.watch.begin(ref.name, patience_seconds=blocking_seconds(ref.shape))
-                self._measure(ref, partial(self._open, ref), gram=gram)
-
-    def _receive(self, matrix: int, owner: int, holders: dict[tuple[int, int | None], int]) -> FloatArray | None:
-        total: FloatArray | None = None
-        for piece in range(num_pieces(max(self.matrices[matrix].shape))):
-            self.watch.check()
-            holder = holders[matrix, piece]
-            gram = np.load(self._path(Task(matrix, 0.0, piece))) if self.cluster.rank == holder else None
-            gram = self.cluster.move(gram, source=holder, target=owner)
-            if gram is not None:
-                total = gram if total is None else np.add(total, gram, out=total)
-        return total
-
-    def _path(self, task: Task) -> Path:
-        return self._spill / f"{task.matrix}-{task.piece}.npy"
-
-    def _find_kept(self, ref: MatrixRef, digest: str) -> dict[str, Any] | None:
-        """The journal's value of a matrix of that name, dtype and bytes."""
-        if not self.journal or not self.kept:
-            return None
-        value = self.kept.get(self.journal.key(ref), {}).get(digest)
-        return value if value is not None and ("invalid" in value or value["name"] == ref.name) else None
-
-    def _measure(self, ref: MatrixRef, read: Callable[[], ScaledMatrix | None], *, gram: FloatArray | None = None) -> None:
-        with naming(self.checkpoint, ref):
-            digest = self.digests.get(ref.name) or (digest_matrix(self.checkpoint, ref) if self.journal else "")
-            kept = self._find_kept(ref, digest)
-            if kept is not None:
-                self.results[ref.name] = kept
-                return
-            scaled = read() or self._open(ref)
-            try:
-                stats = measure_scaled(
-                    scaled,
-                    rtol=self.options.rtol,
-                    method=self.options.method,
-                    gram=gram,
-                    with_sigmas=self.options.with_sigmas,
-                )
-                value = describe(ref, stats).to_json()
-                if stats.sigmas is not None:
-                    value["sigmas"] = base64.b64encode(stats.sigmas.astype("<f4").tobytes()).decode()
-            except ScanError as error:
-                value = {"invalid": str(error)}
-        self.results[ref.name] = value
-        if self.journal:
-            self.journal.append(ref, digest, value)
-
-    def _advance(self, cost: float) -> None:
-        self.watch.advance(cost)
-        if self.cluster.world_size == 1:
-            self._bar.advance(cost)
-
-    def _show(self, done: float) -> None:
-        self._bar.advance(done - self._shown)
-        self._shown = done
-
-
 def own_device(device: str, local_rank: int) -> str:
     """`cuda` as the rank's own GPU, in turns if there are more ranks than GPUs; any other name as it is."""
     import torch
@@ -277,30 +92,3 @@ def own_device(device: str, local_rank: int) -> str:
     if device != "cuda" or not torch.cuda.is_available():
         return device
     return f"cuda:{local_rank % torch.cuda.device_count()}"
-
-
-def describe(ref: MatrixRef, stats: SpectrumStats) -> RankedMatrix:
-    """A measured matrix with the facts that its checkpoint has of it."""
-    aliases = ref.tensor.aliases if ref.expert is None else (expert_name(alias, ref.expert) for alias in ref.tensor.aliases)
-    return RankedMatrix(
-        name=ref.name,
-        parameter=ref.tensor.name,
-        shape=ref.tensor.shape,
-        dtype=ref.tensor.dtype,
-        stats=replace(stats, shape=ref.shape),
-        expert=ref.expert,
-        aliases=tuple(aliases),
-        storage_noise=storage_noise(stats, ref.tensor.dtype),
-    )
-
-
-def storage_noise(stats: SpectrumStats, dtype: str) -> float | None:
-    """The relative change of σ_min by rounding to `dtype`: about one standard deviation.
-
-    A stored number is off by a relative error of standard deviation u/√6 or so (uniform within half a unit in the last place); to
-    first order σ_min moves by uᵀEv, whose deviation is one entry's.
-    """
-    if dtype not in FLOATS or stats.sigma_min == 0:
-        return None
-    entry = stats.frobenius / math.sqrt(math.prod(stats.shape))
-    return FLOATS[dtype].unit_roundoff / math.sqrt(6) * entry / stats.sigma_min

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kappaspeech.scan import partition, stage
+from kappaspeech.scan import partition, worker
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.scan.stage import scan
 
@@ -42,7 +42,7 @@ def test_a_copy_and_a_touched_file_are_served_without_measuring(tmp_path, monkey
     first = kappas(path, journal)
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(path.read_bytes())
-    monkeypatch.setattr(stage, "measure_scaled", lambda *_args, **_options: pytest.fail("measured again"))
+    monkeypatch.setattr(worker, "measure_scaled", lambda *_args, **_options: pytest.fail("measured again"))
     assert kappas(copy, journal) == first
 
 
@@ -53,7 +53,7 @@ def test_work_is_shared_out_by_the_bytes_that_are_known_and_not_by_names(tmp_pat
         costs.append(known_costs)
         return partition.plan(*arguments, known_costs=known_costs, **options)
 
-    monkeypatch.setattr(stage, "plan", plan)
+    monkeypatch.setattr(worker, "plan", plan)
     for number, smallest in enumerate((0.5, 0.25)):
         save(tmp_path / f"{number}.safetensors", smallest)
         kappas(tmp_path / f"{number}.safetensors", tmp_path / "journal")

@@ -1,54 +1,20 @@
-"""The way of a checkpoint's matrices to a device in a scan."""
+"""The device that each rank of a scan computes on."""
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from kappaspeech.errors import ScanError
-from kappaspeech.scan.checkpoint import open_checkpoint
-from kappaspeech.scan.matrices import StoredMatrix
-from kappaspeech.scan.stage import scan
+from kappaspeech.scan.stage import own_device
 
 
-def save(folder, content):
-    save_file(content, folder / "model.safetensors")
-    return str(folder)
+@pytest.mark.parametrize(("rank", "own"), [(0, "cuda:0"), (1, "cuda:1"), (3, "cuda:1")])
+def test_ranks_of_one_machine_take_its_gpus_in_turns(rank, own, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert own_device("cuda", rank) == own
 
 
-def test_a_device_is_given_each_number_once_and_the_next_matrix_ahead(tmp_path, monkeypatch):
-    """κ of 5e4 takes a pass for the Gram, eight for η and one for the small end."""
-    left, right = (
-        torch.linalg.qr(torch.randn(60, 60, generator=torch.Generator().manual_seed(seed)).double())[0] for seed in (1, 2)
-    )
-    ill = (left * torch.logspace(0, -4.7, 60).double()) @ right
-    content = {f"w{number}.weight": ill * (number + 1) for number in range(3)}
-    checkpoint = open_checkpoint(save(tmp_path, {name: weight.float() for name, weight in content.items()}))
-    fetched: list[tuple[str, bool]] = []
-    stored_block = StoredMatrix.stored_block
-
-    def counted(matrix, start, stop):
-        fetched.append((matrix._ref.name, threading.current_thread() is threading.main_thread()))
-        return stored_block(matrix, start, stop)
-
-    monkeypatch.setattr(StoredMatrix, "stored_block", counted)
-    ranking = scan(checkpoint, device="cpu")
-    assert fetched == [(f"w{number}.weight", False) for number in range(3)]
-    assert {matrix.stats.rung for matrix in ranking.matrices} <= {"gram", "cholqr2"}
-
-
-def test_a_matrix_that_cannot_be_read_ahead_is_named(tmp_path, monkeypatch):
-    checkpoint = open_checkpoint(save(tmp_path, {f"w{number}.weight": torch.randn(9, 9) for number in range(3)}))
-    read = checkpoint.read
-
-    def broken(name, start, stop):
-        if name == "w1.weight":
-            raise OSError("a bad sector")
-        return read(name, start, stop)
-
-    monkeypatch.setattr(checkpoint, "read", broken)
-    with pytest.raises(ScanError, match=r"w1\.weight in .*a bad sector"):
-        scan(checkpoint, device="cpu")
+@pytest.mark.parametrize("device", ["cpu", "cuda:1", "meta"])
+def test_a_device_that_was_named_in_full_is_every_ranks(device):
+    assert own_device(device, 3) == device

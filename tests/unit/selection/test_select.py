@@ -17,10 +17,11 @@ from kappaspeech.errors import InputError, SelectionError
 from kappaspeech.expert_names import expert_name
 from kappaspeech.ranks.cluster import SingleProcess
 from kappaspeech.scan.checkpoint import TensorRef, open_checkpoint
+from kappaspeech.scan.description import describe
 from kappaspeech.scan.matrices import MatrixRef
 from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.scan.spectrum import spectrum_stats
-from kappaspeech.scan.stage import describe, scan
+from kappaspeech.scan.stage import scan
 from kappaspeech.selection.candidates import Candidate, module_type
 from kappaspeech.selection.otsu import otsu_threshold
 from kappaspeech.selection.rules import Budget, Count, Fraction, Nearest, Quotas, Threshold

@@ -1,0 +1,65 @@
+"""The order in which a rank of a scan reads matrices, and the journal lines that it may reuse."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kappaspeech.errors import ScanError
+from kappaspeech.scan.checkpoint import open_checkpoint
+from kappaspeech.scan.matrices import StoredMatrix
+from kappaspeech.scan.stage import scan
+from kappaspeech.scan.worker import ScanOptions
+
+
+def save(folder, content):
+    save_file(content, folder / "model.safetensors")
+    return str(folder)
+
+
+def test_a_device_is_given_each_number_once_and_the_next_matrix_ahead(tmp_path, monkeypatch):
+    """κ of 5e4 takes a pass for the Gram, eight for η and one for the small end."""
+    left, right = (
+        torch.linalg.qr(torch.randn(60, 60, generator=torch.Generator().manual_seed(seed)).double())[0] for seed in (1, 2)
+    )
+    ill = (left * torch.logspace(0, -4.7, 60).double()) @ right
+    content = {f"w{number}.weight": ill * (number + 1) for number in range(3)}
+    checkpoint = open_checkpoint(save(tmp_path, {name: weight.float() for name, weight in content.items()}))
+    fetched: list[tuple[str, bool]] = []
+    stored_block = StoredMatrix.stored_block
+
+    def counted(matrix, start, stop):
+        fetched.append((matrix._ref.name, threading.current_thread() is threading.main_thread()))
+        return stored_block(matrix, start, stop)
+
+    monkeypatch.setattr(StoredMatrix, "stored_block", counted)
+    ranking = scan(checkpoint, device="cpu")
+    assert fetched == [(f"w{number}.weight", False) for number in range(3)]
+    assert {matrix.stats.rung for matrix in ranking.matrices} <= {"gram", "cholqr2"}
+
+
+def test_a_matrix_that_cannot_be_read_ahead_is_named(tmp_path, monkeypatch):
+    checkpoint = open_checkpoint(save(tmp_path, {f"w{number}.weight": torch.randn(9, 9) for number in range(3)}))
+    read = checkpoint.read
+
+    def broken(name, start, stop):
+        if name == "w1.weight":
+            raise OSError("a bad sector")
+        return read(name, start, stop)
+
+    monkeypatch.setattr(checkpoint, "read", broken)
+    with pytest.raises(ScanError, match=r"w1\.weight in .*a bad sector"):
+        scan(checkpoint, device="cpu")
+
+
+def test_a_journal_serves_all_gpus_alike_and_every_number_of_threads_apart(monkeypatch):
+    assert ScanOptions(device="cuda:0").journal_key() == ScanOptions(device="cuda:1").journal_key()
+    keys = []
+    for threads in ("1", "2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        keys += [ScanOptions().journal_key(), ScanOptions(is_static=True).journal_key(), ScanOptions(device="cuda").journal_key()]
+    assert keys[0] == keys[1] != keys[3] == keys[4]
+    assert keys[2] == keys[5]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+from kappaspeech.runs.first_adaptor import read_first_adaptor
 
-def test_alignment_replay_anchor_average_and_recomputation_go_together_and_over_a_resume(train, tmp_path):
+
+def test_alignment_replay_anchor_average_and_recomputation_go_together_and_over_a_resume(train, one_rank, tmp_path):
     (tmp_path / "text.txt").write_text("".join(f"a line of plain words number {n} to replay\n" for n in range(9)))
     options = {
         "replay": {"texts": {"en": str(tmp_path / "text.txt")}, "texts_per_step": 3, "max_tokens": 16, "anchor_weight": 0.5},
+        "model__adaptor__initial": str(one_rank),
         "unfreeze": {"mode": "all"},
         "data__test": [],
         "training__ema_decay": 0.9,
@@ -27,3 +30,8 @@ def test_alignment_replay_anchor_average_and_recomputation_go_together_and_over_
     assert [record["learning_rates"]["llm"] > 0 for record in records] == [kind == "transcript" for kind in kinds]
     state = json.loads((run / "checkpoints" / "step-000006" / "state.json").read_text())
     assert (state["bad_steps"]["num_skipped"], state["bad_steps"]["num_aligning"]) == (0, 3)
+    # the adaptor began as the other run's ended
+    record, other = (json.loads((folder / "run.json").read_text()) for folder in (run, one_rank))
+    assert record["initial_adaptor"] == read_first_adaptor(one_rank).to_json()
+    assert record["initial_weights_digest"] != other["initial_weights_digest"]
+    assert other["initial_adaptor"] is None

@@ -50,6 +50,10 @@ class ArmConfig(_Section):
         default=None, description="The score that orders its tensors, as `select --score` names them. null: kappa."
     )
     equal: Equal | None = Field(default=None, description="This arm's budget, in place of the experiment's `equal`.")
+    count: Count | None = Field(default=None, description="This arm's number of tensors, in place of the experiment's `count`.")
+    exclude: list[str] = Field(
+        default=[], description="Names or globs of tensors that this arm doesn't select, beside the experiment's `exclude`."
+    )
     replay: ReplayConfig | None = Field(default=None, description="The text that this arm repeats. null: the base's.")
     ewc: EwcConfig | None = Field(default=None, description="What holds this arm's weights. null: the base's.")
     osf: OsfConfig | None = Field(
@@ -175,7 +179,8 @@ def _problems(config: ExperimentConfig, base: RunConfig) -> list[str]:
     problems += _misplaced(config)
     if config.until is not None and config.until.num_steps <= base.training.alignment_steps:
         problems.append(f"until.num_steps: {config.until.num_steps} isn't more than the base's training.alignment_steps.")
-    if config.count is None and any(needs_ranking(arm, config) for arm in config.arms):
+    counted = (arm for arm in config.arms if arm.count is None)
+    if config.count is None and any(needs_ranking(arm, config) for arm in counted):
         problems.append("count: missing; it says how many tensors an arm selects.")
     if len(set(config.seeds)) != len(config.seeds):
         problems.append(f"seeds: {config.seeds} names one twice.")
@@ -194,6 +199,10 @@ def _misplaced(config: ExperimentConfig) -> list[str]:
             problems.append(f"arms.{index}.score: there is no {arm.score!r}. There are {', '.join(SCORES)}.")
         if arm.equal is not None and arm.select in ("adaptor", "all"):
             problems.append(f"arms.{index}.equal: {arm.select} has no budget.")
+        if arm.count is not None and (arm.select not in RANKED or budget(arm, config) == "parameters"):
+            problems.append(f"arms.{index}.count: only arms that select a number of tensors have one.")
+        if arm.exclude and arm.select not in RANKED:
+            problems.append(f"arms.{index}.exclude: {arm.select} selects by no ranking.")
         if arm.osf is not None and (arm.select not in RANKED or arm.select in LORA):
             problems.append(f"arms.{index}.osf: only the arms smallest, largest and random have it.")
     return problems

@@ -20,7 +20,7 @@ from kappaspeech.runs.contents import RECORD_FILE, SELECTION_FILE
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.selection.candidates import Experts, Order
-from kappaspeech.selection.rules import Count, Nearest
+from kappaspeech.selection.rules import Count, Nearest, Rule
 from kappaspeech.selection.select import select
 from kappaspeech.selection.tensor_selection import TensorSelection
 
@@ -68,7 +68,7 @@ def _make_lora(experiment: Experiment, trial: Trial, ranking: KappaRanking | Non
 
 def make_selection(experiment: Experiment, trial: Trial, ranking: KappaRanking) -> TensorSelection:
     """The tensors that `trial` trains or adapts. Raises `SelectionError` if the ranking has too few."""
-    config, count = experiment.config, _count(experiment)
+    config = experiment.config
     orders: dict[str, Order] = {"largest": "largest", "random": "random"}
     order = orders.get(trial.arm.select, "smallest")
     seed = trial.seed if trial.arm.seed is None else trial.arm.seed
@@ -77,10 +77,13 @@ def make_selection(experiment: Experiment, trial: Trial, ranking: KappaRanking) 
     score = trial.arm.score or "kappa"
     # the budget is theirs
     is_measure = order == "smallest" and score == "kappa"
-    if budget(trial.arm, config) == "count" or is_measure:
-        return select(ranking, count, order=order, seed=seed, score=score, exclude=config.exclude, experts=experts)
-    rule = Nearest(_budget(experiment, ranking).num_parameters)
-    return select(ranking, rule, order=order, seed=seed, score=score, exclude=config.exclude, experts=experts)
+    rule: Rule
+    if budget(trial.arm, config) == "count":
+        rule = Count(trial.arm.count) if trial.arm.count else _count(experiment)
+    else:
+        rule = _count(experiment) if is_measure else Nearest(_budget(experiment, ranking).num_parameters)
+    exclude = [*config.exclude, *trial.arm.exclude]
+    return select(ranking, rule, order=order, seed=seed, score=score, exclude=exclude, experts=experts)
 
 
 def _budget(experiment: Experiment, ranking: KappaRanking) -> TensorSelection:

@@ -16,6 +16,11 @@ class AdaptorConfig(StrictSection):
     num_heads: Count = Field(default=8, description="Attention heads. They must divide the width.")
     stacking: Count = Field(default=4, description="Neighbouring encoder states that become one audio position of the LLM.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Dropout inside the adaptor.")
+    initial: str | None = Field(
+        default=None,
+        description="A run's folder, or an export's with adaptor.safetensors, whose adaptor this run begins with: one alignment "
+        "for the arms of a comparison, say. It must have been trained with these options and widths. null: random weights.",
+    )
 
 
 class ModelConfig(StrictSection):
@@ -47,7 +52,7 @@ class ModelConfig(StrictSection):
         description="Put the instruction into the LLM's chat template. false: the instruction is the whole prompt, which is "
         "shorter and cheaper, and begins as the tokenizer begins texts. A run keeps the prompt's tokens.",
     )
-    adaptor: AdaptorConfig = Field(default=AdaptorConfig(), description="The adaptor's shape.")
+    adaptor: AdaptorConfig = Field(default=AdaptorConfig(), description="The adaptor's shape and first weights.")
 
 
 class LoraConfig(StrictSection):

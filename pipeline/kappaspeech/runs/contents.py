@@ -13,6 +13,8 @@ STEPS_FILE, EVALUATIONS_FILE, BAD_SAMPLES_FILE = "steps.jsonl", "evaluations.jso
 SKIPPED_STEPS_FILE, LEASE_FILE, STOP_FILE = "skipped_steps.jsonl", "lease.json", "STOP"
 DISTANCES_FILE, LOGGERS_FILE = "distances.jsonl", "loggers.json"
 PROFILE_FOLDER, COLLECTIVES_FOLDER = "profile", "flight_recorder"
+# of an export: what a speech LLM needs beside its LLM's own folder
+SPEECH_FILE, ADAPTOR_FILE = "speech.json", "adaptor.safetensors"
 EVALUATION_FILE, DAMAGED_LINES = "evaluation.json", "*.damaged"
 CURVES_FOLDER, HYPOTHESES_FOLDER, CHECKPOINTS_FOLDER, LAUNCH_FOLDER = "tensorboard", "hypotheses", "checkpoints", "launch"
 _CHECKPOINT = re.compile(r"step-(\d{6,18})")

@@ -16,13 +16,13 @@ from kappaspeech.model.precision import DTYPES
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.trained import load_trained_model
 from kappaspeech.runs.checkpoints import TRAINED_FILE, read_trained
+from kappaspeech.runs.contents import ADAPTOR_FILE, SPEECH_FILE
 from kappaspeech.scan.checkpoint import Checkpoint, open_checkpoint
 from kappaspeech.speech.batches import SpeechPrompt, make_prompt
 from kappaspeech.trained.arithmetic import UseArithmetic
 
 __all__ = ["ADAPTOR_FILE", "SCHEMA_VERSION", "SPEECH_FILE", "TRAINED_FILE", "Difference", "SpeechParts"]
 
-SPEECH_FILE, ADAPTOR_FILE = "speech.json", "adaptor.safetensors"
 SCHEMA_VERSION = 1
 
 

@@ -26,6 +26,7 @@ from kappaspeech.model.recomputation import recompute_layers
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width, token_embedding_std
 from kappaspeech.model.stored_names import model_names
 from kappaspeech.model.trained import build_adaptor
+from kappaspeech.runs.first_adaptor import FirstAdaptor, read_first_adaptor
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.selection.tensor_selection import TensorSelection
 from kappaspeech.speech.batches import SpeechPrompt, make_prompt
@@ -33,7 +34,8 @@ from kappaspeech.speech.batches import SpeechPrompt, make_prompt
 
 @dataclass(frozen=True)
 class Assembly:
-    """The models, on the CPU, with `requires_grad` on all that trains. `lora` is None unless the run trains by LoRA."""
+    """The models, on the CPU, with `requires_grad` on all that trains. `lora` is None unless the run trains by LoRA, and
+    `first_adaptor` unless the adaptor begins with another run's weights."""
 
     encoder: FrozenWhisperEncoder
     tokenizer: Any
@@ -44,6 +46,7 @@ class Assembly:
     adaptor_shape: AdaptorShape
     base_digest: str
     arithmetic: Arithmetic
+    first_adaptor: FirstAdaptor | None = None
 
     @property
     def rule(self) -> str:
@@ -84,9 +87,12 @@ def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
     _settle_dtype(llm, dtype)
     recompute_layers(llm, config.training.activation_checkpointing)
     adaptor = build_adaptor(shape, seed=config.seed).to(dtype)
+    first = read_first_adaptor(Path(config.model.adaptor.initial)) if config.model.adaptor.initial is not None else None
+    if first is not None:
+        first.put_into(adaptor)
     model = SpeechLLM(adaptor, llm, alignment_weight=config.training.alignment_weight, packs=packs)
     prompt = make_prompt(tokenizer, config.model.instruction, others=config.data.instructions, chat=config.model.chat_template)
-    return Assembly(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest, arithmetic)
+    return Assembly(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest, arithmetic, first)
 
 
 def _settle_dtype(llm: Any, dtype: torch.dtype) -> None:

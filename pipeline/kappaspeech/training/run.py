@@ -136,6 +136,7 @@ def _record_start(config: RunConfig, agreed: Agreed, loaded: Loaded, partitioned
         "initial_weights_digest": loaded.initial,
         "checkpoint_digest": assembly.base_digest,
         "adaptor": asdict(assembly.adaptor_shape),
+        "initial_adaptor": assembly.first_adaptor and assembly.first_adaptor.to_json(),
         "lora": lora_to_record(assembly.lora),
         "prompt": assembly.prompt.to_json(),
         "attn_implementation": arithmetic.attention,

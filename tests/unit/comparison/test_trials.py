@@ -150,6 +150,24 @@ def test_what_is_excluded_is_in_no_selection(home, tmp_path):
     assert not any("embed" in name or "head" in name for name in names)
 
 
+def test_an_arm_has_its_own_number_and_what_it_leaves_out(home, tmp_path):
+    arms = [
+        {"name": "three", "select": "largest", "count": 3},
+        {"name": "no MLP", "select": "smallest", "exclude": ["*mlp*"]},
+    ]
+    chosen = select_all(read(tmp_path, home, arms=arms, seeds=[17], exclude=["*embed_tokens*"]), home)
+    assert len(chosen["three-seed17"].names) == 3
+    assert len(chosen["no-mlp-seed17"].names) == 5
+    assert not any("mlp" in name or "embed_tokens" in name for name in chosen["no-mlp-seed17"].names)
+
+
+def test_arms_that_all_have_their_own_number_need_no_other(home, tmp_path):
+    arm = {"name": "three", "select": "random", "seed": 1}
+    assert read(tmp_path, home, count=None, arms=[{**arm, "count": 3}]).trials
+    with pytest.raises(ConfigError, match="count: missing"):
+        read(tmp_path, home, count=None, arms=[arm])
+
+
 EWC = {"texts": {"en": "held.txt"}, "weight": 3.0}
 
 
@@ -186,6 +204,9 @@ def test_an_arm_has_its_own_score_budget_texts_and_subspace_and_a_length_for_all
         ({"select": "largest", "score": "beauty"}, r"arms\.0\.score: there is no 'beauty'"),
         ({"select": "all", "equal": "count"}, r"arms\.0\.equal: all has no budget"),
         ({"select": "kappa-lora", "osf": {}}, r"arms\.0\.osf: only the arms smallest"),
+        ({"select": "lora", "count": 3}, r"arms\.0\.count: only arms that select a number"),
+        ({"select": "largest", "equal": "parameters", "count": 3}, r"arms\.0\.count: only arms that select a number"),
+        ({"select": "all", "exclude": ["*mlp*"]}, r"arms\.0\.exclude: all selects by no ranking"),
         ({"select": "adaptor", "osf": {}}, r"arms\.0\.osf: only the arms smallest"),
     ],
 )

@@ -31,8 +31,8 @@ def check_same_items(arms: Sequence[Arm]) -> None:
 
 
 def summarise_tasks(arm: Arm, reference: Arm) -> dict[str, Any]:
-    """By language as JSON: accuracy before and after training, the share of answers that differ from the base's, and what
-    accuracy is more than the reference's, null for itself.
+    """Accuracy by language as JSON: before and after training, and minus the reference's, null for itself; and the share of
+    answers that differ from the base's.
 
     Intervals are bootstraps over questions of the mean over seeds, which are paired; p is two-sided.
     """

@@ -142,7 +142,7 @@ def _encode(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 
 def _begin_ids(tokenizer: Any) -> tuple[int, ...]:
-    """What the tokenizer puts before any text: one token, or none."""
+    """The token that the tokenizer puts before any text, or none."""
     ids = tuple(tokenizer("")["input_ids"][:1])
     return ids if ids and ids[0] == tokenizer.bos_token_id else ()
 

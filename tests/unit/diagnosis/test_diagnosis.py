@@ -41,7 +41,7 @@ def test_questions_are_read_as_an_evaluation_reads_them(home, tmp_path):
     (good,) = [item for item in findings if str(right) in item.found]
     (bad,) = [item for item in findings if str(wrong) in item.found]
     assert (good.status, good.found) == ("ok", f"data.tasks: {right} has 2 questions")
-    assert (bad.status, "line 1: answer is 2" in bad.found) == ("error", True)
+    assert (bad.status, "line 1: answer is 2" in bad.found) == ("problem", True)
 
 
 def examine(home, folder, **changes):

@@ -11,6 +11,8 @@ from typing import Any
 
 from kappaspeech.artefacts import digest_json, write_json
 from kappaspeech.config.run_config import RunConfig
+from kappaspeech.evaluation.choice_items import Item
+from kappaspeech.evaluation.choices import Picked, measure_choices
 from kappaspeech.evaluation.wer import Hypothesis, measure
 from kappaspeech.runs.folder import Movement, RunFolder
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
@@ -41,8 +43,13 @@ def make_run(
     forgetting: float = 0.0,
     selected: Sequence[str] = (),
     num_clips: int = 12,
+    num_questions: int = 0,
+    lost: float = 0.0,
 ) -> Path:
-    """A finished run whose words are wrong at `error_rate` at the end, and whose texts' perplexity has grown by `forgetting`."""
+    """A finished run whose words are wrong at `error_rate` at the end, and whose texts' perplexity has grown by `forgetting`.
+
+    Asked `num_questions`, it answers the first of them, a share of `lost`, otherwise than its base.
+    """
     config = RunConfig.model_validate_json(
         json.dumps(
             {
@@ -96,6 +103,8 @@ def make_run(
             for language, base in (("de", 90.0), ("en", 70.0))
         }
         record = {"schema_version": 1, "step": step, "train_seconds": 7.0 * step, "wer": measure(hypotheses), "text": text}
+        if num_questions:
+            record["tasks"] = {"en": _answer(num_questions, changed=round(lost * done * num_questions))}
         evaluations.append(record)
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in evaluations))
     run.end("finished")
@@ -120,6 +129,14 @@ def _write_steps(folder: Path, seed: int, rng: random.Random) -> None:
         for step in range(NUM_STEPS)
     ]
     (folder / "steps.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _answer(count: int, *, changed: int) -> dict[str, Any]:
+    """Every fourth question is answered wrong by the base, and whatever is changed is wrong."""
+    items = [Item(f"question {number}", ("a", "b", "c", "d"), 0) for number in range(count)]
+    base = tuple(int(number % 4 == 0) for number in range(count))
+    picked = tuple(2 if number < changed else base[number] for number in range(count))
+    return measure_choices(items, Picked(picked, picked), Picked(base, base))
 
 
 def _transcribe(rng: random.Random, *, seed: int, rate: float, num_clips: int) -> list[Hypothesis]:

@@ -12,6 +12,8 @@ from kappaspeech.commands import main
 
 pytestmark = pytest.mark.slow
 
+ASKED = json.dumps({"question": "turn the red lamp", "choices": ["on", "off", "on and on"], "answer": 0}) + "\n"
+
 
 @pytest.fixture(scope="module")
 def export(one_rank, tmp_path_factory):
@@ -58,6 +60,18 @@ def test_a_runs_record_names_its_normalisers_and_how_texts_ended(of_run):
     assert path.with_suffix(".html").read_text().count("<audio") == 6
 
 
+def test_questions_are_asked_of_a_run_and_of_its_base(one_rank, tmp_path, capsys):
+    (tmp_path / "questions.jsonl").write_text(3 * ASKED)
+    words = ["--tasks", f"en={tmp_path / 'questions.jsonl'}", "--max-utterances", "2", "--output", str(tmp_path / "x.json")]
+    assert main(["evaluate", str(one_rank), *words]) == 0
+    report = json.loads((tmp_path / "x.json").read_text())["tasks"]["en"]
+    assert (report["num_items"], report["right"]) == (3, [0, 0, 0])
+    assert len(set(report["picked"])) == 1
+    assert report["base"]["flipped"] in (0, 1)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tasks en ")]
+    assert f"<p>{line}</p>" in (tmp_path / "x.html").read_text()
+
+
 def test_an_export_writes_what_its_run_wrote_and_knows_no_base(of_run, export, home, tmp_path, capsys):
     path = tmp_path / "export.json"
     words = ["--data", str(home / "shards/test/*.tar"), "--text", f"en={home / 'text.txt'}", "--no-page"]
@@ -86,10 +100,15 @@ def test_what_makes_no_sense_is_refused_with_the_remedy(one_rank, export, home, 
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     data = ["--data", str(home / "shards/test/*.tar")]
     part = ["--max-utterances", "2", "--against", str(of_run[1].with_suffix(".hypotheses.jsonl"))]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(ASKED + ASKED.replace("on and on", "on"))
     for words, complaint in (
         ([str(export)], "Give shards with --data"),
         ([str(home / "whisper.pt"), *data, "--text", f"en={home / 'text.txt'}"], "leave --text out"),
         ([str(export), *data, "--text", "text.txt"], "LANGUAGE=PATH"),
+        ([str(home / "whisper.pt"), *data, "--tasks", f"en={questions}"], "leave --tasks out"),
+        ([str(export), *data, "--tasks", "tasks.jsonl"], "--tasks is 'tasks.jsonl'; it wants LANGUAGE=PATH"),
+        ([str(export), *data, "--tasks", f"en={questions}"], "questions.jsonl, line 2: two of the choices are the same"),
         ([str(export), *data, "--step", "4"], "is no run"),
         ([str(tmp_path), *data], "neither a run folder, nor an export"),
         ([str(home / "whisper.pt"), *data, *part], "same utterances"),

@@ -14,6 +14,8 @@ import torch
 
 from kappaspeech.config.data_config import DatasetConfig, ReadConfig
 from kappaspeech.config.training_config import EvaluationConfig, OptimizerConfig
+from kappaspeech.evaluation.choice_items import cut_batches, make_rows, read_items
+from kappaspeech.evaluation.choices import score_batches
 from kappaspeech.evaluation.evaluate import evaluate, open_test_set, read_hypotheses
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.trained import find_base, load_trained_model
@@ -42,7 +44,7 @@ def main(home: Path, output: Path) -> None:
         micro_batches_per_rank=-(-BUDGET.micro_batches_per_step // cluster.world_size),
     )
     base = BasePartitions(engine)
-    results: dict[str, Any] = {"before": _texts(cluster, home, _in_step(engine, parts, base))}
+    results: dict[str, Any] = {"before": _texts(cluster, home, _in_step(engine, parts, base))["text"]}
     _train(engine, parts, cluster, home)
     shape, trained = parts.model.adaptor.shape, dict(engine.states.gather_weights())
     replica = load_trained_model(str(home / "llm"), shape, trained, dtype=torch.float32)
@@ -59,7 +61,8 @@ def main(home: Path, output: Path) -> None:
         "zero3": _in_step(engine, parts, base),
     }
     for name, decoder in deciders.items():
-        results[name] = {"texts": _texts(cluster, home, decoder)}
+        found = _texts(cluster, home, decoder)
+        results[name] = {"texts": found["text"], "tasks": found["tasks"], "likelihoods": _likelihoods(cluster, home, decoder)}
         for case in CASES:
             results[name][str(case)] = _hypotheses(cluster, home, output, decoder, *case)
     # the engine goes on from where it was, and its weights are those that were trained
@@ -100,7 +103,16 @@ def _train(engine: TrainingEngine, parts: Any, cluster: Cluster, home: Path) -> 
 
 def _texts(cluster: Cluster, home: Path, decoder: Transcriber) -> Any:
     text = {"en": str(home / "text.txt"), "de": str(home / "one.txt")}
-    return _evaluate(cluster, home, decoder, EvaluationConfig(max_utterances=1), text, None)["text"]
+    return _evaluate(cluster, home, decoder, EvaluationConfig(max_utterances=1), text, None)
+
+
+def _likelihoods(cluster: Cluster, home: Path, decoder: Transcriber) -> list[list[tuple[int, float]]]:
+    """The likelihood of each choice to the model and to its base, by the choice's number."""
+    batches = cut_batches(make_rows(decoder.tokenizer, read_items(home / "tasks.jsonl")))
+    count = -(-len(batches) // cluster.world_size)
+    mine = batches[cluster.rank :: cluster.world_size]
+    shares = cluster.gather(score_batches(decoder.model.llm, mine, count=count, base=decoder.base_weights))
+    return [sorted(item for share in by_model for item in (share or {}).items()) for by_model in zip(*shares, strict=True)]
 
 
 def _hypotheses(cluster: Cluster, home: Path, output: Path, decoder: Transcriber, count: int, batch_size: int) -> Any:
@@ -114,7 +126,10 @@ def _evaluate(
     cluster: Cluster, home: Path, decoder: Transcriber, options: EvaluationConfig, text: dict[str, str], path: Path | None
 ) -> dict[str, Any]:
     speech = [DatasetConfig(shards=str(home / "shards/test/*.tar"))]
-    test_set = open_test_set(speech, text, options, read=ReadConfig(), rank=cluster.rank, world_size=cluster.world_size)
+    # asked where text is read
+    tasks = {"en": str(home / "tasks.jsonl")} if text else {}
+    where: dict[str, Any] = {"rank": cluster.rank, "world_size": cluster.world_size}
+    test_set = open_test_set(speech, text, options, read=ReadConfig(), tasks=tasks, **where)
     record = evaluate(decoder, test_set, cluster=cluster, hypotheses_path=path, step=0, train_seconds=0.0)
     assert record is not None
     return record

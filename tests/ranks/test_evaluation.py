@@ -24,6 +24,12 @@ def loud_home(home, tmp_path_factory):
     for name in ("shards", "whisper.pt", "text.txt", "selection.json"):
         (folder / name).symlink_to(home / name)
     (folder / "one.txt").write_text("schalte die rote Lampe ein\n", encoding="utf-8")
+    # batches whose number no number of ranks divides
+    tasks = [
+        {"question": f"turn the {'red ' * (1 + 8 * number)}lamp", "choices": ["on", "on and on", "off"], "answer": number % 3}
+        for number in range(24)
+    ]
+    (folder / "tasks.jsonl").write_text("".join(json.dumps(item) + "\n" for item in tasks))
     llm = load_llm(str(home / "llm"), dtype=torch.float32)
     with torch.no_grad():
         for parameter in llm.parameters():
@@ -68,6 +74,19 @@ def test_forgetting_is_the_same_on_any_number_of_ranks_whole_and_partitioned(res
         for decoding in ("replica", "zero3"):
             for language, text in expected.items():
                 assert by_decoding[decoding]["texts"][language] == pytest.approx(text, rel=SCORE_TOLERANCE)
+
+
+def test_answers_are_the_same_on_any_number_of_ranks_whole_and_partitioned(results):
+    expected = results[1]["replica"]
+    report, (found, of_base) = expected["tasks"]["en"], expected["likelihoods"]
+    assert report["num_items"] == 24
+    assert [choice for choice, _ in found] == list(range(72))
+    assert max(abs(nats - before) for (_, nats), (_, before) in zip(found, of_base, strict=True)) > 0.1
+    for by_decoding in results.values():
+        for decoding in ("replica", "zero3"):
+            for ours, theirs in zip(by_decoding[decoding]["likelihoods"], expected["likelihoods"], strict=True):
+                assert dict(ours) == pytest.approx(dict(theirs), rel=SCORE_TOLERANCE, abs=1e-3)
+            assert by_decoding[decoding]["tasks"]["en"] == report
 
 
 def test_a_model_that_was_not_trained_yet_is_at_no_distance_from_its_base(results):

@@ -74,6 +74,15 @@ def texts(output: Annotated[Path, typer.Argument(help="Folder of the text files.
 
 
 @demo.command()
+def tasks(output: Annotated[Path, typer.Argument(help="Folder of the files of questions.")]) -> None:
+    """Write English and German questions with several choices, whose right answers show what training has cost."""
+    from kappaspeech.demo.tasks import write_tasks
+
+    for path in write_tasks(output):
+        print(for_terminal(str(path)))
+
+
+@demo.command()
 def replay(
     llm: Annotated[Path, typer.Argument(help="The LLM's folder.")],
     output: Annotated[Path, typer.Argument(help="Folder of the text files.")],

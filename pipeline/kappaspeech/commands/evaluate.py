@@ -1,4 +1,4 @@
-"""`kappaspeech evaluate`: WER and text perplexity of a run, an export or plain Whisper, on any number of ranks."""
+"""`kappaspeech evaluate`: WER, text perplexity and answers of a run, an export or plain Whisper, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ def evaluate(
     text: Annotated[
         list[str] | None, typer.Option(help="LANGUAGE=PATH of text to measure perplexity on. Default: the run's.")
     ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="LANGUAGE=PATH of questions with several choices. Default: the run's.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="The base model, if it has moved since the training.")] = None,
     against: Annotated[
         Path | None, typer.Option(help="Another evaluation's X.hypotheses.jsonl, to test the difference to it.")
@@ -48,7 +51,7 @@ def evaluate(
     page: Annotated[bool, typer.Option(help="Also write a page of all hypotheses, with the clips of the worst to play.")] = True,
     output: Annotated[Path | None, typer.Option(help="The record (JSON). Default: evaluation.json in MODEL's folder.")] = None,
 ) -> int:
-    """Transcribe test speech and read text; write WER by language with intervals, perplexity, and every hypothesis."""
+    """Transcribe test speech, read text, answer questions; write WER by language, perplexity, accuracy, and every hypothesis."""
     from kappaspeech.needed_packages import need
     from kappaspeech.speech.source import need_reader
 
@@ -65,7 +68,7 @@ def evaluate(
     from kappaspeech.evaluation.evaluate import compare_with, draw_page, open_test_set, read_hypotheses
     from kappaspeech.evaluation.evaluate import evaluate as run_evaluation
     from kappaspeech.evaluation.lm_harness import check_harness, run_harness
-    from kappaspeech.evaluation.report import describe_record, real_time_factor
+    from kappaspeech.evaluation.report import describe_record, describe_tasks, real_time_factor
     from kappaspeech.evaluation.transcribe import Transcriber
     from kappaspeech.evaluation.wer import measure, measure_sensitivity
     from kappaspeech.model.precision import measure_rates, slowest
@@ -91,6 +94,7 @@ def evaluate(
             model,
             data=data or [],
             text=text or [],
+            tasks=tasks or [],
             step=parse_step(step),
             base=base,
             options=given,
@@ -106,7 +110,13 @@ def evaluate(
                 raise InputError("--lm-eval runs in one process: start it without a launcher.")
             check_harness(Path(model))
         test_set = open_test_set(
-            measured.speech, measured.text, measured.options, read=measured.read, rank=cluster.rank, world_size=cluster.world_size
+            measured.speech,
+            measured.text,
+            measured.options,
+            read=measured.read,
+            tasks=measured.tasks,
+            rank=cluster.rank,
+            world_size=cluster.world_size,
         )
         device = choose_device(cluster.local_rank)
     # all ranks compute alike: the slowest one decides
@@ -150,9 +160,8 @@ def evaluate(
                 print(for_terminal(line))
             print(for_terminal(str(target) if is_alone else f"{target}\n{hypotheses_path}"))
             if page and not is_alone:
-                write_text(
-                    target.with_suffix(".html"), draw_page(f"{model}, step {measured.step}", kept, measured.speech, measured.read)
-                )
+                title, notes = f"{model}, step {measured.step}", describe_tasks(record)
+                write_text(target.with_suffix(".html"), draw_page(title, kept, measured.speech, measured.read, notes=notes))
                 print(for_terminal(str(target.with_suffix(".html"))))
     cluster.close()
     return 0

@@ -12,6 +12,7 @@ from kappaspeech.comparison.page import make_page
 from kappaspeech.comparison.runs import Arm
 from kappaspeech.comparison.statistics import check_same_utterances
 from kappaspeech.comparison.summary import summarise
+from kappaspeech.comparison.task_scores import check_same_items
 from kappaspeech.comparison.theme import themed, write_figure
 
 _COLUMNS = 2
@@ -22,9 +23,10 @@ def write_report(arms: Sequence[Arm], folder: Path, *, missing: Mapping[str, str
     """Write report.json, report.html, report.png and report.svg to `folder`; return what the first holds, and their paths.
 
     `missing` names what of an experiment isn't there, with the reason. Raises `InputError` if arms were tested on different
-    utterances.
+    utterances or questions.
     """
     check_same_utterances(arms)
+    check_same_items(arms)
     summary = summarise(arms, missing=missing)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {suffix: folder / f"report.{suffix}" for suffix in ("json", "html", "png", "svg")}

@@ -38,6 +38,7 @@ def make_tables(summary: Mapping[str, Any]) -> list[Table]:
         _text_table(
             arms, "Perplexity before → after training; KL is the distance from the base model, in nats a token." + spread
         ),
+        _tasks_table(arms),
         _language_table(arms, f"WER before → after training.{spread}"),
         _training_table(arms),
         _best_table(arms),
@@ -93,6 +94,28 @@ def _text_table(arms: Sequence[Mapping[str, Any]], note: str) -> Table:
             cells.append(Cell(_number(values, ".3f"), values["mean"]))
         rows.append(tuple(cells))
     return Table("Text", note, tuple(header), tuple(rows))
+
+
+def _tasks_table(arms: Sequence[Mapping[str, Any]]) -> Table:
+    first, languages = arms[0]["arm"], sorted(set.intersection(*(set(arm.get("tasks", {})) for arm in arms)))
+    header, rows = ["arm"], [[Cell(arm["arm"], arm["arm"])] for arm in arms]
+    for language in languages:
+        reports = [arm["tasks"][language] for arm in arms]
+        header += [f"right {language} (95 %)", f"changed {language}"]
+        header += [f"minus {first}, points (95 %)", "p"] if len(arms) > 1 else []
+        for row, report in zip(rows, reports, strict=True):
+            before, accuracy, flipped = report["accuracy_before"], report["accuracy"], report["flipped"]
+            start = "" if before is None else f"{100 * before['mean']:.0f} → "
+            row.append(Cell(f"{start}{_percent(accuracy)} ({_range(accuracy['interval'])})", accuracy["mean"]))
+            row.append(Cell("–" if flipped is None else _percent(flipped), -1.0 if flipped is None else flipped["mean"]))
+            if len(arms) > 1:
+                row += _difference({"difference": report["difference"] and {"mean": report["difference"]}})
+    chances = ", ".join(f"{language} {100 * arms[0]['tasks'][language]['chance']:.0f} %" for language in languages)
+    note = (
+        "Questions with several choices: share of right answers before → after training, and of answers that differ from the "
+        f"base's. Intervals cover 95 % of resampled questions. Guessing: {chances}."
+    )
+    return Table("Tasks", note, tuple(header), tuple(map(tuple, rows)))
 
 
 def _language_table(arms: Sequence[Mapping[str, Any]], note: str) -> Table:

@@ -95,13 +95,18 @@ class HotWordsConfig(StrictSection):
 
 
 class DataConfig(StrictSection):
-    """Speech to train and test on, and text to measure forgetting on."""
+    """Speech to train and test on, and text and questions to measure forgetting on."""
 
     train: Annotated[list[DatasetConfig], Field(min_length=1)] = Field(description="Sets of shards to train on.")
     test: list[DatasetConfig] = Field(default=[], description="Sets of shards to measure WER on.")
     text: dict[str, str] = Field(
         default={},
         description="Texts to measure perplexity on: language → a file of one text a line, or a folder of .txt files.",
+    )
+    tasks: dict[str, str] = Field(
+        default={},
+        description="Questions with several choices, whose right answers are counted: language → a file of one question a line, "
+        "as JSON. `kappaspeech demo tasks` writes some.",
     )
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.01, description="Training stops if more than this share of its samples can't be used."

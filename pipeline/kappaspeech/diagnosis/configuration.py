@@ -17,6 +17,7 @@ from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.diagnosis.finding import Finding
 from kappaspeech.errors import KappaSpeechError
+from kappaspeech.evaluation.choice_items import read_items
 from kappaspeech.evaluation.forgetting import read_texts
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.outputs import explain
@@ -71,6 +72,8 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
         findings += _try("data", lambda: _check_overlap(config, read))
     for path in config.data.text.values():
         findings += _try("data", lambda path=path: _check_text(Path(path)))  # type: ignore[misc]
+    for path in config.data.tasks.values():
+        findings += _try("data", lambda path=path: _check_tasks(Path(path)))  # type: ignore[misc]
     if config.replay is not None:
         findings += _try("data", lambda: _check_replay(config))
     if config.ewc is not None:
@@ -194,6 +197,11 @@ def _check_overlap(config: RunConfig, read: ReadOptions) -> list[Finding]:
 def _check_text(path: Path) -> list[Finding]:
     """Check the text that an evaluation would read: a file of one text a line, or a folder of them."""
     return [Finding("data", "ok", f"data.text: {path} has {len(read_texts(path)):,} texts")]
+
+
+def _check_tasks(path: Path) -> list[Finding]:
+    """Check the questions that an evaluation would ask."""
+    return [Finding("data", "ok", f"data.tasks: {path} has {len(read_items(path)):,} questions")]
 
 
 def _check_replay(config: RunConfig) -> list[Finding]:

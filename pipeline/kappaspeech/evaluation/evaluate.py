@@ -1,11 +1,11 @@
-"""One evaluation: WER on test speech and perplexity on text, shared out over ranks."""
+"""One evaluation: WER on test speech, perplexity on text and answers to questions, shared out over ranks."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from kappaspeech.config.data_config import DatasetConfig, ReadConfig
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.config.training_config import EvaluationConfig
 from kappaspeech.errors import ConfigError, DataError
+from kappaspeech.evaluation.choice_items import Item, cut_batches, make_rows, read_items
+from kappaspeech.evaluation.choices import Likelihoods, measure_choices, pick, score_batches
 from kappaspeech.evaluation.decoding import Decoder
 from kappaspeech.evaluation.forgetting import TextScore, count_bytes, cut_windows, pool_scores, read_texts, score_windows
 from kappaspeech.evaluation.page import MAX_CLIP_BYTES, MAX_CLIPS, make_page, worst_first
@@ -34,10 +36,11 @@ _STAND_IN_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class TestSet:
-    """This rank's share of the test speech, in batches, and of the texts by language."""
+    """This rank's share of the test speech, in batches, and of the texts by language; and all questions by language."""
 
     batches: tuple[tuple[AudioSample, ...], ...]
     texts: Mapping[str, tuple[str, ...]]
+    tasks: Mapping[str, tuple[Item, ...]] = field(default_factory=dict)
     __test__ = False  # pytest would take it for a class of tests
 
 
@@ -46,7 +49,8 @@ def read_test_set(config: RunConfig, *, rank: int, world_size: int) -> TestSet:
     if not config.data.test:
         raise ConfigError("data.test is empty, so there is nothing to measure WER on. Name the test shards there.")
     data = config.data
-    return open_test_set(data.test, data.text, config.evaluation, read=data.read, rank=rank, world_size=world_size)
+    options = config.evaluation
+    return open_test_set(data.test, data.text, options, read=data.read, tasks=data.tasks, rank=rank, world_size=world_size)
 
 
 def open_test_set(
@@ -55,10 +59,11 @@ def open_test_set(
     options: EvaluationConfig,
     *,
     read: ReadConfig,
+    tasks: Mapping[str, str] | None = None,
     rank: int,
     world_size: int,
 ) -> TestSet:
-    """This rank's share of the speech and of the texts (language → path). Raises `DataError`."""
+    """This rank's share of the speech and of the texts (language → path), and the questions (alike). Raises `DataError`."""
     batches = read_test_batches(
         make_datasets(speech),
         batch_size=options.batch_size,
@@ -68,7 +73,11 @@ def open_test_set(
         read=make_read_options(read),
     )
     texts = {language: read_texts(Path(path)) for language, path in text.items()}
-    return TestSet(tuple(map(tuple, batches)), {language: tuple(lines[rank::world_size]) for language, lines in texts.items()})
+    return TestSet(
+        tuple(map(tuple, batches)),
+        {language: tuple(lines[rank::world_size]) for language, lines in texts.items()},
+        {language: tuple(read_items(Path(path))) for language, path in (tasks or {}).items()},
+    )
 
 
 def evaluate(
@@ -88,15 +97,17 @@ def evaluate(
     written to `hypotheses_path` as JSON lines, by rank 0, in the order of their keys; `keep` gets them on every rank.
     """
     began = time.monotonic()
-    work = sum(map(len, test_set.batches)) + sum(len(lines) for lines in test_set.texts.values())
+    work = sum(map(len, (*test_set.batches, *test_set.texts.values(), *test_set.tasks.values())))
     with ProgressBar("evaluate", total=work, shown=cluster.rank == 0) as bar:
         mine = _decode_share(decoder, test_set.batches, cluster, bar.advance, wants_to_stop)
         seconds = time.monotonic() - began
         scores = _score_share(decoder, test_set.texts, cluster, bar.advance, wants_to_stop)
-    if any(cluster.gather(mine is None or scores is None)):
+        answers = None if scores is None else _answer(decoder, test_set.tasks, cluster, bar.advance, wants_to_stop)
+    if any(cluster.gather(mine is None or scores is None or answers is None)):
         return None
     assert mine is not None
     assert scores is not None
+    assert answers is not None
     hypotheses = sorted((item for share in cluster.gather(mine) for item in share), key=lambda item: (item.key, item.dataset))
     keep(hypotheses)
     shares = cluster.gather((seconds, scores))
@@ -115,6 +126,7 @@ def evaluate(
         "decode_seconds": max(seconds for seconds, _ in shares),
         "wer": measure(hypotheses),
         "text": {language: pool_scores([share[language] for _, share in shares]).to_json() for language in scores},
+        **({"tasks": answers} if answers else {}),
     }
 
 
@@ -180,6 +192,41 @@ def _score_share(
     return scores
 
 
+def _answer(
+    decoder: Decoder,
+    tasks: Mapping[str, Sequence[Item]],
+    cluster: Cluster,
+    advance: Callable[[float], None],
+    wants_to_stop: Callable[[], bool],
+) -> dict[str, dict[str, Any]] | None:
+    """The reports on the questions by language, on every rank; none for what reads no text, and None if it was cut short.
+
+    Questions are cut into batches before ranks share these, so that no likelihood depends on the number of ranks.
+    """
+    if not isinstance(decoder, Transcriber):
+        return {}
+    reports: dict[str, dict[str, Any]] = {}
+    for language, items in tasks.items():
+        if any(cluster.gather(wants_to_stop())):
+            return None
+        with agreement(cluster):
+            decoder.model.eval()
+            batches = cut_batches(make_rows(decoder.tokenizer, items))
+            mine = batches[cluster.rank :: cluster.world_size]
+        count = -(-len(batches) // cluster.world_size) if decoder.in_step else len(mine)
+        with nullcontext() if decoder.in_step else agreement(cluster):
+            found = score_batches(decoder.model.llm, mine, count=count, base=decoder.base_weights)
+        trained, base = zip(*cluster.gather(found), strict=True)
+        of_base = None if None in base else pick(items, _join(base))
+        reports[language] = measure_choices(items, pick(items, _join(trained)), of_base)
+        advance(len(items))
+    return reports
+
+
+def _join(shares: Sequence[Likelihoods]) -> dict[int, float]:
+    return {choice: nats for share in shares for choice, nats in share.items()}
+
+
 def _decode(decoder: Decoder, batch: Sequence[AudioSample]) -> list[Hypothesis]:
     return [
         Hypothesis(
@@ -229,10 +276,12 @@ def compare_with(first: Sequence[Hypothesis], second: Sequence[Hypothesis]) -> d
         raise DataError(f"The hypotheses can't be compared: {error}. Evaluate both models on the same test data.") from error
 
 
-def draw_page(title: str, hypotheses: Sequence[Hypothesis], speech: Sequence[DatasetConfig], read: ReadConfig) -> str:
+def draw_page(
+    title: str, hypotheses: Sequence[Hypothesis], speech: Sequence[DatasetConfig], read: ReadConfig, *, notes: Sequence[str] = ()
+) -> str:
     """`page.make_page` with the clips of the worst utterances, read from the shards again. Raises `DataError`."""
     options = make_read_options(read)
     refs = {(ref.dataset, ref.entry.key): ref for ref in list_test_samples(make_datasets(speech), read=options)}
     places = [(item.dataset, item.key) for item, _ in worst_first(hypotheses)[:MAX_CLIPS]]
     worst = [refs[place] for place in places if place in refs]
-    return make_page(title, hypotheses, read_clips(worst, max_bytes=MAX_CLIP_BYTES, read=options))
+    return make_page(title, hypotheses, read_clips(worst, max_bytes=MAX_CLIP_BYTES, read=options), notes=notes)

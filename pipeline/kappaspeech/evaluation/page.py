@@ -24,9 +24,11 @@ def worst_first(hypotheses: Sequence[Hypothesis]) -> list[tuple[Hypothesis, WerC
     return sorted(counted, key=lambda pair: (-pair[1].errors, pair[1].reference_length, pair[0].key))
 
 
-def make_page(title: str, hypotheses: Sequence[Hypothesis], clips: Mapping[tuple[str, str], bytes]) -> str:
+def make_page(
+    title: str, hypotheses: Sequence[Hypothesis], clips: Mapping[tuple[str, str], bytes], *, notes: Sequence[str] = ()
+) -> str:
     """The page, of the worst `MAX_ROWS` utterances; `clips` are encoded audio by data set and key, as it lies in the
-    shards.
+    shards, and `notes` lines on what was measured beside.
 
     Text is shown as it was compared, after its normaliser, with its own spelling beneath.
     """
@@ -42,6 +44,7 @@ def make_page(title: str, hypotheses: Sequence[Hypothesis], clips: Mapping[tuple
         style=raw(_asset("hypotheses.css")),
         script=raw(_asset("hypotheses.js")),
         summaries=[_summary(language, part) for language, part in (*report["languages"].items(), *by_set(report))],
+        notes=list(notes),
         shown=f"{shown}, most errors first",
         clips=f"{len(clips)} clips to play, of at most {MAX_CLIPS} and {MAX_CLIP_BYTES >> 20} MiB",
         cut="; ".join(f"{ending}, {_ENDINGS[ending]}" for ending in endings),

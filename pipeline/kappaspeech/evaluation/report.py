@@ -9,7 +9,7 @@ from kappaspeech.evaluation.wer import by_set
 
 
 def describe_record(record: Mapping[str, Any]) -> list[str]:
-    """WER by language and test set with intervals, what was cut, speed, other counts, the gap to another, and perplexity."""
+    """WER by language and test set with intervals, what was cut, speed, other counts, the gap to another, perplexity, answers."""
     lines: list[str] = []
     for language, report in (*record["wer"]["languages"].items(), *by_set(record["wer"])):
         if report["wer"] is None:
@@ -47,6 +47,7 @@ def describe_record(record: Mapping[str, Any]) -> list[str]:
     for language, text in record["text"].items():
         distance = "" if text["kl_nats"] is None else f", KL from the base {text['kl_nats']:.3f} nats a token"
         lines.append(f"text perplexity {language} {text['perplexity']:.2f} ({text['num_tokens']} tokens){distance}")
+    lines += describe_tasks(record)
     for task, metrics in record.get("lm_eval", {}).items():
         lines.append(f"{task}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}")
     return lines
@@ -58,6 +59,32 @@ def _describe_hot_words(report: Mapping[str, Any]) -> str:
     rates = f"{report['num_found']} of {report['num_said']} said were written ({report['recall']:.2%}); WER of hot words "
     others = "" if report["unbiased_wer"] is None else f", of all others {report['unbiased_wer']:.2%}"
     return f"hot words: {rates}{report['biased_wer']:.2%}{others}"
+
+
+def describe_tasks(record: Mapping[str, Any]) -> list[str]:
+    """A line on the questions of each language, with the base's answers beside if they are known, and one on its groups."""
+    lines = []
+    for language, report in record.get("tasks", {}).items():
+        base, (low, high) = report["base"], report["accuracy_interval"]
+        of_base = ""
+        if base is not None:
+            lowest, highest = base["interval"]
+            of_base = (
+                f"; {base['difference']:+.1%} to the base ({lowest:+.1%} to {highest:+.1%}): {base['flipped']:.1%} changed, "
+                f"{base['lost']:.1%} lost, {base['gained']:.1%} gained"
+            )
+        lines.append(
+            f"tasks {language} {report['accuracy']:.1%} right ({low:.1%} to {high:.1%}; {report['num_items']} questions, chance "
+            f"{report['chance']:.1%}; by length {report['normalised_accuracy']:.1%}){of_base}"
+        )
+        groups = [_describe_group(name, group) for name, group in report["groups"].items()]
+        lines += [f"  {', '.join(groups)}"] if groups else []
+    return lines
+
+
+def _describe_group(name: str, group: Mapping[str, Any]) -> str:
+    before = "" if group["base"] is None else f"{group['base']['accuracy']:.0%} → "
+    return f"{name or 'others'} {before}{group['accuracy']:.0%}"
 
 
 def real_time_factor(audio_seconds: float, decode_seconds: float) -> float:

@@ -72,7 +72,7 @@ class Planner:
         budget = make_budget(config.batch, prompt_tokens=prompt_tokens, seconds_per_position=self.sizes.seconds_per_audio_token)
         longest = min(config.batch.max_seconds, encoder.dims.max_seconds)
         self.batches = _cut_batches(budget, clip_seconds, max_seconds=longest, packs=model.packs)
-        self._texts = measure_texts(config.data.text)
+        self._texts = measure_texts(config.data.text, has_tasks=bool(config.data.tasks))
         self._encoded_share = _share_encoded(config, clip_seconds, self.batches)
 
     def find_products(self, arithmetic: Arithmetic, *, prompt_tokens: int, device_type: str) -> tuple[ModelProduct, ModelProduct]:
@@ -130,14 +130,15 @@ def _share_encoded(config: RunConfig, clip_seconds: Sequence[NDArray[np.float32]
     return min(1.0, sum(len(seconds) for seconds in clip_seconds) / num_trained)
 
 
-def measure_texts(texts: Mapping[str, str]) -> TextLengths | None:
+def measure_texts(texts: Mapping[str, str], *, has_tasks: bool = False) -> TextLengths | None:
     """The windows that evaluations score, by the sizes of the files: a line each, or a file of a folder; None without texts.
 
-    A token is taken to have two bytes at least. A text that isn't here, or that is large, is taken to fill windows.
+    A token is taken to have two bytes at least. A text that isn't here, or that is large, is taken to fill windows. A batch of
+    questions is as large as a window.
     """
-    if not texts:
+    if not (texts or has_tasks):
         return None
-    longest, count = 0, 0
+    longest, count = (WINDOW_TOKENS, 1) if has_tasks else (0, 0)
     for path in map(Path, texts.values()):
         try:
             if path.is_dir():

@@ -41,6 +41,9 @@ def describe_outcome(run_dir: Path, *, seconds_left: float | None = None) -> lis
         lines.append(f"mean WER {', '.join(dict.fromkeys((rates[0], rates[-1])))}")
         sets = evaluations[-1]["wer"].get("sets", {})
         lines += [f"of {for_line(name)} {_rate(of_set['mean_wer'])}" for name, of_set in sets.items()]
+        for language, report in evaluations[-1].get("tasks", {}).items():
+            told = f"of questions in {for_line(language)} {report['accuracy']:.1%} answered right"
+            lines.append(told + (f", by the base {report['base']['accuracy']:.1%}" if report["base"] else ""))
     distances = read_lines(run_dir / DISTANCES_FILE, is_record=is_distance)
     if distances:
         last = distances[-1]

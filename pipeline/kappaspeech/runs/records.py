@@ -191,11 +191,29 @@ def is_evaluation(record: Record) -> bool:
     rates = record.get("wer")
     if not is_of_step(record) or not isinstance(rates, dict) or not isinstance(record.get("text"), dict):
         return False
+    if not _has_tasks(record.get("tasks", {})):
+        return False
     # of several test sets
     sets = rates.get("sets", {})
     if not isinstance(sets, dict) or not all(isinstance(of_set, dict) for of_set in sets.values()):
         return False
     return all("mean_wer" in part and isinstance(part["mean_wer"], float | int | None) for part in (rates, *sets.values()))
+
+
+def _has_tasks(tasks: Any) -> bool:
+    """Return whether what a record says of questions can be shown; most say nothing."""
+    if not isinstance(tasks, dict):
+        return False
+    return all(isinstance(report, dict) and _is_report(report) for report in tasks.values())
+
+
+def _is_report(report: Record) -> bool:
+    base, picked, right = (report.get(name, "") for name in ("base", "picked", "right"))
+    if not (isinstance(base, dict | None) and isinstance(picked, list) and isinstance(right, list)):
+        return False
+    numbers = [report.get(name) for name in ("accuracy", "chance", "num_items")]
+    numbers += [] if base is None else [base.get(name) for name in ("accuracy", "flipped")]
+    return isinstance(report.get("items_digest"), str) and all(isinstance(number, float | int) for number in numbers)
 
 
 # what loggers show

@@ -24,7 +24,7 @@ WHISPER_PREFIX = "whisper:"
 
 @dataclass(frozen=True)
 class EvaluationTarget:
-    """A model, not yet loaded, and the speech and text (language → path) on which it is measured.
+    """A model, not yet loaded, and the speech, text and questions (language → path) on which it is measured.
 
     `folder` is the place of its record unless the user gives another.
     """
@@ -34,6 +34,7 @@ class EvaluationTarget:
     train_seconds: float
     speech: tuple[DatasetConfig, ...]
     text: Mapping[str, str]
+    tasks: Mapping[str, str]
     options: EvaluationConfig
     read: ReadConfig
     open_decoder: Callable[[torch.device, UseArithmetic], Decoder]
@@ -44,12 +45,13 @@ def find_target(
     *,
     data: Sequence[str] = (),
     text: Sequence[str] = (),
+    tasks: Sequence[str] = (),
     step: Step = None,
     base: str | None = None,
     options: Mapping[str, Any] | None = None,
     instruction: str | None = None,
 ) -> EvaluationTarget:
-    """Find the kind of `model`. `data` are shards and `text` is LANGUAGE=PATH; a run brings its own if they aren't given.
+    """Find the kind of `model`. `data` are shards, `text` and `tasks` LANGUAGE=PATH; a run brings its own if they aren't given.
 
     `instruction` is asked of the LLM for `data`, if not the run's. `options` take the place of a run's evaluation.* or of their
     defaults, `base` that of the base model it was trained on. Raises `InputError`.
@@ -57,7 +59,7 @@ def find_target(
     if instruction is not None and not data:
         raise InputError("--instruction is asked for the shards of --data: give these too. A run's own sets name theirs.")
     speech = tuple(DatasetConfig(shards=shards, instruction=instruction) for shards in data)
-    texts = dict(map(_parse_text, text))
+    texts, questions = dict(_parse_path(item, "--text") for item in text), dict(_parse_path(item, "--tasks") for item in tasks)
     is_whisper = model.startswith(WHISPER_PREFIX) or model.endswith(".pt")
     if step is not None and not (Path(model) / RECORD_FILE).exists():
         raise InputError(f"--step chooses one of a run's checkpoints, and {model} is no run.")
@@ -66,6 +68,7 @@ def find_target(
         run = open_run(Path(model), step=step)
         config = run.config
         speech, texts = speech or tuple(config.data.test), texts or dict(config.data.text)
+        questions = questions or dict(config.data.tasks)
         chosen = config.evaluation.model_copy(update=dict(options or {}))
         folder, read, train_seconds = run.path, config.data.read, run.train_seconds
         step = reached = run.step
@@ -79,6 +82,8 @@ def find_target(
         raise ConfigError(f"{model} names no test speech, so there is nothing to measure WER on. Give shards with --data.")
     if is_whisper and texts:
         raise InputError("Plain Whisper reads no text: leave --text out.")
+    if is_whisper and questions:
+        raise InputError("Plain Whisper answers no questions: leave --tasks out.")
     if is_whisper and instruction is not None:
         raise InputError("Plain Whisper takes no instruction: leave --instruction out.")
 
@@ -98,11 +103,12 @@ def find_target(
             use=use,
         )
 
-    return EvaluationTarget(folder, reached, train_seconds, speech, texts, chosen, read, open_decoder)
+    return EvaluationTarget(folder, reached, train_seconds, speech, texts, questions, chosen, read, open_decoder)
 
 
-def _parse_text(item: str) -> tuple[str, str]:
+def _parse_path(item: str, option: str) -> tuple[str, str]:
     language, equals, path = item.partition("=")
     if not (language and equals and path):
-        raise InputError(f"--text is {item!r}; it wants LANGUAGE=PATH, as in en=text/en.txt.")
+        example = {"--text": "text/en.txt", "--tasks": "tasks/en.jsonl"}[option]
+        raise InputError(f"{option} is {item!r}; it wants LANGUAGE=PATH, as in en={example}.")
     return language, path

@@ -71,7 +71,8 @@ def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroun
         if around.is_writer:
             print(for_terminal(settled), file=sys.stderr, flush=True)
     encoder = ClipEncoder(assembly.encoder, engine.device, cache=FeatureCache(loaded.cache) if loaded.cache else None)
-    reads_text = config.evaluation.decode != "replica" and loaded.test_set is not None and bool(config.data.text)
+    reads = loaded.test_set is not None and (config.data.text or config.data.tasks)
+    reads_text = config.evaluation.decode != "replica" and bool(reads)
     base = BasePartitions(engine) if reads_text else None
     anchor, measured = None, {}
     if config.replay is not None and config.replay.anchor_weight and loaded.replay is not None:

@@ -33,6 +33,17 @@ def statuses(findings, area):
     return [finding.status for finding in findings if finding.area == area]
 
 
+def test_questions_are_read_as_an_evaluation_reads_them(home, tmp_path):
+    right, wrong = tmp_path / "right.jsonl", tmp_path / "wrong.jsonl"
+    right.write_text(2 * '{"question": "turn", "choices": ["on", "off"], "answer": 0}\n')
+    wrong.write_text('{"question": "turn", "choices": ["on", "off"], "answer": 2}\n')
+    findings = examine(home, tmp_path, data__tasks={"en": str(right), "de": str(wrong)})
+    (good,) = [item for item in findings if str(right) in item.found]
+    (bad,) = [item for item in findings if str(wrong) in item.found]
+    assert (good.status, good.found) == ("ok", f"data.tasks: {right} has 2 questions")
+    assert (bad.status, "line 1: answer is 2" in bad.found) == ("problem", True)
+
+
 def examine(home, folder, **changes):
     """The findings on a configuration with these changes."""
     environment = {"HOME": str(folder), "AWS_SECRET_ACCESS_KEY": "hush"}

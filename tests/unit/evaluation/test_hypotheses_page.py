@@ -54,6 +54,10 @@ def test_the_page_needs_no_network_and_escapes_what_was_written():
     assert text.count("data:audio/flac;base64,") == 1
 
 
+def test_what_was_measured_beside_stands_on_the_page_as_text():
+    assert "<p>tasks en 75% → &lt;80%&gt;</p>" in make_page("run", HYPOTHESES, {}, notes=["tasks en 75% → <80%>"])
+
+
 def test_the_page_holds_the_worst_utterances_where_there_are_too_many(monkeypatch):
     monkeypatch.setattr(page, "MAX_ROWS", 1)
     text = make_page("run", HYPOTHESES, {})

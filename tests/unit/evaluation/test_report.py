@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kappaspeech.evaluation.report import describe_record
+from kappaspeech.evaluation.choice_items import Item
+from kappaspeech.evaluation.choices import Picked, measure_choices
+from kappaspeech.evaluation.report import describe_record, describe_tasks
 from kappaspeech.evaluation.wer import Hypothesis, measure, measure_sensitivity
 
 
@@ -29,6 +31,20 @@ def test_a_record_is_told_by_language_with_what_was_cut_and_what_text_became():
     assert "40.0 s of speech in 10.0 s: real-time factor 0.25" in lines
     assert "WER en  25.00% (25.00% to 25.00%) by kaldialign, compounds merged" in lines
     assert lines[-2:] == ["text perplexity en 12.50 (90 tokens), KL from the base 0.250 nats a token", "piqa: acc 0.5"]
+
+
+def test_answers_are_told_by_language_and_group_with_the_bases_beside_them():
+    items = [Item(str(number), ("a", "b"), 0, "first" if number < 2 else "") for number in range(4)]
+    report = measure_choices(items, Picked((0, 1, 0, 0), (0, 0, 0, 0)), Picked((0, 0, 0, 1), (0, 0, 0, 0)))
+    head, groups = describe_tasks({"tasks": {"en": report}})
+    assert head.startswith("tasks en 75.0% right (25.0% to 100.0%; 4 questions, chance 50.0%; by length 100.0%)")
+    assert head.endswith("; +0.0% to the base (-75.0% to +75.0%): 50.0% changed, 25.0% lost, 25.0% gained")
+    assert groups == "  first 100% → 50%, others 50% → 100%"
+    unknown = measure_choices(items, Picked((0, 1, 0, 0), (0, 0, 0, 0)), None)
+    head, groups = describe_tasks({"tasks": {"en": unknown}})
+    assert head.endswith("by length 100.0%)")
+    assert groups == "  first 50%, others 100%"
+    assert describe_tasks({}) == []
 
 
 def test_each_test_set_has_a_line_of_its_own():

@@ -48,5 +48,15 @@ def test_an_evaluation_shows_what_was_measured_by_language():
     }
 
 
+def test_answers_show_how_many_are_right_and_how_many_have_changed():
+    report = {"accuracy": 0.75, "base": {"accuracy": 0.5, "flipped": 0.25}}
+    values = evaluation_values({**evaluation(1), "tasks": {"en": report, "de": {"accuracy": 0.5, "base": None}}})
+    assert {name: value for name, value in values.items() if name.startswith("tasks/")} == {
+        "tasks/accuracy_en": 0.75,
+        "tasks/changed_en": 0.25,
+        "tasks/accuracy_de": 0.5,
+    }
+
+
 def test_a_distance_shows_the_anchors_weight():
     assert distance_values(distance(2)) == {"budget/kl_nats": 0.02, "budget/anchor_weight": 2.0}

@@ -475,6 +475,8 @@ def test_texts_are_measured_by_the_sizes_of_their_files(tmp_path):
     # two bytes a token: 150 tokens, and 2,500 in three windows; a file of a folder is one text
     assert measure_texts({"a": str(tmp_path / "lines.txt")}) == TextLengths(memory.WINDOW_TOKENS, 4)
     assert measure_texts({"b": str(tmp_path / "folder")}) == TextLengths(100, 1)
+    # a batch of questions is as large as a window
+    assert measure_texts({}, has_tasks=True) == TextLengths(memory.WINDOW_TOKENS, 1)
 
 
 def test_replayed_text_takes_memory_and_time(home, tmp_path, config):

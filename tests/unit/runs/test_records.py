@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from kappaspeech.evaluation.choice_items import Item
+from kappaspeech.evaluation.choices import Picked, measure_choices
 from kappaspeech.runs.records import RunLog, StepRecord, is_evaluation, is_step, is_transcript_step, read_lines
 from kappaspeech.speech.loading import BadSample
 
@@ -102,6 +104,19 @@ def test_steps_that_align_the_adaptor_alone_are_told_from_those_on_transcripts(t
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in curves.Scalars("train/alignment_nats")] == [0]
     assert [event.step for event in curves.Scalars("train/loss_nats")] == [1]
+
+
+@pytest.mark.parametrize(
+    "change", [{"accuracy": None}, {"base": {"accuracy": 0.5}}, {"base": 1}, {"picked": None}, {"items_digest": 1}]
+)
+def test_a_record_whose_answers_can_not_be_shown_is_no_evaluation(change):
+    items = [Item("q", ("a", "b"), 0)]
+    report = measure_choices(items, Picked((0,), (0,)), Picked((1,), (1,)))
+    record = {"step": 4, "wer": {"mean_wer": 0.5}, "text": {}}
+    assert is_evaluation({**record, "tasks": {"en": report}})
+    assert is_evaluation({**record, "tasks": {"en": {**report, "base": None}}})
+    assert not is_evaluation({**record, "tasks": {"en": {**report, **change}}})
+    assert not is_evaluation({**record, "tasks": [report]})
 
 
 @pytest.mark.parametrize("sets", [[], {"near": 0.5}, {"near": {}}, {"near": {"mean_wer": "low"}}])

@@ -1,0 +1,56 @@
+"""The demo's questions: right by construction, and nothing in their form tells the answer."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+
+import pytest
+
+from kappaspeech.demo.tasks import make_items, write_tasks
+from kappaspeech.evaluation.choice_items import Item, read_items
+
+
+@pytest.fixture(params=["en", "de"])
+def items(request):
+    return [Item(item["question"], tuple(item["choices"]), item["answer"], item["group"]) for item in make_items(request.param)]
+
+
+def groups_of(items):
+    return {group: list(part) for group, part in itertools.groupby(items, key=lambda item: item.group)}
+
+
+def test_what_is_written_is_read_again_and_is_the_same_each_time(tmp_path):
+    paths = write_tasks(tmp_path / "one")
+    assert [path.name for path in paths] == ["en.jsonl", "de.jsonl"]
+    for path, other in zip(paths, write_tasks(tmp_path / "two"), strict=True):
+        assert path.read_bytes() == other.read_bytes()
+        assert [item.to_json() for item in read_items(path)] == make_items(path.stem)
+
+
+def test_there_are_enough_and_none_comes_twice(items):
+    assert 130 <= len(items) <= 180
+    assert len({(item.question, frozenset(item.choices)) for item in items}) == len(items)
+    assert min(len(part) for part in groups_of(items).values()) >= 12
+
+
+def test_the_right_choice_stands_in_every_place_as_often(items):
+    for part in groups_of(items).values():
+        places = Counter(item.answer for item in part)
+        sizes = [places[place] for place in range(len(part[0].choices))]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_sums_are_right(items):
+    sums = groups_of(items)["sums"]
+    for item in sums:
+        first, second = map(int, re.findall(r"(\d+) \+ (\d+)", item.question)[-1])
+        assert item.choices[item.answer] == str(first + second)
+
+
+def test_where_wrong_choices_are_other_rows_answers_the_right_one_is_its_own_rows():
+    opposites = {re.findall('"(.*)"', item["question"])[0]: item for item in make_items("en") if item["group"] == "opposites"}
+    right = {word: item["choices"][item["answer"]] for word, item in opposites.items()}
+    assert (right["hot"], right["left"]) == ("cold", "right")
+    assert all(set(item["choices"]) <= set(right.values()) for item in opposites.values())

@@ -26,6 +26,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import yaml
 from machine import processor
@@ -131,6 +132,24 @@ def base_of(experiment: Path) -> str:
     return str(yaml.safe_load(experiment.read_text(encoding="utf-8"))["base"])
 
 
+def describe(folder: Path, experiment: Path, *, jobs: int, seconds: float) -> dict[str, Any]:
+    """The record of a comparison that has ended."""
+    first = next((folder / "runs").glob("*/run.json"))
+    made_by = json.loads(first.read_text(encoding="utf-8"))
+    spoken = " --texts TEXTS" if experiment.stem == ALIGNED else ""
+    return {
+        "command": f"python benchmarks/real_speech.py RECORDINGS --experiment {experiment.stem}{spoken} --jobs {jobs}",
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "ranks": 1, "arms side by side": jobs},
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "git_commit": made_by["git_commit"],
+        "versions": made_by["versions"],
+        "seconds_of_the_last_start": round(seconds),
+        "experiment": experiment.read_text(encoding="utf-8"),
+        "run": (experiment.parent / base_of(experiment)).read_text(encoding="utf-8"),
+        **json.loads((folder / "report.json").read_text(encoding="utf-8")),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recordings", type=Path)
@@ -159,19 +178,7 @@ def main() -> None:
     done = subprocess.run(command, cwd=arguments.work, env=environment(), check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
-    first = next((folder / "runs").glob("*/run.json"))
-    made_by = json.loads(first.read_text(encoding="utf-8"))
-    record = {
-        "command": f"python benchmarks/real_speech.py RECORDINGS --experiment {arguments.experiment} --jobs {arguments.jobs}",
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "ranks": 1, "arms side by side": arguments.jobs},
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "git_commit": made_by["git_commit"],
-        "versions": made_by["versions"],
-        "seconds_of_the_last_start": round(time.monotonic() - began),
-        "experiment": experiment.read_text(encoding="utf-8"),
-        "run": (experiment.parent / base_of(experiment)).read_text(encoding="utf-8"),
-        **json.loads((folder / "report.json").read_text(encoding="utf-8")),
-    }
+    record = describe(folder, experiment, jobs=arguments.jobs, seconds=time.monotonic() - began)
     output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(output)
 

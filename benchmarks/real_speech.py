@@ -1,12 +1,18 @@
 """The paper's comparison on real speech, at the size that two cores can train: SmolLM2-135M-Instruct and Whisper base.
 
     python benchmarks/real_speech.py RECORDINGS [--experiment real_speech] [--work real_speech]
+    python benchmarks/real_speech.py RECORDINGS --experiment unseen --texts TEXTS
 
 RECORDINGS has a folder `en` with transcripts.tsv (file, tab, text). It is divided by sentence; the quickstart's generated English
 is put beside it under the name of a language of its own, `generated`; both are packed, and the LLM is scanned. Then
 `kappaspeech compare benchmarks/experiments/real_speech.yaml` trains the arms, two side by side, a thread each. Interrupted, the
 same command goes on. The record in benchmarks/results is the comparison's report.json with machine, versions and command.
 `--experiment figure1` trains many more arms, for longer: benchmarks/experiments/figure1.yaml.
+
+`--experiment unseen` trains until sentences are transcribed that were never heard. Beside the recordings stand five hours of an
+open vocabulary, the sentences of TEXTS/en.txt spoken by espeak-ng and flite, without the test's own. The adaptor is aligned once,
+benchmarks/experiments/unseen_alignment.yaml, and each arm of unseen.yaml begins with it. Its record's texts were the cookies of
+Debian's fortunes and fortunes-min, one a line; --fortunes FOLDER writes them from there.
 """
 
 from __future__ import annotations
@@ -17,40 +23,76 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
+import yaml
 from machine import processor
 
 from kappaspeech.comparison.experiment import read_experiment
+from kappaspeech.demo.open_speech import read_sentences
 from kappaspeech.speech.layouts import find_recordings
 
 REPOSITORY = Path(__file__).parents[1]
-EXPERIMENTS = ("real_speech", "figure1")
+EXPERIMENTS = ("real_speech", "figure1", "unseen")
+ALIGNED = "unseen"
+OPEN_HOURS = "5"
 LLM = "models/smollm2-135m-instruct"
 # by the name that stands for a language: the folder that it is spoken in
 SOURCES = {"en": "speech", "generated": "generated"}
 
 
 def prepare(work: Path, recordings: Path) -> None:
-    """Models, texts, the division, shards and the ranking in `work`; what is there already is left."""
+    """Models, texts, the division and the ranking in `work`; what is there already is left."""
     run(work, "demo", "models", "models")
     run(work, "demo", "texts", "text")
     if not (work / "speech").exists():
         run(work, "demo", "speech", "speech", "--recordings", str(recordings.resolve()))
-    check_division(work / "speech")
+    if not (work / "ranking.json").exists():
+        run(work, "scan", LLM, "--output", "ranking.json")
+    link(work / "ds_configs", REPOSITORY / "ds_configs")
+
+
+def prepare_commands(work: Path) -> None:
+    """Shards of the recordings and of the quickstart's generated commands, and texts to replay."""
+    check_division([work / "speech/train"], work / "speech/test")
     if not (work / "generated").exists():
         run(work, "demo", "speech", "generated")
     for part in ("train", "test"):
         for language, source in SOURCES.items():
             link(work / "spoken" / part / language, work / source / part / "en")
         run(work, "pack", f"spoken/{part}", f"shards/{part}", "--shard-size", "200")
-    if not (work / "ranking.json").exists():
-        run(work, "scan", LLM, "--output", "ranking.json")
     if not (work / "replay").exists():
         # of what the LLM writes itself, for the arms that replay text
         run(work, "demo", "replay", LLM, "replay")
-    link(work / "ds_configs", REPOSITORY / "ds_configs")
+
+
+def prepare_open(work: Path, texts: Path) -> None:
+    """Shards of the English recordings and of an open vocabulary's speech, and the adaptor that all arms begin with."""
+    leave_out_tested(texts / "en.txt", work / "texts/en.txt", tested=said(work / "speech/test"))
+    if not (work / "open/train/en/transcripts.tsv").exists():
+        run(work, "demo", "speech", "open", "--texts", "texts", "--hours", OPEN_HOURS, "--num-test", "100")
+    check_division([work / "speech/train", work / "open/train"], work / "speech/test")
+    for source, part, name in (("speech", "train", "real"), ("open", "train", "open"), ("speech", "test", "real")):
+        run(work, "pack", f"{source}/{part}/en", f"shards/{part}", "--prefix", name)
+    run(work, "train", str(REPOSITORY / "benchmarks/experiments/unseen_alignment.yaml"))
+
+
+def leave_out_tested(texts: Path, output: Path, *, tested: set[tuple[str, str]]) -> None:
+    """Write the sentences of a text, one a line, without those that are tested on."""
+    kept = [sentence for sentence in read_sentences(texts) if ("en", letters(sentence)) not in tested]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("".join(f"{sentence}\n" for sentence in kept), encoding="utf-8")
+
+
+def write_fortunes(folder: Path, output: Path) -> None:
+    """Write the cookies of a folder of fortunes, one a line."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.suffix)
+    cookies = [" ".join(cookie.split()) for path in files for cookie in path.read_text(encoding="utf-8").split("\n%\n")]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("".join(f"{cookie}\n" for cookie in cookies if cookie), encoding="utf-8")
 
 
 def link(path: Path, target: Path) -> None:
@@ -59,16 +101,21 @@ def link(path: Path, target: Path) -> None:
     path.symlink_to(target.resolve())
 
 
-def check_division(speech: Path) -> None:
+def letters(text: str) -> str:
+    """A sentence without what it may be written with in another way."""
+    return "".join(filter(str.isalnum, text.lower()))
+
+
+def said(folder: Path) -> set[tuple[str, str]]:
+    return {(item.language, letters(item.transcript)) for item in find_recordings(folder)}
+
+
+def check_division(train: Sequence[Path], test: Path) -> None:
     """Exit if a test sentence occurs in training, however it is written."""
-    said = {
-        part: {(item.language, "".join(filter(str.isalnum, item.transcript.lower()))) for item in find_recordings(speech / part)}
-        for part in ("train", "test")
-    }
-    shared = said["train"] & said["test"]
-    if shared:
+    trained, tested = {item for folder in train for item in said(folder)}, said(test)
+    if shared := trained & tested:
         raise SystemExit(f"{len(shared)} test sentences are in training, as {min(shared)}")
-    print(f"{len(said['train'])} sentences to train on, {len(said['test'])} others to test on", flush=True)
+    print(f"{len(trained)} sentences to train on, {len(tested)} others to test on", flush=True)
 
 
 def run(work: Path, *words: str) -> None:
@@ -80,37 +127,58 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY / "pipeline"), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
+def base_of(experiment: Path) -> str:
+    """The name of the run's YAML that an experiment repeats."""
+    return str(yaml.safe_load(experiment.read_text(encoding="utf-8"))["base"])
+
+
+def describe(folder: Path, experiment: Path, *, jobs: int, seconds: float) -> dict[str, Any]:
+    """The record of a comparison that has ended."""
+    first = next((folder / "runs").glob("*/run.json"))
+    made_by = json.loads(first.read_text(encoding="utf-8"))
+    spoken = " --texts TEXTS" if experiment.stem == ALIGNED else ""
+    return {
+        "command": f"python benchmarks/real_speech.py RECORDINGS --experiment {experiment.stem}{spoken} --jobs {jobs}",
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "ranks": 1, "arms side by side": jobs},
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "git_commit": made_by["git_commit"],
+        "versions": made_by["versions"],
+        "seconds_of_the_last_start": round(seconds),
+        "experiment": experiment.read_text(encoding="utf-8"),
+        "run": (experiment.parent / base_of(experiment)).read_text(encoding="utf-8"),
+        **json.loads((folder / "report.json").read_text(encoding="utf-8")),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recordings", type=Path)
     parser.add_argument("--work", type=Path, default=Path("real_speech"), help="the folder of all that is made")
     parser.add_argument("--jobs", type=int, default=2, help="arms side by side")
     parser.add_argument("--experiment", choices=EXPERIMENTS, default=EXPERIMENTS[0], help="a YAML of benchmarks/experiments")
+    parser.add_argument("--texts", type=Path, help="for unseen: a folder with en.txt, the sentences to speak")
+    parser.add_argument("--fortunes", type=Path, help="for unseen, in place of --texts: a folder of fortunes")
     parser.add_argument("--output", type=Path, help="the record; by default benchmarks/results/EXPERIMENT.json")
     arguments = parser.parse_args()
+    if arguments.experiment == ALIGNED and (arguments.texts is None) == (arguments.fortunes is None):
+        parser.error("--experiment unseen needs either --texts or --fortunes")
     experiment = REPOSITORY / f"benchmarks/experiments/{arguments.experiment}.yaml"
     folder = arguments.work / read_experiment(experiment).output
     output = arguments.output or REPOSITORY / f"benchmarks/results/{arguments.experiment}.json"
     arguments.work.mkdir(parents=True, exist_ok=True)
     prepare(arguments.work, arguments.recordings)
+    if arguments.experiment == ALIGNED:
+        if arguments.fortunes is not None:
+            write_fortunes(arguments.fortunes, arguments.work / "cookies/en.txt")
+        prepare_open(arguments.work, arguments.texts or arguments.work / "cookies")
+    else:
+        prepare_commands(arguments.work)
     began = time.monotonic()
     command = [sys.executable, "-m", "kappaspeech", "compare", str(experiment), "--jobs", str(arguments.jobs)]
     done = subprocess.run(command, cwd=arguments.work, env=environment(), check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
-    first = next((folder / "runs").glob("*/run.json"))
-    made_by = json.loads(first.read_text(encoding="utf-8"))
-    record = {
-        "command": f"python benchmarks/real_speech.py RECORDINGS --experiment {arguments.experiment} --jobs {arguments.jobs}",
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "ranks": 1, "arms side by side": arguments.jobs},
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "git_commit": made_by["git_commit"],
-        "versions": made_by["versions"],
-        "seconds_of_the_last_start": round(time.monotonic() - began),
-        "experiment": experiment.read_text(encoding="utf-8"),
-        "run": experiment.with_name("real_speech_run.yaml").read_text(encoding="utf-8"),
-        **json.loads((folder / "report.json").read_text(encoding="utf-8")),
-    }
+    record = describe(folder, experiment, jobs=arguments.jobs, seconds=time.monotonic() - began)
     output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(output)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -62,3 +63,30 @@ def test_step_times_are_measured_and_recorded_by_dtype_and_ranks(home, tmp_path)
     assert all(len(row["step_seconds_of_each"]) == 6 and row["step_seconds"] > 0 for row in rows)
     assert done.stdout.count("audio-s/s") == 4
     assert str(tmp_path) not in output.read_text()
+
+
+def speak(folder: Path, *sentences: str) -> Path:
+    """Recordings of English sentences, by their transcripts; nothing is to be heard in them."""
+    folder.mkdir(parents=True)
+    for number, _ in enumerate(sentences):
+        (folder / f"{number}.flac").touch()
+    (folder / "transcripts.tsv").write_text("".join(f"{number}.flac\t{text}\n" for number, text in enumerate(sentences)))
+    return folder.parent
+
+
+def test_a_sentence_that_is_tested_on_is_spoken_in_no_training(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    real_speech = importlib.import_module("real_speech")
+    cookies = tmp_path / "fortunes"
+    cookies.mkdir()
+    (cookies / "wisdom").write_text("The lamp is\nred today.\n%\nOpen the green door.\n%\nA third one of them.\n")
+    (cookies / "wisdom.dat").write_bytes(b"\xff")
+    real_speech.write_fortunes(cookies, tmp_path / "cookies.txt")
+    test = speak(tmp_path / "test/en", "the lamp is RED, today!")
+    real_speech.leave_out_tested(tmp_path / "cookies.txt", tmp_path / "kept.txt", tested=real_speech.said(test))
+    assert (tmp_path / "kept.txt").read_text() == "Open the green door.\nA third one of them.\n"
+    clean = speak(tmp_path / "clean/en", "open the green door")
+    real_speech.check_division([clean], test)
+    tainted = speak(tmp_path / "tainted/en", "A third one.", "The lamp is: red; today")
+    with pytest.raises(SystemExit, match="1 test sentences are in training"):
+        real_speech.check_division([clean, tainted], test)

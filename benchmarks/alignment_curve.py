@@ -1,4 +1,4 @@
-"""How well the adaptor alone transcribes real unseen sentences, by steps of alignment and by shards of open vocabulary.
+"""WER of the adaptor alone on real unseen sentences, by steps of alignment and by shards of open vocabulary.
 
     python benchmarks/alignment_curve.py WORK [--shards 0 1 2 6] [--steps 300] [--output benchmarks/results/alignment_curve.json]
 

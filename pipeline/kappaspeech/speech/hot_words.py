@@ -58,7 +58,7 @@ class HotWords:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What decides which words a clip's prompt has."""
+        """Digest of all that decides the words in a clip's prompt."""
         return {"options": self.options.model_dump(), "vocabulary": self.vocabulary.digest}
 
     def choose(self, transcript: str, language: str, counter: Sequence[int]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ def trained() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def run(tmp_path, trained) -> Path:
-    """What of a run tells of its adaptor, at the steps 2 and 10."""
+    """A run that tells of its adaptor, at the steps 2 and 10."""
     (tmp_path / "run.json").write_text(json.dumps({"schema_version": 1, "adaptor": dataclasses.asdict(SHAPE)}))
     for step, factor in ((2, 0.5), (10, 1.0)):
         checkpoint = tmp_path / f"checkpoints/step-{step:06d}"

@@ -5,17 +5,24 @@
 Each RUN is the folder of a finished training of a selection, and all are of one base, data and length; at least eight different
 selections are needed, and thirty say more. Drift is the logarithm of KL(base ‖ trained) a token of data.text after training. A
 selection is held out at a time, with all its seeds, and foretold by a ridge regression on the others. A negative R² is worse than
-the others' mean. `--activations` is a ranking by `scan --activations` of the same checkpoint.
+the others' mean. `--activations` is a ranking by `scan --activations` of the same checkpoint. `kappaspeech compare
+benchmarks/experiments/forgetting.yaml`, started in the quickstart's folder, trains 32 such runs. The loss at the end of training
+stands among the predictors as a control: a run that has learnt little has forgotten little.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
+from datetime import datetime, timezone
 from pathlib import Path
 
+from machine import processor
+
 from kappaspeech.artefacts import write_json
-from kappaspeech.comparison.predictors import describe_runs, predict, to_json
+from kappaspeech.comparison.predictors import LOSS, describe_runs, predict, to_json
 from kappaspeech.comparison.runs import find_differences, read_run
 from kappaspeech.errors import KappaSpeechError
 from kappaspeech.scan.ranking import KappaRanking
@@ -59,9 +66,22 @@ def measure(ranking: Path, folders: list[Path], *, activations: Path | None = No
     found = predict(predictors, drift, groups)
     return {
         "schema_version": 1,
+        "command": "python benchmarks/forgetting.py ranking.json RUN..." + " --activations RANKING" * (activations is not None),
+        "machine": {"processor": processor(), "cores": os.cpu_count()},
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "git_commit": runs[0].record["git_commit"],
+        "versions": runs[0].record["versions"],
         "num_runs": len(runs),
         "num_selections": len(set(groups.tolist())),
-        "runs": [str(folder) for folder in folders],
+        "runs": [
+            {
+                "run": folder.name,
+                "num_parameters": run.record["num_llm_trained_parameters"],
+                "nats_of_drift": math.exp(nats),
+                "training_loss": predictors[LOSS][row].item(),
+            }
+            for row, (folder, run, nats) in enumerate(zip(folders, runs, drift.tolist(), strict=True))
+        ],
         "predictors": json.loads(json.dumps(to_json(found))),
     }
 

@@ -22,6 +22,9 @@ from kappaspeech.scan.scores import SCORES
 from kappaspeech.selection.candidates import module_type
 
 COUNT = "number of parameters"
+# no property of a selection but a control: a run that has learnt little has forgotten little
+LOSS = "training loss at the end"
+_LAST_STEPS = 10
 FEWEST_GROUPS = 8
 # on columns of variance 1: a prior that a column explains no more than the noise does
 _RIDGE = 1.0
@@ -55,6 +58,7 @@ def describe_runs(
                 f"{run.path} trained no selection of tensors, so there is nothing of theirs to predict by. Leave it out."
             )
     predictors: dict[str, FloatArray] = {COUNT: _column([math.log(run.record["num_llm_trained_parameters"]) for run in runs])}
+    predictors[LOSS] = _column([fmean(run.losses[-_LAST_STEPS:]) for run in runs])
     types = sorted({module_type(tensor.name) for run in runs for tensor in run.tensors})
     predictors["module type"] = np.array([[_share(run, kind) for kind in types] for run in runs])
     for prefix, ranking in rankings.items():

@@ -115,6 +115,7 @@ def test_runs_are_described_by_their_selected_tensors_and_predicted_by_what_move
 
 
 def test_the_benchmark_writes_what_it_finds_and_refuses_another_checkpoints_ranking(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     benchmark = runpy.run_path(str(REPOSITORY / "benchmarks/forgetting.py"))
     ranking, folders = make_runs(home, tmp_path)
     words = ["forgetting.py", str(home / "ranking.json"), *map(str, folders), "--output", str(tmp_path / "found.json")]
@@ -128,4 +129,5 @@ def test_the_benchmark_writes_what_it_finds_and_refuses_another_checkpoints_rank
     assert "kappa-over-gaussian" in capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text())
     assert (found["num_runs"], found["num_selections"]) == (28, 14)
+    assert [run["run"] for run in found["runs"]] == [folder.name for folder in folders]
     assert max(item["held_out_r2"] for item in found["predictors"]) > 0.9

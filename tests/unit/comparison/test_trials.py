@@ -235,7 +235,7 @@ def test_a_run_of_an_arm_that_was_held_otherwise_is_refused(home, tmp_path):
             prepare(read(tmp_path, home, arms=[{"name": "a", "select": "smallest", "ewc": changed}], seeds=[17]))
 
 
-@pytest.mark.parametrize("name", ["real_speech", "figure1", "unseen"])
+@pytest.mark.parametrize("name", ["real_speech", "figure1", "unseen", "forgetting"])
 def test_every_experiment_that_is_shipped_can_be_read(name):
     assert read_experiment(REPOSITORY / f"benchmarks/experiments/{name}.yaml").trials
 

@@ -1,18 +1,18 @@
 """The paper's comparison on real speech, at the size that two cores can train: SmolLM2-135M-Instruct and Whisper base.
 
     python benchmarks/real_speech.py RECORDINGS [--experiment real_speech] [--work real_speech]
-    python benchmarks/real_speech.py RECORDINGS --experiment unseen --texts TEXTS
+    python benchmarks/real_speech.py RECORDINGS --experiment unseen|figure1 --texts TEXTS
 
 RECORDINGS has a folder `en` with transcripts.tsv (file, tab, text). It is divided by sentence; the quickstart's generated English
 is put beside it under the name of a language of its own, `generated`; both are packed, and the LLM is scanned. Then
 `kappaspeech compare benchmarks/experiments/real_speech.yaml` trains the arms, two side by side, a thread each. Interrupted, the
 same command goes on. The record in benchmarks/results is the comparison's report.json with machine, versions and command.
-`--experiment figure1` trains many more arms, for longer: benchmarks/experiments/figure1.yaml.
 
 `--experiment unseen` trains until sentences are transcribed that were never heard. Beside the recordings stand five hours of an
 open vocabulary, the sentences of TEXTS/en.txt spoken by espeak-ng and flite, without the test's own. The adaptor is aligned once,
 benchmarks/experiments/unseen_alignment.yaml, and each arm of unseen.yaml begins with it. Its record's texts were the cookies of
-Debian's fortunes and fortunes-min, one a line; --fortunes FOLDER writes them from there.
+Debian's fortunes and fortunes-min, one a line; --fortunes FOLDER writes them from there. `--experiment figure1` trains
+fifteen arms and three seeds of the same run, four times as long: benchmarks/experiments/figure1.yaml.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from kappaspeech.speech.layouts import find_recordings
 
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENTS = ("real_speech", "figure1", "unseen")
-ALIGNED = "unseen"
+ALIGNED = ("unseen", "figure1")
 OPEN_HOURS = "5"
 LLM = "models/smollm2-135m-instruct"
 # by the name that stands for a language: the folder that it is spoken in
@@ -55,8 +55,14 @@ def prepare(work: Path, recordings: Path) -> None:
     link(work / "ds_configs", REPOSITORY / "ds_configs")
 
 
+def prepare_replay(work: Path) -> None:
+    """Texts that the LLM writes itself, for arms that hold it to its beginning by them."""
+    if not (work / "replay").exists():
+        run(work, "demo", "replay", LLM, "replay")
+
+
 def prepare_commands(work: Path) -> None:
-    """Shards of the recordings and of the quickstart's generated commands, and texts to replay."""
+    """Shards of the recordings and of the quickstart's generated commands."""
     check_division([work / "speech/train"], work / "speech/test")
     if not (work / "generated").exists():
         run(work, "demo", "speech", "generated")
@@ -64,9 +70,6 @@ def prepare_commands(work: Path) -> None:
         for language, source in SOURCES.items():
             link(work / "spoken" / part / language, work / source / part / "en")
         run(work, "pack", f"spoken/{part}", f"shards/{part}", "--shard-size", "200")
-    if not (work / "replay").exists():
-        # of what the LLM writes itself, for the arms that replay text
-        run(work, "demo", "replay", LLM, "replay")
 
 
 def prepare_open(work: Path, texts: Path) -> None:
@@ -136,7 +139,7 @@ def describe(folder: Path, experiment: Path, *, jobs: int, seconds: float) -> di
     """The record of a comparison that has ended."""
     first = next((folder / "runs").glob("*/run.json"))
     made_by = json.loads(first.read_text(encoding="utf-8"))
-    spoken = " --texts TEXTS" if experiment.stem == ALIGNED else ""
+    spoken = " --texts TEXTS" if experiment.stem in ALIGNED else ""
     return {
         "command": f"python benchmarks/real_speech.py RECORDINGS --experiment {experiment.stem}{spoken} --jobs {jobs}",
         "machine": {"processor": processor(), "cores": os.cpu_count(), "ranks": 1, "arms side by side": jobs},
@@ -156,23 +159,25 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("real_speech"), help="the folder of all that is made")
     parser.add_argument("--jobs", type=int, default=2, help="arms side by side")
     parser.add_argument("--experiment", choices=EXPERIMENTS, default=EXPERIMENTS[0], help="a YAML of benchmarks/experiments")
-    parser.add_argument("--texts", type=Path, help="for unseen: a folder with en.txt, the sentences to speak")
-    parser.add_argument("--fortunes", type=Path, help="for unseen, in place of --texts: a folder of fortunes")
+    parser.add_argument("--texts", type=Path, help="for unseen and figure1: a folder with en.txt, the sentences to speak")
+    parser.add_argument("--fortunes", type=Path, help="in place of --texts: a folder of fortunes")
     parser.add_argument("--output", type=Path, help="the record; by default benchmarks/results/EXPERIMENT.json")
     arguments = parser.parse_args()
-    if arguments.experiment == ALIGNED and (arguments.texts is None) == (arguments.fortunes is None):
-        parser.error("--experiment unseen needs either --texts or --fortunes")
+    if arguments.experiment in ALIGNED and (arguments.texts is None) == (arguments.fortunes is None):
+        parser.error(f"--experiment {arguments.experiment} needs either --texts or --fortunes")
     experiment = REPOSITORY / f"benchmarks/experiments/{arguments.experiment}.yaml"
     folder = arguments.work / read_experiment(experiment).output
     output = arguments.output or REPOSITORY / f"benchmarks/results/{arguments.experiment}.json"
     arguments.work.mkdir(parents=True, exist_ok=True)
     prepare(arguments.work, arguments.recordings)
-    if arguments.experiment == ALIGNED:
+    if arguments.experiment in ALIGNED:
         if arguments.fortunes is not None:
             write_fortunes(arguments.fortunes, arguments.work / "cookies/en.txt")
         prepare_open(arguments.work, arguments.texts or arguments.work / "cookies")
     else:
         prepare_commands(arguments.work)
+    if arguments.experiment == "figure1":
+        prepare_replay(arguments.work)
     began = time.monotonic()
     command = [sys.executable, "-m", "kappaspeech", "compare", str(experiment), "--jobs", str(arguments.jobs)]
     done = subprocess.run(command, cwd=arguments.work, env=environment(), check=False)

@@ -252,7 +252,7 @@ def test_figure_1_plans_all_its_arms_without_training_any(home, tmp_path):
     assert len(configs) == 15 * 3
     assert Counter(config.seed for config in configs) == {17: 15, 18: 15, 19: 15}
     first = {config.arm: config for config in configs if config.seed == 17}
-    assert {config.training.num_steps for config in configs} == {1240}
+    assert {config.training.num_steps for config in configs} == {960}
     assert len({str((c.unfreeze, c.replay, c.ewc)) for c in first.values()}) == 15
     assert [name for name, config in first.items() if config.ewc] == ["EWC"]
     assert [name for name, config in first.items() if config.replay] == ["replay", "KL anchor"]

@@ -127,19 +127,23 @@ def index(
 
 def _index_in_place(sources: Sequence[str], language: str | None, output: Path | None) -> None:
     from kappaspeech.errors import DataError
-    from kappaspeech.speech.in_place import index_in_place, open_in_place
-    from kappaspeech.speech.table import write_merged
+    from kappaspeech.speech.in_place import find_kept, index_in_place, open_in_place
+    from kappaspeech.speech.table import MERGED_SUFFIX, write_merged
 
     if len(sources) > 1:
-        raise DataError(f"{sources[0]} and {sources[1]} don't go into one index: one of them has lists beside its tars.")
+        raise DataError(
+            f"{sources[0]} and {sources[1]} don't go into one index: one of them has lists beside its tars. Give one at a time."
+        )
     if output is None:
-        table = open_in_place(sources[0], language=language)
+        table, kept = open_in_place(sources[0], language=language), find_kept(sources[0], language=language)
+        if kept is None:
+            raise DataError(f"Beside {sources[0]} no index can be written. Write it elsewhere: --output FILE{MERGED_SUFFIX}.")
+        output = kept[0]
     else:
         table = index_in_place(sources[0], language=language)
         write_merged(table, output)
     _print_hours(len(table), len(table.shards), table.count_hours())
-    if output is not None:
-        print(for_terminal(str(output)))
+    print(for_terminal(str(output)))
 
 
 def _find_index(where: str) -> ShardIndex | None:

@@ -19,7 +19,8 @@ class AdaptorConfig(StrictSection):
     initial: str | None = Field(
         default=None,
         description="A run's folder, or an export's with adaptor.safetensors, whose adaptor this run begins with: one alignment "
-        "for the arms of a comparison, say. It must have been trained with these options and widths. null: random weights.",
+        "for the arms of a comparison, say. It must have been trained with these options and widths. Name one that has "
+        "finished: with another adaptor than at its start a run isn't resumed. null: random weights.",
     )
 
 

@@ -106,6 +106,8 @@ class FrozenWaveformEncoder(nn.Module):
         """SHA-256 of each of the encoder's tensors, as it computes with them, and of what else decides its states."""
         names = ("model_type", "conv_stride", "num_attention_heads", "hidden_act", "feat_extract_activation", "layer_norm_eps")
         settings = {name: getattr(self._config, name) for name in names}
+        # WavLM's alone: the scale of its positions' buckets
+        settings |= {name: getattr(self._config, name) for name in ("max_bucket_distance",) if hasattr(self._config, name)}
         kinds = [type(module).__name__ for module in (self.feature_extractor, self.encoder)]
         return {
             **{name: digest_tensor(tensor) for name, tensor in self.state_dict().items()},

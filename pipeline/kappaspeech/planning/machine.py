@@ -119,6 +119,10 @@ def measure_exchange(compute: Rates, group: Any, device: torch.device, dtype: to
     whole = [torch.ones(part.numel() * size, device=device, dtype=dtype) for _ in range(_NUM_MESSAGES)]
     latency = _timed(device, lambda: gather(many, few)) / len(many)
     gathering = _timed(device, lambda: gather(whole, part)) / len(whole)
+    if averaging is not None:
+        # what a training pays once: nobody has touched the memory of its two turns yet
+        for _ in range(2):
+            averaging.average_parts(whole[:1])
     reducing = _timed(device, reduce) / len(whole)
     received = part.nbytes * (size - 1)
     return replace(

@@ -16,6 +16,8 @@ from torch import Tensor
 
 # so that a box of any dtype begins on a cache line
 _ALIGNMENT = 64
+# of what each rank writes into its memory, and the others must find there
+_MARK_BYTES = 16
 _MESSAGE_BYTES = 512
 
 
@@ -45,7 +47,8 @@ class SentLetterboxes:
     def __init__(self, group: Any, capacity: int) -> None:
         self.capacity = capacity
         self._group, self._rank, self._num_others = group, group.rank(), group.size() - 1
-        self._outgoing, self._incoming = torch.empty(2, self._num_others * capacity, dtype=torch.uint8)
+        # each is memory of its own: a view of another dtype begins at a multiple of that dtype's size
+        self._outgoing, self._incoming = (torch.empty(self._num_others * capacity, dtype=torch.uint8) for _ in range(2))
         self._num_bytes = 0
 
     def open(self, num_bytes: int) -> list[Tensor]:
@@ -80,20 +83,24 @@ class SharedLetterboxes:
     def make(cls, group: Any, capacity: int) -> SharedLetterboxes | None:
         """None on every rank if one can't map another's memory: ranks on several hosts, or apart in containers. A collective."""
         size = cls.size(group, capacity)
-        own, found, kernel = None, None, _find_kernel()
+        own, found, kernel, mark = None, None, _find_kernel(), os.urandom(_MARK_BYTES)
         if kernel is not None:
             try:
                 own = os.memfd_create("kappaspeech")
                 os.ftruncate(own, size)
+                os.pwrite(own, mark, 0)
             except OSError:
                 kernel = None
         try:
-            posts = _gather(group, (kernel, os.getpid(), own))
+            posts = _gather(group, (kernel, os.getpid(), own, mark))
             # another kernel's processes have the same numbers
             if kernel is not None and {post[0] for post in posts} == {kernel}:
                 try:
-                    found = [_map(Path(f"/proc/{pid}/fd/{number}"), size) for _, pid, number in posts]
-                except OSError:
+                    found = [_map(Path(f"/proc/{pid}/fd/{number}"), size) for _, pid, number, _ in posts]
+                    # the numbers are another process's on a host that was copied as it ran, or in a /proc of other processes
+                    if any(bytes(memory[:_MARK_BYTES].numpy()) != post[3] for memory, post in zip(found, posts, strict=True)):
+                        found = None
+                except (OSError, ValueError):
                     found = None
             can_all = all(_gather(group, found is not None))
         finally:
@@ -104,7 +111,7 @@ class SharedLetterboxes:
     @staticmethod
     def size(group: Any, capacity: int) -> int:
         """The bytes of each rank's memory."""
-        return max(1, 2 * (int(group.size()) - 1) * _pad(capacity))
+        return max(_MARK_BYTES, 2 * (int(group.size()) - 1) * _pad(capacity))
 
     def open(self, num_bytes: int) -> list[Tensor]:
         self._turn, self._num_bytes = 1 - self._turn, num_bytes

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kappaspeech.artefacts import digest_json, read_json
@@ -80,8 +79,10 @@ def read_first_adaptor(folder: Path) -> FirstAdaptor:
             "the folder of a run, or what `kappaspeech export RUN FOLDER --only adaptor` wrote."
         )
     try:
-        tensors = load_file(file)
+        # beside the adaptor a checkpoint may hold many times as much of the LLM
+        with safe_open(file, framework="pt") as stored:
+            names = [name for name in stored.keys() if name.startswith(prefix)]  # noqa: SIM118 - no mapping
+            of_adaptor = {name.removeprefix(prefix): stored.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"model.adaptor.initial: {file} can't be read: {error}. Export that adaptor again.") from error
-    of_adaptor = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return FirstAdaptor(file, options if isinstance(options, dict) else {}, of_adaptor)

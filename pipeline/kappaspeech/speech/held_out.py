@@ -76,9 +76,14 @@ def read_clips(refs: Sequence[SampleRef], *, max_bytes: int, read: ReadOptions |
     clips: dict[tuple[str, str], bytes] = {}
     left = max_bytes
     for ref in refs:
-        left -= ref.entry.audio_bytes
+        listing = ref.entry.listing
+        # a part is smaller than the file that it is cut from
+        if listing is None and ref.entry.audio_bytes > left:
+            break
+        content = reader.source(ref).read(ref.entry.audio_offset, ref.entry.audio_bytes)
+        clip = content if listing is None else encode_listed(content, listing, ref.entry.seconds)
+        left -= len(clip)
         if left < 0:
             break
-        content, listing = reader.source(ref).read(ref.entry.audio_offset, ref.entry.audio_bytes), ref.entry.listing
-        clips[ref.dataset, ref.entry.key] = content if listing is None else encode_listed(content, listing, ref.entry.seconds)
+        clips[ref.dataset, ref.entry.key] = clip
     return clips

@@ -129,7 +129,7 @@ def read_vocabulary(corpora: Sequence[Corpus], read: ReadOptions, *, max_text_sh
     open_shard = lru_cache(maxsize=_MOST_OPEN)(lambda where: open_source(where, read))
     texts = (
         (ref.entry.language, normalise_text(text, ref.entry.language, ref.normalization))
-        for ref, text in read_spread_texts(corpora, open_shard)
+        for ref, text in read_spread_texts(corpora, open_shard, needs_all=True)
     )
     found = find_vocabulary(texts, max_text_share=max_text_share)
     if not any(found.rare.values()):
@@ -140,6 +140,10 @@ def read_vocabulary(corpora: Sequence[Corpus], read: ReadOptions, *, max_text_sh
     return found
 
 
+# of a name that is meant to be a file's; a slash is in words too: AC/DC
+_TEXT_ENDINGS = (".txt", ".csv", ".tsv", ".lst")
+
+
 def read_hot_words(given: str | None) -> tuple[str, ...]:
     """The hot words that a user gave: a file's words or phrases, one a line, or a list with commas; each once, in order.
 
@@ -148,6 +152,10 @@ def read_hot_words(given: str | None) -> tuple[str, ...]:
     if given is None:
         return ()
     is_file = os.path.exists(given)
+    if not is_file and given.endswith(_TEXT_ENDINGS):
+        raise DataError(
+            f"--hot-words is {given!r}, and there is no such file. Give one that is there, or words with commas between."
+        )
     parts = read_lines(Path(given)) if is_file else given.split(",")
     words = tuple(dict.fromkeys(word for part in parts if (word := " ".join(part.split()))))
     if not words:

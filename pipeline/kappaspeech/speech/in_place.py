@@ -45,11 +45,8 @@ def open_in_place(where: str, *, language: str | None = None, read: ReadOptions 
     in the cache folder of `read`, or nowhere. Raises `DataError`.
     """
     source, read = Path(where).expanduser(), read or ReadOptions()
-    state = _state_of(source)
-    # one index for all languages, if each sample names its own
-    for place in (*_places_of(source, None, read), *(_places_of(source, language, read) if language else ())):
-        if (kept := _read_kept(place)) is not None and kept.source == state:
-            return kept
+    if (found := find_kept(where, language=language, read=read)) is not None:
+        return found[1]
     try:
         table, places = index_in_place(where), _places_of(source, None, read)
     except UnnamedLanguageError as error:
@@ -57,6 +54,9 @@ def open_in_place(where: str, *, language: str | None = None, read: ReadOptions 
             raise DataError(f"{error} Of a set in data.train or data.test it is the set's language.") from error
         table, places = index_in_place(where, language=language), _places_of(source, language, read)
     for place in places:
+        # another rank may have kept it meanwhile, and has it open
+        if (kept := _read_kept(place, source, table.source)) is not None:
+            return kept
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             write_merged(table, place)
@@ -66,13 +66,25 @@ def open_in_place(where: str, *, language: str | None = None, read: ReadOptions 
     return table
 
 
+def find_kept(where: str, *, language: str | None = None, read: ReadOptions | None = None) -> tuple[Path, SampleTable] | None:
+    """The index that is kept of a data set as it is now, and its place. Raises `DataError` if the data set can't be read."""
+    source, read = Path(where).expanduser(), read or ReadOptions()
+    state = _state_of(source)
+    # one index for all languages, if each sample names its own
+    for place in (*_places_of(source, None, read), *(_places_of(source, language, read) if language else ())):
+        if (kept := _read_kept(place, source, state)) is not None:
+            return place, kept
+    return None
+
+
 def index_in_place(where: str, *, language: str | None = None) -> SampleTable:
     """Index a data set: each sample's place in its tar, length, text and language. Raises `DataError`, also for what it lists
     and lacks."""
     source = Path(where).expanduser()
     # before it is read: what changes meanwhile is read again
     state = _state_of(source)
-    recordings = sorted(find_recordings(source, default_language=language), key=_place_of)
+    layout = "nemo-tars" if is_nemo_tars(source) else "shar"
+    recordings = sorted(find_recordings(source, layout=layout, default_language=language), key=_place_of)
     by_tar = itertools.groupby(recordings, key=lambda recording: recording.path)
     return SampleTable.of([_index_tar(tar, list(part)) for tar, part in by_tar], source=state)
 
@@ -115,10 +127,14 @@ def _measure(recording: Recording) -> float:
     return read_duration(str(recording.path), recording.key, content)
 
 
+def _files_of(source: Path) -> list[Path]:
+    return (list_nemo_files if is_nemo_tars(source) else list_shar_files)(source)
+
+
 def _state_of(source: Path) -> str:
     """A digest of the sizes and times of a data set's files."""
     try:
-        states = [(path, path.stat()) for path in (list_nemo_files if is_nemo_tars(source) else list_shar_files)(source)]
+        states = [(path, path.stat()) for path in _files_of(source)]
     except OSError as error:
         raise DataError(f"{source} can't be read: {error}.") from error
     return digest_json([[path.name, status.st_size, status.st_mtime_ns] for path, status in states])
@@ -135,8 +151,13 @@ def _places_of(source: Path, language: str | None, read: ReadOptions) -> list[Pa
     return places
 
 
-def _read_kept(place: Path) -> SampleTable | None:
+def _read_kept(place: Path, source: Path, state: str) -> SampleTable | None:
+    """The index at `place`, if it is of this data set in this state: one that came with a data set may name any file or URL."""
     try:
-        return read_merged(place)
-    except DataError:
+        kept = read_merged(place)
+        if kept.source != state or any(is_remote(where) for where, *_ in kept.shards):
+            return None
+        own = {path.resolve() for path in _files_of(source)}
+        return kept if all(Path(where).resolve() in own for where, *_ in kept.shards) else None
+    except (DataError, OSError, ValueError):
         return None

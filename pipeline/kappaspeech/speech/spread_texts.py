@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from kappaspeech.errors import DataError
 from kappaspeech.speech.corpus import Corpus
 from kappaspeech.speech.ranges import read_many
 from kappaspeech.speech.sample_reader import SampleRef
@@ -19,9 +20,10 @@ Opener = Callable[[str], Source]
 
 
 def read_spread_texts(
-    corpora: Sequence[Corpus], open_shard: Opener, most_texts: int | None = None
+    corpora: Sequence[Corpus], open_shard: Opener, most_texts: int | None = None, *, needs_all: bool = False
 ) -> Iterator[tuple[SampleRef, str]]:
-    """Yield samples of all `corpora` with their transcripts as they stand in the shards; one that can't be read is left out.
+    """Yield samples of all `corpora` with their transcripts as they stand in the shards; one that can't be read is left out,
+    unless `needs_all`: what is decided by these texts can't do without one that a server didn't give today.
 
     Of larger data a part is read, at most `most_texts`, which is the same part each time. Raises `DataError` for shards that have
     changed.
@@ -39,6 +41,8 @@ def read_spread_texts(
             contents = read_many([(open_shard(ref.where), ref.entry.text_offset, ref.entry.text_bytes) for ref in unlisted])
             for ref, content in zip(unlisted, contents, strict=True):
                 if isinstance(content, Exception):
+                    if needs_all and isinstance(content, DataError):
+                        raise content
                     continue
                 try:
                     yield ref, parse_transcript(content, is_json=ref.entry.text_is_json)

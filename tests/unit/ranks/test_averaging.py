@@ -55,6 +55,13 @@ def test_two_ranks_get_the_bits_of_an_all_reduce_of_quotients(dtype, sent, monke
         assert torch.equal(torch.cat([of_rank[index] for of_rank in found]), expected)
 
 
+def test_sent_parts_of_four_bytes_a_number_need_no_capacity_that_four_divides(monkeypatch):
+    found = average(4, torch.float32, 200, monkeypatch, sent=True)
+    for index, of_ranks in enumerate(zip(*(gradients(rank, torch.float32) for rank in range(4)), strict=True)):
+        expected = torch.stack(of_ranks).mean(dim=0).flatten()
+        assert torch.allclose(torch.cat([of_rank[index] for of_rank in found]), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_tensors_that_are_averaged_stay_as_they_are():
     def work(group):
         mine = gradients(group.rank(), torch.float32)

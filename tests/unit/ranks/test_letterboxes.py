@@ -6,6 +6,7 @@ import itertools
 import os
 
 import pytest
+import torch
 
 from kappaspeech.ranks import letterboxes
 from kappaspeech.ranks.letterboxes import SentLetterboxes, SharedLetterboxes, make_letterboxes
@@ -55,11 +56,14 @@ def _is_open(name):
     return os.path.lexists(f"/proc/self/fd/{name}")
 
 
-@pytest.mark.parametrize("fault", ["hosts", "refused"])
+@pytest.mark.parametrize("fault", ["hosts", "refused", "a stranger's"])
 def test_all_ranks_send_if_one_cant_share(monkeypatch, fault):
     numbers = itertools.count()
     if fault == "hosts":
         monkeypatch.setattr(letterboxes, "_find_kernel", lambda: ("boot", str(next(numbers))))
+    elif fault == "a stranger's":
+        # as on a host that was copied as it ran: the numbers are right, and the memory is another's
+        monkeypatch.setattr(letterboxes, "_map", lambda _path, size: torch.zeros(size, dtype=torch.uint8))
     else:
         mapped = letterboxes._map
 

@@ -98,6 +98,8 @@ def test_a_users_words_come_from_a_file_or_from_commas(tmp_path):
     assert read_hot_words(str(path)) == ("New York, NY", "Örebro")
     assert read_hot_words("New York, Örebro,,") == ("New York", "Örebro")
     assert read_hot_words(None) == ()
+    with pytest.raises(DataError, match="no such file"):
+        read_hot_words(str(tmp_path / "mistyped.txt"))
     path.write_text("\n")
     for given in (str(path), " , "):
         with pytest.raises(DataError, match="without a word"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -310,6 +311,36 @@ def test_the_command_makes_the_index_that_a_run_takes(tmp_path, capsys, monkeypa
     assert len(read_all(tmp_path / "shar.index")) == 3
     assert main(["index", str(tmp_path / "nemo"), str(tmp_path / "shar")]) == 2
     assert "don't go into one index" in capsys.readouterr().err
+
+
+def test_an_index_that_came_with_a_data_set_names_its_own_tars_alone(tmp_path, monkeypatch):
+    write_nemo_tars(tmp_path / "nemo")
+    table = open_in_place(str(tmp_path / "nemo"))
+    # the same state elsewhere, with an index of tars that aren't its own
+    moved = shutil.copytree(tmp_path / "nemo", tmp_path / "moved")
+    (index,) = (path for path in moved.iterdir() if path.suffix == ".index")
+    write_merged(table, index)
+    assert read_merged(index).source == in_place._state_of(moved)
+    made = counted(monkeypatch)
+    assert all(Path(where).parent == moved for where, *_ in open_in_place(str(moved)).shards)
+    assert made
+
+
+def test_a_shar_folder_with_a_table_of_transcripts_is_read_by_its_own_lists(tmp_path):
+    write_shar(tmp_path)
+    (tmp_path / "transcripts.tsv").write_text("x.wav\thello\n", encoding="utf-8")
+    assert len(open_in_place(str(tmp_path))) == 3
+
+
+def test_an_index_that_is_kept_nowhere_is_no_success(tmp_path, capsys, monkeypatch):
+    write_nemo_tars(tmp_path)
+
+    def refuse(*_arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(in_place, "write_merged", refuse)
+    assert main(["index", str(tmp_path)]) == 2
+    assert "no index can be written" in capsys.readouterr().err
 
 
 def test_doctor_counts_what_lies_in_such_a_folder(tmp_path):

@@ -5,9 +5,9 @@ Shared memory has no name and no limit of its own: Linux counts it as the proces
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
-import pickle
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,13 +92,14 @@ class SharedLetterboxes:
             except OSError:
                 kernel = None
         try:
-            posts = _gather(group, (kernel, os.getpid(), own, mark))
+            posts = _gather(group, [kernel, os.getpid(), own, mark.hex()])
             # another kernel's processes have the same numbers
-            if kernel is not None and {post[0] for post in posts} == {kernel}:
+            if kernel is not None and all(post[0] == kernel for post in posts):
                 try:
                     found = [_map(Path(f"/proc/{pid}/fd/{number}"), size) for _, pid, number, _ in posts]
                     # the numbers are another process's on a host that was copied as it ran, or in a /proc of other processes
-                    if any(bytes(memory[:_MARK_BYTES].numpy()) != post[3] for memory, post in zip(found, posts, strict=True)):
+                    marks = [bytes(memory[:_MARK_BYTES].numpy()).hex() for memory in found]
+                    if marks != [post[3] for post in posts]:
                         found = None
                 except (OSError, ValueError):
                     found = None
@@ -132,13 +133,13 @@ def _pad(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
-def _find_kernel() -> tuple[str, str] | None:
+def _find_kernel() -> list[str] | None:
     """Name what two processes share if each finds the other under the other's own number; None without such memory."""
     if not hasattr(os, "memfd_create"):
         return None
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        return boot, str(Path("/proc/self/ns/pid").readlink())
+        return [boot, str(Path("/proc/self/ns/pid").readlink())]
     except OSError:
         return None
 
@@ -152,9 +153,9 @@ def _map(path: Path, size: int) -> Tensor:
 
 
 def _gather(group: Any, value: Any) -> list[Any]:
-    """A small value of each rank. A collective."""
-    mine = torch.frombuffer(bytearray(pickle.dumps(value).ljust(_MESSAGE_BYTES)), dtype=torch.uint8)
+    """A small value of each rank, as JSON. A collective."""
+    mine = torch.frombuffer(bytearray(json.dumps(value).encode("ascii").ljust(_MESSAGE_BYTES)), dtype=torch.uint8)
     assert len(mine) == _MESSAGE_BYTES
     everything = torch.empty(group.size() * _MESSAGE_BYTES, dtype=torch.uint8)
     group._allgather_base(everything, mine).wait()
-    return [pickle.loads(bytes(part.numpy())) for part in everything.chunk(group.size())]
+    return [json.loads(bytes(part.numpy())) for part in everything.chunk(group.size())]

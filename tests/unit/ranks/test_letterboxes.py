@@ -60,7 +60,7 @@ def _is_open(name):
 def test_all_ranks_send_if_one_cant_share(monkeypatch, fault):
     numbers = itertools.count()
     if fault == "hosts":
-        monkeypatch.setattr(letterboxes, "_find_kernel", lambda: ("boot", str(next(numbers))))
+        monkeypatch.setattr(letterboxes, "_find_kernel", lambda: ["boot", str(next(numbers))])
     elif fault == "a stranger's":
         # as on a host that was copied as it ran: the numbers are right, and the memory is another's
         monkeypatch.setattr(letterboxes, "_map", lambda _path, size: torch.zeros(size, dtype=torch.uint8))

@@ -37,9 +37,9 @@ from kappaspeech.model.encoder import load_encoder
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.model.speech_llm import token_embedding_std
 from kappaspeech.model.trained import load_trained_model
-from kappaspeech.speech.batches import make_prompt
 from kappaspeech.speech.corpus import make_datasets
 from kappaspeech.speech.held_out import read_test_batches
+from kappaspeech.speech.prompt import make_prompt
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
 from kappaspeech.trained.opening import open_transcriber
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.labels import IGNORED_LABEL
-from kappaspeech.speech.batches import SpeechPrompt, label_ids
+from kappaspeech.speech.batches import label_ids
 from kappaspeech.speech.layouts import Recording
+from kappaspeech.speech.prompt import SpeechPrompt
 from kappaspeech.speech.samples import log_mel, read_recording
 from kappaspeech.training.assembly import Assembly
 

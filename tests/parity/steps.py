@@ -21,8 +21,8 @@ from kappaspeech.model.recomputation import recompute_layers
 from kappaspeech.model.speech_llm import SpeechLLM, token_embedding_std
 from kappaspeech.model.trained import build_adaptor
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
-from kappaspeech.speech.batches import SpeechPrompt, make_prompt
 from kappaspeech.speech.corpus import SpeechDataset
+from kappaspeech.speech.prompt import SpeechPrompt, make_prompt
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.stream import SpeechStream
 from tests import tiny

@@ -213,19 +213,13 @@ def _count_prompt(settings: RunConfig) -> int:
     from kappaspeech.errors import CheckpointError
     from kappaspeech.model.llm import load_tokenizer
     from kappaspeech.planning.planner import ASSUMED_PROMPT_TOKENS
-    from kappaspeech.speech.batches import make_prompt
+    from kappaspeech.speech.prompt import make_configured_prompt
 
     try:
         tokenizer = load_tokenizer(settings.model.llm)
     except CheckpointError:
         return ASSUMED_PROMPT_TOKENS
-    prompt = make_prompt(
-        tokenizer,
-        settings.model.instruction,
-        hot_words=settings.data.hot_words is not None,
-        others=settings.data.instructions,
-        chat=settings.model.chat_template,
-    )
+    prompt = make_configured_prompt(tokenizer, settings)
     return prompt.most_tokens(settings.data.train, hot=settings.data.most_hot_tokens)
 
 

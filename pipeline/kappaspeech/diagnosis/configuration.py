@@ -27,10 +27,10 @@ from kappaspeech.planning.planner import Planner
 from kappaspeech.runs.contents import RECORD_FILE, STOP_FILE
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.lease import look
-from kappaspeech.speech.batches import make_prompt
 from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
 from kappaspeech.speech.in_place import is_in_place, open_in_place
 from kappaspeech.speech.overlap import find_overlap
+from kappaspeech.speech.prompt import make_configured_prompt
 from kappaspeech.speech.shards import expand, read_index
 from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import open_source
@@ -138,13 +138,7 @@ def _check_deepspeed(config: RunConfig) -> list[Finding]:
 
 def _check_tokenizer(config: RunConfig) -> list[Finding]:
     tokenizer = load_tokenizer(config.model.llm)
-    prompt = make_prompt(
-        tokenizer,
-        config.model.instruction,
-        hot_words=config.data.hot_words is not None,
-        others=config.data.instructions,
-        chat=config.model.chat_template,
-    )
+    prompt = make_configured_prompt(tokenizer, config)
     count = prompt.most_tokens(config.data.train, hot=config.data.most_hot_tokens)
     if not config.model.chat_template:
         return [Finding("tokenizer", "ok", f"plain text, {count} tokens around the audio")]

@@ -21,7 +21,7 @@ from kappaspeech.model.encoder import SpeechEncoder
 from kappaspeech.model.generation import GREEDY, generate
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.splicing import pad_left
-from kappaspeech.speech.batches import SpeechPrompt, hot_word_ids, make_prompt
+from kappaspeech.speech.prompt import SpeechPrompt, hot_word_ids, make_prompt
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, encoder_input
 
 

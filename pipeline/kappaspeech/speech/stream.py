@@ -16,13 +16,14 @@ from kappaspeech.config.data_config import DataConfig
 from kappaspeech.config.training_config import BatchConfig
 from kappaspeech.errors import DataError
 from kappaspeech.speech.augment import Augmentation
-from kappaspeech.speech.batches import CacheTarget, Features, SpeechBatch, collate, empty_batch, hot_word_ids, label_ids
+from kappaspeech.speech.batches import CacheTarget, Features, SpeechBatch, collate, empty_batch, label_ids
 from kappaspeech.speech.corpus import Corpus, SpeechDataset, make_read_options
 from kappaspeech.speech.feature_cache import FeatureCacheOptions
 from kappaspeech.speech.hot_words import HotWords
 from kappaspeech.speech.loader_pool import LoaderPool, Ticket
 from kappaspeech.speech.loading import BadSample, LoadedSample, LoadOptions, OverLong
 from kappaspeech.speech.prefetcher import Prefetcher
+from kappaspeech.speech.prompt import hot_word_ids
 from kappaspeech.speech.sample_reader import SampleRef, sample_errors
 from kappaspeech.speech.samples import BadSampleError
 from kappaspeech.speech.schedule import BatchBudget, ClipTokens, MicroBatchPlan, Schedule, deal_evenly

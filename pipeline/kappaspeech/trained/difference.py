@@ -18,7 +18,7 @@ from kappaspeech.model.trained import load_trained_model
 from kappaspeech.runs.checkpoints import TRAINED_FILE, read_trained
 from kappaspeech.runs.contents import ADAPTOR_FILE, SPEECH_FILE
 from kappaspeech.scan.checkpoint import Checkpoint, open_checkpoint
-from kappaspeech.speech.batches import SpeechPrompt, make_prompt
+from kappaspeech.speech.prompt import SpeechPrompt, make_prompt
 from kappaspeech.trained.arithmetic import UseArithmetic
 
 __all__ = ["ADAPTOR_FILE", "SCHEMA_VERSION", "SPEECH_FILE", "TRAINED_FILE", "Difference", "SpeechParts"]

@@ -24,7 +24,7 @@ from kappaspeech.runs.best import read_best
 from kappaspeech.runs.checkpoints import checkpoints_by_step, find_weights, read_state
 from kappaspeech.runs.contents import RECORD_FILE, step_of
 from kappaspeech.runs.folder import RunFolder
-from kappaspeech.speech.batches import SpeechPrompt
+from kappaspeech.speech.prompt import SpeechPrompt
 from kappaspeech.trained.arithmetic import UseArithmetic, keep_attention
 from kappaspeech.trained.difference import ADAPTOR_FILE, SCHEMA_VERSION, SPEECH_FILE, TRAINED_FILE, Difference, SpeechParts
 from kappaspeech.trained.whole_opening import is_whole, load_whole

@@ -9,7 +9,7 @@ from kappaspeech.errors import CheckpointError
 from kappaspeech.model.encoder import FrozenWhisperEncoder, SpeechEncoder
 from kappaspeech.model.family import LOADING_ERRORS
 from kappaspeech.model.speech_llm import SpeechLLM
-from kappaspeech.speech.batches import SpeechPrompt
+from kappaspeech.speech.prompt import SpeechPrompt
 from kappaspeech.tensor_files.weight_files import read_config
 from kappaspeech.trained.arithmetic import UseArithmetic
 

@@ -30,7 +30,7 @@ from kappaspeech.model.waveform_encoder import check_options
 from kappaspeech.runs.first_adaptor import FirstAdaptor, read_first_adaptor
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.selection.tensor_selection import TensorSelection
-from kappaspeech.speech.batches import SpeechPrompt, make_prompt
+from kappaspeech.speech.prompt import SpeechPrompt, make_configured_prompt
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,7 @@ def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
     if first is not None:
         first.put_into(adaptor)
     model = SpeechLLM(adaptor, llm, alignment_weight=config.training.alignment_weight, packs=packs)
-    prompt = make_prompt(
-        tokenizer,
-        config.model.instruction,
-        hot_words=config.data.hot_words is not None,
-        others=config.data.instructions,
-        chat=config.model.chat_template,
-    )
+    prompt = make_configured_prompt(tokenizer, config)
     return Assembly(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest, arithmetic, first)
 
 

@@ -11,7 +11,8 @@ from kappaspeech.errors import DataError
 from kappaspeech.evaluation.forgetting import cut_windows, read_texts
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.text_rows import TextRows, pad_texts
-from kappaspeech.speech.batches import SpeechPrompt, empty_batch
+from kappaspeech.speech.batches import empty_batch
+from kappaspeech.speech.prompt import SpeechPrompt
 from kappaspeech.training.clip_encoder import ClipEncoder
 from kappaspeech.training.replay import choose_evenly, refuse_measured
 from kappaspeech.training.surroundings import Surroundings

@@ -13,7 +13,7 @@ from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.runs.checkpoints import list_checkpoints
 from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.runs.folder import RunFolder
-from kappaspeech.speech.batches import SpeechPrompt, make_prompt
+from kappaspeech.speech.prompt import SpeechPrompt, make_configured_prompt
 
 
 def settle_prompt(config: RunConfig, tokenizer: Any, *, cluster: Cluster, folder: RunFolder) -> SpeechPrompt:
@@ -34,13 +34,7 @@ def settle_prompt(config: RunConfig, tokenizer: Any, *, cluster: Cluster, folder
 def _keep_or_make(config: RunConfig, tokenizer: Any, folder: RunFolder) -> SpeechPrompt:
     model = config.model
     if not (folder.path / RECORD_FILE).exists() or not list_checkpoints(folder.checkpoints):
-        return make_prompt(
-            tokenizer,
-            model.instruction,
-            hot_words=config.data.hot_words is not None,
-            others=config.data.instructions,
-            chat=model.chat_template,
-        )
+        return make_configured_prompt(tokenizer, config)
     began = folder.read_config()
     asked: list[tuple[str, Any, Any]] = [
         (f"model.{name}", getattr(began.model, name), getattr(model, name)) for name in ("instruction", "chat_template")
@@ -60,14 +54,7 @@ def _keep_or_make(config: RunConfig, tokenizer: Any, folder: RunFolder) -> Speec
             )
     recorded = folder.read_record().get("prompt")
     # a run of a version that recorded none began its texts otherwise
-    made = make_prompt(
-        tokenizer,
-        model.instruction,
-        hot_words=config.data.hot_words is not None,
-        others=config.data.instructions,
-        chat=model.chat_template,
-        as_before=recorded is None,
-    )
+    made = make_configured_prompt(tokenizer, config, as_before=recorded is None)
     if recorded is None:
         return made
     kept = SpeechPrompt.from_json(recorded)

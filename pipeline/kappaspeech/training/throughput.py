@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.flops import ClipLengths, SpeechCost
-from kappaspeech.speech.batches import SpeechBatch, SpeechPrompt
+from kappaspeech.speech.batches import SpeechBatch
+from kappaspeech.speech.prompt import SpeechPrompt
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from kappaspeech.errors import DataError
 from kappaspeech.evaluation.decoding import LOOP_MIN_TOKENS, cut_at_end, ends_in_loop
 from kappaspeech.evaluation.transcribe import Certainty, Transcriber
 from kappaspeech.evaluation.whisper_baseline import open_whisper
-from kappaspeech.speech.batches import make_prompt
+from kappaspeech.speech.prompt import make_prompt
 from kappaspeech.speech.samples import AudioSample, log_mel
 from tests.parity.steps import Case, build_parts
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.labels import IGNORED_LABEL
-from kappaspeech.speech.batches import SpeechPrompt, hot_word_ids, make_prompt
+from kappaspeech.speech.prompt import SpeechPrompt, hot_word_ids, make_prompt
 
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[a]"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + PLAIN

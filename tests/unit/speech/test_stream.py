@@ -13,9 +13,10 @@ from kappaspeech.config.training_config import BatchConfig
 from kappaspeech.errors import DataError
 from kappaspeech.labels import IGNORED_LABEL
 from kappaspeech.model.llm import load_tokenizer
-from kappaspeech.speech.batches import collate, empty_batch, label_ids, make_prompt
+from kappaspeech.speech.batches import collate, empty_batch, label_ids
 from kappaspeech.speech.corpus import SpeechDataset
 from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions
+from kappaspeech.speech.prompt import make_prompt
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.shards import read_index
 from kappaspeech.speech.source import ReadOptions

@@ -20,7 +20,7 @@ from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
 from kappaspeech.model.trained import build_adaptor
 from kappaspeech.portable.modeling_kappaspeech import KappaSpeechModel
 from kappaspeech.portable.processing_kappaspeech import KappaSpeechProcessor
-from kappaspeech.speech.batches import SpeechPrompt
+from kappaspeech.speech.prompt import SpeechPrompt
 from kappaspeech.speech.samples import AudioSample
 from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.whole import write_model

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from kappaspeech.model.flops import ClipLengths, SpeechCost, StackCost
-from kappaspeech.speech.batches import Features, SpeechPrompt, collate
+from kappaspeech.speech.batches import Features, collate
 from kappaspeech.speech.feature_cache import CachedClip
+from kappaspeech.speech.prompt import SpeechPrompt
 from kappaspeech.training.throughput import count_work
 
 COST = SpeechCost(StackCost(10), StackCost(5, 5), StackCost(7), StackCost(3), stacking=4, num_prompt_tokens=2)

@@ -97,7 +97,8 @@ def index(
     from kappaspeech.outputs import try_output
     from kappaspeech.progress import ProgressBar
     from kappaspeech.speech.in_place import is_in_place
-    from kappaspeech.speech.shards import expand, index_shard, write_index
+    from kappaspeech.speech.shard_indexing import index_shard
+    from kappaspeech.speech.shards import expand, write_index
     from kappaspeech.speech.source import need_reader
     from kappaspeech.speech.table import SampleTable, write_merged
 

@@ -16,7 +16,8 @@ from kappaspeech.speech.nemo_tars import is_nemo_tars, list_nemo_files
 from kappaspeech.speech.patterns import shard_name
 from kappaspeech.speech.recordings import Recording
 from kappaspeech.speech.shar import is_shar, list_shar_files
-from kappaspeech.speech.shards import SampleEntry, ShardIndex, ShardStamp, digest_heads, known_seconds, read_duration, split_name
+from kappaspeech.speech.shard_indexing import read_duration
+from kappaspeech.speech.shards import SampleEntry, ShardIndex, ShardStamp, digest_heads, known_seconds, split_name
 from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.table import MERGED_SUFFIX, SampleTable, read_merged, write_merged

@@ -38,7 +38,8 @@ from kappaspeech.speech.shard_claims import (
     source_digest,
     write_claim,
 )
-from kappaspeech.speech.shards import ShardIndex, index_shard, read_index, write_index
+from kappaspeech.speech.shard_indexing import index_shard
+from kappaspeech.speech.shards import ShardIndex, read_index, write_index
 from kappaspeech.speech.tar_members import escape_name
 
 REPORT_NAME = "report.json"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from kappaspeech.errors import DataError
 from kappaspeech.speech.recordings import AUDIO_EXTENSIONS
-from kappaspeech.speech.shards import SampleEntry, expand, group_members, read_index
+from kappaspeech.speech.shard_indexing import group_members
+from kappaspeech.speech.shards import SampleEntry, expand, read_index
 from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import RangeFile, open_source
 from kappaspeech.speech.table import MERGED_SUFFIX, read_merged

@@ -9,7 +9,7 @@ from kappaspeech.evaluation import choice_items
 from kappaspeech.evaluation.choice_items import Item, cut_batches, digest_items, make_rows
 from kappaspeech.evaluation.choices import Picked, measure_choices, pick, score_batches
 from kappaspeech.model.adaptor import AdaptorShape
-from kappaspeech.model.llm import load_llm, load_tokenizer
+from kappaspeech.model.llm import load_llm
 from kappaspeech.model.trained import find_base, load_trained_model
 from tests import tiny
 
@@ -20,16 +20,6 @@ ITEMS = [
     Item("", ("a green door", "a door green", "door"), 1, "nouns"),
 ]
 SHAPE = AdaptorShape(tiny.ENCODER_WIDTH, 32, 32, 4, 4, 0.0, 1.0)
-
-
-@pytest.fixture(scope="module")
-def llm(home):
-    return load_llm(str(home / "llm"), dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(home):
-    return load_tokenizer(str(home / "llm"))
 
 
 @pytest.fixture(scope="module")

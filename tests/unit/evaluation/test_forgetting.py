@@ -19,22 +19,12 @@ from kappaspeech.evaluation.forgetting import (
     score_windows,
 )
 from kappaspeech.model.adaptor import AdaptorShape
-from kappaspeech.model.llm import load_llm, load_tokenizer
+from kappaspeech.model.llm import load_llm
 from kappaspeech.model.trained import find_base, load_trained_model
 from tests import tiny
 
 TEXTS = ["turn the red lamp on", "öffne die Tür", "x", "a green door and a kitchen garden"]
 SHAPE = AdaptorShape(tiny.ENCODER_WIDTH, 32, 32, 4, 4, 0.0, 1.0)
-
-
-@pytest.fixture(scope="module")
-def llm(home):
-    return load_llm(str(home / "llm"), dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(home):
-    return load_tokenizer(str(home / "llm"))
 
 
 def score_texts(llm, tokenizer, texts, *, base=None) -> TextScore:

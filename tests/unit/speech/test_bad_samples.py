@@ -19,7 +19,8 @@ from kappaspeech.speech.batches import label_ids
 from kappaspeech.speech.corpus import SpeechDataset
 from kappaspeech.speech.samples import BadSampleError, decode
 from kappaspeech.speech.schedule import BatchBudget
-from kappaspeech.speech.shards import INDEX_SUFFIX, index_shard, parse_transcript, read_index, write_index
+from kappaspeech.speech.shard_indexing import index_shard
+from kappaspeech.speech.shards import INDEX_SUFFIX, parse_transcript, read_index, write_index
 from kappaspeech.speech.stream import SpeechStream
 from kappaspeech.speech.table import SampleTable, write_merged
 from tests.patience import patience

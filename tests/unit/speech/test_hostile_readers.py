@@ -19,7 +19,8 @@ from kappaspeech.speech.corpus import Corpus, SpeechDataset
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.sample_reader import SampleReader
 from kappaspeech.speech.samples import decode
-from kappaspeech.speech.shards import INDEX_SUFFIX, expand, index_shard, write_index
+from kappaspeech.speech.shard_indexing import index_shard
+from kappaspeech.speech.shards import INDEX_SUFFIX, expand, write_index
 from kappaspeech.speech.source import ReadOptions
 from kappaspeech.speech.table import SampleTable, write_merged
 from tests.fuzzing import cuts, damage, edits, fuzzed, given, json_changes, junk, texts, try_out, with_changes

@@ -10,7 +10,8 @@ import soundfile
 
 from kappaspeech.speech.corpus import Corpus, SpeechDataset
 from kappaspeech.speech.overlap import find_overlap
-from kappaspeech.speech.shards import index_shard, write_index
+from kappaspeech.speech.shard_indexing import index_shard
+from kappaspeech.speech.shards import write_index
 from tests.speech_files import details, make_tar
 
 

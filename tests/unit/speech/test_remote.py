@@ -15,7 +15,8 @@ from kappaspeech.errors import DataError
 from kappaspeech.speech import shards
 from kappaspeech.speech.corpus import Corpus, SpeechDataset
 from kappaspeech.speech.remote import explain
-from kappaspeech.speech.shards import SampleEntry, ShardIndex, ShardStamp, expand, index_shard, read_index
+from kappaspeech.speech.shard_indexing import index_shard
+from kappaspeech.speech.shards import SampleEntry, ShardIndex, ShardStamp, expand, read_index
 from kappaspeech.speech.source import ReadOptions
 from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.table import SampleTable, write_merged

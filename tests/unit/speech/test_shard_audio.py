@@ -8,7 +8,8 @@ import pytest
 
 from kappaspeech.errors import DataError
 from kappaspeech.speech.shard_audio import find_shards, list_members
-from kappaspeech.speech.shards import index_shard, write_index
+from kappaspeech.speech.shard_indexing import index_shard
+from kappaspeech.speech.shards import write_index
 from tests.speech_files import clip, details, make_tar
 
 

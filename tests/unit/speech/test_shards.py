@@ -11,9 +11,11 @@ import soundfile
 from kappaspeech.errors import DataError
 from kappaspeech.speech.corpus import SpeechDataset
 from kappaspeech.speech.held_out import read_test_batches
+from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.packing import pack
-from kappaspeech.speech.shards import expand, index_shard, normalise_language, read_index, write_index
+from kappaspeech.speech.shard_indexing import index_shard
+from kappaspeech.speech.shards import expand, read_index, write_index
 from tests import tiny
 from tests.speech_files import clip, details, make_tar
 
@@ -102,35 +104,6 @@ def test_a_wrong_transcripts_line_is_named(recordings, tmp_path, line, complaint
         find_recordings(source)
 
 
-@pytest.mark.parametrize(
-    ("members", "complaint"),
-    [
-        ([("a.flac", audio()), ("a.txt", b"x")], "names no language"),
-        ([("a.flac", audio()), ("a.json", details(language="en"))], "no transcript"),
-        ([("a.txt", b"x"), ("a.json", details(language="en"))], "no audio"),
-        ([("a.flac", audio()), ("a.flac", audio()), ("a.json", details(text="x", language="en"))], "twice"),
-        ([("a.flac", b"junk"), ("a.json", details(text="x", language="en"))], "can't be decoded"),
-        ([("a.flac", audio()), ("a.json", b"{")], "can't be parsed"),
-        ([], "no sample"),
-    ],
-)
-def test_a_shard_that_cannot_be_used_says_why(tmp_path, members, complaint):
-    path = make_tar(tmp_path / "x.tar", members)
-    with pytest.raises(DataError, match=complaint):
-        index_shard(str(path))
-
-
-def test_a_file_that_is_no_tar_and_one_that_is_cut_are_refused(tmp_path):
-    (tmp_path / "x.tar").write_bytes(b"this was never a tar file" * 100)
-    with pytest.raises(DataError, match="no tar file"):
-        index_shard(str(tmp_path / "x.tar"))
-    whole = make_tar(tmp_path / "y.tar", [("a.flac", audio(3.0)), ("a.json", details(text="x", language="en"))])
-    content = whole.read_bytes()
-    whole.write_bytes(content[:20_000])
-    with pytest.raises(DataError, match="cut"):
-        index_shard(str(whole))
-
-
 def test_a_shard_that_changed_since_it_was_indexed_is_refused(tmp_path):
     members = [("a.flac", audio()), ("a.json", details(text="x", language="en"))]
     path = make_tar(tmp_path / "x.tar", members)
@@ -139,21 +112,6 @@ def test_a_shard_that_changed_since_it_was_indexed_is_refused(tmp_path):
     make_tar(path, [*members, ("b.flac", audio(2.0)), ("b.json", details(text="y", language="en"))])
     with pytest.raises(DataError, match=r"x\.tar has .* when it was indexed"):
         read_index(str(path))
-
-
-def test_keys_are_split_at_the_last_dot_and_text_is_found_in_its_places(tmp_path):
-    members = [
-        ("./spk.1.utt.flac", audio()),
-        ("./spk.1.utt.json", details(sentence="hello", locale="en_US")),
-        ("other.flac", audio()),
-        ("other.txt", "grüß dich".encode()),
-        ("other.json", details(language="German", duration=0.5)),
-    ]
-    shard = index_shard(str(make_tar(tmp_path / "x.tar", members)))
-    write_index(shard)
-    batches = read_test_batches([SpeechDataset(str(tmp_path / "x.tar"))], batch_size=2)
-    read = {sample.key: (sample.transcript, sample.language) for batch in batches for sample in batch}
-    assert read == {"spk.1.utt": ("hello", "en"), "other": ("grüß dich", "de")}
 
 
 @pytest.mark.parametrize(("name", "short"), [("DE", "de"), ("de_DE", "de"), ("german", "de"), ("en-GB", "en"), ("fr", "fr")])

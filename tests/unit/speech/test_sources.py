@@ -17,7 +17,8 @@ from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.loading import Loader, LoadOptions
 from kappaspeech.speech.ranges import read_many
 from kappaspeech.speech.sample_reader import SampleReader
-from kappaspeech.speech.shards import check_unchanged, expand, index_shard, read_index, write_index
+from kappaspeech.speech.shard_indexing import index_shard
+from kappaspeech.speech.shards import check_unchanged, expand, read_index, write_index
 from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.table import SampleTable, read_merged, write_merged

@@ -13,7 +13,8 @@ import pytest
 from kappaspeech.errors import DataError
 from kappaspeech.speech.corpus import SpeechDataset
 from kappaspeech.speech.held_out import read_test_batches
-from kappaspeech.speech.shards import check_header, index_shard, write_index
+from kappaspeech.speech.shard_indexing import index_shard
+from kappaspeech.speech.shards import check_header, write_index
 from kappaspeech.speech.table import SampleTable, read_merged, write_merged
 from kappaspeech.speech.tar_members import read_members
 from tests.patience import patience

@@ -25,7 +25,7 @@ from kappaspeech.planning.buckets import settle_buckets
 from kappaspeech.planning.sizes import largest_layer
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.zero3.gradient_means import GradientMeans
-from kappaspeech.zero3.partitioning import cut_into_partitions
+from kappaspeech.zero3.partitioning import bring_buffers, cut_into_partitions
 from kappaspeech.zero3.residency import keep_frozen_whole, persist_frozen
 from kappaspeech.zero3.trained_states import TrainedStates
 
@@ -123,6 +123,7 @@ class TrainingEngine:
         self._settle: Callable[[], None] | None = None
         self._peak_rates = {str(group["name"]): float(group["lr"]) for group in groups}
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=settings, dist_init_required=False)
+        bring_buffers(model, self._engine.device)
         keep_frozen_whole(self._engine.optimizer, model)
         self._means = GradientMeans()
         self.model = model

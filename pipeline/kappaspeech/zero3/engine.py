@@ -187,7 +187,10 @@ class TrainingEngine:
         return StepResult(total_nats, grad_norm, is_applied, replay_nats, anchor_nats)
 
     def _read(self, sums_nats: Tensor, grad_norm: Any) -> list[float]:
-        """Read all of these as numbers, with one wait for the device; the norm is 0 if DeepSpeed has none."""
+        """Read all of these as numbers, with one wait for the device; the norm is 0 if DeepSpeed has none.
+
+        The next pass must not begin before: its weights are gathered in a stream that doesn't wait for the optimizer's.
+        """
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=torch.float64, device=self.device)
         numbers: list[float] = torch.cat([sums_nats, norm.reshape(1)]).tolist()
         return numbers

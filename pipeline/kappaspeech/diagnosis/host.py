@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kappaspeech.diagnosis.finding import Finding, Status
@@ -122,10 +122,18 @@ def check_gpus() -> list[Finding]:
         return [Finding("GPUs", "problem", f"the driver has {len(rows)} GPU(s), torch ({built}) sees none", remedy)]
     nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     findings = [Finding("GPUs", "ok", f"{seen} × {rows[0][1]}, driver {rows[0][0]}, CUDA {torch.version.cuda}, NCCL {nccl}")]
-    for number, row in enumerate(rows):
-        used, total = float(row[2]), float(row[3])
-        if used > 0.1 * total:
-            found = f"GPU {number} has {used / 1024:.1f} of {total / 1024:.0f} GiB in use"
+    return [*findings, *find_taken_gpus(rows)]
+
+
+def find_taken_gpus(rows: Sequence[Sequence[str]]) -> list[Finding]:
+    """A warning for each GPU whose memory something holds. `rows`: driver, name, MiB in use and in all.
+
+    Of a GPU that shares its host's memory the driver says "[N/A]".
+    """
+    findings = []
+    for number, (_, _, used, total, *_) in enumerate(rows):
+        if used.isdecimal() and total.isdecimal() and int(used) > 0.1 * int(total):
+            found = f"GPU {number} has {int(used) / 1024:.1f} of {int(total) / 1024:.0f} GiB in use"
             findings.append(Finding("GPUs", "warning", found, "Something runs on it (nvidia-smi): end it, or take other GPUs."))
     return findings
 

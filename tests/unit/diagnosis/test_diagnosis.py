@@ -21,7 +21,14 @@ from kappaspeech.config.run_config import RunConfig, read_run_config
 from kappaspeech.diagnosis.arithmetic import check_dtype
 from kappaspeech.diagnosis.configuration import check_configuration, check_disk, check_ranks, resumes
 from kappaspeech.diagnosis.finding import Finding, RankFindings, combine
-from kappaspeech.diagnosis.host import check_build_folder, check_open_files, check_port, check_shared_memory, find_build_folder
+from kappaspeech.diagnosis.host import (
+    check_build_folder,
+    check_open_files,
+    check_port,
+    check_shared_memory,
+    find_build_folder,
+    find_taken_gpus,
+)
 from kappaspeech.diagnosis.packages import compare_versions
 from kappaspeech.model.precision import choose_dtype
 from kappaspeech.ranks.cluster import SingleProcess
@@ -329,3 +336,10 @@ def test_text_that_is_replayed_and_measured_is_a_problem(home, tmp_path):
         config = read_run_config(tiny.write_config(tmp_path / "c.yaml", home, tmp_path / "run", replay={"texts": texts}))
         findings = check_configuration(config, world_size=1, environment={})
         assert [item.status for item in findings if "replay.texts" in item.found] == [status]
+
+
+def test_gpus_that_others_hold_are_named_and_memory_that_a_driver_doesnt_know_is_no_fault():
+    """A GPU that shares its host's memory has none of its own to tell, and doctor ended there."""
+    h100 = ["570.12", "NVIDIA H100 80GB HBM3"]
+    rows = [[*h100, "3", "81559"], [*h100, "40960", "81559"], ["580.1", "NVIDIA GB10", "[N/A]", "[N/A]"]]
+    assert [finding.found for finding in find_taken_gpus(rows)] == ["GPU 1 has 40.0 of 80 GiB in use"]

@@ -104,3 +104,21 @@ def test_measuring_leaves_the_number_of_threads_as_it_was():
     before = torch.get_num_threads()
     measure_rates(CPU, Product(16, 64, 64))
     assert torch.get_num_threads() == before
+
+
+def test_a_device_that_refuses_bfloat16_computes_in_float32(monkeypatch):
+    """cuBLAS refuses it on some GPUs, where a training ended with a traceback before its first line."""
+
+    def take(left: torch.Tensor, _right: torch.Tensor, _device: torch.device) -> float:
+        if left.dtype == torch.bfloat16:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx(...)`")
+        return 1e-6 * len(left)
+
+    monkeypatch.setattr(precision, "_time", take)
+    found = measure_rates(CPU, Product(256, 64, 32))
+    assert found == pytest.approx({"float32": 2 * 64 * 32 / 1e-6, "bfloat16": 0.0})
+    choice = choose_dtype(slowest([found, rates(1.0, 9.0)]), "cuda")
+    assert (choice.dtype, choice.reason) == ("float32", "this GPU can't multiply in bfloat16")
+    # who asks for it alone wants it
+    with pytest.raises(RuntimeError, match="CUBLAS_STATUS_NOT_SUPPORTED"):
+        measure_rate(CPU, torch.bfloat16, Product(256, 64, 32))

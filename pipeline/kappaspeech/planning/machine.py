@@ -37,6 +37,8 @@ _MESSAGE_BYTES = 4 << 20
 _FIRST_MESSAGE_BYTES = 64 << 10
 _EXCHANGE_SECONDS = 2.0
 _NUM_MESSAGES, _NUM_SMALL_MESSAGES = 4, 16
+# A GPU's cache (50 MB of an H100, 126 of a B200) and NCCL's latency are that much larger.
+_GPU_FACTOR = 16
 _TIMEOUT_SECONDS = 60.0
 
 
@@ -102,9 +104,9 @@ def measure_exchange(compute: Rates, group: Any, device: torch.device, dtype: to
 
     averaging = Averaging(group) if device.type == "cpu" else None
 
-    def reduce() -> None:
+    def reduce(sources: Sequence[Tensor]) -> None:
         # and sums one bucket of gradients after the other
-        for source in whole:
+        for source in sources:
             if averaging is None:
                 group._reduce_scatter_base(part, source).wait()
             else:
@@ -114,16 +116,16 @@ def measure_exchange(compute: Rates, group: Any, device: torch.device, dtype: to
     gather(many[:1], few)
     part = torch.ones(_FIRST_MESSAGE_BYTES // dtype.itemsize // size + 1, device=device, dtype=dtype)
     slow = _longest(group, device, _timed(device, lambda: gather([part.new_empty(part.numel() * size)], part)))
-    growth = min(_MESSAGE_BYTES / _FIRST_MESSAGE_BYTES, _EXCHANGE_SECONDS / (2 * _NUM_MESSAGES) / slow)
+    growth = min(_for(device, _MESSAGE_BYTES) / _FIRST_MESSAGE_BYTES, _EXCHANGE_SECONDS / (2 * _NUM_MESSAGES) / slow)
     part = torch.ones(max(1, int(growth * part.numel())), device=device, dtype=dtype)
     whole = [torch.ones(part.numel() * size, device=device, dtype=dtype) for _ in range(_NUM_MESSAGES)]
     latency = _timed(device, lambda: gather(many, few)) / len(many)
     gathering = _timed(device, lambda: gather(whole, part)) / len(whole)
-    if averaging is not None:
-        # what a training pays once: nobody has touched the memory of its two turns yet
-        for _ in range(2):
-            averaging.average_parts(whole[:1])
-    reducing = _timed(device, reduce) / len(whole)
+    # What a training pays once: nobody has touched the memory of an averaging's two turns yet, and NCCL connects GPUs at a
+    # collective's first use.
+    for _ in range(2):
+        reduce(whole[:1])
+    reducing = _timed(device, lambda: reduce(whole)) / len(whole)
     received = part.nbytes * (size - 1)
     return replace(
         compute,
@@ -229,9 +231,13 @@ def _measure_elementwise(device: torch.device, product: ModelProduct) -> float:
 
 def _measure_memory(device: torch.device) -> float:
     """Bytes a second that a copy larger than caches reads and writes."""
-    source = torch.ones(_LARGE_BYTES // 4, device=device)
+    source = torch.ones(_for(device, _LARGE_BYTES) // 4, device=device)
     target = torch.ones_like(source)
     return 2 * source.nbytes / _mean_seconds(device, lambda: target.copy_(source))
+
+
+def _for(device: torch.device, num_bytes: int) -> int:
+    return num_bytes * (_GPU_FACTOR if device.type == "cuda" else 1)
 
 
 def _mean_seconds(device: torch.device, work: Callable[[], object]) -> float:

@@ -116,3 +116,9 @@ def test_a_product_is_cut_to_what_is_soon_measured():
     large = ModelProduct(10**6, 16_384, 53_248, torch.float32)
     assert (large.cut("cpu").rows, large.cut("cpu").width, large.cut("cpu").inner) == (512, 1536, 1536)
     assert LLM.cut("cuda") == LLM
+
+
+def test_what_measures_a_gpus_memory_is_larger_than_its_cache():
+    """32 MB lay in an H100's cache of 50, whose rate was taken for its memory's."""
+    assert machine._for(torch.device("cuda"), machine._LARGE_BYTES) > 3 * 126e6
+    assert machine._for(CPU, machine._LARGE_BYTES) == machine._LARGE_BYTES

@@ -1,7 +1,8 @@
-# Sourced by launch/*.sh. Both functions need `repository`.
+# Sourced by launch/*.sh. The first two functions need `repository`.
 # make_environment EXTRAS: puts this repository, installed with those extras, first on PATH; installs again only if
 #   setup.py or the extras have changed. What pip says goes to install.log in the environment; returns pip's code.
 # find_installed_python: prints the interpreter that has this project's packages.
+# count_gpus: prints the number of GPUs that ranks here may use.
 
 find_python() {
   local candidate
@@ -48,4 +49,17 @@ find_installed_python() {
   echo "error: DeepSpeed isn't installed for ${PYTHON:-any Python on PATH}. Activate the environment that this project is in," \
     "or set PYTHON to its interpreter. pip install -e '$repository' installs it; bash launch/test.sh makes a .venv with it." >&2
   return 2
+}
+
+count_gpus() {
+  local gpus=0
+  if [ -n "${CUDA_VISIBLE_DEVICES-all}" ] && [ "${DS_ACCELERATOR:-}" != cpu ]; then
+    gpus=$( (nvidia-smi -L 2>/dev/null || true) | grep -c '^GPU' || true)
+    # a container may have GPUs without their driver's tools
+    [ "$gpus" -gt 0 ] || gpus=$(find /dev -maxdepth 1 -name 'nvidia[0-9]*' | wc -l)
+  fi
+  if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    gpus=$(tr , '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c . || true)
+  fi
+  echo "$gpus"
 }

@@ -58,15 +58,12 @@ say() { number=$((number + 1)); printf '\n[%d] %s (%s s)\n' "$number" "$*" "$SEC
 say "installing into ${VENV:-$repository/.venv}"
 make_environment demo
 num_ranks=2
-gpus=$( (nvidia-smi -L 2>/dev/null || true) | grep -c '^GPU' || true)
-[ -z "${CUDA_VISIBLE_DEVICES:-}" ] || [ "$gpus" -eq 0 ] || gpus=$(tr , '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c .)
-if [ "$gpus" -eq 0 ] || [ -z "${CUDA_VISIBLE_DEVICES-all}" ]; then
+case $(count_gpus) in
   # as launch/train.sh does: DeepSpeed would warn each time that it found no GPU
-  export DS_ACCELERATOR=cpu
-elif [ "$gpus" -eq 1 ] && [ "${DS_ACCELERATOR:-}" != cpu ]; then
+  0) export DS_ACCELERATOR=cpu ;;
   # a GPU takes one rank
-  num_ranks=1
-fi
+  1) num_ranks=1 ;;
+esac
 
 mkdir -p "$output"
 cd "$output"

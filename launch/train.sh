@@ -24,9 +24,8 @@ if [ -n "${RANK:-}${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}${TASKS_ARE_RANKS:-}" ] 
   trap '' USR1
   exec "$PYTHON" -u "${BASH_SOURCE[0]}" "$@"
 fi
-gpus=$( (nvidia-smi -L 2>/dev/null || true) | grep -c '^GPU' || true)
-if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES-all}" ] && [ "${DS_ACCELERATOR:-}" != cpu ]; then
-  [ -z "${CUDA_VISIBLE_DEVICES:-}" ] || gpus=$(tr , '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c .)
+gpus=$(count_gpus)
+if [ "$gpus" -gt 0 ]; then
   if [ "${NUM_RANKS:-1}" -gt "$gpus" ]; then
     echo "error: NUM_RANKS is $NUM_RANKS, and there are $gpus GPU(s) here, of which each takes one rank. Give a rank for each at" \
       "most, or DS_ACCELERATOR=cpu to train on processors." >&2

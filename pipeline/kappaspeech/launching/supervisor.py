@@ -91,8 +91,11 @@ def find_script(name: str) -> str:
 
 def count_gpus() -> int:
     """NVIDIA GPUs of this host, asked without loading torch; none if CUDA_VISIBLE_DEVICES hides them."""
-    if shutil.which("nvidia-smi") is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return 0
+    if shutil.which("nvidia-smi") is None:
+        # a container may have GPUs without their driver's tools
+        return len(list(Path("/dev").glob("nvidia[0-9]*")))
     done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
     return sum(line.startswith("GPU") for line in done.stdout.splitlines())
 

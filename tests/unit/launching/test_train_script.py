@@ -56,3 +56,14 @@ def test_more_ranks_than_gpus_are_refused(tmp_path, variables, num_gpus):
     done = start(tmp_path, **variables)
     assert done.returncode == 2
     assert f"there are {num_gpus} GPU(s) here, of which each takes one rank" in done.stderr
+
+
+@pytest.mark.parametrize("visible, count", [("all", 4), ("2,3", 2), ("MIG-7", 1), ("", 0)])
+def test_gpus_are_counted_that_may_be_used(tmp_path, visible, count):
+    """The quickstart starts two ranks, and one on a machine with one GPU."""
+    (tmp_path / "nvidia-smi").write_text(NVIDIA_SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"} | ({} if visible == "all" else {"CUDA_VISIBLE_DEVICES": visible})
+    words = ["bash", "-euo", "pipefail", "-c", f". {SCRIPT.parent / 'environment.sh'}; count_gpus"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=patience(10), check=True)
+    assert done.stdout == f"{count}\n"

@@ -26,6 +26,7 @@ from kappaspeech.model.trained import build_adaptor
 from kappaspeech.ranks.start import start_training_cluster
 from kappaspeech.ranks.torch_cluster import TorchCluster
 from kappaspeech.speech.batches import Features, SpeechBatch, collate
+from kappaspeech.training.clip_encoder import ClipEncoder
 from kappaspeech.training.phases import Phase, PhaseClock
 from kappaspeech.training.throughput import count_work
 from kappaspeech.training.totals import peak_memory_bytes
@@ -161,6 +162,7 @@ class ShapeTraining:
             micro_batches_per_rank=setup.num_micro_batches,
             on_phase=self.clock.enter,
         )
+        self.clip_encoder = ClipEncoder(self.encoder, device)
         self.batch = make_batch(shape, setup)
         self.work = StepSize.of(speech_cost(self.encoder, self.model, num_prompt_tokens=NUM_PROMPT_TOKENS), self.batch, setup)
         # what the start has freed would count as the steps' memory
@@ -207,7 +209,7 @@ class ShapeTraining:
 
     def step(self) -> float:
         """The seconds of one step, encoder included."""
-        prefix = torch.arange(NUM_PROMPT_TOKENS, device=self.device)
+        prefix = torch.arange(NUM_PROMPT_TOKENS)
         began = time.perf_counter()
         count = self.setup.num_micro_batches
         result = self.engine.step(
@@ -233,9 +235,9 @@ class ShapeTraining:
         return self.clock.take_seconds()
 
     def _encode(self) -> MicroBatch:
+        """A micro-batch as a run makes it: ids and counts stay on the host, so that nothing waits for the GPU to tell them."""
         self.clock.enter("encoder")
-        states, num_states = self.encoder(self.batch.log_mel.to(self.device), self.batch.num_frames.to(self.device))
-        return MicroBatch(states, num_states, self.batch.label_ids.to(self.device))
+        return MicroBatch(*self.clip_encoder.encode(self.batch), self.batch.label_ids)
 
     def close(self) -> None:
         self.engine.close()

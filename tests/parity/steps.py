@@ -167,6 +167,15 @@ HELD_CASES = {
 EWC_TEXTS = ("open the kitchen door", "schalte die rote Lampe ein und öffne die grüne Tür", "the garden is green")
 
 
+def without_key_bias(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A trained tensor without the adaptor's bias of all keys, to which softmax is blind: its gradient is rounding alone, which
+    Adam makes as large as any other."""
+    if not name.endswith("query_key_value.bias"):
+        return tensor
+    query, _, value = tensor.chunk(3)
+    return torch.cat([query, value])
+
+
 @dataclass(frozen=True)
 class Parts:
     encoder: FrozenWhisperEncoder

@@ -7,7 +7,7 @@ Sections, most valuable first: device (versions, doctor, matrix products, copies
 training (speed, utilisation, memory), scan (a checkpoint of the shape's size), resume (a run killed and resumed, saves,
 decoding), and real, where `--models` names a quickstart's output folder. Each section has its share of `--minutes`, and what
 others leave. Each of its cases runs in a process of its own with a limit of time; `--output` gets a JSON a section, written anew
-with each case's end, and summary.md. A failure is written down and ends nothing else.
+with each number that a case has found, and summary.md with each case. A failure is written down and ends nothing else.
 
 On a machine without CUDA this runs on the CPU at `--shape tiny`: a rehearsal, as every record then says.
 """
@@ -25,7 +25,9 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ REHEARSAL = "on a CPU at the tiny shape: it shows that the command works, and it
 # a case isn't begun with less than this
 _LEAST_SECONDS = 8.0
 _ENDING_SECONDS = 8.0
+_GLANCE_SECONDS = 1.0
 _TAIL = 3000
 
 
@@ -98,7 +101,9 @@ class Section:
         self._write()
 
     def add(self, name: str, seconds: float, facts: dict[str, Any]) -> None:
-        self.record["cases"].append({"name": name, "seconds": round(seconds, 2), **without_places(facts)})
+        """Keep what a case has found; what was kept of the same case so far makes way for it."""
+        cases = [case for case in self.record["cases"] if case["name"] != name]
+        self.record["cases"] = [*cases, {"name": name, "seconds": round(seconds, 2), **without_places(facts)}]
         self._write()
 
     def end(self, *, error: str | None = None) -> None:
@@ -145,17 +150,22 @@ def run_sections(options: Options) -> list[dict[str, Any]]:
         try:
             # a rehearsal, on a machine that may do other things too, is held to the whole alone
             share = SECTIONS[name][1] / waiting if options.device == "cuda" else 1.0
-            run_section(section, options, ends=time.monotonic() + left * share)
+            run_section(section, options, ends=time.monotonic() + left * share, before=records)
             section.end()
         except Exception:  # noqa: BLE001 - it is written down, and the other sections run
             section.end(error=traceback.format_exc()[-_TAIL:])
             print(f"{name}: {section.record['error']}", flush=True)
         records.append(section.record)
-        write_text(options.output / "summary.md", summarise(records))
+        write_summary(options, records)
     return records
 
 
-def run_section(section: Section, options: Options, *, ends: float) -> None:
+def write_summary(options: Options, records: list[dict[str, Any]]) -> None:
+    write_text(options.output / "summary.md", summarise(records))
+
+
+def run_section(section: Section, options: Options, *, ends: float, before: list[dict[str, Any]]) -> None:
+    """Run a section's cases. The summary shows those that are done, after the records of the sections `before`."""
     module, _, needed = SECTIONS[section.name]
     with tempfile.TemporaryDirectory(dir=fast_scratch(needed), prefix=f"{section.name}-", ignore_cleanup_errors=True) as folder:
         context = Context(options.shape, torch.device(options.device), Path(folder), ends - time.monotonic(), options.models)
@@ -167,13 +177,22 @@ def run_section(section: Section, options: Options, *, ends: float) -> None:
             if left < _LEAST_SECONDS:
                 facts = {"status": "left out", "error": f"{max(left, 0):.0f} s of its section's time were left"}
             else:
-                facts = run_case(section.name, case, options, Path(folder), left)
+                keep = partial(keep_so_far, section, case.name, began)
+                facts = run_case(section.name, case, options, Path(folder), left, keep=keep)
             section.add(case.name, time.monotonic() - began, facts)
+            write_summary(options, [*before, section.record])
             print(line_of(section.name, section.record["cases"][-1]), flush=True)
 
 
-def run_case(section: str, case: Case, options: Options, scratch: Path, seconds: float) -> dict[str, Any]:
-    """Run a case in a process of its own; return what it has written down, whatever became of it."""
+def keep_so_far(section: Section, name: str, began: float, facts: dict[str, Any]) -> None:
+    section.add(name, time.monotonic() - began, facts)
+
+
+def run_case(
+    section: str, case: Case, options: Options, scratch: Path, seconds: float, *, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Run a case in a process of its own; return what it has written down, whatever became of it. `keep` is given what it has
+    written so far, for this process may be ended too."""
     report = scratch / f".report-{case.name.replace(' ', '-').replace(',', '')}.json"
     words = [sys.executable, __file__, "--one", section, case.name, str(scratch), str(report), str(seconds)]
     words += ["--shape", options.shape, "--device", options.device]
@@ -183,9 +202,7 @@ def run_case(section: str, case: Case, options: Options, scratch: Path, seconds:
         # in a session of its own, so that what it has started ends with it
         process = subprocess.Popen(words, env=environment(options), stdout=said, stderr=said, start_new_session=True)
         try:
-            code: int | None = process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            code = None
+            code = await_case(process, report, time.monotonic() + seconds, keep=keep)
         finally:
             end_all(process)
     facts: dict[str, Any] = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {"status": "running"}
@@ -194,6 +211,22 @@ def run_case(section: str, case: Case, options: Options, scratch: Path, seconds:
         how = f"stopped at its limit of {seconds:.0f} s" if code is None else f"ended with {code} and without a word of its own"
         facts = {**facts, "status": "stopped" if code is None else "failed", "error": f"{how}; the last that it said:\n{tail}"}
     return facts
+
+
+def await_case(
+    process: subprocess.Popen[bytes], report: Path, ends: float, *, keep: Callable[[dict[str, Any]], None]
+) -> int | None:
+    """The exit code of a case; None if it hasn't ended by then."""
+    kept = b""
+    while (left := ends - time.monotonic()) > 0:
+        try:
+            return process.wait(timeout=min(left, _GLANCE_SECONDS))
+        except subprocess.TimeoutExpired:
+            written = report.read_bytes() if report.exists() else b""
+            if written != kept:
+                keep(json.loads(written))
+                kept = written
+    return None
 
 
 def end_all(process: subprocess.Popen[bytes]) -> None:

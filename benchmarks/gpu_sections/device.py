@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 
@@ -11,8 +12,33 @@ from torch.nn import functional
 from gpu_sections.cases import Case, Context, Report, command_line, median_seconds
 from kappaspeech.model.precision import measure_rates
 
-# dense bfloat16, from the makers' data sheets, by what a device's name holds; the first that fits counts
-_DATA_SHEETS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
+# dense bfloat16 summed in float32, from the makers' data sheets, by words of a device's name; the first that fits counts
+_DATA_SHEETS = {
+    "GB200": 2500e12,
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200 NVL": 836e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H800 PCIe": 756e12,
+    "H800": 989e12,
+    "H20": 148e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A30": 165e12,
+    "A40": 149.7e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 6000 Ada": 364e12,
+    "RTX A6000": 154.8e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+_ASK_SECONDS = 20.0
 # (rows, inner, columns): a square one, and the MLP and the head of Llama-3.1-8B on a micro-batch
 _PRODUCTS = {"square": (8192, 8192, 8192), "mlp": (4096, 4096, 14336), "head": (1024, 4096, 128256)}
 _SMALL_PRODUCTS = {"square": (256, 256, 256), "mlp": (64, 64, 128)}
@@ -26,8 +52,11 @@ def cases(_context: Context) -> list[Case]:
 
 
 def data_sheet_rate(name: str) -> float | None:
-    """Dense bfloat16 operations a second as the maker states them, or None for a device that isn't known here."""
-    return next((rate for part, rate in _DATA_SHEETS.items() if part in name), None)
+    """Dense bfloat16 operations a second as the maker states them; None for a device that isn't known here, or a part of one."""
+    words = set(re.split("[ -]", name))
+    if "MIG" in words:
+        return None
+    return next((rate for part, rate in _DATA_SHEETS.items() if words.issuperset(part.split())), None)
 
 
 def measure(context: Context, report: Report) -> None:
@@ -38,28 +67,32 @@ def measure(context: Context, report: Report) -> None:
         facts = {"processors": properties.multi_processor_count, "free_bytes": free, "total_bytes": total}
         report.add(**facts, capability=f"{properties.major}.{properties.minor}", nvidia_smi=ask_nvidia_smi())
         report.add(data_sheet_bfloat16_flops_per_second=data_sheet_rate(properties.name))
-    report.add(matmul_flops_per_second=measure_products(context))
+    measure_products(context, report)
     # what a run chooses its dtype by
     report.add(measure_rates=measure_rates(device))
     report.add(attention=measure_attention(context))
     copies = measure_copies(context)
     report.add(copy_bytes_per_second=copies)
-    best = max(report.facts["matmul_flops_per_second"]["bfloat16"].values())
+    best = max(report.facts["matmul_flops_per_second"]["bfloat16"].values(), default=0.0)
     lines = ", ".join(f"{name} {rate / 1e9:.0f} GB/s" for name, rate in copies.items())
     report.add(line=f"bfloat16 {best / 1e12:.4g} TFLOP/s on random numbers; copies: {lines}")
 
 
-def measure_products(context: Context) -> dict[str, dict[str, float]]:
-    """Operations a second by dtype and product."""
-    found: dict[str, dict[str, float]] = {}
+def measure_products(context: Context, report: Report) -> None:
+    """Report operations a second by dtype and product, each as it is known, and the error of a dtype that the device refuses."""
+    found: dict[str, dict[str, float]] = {name: {} for name in _DTYPES}
+    errors: dict[str, str] = {}
     for dtype_name, dtype in _DTYPES.items():
-        found[dtype_name] = {}
-        for name, (rows, inner, columns) in (_SMALL_PRODUCTS if context.is_rehearsal else _PRODUCTS).items():
-            left = torch.randn(rows, inner, device=context.device).to(dtype)
-            right = torch.randn(inner, columns, device=context.device).to(dtype)
-            seconds = median_seconds(context, lambda left=left, right=right: left @ right)
-            found[dtype_name][name] = 2 * rows * inner * columns / seconds
-    return found
+        try:
+            for name, (rows, inner, columns) in (_SMALL_PRODUCTS if context.is_rehearsal else _PRODUCTS).items():
+                left = torch.randn(rows, inner, device=context.device).to(dtype)
+                right = torch.randn(inner, columns, device=context.device).to(dtype)
+                seconds = median_seconds(context, lambda left=left, right=right: left @ right)
+                found[dtype_name][name] = 2 * rows * inner * columns / seconds
+                report.add(matmul_flops_per_second=found)
+        except RuntimeError as error:
+            errors[dtype_name] = str(error)
+            report.add(refused_dtypes=errors)
 
 
 def measure_attention(context: Context) -> dict[str, float]:
@@ -101,7 +134,11 @@ def ask_nvidia_smi() -> str | None:
     if shutil.which("nvidia-smi") is None:
         return None
     fields = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu,memory.total"
-    done = subprocess.run(["nvidia-smi", f"--query-gpu={fields}", "--format=csv"], capture_output=True, text=True, check=False)
+    words = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_ASK_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        return str(error)
     return done.stdout.strip() or done.stderr.strip()
 
 

@@ -115,12 +115,16 @@ def test_a_case_is_stopped_at_its_limit_with_all_that_it_has_started(benchmarks,
         "import pathlib, subprocess, sys\n"
         "child = subprocess.Popen(['sleep', '60'])\n"
         f"pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(child.pid))\n"
+        f'pathlib.Path(sys.argv[5]).write_text(\'{{"status": "running", "found": 7}}\')\n'
         "print('half way', flush=True)\n"
         "child.wait()\n"
     )
     monkeypatch.setattr(gpu, "__file__", str(script))
-    facts = gpu.run_case("device", cases.Case("slow", lambda *_: None), options, tmp_path, 3.0)
-    assert facts["status"] == "stopped"
+    kept: list[dict[str, object]] = []
+    facts = gpu.run_case("device", cases.Case("slow", lambda *_: None), options, tmp_path, 3.0, keep=kept.append)
+    # before its end, which this process may not live to see
+    assert kept == [{"status": "running", "found": 7}]
+    assert (facts["status"], facts["found"]) == ("stopped", 7)
     assert "half way" in facts["error"]
     child = Path("/proc", (tmp_path / "child").read_text(), "stat")
     ends = time.monotonic() + 5
@@ -160,3 +164,36 @@ def test_the_shape_of_8b_trains_what_a_real_ranking_chooses(benchmarks):
         assert 1.5e9 < sum(rows * columns for rows, columns in chosen.values()) < 4e9
         assert sum("v_proj" in name for name in chosen) == 32
     assert any(setup.preset == "zero3_offload_optimizer" for setup in ways.values())
+
+
+@pytest.mark.parametrize(
+    "name, rate",
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA GB200", 2500e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA H20", 148e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        # a seventh of it, a card whose name begins alike, one without bfloat16
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA RTX A4000", None),
+        ("Tesla V100-SXM2-32GB", None),
+    ],
+)
+def test_a_card_has_its_own_data_sheet_or_none(benchmarks, name, rate):
+    assert benchmarks("gpu_sections.device").data_sheet_rate(name) == rate
+
+
+def test_what_moves_by_rounding_alone_is_no_difference(benchmarks, monkeypatch):
+    """The bias of all keys, which no gradient moves: on a GPU its noise would have failed the whole section."""
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    name = "adaptor.layers.0.query_key_value.bias"
+    plain = {"losses": [1.0], "norms": [1.0], "trained": {name: torch.zeros(6)}}
+    moved = {**plain, "trained": {name: torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0, 1e-6])}}
+    found = benchmarks("gpu_sections.parity").differences(moved, plain)
+    assert found["weight_difference"] == pytest.approx(1e-6)

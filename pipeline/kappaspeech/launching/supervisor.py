@@ -46,6 +46,7 @@ from kappaspeech.shipped import find_shipped
 
 FIRST_DELAY_SECONDS = 5.0
 LONGEST_DELAY_SECONDS = 300.0
+_DRIVER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,16 @@ def find_script(name: str) -> str:
 
 
 def count_gpus() -> int:
-    """NVIDIA GPUs of this host, asked without loading torch."""
+    """NVIDIA GPUs of this host, asked without loading torch. Raises `TrainingError` if their driver hangs."""
     if shutil.which("nvidia-smi") is None:
         return 0
-    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_DRIVER_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise TrainingError(
+            f"nvidia-smi hasn't answered on {socket.gethostname()} for {_DRIVER_SECONDS:.0f} s: the GPUs' driver hangs. Train on "
+            "another host, or on the processors with DS_ACCELERATOR=cpu."
+        ) from error
     return sum(line.startswith("GPU") for line in done.stdout.splitlines())
 
 

@@ -26,7 +26,7 @@ from kappaspeech.scan.matrices import MatrixRef
 from kappaspeech.scan.ranking import RankedMatrix
 
 # Raise it when a change of method changes numbers: older lines then no longer count.
-_METHOD_VERSION = 4
+_METHOD_VERSION = 5
 _log = make_logger(__name__)
 # values of measured matrices, by key, by the digest of the bytes that were measured
 Found = dict[str, dict[str, Any]]

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kappaspeech.errors import DataError, TrainingError
+from kappaspeech.speech.regular_files import is_litter
 from kappaspeech.speech.text_files import read_lines, read_text
 
 # Longer texts are read in pieces; each piece begins without the context of the one before.
@@ -71,7 +72,8 @@ def read_texts(path: Path) -> list[str]:
     """The texts of a file, one a line, blank lines left out; or of a folder, one a .txt file. Raises `DataError`."""
     try:
         if path.is_dir():
-            texts = [read_text(file).replace("\r\n", "\n").strip() for file in sorted(path.glob("**/*.txt"))]
+            files = sorted(file for file in path.glob("**/*.txt") if not is_litter(file.name))
+            texts = [read_text(file).replace("\r\n", "\n").strip() for file in files]
         else:
             texts = [line.strip() for line in read_lines(path)]
     except OSError as error:

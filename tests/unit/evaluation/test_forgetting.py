@@ -122,6 +122,7 @@ def test_a_folder_is_read_as_one_text_a_file(tmp_path):
     (tmp_path / "b.txt").write_text("Zweiter Text\nauf zwei Zeilen\n", encoding="utf-8")
     (tmp_path / "inner/a.txt").write_text("first\n", encoding="utf-8")
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "._b.txt").write_bytes(b"\0\5\x16\7\xff")
     (tmp_path / "notes.md").write_text("no text")
     assert sorted(read_texts(tmp_path)) == ["Zweiter Text\nauf zwei Zeilen", "first"]
 

@@ -101,7 +101,8 @@ class Corpus:
         self._rows = self._rows_of(dataset.language)
         self.num_samples = len(self.table) if self._rows is None else len(self._rows)
         if not self.num_samples:
-            raise DataError(f"{dataset.shards} holds no sample in language {dataset.language!r}.")
+            there = ", ".join(self.table.languages)
+            raise DataError(f"{dataset.shards} holds no sample in language {dataset.language!r}; its languages are {there}.")
 
     def _check_sizes(self) -> None:
         """A local shard that is gone or cut is an error at the start; other changes are, when it is first read."""

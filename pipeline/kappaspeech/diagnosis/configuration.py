@@ -28,7 +28,7 @@ from kappaspeech.runs.contents import RECORD_FILE, STOP_FILE
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.lease import look
 from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
-from kappaspeech.speech.in_place import is_in_place, open_in_place
+from kappaspeech.speech.in_place import is_in_place
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.prompt import make_configured_prompt
 from kappaspeech.speech.shards import expand, read_index
@@ -162,9 +162,9 @@ def _check_shards(item: DatasetConfig, read: ReadOptions) -> list[Finding]:
         open_source(shards[0], read).num_bytes()
         return [Finding("data", "ok", f"{item.shards}: {len(shards)} shard(s); the first is there")]
     if is_in_place(item.shards):
-        table = open_in_place(item.shards, language=item.language, read=read)
-        hours = float(table.seconds.sum()) / 3600
-        return [Finding("data", "ok", f"{item.shards}: {len(table)} clips in {len(table.shards)} tar(s), {hours:.2f} h")]
+        corpus = Corpus(*make_datasets([item]), read)
+        hours, num_tars = float(corpus.lengths().seconds.sum()) / 3600, len(corpus.table.shards)
+        return [Finding("data", "ok", f"{item.shards}: {corpus.num_samples} clips in {num_tars} tar(s), {hours:.2f} h")]
     shards = expand(item.shards, read)
     index = read_index(shards[0], read)
     hours = sum(sample.seconds for sample in index.samples) / 3600

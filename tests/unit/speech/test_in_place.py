@@ -127,6 +127,25 @@ def test_lines_without_a_language_are_of_the_sets_own(tmp_path):
     assert {path.name for path in tmp_path.glob("*.index")} == {f"kappaspeech-in-place-{name}.index" for name in ("en", "fr")}
 
 
+@pytest.mark.parametrize("alias", ["german", "DE", "de_DE"])
+def test_a_language_chooses_the_same_samples_by_any_of_its_names(tmp_path, alias):
+    write_nemo_tars(tmp_path / "nemo")
+    assert [sample.transcript for sample in read_all(tmp_path / "nemo", alias)] == ["zwei"]
+    # one that the samples have by the set alone
+    manifest = tmp_path / "nemo/sharded_manifests/manifest_1.json"
+    save(manifest, manifest.read_text().replace(', "lang": "de"', ""))
+    assert [sample.transcript for sample in read_all(tmp_path / "nemo", alias)] == ["zwei"]
+    pack(find_recordings(tmp_path / "nemo", default_language="de"), tmp_path / "shards", shard_size=9, num_processes=1)
+    assert [sample.transcript for sample in read_all(tmp_path / "shards/*.tar", alias)] == ["zwei"]
+
+
+@pytest.mark.parametrize("language", ["fr", "germn"])
+def test_a_language_that_no_sample_has_is_told_with_those_that_they_have(tmp_path, language):
+    write_nemo_tars(tmp_path)
+    with pytest.raises(DataError, match=r"holds no sample in language.*Its languages are: 'de', 'en'"):
+        Corpus(SpeechDataset(str(tmp_path), language))
+
+
 def test_sets_of_one_language_each_share_an_index(tmp_path, monkeypatch):
     write_nemo_tars(tmp_path)
     made = counted(monkeypatch)
@@ -347,3 +366,7 @@ def test_doctor_counts_what_lies_in_such_a_folder(tmp_path):
     write_shar(tmp_path)
     (finding,) = _check_shards(DatasetConfig(shards=str(tmp_path)), NO_CACHE)
     assert finding.found == f"{tmp_path}: 3 clips in 2 tar(s), 0.00 h"
+    (finding,) = _check_shards(DatasetConfig(shards=str(tmp_path), language="german"), NO_CACHE)
+    assert finding.found == f"{tmp_path}: 1 clips in 2 tar(s), 0.00 h"
+    with pytest.raises(DataError, match="no sample in language 'fr'"):
+        _check_shards(DatasetConfig(shards=str(tmp_path), language="fr"), NO_CACHE)

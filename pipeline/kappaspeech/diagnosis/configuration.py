@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -238,7 +239,8 @@ def check_disk(run_dir: Path, *, needed_bytes: int | None) -> list[Finding]:
     folder = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
     space = _check_space(folder, free, needed_bytes)
-    probe = folder / f".kappaspeech-doctor-{os.getpid()}"
+    # hosts that share the folder may have processes of one number
+    probe = folder / f".kappaspeech-doctor-{secrets.token_hex(8)}"
     try:
         began = time.monotonic()
         with probe.open("wb") as file:

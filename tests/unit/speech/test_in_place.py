@@ -100,6 +100,27 @@ def test_the_lists_are_read_once_and_again_when_anything_changes(tmp_path, monke
     assert len(made) == 3
 
 
+def test_an_index_that_another_host_kept_meanwhile_stays(tmp_path, monkeypatch):
+    # others have mapped it, and a file that is replaced on a network file system is gone for them
+    write_nemo_tars(tmp_path)
+    place = tmp_path / "kappaspeech-in-place.index"
+    place.write_bytes(b"of an earlier state")
+    kept: list[int] = []
+
+    def write_second(table: SampleTable, path: Path, **how: bool) -> None:
+        write_merged(table, path)
+        kept.append(path.stat().st_ino)
+        write_merged(table, path, **how)
+
+    monkeypatch.setattr(in_place, "write_merged", write_second)
+    assert len(open_in_place(str(tmp_path))) == 4
+    assert [place.stat().st_ino] == kept
+    # it may come between looking at a stale one and removing that
+    in_place._remove_stale(place, tmp_path, read_merged(place).source)
+    assert [place.stat().st_ino] == kept
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 def test_where_nothing_can_be_written_the_index_is_kept_in_the_cache_or_not_at_all(tmp_path, monkeypatch):
     write_nemo_tars(tmp_path / "data")
     # nothing takes the place of a folder
@@ -354,7 +375,7 @@ def test_a_shar_folder_with_a_table_of_transcripts_is_read_by_its_own_lists(tmp_
 def test_an_index_that_is_kept_nowhere_is_no_success(tmp_path, capsys, monkeypatch):
     write_nemo_tars(tmp_path)
 
-    def refuse(*_arguments):
+    def refuse(*_: object, **_how: bool) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(in_place, "write_merged", refuse)

@@ -200,8 +200,8 @@ def test_what_is_cut_off_a_clip_was_not_heard(home):
 
 
 def test_a_language_that_a_set_lacks_is_told_with_those_that_it_has(home):
-    with pytest.raises(DataError, match=r"no sample in language 'german'; its languages are de, en\."):
-        Corpus(SpeechDataset(str(home / "shards/train/*.tar"), "german"))
+    with pytest.raises(DataError, match=r"no sample in language 'french'. Its languages are: 'de', 'en'\."):
+        Corpus(SpeechDataset(str(home / "shards/train/*.tar"), "french"))
 
 
 def test_a_step_says_what_it_cost_by_language_and_part(home):

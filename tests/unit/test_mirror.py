@@ -20,7 +20,6 @@ THROUGH_OTHERS = {
     "commands.pack",
     "commands.plan",
     "commands.push",
-    "commands.scan",
     "commands.show",
     "commands.status",
     "commands.transcribe",

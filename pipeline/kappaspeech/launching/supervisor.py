@@ -47,6 +47,7 @@ from kappaspeech.shipped import find_shipped
 
 FIRST_DELAY_SECONDS = 5.0
 LONGEST_DELAY_SECONDS = 300.0
+_DRIVER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,22 @@ def find_script(name: str) -> str:
 
 
 def count_gpus() -> int:
-    """NVIDIA GPUs of this host, asked without loading torch; none if CUDA_VISIBLE_DEVICES hides them."""
+    """NVIDIA GPUs of this host, asked without loading torch; none if CUDA_VISIBLE_DEVICES hides them.
+
+    Raises `TrainingError` if their driver hangs.
+    """
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return 0
     if shutil.which("nvidia-smi") is None:
         # a container may have GPUs without their driver's tools
         return len(list(Path("/dev").glob("nvidia[0-9]*")))
-    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_DRIVER_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise TrainingError(
+            f"nvidia-smi hasn't answered on {socket.gethostname()} for {_DRIVER_SECONDS:.0f} s: the GPUs' driver hangs. Train on "
+            "another host, or on the processors with DS_ACCELERATOR=cpu."
+        ) from error
     return sum(line.startswith("GPU") for line in done.stdout.splitlines())
 
 

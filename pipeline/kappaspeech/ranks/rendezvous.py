@@ -6,10 +6,13 @@ import contextlib
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kappaspeech.errors import ClusterError, ConfigError
+from kappaspeech.outside import describe
 
 _DEFAULT_PORT = 29500
 # Below the ports that Linux gives to outgoing connections (from 32768).
@@ -126,9 +129,7 @@ def free_port() -> int:
 
 def _ask_rank_0(launch: Launch) -> dict[str, str]:
     """Rank 0's address and a port of its choice, by MPI. Every rank of the launch calls it."""
-    from mpi4py import MPI
-
-    world = MPI.COMM_WORLD
+    world = import_mpi().COMM_WORLD
     if world.Get_size() != launch.world_size:
         raise ConfigError(
             f"The launcher started {launch.world_size} processes ({launch.launcher}), but mpi4py's MPI sees {world.Get_size()}, "
@@ -137,6 +138,18 @@ def _ask_rank_0(launch: Launch) -> dict[str, str]:
     hosts = world.allgather(socket.gethostname())
     address = "127.0.0.1" if len(set(hosts)) == 1 else _own_address()
     return dict(zip(("MASTER_ADDR", "MASTER_PORT"), world.bcast((address, str(free_port())), root=0), strict=True))
+
+
+def import_mpi() -> Any:
+    """mpi4py's `MPI`. Raises `ConfigError` if it, or the MPI library that it was built for, can't be loaded."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"mpi4py can't be loaded by {sys.executable}: {describe(error)}. Make the MPI that started these ranks known to it "
+            "(module load, LD_LIBRARY_PATH), or set MASTER_ADDR and MASTER_PORT: then ranks meet without MPI."
+        ) from error
+    return MPI
 
 
 def _own_address() -> str:

@@ -147,6 +147,13 @@ def test_mpi_ranks_whose_mpi_sees_one_are_refused():
     assert "started 2 processes (openmpi), but mpi4py's MPI sees 1" in done.stderr
 
 
+def test_an_mpi_that_cannot_be_loaded_is_told_with_a_way_without_it(environment, monkeypatch):
+    environment(OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_SIZE="2")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ConfigError, match=r"mpi4py can't be loaded by .*or set MASTER_ADDR and MASTER_PORT"):
+        prepare_rendezvous(find_launch(os.environ))
+
+
 def test_neighbouring_jobs_and_steps_have_ports_of_their_own_below_those_of_outgoing_connections():
     ids = [(job, step) for job in range(11_990, 12_030) for step in range(4)]
     ports = {job_port({"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}) for job, step in ids}

@@ -24,7 +24,7 @@ from kappaspeech.ranks.torch_cluster import TorchCluster
 from kappaspeech.runs.new_checkpoint import NewCheckpoint
 from kappaspeech.speech.batches import SpeechBatch, empty_batch
 from kappaspeech.zero3 import engine as engine_module
-from kappaspeech.zero3 import engine_state
+from kappaspeech.zero3 import engine_state, partitioning
 from kappaspeech.zero3.consolidation import Consolidation
 from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
 from kappaspeech.zero3.host_copy import HostCopy
@@ -52,7 +52,7 @@ def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dic
     mapped = [parameter.data for parameter in parts.model.llm.parameters()]
     stream = open_stream(home, parts.tokenizer, rank=cluster.rank, world_size=cluster.world_size, budget=case.budget)
     if case.partition_bytes is not None:
-        engine_module._PARTITION_BYTES = case.partition_bytes
+        partitioning._PARTITION_BYTES = case.partition_bytes
     keeping = patch.object(engine_module, "keep_frozen_whole", lambda *_: None) if case.cuts_frozen else nullcontext()
     with keeping:
         engine = TrainingEngine(

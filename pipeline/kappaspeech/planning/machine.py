@@ -21,7 +21,7 @@ from kappaspeech.planning.batches import BatchSizes
 from kappaspeech.planning.duration import Rates
 from kappaspeech.planning.memory import count_tokens
 from kappaspeech.planning.sizes import SpeechSizes
-from kappaspeech.ranks.averaging import Averaging
+from kappaspeech.ranks.part_exchange import PartExchange
 
 # About how long each rate is measured.
 _BUDGET_SECONDS = 0.06
@@ -102,15 +102,15 @@ def measure_exchange(compute: Rates, group: Any, device: torch.device, dtype: to
         for started in [group._allgather_base(target, source) for target in into]:
             started.wait()
 
-    averaging = Averaging(group) if device.type == "cpu" else None
+    exchange = PartExchange(group) if device.type == "cpu" else None
 
     def reduce(sources: Sequence[Tensor]) -> None:
         # and sums one bucket of gradients after the other
         for source in sources:
-            if averaging is None:
+            if exchange is None:
                 group._reduce_scatter_base(part, source).wait()
             else:
-                averaging.average_parts([source])
+                exchange.average_parts([source])
 
     # the first connects the ranks
     gather(many[:1], few)
@@ -121,7 +121,7 @@ def measure_exchange(compute: Rates, group: Any, device: torch.device, dtype: to
     whole = [torch.ones(part.numel() * size, device=device, dtype=dtype) for _ in range(_NUM_MESSAGES)]
     latency = _timed(device, lambda: gather(many, few)) / len(many)
     gathering = _timed(device, lambda: gather(whole, part)) / len(whole)
-    # What a training pays once: nobody has touched the memory of an averaging's two turns yet, and NCCL connects GPUs at a
+    # What a training pays once: nobody has touched the memory of an exchange's two turns yet, and NCCL connects GPUs at a
     # collective's first use.
     for _ in range(2):
         reduce(whole[:1])

@@ -27,7 +27,14 @@ _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTE
 _LEFT_OUT = (*_LAUNCHER_VARIABLES, "PYTHONUNBUFFERED")
 
 
+# what CUDA_VISIBLE_DEVICES was before the tests, or "all"
+_GPUS = "KAPPASPEECH_TESTS_GPUS"
+
+
 def pytest_configure() -> None:
+    # all tests but those of tests/gpu are of processors, also beside GPUs; a second process of the tests finds them hidden
+    os.environ.setdefault(_GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # a shell's background jobs ignore it, and so would every process that a test interrupts
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -137,6 +144,14 @@ def clean_environment(**variables: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "pipeline"), str(Path(__file__).parents[1])]),
         **variables,
     }
+
+
+def gpu_environment() -> dict[str, str]:
+    """`clean_environment` in which the machine's GPUs can be seen."""
+    environment = clean_environment(CUDA_VISIBLE_DEVICES=os.environ[_GPUS])
+    if environment["CUDA_VISIBLE_DEVICES"] == "all":
+        del environment["CUDA_VISIBLE_DEVICES"]
+    return environment
 
 
 def free_port() -> int:

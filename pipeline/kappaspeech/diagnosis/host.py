@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kappaspeech.diagnosis.finding import Finding, Status
 from kappaspeech.processors import count_cores
+from kappaspeech.ranks.rendezvous import find_port
 
 _COMPILERS = ("c++", "g++", "clang++")
 _STALE_SECONDS = 600.0
@@ -31,7 +32,7 @@ def check_host(environment: Mapping[str, str], *, launched: bool) -> list[Findin
         *check_build_folder(find_build_folder(environment), now=time.time()),
         check_shared_memory(Path("/dev/shm")),
         check_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE)),
-        *([] if launched else [check_port(int(environment.get("MASTER_PORT", _DEFAULT_PORT)))]),
+        *([] if launched else [check_port(environment.get("MASTER_PORT") or str(_DEFAULT_PORT))]),
         *check_gpus(),
         check_mpi(),
     ]
@@ -95,8 +96,11 @@ def check_open_files(soft: int, hard: int) -> Finding:
     return Finding("open files", "warning", found, f"ulimit -n {possible}, before the launch and on every host")
 
 
-def check_port(port: int) -> Finding:
+def check_port(named: str) -> Finding:
     """Check the port at which torchrun and deepspeed meet, unless they are given another."""
+    port = find_port(named)
+    if port is None:
+        return Finding("ports", "problem", f"MASTER_PORT is {named!r:.60}, which is no port", "Set it to one, or unset it.")
     with socket.socket() as probe:
         try:
             probe.bind(("", port))
@@ -123,7 +127,9 @@ def check_gpus() -> list[Finding]:
     nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     findings = [Finding("GPUs", "ok", f"{seen} × {rows[0][1]}, driver {rows[0][0]}, CUDA {torch.version.cuda}, NCCL {nccl}")]
     for number, row in enumerate(rows):
-        used, total = float(row[2]), float(row[3])
+        # a GPU that shares its host's memory says [N/A]
+        numbers = [float(cell) for cell in row[2:4] if cell.replace(".", "", 1).isdecimal()]
+        used, total = numbers if len(numbers) == 2 else (0.0, 0.0)
         if used > 0.1 * total:
             found = f"GPU {number} has {used / 1024:.1f} of {total / 1024:.0f} GiB in use"
             findings.append(Finding("GPUs", "warning", found, "Something runs on it (nvidia-smi): end it, or take other GPUs."))

@@ -173,12 +173,18 @@ def _own_address() -> str:
 
 @contextlib.contextmanager
 def explained_meeting(launch: Launch) -> Iterator[None]:
-    """Explain in this project's words why the ranks couldn't meet. Raises `ClusterError`."""
+    """Explain in this project's words why the ranks couldn't meet. Raises `ClusterError`; `ConfigError` for ranks of one GPU."""
     own = f"rank {launch.rank} on {socket.gethostname()}"
     try:
         yield
     except RuntimeError as error:
-        cause = str(error).splitlines()[0]
+        if "Duplicate GPU" in str(error):
+            raise ConfigError(
+                f"{own} shares a GPU with another rank, and NCCL takes one rank a GPU. Start as many ranks a host as it has GPUs."
+            ) from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # NCCL gives its reason last, behind what it usually means
+        cause = f"{lines[0]} {lines[-1]}" if "Last error:" in lines[:-1] else lines[0]
         address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
         if "EADDRINUSE" in cause or "address already in use" in cause.lower():
             raise ClusterError(

@@ -57,6 +57,17 @@ def read_regular(path: Path, *, most_bytes: int | None = None) -> bytes:
     return content
 
 
+def read_into(view: memoryview, descriptor: int, begin: int) -> int:
+    """Fill `view` with a file's bytes from `begin` on; return their number, which is less if the file ends before.
+
+    One call to the system may give fewer than there are: 2 GiB at most, and less over some networks. Raises `OSError`.
+    """
+    done = 0
+    while done < len(view) and (count := os.preadv(descriptor, [view[done:]], begin + done)):
+        done += count
+    return done
+
+
 def parse_json(content: bytes, *, is_finite: bool = False, is_unique: bool = False) -> Any:
     """The value of UTF-8 JSON, `content`. Raises `ValueError` if it is none, too deep, or holds half a surrogate pair.
 

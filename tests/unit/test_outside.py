@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from kappaspeech.artefacts import read_json
 from kappaspeech.errors import CheckpointError, InputError
-from kappaspeech.outside import describe, explained, open_regular, parse_json, read_json_file, read_regular
+from kappaspeech.outside import describe, explained, open_regular, parse_json, read_into, read_json_file, read_regular
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,14 @@ def test_a_model_of_pydantic_says_which_field_and_value():
         Entry.model_validate({"rank": "x" * 1000})
     assert describe(caught.value).startswith("rank: ")
     assert len(describe(caught.value)) < 300
+
+
+def test_bytes_that_come_in_parts_are_put_together_up_to_the_end_of_the_file(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(bytes(range(100)))
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda descriptor, views, offset: preadv(descriptor, [views[0][:7]], offset))
+    content = bytearray(60)
+    with (tmp_path / "file").open("rb") as file:
+        assert read_into(memoryview(content), file.fileno(), 10) == 60
+        assert bytes(content) == bytes(range(10, 70))
+        assert read_into(memoryview(content), file.fileno(), 90) == 10

@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from kappaspeech.ranks.cluster import Cluster
+    from kappaspeech.scan.checkpoint import Checkpoint
 
 
 class Method(str, Enum):
@@ -79,16 +80,8 @@ def scan(
         raise InputError(f"--rtol is {rtol}; give a relative tolerance between 0 and 1, as 1e-6.")
     if (threads is not None and threads < 1) or (workers is not None and workers < 1):
         raise InputError("--threads and --workers are at least 1.")
-    if activations is not None and (find_launch(os.environ).world_size > 1 or device or spectrum):
-        raise InputError("--activations is measured by one process on the CPU, and keeps no spectrum: give it alone.")
     if activations is not None:
-        ignored = [option for option, given in (("--workers", (workers or 1) > 1), ("--journal", journal)) if given]
-        if ignored:
-            raise InputError(
-                f"--activations is measured by one process, which keeps no journal: leave {' and '.join(ignored)} out. "
-                "--threads says how many cores it uses."
-            )
-        need("--activations", "transformers")
+        _check_alone(is_plain=not (device or spectrum), workers=workers, journal=journal)
     if backend is Backend.mpi:
         need("--backend mpi", "mpi4py")
     if activations is None or threads is not None:
@@ -106,7 +99,7 @@ def scan(
                 try_output(path)
         checkpoint = open_checkpoint(model)
     if activations is not None:
-        return _scan_activations(model, activations, output, rtol=rtol, method=method.value, began=began)
+        return _scan_activations(checkpoint, activations, output, rtol=rtol, method=method.value, began=began)
     if journal is None and not no_journal:
         no_journal = not _can_keep_journal(cluster)
     if is_alone:
@@ -146,6 +139,23 @@ def scan(
     return 0
 
 
+def _check_alone(*, is_plain: bool, workers: int | None, journal: Path | None) -> None:
+    """Refuse options and launchers that --activations knows nothing of."""
+    from kappaspeech.errors import InputError
+    from kappaspeech.needed_packages import need
+    from kappaspeech.ranks.rendezvous import find_launch
+
+    if find_launch(os.environ).world_size > 1 or not is_plain:
+        raise InputError("--activations is measured by one process on the CPU, and keeps no spectrum: give it alone.")
+    ignored = [option for option, given in (("--workers", (workers or 1) > 1), ("--journal", journal)) if given]
+    if ignored:
+        raise InputError(
+            f"--activations is measured by one process, which keeps no journal: leave {' and '.join(ignored)} out. "
+            "--threads says how many cores it uses."
+        )
+    need("--activations", "transformers")
+
+
 def _can_keep_journal(cluster: Cluster) -> bool:
     """Return whether every rank can write into its user's cache; if not, rank 0 says so. A collective."""
     from kappaspeech.escaping import for_terminal
@@ -164,16 +174,16 @@ def _can_keep_journal(cluster: Cluster) -> bool:
     return fault is None
 
 
-def _scan_activations(model: str, text: Path, output: Path, *, rtol: float, method: Literal["auto", "svd"], began: float) -> int:
+def _scan_activations(
+    checkpoint: Checkpoint, text: Path, output: Path, *, rtol: float, method: Literal["auto", "svd"], began: float
+) -> int:
     from kappaspeech.escaping import for_terminal
     from kappaspeech.evaluation.forgetting import cut_windows, read_texts
     from kappaspeech.model.llm import load_tokenizer
     from kappaspeech.scan.activations import rank_by_activations
-    from kappaspeech.scan.checkpoint import open_checkpoint
     from kappaspeech.scan.summary import summarise_scan
 
-    checkpoint = open_checkpoint(model)
-    windows = cut_windows(load_tokenizer(model), read_texts(text))
+    windows = cut_windows(load_tokenizer(checkpoint.where), read_texts(text))
     ranking = rank_by_activations(checkpoint, windows, rtol=rtol, method=method, shows_progress=True)
     ranking.write(output)
     for line in summarise_scan(ranking, output, seconds=time.monotonic() - began):

@@ -5,12 +5,12 @@ A JSON that sets one of the YAML's keys is refused, so that a value has one owne
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from kappaspeech.errors import ConfigError
+from kappaspeech.outside import parse_json
 from kappaspeech.shipped import find_shipped
 
 # Keys of a DeepSpeed JSON whose owner is the YAML.
@@ -41,10 +41,10 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
     Raises `ConfigError` if it is missing, isn't ZeRO-3, or sets a key that the YAML owns.
     """
     try:
-        content = json.loads(_find_preset(path).read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
+        content = parse_json(_find_preset(path).read_bytes(), is_finite=True, is_unique=True)
     except FileNotFoundError:
         raise ConfigError(f"There is no DeepSpeed configuration at {path}; presets are in ds_configs/.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a JSON object.")
@@ -77,10 +77,6 @@ def _settle_sections(content: dict[str, Any], names: tuple[str, ...], path: Path
         elif not isinstance(content[name], dict):
             example = 'give {"enabled": "auto"}' if name == "bf16" else "give an object"
             raise ConfigError(f"{path} has {name} {content[name]!r}; it is a section: {example}, or leave it out.")
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def read_precision(deepspeed_config: Mapping[str, Any]) -> Literal["auto", "bfloat16", "float32"]:

@@ -19,6 +19,7 @@ _MAX_LETTERS = 16 << 20
 _MAX_VALUES = 200_000
 _MAX_DEPTH = 100
 _TEXT_TAG = "tag:yaml.org,2002:str"
+_MERGE_TAG = "tag:yaml.org,2002:merge"
 _TIME_TAG = "tag:yaml.org,2002:timestamp"
 
 
@@ -79,10 +80,21 @@ def _count_values(node: Node, known: dict[int, int | None], *, depth: int) -> in
         for key, _ in node.value:
             if isinstance(key, ScalarNode) and key.style is None and key.tag.rpartition(":")[2] in ("bool", "null"):
                 key.tag = _TEXT_TAG
+        _check_unique(node)
     inner = [child for pair in node.value for child in pair] if isinstance(node, MappingNode) else node.value
     total = 1 + sum(_count_values(child, known, depth=depth + 1) for child in inner)
     known[id(node)] = total
     return total
+
+
+def _check_unique(node: MappingNode) -> None:
+    """Raise if a mapping has a key twice, of which PyYAML takes the last: a section that was begun again would lose its first."""
+    seen = set()
+    for key, _ in node.value:
+        if isinstance(key, ScalarNode) and key.tag != _MERGE_TAG:
+            if (key.tag, key.value) in seen:
+                raise yaml.YAMLError(f"it has {key.value!r:.60} twice, the second time in line {key.start_mark.line + 1}")
+            seen.add((key.tag, key.value))
 
 
 def _check_numbers(value: Any) -> Any:

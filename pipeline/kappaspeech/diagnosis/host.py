@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kappaspeech.diagnosis.finding import Finding, Status
 from kappaspeech.processors import count_cores
+from kappaspeech.ranks.rendezvous import find_port
 
 _COMPILERS = ("c++", "g++", "clang++")
 _STALE_SECONDS = 600.0
@@ -31,7 +32,7 @@ def check_host(environment: Mapping[str, str], *, launched: bool) -> list[Findin
         *check_build_folder(find_build_folder(environment), now=time.time()),
         check_shared_memory(Path("/dev/shm")),
         check_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE)),
-        *([] if launched else [check_port(int(environment.get("MASTER_PORT", _DEFAULT_PORT)))]),
+        *([] if launched else [check_port(environment.get("MASTER_PORT") or str(_DEFAULT_PORT))]),
         *check_gpus(),
         check_mpi(),
     ]
@@ -95,8 +96,11 @@ def check_open_files(soft: int, hard: int) -> Finding:
     return Finding("open files", "warning", found, f"ulimit -n {possible}, before the launch and on every host")
 
 
-def check_port(port: int) -> Finding:
+def check_port(named: str) -> Finding:
     """Check the port at which torchrun and deepspeed meet, unless they are given another."""
+    port = find_port(named)
+    if port is None:
+        return Finding("ports", "problem", f"MASTER_PORT is {named!r:.60}, which is no port", "Set it to one, or unset it.")
     with socket.socket() as probe:
         try:
             probe.bind(("", port))

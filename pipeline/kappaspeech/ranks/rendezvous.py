@@ -14,7 +14,7 @@ from typing import Any
 from kappaspeech.errors import ClusterError, ConfigError
 from kappaspeech.outside import describe
 
-_DEFAULT_PORT = 29500
+_DEFAULT_PORT, _LAST_PORT = 29500, 65535
 # Below the ports that Linux gives to outgoing connections (from 32768).
 _FIRST_JOB_PORT, _NUM_JOB_PORTS = 20000, 12000
 # A prime, so that the steps of a job and its neighbours' keep apart.
@@ -86,7 +86,8 @@ def prepare_rendezvous(launch: Launch) -> None:
     os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
     if launch.local_rank is not None:
         os.environ["LOCAL_RANK"] = str(launch.local_rank)
-    if "MASTER_ADDR" not in os.environ:
+    # one that is set to nothing isn't set
+    if not os.environ.get("MASTER_ADDR"):
         is_step = os.environ.get("SLURM_STEP_NUM_TASKS") == str(launch.world_size)
         if launch.launcher in ("openmpi", "pmi") and not (launch.launcher == "pmi" and is_step):
             os.environ.update(_ask_rank_0(launch))
@@ -99,7 +100,15 @@ def prepare_rendezvous(launch: Launch) -> None:
                 f"WORLD_SIZE is {launch.world_size} but MASTER_ADDR isn't set, so the ranks can't find each other. "
                 "Start them with torchrun or deepspeed, or set MASTER_ADDR and MASTER_PORT."
             )
-    os.environ.setdefault("MASTER_PORT", str(job_port(os.environ)))
+    named = os.environ.get("MASTER_PORT") or str(job_port(os.environ))
+    if find_port(named) is None:
+        raise ConfigError(f"MASTER_PORT is {named!r:.60}, which is no port. Set it to one, or unset it.")
+    os.environ["MASTER_PORT"] = named
+
+
+def find_port(named: str) -> int | None:
+    """The port of that name, 0 for any; None if it is none."""
+    return int(named) if re.fullmatch(r"\d{1,5}", named, re.ASCII) and int(named) <= _LAST_PORT else None
 
 
 def job_port(environment: Mapping[str, str]) -> int:

@@ -51,8 +51,8 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
     hide_unwanted_gpus(os.environ)
     launch = find_launch(os.environ)
     if launch.world_size == 1:
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(free_port()))
+        os.environ["MASTER_ADDR"] = os.environ.get("MASTER_ADDR") or "127.0.0.1"
+        os.environ["MASTER_PORT"] = os.environ.get("MASTER_PORT") or str(free_port())
     prepare_rendezvous(launch)
     on_cuda = torch.cuda.is_available()
     backend = "nccl" if on_cuda else "gloo"

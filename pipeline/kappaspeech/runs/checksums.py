@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import zlib
 from collections import deque
@@ -11,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from kappaspeech.outside import read_into
 from kappaspeech.processors import count_cores
 
 # CRC-32's polynomial, its coefficient of the highest power in the lowest bit
@@ -92,7 +92,8 @@ def read_checksum(path: Path, begin: int, end: int) -> Span:
                     return
                 try:
                     block = buffer[: stop - start]
-                    _fill(block, file.fileno(), start, path)
+                    if (count := read_into(block, file.fileno(), start)) < len(block):
+                        raise OSError(f"{path} ends at byte {start + count}")
                     spans.append(Span(start, stop, zlib.crc32(block)))
                 except OSError as error:
                     failures.append(error)
@@ -105,12 +106,3 @@ def read_checksum(path: Path, begin: int, end: int) -> Span:
     if failures:
         raise failures[0]
     return join(spans)
-
-
-def _fill(block: memoryview, descriptor: int, begin: int, path: Path) -> None:
-    filled = 0
-    while filled < len(block):
-        count = os.preadv(descriptor, [block[filled:]], begin + filled)
-        if count == 0:
-            raise OSError(f"{path} ends at byte {begin + filled}")
-        filled += count

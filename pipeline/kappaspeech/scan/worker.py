@@ -160,10 +160,17 @@ class Worker:
         return total
 
     def _spill(self, task: Task, gram: FloatArray) -> None:
-        """Keep a piece's Gram in a file without a name: whatever ends this process, none of it is left behind."""
-        file = self._spilled.enter_context(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 - open until all are joined
-        np.save(file, gram)
-        file.seek(0)
+        """Keep a piece's Gram in a file without a name: whatever ends this process, none of it is left behind. Raises
+        `ScanError`."""
+        try:
+            file = self._spilled.enter_context(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 - open until all are joined
+            np.save(file, gram)
+            file.seek(0)
+        except OSError as error:
+            raise ScanError(
+                f"{self.matrices[task.matrix].name}: {tempfile.gettempdir()} has no room for {gram.nbytes:,} bytes of what was "
+                f"computed of it ({error.strerror or error}). Name a folder that has by TMPDIR."
+            ) from error
         self._grams[task.matrix, task.piece] = file
 
     def _find_kept(self, ref: MatrixRef, digest: str) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from kappaspeech.errors import CheckpointError
 from kappaspeech.needed_packages import need
-from kappaspeech.outside import explained, open_regular
+from kappaspeech.outside import explained, open_regular, read_into
 from kappaspeech.tensor_files.dtypes import FLOATS, StoredArray
 from kappaspeech.tensor_files.gguf_header import GgufEntry, read_header
 from kappaspeech.tensor_files.tensor_file import StoredTensor
@@ -90,11 +90,7 @@ class GgufFile:
     def read_bytes(self, name: str, offset: int, size: int) -> bytes:
         """`size` raw bytes of a tensor from `offset` on. Raises `OSError` if the file ends before."""
         begin = self._entries[name].begin + offset
-        parts, done = [], 0
-        while done < size:
-            part = os.pread(self._file.fileno(), size - done, begin + done)
-            if not part:
-                raise OSError(f"{self.path} ended at byte {begin + done}, inside {name}: it was cut while it was being read")
-            parts.append(part)
-            done += len(part)
-        return b"".join(parts)
+        content = bytearray(size)
+        if (count := read_into(memoryview(content), self._file.fileno(), begin)) < size:
+            raise OSError(f"{self.path} ended at byte {begin + count}, inside {name}: it was cut while it was being read")
+        return bytes(content)

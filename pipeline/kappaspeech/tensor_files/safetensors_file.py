@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kappaspeech.errors import CheckpointError
-from kappaspeech.outside import explained, open_regular
+from kappaspeech.outside import explained, open_regular, read_into
 from kappaspeech.tensor_files.dtypes import StoredArray
 from kappaspeech.tensor_files.safetensors_header import FORMATS, Header, StoredFormat, TornHeaderError, parse_entry, read_header
 from kappaspeech.tensor_files.tensor_file import StoredTensor
@@ -113,11 +113,7 @@ class SafetensorsFile:
         return values
 
     def _fill(self, view: memoryview, name: str, offset: int) -> None:
-        """Read a tensor's bytes from `offset` on, however few one call gives: 2 GiB at most, and less over some networks."""
+        """Read a tensor's bytes from `offset` on."""
         begin = self._data_begin + self._entries[name][1] + offset
-        done = 0
-        while done < len(view):
-            count = os.preadv(self._descriptor, [view[done:]], begin + done)
-            if count == 0:
-                raise OSError(f"{self.path} ended at byte {begin + done}, inside {name}: it was cut while it was being read")
-            done += count
+        if (count := read_into(view, self._descriptor, begin)) < len(view):
+            raise OSError(f"{self.path} ended at byte {begin + count}, inside {name}: it was cut while it was being read")

@@ -9,28 +9,31 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kappaspeech import blas
 from kappaspeech.commands import main
 from kappaspeech.commands.scan import scan
 from kappaspeech.errors import CheckpointError, RankFailure
-from kappaspeech.ranks.rendezvous import Launch
+from kappaspeech.ranks import start
 from kappaspeech.scan.journal import find_cache
 from tests.rank_threads import RankThreads, together
 
 
 @pytest.fixture
 def model(tmp_path, monkeypatch) -> Path:
-    # they are the whole process's
-    monkeypatch.setattr("kappaspeech.blas.pin_threads", lambda *_: None)
+    # a scan sets them for its whole process, and this one is every test's
+    for name in blas._THREAD_VARIABLES:
+        monkeypatch.setenv(name, "1")
     save_file({"w.weight": torch.randn(4, 5)}, tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"
 
 
 def test_a_rank_that_cannot_open_the_model_keeps_no_other_waiting(model, monkeypatch):
-    monkeypatch.setattr("kappaspeech.ranks.rendezvous.find_launch", lambda _: Launch(0, 2, 0, "torch"))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
     output = model.parent / "ranking.json"
     with RankThreads() as ranks:
         own = threading.local()
-        monkeypatch.setattr("kappaspeech.ranks.start.start_cluster", lambda **_: own.cluster)
+        monkeypatch.setattr(start, "start_cluster", lambda **_: own.cluster)
 
         def work(cluster):
             own.cluster = cluster

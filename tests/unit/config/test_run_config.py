@@ -235,6 +235,12 @@ def test_a_deepspeed_section_that_is_none_is_refused_by_name(tmp_path, name, val
         read_deepspeed_config(tmp_path / "ds.json")
 
 
+def test_a_deepspeed_json_with_a_key_twice_is_refused(tmp_path):
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 3}, "bf16": {"enabled": true}, "bf16": {}}')
+    with pytest.raises(ConfigError, match=r"ds\.json can't be read as JSON: it has 'bf16' twice"):
+        read_deepspeed_config(tmp_path / "ds.json")
+
+
 @pytest.mark.parametrize("text", ['{"a": Infinity}', '{"a": NaN}', "[" * 100_000, "[]", "\x00", '{"a": ' + "9" * 5000 + "}"])
 def test_a_deepspeed_json_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "ds.json").write_text(text)

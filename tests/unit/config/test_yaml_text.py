@@ -37,6 +37,8 @@ REFUSED = {
     "dot": ("a: !!float abc", "'abc' is no float"),
     "code": ("a: !!python/object/apply:os.system ['touch owned']", "could not determine a constructor"),
     "a list as key": ("? [a]\n: b", "unhashable"),
+    "a section twice": ("a: {x: 1}\nb: 2\na: {y: 1}", "it has 'a' twice, the second time in line 3"),
+    "a key twice within": ("a: {x: 1, 'x': 1}", "it has 'x' twice"),
 }
 
 

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 
 from kappaspeech.commands import main
 from kappaspeech.config.run_config import RunConfig, read_run_config
+from kappaspeech.diagnosis import host
 from kappaspeech.diagnosis.arithmetic import check_dtype
 from kappaspeech.diagnosis.configuration import check_configuration, check_disk, check_ranks, resumes
 from kappaspeech.diagnosis.finding import Finding, RankFindings, combine
@@ -134,8 +135,22 @@ def test_a_port_in_use_is_told():
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert check_port(port).status == "warning"
-    assert check_port(port).status == "ok"
+        assert check_port(str(port)).status == "warning"
+    assert check_port(str(port)).status == "ok"
+
+
+def test_a_port_that_is_none_is_a_problem_and_no_traceback():
+    assert (check_port("12ab").status, check_port("70000").status) == ("problem", "problem")
+
+
+def test_gpus_that_share_their_hosts_memory_are_told_without_it(monkeypatch):
+    monkeypatch.setattr(host, "_ask", lambda *_: "580.95, NVIDIA GB10, [N/A], [N/A]\n580.95, NVIDIA A100, 40000, 81920")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.nccl.version", lambda: (2, 27, 3))
+    found = [finding.found for finding in host.check_gpus()]
+    assert found[0].startswith("2 × NVIDIA GB10, driver 580.95")
+    assert found[1:] == ["GPU 1 has 39.1 of 80 GiB in use"]
 
 
 def test_a_small_shared_memory_is_a_problem(tmp_path, monkeypatch):

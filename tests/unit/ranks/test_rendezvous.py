@@ -132,6 +132,19 @@ def test_a_given_address_and_port_stay(environment):
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("head", "1234")
 
 
+def test_an_address_and_a_port_that_are_set_to_nothing_are_not_set(environment):
+    environment(**STEP, MASTER_ADDR="", MASTER_PORT="")
+    prepare_rendezvous(find_launch(os.environ))
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu07", str(job_port(STEP)))
+
+
+@pytest.mark.parametrize("port", ["29500x", "-1", "65536", "²"])
+def test_a_port_that_is_none_is_refused_by_name(environment, port):
+    environment(RANK="0", WORLD_SIZE="2", MASTER_ADDR="head", MASTER_PORT=port)
+    with pytest.raises(ConfigError, match=f"MASTER_PORT is {port!r}, which is no port"):
+        prepare_rendezvous(find_launch(os.environ))
+
+
 def test_ranks_without_a_place_to_meet_are_refused(environment):
     environment(RANK="0", WORLD_SIZE="2")
     with pytest.raises(ConfigError, match="MASTER_ADDR isn't set"):

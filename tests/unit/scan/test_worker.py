@@ -74,6 +74,20 @@ def test_a_cluster_scans_one_checkpoint_after_another(tmp_path):
     assert scan(checkpoint, cluster=cluster) == scan(checkpoint, cluster=cluster)
 
 
+def test_a_temporary_folder_without_room_is_told_with_a_way_round_it(tmp_path, monkeypatch):
+    checkpoint = open_checkpoint(save(tmp_path, {"long.weight": torch.randn(40_000, 3)}))
+
+    def fill(_file, _gram):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kappaspeech.scan.worker.np.save", fill)
+    with RankThreads() as ranks:
+        first, second = together(ranks.connect(2), lambda cluster: scan(checkpoint, cluster=cluster))
+    told = next(error for error in (first, second) if isinstance(error, ScanError))
+    assert "long.weight: " in str(told)
+    assert str(told).endswith("72 bytes of what was computed of it (No space left on device). Name a folder that has by TMPDIR.")
+
+
 def test_pieces_that_wait_for_each_other_lie_in_files_that_end_with_their_process(tmp_path, monkeypatch):
     """Files without names: a signal that ends a rank gives it no time to remove any."""
     checkpoint = open_checkpoint(save(tmp_path, {"long.weight": torch.randn(40_000, 3), "short.weight": torch.randn(3, 4)}))

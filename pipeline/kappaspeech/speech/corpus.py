@@ -16,6 +16,7 @@ from kappaspeech.errors import DataError
 from kappaspeech.redaction import redact
 from kappaspeech.speech.feature_cache import entry_name
 from kappaspeech.speech.in_place import is_in_place, open_in_place
+from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.normalisers import TextNormalization, normaliser_of
 from kappaspeech.speech.sample_reader import SampleRef
 from kappaspeech.speech.schedule import DatasetLengths
@@ -112,6 +113,9 @@ class Corpus:
 
     def _rows_of(self, language: str | None) -> NDArray[np.uint32] | None:
         """Rows of the table that are in the data set; None for all."""
+        if language is not None and language not in self.table.languages:
+            # by another of its names than the index has
+            language = normalise_language(language, where=self.dataset.shards)
         if language is None or self.table.languages == (language,):
             return None
         if language not in self.table.languages:

@@ -98,6 +98,11 @@ class Loader:
                 loaded.append(BadSample.of(ref, error))
         return loaded
 
+    @property
+    def has_room(self) -> bool:
+        """Return whether it pays to plan more before the first is loaded."""
+        return self._ahead.has_room
+
     def close(self) -> None:
         """Let go of what was read ahead."""
         self._ahead.close()

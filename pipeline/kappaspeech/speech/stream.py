@@ -176,7 +176,7 @@ class SpeechStream:
                     yield self._finish(*begun.popleft(), pool)
                 raise
             begun.append((step, step_hint, tickets))
-            if len(begun) > self._options.prefetch_steps:
+            if len(begun) > self._options.prefetch_steps and not pool.has_room:
                 yield self._finish(*begun.popleft(), pool)
 
     def _deal(self, plan: list[MicroBatchPlan]) -> list[MicroBatchPlan]:

@@ -24,8 +24,8 @@ from kappaspeech.model.text_rows import TextRows
 from kappaspeech.planning.buckets import settle_buckets
 from kappaspeech.planning.sizes import largest_layer
 from kappaspeech.ranks.cluster import Cluster
-from kappaspeech.zero3.gradient_means import GradientMeans
 from kappaspeech.zero3.partitioning import bring_buffers, cut_into_partitions
+from kappaspeech.zero3.processor_exchange import ProcessorExchange
 from kappaspeech.zero3.residency import keep_frozen_whole, persist_frozen
 from kappaspeech.zero3.trained_states import TrainedStates
 
@@ -125,7 +125,7 @@ class TrainingEngine:
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=settings, dist_init_required=False)
         bring_buffers(model, self._engine.device)
         keep_frozen_whole(self._engine.optimizer, model)
-        self._means = GradientMeans()
+        self._exchange = ProcessorExchange()
         self.model = model
         self.device = self._engine.device
         self._cluster = cluster
@@ -283,5 +283,5 @@ class TrainingEngine:
         return {name: digest for part in self._cluster.gather(mine.digests()) for name, digest in part.items()}
 
     def close(self) -> None:
-        self._means.close()
+        self._exchange.close()
         self._engine.destroy()

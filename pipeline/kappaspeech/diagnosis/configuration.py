@@ -163,7 +163,8 @@ def _check_shards(item: DatasetConfig, read: ReadOptions) -> list[Finding]:
         open_source(shards[0], read).num_bytes()
         return [Finding("data", "ok", f"{item.shards}: {len(shards)} shard(s); the first is there")]
     if is_in_place(item.shards):
-        corpus = Corpus(*make_datasets([item]), read)
+        (dataset,) = make_datasets([item])
+        corpus = Corpus(dataset, read)
         hours, num_tars = float(corpus.lengths().seconds.sum()) / 3600, len(corpus.table.shards)
         return [Finding("data", "ok", f"{item.shards}: {corpus.num_samples} clips in {num_tars} tar(s), {hours:.2f} h")]
     shards = expand(item.shards, read)

@@ -38,10 +38,11 @@ def load_trained_model(
 ) -> SpeechLLM:
     """The base at `llm` with an adaptor of `shape`, changed by `trained` (public names in `SpeechLLM`), in eval mode.
 
-    `trained_in` is what the training computed in, if that isn't `dtype`: what changed is rounded to it, as an export is. Raises
-    `CheckpointError` if a trained tensor has no place in the model.
+    `trained_in` is what the training computed in, if that isn't `dtype`: base and changes are rounded to it, as an export is.
+    Raises `CheckpointError` if a trained tensor has no place in the model.
     """
-    model = SpeechLLM(build_adaptor(shape, seed=0).to(dtype), load_llm(llm, dtype=dtype, attention=attention))
+    base = load_llm(llm, dtype=trained_in or dtype, attention=attention)
+    model = SpeechLLM(build_adaptor(shape, seed=0).to(dtype), base if base.dtype == dtype else base.to(dtype))
     before = {name: parameter.data for name, parameter in model.llm.named_parameters()}
     apply_trained(model, trained, lora=lora, trained_in=trained_in)
     changed = [name for name, parameter in model.llm.named_parameters() if parameter.data_ptr() != before[name].data_ptr()]

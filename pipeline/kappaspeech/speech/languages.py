@@ -26,7 +26,19 @@ shona=sn sindhi=sd sinhala=si sinhalese=si slovak=sk slovenian=sl somali=so span
 swedish=sv tagalog=tl tajik=tg tamil=ta tatar=tt telugu=te thai=th tibetan=bo turkish=tr turkmen=tk uighur=ug ukrainian=uk
 urdu=ur uyghur=ug uzbek=uz valencian=ca vietnamese=vi welsh=cy wolof=wo xhosa=xh yiddish=yi yoruba=yo zulu=zu
 """
-_CODES = dict(pair.split("=") for pair in _NAMES.split())
+# ISO 639-3, as many multilingual corpora have it, of the same languages; of what has members the one that is met, and the German,
+# French, Dutch, Czech, Greek and Chinese of ISO 639-2.
+_LONG_CODES = """
+afr=af sqi=sq amh=am ara=ar arb=ar hye=hy asm=as aze=az azj=az bak=ba eus=eu bel=be ben=bn bos=bs bre=br bul=bg mya=my cat=ca
+zho=zh chi=zh cmn=zh hrv=hr ces=cs cze=cs dan=da nld=nl dut=nl eng=en epo=eo est=et ekk=et fao=fo fil=tl fin=fi fra=fr fre=fr
+glg=gl kat=ka deu=de ger=de ell=el gre=el guj=gu hat=ht hau=ha heb=he hin=hi hun=hu isl=is ibo=ig ind=id gle=ga ita=it jpn=ja
+jav=jv kan=kn kaz=kk khm=km kin=rw kor=ko kur=ku kir=ky lao=lo lat=la lav=lv lvs=lv lin=ln lit=lt ltz=lb mkd=mk mlg=mg msa=ms
+zsm=ms mal=ml mlt=mt mri=mi mar=mr mon=mn nep=ne npi=ne nor=no nob=nb nno=nn oci=oc ori=or ory=or pan=pa pus=ps fas=fa pes=fa
+pol=pl por=pt ron=ro rus=ru san=sa srp=sr sna=sn snd=sd sin=si slk=sk slv=sl som=so spa=es sun=su swa=sw swh=sw swe=sv tgl=tl
+tgk=tg tam=ta tat=tt tel=te tha=th bod=bo tur=tr tuk=tk uig=ug ukr=uk urd=ur uzb=uz uzn=uz vie=vi cym=cy wol=wo xho=xh yid=yi
+yor=yo zul=zu
+"""
+_CODES = dict(pair.split("=") for pair in (_NAMES + _LONG_CODES).split())
 # A code, or a name of one's own for a set that is told apart like a language: a word that no file system takes for a path.
 _WORD = re.compile(r"[^\W_]{1,32}")
 _TAGS = re.compile(r"[\w.@-]*")
@@ -35,7 +47,7 @@ _SHOWN_LETTERS = 40
 
 
 def normalise_language(name: object, *, where: str = "") -> str:
-    """`DE`, `de_DE`, `german` → `de`; `x-klingon`, and a word that is no known name, stay.
+    """`DE`, `de_DE`, `deu`, `german` → `de`; `x-klingon`, and a word that is no known name, stay.
 
     Raises `DataError`, which begins with `where`, for what can't be one: languages become parts of file names.
     """

@@ -121,7 +121,7 @@ def _read_transcripts(source: Path, request: Request) -> Iterator[Recording]:
         else:
             if request.language is None and not re.fullmatch(r"[a-z]{2,3}", folder.name):
                 raise DataError(f"{folder} doesn't say what language it is; give it with --language.")
-            yield from _read_folder(folder, request.language or folder.name, request)
+            yield from _read_folder(folder, request.language or normalise_language(folder.name, where=str(folder)), request)
 
 
 def _read_folder(folder: Path, language: str, request: Request) -> Iterator[Recording]:

@@ -7,6 +7,8 @@ import unicodedata
 from functools import lru_cache
 from typing import Any, Literal
 
+from kappaspeech.speech.languages import short_language
+
 TextNormalization = Literal["none", "whisper"]
 
 # Whisper's basic normaliser puts a space in place of every mark that has no letter of its own with it. In these languages there
@@ -29,6 +31,8 @@ _JOINER = "\u200d"
 
 def normaliser_of(language: str) -> str:
     """The name of the normaliser that a language's transcripts are written by; of none in particular, Whisper's basic one."""
+    # an index of another tool's may have names for codes
+    language = short_language(language)
     if language == "en":
         return "whisper-english"
     if not language:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kappaspeech.errors import DataError
+from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.manifests import is_manifest, read_untranscribed
 from kappaspeech.speech.published import is_common_voice, is_voxpopuli
@@ -36,7 +37,7 @@ def list_untranscribed(source: Path) -> list[Recording]:
 def _read_table(source: Path) -> Iterator[Recording]:
     # a corpus has a folder for each language
     folder = source.resolve().parent.name
-    language = folder if re.fullmatch(r"[a-z]{2,3}", folder) else ""
+    language = normalise_language(folder) if re.fullmatch(r"[a-z]{2,3}", folder) else ""
     column = None
     for number, line in enumerate(read_lines(source), start=1):
         if not line.strip():

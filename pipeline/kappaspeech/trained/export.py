@@ -57,11 +57,14 @@ def export(source: Path, output: Path, *, step: Step = None, base: str | None = 
 
         def read_llm_tensor(name: str) -> Tensor:
             parts = [LLM_PREFIX + part for part in (name, *factors_of(name)) if LLM_PREFIX + part in shapes]
-            tensors = {part.removeprefix(LLM_PREFIX): trained.get_tensor(part) for part in parts}
+            tensors: dict[str, Tensor] = {part.removeprefix(LLM_PREFIX): trained.get_tensor(part) for part in parts}
+            if name in tensors:
+                return tensors[name]
+            # as the training rounded it
+            before = read_base(checkpoint, name).to(difference.parts.torch_dtype)
             if experts := single.get(name):
-                base_EOI = read_base(checkpoint, name).to(difference.parts.torch_dtype)
-                return put_experts(base_EOI, {place: trained.get_tensor(part) for place, part in experts.items()})
-            return tensors[name] if name in tensors else merge(name, read_base(checkpoint, name), tensors, difference.lora)
+                return put_experts(before, {place: trained.get_tensor(part) for place, part in experts.items()})
+            return merge(name, before, tensors, difference.lora)
 
         def write(folder: Path) -> None:
             if with_adaptor:

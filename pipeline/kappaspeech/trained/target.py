@@ -80,12 +80,8 @@ def find_target(
         raise InputError(f"{model} is neither a run folder, nor an export, nor whisper:NAME, nor an openai-whisper .pt file.")
     if not speech:
         raise ConfigError(f"{model} names no test speech, so there is nothing to measure WER on. Give shards with --data.")
-    if is_whisper and texts:
-        raise InputError("Plain Whisper reads no text: leave --text out.")
-    if is_whisper and questions:
-        raise InputError("Plain Whisper answers no questions: leave --tasks out.")
-    if is_whisper and instruction is not None:
-        raise InputError("Plain Whisper takes no instruction: leave --instruction out.")
+    if is_whisper:
+        _refuse_for_whisper(texts, questions, instruction)
 
     def open_decoder(device: torch.device, use: UseArithmetic) -> Decoder:
         if is_whisper:
@@ -104,6 +100,16 @@ def find_target(
         )
 
     return EvaluationTarget(folder, reached, train_seconds, speech, texts, questions, chosen, read, open_decoder)
+
+
+def _refuse_for_whisper(texts: Mapping[str, str], questions: Mapping[str, str], instruction: str | None) -> None:
+    """Raise `InputError` for what only an LLM can be asked."""
+    if texts:
+        raise InputError("Plain Whisper reads no text: leave --text out.")
+    if questions:
+        raise InputError("Plain Whisper answers no questions: leave --tasks out.")
+    if instruction is not None:
+        raise InputError("Plain Whisper takes no instruction: leave --instruction out.")
 
 
 def _parse_path(item: str, option: str) -> tuple[str, str]:

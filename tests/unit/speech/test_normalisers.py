@@ -33,6 +33,12 @@ def test_words_stay_whole_in_every_script(language, text, expected):
     assert normalise_text(written, language, "whisper") == written
 
 
+def test_a_language_has_its_normaliser_by_any_of_its_names():
+    assert {normaliser_of(name) for name in ("en", "eng", "English", "en_GB")} == {"whisper-english"}
+    assert {normaliser_of(name) for name in ("tr", "tur", "turkish")} == {"marks-kept-dotted-i"}
+    assert normaliser_of("") == "whisper-basic"
+
+
 def test_thai_and_lao_vowels_are_not_taken_apart():
     assert "\u0e33" in normalise_text("น้ำ", "th", "whisper")
     assert "\u0eb3" in normalise_text("ນ້ຳ", "lo", "whisper")

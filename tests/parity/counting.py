@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
+from unittest.mock import patch
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kappaspeech.ranks.letterboxes import SharedLetterboxes
+from kappaspeech.ranks.part_exchange import PartExchange
 from kappaspeech.zero3.engine import TrainingEngine
 
 # a number, or a length that the data decide, is read back: a device is waited for
@@ -17,16 +21,37 @@ _READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2", "aten:
 
 
 class StepCounter(TorchDispatchMode):
-    """`gathered`: elements that all-gathers bring; `collectives` and `reads` by the names of their operations.
+    """`gathered`: elements that all-gathers bring, and `shared` those that come through memory that ranks share; `collectives`
+    and `reads` by the names of their operations.
 
     `received`: elements in float32 that come from other ranks by gathers of any kind; messages between ranks are bytes.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.gathered = self.received = 0
+        self.gathered = self.shared = self.received = 0
         self.collectives: Counter[str] = Counter()
         self.reads: Counter[str] = Counter()
+
+        gather = PartExchange.gather_parts
+
+        def count(exchange: PartExchange, parts: Sequence[Tensor], wholes: Sequence[Tensor]) -> None:
+            if isinstance(exchange._boxes, SharedLetterboxes):
+                self.shared += sum(len(whole) for whole in wholes)
+                pairs = zip(parts, wholes, strict=True)
+                self.received += sum(len(whole) - len(part) for part, whole in pairs if whole.dtype == torch.float32)
+            gather(exchange, parts, wholes)
+
+        self._counting = patch.object(PartExchange, "gather_parts", count)
+
+    def __enter__(self) -> Self:
+        self._counting.start()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self._counting.stop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name

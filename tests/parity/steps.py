@@ -70,8 +70,8 @@ class Case:
     experts: Mapping[str, tuple[int, ...]] | None = None
     packs: bool = False
     preset: str | None = None
-    # as DeepSpeed does it by itself
-    cuts_frozen: bool = False
+    # cut and exchanged by DeepSpeed itself
+    as_deepspeed: bool = False
     persists_frozen: bool = False
     # a state that is known, when all steps are taken
     saves: bool = False
@@ -133,7 +133,7 @@ CASES: dict[int, dict[str, Case]] = {
             experts=SINGLE_EXPERTS, num_steps=FEW_STEPS, preset="zero3_cpu", persists_frozen=True, ema_decay=0.6
         ),
         "zero3_cpu": Case(preset="zero3_cpu", num_steps=FEW_STEPS),
-        "zero3_cpu as DeepSpeed cuts": Case(preset="zero3_cpu", num_steps=FEW_STEPS, cuts_frozen=True),
+        "zero3_cpu as DeepSpeed": Case(preset="zero3_cpu", num_steps=FEW_STEPS, as_deepspeed=True),
         "frozen persist": Case(num_steps=FEW_STEPS, persists_frozen=True),
         # a part of a layer
         "prefetched little": Case(num_steps=FEW_STEPS, changes={"stage3_prefetch_bucket_size": 1_000}),

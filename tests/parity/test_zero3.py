@@ -104,11 +104,12 @@ def test_zero3_leaves_every_frozen_tensor_bit_equal(home, zero3):
 
 
 def test_frozen_weights_that_persist_are_gathered_once_a_run_and_change_no_bit(home, zero3):
-    """DeepSpeed's own step cuts them and gathers them again."""
-    kept, cut = zero3(2)["zero3_cpu"], zero3(2)["zero3_cpu as DeepSpeed cuts"]
+    """DeepSpeed's own step cuts them and gathers them again, and exchanges all that it does over gloo."""
+    kept, cut = zero3(2)["zero3_cpu"], zero3(2)["zero3_cpu as DeepSpeed"]
     trained = sum(tensor.numel() for tensor in kept["trained"].values())
     frozen = sum(p.numel() for p in build_parts(home, CASES[2]["zero3_cpu"]).model.parameters() if not p.requires_grad)
-    assert (kept["gathered"], cut["gathered"]) == (trained, trained + frozen)
+    assert (kept["shared"], kept["gathered"]) == (trained, 0)
+    assert (cut["shared"], cut["gathered"]) == (0, trained + frozen)
     assert (kept["losses"], kept["norms"], kept["frozen"]) == (cut["losses"], cut["norms"], cut["frozen"])
     for key in ("trained", "first_moments"):
         assert all(torch.equal(tensor, cut[key][name]) for name, tensor in kept[key].items())

@@ -53,7 +53,7 @@ def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dic
     stream = open_stream(home, parts.tokenizer, rank=cluster.rank, world_size=cluster.world_size, budget=case.budget)
     if case.partition_bytes is not None:
         engine_module._PARTITION_BYTES = case.partition_bytes
-    keeping = patch.object(engine_module, "keep_frozen_whole", lambda *_: None) if case.cuts_frozen else nullcontext()
+    keeping = patch.object(engine_module, "keep_frozen_whole", lambda *_: None) if case.as_deepspeed else nullcontext()
     with keeping:
         engine = TrainingEngine(
             parts.model,
@@ -63,6 +63,8 @@ def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dic
             micro_batches_per_rank=-(-case.budget.micro_batches_per_step // cluster.world_size),
             ema_decay=case.ema_decay,
         )
+    if case.as_deepspeed:
+        engine._exchange.close()
     if case.persists_frozen:
         engine.persist_frozen()
     copied = cluster.gather(copied_kilobytes())
@@ -112,6 +114,7 @@ def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dic
         "fisher": fisher,
         # of the last step
         "gathered": counts.gathered,
+        "shared": counts.shared,
         "collectives": dict(counts.collectives),
         "reads": dict(counts.reads),
         "late": dict(late),

@@ -21,7 +21,7 @@ from kappaspeech.planning.batches import BatchSizes
 from kappaspeech.planning.duration import Rates
 from kappaspeech.planning.memory import count_tokens
 from kappaspeech.planning.sizes import SpeechSizes
-from kappaspeech.ranks.averaging import Averaging
+from kappaspeech.ranks.part_exchange import PartExchange
 
 # About how long each rate is measured.
 _BUDGET_SECONDS = 0.06
@@ -100,15 +100,15 @@ def measure_exchange(compute: Rates, group: Any, device: torch.device, dtype: to
         for started in [group._allgather_base(target, source) for target in into]:
             started.wait()
 
-    averaging = Averaging(group) if device.type == "cpu" else None
+    exchange = PartExchange(group) if device.type == "cpu" else None
 
     def reduce() -> None:
         # and sums one bucket of gradients after the other
         for source in whole:
-            if averaging is None:
+            if exchange is None:
                 group._reduce_scatter_base(part, source).wait()
             else:
-                averaging.average_parts([source])
+                exchange.average_parts([source])
 
     # the first connects the ranks
     gather(many[:1], few)
@@ -119,10 +119,10 @@ def measure_exchange(compute: Rates, group: Any, device: torch.device, dtype: to
     whole = [torch.ones(part.numel() * size, device=device, dtype=dtype) for _ in range(_NUM_MESSAGES)]
     latency = _timed(device, lambda: gather(many, few)) / len(many)
     gathering = _timed(device, lambda: gather(whole, part)) / len(whole)
-    if averaging is not None:
+    if exchange is not None:
         # what a training pays once: nobody has touched the memory of its two turns yet
         for _ in range(2):
-            averaging.average_parts(whole[:1])
+            exchange.average_parts(whole[:1])
     reducing = _timed(device, reduce) / len(whole)
     received = part.nbytes * (size - 1)
     return replace(

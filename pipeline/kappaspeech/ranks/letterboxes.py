@@ -77,7 +77,7 @@ class SharedLetterboxes:
         """`memories` are all ranks', each of `size(group, capacity)` bytes."""
         self.capacity = capacity
         self._group, self._rank, self._memories = group, group.rank(), memories
-        self._turn, self._num_bytes = 0, 0
+        self._turn, self._num_bytes, self._is_for_all = 0, 0, False
 
     @classmethod
     def make(cls, group: Any, capacity: int) -> SharedLetterboxes | None:
@@ -114,15 +114,26 @@ class SharedLetterboxes:
         """The bytes of each rank's memory."""
         return max(_MARK_BYTES, 2 * (int(group.size()) - 1) * _pad(capacity))
 
+    @property
+    def capacity_for_all(self) -> int:
+        """The most bytes of a box that all others read."""
+        return (len(self._memories) - 1) * _pad(self.capacity)
+
     def open(self, num_bytes: int) -> list[Tensor]:
-        self._turn, self._num_bytes = 1 - self._turn, num_bytes
+        self._turn, self._num_bytes, self._is_for_all = 1 - self._turn, num_bytes, False
         others = range(len(self._memories) - 1)
         return [self._box(self._rank, position) for position in others]
 
+    def open_for_all(self, num_bytes: int) -> Tensor:
+        """So many bytes, to be filled once, that every other rank is given at the `swap` in place of a box of its own."""
+        self._turn, self._num_bytes, self._is_for_all = 1 - self._turn, num_bytes, True
+        return self._box(self._rank, 0)
+
     def swap(self) -> list[Tensor]:
         self._group.barrier().wait()
+        others = (rank for rank in range(len(self._memories)) if rank != self._rank)
         # this rank's place among the others of each
-        return [self._box(r, self._rank - (self._rank > r)) for r in range(len(self._memories)) if r != self._rank]
+        return [self._box(other, 0 if self._is_for_all else self._rank - (self._rank > other)) for other in others]
 
     def _box(self, owner: int, position: int) -> Tensor:
         begin = (self._turn * (len(self._memories) - 1) + position) * _pad(self.capacity)

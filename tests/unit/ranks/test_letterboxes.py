@@ -40,6 +40,28 @@ def test_each_rank_finds_what_the_others_laid_out_for_it(kind, world_size):
     assert with_groups(world_size, work) == expected
 
 
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_each_rank_finds_what_the_others_laid_out_for_all(world_size):
+    """By turns with boxes for each, in the same memory."""
+
+    def work(group):
+        boxes, rank, found = SharedLetterboxes.make(group, 100), group.rank(), []
+        assert boxes.capacity_for_all >= 100 * (world_size - 1)
+        for turn, size in enumerate([boxes.capacity_for_all, 1, 100, boxes.capacity_for_all]):
+            boxes.open_for_all(size).fill_(16 * turn + rank)
+            found.append([(len(box), box.unique().tolist()) for box in boxes.swap()] == of_all(turn, size, rank))
+            found.append(swap_often(boxes, rank, world_size)[0] == [4 * other + rank for other in others_of(rank)])
+        return found
+
+    def others_of(rank):
+        return [other for other in range(world_size) if other != rank]
+
+    def of_all(turn, size, rank):
+        return [(size, [16 * turn + other]) for other in others_of(rank)]
+
+    assert with_groups(world_size, work) == [[True] * 8] * world_size
+
+
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="shared memory without a name is Linux's")
 def test_ranks_of_one_host_share_memory_and_leave_no_open_file():
     before = len(os.listdir("/proc/self/fd"))

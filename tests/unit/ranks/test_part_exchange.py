@@ -1,4 +1,4 @@
-"""Each rank gets its part of the mean, whatever the blocks in which it travels."""
+"""Each rank gets its part of the mean, and all parts of a whole, whatever the blocks in which they travel."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from kappaspeech.ranks import averaging
-from kappaspeech.ranks.averaging import Averaging, cut_into_blocks
+from kappaspeech.ranks import part_exchange
 from kappaspeech.ranks.letterboxes import SentLetterboxes
+from kappaspeech.ranks.part_exchange import PartExchange, cut_into_blocks
 from tests.gloo_threads import with_groups
 
 SHAPES = [(7, 5), (1,), (64,), (3,), (0,), (130,)]
@@ -22,13 +22,13 @@ def gradients(rank: int, dtype: torch.dtype) -> list[torch.Tensor]:
 
 def average(world_size, dtype, open_bytes, monkeypatch, *, sent=False):
     if sent:
-        monkeypatch.setattr(averaging, "make_letterboxes", SentLetterboxes)
+        monkeypatch.setattr(part_exchange, "make_letterboxes", SentLetterboxes)
 
     def work(group):
-        averages = Averaging(group, open_bytes=open_bytes)
+        exchange = PartExchange(group, open_bytes=open_bytes)
         # a second time, since boxes take turns
-        averages.average_parts(gradients(group.rank() + 50, dtype))
-        return averages.average_parts(gradients(group.rank(), dtype))
+        exchange.average_parts(gradients(group.rank() + 50, dtype))
+        return exchange.average_parts(gradients(group.rank(), dtype))
 
     return with_groups(world_size, work)
 
@@ -65,10 +65,64 @@ def test_sent_parts_of_four_bytes_a_number_need_no_capacity_that_four_divides(mo
 def test_the_tensors_that_are_averaged_stay_as_they_are():
     def work(group):
         mine = gradients(group.rank(), torch.float32)
-        Averaging(group).average_parts(mine)
+        PartExchange(group).average_parts(mine)
         return all(torch.equal(*pair) for pair in zip(mine, gradients(group.rank(), torch.float32), strict=True))
 
     assert with_groups(2, work) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "open_bytes", "sent"), [(2, 64, False), (3, 1 << 20, False), (4, 300, False), (3, 64, True)]
+)
+def test_every_rank_gets_the_bits_of_all_parts(world_size, open_bytes, sent, monkeypatch):
+    """By turns with averaging, in the same memory; dtypes may differ."""
+    if sent:
+        monkeypatch.setattr(part_exchange, "make_letterboxes", SentLetterboxes)
+
+    def parts(rank):
+        return [part.flatten() for dtype in (torch.float32, torch.bfloat16) for part in gradients(rank, dtype)]
+
+    def work(group):
+        exchange = PartExchange(group, open_bytes=open_bytes)
+        before = exchange.average_parts(gradients(group.rank(), torch.float32))
+        mine = parts(group.rank())
+        wholes = [part.new_full((len(part) * world_size,), 7.0) for part in mine]
+        exchange.gather_parts(mine, wholes)
+        after = exchange.average_parts(gradients(group.rank(), torch.float32))
+        return wholes, all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+    expected = [torch.cat(of_ranks) for of_ranks in zip(*(parts(rank) for rank in range(world_size)), strict=True)]
+    for wholes, is_average_same in with_groups(world_size, work):
+        assert is_average_same
+        assert all(torch.equal(*pair) for pair in zip(wholes, expected, strict=True))
+
+
+def test_of_a_gather_through_shared_memory_nothing_is_sent():
+    """A barrier a block, and no message: three blocks of at most 64 bytes."""
+    counts = []
+
+    class Counted:
+        """A group's collectives, noted by name."""
+
+        def __init__(self, group):
+            self._group = group
+
+        def __getattr__(self, name):
+            if name not in ("rank", "size"):
+                counts.append(name)
+            return getattr(self._group, name)
+
+    def work(group):
+        exchange = PartExchange(Counted(group), open_bytes=64)
+        group.barrier().wait()
+        counts.clear()
+        group.barrier().wait()
+        parts = [torch.full((length,), float(group.rank())) for length in (20, 0, 5, 10)]
+        exchange.gather_parts(parts, [part.repeat(2) for part in parts])
+        group.barrier().wait()
+        return sorted(counts)
+
+    assert with_groups(2, work) == [["barrier"] * 6] * 2
 
 
 def test_blocks_hold_all_elements_once_and_in_order_and_are_full_but_for_the_last():

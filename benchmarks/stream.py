@@ -9,12 +9,13 @@ every method alike; medians are reported, children's CPU-seconds (curl, ffmpeg) 
 this process, and its cost is nobody's; "20 ms away" it answers each request after that time, as a bucket may. webdataset reads in
 its usual way: shards in sequence, over HTTP through curl, with a shuffle buffer; audio by soundfile as here, or by
 `whisper.load_audio` (ffmpeg), as whisper's users do. This project reads in its own order, that of training, and with training's
-reading ahead: samples drawn from all shards.
+reading ahead: samples drawn from all shards. Its time includes that indices are read and compared with the shards.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -57,7 +58,6 @@ def read_ours(urls: str, level: str, *, epochs: int, cache: str | None, most_sam
     """Audio-seconds of each sample, in training's order."""
     from kappaspeech.speech.corpus import Corpus, SpeechDataset
     from kappaspeech.speech.loading import BadSample, Loader, LoadOptions
-    from kappaspeech.speech.ranges import wait_for
     from kappaspeech.speech.read_ahead import ReadAhead
     from kappaspeech.speech.sample_reader import BegunSample, SampleReader, SampleRef
     from kappaspeech.speech.schedule import BatchBudget, Schedule
@@ -65,7 +65,7 @@ def read_ours(urls: str, level: str, *, epochs: int, cache: str | None, most_sam
 
     class UndecodedReader(SampleReader):
         def read(self, refs: Any, begun: list[BegunSample] | None = None) -> list[Any]:
-            return [part for sample in begun or self.begin(refs) for part in wait_for(sample)]
+            return [part for ref, sample in zip(refs, begun or self.begin(refs), strict=True) for part in self.fetch(ref, sample)]
 
     options = ReadOptions(cache_dir=cache)
     corpus = Corpus(SpeechDataset(urls), options)
@@ -81,7 +81,7 @@ def read_ours(urls: str, level: str, *, epochs: int, cache: str | None, most_sam
                     raise SystemExit(f"a sample can't be read: {item}")
             yield from (ref.entry.seconds for ref in refs)
 
-    left = most_samples or epochs * corpus.num_samples
+    left, num_ahead = most_samples or epochs * corpus.num_samples, STEPS_AHEAD
     steps: deque[list[tuple[list[SampleRef], Any]]] = deque()
     for _, plan in schedule.steps(0):
         steps.append([])
@@ -89,9 +89,9 @@ def read_ours(urls: str, level: str, *, epochs: int, cache: str | None, most_sam
             if refs := [corpus.ref(int(sample)) for _, sample in batch[:left]]:
                 left -= len(refs)
                 steps[-1].append((refs, loader.plan(refs) if level == "features" else ahead.plan(refs)))
-        planner = loader if level == "features" else ahead
-        if len(steps) > STEPS_AHEAD and not planner.has_room:
+        if len(steps) > num_ahead:
             yield from take_step(steps.popleft())
+            num_ahead += int((loader if level == "features" else ahead).has_room)
         if not left:
             break
     for step in steps:
@@ -141,8 +141,10 @@ def measure_here(request: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     log_mel(np.zeros(16_000, dtype=np.float32) + 0.1, NUM_MELS)
-    # what is loaded and opened at first use isn't counted
+    # what is loaded and opened at first use isn't counted, nor that garbage is looked for among what imports left
     next(start_reading(request, most_samples=1))
+    gc.collect()
+    gc.freeze()
     samples, num_samples = start_reading(request), int(request["num_samples"])
     before, began, audio_seconds, count, resident = cpu_seconds(), time.monotonic(), 0.0, 0, []
     for seconds in samples:

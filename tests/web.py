@@ -17,7 +17,8 @@ from pathlib import Path
 
 class FaultyServer:
     """`faults` are taken one a ranged request, then none: "500", "stall", "reset", "short", "whole", "404", "403", "drip",
-    "endless", "moved" (another range), "grown" (another size of the file), "loop" (a redirect to itself).
+    "endless", "damaged" (in its first byte), "moved" (another range), "grown" (another size of the file), "loop" (a redirect
+    to itself).
 
     `ranges` are those that were asked for. Of a byte in `broken_bytes` every request is answered by 500. A file's request waits
     `latency_seconds`, and until `wanted_at_once` are there together; `most_at_once` is how many there were.
@@ -105,6 +106,8 @@ class FaultyServer:
                     part = file.read(end - begin)
                 if fault in ("short", "drip"):
                     part = part[: max(1, len(part) // 2) if fault == "short" else 1]
+                if fault == "damaged":
+                    part = bytes([part[0] ^ 1]) + part[1:]
                 self.send_response(206 if wanted and fault != "whole" else 200)
                 self.send_header("Accept-Ranges", "bytes")
                 if fault != "endless":

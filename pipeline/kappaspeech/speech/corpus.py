@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from kappaspeech.speech.languages import short_language
 from kappaspeech.speech.normalisers import TextNormalization, normaliser_of
 from kappaspeech.speech.sample_reader import SampleRef
 from kappaspeech.speech.schedule import DatasetLengths
-from kappaspeech.speech.shards import SampleEntry, check_unchanged, expand, read_index
+from kappaspeech.speech.shards import SampleEntry, ShardIndex, check_unchanged, expand, read_index
 from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.table import MERGED_SUFFIX, SampleTable, read_merged
+
+# Indices of remote shards that are read at once.
+_INDICES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,18 @@ def make_read_options(config: ReadConfig) -> ReadOptions:
     return ReadOptions(config.attempts, config.stall_seconds, config.cache_dir, int(config.cache_gb * 2**30))
 
 
+def _read_indices(places: Sequence[str], options: ReadOptions) -> list[ShardIndex]:
+    """Read the indices beside shards, some at once: one of a remote shard takes the time of a few answers."""
+    if not any(map(is_remote, places)):
+        return [read_index(where, options) for where in places]
+    with ThreadPoolExecutor(_INDICES_AT_ONCE, thread_name_prefix="shard-indices") as pool:
+        futures = [pool.submit(read_index, where, options) for where in places]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
 class Corpus:
     """One data set's samples, in their order."""
 
@@ -97,7 +113,7 @@ class Corpus:
             places = expand(dataset.shards, self._read)
             if most_shards is not None and len(places) > most_shards:
                 places = [places[i * len(places) // most_shards] for i in range(most_shards)]
-            self.table = SampleTable.of([read_index(where, self._read) for where in places])
+            self.table = SampleTable.of(_read_indices(places, self._read))
             self._unchecked = set()
         self._rows = self._rows_of(dataset.language)
         self.num_samples = len(self.table) if self._rows is None else len(self._rows)

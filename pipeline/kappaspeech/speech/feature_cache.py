@@ -64,7 +64,9 @@ def from_bits(states_SE: NDArray[Any]) -> Tensor:
 
 def entry_name(entry: SampleEntry, stamp: ShardStamp, normalization: str) -> str:
     """The name of a sample in the cache; other audio, another text or another shard gives another name."""
-    known = {name: value for name, value in asdict(entry).items() if name != "listing" or value is not None}
+    known = {name: value for name, value in asdict(entry).items() if name != "head_digest"}
+    if entry.listing is None:
+        del known["listing"]
     return digest_json([known, asdict(stamp), normalization])
 
 

@@ -15,8 +15,8 @@ from kappaspeech.speech.listings import decode_listed
 from kappaspeech.speech.normalisers import TextNormalization, normalise_text
 from kappaspeech.speech.ranges import Part, begin_many, wait_for
 from kappaspeech.speech.samples import AudioSample, BadSampleError, decode
-from kappaspeech.speech.shards import SampleEntry, check_header, parse_transcript
-from kappaspeech.speech.source import ReadOptions, Source
+from kappaspeech.speech.shards import SampleEntry, changed, check_header, digest_head, head_bytes, parse_transcript
+from kappaspeech.speech.source import ReadOptions, Source, is_remote
 from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.tar_members import HEADER_BYTES
 
@@ -70,10 +70,33 @@ class SampleReader:
         for ref, sample in zip(refs, self.begin(refs) if begun is None else begun, strict=True):
             try:
                 with sample_errors():
-                    samples.append(_parse(ref, _ranges(ref.entry), wait_for(sample)))
+                    samples.append(_parse(ref, _ranges(ref.entry), self.fetch(ref, sample)))
             except BadSampleError as error:
                 samples.append(error)
         return samples
+
+    def fetch(self, ref: SampleRef, begun: BegunSample) -> list[bytes | Exception]:
+        """The `_ranges` of a sample that were begun. Raises `DataError` if they are of another sample than its index noted."""
+        parts = wait_for(begun)
+        # a local shard was compared with its index as a whole
+        if not ref.entry.head_digest or not is_remote(ref.where) or _is_itself(ref.entry, parts):
+            return parts
+        # an answer may have been damaged on its way
+        parts = wait_for(self.begin([ref])[0])
+        if not _is_itself(ref.entry, parts):
+            raise changed(ref.where)
+        return parts
+
+
+def _is_itself(entry: SampleEntry, parts: Sequence[bytes | Exception]) -> bool:
+    """Return whether a sample's audio begins as its index noted; so does what couldn't be read, which has an error of its own."""
+    begin, part = next(
+        (begin, part)
+        for (begin, end), part in zip(_ranges(entry), parts, strict=True)
+        if begin <= entry.audio_offset - HEADER_BYTES < end
+    )
+    start = entry.audio_offset - HEADER_BYTES - begin
+    return isinstance(part, Exception) or digest_head(part[start : start + head_bytes(entry)]) == entry.head_digest
 
 
 @contextlib.contextmanager

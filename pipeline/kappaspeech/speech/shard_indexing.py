@@ -10,7 +10,7 @@ from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.recordings import AUDIO_EXTENSIONS, LONGEST_SECONDS
 from kappaspeech.speech.regular_files import is_litter
 from kappaspeech.speech.samples import explain_undecodable
-from kappaspeech.speech.shards import SampleEntry, ShardIndex, ShardStamp, digest_heads, known_seconds, split_name
+from kappaspeech.speech.shards import SampleEntry, ShardIndex, known_seconds, split_name, stamp_shard
 from kappaspeech.speech.source import ReadOptions
 from kappaspeech.speech.sources import RangeFile, open_source
 from kappaspeech.speech.tar_members import HEADER_BYTES, read_members
@@ -31,7 +31,7 @@ def index_shard(where: str, *, default_language: str | None = None, options: Rea
         samples = tuple(_describe(where, file, key, parts, default_language) for key, parts in groups.items())
     if not samples:
         raise DataError(f"{where} holds no sample.")
-    return ShardIndex(where, ShardStamp(num_bytes, source.stamp(), digest_heads(source, samples)), samples)
+    return ShardIndex(where, *stamp_shard(source, num_bytes, samples))
 
 
 def group_members(where: str, file: Any, num_bytes: int) -> dict[str, dict[str, tuple[int, int]]]:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,17 @@ INDEX_SUFFIX = ".index.json"
 _SCHEMA_VERSION = 2
 # A sample takes about 200 bytes; lists of as many samples as this holds are merged indices.
 _MAX_INDEX_BYTES = 256 << 20
+_DIGEST_BYTES = 8
+_NO_DIGEST = "00" * _DIGEST_BYTES
+# Samples of a remote shard that are looked at before any is read.
+_NUM_SPREAD = 4
+_OTHER_SAMPLES = "holds other samples than"
 
 
 @dataclass(frozen=True)
 class SampleEntry:
     """Byte offsets of a sample's members in its shard, and the values that the schedule needs. With a `listing` there is no
-    member of text."""
+    member of text. `head_digest` is that of `digest_head`; 0 if the index is of a version that noted none."""
 
     key: str
     seconds: float
@@ -47,10 +52,11 @@ class SampleEntry:
     text_bytes: int
     text_is_json: bool
     listing: Listing | None = None
+    head_digest: int = 0
 
 
-# what an index beside its shard says
-_INDEXED = [field.name for field in fields(SampleEntry) if field.name != "listing"]
+# a row of an index beside its shard
+_INDEXED = [field.name for field in fields(SampleEntry) if field.name not in ("listing", "head_digest")]
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,9 @@ def read_index(where: str, options: ReadOptions | None = None) -> ShardIndex:
     content = _read_beside(where, options)
     try:
         stamp = ShardStamp(int(content["num_bytes"]), str(content["stamp"]), str(content["digest"]))
-        samples = tuple(_parse_entry(dict(zip(_INDEXED, row, strict=True)), stamp.num_bytes) for row in content["samples"])
+        heads = content.get("heads") or [_NO_DIGEST] * len(content["samples"])
+        rows = zip(content["samples"], heads, strict=True)
+        samples = tuple(_parse_entry(dict(zip(_INDEXED, row, strict=True)), head, stamp.num_bytes) for row, head in rows)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"The index of {where} can't be understood ({describe(error)}). {_again(where)}") from error
     index = ShardIndex(where, stamp, samples)
@@ -110,7 +118,7 @@ def read_index(where: str, options: ReadOptions | None = None) -> ShardIndex:
     return index
 
 
-def _parse_entry(row: dict[str, Any], num_bytes: int) -> SampleEntry:
+def _parse_entry(row: dict[str, Any], head: str, num_bytes: int) -> SampleEntry:
     """A row of an index. Raises `ValueError` if it isn't of the right types, or names bytes that the shard doesn't have."""
     for name, kind in (("key", str), ("language", str), ("seconds", (int, float)), ("text_is_json", bool)):
         if not isinstance(row[name], kind):
@@ -120,7 +128,8 @@ def _parse_entry(row: dict[str, Any], num_bytes: int) -> SampleEntry:
         if type(offset) is not int or type(size) is not int or not 0 <= size <= num_bytes - offset or offset < HEADER_BYTES:
             raise ValueError(f"{part} lies at byte {offset!r} and has {size!r}, in a shard of {num_bytes}")
     check_unicode(row["key"])
-    return SampleEntry(**{**row, "seconds": known_seconds(float(row["seconds"]))})
+    digest = _to_integer(bytes.fromhex(head))
+    return SampleEntry(**{**row, "seconds": known_seconds(float(row["seconds"]))}, head_digest=digest)
 
 
 def _read_beside(where: str, options: ReadOptions) -> dict[str, Any]:
@@ -150,25 +159,84 @@ def check_unchanged(source: Source, stamp: ShardStamp, samples: Sequence[SampleE
     is_known = stamp.stamp != "" and source.stamp() == stamp.stamp
     if num_bytes == stamp.num_bytes and (is_known or _holds(source, stamp, samples)):
         return
-    what = f"has {num_bytes} bytes but had {stamp.num_bytes}" if num_bytes != stamp.num_bytes else "holds other samples than"
-    raise DataError(
-        f"{source.where} {what} when it was indexed: it is cut or was replaced. Restore it, or index it again with "
-        f"`kappaspeech index {source.where}`."
+    what = f"has {num_bytes} bytes but had {stamp.num_bytes}" if num_bytes != stamp.num_bytes else _OTHER_SAMPLES
+    raise changed(source.where, what)
+
+
+def changed(where: str, what: str = _OTHER_SAMPLES) -> DataError:
+    """The error of a shard that isn't what was indexed."""
+    return DataError(
+        f"{where} {what} when it was indexed: it is cut or was replaced. Restore it, or index it again with "
+        f"`kappaspeech index {where}`."
     )
 
 
 def _holds(source: Source, stamp: ShardStamp, samples: Sequence[SampleEntry]) -> bool:
     claim = f"{stamp.digest} {[(sample.audio_offset, sample.audio_bytes) for sample in samples]}"
-    return source.confirms(claim, lambda: digest_heads(source, samples) == stamp.digest)
+    return source.confirms(claim, lambda: _compare(source, stamp, samples))
+
+
+def _compare(source: Source, stamp: ShardStamp, samples: Sequence[SampleEntry]) -> bool:
+    """Compare a shard with its index: of a remote one whose samples are known one by one, a few now and each when it is read."""
+    if not _are_known(samples):
+        return digest_heads(source, samples) == stamp.digest
+    if _digest_digests(samples) != stamp.digest:
+        return False
+    last = len(samples) - 1
+    spread = {last * place // (_NUM_SPREAD - 1) for place in range(_NUM_SPREAD)}
+    chosen = [samples[index] for index in sorted(spread)] if is_remote(source.where) else samples
+    heads = zip(read_heads(source, chosen), chosen, strict=True)
+    return all(isinstance(head, bytes) and digest_head(head) == sample.head_digest for head, sample in heads)
+
+
+def _are_known(samples: Sequence[SampleEntry]) -> bool:
+    return bool(samples) and all(sample.head_digest for sample in samples)
+
+
+def stamp_shard(source: Source, num_bytes: int, samples: Sequence[SampleEntry]) -> tuple[ShardStamp, tuple[SampleEntry, ...]]:
+    """What a shard is, and its samples with their heads' digests. Raises `DataError` or `EOFError` for what can't be read."""
+    noted = []
+    for head, sample in zip(read_heads(source, samples), samples, strict=True):
+        if isinstance(head, Exception):
+            raise head
+        noted.append(replace(sample, head_digest=digest_head(head)))
+    return ShardStamp(num_bytes, source.stamp(), _digest_digests(noted)), tuple(noted)
 
 
 def digest_heads(source: Source, samples: Sequence[SampleEntry]) -> str:
-    """SHA-256 over each sample's tar header and the first bytes of its audio."""
+    """SHA-256 over the heads of samples."""
     total = hashlib.sha256()
-    requests = [(source, s.audio_offset - HEADER_BYTES, HEADER_BYTES + min(HEADER_BYTES, s.audio_bytes)) for s in samples]
-    for content in read_many(requests):
+    for content in read_heads(source, samples):
         total.update(content if isinstance(content, bytes) else repr(content).encode())
     return total.hexdigest()
+
+
+def read_heads(source: Source, samples: Sequence[SampleEntry]) -> list[bytes | Exception]:
+    """The head of each sample, its tar header and the first bytes of its audio; in place of one that can't be read, its error."""
+    return read_many([(source, sample.audio_offset - HEADER_BYTES, head_bytes(sample)) for sample in samples])
+
+
+def head_bytes(sample: SampleEntry) -> int:
+    return HEADER_BYTES + min(HEADER_BYTES, sample.audio_bytes)
+
+
+def digest_head(head: bytes) -> int:
+    """The first 64 bits of SHA-256 over a sample's head, signed; never 0, which stands for none."""
+    return _to_integer(hashlib.sha256(head).digest()[:_DIGEST_BYTES]) or 1
+
+
+def _digest_digests(samples: Sequence[SampleEntry]) -> str:
+    return hashlib.sha256(b"".join(map(_digest_of, samples))).hexdigest()
+
+
+def _digest_of(sample: SampleEntry) -> bytes:
+    return sample.head_digest.to_bytes(_DIGEST_BYTES, "big", signed=True)
+
+
+def _to_integer(digest: bytes) -> int:
+    if len(digest) != _DIGEST_BYTES:
+        raise ValueError(f"a head's digest has {len(digest)} bytes")
+    return int.from_bytes(digest, "big", signed=True)
 
 
 def write_index(index: ShardIndex) -> Path:
@@ -178,7 +246,8 @@ def write_index(index: ShardIndex) -> Path:
     beside = Path(index.where + INDEX_SUFFIX)
     rows = [[getattr(sample, name) for name in _INDEXED] for sample in index.samples]
     stamp = {"num_bytes": index.stamp.num_bytes, "stamp": index.stamp.stamp, "digest": index.stamp.digest}
-    write_json(beside, {"schema_version": _SCHEMA_VERSION, **stamp, "samples": rows})
+    heads = {"heads": [_digest_of(sample).hex() for sample in index.samples]} if _are_known(index.samples) else {}
+    write_json(beside, {"schema_version": _SCHEMA_VERSION, **stamp, "samples": rows, **heads})
     return beside
 
 

@@ -166,6 +166,7 @@ class SpeechStream:
     def _prepare_all(self, first_step: int, hint: tuple[int, int], pool: LoaderPool) -> Generator[StepData, None, None]:
         """Steps in order, the work of some ahead already begun."""
         begun: deque[tuple[int, tuple[int, int], list[Ticket]]] = deque()
+        num_ahead = self._options.prefetch_steps
         for step, (step_hint, plan) in enumerate(self._schedule.steps(first_step, hint=hint), start=first_step):
             share = self._deal(plan)[self._rank :: self._world_size]
             try:
@@ -176,8 +177,10 @@ class SpeechStream:
                     yield self._finish(*begun.popleft(), pool)
                 raise
             begun.append((step, step_hint, tickets))
-            if len(begun) > self._options.prefetch_steps and not pool.has_room:
+            if len(begun) > num_ahead:
                 yield self._finish(*begun.popleft(), pool)
+                # one more at a time: the first step isn't kept waiting while all of their shards are looked at
+                num_ahead += int(pool.has_room)
 
     def _deal(self, plan: list[MicroBatchPlan]) -> list[MicroBatchPlan]:
         """A step's micro-batches, in the ranks' order."""

@@ -54,6 +54,9 @@ _LISTING_COLUMNS: dict[str, np.dtype[Any]] = {
     "transcript_end": np.dtype("<i8"),
     "transcript_bytes": np.dtype("<u1"),
 }
+# of shards that were indexed sample by sample
+_HEAD = "head_digest"
+_HEAD_TYPE = np.dtype("<i8")
 _TEXTS = ("key", "member", "transcript")
 _STORED_AS = {np.dtype(FORMATS[code].array): code for code in ("F32", "F64", "U8", "U16", "I64")}
 _WIDE_LANGUAGE = np.dtype("<u2")
@@ -62,8 +65,9 @@ _WIDE_LANGUAGE = np.dtype("<u2")
 @dataclass(frozen=True)
 class SampleTable:
     """`columns` of N samples: as in `_COLUMNS`, (N,) each, but for `key_bytes` (keys one after the other) and `shard_end`
-    (one past each shard's last sample). `shards` names each shard with what it was when it was indexed. With lists beside the
-    tars there are `_LISTING_COLUMNS` too, and `source` says what state of the data set it was made of."""
+    (one past each shard's last sample); also `head_digest` if indices noted it. `shards` names each shard with what it was when
+    it was indexed. With lists beside the tars there are `_LISTING_COLUMNS` too, and `source` says what state of the data set
+    it was made of."""
 
     shards: tuple[tuple[str, ShardStamp], ...]
     languages: tuple[str, ...]
@@ -103,6 +107,7 @@ class SampleTable:
             text_bytes=int(columns["text_bytes"][row]),
             text_is_json=bool(columns["text_is_json"][row]),
             listing=self._listing(row) if self.has_listings else None,
+            head_digest=int(columns[_HEAD][row]) if _HEAD in columns else 0,
         )
 
     def _listing(self, row: int) -> Listing:
@@ -169,6 +174,8 @@ class SampleTable:
             values["begin_seconds"] = [listing.begin_seconds for listing in listings]
             values["part_seconds"] = [math.nan if listing.seconds is None else listing.seconds for listing in listings]
         types = _columns_of(listed=bool(listings))
+        if not listings and any(sample.head_digest for sample in samples):
+            values[_HEAD], types[_HEAD] = [sample.head_digest for sample in samples], _HEAD_TYPE
         types["language"] = _COLUMNS["language"] if len(languages) <= 256 else _WIDE_LANGUAGE
         columns = {name: np.asarray(values[name], dtype=dtype) for name, dtype in types.items()}
         return SampleTable(tuple((shard.where, shard.stamp) for shard in shards), languages, columns, source=source)
@@ -207,7 +214,7 @@ def write_merged(table: SampleTable, path: Path, *, is_new: bool = False) -> Non
         **({"source": table.source} if table.has_listings else {}),
     }
     metadata = {"index": json.dumps(content, ensure_ascii=False)}
-    columns = {name: np.ascontiguousarray(table.columns[name]) for name in _columns_of(listed=table.has_listings)}
+    columns = {name: np.ascontiguousarray(column) for name, column in table.columns.items()}
     write = write_new if is_new else write_with
     write(path, lambda temporary: save_file(columns, temporary, metadata=metadata))
 
@@ -223,6 +230,8 @@ def read_merged(path: Path) -> SampleTable:
         if version not in (_SCHEMA_VERSION, _LISTING_VERSION):
             raise ValueError(f"version {version}")
         types = _columns_of(listed=version == _LISTING_VERSION)
+        if _HEAD in header.entries:
+            types[_HEAD] = _HEAD_TYPE
         entries = {name: parse_entry(header.entries[name]) for name in types}
         columns = {name: _map_column(mapped, header.data_begin, entries[name], name, dtype) for name, dtype in types.items()}
         shards = tuple((_absolute(where, path.resolve().parent), _parse_stamp(stamp)) for where, stamp in content["shards"])

@@ -18,6 +18,10 @@ STAMP = ShardStamp(4096, "0", "a" * 64)
 NAME = entry_name(ENTRY, STAMP, "none")
 
 
+def test_a_name_does_not_hang_on_what_an_index_notes_of_a_samples_head():
+    assert entry_name(replace(ENTRY, head_digest=5), STAMP, "none") == NAME
+
+
 def options(folder: Path, *, namespace: str = "one", limit: int = 1 << 20) -> FeatureCacheOptions:
     return FeatureCacheOptions(str(folder), namespace, limit)
 

@@ -136,6 +136,20 @@ def test_swapped_samples_are_never_paired_wrongly(folder):
         read_index(str(shard))
 
 
+def test_indices_are_read_side_by_side_and_the_first_that_is_missing_is_named(server, folder):
+    shards = sorted(folder.glob("*.tar"))
+    where = f"{server.url}/{shard_list(folder)}"
+    # none is answered before all were asked for
+    server.wanted_at_once = len(shards)
+    with within(20):
+        corpus = Corpus(SpeechDataset(where), QUICK)
+    assert [place for place, _ in corpus.table.shards] == expand(where)
+    for shard in shards[2:4]:
+        Path(f"{shard}.index.json").unlink()
+    with pytest.raises(DataError, match=f"{shards[2].name} has no index"):
+        Corpus(SpeechDataset(where), QUICK)
+
+
 def test_a_shard_replaced_on_the_server_is_refused_by_name(server, folder):
     shard = sorted(folder.glob("en-*.tar"))[0]
     other = sorted(folder.glob("en-*.tar"))[1]

@@ -1,7 +1,7 @@
 """The paper's comparison on real speech, at the size that two cores can train: SmolLM2-135M-Instruct and Whisper base.
 
     python benchmarks/real_speech.py RECORDINGS [--experiment real_speech] [--work real_speech]
-    python benchmarks/real_speech.py RECORDINGS --experiment unseen|figure1 --texts TEXTS
+    python benchmarks/real_speech.py RECORDINGS --experiment unseen|figure1|figure1_baselines --texts TEXTS
 
 RECORDINGS has a folder `en` with transcripts.tsv (file, tab, text). It is divided by sentence; the quickstart's generated English
 is put beside it under the name of a language of its own, `generated`; both are packed, and the LLM is scanned. Then
@@ -11,8 +11,10 @@ same command goes on. The record in benchmarks/results is the comparison's repor
 `--experiment unseen` trains until sentences are transcribed that were never heard. Beside the recordings stand five hours of an
 open vocabulary, the sentences of TEXTS/en.txt spoken by espeak-ng and flite, without the test's own. The adaptor is aligned once,
 benchmarks/experiments/unseen_alignment.yaml, and each arm of unseen.yaml begins with it. Its record's texts were the cookies of
-Debian's fortunes and fortunes-min, one a line; --fortunes FOLDER writes them from there. `--experiment figure1` trains
-fifteen arms and three seeds of the same run, four times as long: benchmarks/experiments/figure1.yaml.
+Debian's fortunes and fortunes-min, one a line; --fortunes FOLDER writes them from there.
+
+`--experiment figure1` begins with the same adaptor and passes over half an hour of the recordings some six times, so that the
+curves show where they turn. `--experiment figure1_baselines` trains other methods' arms alike.
 """
 
 from __future__ import annotations
@@ -36,8 +38,10 @@ from kappaspeech.demo.open_speech import read_sentences
 from kappaspeech.speech.layouts import find_recordings
 
 REPOSITORY = Path(__file__).parents[1]
-EXPERIMENTS = ("real_speech", "figure1", "unseen")
-ALIGNED = ("unseen", "figure1")
+EXPERIMENTS = ("real_speech", "unseen", "figure1", "figure1_baselines")
+ALIGNED = EXPERIMENTS[1:]
+# a quarter of an hour of the recordings: figure1_run.yaml takes two such shards
+SHARD_SIZE = "333"
 OPEN_HOURS = "5"
 LLM = "models/smollm2-135m-instruct"
 # by the name that stands for a language: the folder that it is spoken in
@@ -79,7 +83,7 @@ def prepare_open(work: Path, texts: Path) -> None:
         run(work, "demo", "speech", "open", "--texts", "texts", "--hours", OPEN_HOURS, "--num-test", "100")
     check_division([work / "speech/train", work / "open/train"], work / "speech/test")
     for source, part, name in (("speech", "train", "real"), ("open", "train", "open"), ("speech", "test", "real")):
-        run(work, "pack", f"{source}/{part}/en", f"shards/{part}", "--prefix", name)
+        run(work, "pack", f"{source}/{part}/en", f"shards/{part}", "--prefix", name, "--shard-size", SHARD_SIZE)
     run(work, "train", str(REPOSITORY / "benchmarks/experiments/unseen_alignment.yaml"))
 
 
@@ -159,7 +163,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("real_speech"), help="the folder of all that is made")
     parser.add_argument("--jobs", type=int, default=2, help="arms side by side")
     parser.add_argument("--experiment", choices=EXPERIMENTS, default=EXPERIMENTS[0], help="a YAML of benchmarks/experiments")
-    parser.add_argument("--texts", type=Path, help="for unseen and figure1: a folder with en.txt, the sentences to speak")
+    parser.add_argument("--texts", type=Path, help="for all but real_speech: a folder with en.txt, the sentences to speak")
     parser.add_argument("--fortunes", type=Path, help="in place of --texts: a folder of fortunes")
     parser.add_argument("--output", type=Path, help="the record; by default benchmarks/results/EXPERIMENT.json")
     arguments = parser.parse_args()
@@ -176,7 +180,7 @@ def main() -> None:
         prepare_open(arguments.work, arguments.texts or arguments.work / "cookies")
     else:
         prepare_commands(arguments.work)
-    if arguments.experiment == "figure1":
+    if arguments.experiment == "figure1_baselines":
         prepare_replay(arguments.work)
     began = time.monotonic()
     command = [sys.executable, "-m", "kappaspeech", "compare", str(experiment), "--jobs", str(arguments.jobs)]

@@ -89,7 +89,8 @@ def read_ours(urls: str, level: str, *, epochs: int, cache: str | None, most_sam
             if refs := [corpus.ref(int(sample)) for _, sample in batch[:left]]:
                 left -= len(refs)
                 steps[-1].append((refs, loader.plan(refs) if level == "features" else ahead.plan(refs)))
-        if len(steps) > STEPS_AHEAD:
+        planner = loader if level == "features" else ahead
+        if len(steps) > STEPS_AHEAD and not planner.has_room:
             yield from take_step(steps.popleft())
         if not left:
             break

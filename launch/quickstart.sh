@@ -57,9 +57,15 @@ say() { number=$((number + 1)); printf '\n[%d] %s (%s s)\n' "$number" "$*" "$SEC
 . "$repository/launch/environment.sh"
 say "installing into ${VENV:-$repository/.venv}"
 make_environment demo
-if [ -z "${CUDA_VISIBLE_DEVICES-all}" ] || ! nvidia-smi -L 2>/dev/null | grep '^GPU' > /dev/null; then
+num_ranks=2
+gpus=$( (nvidia-smi -L 2>/dev/null || true) | grep -c '^GPU' || true)
+[ -z "${CUDA_VISIBLE_DEVICES:-}" ] || [ "$gpus" -eq 0 ] || gpus=$(tr , '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c .)
+if [ "$gpus" -eq 0 ] || [ -z "${CUDA_VISIBLE_DEVICES-all}" ]; then
   # as launch/train.sh does: DeepSpeed would warn each time that it found no GPU
   export DS_ACCELERATOR=cpu
+elif [ "$gpus" -eq 1 ] && [ "${DS_ACCELERATOR:-}" != cpu ]; then
+  # a GPU takes one rank
+  num_ranks=1
 fi
 
 mkdir -p "$output"
@@ -95,7 +101,7 @@ recipe() { sed -n "s/^  $1: *\([0-9]\+\).*/\1/p" "$repository/launch/configs/qui
 train() {
   local run=$1
   shift
-  NUM_RANKS=2 bash "$repository/launch/train.sh" "$repository/launch/configs/quickstart.yaml" --set "run_dir=$run" \
+  NUM_RANKS=$num_ranks bash "$repository/launch/train.sh" "$repository/launch/configs/quickstart.yaml" --set "run_dir=$run" \
     --set "deepspeed=$repository/ds_configs/zero3_cpu.json" \
     ${steps:+--set "training.num_steps=$steps" --set "training.alignment_steps=$((steps * $(recipe alignment_steps) / $(recipe num_steps)))"} "$@"
   if ! grep -q '"status": "finished"' "$run/run.json"; then
@@ -127,7 +133,7 @@ if [ -n "$minutes" ]; then
   steps=$(cat "$kept")
   echo "training takes $steps steps ($kept)"
 fi
-say "training the adaptor and the selected tensors, 2 ranks, DeepSpeed ZeRO-3"
+say "training the adaptor and the selected tensors, $num_ranks rank(s), DeepSpeed ZeRO-3"
 train runs/kappa
 if [ -n "$inverse" ]; then
   say "training the control, the 100 tensors of largest κ"

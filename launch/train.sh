@@ -25,7 +25,17 @@ if [ -n "${RANK:-}${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}${TASKS_ARE_RANKS:-}" ] 
   exec "$PYTHON" -u "${BASH_SOURCE[0]}" "$@"
 fi
 gpus=$( (nvidia-smi -L 2>/dev/null || true) | grep -c '^GPU' || true)
-if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES-all}" ]; then
+if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES-all}" ] && [ "${DS_ACCELERATOR:-}" != cpu ]; then
+  [ -z "${CUDA_VISIBLE_DEVICES:-}" ] || gpus=$(tr , '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c .)
+  if [ "${NUM_RANKS:-1}" -gt "$gpus" ]; then
+    echo "error: NUM_RANKS is $NUM_RANKS, and there are $gpus GPU(s) here, of which each takes one rank. Give a rank for each at" \
+      "most, or DS_ACCELERATOR=cpu to train on processors." >&2
+    exit 2
+  fi
+  if [[ ${CUDA_VISIBLE_DEVICES:-} =~ [^0-9,] ]]; then
+    # names of GPUs or of parts of one, which DeepSpeed's launcher can't read
+    exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "${NUM_RANKS:-$gpus}" "${BASH_SOURCE[0]}" "$@"
+  fi
   # without a number, the runner takes all GPUs that it may see
   ranks=(${NUM_RANKS:+--num_gpus "$NUM_RANKS"})
   if [ -n "${NUM_RANKS:-}" ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then

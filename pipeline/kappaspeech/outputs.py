@@ -24,6 +24,7 @@ _PROBE_BYTES = 4096
 # if locks can't be had, what is so old is nobody's
 _STALE_SECONDS = 86_400.0
 _NO_SYNC = (errno.EINVAL, errno.EACCES, errno.ENOTSUP, errno.EBADF)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 _LACK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FAULTS = (*_LACK, errno.EIO, errno.ESTALE, errno.EPIPE, errno.ENOMEM)
 _REMEDIES = {
@@ -65,6 +66,28 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
                 _keep_rights(temporary, old)
             temporary.replace(target)
         sync_folder(target.parent)
+
+
+def write_new(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary sibling, then fsync it and name it `path`, whole, unless another process has done so by then.
+
+    Of a file that is replaced on a network file system another host loses the pages that it has mapped. Raises `OSError` with
+    `path` as its filename, `FileExistsError` if there is one.
+    """
+    with _naming(path):
+        with _sibling(path, 0o666) as temporary:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            try:
+                os.link(temporary, path)
+            except OSError as error:
+                if error.errno in _NO_LINKS and not path.exists():
+                    temporary.replace(path)
+                # a server whose answer was lost is asked again, and finds its own work
+                elif not (path.exists() and path.samefile(temporary)):
+                    raise
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -20,7 +20,6 @@ THROUGH_OTHERS = {
     "commands.pack",
     "commands.plan",
     "commands.push",
-    "commands.scan",
     "commands.show",
     "commands.status",
     "commands.transcribe",
@@ -58,7 +57,6 @@ THROUGH_OTHERS = {
     "training.replica_or_zero3",
     "training.run",
     "zero3.compiled_ops",
-    "zero3.partitioning",
     "zero3.residency",
     "zero3.whole_tensors",
 }

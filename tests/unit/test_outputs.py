@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kappaspeech.artefacts import read_json, write_json, write_text
-from kappaspeech.outputs import explain, sweep, try_folder, try_output, write_with
+from kappaspeech.outputs import explain, sweep, try_folder, try_output, write_new, write_with
 from tests.patience import patience
 
 
@@ -111,6 +111,26 @@ def test_a_name_of_the_longest_length_can_be_written(tmp_path):
         write_text(tmp_path / name, "whole")
         assert (tmp_path / name).read_text() == "whole"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_new_file_is_whole_and_takes_no_others_place(tmp_path, monkeypatch, has_links):
+    if not has_links:
+
+        def refuse(*_: Path) -> None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "x"
+    write_new(path, lambda temporary: fill(temporary, "whole"))
+    before = path.stat()
+    assert before.st_nlink == 1
+
+    # another writes while this one does
+    with pytest.raises(OSError, match=f"'{path}'"):
+        write_new(path, lambda temporary: fill(temporary, "second"))
+    assert (path.read_text(), path.stat().st_ino) == ("whole", before.st_ino)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_a_killed_write_left_is_swept_and_what_is_being_written_is_not(tmp_path):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from kappaspeech.ranks.cluster import Cluster
 
 
 class Method(str, Enum):
@@ -67,6 +71,7 @@ def scan(
     from kappaspeech.escaping import for_terminal
     from kappaspeech.needed_packages import need
     from kappaspeech.ranks.agreement import agreement
+    from kappaspeech.ranks.cluster import SingleProcess
     from kappaspeech.ranks.rendezvous import find_launch
     from kappaspeech.ranks.start import start_cluster
 
@@ -92,14 +97,19 @@ def scan(
     from kappaspeech.scan.checkpoint import open_checkpoint
     from kappaspeech.scan.journal import default_folder
 
-    if find_launch(os.environ).rank == 0:
-        for path in (output, spectrum):
+    is_alone = find_launch(os.environ).world_size == 1 and backend is Backend.torch
+    # ranks meet first: what one of them can't open must reach those that would wait for it
+    cluster = SingleProcess() if is_alone else start_cluster(backend=backend.value)
+    with agreement(cluster):
+        for path in (output, spectrum) if cluster.rank == 0 else ():
             if path is not None:
                 try_output(path)
-    checkpoint = open_checkpoint(model)
+        checkpoint = open_checkpoint(model)
     if activations is not None:
         return _scan_activations(model, activations, output, rtol=rtol, method=method.value, began=began)
-    if find_launch(os.environ).world_size == 1 and backend is Backend.torch:
+    if journal is None and not no_journal:
+        no_journal = not _can_keep_journal(cluster)
+    if is_alone:
         from kappaspeech.processors import count_cores
         from kappaspeech.ranks.workers import count_devices, run_workers
 
@@ -113,7 +123,6 @@ def scan(
     from kappaspeech.scan.stage import scan as run_scan
     from kappaspeech.scan.summary import summarise_scan
 
-    cluster = start_cluster(backend=backend.value)
     ranking = run_scan(
         checkpoint,
         cluster=cluster,
@@ -135,6 +144,24 @@ def scan(
                 print(for_terminal(line))
     cluster.close()
     return 0
+
+
+def _can_keep_journal(cluster: Cluster) -> bool:
+    """Return whether every rank can write into its user's cache; if not, rank 0 says so. A collective."""
+    from kappaspeech.escaping import for_terminal
+    from kappaspeech.outside import describe
+    from kappaspeech.scan.journal import find_cache
+
+    fault = None
+    try:
+        find_cache()
+    except OSError as error:
+        fault = f"{error.filename}: {describe(error)}" if error.filename else describe(error)
+    fault = next((found for found in cluster.gather(fault) if found is not None), None)
+    if fault is not None and cluster.rank == 0:
+        told = f"no journal can be kept ({fault}): a scan that is killed begins again. --journal FOLDER keeps one elsewhere."
+        print(for_terminal(f"warning: {told}"), file=sys.stderr)
+    return fault is None
 
 
 def _scan_activations(model: str, text: Path, output: Path, *, rtol: float, method: Literal["auto", "svd"], began: float) -> int:

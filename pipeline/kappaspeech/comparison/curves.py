@@ -24,8 +24,7 @@ def draw_wer(axes: Any, arms: Sequence[Arm], *, clock: Clock, language: str | No
     """Mean WER over training, or a language's: a line an arm, the mean over its seeds, in a band from the least to the most."""
 
     def rate(record: Record) -> float:
-        value = record["wer"]["mean_wer"] if language is None else record["wer"]["languages"][language]["wer"]
-        return math.nan if value is None else 100 * float(value)
+        return _percent(record["wer"]["mean_wer"] if language is None else record["wer"]["languages"][language]["wer"])
 
     drawn = _draw_evaluations(axes, arms, rate, clock=clock)
     known = [(style, x, y) for style, x, y in drawn if not math.isnan(y)]
@@ -89,7 +88,7 @@ def draw_forgetting(axes: Any, arms: Sequence[Arm], *, language: str, key: str, 
                 xs[-1:], ys[-1:], style.marker, color=style.colour, markersize=8, markeredgecolor=PAPER, markeredgewidth=1.0
             )
             style.mark(line, last)
-        end = [(run.last["text"][language][key], 100 * (run.last["wer"]["mean_wer"] or math.nan)) for run in arm.runs]
+        end = [(run.last["text"][language][key], _percent(run.last["wer"]["mean_wer"])) for run in arm.runs]
         ends.append((style, max(x for x, _ in end), fmean(y for _, y in end)))
     _cut_off(axes, drawn, most=max((y for *_, y in drawn), default=1.0))
     if key == "perplexity":
@@ -100,6 +99,11 @@ def draw_forgetting(axes: Any, arms: Sequence[Arm], *, language: str, key: str, 
     axes.set_ylabel("mean WER, %")
     axes.set_title(f"WER against {_SHORT[key]} of {for_picture(language)} text")
     label_points(axes, ends)
+
+
+def _percent(rate: float | None) -> float:
+    """A rate in percent; NaN for one that isn't known."""
+    return math.nan if rate is None else 100 * float(rate)
 
 
 def _cut_off(axes: Any, drawn: Sequence[tuple[Style, float, float]], *, most: float) -> None:

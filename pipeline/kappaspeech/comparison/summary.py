@@ -42,7 +42,7 @@ def _summarise_arm(arm: Arm, reference: Arm) -> dict[str, Any]:
         "num_target_tokens": spread([sum(step["num_target_tokens"] for step in run.steps) for run in runs]),
         "audio_hours": spread([sum(step["audio_seconds"] for step in run.steps) / 3600 for run in runs]),
         "wer": measure_arm(arm),
-        "wer_before": {lang: report["wer"] for lang, report in runs[0].first["wer"]["languages"].items()},
+        "wer_before": {language: _mean_before(runs, language) for language in runs[0].first["wer"]["languages"]},
         "difference": None if arm is reference else compare_arms(reference, arm),
         "best": _summarise_best(runs),
         "text": {language: _summarise_text(runs, language) for language in texts},
@@ -50,6 +50,12 @@ def _summarise_arm(arm: Arm, reference: Arm) -> dict[str, Any]:
         "mean_drift": spread([fmean(run.drift.values()) if run.drift else 0.0 for run in runs]),
         "runs": [_summarise_run(run) for run in runs],
     }
+
+
+def _mean_before(runs: Sequence[RunSummary], language: str) -> float | None:
+    """WER before training, the mean over seeds; None if it isn't known."""
+    rates = [run.first["wer"]["languages"][language]["wer"] for run in runs]
+    return None if None in rates else fmean(rates)
 
 
 def _summarise_text(runs: Sequence[RunSummary], language: str) -> dict[str, Any]:

@@ -56,7 +56,9 @@ class AugmentationConfig(StrictSection):
     """Seeded changes to training samples: speed, and SpecAugment's masks. Nothing is changed by default."""
 
     speed_factors: list[Annotated[float, Field(ge=0.5, le=2)]] = Field(
-        default=[], description="Each clip is played at one of these speeds, drawn at random: [0.9, 1.0, 1.1]."
+        default=[],
+        description="Each clip is played at one of these speeds, drawn at random: [0.9, 1.0, 1.1]. One that would make it longer "
+        "than the longest clip allowed isn't drawn.",
     )
     freq_masks: Annotated[int, Field(ge=0)] = Field(default=0, description="SpecAugment: number of frequency masks.")
     freq_width: Count = Field(default=27, description="Largest width of a frequency mask, in mel bands.")

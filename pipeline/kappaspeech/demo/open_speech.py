@@ -63,7 +63,7 @@ def read_sentences(path: Path) -> list[str]:
     Raises `DataError` if the file isn't UTF-8, `InputError` if it can't be read or has none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} isn't UTF-8 (byte {error.start}); convert it, for instance by iconv.") from error
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from kappaspeech.runs.contents import RECORD_FILE, STOP_FILE
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.lease import look
 from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
-from kappaspeech.speech.in_place import is_in_place, open_in_place
+from kappaspeech.speech.in_place import is_in_place
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.prompt import make_configured_prompt
 from kappaspeech.speech.shards import expand, read_index
@@ -162,9 +163,9 @@ def _check_shards(item: DatasetConfig, read: ReadOptions) -> list[Finding]:
         open_source(shards[0], read).num_bytes()
         return [Finding("data", "ok", f"{item.shards}: {len(shards)} shard(s); the first is there")]
     if is_in_place(item.shards):
-        table = open_in_place(item.shards, language=item.language, read=read)
-        hours = float(table.seconds.sum()) / 3600
-        return [Finding("data", "ok", f"{item.shards}: {len(table)} clips in {len(table.shards)} tar(s), {hours:.2f} h")]
+        corpus = Corpus(*make_datasets([item]), read)
+        hours, num_tars = float(corpus.lengths().seconds.sum()) / 3600, len(corpus.table.shards)
+        return [Finding("data", "ok", f"{item.shards}: {corpus.num_samples} clips in {num_tars} tar(s), {hours:.2f} h")]
     shards = expand(item.shards, read)
     index = read_index(shards[0], read)
     hours = sum(sample.seconds for sample in index.samples) / 3600
@@ -238,7 +239,8 @@ def check_disk(run_dir: Path, *, needed_bytes: int | None) -> list[Finding]:
     folder = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
     space = _check_space(folder, free, needed_bytes)
-    probe = folder / f".kappaspeech-doctor-{os.getpid()}"
+    # hosts that share the folder may have processes of one number
+    probe = folder / f".kappaspeech-doctor-{secrets.token_hex(8)}"
     try:
         began = time.monotonic()
         with probe.open("wb") as file:

@@ -5,6 +5,7 @@ R rows · L tokens · K foretold tokens · V vocabulary · N items
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kappaspeech.errors import TrainingError
 from kappaspeech.evaluation.bootstrap import FloatArray, interval, resampled_rates
 from kappaspeech.evaluation.choice_items import Item, Row, digest_items
 from kappaspeech.evaluation.forgetting import BaseWeights
@@ -78,7 +80,12 @@ class Picked:
 
 def pick(items: Sequence[Item], likelihoods: Likelihoods) -> Picked:
     """The choices of largest Σ log p, and of largest Σ log p / characters: of `acc` and `acc_norm` in lm-evaluation-harness. Of
-    equal ones the first."""
+    equal ones the first. Raises `TrainingError` if one is no number."""
+    if any(map(math.isnan, likelihoods.values())):
+        raise TrainingError(
+            "A choice of data.tasks has no likelihood (NaN): the LLM gives no numbers any more. Go back to an earlier "
+            "checkpoint, or train again with a smaller training.llm_learning_rate."
+        )
     plain, normalised, first = [], [], 0
     for item in items:
         nats = [likelihoods[first + index] for index in range(len(item.choices))]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kappaspeech.errors import DataError
 from kappaspeech.evaluation.clips import Clip
 from kappaspeech.evaluation.decoding import Decoded
-from kappaspeech.evaluation.transcribe import Transcriber, by_length
+from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.evaluation.transcripts import Segment, Transcript
 from kappaspeech.ranks.agreement import agree
 from kappaspeech.ranks.cluster import Cluster
@@ -92,7 +92,7 @@ def transcribe_clips(
         if not waiting:
             return
         on_longest(max(len(piece.sample.waveform) for piece in waiting) / SAMPLE_RATE_HZ)
-        found = _decode([piece.sample for piece in waiting], transcriber, advance)
+        found = transcriber.decode_all([piece.sample for piece in waiting], advance=advance)
         for piece, decoded in zip(waiting, found, strict=True):
             segments[piece.clip].append(_segment(piece, decoded))
         waiting.clear()
@@ -113,14 +113,6 @@ def transcribe_clips(
         Transcript(clip.name, tuple(parts), length / SAMPLE_RATE_HZ, clip.language, error or None)
         for clip, parts, length, error in zip(clips, segments, lengths, errors, strict=True)
     ]
-
-
-def _decode(samples: list[AudioSample], transcriber: Transcriber, advance: Callable[[float], None]) -> list[Decoded]:
-    found: dict[int, Decoded] = {}
-    for batch in by_length(samples, transcriber.batch_size):
-        found.update(zip(batch, transcriber.decode([samples[index] for index in batch]), strict=True))
-        advance(sum(len(samples[index].waveform) for index in batch) / SAMPLE_RATE_HZ)
-    return [found[index] for index in range(len(samples))]
 
 
 def _segment(piece: _Piece, decoded: Decoded) -> Segment:

@@ -6,6 +6,7 @@ N tokens · V vocabulary
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,13 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kappaspeech.errors import DataError
+from kappaspeech.errors import DataError, TrainingError
+from kappaspeech.speech.regular_files import is_litter
 from kappaspeech.speech.text_files import read_lines, read_text
 
 # Longer texts are read in pieces; each piece begins without the context of the one before.
 WINDOW_TOKENS = 1_024
 # Logits held at once, so that the weights needn't be changed for every window: what the base says is compared with them.
 _HELD_LOGITS_BYTES = 1 << 30
+# the loss of the largest perplexity that a float holds
+_MOST_NATS = math.log(sys.float_info.max)
 # A window of any two tokens, for a rank that has none left.
 _STAND_IN = (0, 0)
 
@@ -44,16 +48,21 @@ class TextScore:
     kl_nats_sum: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The sums as JSON, with the perplexity, bits per byte and mean KL that follow. Raises `DataError` if no token could be
-        scored.
+        """The sums as JSON, with the perplexity, bits per byte and mean KL that follow; a perplexity that no float holds is the
+        largest one. Raises `DataError` if no token could be scored, `TrainingError` if a sum is no number.
         """
         if not self.num_tokens:
             raise DataError("A text in data.text is too short to be scored: no line or file of it has two tokens.")
+        if not math.isfinite(self.nats_sum + (self.kl_nats_sum or 0.0)):
+            raise TrainingError(
+                f"A text in data.text has a loss of {self.nats_sum} nats, and KL {self.kl_nats_sum}: the LLM gives no numbers "
+                "any more. Go back to an earlier checkpoint, or train again with a smaller training.llm_learning_rate."
+            )
         return {
             "nats_sum": self.nats_sum,
             "num_tokens": self.num_tokens,
             "num_bytes": self.num_bytes,
-            "perplexity": math.exp(self.nats_sum / self.num_tokens),
+            "perplexity": math.exp(min(self.nats_sum / self.num_tokens, _MOST_NATS)),
             "bits_per_byte": self.nats_sum / math.log(2) / self.num_bytes,
             "kl_nats": None if self.kl_nats_sum is None else self.kl_nats_sum / self.num_tokens,
         }
@@ -63,7 +72,8 @@ def read_texts(path: Path) -> list[str]:
     """The texts of a file, one a line, blank lines left out; or of a folder, one a .txt file. Raises `DataError`."""
     try:
         if path.is_dir():
-            texts = [read_text(file).replace("\r\n", "\n").strip() for file in sorted(path.glob("**/*.txt"))]
+            files = sorted(file for file in path.glob("**/*.txt") if not is_litter(file.name))
+            texts = [read_text(file).replace("\r\n", "\n").strip() for file in files]
         else:
             texts = [line.strip() for line in read_lines(path)]
     except OSError as error:
@@ -101,7 +111,8 @@ def score_windows(
     """
     device = llm.get_input_embeddings().weight.device
     filled = [*windows, *[_STAND_IN] * (count - len(windows))]
-    held = max(1, _HELD_LOGITS_BYTES // (WINDOW_TOKENS * llm.config.vocab_size * llm.dtype.itemsize))
+    vocab_size = llm.config.get_text_config(decoder=True).vocab_size
+    held = max(1, _HELD_LOGITS_BYTES // (WINDOW_TOKENS * vocab_size * llm.dtype.itemsize))
     nats, kl_nats = [], []
     for start in range(0, count, held):
         ids = [torch.tensor(window, device=device) for window in filled[start : start + held]]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kappaspeech.artefacts import read_json
 from kappaspeech.errors import DataError, KappaSpeechError
 from kappaspeech.speech.recordings import AUDIO_EXTENSIONS
+from kappaspeech.speech.regular_files import is_litter
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, BadSampleError, decode, read_recording
 
 STANDARD_INPUT = Path("-")
@@ -32,7 +33,8 @@ def find_audio(paths: Sequence[Path]) -> list[Path]:
             found.append(path)
             continue
         kinds = {f".{kind}" for kind in (*AUDIO_EXTENSIONS, *CONVERTED_EXTENSIONS)}
-        inside = sorted(item for item in path.rglob("*") if item.suffix.lower() in kinds and item.is_file())
+        named = (item for item in path.rglob("*") if item.suffix.lower() in kinds and not is_litter(item.name))
+        inside = sorted(item for item in named if item.is_file())
         if not inside:
             raise DataError(f"{path} has no audio files ({', '.join(sorted(kind[1:] for kind in kinds))}).")
         found += inside

@@ -6,7 +6,7 @@ B batch · T frames · N longest left-padded prompt · H LLM width
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -25,7 +25,7 @@ from kappaspeech.speech.prompt import SpeechPrompt, hot_word_ids, make_prompt
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, encoder_input
 
 
-def by_length(samples: Sequence[AudioSample], batch_size: int) -> list[list[int]]:
+def _by_length(samples: Sequence[AudioSample], batch_size: int) -> list[list[int]]:
     """The samples' indices in batches of like length, the longest first: a batch that is too large for the memory fails first."""
     order = sorted(range(len(samples)), key=lambda i: (-len(samples[i].waveform), samples[i].key))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -86,11 +86,15 @@ class Transcriber:
         """The text of each sample, in the order given."""
         return [decoded.text for decoded in self.decode_all(samples)]
 
-    def decode_all(self, samples: Sequence[AudioSample]) -> list[Decoded]:
-        """Each sample decoded, in the order given; the longest first, in batches of like length."""
+    def decode_all(
+        self, samples: Sequence[AudioSample], *, advance: Callable[[float], None] = lambda _seconds: None
+    ) -> list[Decoded]:
+        """Each sample decoded, in the order given; the longest first, in batches of like length, whose seconds `advance` gets."""
         found: dict[int, Decoded] = {}
-        for chosen in by_length(samples, self.batch_size):
-            found.update(zip(chosen, self.decode([samples[i] for i in chosen]), strict=True))
+        for chosen in _by_length(samples, self.batch_size):
+            batch = [samples[i] for i in chosen]
+            found.update(zip(chosen, self.decode(batch), strict=True))
+            advance(sum(len(sample.waveform) for sample in batch) / SAMPLE_RATE_HZ)
         return [found[index] for index in range(len(samples))]
 
     def check(self, samples: Sequence[AudioSample]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -82,8 +83,9 @@ def to_line(transcript: Transcript) -> dict[str, Any]:
 
 
 def to_text(transcripts: Sequence[Transcript]) -> str:
-    """A line each: recording, tab, text."""
-    return "".join(f"{transcript.recording}\t{transcript.text}\n" for transcript in transcripts)
+    """A line each: recording, tab, text. A name's own tabs and line feeds are escaped, a text's are spaces."""
+    names = (transcript.recording.replace("\t", "\\t").replace("\n", "\\n") for transcript in transcripts)
+    return "".join(f"{name}\t{_on_one_line(transcript.text)}\n" for name, transcript in zip(names, transcripts, strict=True))
 
 
 def to_json(transcripts: Sequence[Transcript]) -> str:
@@ -96,12 +98,17 @@ def to_json(transcripts: Sequence[Transcript]) -> str:
 
 
 def to_srt(transcript: Transcript) -> str:
-    """SubRip subtitles: number, times to the millisecond, text, blank line. Segments without a word are left out."""
+    """SubRip subtitles: number, times to the millisecond, text on one line, blank line. Segments without a word are left out."""
     spoken = [segment for segment in transcript.segments if segment.text]
     return "".join(
-        f"{number}\n{_srt_time(segment.start_seconds)} --> {_srt_time(segment.end_seconds)}\n{segment.text}\n\n"
+        f"{number}\n{_srt_time(segment.start_seconds)} --> {_srt_time(segment.end_seconds)}\n{_on_one_line(segment.text)}\n\n"
         for number, segment in enumerate(spoken, start=1)
     )
+
+
+def _on_one_line(text: str) -> str:
+    """`text` with a space in the place of a model's line feeds and tabs, which would end a line or a subtitle."""
+    return re.sub(r"[\t\r\n]+", " ", text)
 
 
 def _srt_time(seconds: float) -> str:

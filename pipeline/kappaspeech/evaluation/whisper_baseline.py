@@ -13,6 +13,9 @@ from kappaspeech.evaluation.decoding import Decoded, Ending, ends_in_loop
 from kappaspeech.model.encoder import load_whisper
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
 
+# codes of languages that Whisper knows under another one
+_WHISPERS_CODES = {"jv": "jw", "nb": "no", "fil": "tl", "cmn": "zh"}
+
 
 @dataclass(frozen=True)
 class WhisperBaseline:
@@ -32,7 +35,7 @@ class WhisperBaseline:
             seconds = len(sample.waveform) / SAMPLE_RATE_HZ
             if seconds > CHUNK_LENGTH:
                 raise DataError(f"{sample.key} is {seconds:.1f} s long; Whisper takes {CHUNK_LENGTH} s. Cut it, or leave it out.")
-            if sample.language not in known:
+            if _code_of(sample.language) not in known:
                 kind = "this Whisper" if self.whisper.is_multilingual else "this Whisper, an English-only one,"
                 raise DataError(f"{sample.key} is in language {sample.language!r}, which {kind} doesn't have.")
 
@@ -48,7 +51,7 @@ class WhisperBaseline:
             rows = [row for row, sample in enumerate(samples) if sample.language == language]
             mels = [log_mel_spectrogram(pad_or_trim(samples[row].waveform), self.whisper.dims.n_mels) for row in rows]
             options = DecodingOptions(
-                language=language,
+                language=_code_of(language),
                 without_timestamps=True,
                 beam_size=self.num_beams if self.num_beams > 1 else None,
                 fp16=self.whisper.device.type == "cuda",
@@ -62,6 +65,10 @@ class WhisperBaseline:
                     ending = "loop"
                 found[row] = Decoded(result.text, ending)
         return [found[row] for row in range(len(samples))]
+
+
+def _code_of(language: str) -> str:
+    return _WHISPERS_CODES.get(language, language)
 
 
 def open_whisper(name_or_path: str, *, device: torch.device, num_beams: int = 1) -> WhisperBaseline:

@@ -23,7 +23,13 @@ FORWARDED_VARIABLES = (
     "HF_HOME",
     "HF_HUB_OFFLINE",
     "DEEPSPEED_TIMEOUT",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "CUDA_DEVICE_ORDER",
+    "CUDA_DEVICE_MAX_CONNECTIONS",
 )
+# And those whose names begin so: torch's options of NCCL, and libfabric's, by which NCCL reaches other hosts on some clouds.
+_FORWARDED_PREFIXES = ("TORCH_NCCL_", "FI_")
 # The working folder of ranks on other hosts, if DeepSpeed can't be given it (`launch/train.sh` reads it).
 FOLDER_VARIABLE = "KAPPASPEECH_FOLDER"
 # Variables that DeepSpeed's launcher carries to other hosts, between double quotes in which a shell still expands these.
@@ -49,11 +55,36 @@ class CommandLine:
 
 
 def on_this_host(
-    script: str, arguments: Sequence[str], *, num_ranks: int, port: int, variables: Mapping[str, str]
+    script: str, arguments: Sequence[str], *, places: Sequence[str], port: int, variables: Mapping[str, str]
 ) -> CommandLine:
-    """DeepSpeed's launcher with `num_ranks` ranks here."""
-    words = ["deepspeed", "-q", "--num_gpus", str(num_ranks), "--master_port", str(port), script, *arguments]
+    """DeepSpeed's launcher here, with its options for the number or the `places` of the ranks."""
+    words = ["deepspeed", "-q", *places, "--master_port", str(port), script, *arguments]
     return CommandLine(tuple(words), dict(variables))
+
+
+def choose_places(num_ranks: int, *, num_gpus: int, visible: str) -> tuple[str, ...]:
+    """DeepSpeed's options for so many ranks on this host, which has `num_gpus` GPUs, or none to be used.
+
+    `visible` is CUDA_VISIBLE_DEVICES, or empty if that isn't set. Beside `--num_gpus` DeepSpeed passes over it, and takes the
+    host's first GPUs in place of those that it names. Raises `ConfigError` if there are too few, or if it names them otherwise
+    than by numbers.
+    """
+    if num_gpus and visible:
+        named = [name.strip() for name in visible.split(",") if name.strip()]
+        if not all(name.isdecimal() for name in named):
+            raise ConfigError(
+                f"CUDA_VISIBLE_DEVICES is {visible}, and DeepSpeed's launcher knows GPUs by their numbers alone. Give numbers, "
+                "or start the ranks without --nproc: bash launch/train.sh."
+            )
+        num_gpus = len(named)
+        if num_ranks <= num_gpus:
+            return ("--include", f"localhost:{','.join(named[:num_ranks])}")
+    if 0 < num_gpus < num_ranks:
+        raise ConfigError(
+            f"--nproc is {num_ranks}, and there are {num_gpus} GPUs here, of which each takes one rank. Give a rank for each at "
+            "most; DS_ACCELERATOR=cpu in front of the command trains on processors."
+        )
+    return ("--num_gpus", str(num_ranks))
 
 
 def on_hosts(
@@ -123,11 +154,13 @@ def quote_for_export(value: str) -> str:
 
 
 def carried_variables(environment: Mapping[str, str], *, folder: str) -> dict[str, str]:
-    """The variables that ranks on other hosts need: `FORWARDED_VARIABLES`, and those that DeepSpeed carries but would spoil.
+    """The variables that ranks on other hosts need, `FORWARDED_VARIABLES` among them, and what DeepSpeed carries but would spoil.
 
     The working `folder` comes first in PYTHONPATH, as DeepSpeed puts it.
     """
-    carried = {name: environment[name] for name in FORWARDED_VARIABLES if name in environment}
+    carried = {
+        name: value for name, value in environment.items() if name in FORWARDED_VARIABLES or name.startswith(_FORWARDED_PREFIXES)
+    }
     path = ":".join(filter(None, (folder, environment.get("PYTHONPATH"))))
     for name, value in {**environment, "PYTHONPATH": path}.items():
         if name.startswith(_CARRIED_PREFIXES) and _ALIVE_IN_QUOTES.search(value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -55,8 +56,10 @@ class FolderWatch:
 
     def _run(self) -> None:
         while not self._closed.wait(_POLL_SECONDS):
-            self.is_over = self._look()
-            self._seen = time.monotonic()
+            # a stale handle of a network file system, say: the next look tells whether it has recovered
+            with contextlib.suppress(OSError):
+                self.is_over = self._look()
+                self._seen = time.monotonic()
 
 
 def start_writer(folder: Path) -> subprocess.Popen[str]:

@@ -37,20 +37,34 @@ def end(mark: str) -> list[int]:
             raise TimeoutError(f"processes {found} can't be killed: they are waiting for a disk or a file system")
         for pid in found:
             try:
-                # a descriptor of the process: its number may be another's by now
-                process = os.pidfd_open(pid)
-            except OSError:
-                continue
-            try:
-                if _carries(str(pid), f"{VARIABLE}={mark}".encode()):
-                    signal.pidfd_send_signal(process, signal.SIGKILL)
+                if _kill(pid, f"{VARIABLE}={mark}".encode()):
                     killed.add(pid)
             except OSError:
                 pass  # it has just ended
-            finally:
-                os.close(process)
         time.sleep(0.1)
     return sorted(killed)
+
+
+def _kill(pid: int, wanted: bytes) -> bool:
+    """Kill a process if it is still the one that was found; return whether it was. Raises `OSError`."""
+    try:
+        # a descriptor of the process: its number may be another's by now
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise
+    except (AttributeError, OSError):
+        # Linux before 5.3, or a Python that was built for one, as conda's: the number has to do
+        if not _carries(str(pid), wanted):
+            return False
+        os.kill(pid, signal.SIGKILL)
+        return True
+    try:
+        if not _carries(str(pid), wanted):
+            return False
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        return True
+    finally:
+        os.close(process)
 
 
 if __name__ == "__main__":

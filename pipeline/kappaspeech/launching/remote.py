@@ -27,27 +27,41 @@ class Answer:
 
 
 def ask(hosts: Sequence[str], words: Sequence[str], *, ssh_options: Sequence[str], source: str = "") -> list[Answer]:
-    """Run `words` on every host, with `source` as their standard input; one answer a host, in order."""
+    """Run `words` on every host, with `source` as their standard input; one answer a host, in order: the last line it said."""
 
     def one(host: str) -> Answer:
         command = ["ssh", *ssh_options, *_OPTIONS, host, shlex.join(words)]
         try:
-            done = subprocess.run(command, input=source, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+            done = subprocess.run(
+                command,
+                input=source,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",  # a host's greeting may be in any encoding
+                timeout=_TIMEOUT_SECONDS,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
             return Answer(host, "", f"no answer in {_TIMEOUT_SECONDS:.0f} s")
         except OSError as error:
             return Answer(host, "", f"ssh can't be started: {error}")
         if done.returncode:
             return Answer(host, "", (done.stderr.strip().splitlines() or [f"ssh ended with {done.returncode}"])[-1])
-        return Answer(host, done.stdout.strip(), None)
+        # a start-up file of the shell there may print something first
+        return Answer(host, (done.stdout.strip().splitlines() or [""])[-1], None)
 
     with ThreadPoolExecutor(max_workers=len(hosts)) as pool:
         return list(pool.map(one, hosts))
 
 
 def find_ports(hosts: Sequence[str], *, ssh_options: Sequence[str]) -> list[Answer]:
-    """A free port of each host; a host that doesn't answer, or lacks this Python, has a `problem` instead."""
-    return ask(hosts, [sys.executable, "-c", _FREE_PORT], ssh_options=ssh_options)
+    """A free port of each host; one that doesn't answer, lacks this Python, or says something else has a `problem` instead."""
+    answers = ask(hosts, [sys.executable, "-c", _FREE_PORT], ssh_options=ssh_options)
+    odd = {answer.host for answer in answers if answer.problem is None and not answer.text.isdecimal()}
+    return [
+        Answer(answer.host, "", f"asked for a free port it says {answer.text!r:.60}") if answer.host in odd else answer
+        for answer in answers
+    ]
 
 
 def end_leftovers(hosts: Sequence[str], mark: str, *, ssh_options: Sequence[str]) -> list[Answer]:

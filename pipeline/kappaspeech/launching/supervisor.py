@@ -24,6 +24,7 @@ from kappaspeech.launching.command_lines import (
     MARK_VARIABLE,
     CommandLine,
     carried_variables,
+    choose_places,
     environment_file_text,
     is_plain,
     on_hosts,
@@ -46,6 +47,7 @@ from kappaspeech.shipped import find_shipped
 
 FIRST_DELAY_SECONDS = 5.0
 LONGEST_DELAY_SECONDS = 300.0
+_DRIVER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,19 @@ def find_script(name: str) -> str:
 
 
 def count_gpus() -> int:
-    """NVIDIA GPUs of this host, asked without loading torch."""
-    if shutil.which("nvidia-smi") is None:
+    """NVIDIA GPUs of this host, asked without loading torch; none if CUDA_VISIBLE_DEVICES hides them.
+
+    Raises `TrainingError` if their driver hangs.
+    """
+    if shutil.which("nvidia-smi") is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return 0
-    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_DRIVER_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise TrainingError(
+            f"nvidia-smi hasn't answered on {socket.gethostname()} for {_DRIVER_SECONDS:.0f} s: the GPUs' driver hangs. Train on "
+            "another host, or on the processors with DS_ACCELERATOR=cpu."
+        ) from error
     return sum(line.startswith("GPU") for line in done.stdout.splitlines())
 
 
@@ -109,7 +120,7 @@ def prepare_start(request: Request, *, ask_hosts: bool) -> Start:
             on_this_host(
                 script,
                 request.arguments,
-                num_ranks=request.num_ranks,
+                places=_choose_places(request.num_ranks),
                 port=free_port(),
                 variables=_processor_variables(request.num_ranks),
             ),
@@ -146,6 +157,11 @@ def prepare_start(request: Request, *, ask_hosts: bool) -> Start:
     used = [host for host in hosts if host.name not in gone]
     by_rank = tuple(host.name for host in used for _ in range(host.slots))
     return Start(command, mark, environment_path, text, by_rank, tuple(host.name for host in used))
+
+
+def _choose_places(num_ranks: int) -> tuple[str, ...]:
+    num_gpus = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else count_gpus()
+    return choose_places(num_ranks, num_gpus=num_gpus, visible=os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 
 
 def _processor_variables(num_ranks: int) -> dict[str, str]:

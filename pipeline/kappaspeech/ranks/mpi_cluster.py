@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kappaspeech.errors import ConfigError
 from kappaspeech.ranks.cluster import MAX_POST_BYTES
-from kappaspeech.ranks.rendezvous import Launch, count_local_rank
+from kappaspeech.ranks.rendezvous import Launch, count_local_rank, import_mpi
 
 if TYPE_CHECKING:
     from kappaspeech.ranks.cluster import FloatArray
@@ -23,9 +23,7 @@ class MpiCluster:
     """Counters and posts lie in windows of rank 0, so taking a ticket interrupts nobody."""
 
     def __init__(self, launch: Launch) -> None:
-        from mpi4py import MPI
-
-        self._mpi = MPI
+        self._mpi = MPI = import_mpi()
         # a communicator of our own: messages of the progress thread and of the work can't meet
         self._comm = MPI.COMM_WORLD.Dup()
         self.rank, self.world_size = self._comm.Get_rank(), self._comm.Get_size()

@@ -6,10 +6,13 @@ import contextlib
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kappaspeech.errors import ClusterError, ConfigError
+from kappaspeech.outside import describe
 
 _DEFAULT_PORT = 29500
 # Below the ports that Linux gives to outgoing connections (from 32768).
@@ -126,9 +129,7 @@ def free_port() -> int:
 
 def _ask_rank_0(launch: Launch) -> dict[str, str]:
     """Rank 0's address and a port of its choice, by MPI. Every rank of the launch calls it."""
-    from mpi4py import MPI
-
-    world = MPI.COMM_WORLD
+    world = import_mpi().COMM_WORLD
     if world.Get_size() != launch.world_size:
         raise ConfigError(
             f"The launcher started {launch.world_size} processes ({launch.launcher}), but mpi4py's MPI sees {world.Get_size()}, "
@@ -137,6 +138,18 @@ def _ask_rank_0(launch: Launch) -> dict[str, str]:
     hosts = world.allgather(socket.gethostname())
     address = "127.0.0.1" if len(set(hosts)) == 1 else _own_address()
     return dict(zip(("MASTER_ADDR", "MASTER_PORT"), world.bcast((address, str(free_port())), root=0), strict=True))
+
+
+def import_mpi() -> Any:
+    """mpi4py's `MPI`. Raises `ConfigError` if it, or the MPI library that it was built for, can't be loaded."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"mpi4py can't be loaded by {sys.executable}: {describe(error)}. Make the MPI that started these ranks known to it "
+            "(module load, LD_LIBRARY_PATH), or set MASTER_ADDR and MASTER_PORT: then ranks meet without MPI."
+        ) from error
+    return MPI
 
 
 def _own_address() -> str:
@@ -151,12 +164,18 @@ def _own_address() -> str:
 
 @contextlib.contextmanager
 def explained_meeting(launch: Launch) -> Iterator[None]:
-    """Explain in this project's words why the ranks couldn't meet. Raises `ClusterError`."""
+    """Explain in this project's words why the ranks couldn't meet. Raises `ClusterError`; `ConfigError` for ranks of one GPU."""
     own = f"rank {launch.rank} on {socket.gethostname()}"
     try:
         yield
     except RuntimeError as error:
-        cause = str(error).splitlines()[0]
+        if "Duplicate GPU" in str(error):
+            raise ConfigError(
+                f"{own} shares a GPU with another rank, and NCCL takes one rank a GPU. Start as many ranks a host as it has GPUs."
+            ) from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # NCCL gives its reason last, behind what it usually means
+        cause = f"{lines[0]} {lines[-1]}" if "Last error:" in lines[:-1] else lines[0]
         address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
         if "EADDRINUSE" in cause or "address already in use" in cause.lower():
             raise ClusterError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import warnings
+from collections.abc import MutableMapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Literal
@@ -47,6 +48,7 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
     """
     import torch
 
+    hide_unwanted_gpus(os.environ)
     launch = find_launch(os.environ)
     if launch.world_size == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -80,6 +82,13 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
             )
         deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
     return TorchCluster(launch, timeout_seconds=timeout_seconds).leave_by(deepspeed.comm.destroy_process_group, server=server)
+
+
+def hide_unwanted_gpus(environment: MutableMapping[str, str]) -> None:
+    """Hide GPUs from torch if DeepSpeed is told to use processors, before torch looks for any: one would take what the other
+    doesn't."""
+    if environment.get("DS_ACCELERATOR") == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _meet_for_local_rank(launch: Launch, *, timeout: timedelta) -> tuple[Launch, Any]:

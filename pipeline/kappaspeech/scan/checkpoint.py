@@ -248,21 +248,32 @@ def named_as_model(base: Checkpoint, llm: str, changed: Iterable[str]) -> Checkp
 
 
 def _open_hub(name: str) -> Checkpoint:
-    """A model of the Hugging Face hub, from the local cache first, else fetched into it."""
+    """A model of the Hugging Face hub, from the local cache if all of it is there, else fetched into it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns: Sequence[str] = ("*.safetensors", "*.safetensors.index.json", "config.json")
+    in_part: CheckpointError | None = None
     try:
         try:
-            folder = snapshot_download(name, allow_patterns=list(patterns), local_files_only=True)
+            return _open_snapshot(name, snapshot_download(name, allow_patterns=list(patterns), local_files_only=True))
         except LocalEntryNotFoundError:
-            folder = snapshot_download(name, allow_patterns=list(patterns))
+            pass
+        except CheckpointError as error:
+            # a tokenizer or a config was fetched alone, or a download was broken off
+            in_part = error
+        folder = snapshot_download(name, allow_patterns=list(patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        if in_part is not None:
+            raise in_part from error
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"There is no file or folder {name!r}, and it can't be fetched from the hub by that name either: {first} "
             "Give a folder that holds safetensors."
         ) from error
+    return _open_snapshot(name, folder)
+
+
+def _open_snapshot(name: str, folder: str) -> Checkpoint:
     config = read_config(Path(folder))
     return Checkpoint(name, open_folder(Path(folder), config), config=config)

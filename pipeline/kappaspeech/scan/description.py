@@ -23,7 +23,7 @@ def describe(ref: MatrixRef, stats: SpectrumStats) -> RankedMatrix:
         stats=replace(stats, shape=ref.shape),
         expert=ref.expert,
         aliases=tuple(aliases),
-        storage_noise=storage_noise(stats, ref.tensor.dtype),
+        storage_noise=None if ref.is_of_packed_codes else storage_noise(stats, ref.tensor.dtype),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -26,7 +27,7 @@ from kappaspeech.scan.matrices import MatrixRef
 from kappaspeech.scan.ranking import RankedMatrix
 
 # Raise it when a change of method changes numbers: older lines then no longer count.
-_METHOD_VERSION = 4
+_METHOD_VERSION = 5
 _log = make_logger(__name__)
 # values of measured matrices, by key, by the digest of the bytes that were measured
 Found = dict[str, dict[str, Any]]
@@ -108,7 +109,20 @@ def _read_lines(path: Path) -> Iterator[bytes]:
         return  # its matrices are measured again
 
 
+def find_cache() -> Path:
+    """The folder of journals in the user's cache. Raises `OSError` if the user has no home, or none that can be written."""
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        # a container that runs under a number without a name
+        raise OSError(f"{error}") from error
+    folder = Path(cache) / "kappaspeech" / "scans"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    return folder
+
+
 def default_folder(checkpoint: Checkpoint) -> Path:
     """The folder in which scans of `checkpoint` find each other: the user's cache, by the checkpoint's digest."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "kappaspeech" / "scans" / checkpoint.digest[:16]
+    return find_cache() / checkpoint.digest[:16]

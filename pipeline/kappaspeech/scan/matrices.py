@@ -52,6 +52,11 @@ class MatrixRef:
         return self.grouped.codes if self.grouped is not None else self.tensor.name
 
     @property
+    def is_of_packed_codes(self) -> bool:
+        """True if the dtype is what the codes are rounded to, and says nothing of the far greater rounding to codes."""
+        return self.four_bit is not None or self.grouped is not None
+
+    @property
     def begin(self) -> int:
         return (self.expert or 0) * math.prod(self.shape)
 

@@ -7,12 +7,12 @@ whether one rank forms them all or several add theirs.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,7 @@ class Worker:
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._grams: dict[tuple[int, int | None], Any] = {}
         known = [self._find_kept(ref, self.digests.get(ref.name, "")) is not None for ref in self.matrices]
         pieces = [
             1 if ref.tensor.dtype == "float64" or is_known else num_pieces(max(ref.shape))
@@ -80,8 +81,7 @@ class Worker:
     def run(self, bar: ProgressBar) -> dict[str, dict[str, Any]]:
         """Measure whole matrices and form pieces, then bring the pieces together."""
         self._bar, self._shown = bar, 0.0
-        with self.watch.telling(self._show), tempfile.TemporaryDirectory(prefix="kappaspeech-") as spill:
-            self._spill = Path(spill)
+        with self.watch.telling(self._show), contextlib.ExitStack() as self._spilled:
             mine: list[Task] = []
             for task, read in self._read_tasks():
                 self.watch.check()
@@ -91,7 +91,7 @@ class Worker:
                     self._measure(ref, read)
                 else:
                     with naming(self.checkpoint, ref):
-                        np.save(self._path(task), piece_gram(self._open(ref).matrix, task.piece, algebra=self.algebra))
+                        self._spill(task, piece_gram(self._open(ref).matrix, task.piece, algebra=self.algebra))
                     mine.append(task)
                 self._advance(task.cost)
             self.watch.begin("")
@@ -127,7 +127,9 @@ class Worker:
             shares = assign([task.cost for task in self.tasks], self.cluster.world_size)
             yield from (self.tasks[index] for index in shares[self.cluster.rank])
             return
-        while (ticket := self.cluster.take_ticket("scan")) < len(self.tasks):
+        # the counter is the cluster's: an earlier scan on it has taken some
+        taken = self.cluster.broadcast(self.cluster.take_ticket("scan") if self.cluster.rank == 0 else None) + 1
+        while (ticket := self.cluster.take_ticket("scan") - taken) < len(self.tasks):
             yield self.tasks[ticket]
 
     def _join_pieces(self, mine: list[Task]) -> None:
@@ -151,14 +153,18 @@ class Worker:
         for piece in range(num_pieces(max(self.matrices[matrix].shape))):
             self.watch.check()
             holder = holders[matrix, piece]
-            gram = np.load(self._path(Task(matrix, 0.0, piece))) if self.cluster.rank == holder else None
+            gram = np.load(self._grams[matrix, piece]) if self.cluster.rank == holder else None
             gram = self.cluster.move(gram, source=holder, target=owner)
             if gram is not None:
                 total = gram if total is None else np.add(total, gram, out=total)
         return total
 
-    def _path(self, task: Task) -> Path:
-        return self._spill / f"{task.matrix}-{task.piece}.npy"
+    def _spill(self, task: Task, gram: FloatArray) -> None:
+        """Keep a piece's Gram in a file without a name: whatever ends this process, none of it is left behind."""
+        file = self._spilled.enter_context(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 - open until all are joined
+        np.save(file, gram)
+        file.seek(0)
+        self._grams[task.matrix, task.piece] = file
 
     def _find_kept(self, ref: MatrixRef, digest: str) -> dict[str, Any] | None:
         """The journal's value of a matrix of that name, dtype and bytes."""

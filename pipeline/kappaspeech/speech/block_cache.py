@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,8 +70,8 @@ class CachedSource:
             part = self._near_part(number, begin, end)
             return self._fetch(number)[begin:end] if part is None else part
 
-    def begin(self, offset: int, size: int) -> Future[bytes]:
-        return self._source.begin(offset, size)
+    def begin(self, places: Sequence[tuple[int, int]]) -> list[Future[bytes]]:
+        return self._source.begin(places)
 
     def confirms(self, claim: str, check: Callable[[], bool]) -> bool:
         self._check_end(0)

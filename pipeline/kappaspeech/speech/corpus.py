@@ -16,6 +16,7 @@ from kappaspeech.errors import DataError
 from kappaspeech.redaction import redact
 from kappaspeech.speech.feature_cache import entry_name
 from kappaspeech.speech.in_place import is_in_place, open_in_place
+from kappaspeech.speech.languages import short_language
 from kappaspeech.speech.normalisers import TextNormalization, normaliser_of
 from kappaspeech.speech.sample_reader import SampleRef
 from kappaspeech.speech.schedule import DatasetLengths
@@ -101,7 +102,8 @@ class Corpus:
         self._rows = self._rows_of(dataset.language)
         self.num_samples = len(self.table) if self._rows is None else len(self._rows)
         if not self.num_samples:
-            raise DataError(f"{dataset.shards} holds no sample in language {dataset.language!r}.")
+            held = ", ".join(map(repr, self.table.languages)) or "none"
+            raise DataError(f"{dataset.shards} holds no sample in language {dataset.language!r}. Its languages are: {held}.")
 
     def _check_sizes(self) -> None:
         """A local shard that is gone or cut is an error at the start; other changes are, when it is first read."""
@@ -111,11 +113,14 @@ class Corpus:
 
     def _rows_of(self, language: str | None) -> NDArray[np.uint32] | None:
         """Rows of the table that are in the data set; None for all."""
-        if language is None or self.table.languages == (language,):
+        if language is None:
             return None
-        if language not in self.table.languages:
-            return np.empty(0, dtype=np.uint32)
-        return np.flatnonzero(self.table.columns["language"] == self.table.languages.index(language)).astype(np.uint32)
+        # an index of another tool's may have names for codes
+        wanted = short_language(language)
+        numbers = [number for number, held in enumerate(self.table.languages) if short_language(held) == wanted]
+        if len(numbers) == len(self.table.languages):
+            return None
+        return np.flatnonzero(np.isin(self.table.columns["language"], numbers)).astype(np.uint32)
 
     def column(self, name: str) -> NDArray[Any]:
         """A column of the table, of the data set's samples alone."""

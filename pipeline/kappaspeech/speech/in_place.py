@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
+import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,15 +58,8 @@ def open_in_place(where: str, *, language: str | None = None, read: ReadOptions 
             raise DataError(f"{error} Of a set in data.train or data.test it is the set's language.") from error
         table, places = index_in_place(where, language=language), _places_of(source, language, read)
     for place in places:
-        # another rank may have kept it meanwhile, and has it open
-        if (kept := _read_kept(place, source, table.source)) is not None:
-            return kept
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_merged(table, place)
-        except OSError:
-            continue
-        break
+        with contextlib.suppress(OSError):
+            return _keep(table, place, source)
     return table
 
 
@@ -76,6 +72,36 @@ def find_kept(where: str, *, language: str | None = None, read: ReadOptions | No
         if (kept := _read_kept(place, source, state)) is not None:
             return place, kept
     return None
+
+
+def _keep(table: SampleTable, place: Path, source: Path) -> SampleTable:
+    """Keep an index at `place`, unless another rank, of this host or another, has kept it meanwhile: that one is returned, and
+    stays, as others may have it mapped. Raises `OSError`."""
+    # what a link leads to is replaced, not the link
+    place = Path(os.path.realpath(place))
+    if (kept := _read_kept(place, source, table.source)) is not None:
+        return kept
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.is_file():
+        _remove_stale(place, source, table.source)
+    try:
+        write_merged(table, place, is_new=True)
+    except FileExistsError:
+        if (kept := _read_kept(place, source, table.source)) is None:
+            raise
+        return kept
+    return table
+
+
+def _remove_stale(place: Path, source: Path, state: str) -> None:
+    """Remove the index of another state at `place`, and no right one that has come there since it was read."""
+    aside = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        place.rename(aside)
+        if _read_kept(aside, source, state) is not None and not place.exists():
+            aside.rename(place)
+        else:
+            aside.unlink()
 
 
 def index_in_place(where: str, *, language: str | None = None) -> SampleTable:

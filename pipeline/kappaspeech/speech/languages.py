@@ -51,3 +51,11 @@ def normalise_language(name: object, *, where: str = "") -> str:
         f"{where + ': ' if where else ''}{shown} is no language. Wanted is a code (en, de, yue) or an English name; for what "
         "has neither, one word of letters and digits."
     )
+
+
+def short_language(name: str) -> str:
+    """`name` normalised, or as it is if it can't be a language."""
+    try:
+        return normalise_language(name)
+    except DataError:
+        return name

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, SHORTEST_SECONDS, BadSampleError, decode
+from kappaspeech.speech.waveforms import find_fault
 
 # The end of a segment may be rounded.
 _SLACK_SECONDS = 0.1
@@ -27,14 +28,18 @@ class Segment(Protocol):
 
 
 def cut_segment(waveform: NDArray[np.float32], recording: Segment) -> NDArray[np.float32]:
-    """The listed part of a file's waveform (T,). Raises `BadSampleError` if the file ends before it, or it is too short."""
+    """The listed part of a file's waveform (T,). Raises `BadSampleError` if the file ends before it, or if it is too short or
+    silent, as a whole file may not be either."""
     begin = int(recording.begin_seconds * SAMPLE_RATE_HZ)
     end = len(waveform) if recording.seconds is None else begin + round(recording.seconds * SAMPLE_RATE_HZ)
     if begin >= len(waveform) or end - len(waveform) > _SLACK_SECONDS * SAMPLE_RATE_HZ:
         raise BadSampleError("truncated", f"{len(waveform) / SAMPLE_RATE_HZ:.2f} s, and {end / SAMPLE_RATE_HZ:.2f} s are wanted")
-    if end - begin < SHORTEST_SECONDS * SAMPLE_RATE_HZ:
-        raise BadSampleError("short", f"{(end - begin) / SAMPLE_RATE_HZ:.3f} s")
-    return waveform[begin:end]
+    part = waveform[begin:end]
+    if len(part) < SHORTEST_SECONDS * SAMPLE_RATE_HZ:
+        raise BadSampleError("short", f"{len(part) / SAMPLE_RATE_HZ:.3f} s")
+    if fault := find_fault(part):
+        raise BadSampleError(*fault)
+    return part
 
 
 def decode_whole(content: bytes, listed: float | None, max_seconds: float | None = None) -> NDArray[np.float32]:

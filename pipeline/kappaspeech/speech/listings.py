@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kappaspeech.speech.listed_audio import cut_segment, decode_whole
-from kappaspeech.speech.samples import SAMPLE_RATE_HZ, check_whole, decode
+from kappaspeech.speech.samples import check_whole, decode, encode
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,6 @@ def decode_listed(content: bytes, listing: Listing, seconds: float) -> NDArray[n
 
 def encode_listed(content: bytes, listing: Listing, seconds: float) -> bytes:
     """A sample as a file of its own: its member's bytes, or of a part FLAC. Raises `BadSampleError`."""
-    import soundfile
-
     if listing.is_whole:
         return content
-    waveform = decode_listed(content, listing, seconds)
-    buffer = io.BytesIO()
-    soundfile.write(buffer, waveform / max(1.0, float(np.abs(waveform).max())), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
+    return encode(decode_listed(content, listing, seconds))

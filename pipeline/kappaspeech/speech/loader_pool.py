@@ -72,6 +72,11 @@ class LoaderPool:
                 self._replace(ticket.generation, error)
                 ticket = self.submit(ticket.refs)
 
+    @property
+    def has_room(self) -> bool:
+        """Return whether it pays to submit more before the first is taken: in the calling thread it is planned, not loaded."""
+        return self._own is not None and self._own.has_room
+
     def _start(self) -> WorkerPool[Sequence[SampleRef], list[LoadedSample | BadSample]]:
         if self._pool is None:
             arguments = (os.getpid(), self._options, self._read)

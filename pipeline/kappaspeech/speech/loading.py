@@ -98,6 +98,11 @@ class Loader:
                 loaded.append(BadSample.of(ref, error))
         return loaded
 
+    @property
+    def has_room(self) -> bool:
+        """Return whether it pays to plan more before the first is loaded."""
+        return self._ahead.has_room
+
     def close(self) -> None:
         """Let go of what was read ahead."""
         self._ahead.close()
@@ -118,8 +123,10 @@ class Loader:
     def _finish(self, sample: AudioSample, ref: SampleRef) -> LoadedSample:
         options = self._options
         random = generator(*ref.counter)
-        waveform = sample.waveform
-        if options.augmentation.speed_factors:
-            waveform = change_speed(waveform, options.augmentation.speed_factors, random)
-        features = encoder_input(waveform[: int(options.max_seconds * SAMPLE_RATE_HZ)], options.num_mels)
+        waveform, most = sample.waveform, int(options.max_seconds * SAMPLE_RATE_HZ)
+        # a clip that fits isn't made so long that its last words would be cut off
+        slowest = len(waveform) / most if len(waveform) <= most else 0.0
+        if factors := [factor for factor in options.augmentation.speed_factors if factor >= slowest]:
+            waveform = change_speed(waveform, factors, random)
+        features = encoder_input(waveform[:most], options.num_mels)
         return LoadedSample(mask_spectrogram(features, options.augmentation, random), sample.transcript)

@@ -6,7 +6,7 @@ import hashlib
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,11 @@ from kappaspeech.speech.source import ReadOptions
 from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.spread_texts import Opener, read_spread_texts
 
-# Clips of one size and length that are compared byte by byte.
+# Clips of one size and length that are compared byte by byte, of a data set.
 _MOST_COMPARED = 256
 _MOST_OPEN = 512
 _NUM_NAMED = 3
+_Digest = tuple[str, float, float | None]
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,16 @@ def plain_words(text: str) -> str:
 def _find_recordings(train: Sequence[Corpus], test: Sequence[Corpus], open_shard: Opener) -> list[str]:
     """Keys of test samples whose audio is in the training data, byte for byte."""
     heads = np.unique(np.concatenate([_heads(corpus) for corpus in test]))
-    candidates: dict[int, SampleRef] = {}
+    candidates: dict[int, list[SampleRef]] = {}
     for corpus in train:
         known = _heads(corpus)
         for index in np.flatnonzero(np.isin(known, heads))[:_MOST_COMPARED].tolist():
-            candidates.setdefault(int(known[index]), corpus.ref(index))
+            candidates.setdefault(int(known[index]), []).append(corpus.ref(index))
+
+    @cache
+    def trained(head: int) -> set[_Digest | None]:
+        return {_digest(ref, open_shard) for ref in candidates[head]}
+
     found: list[str] = []
     num_compared = 0
     for corpus in test:
@@ -109,21 +115,21 @@ def _find_recordings(train: Sequence[Corpus], test: Sequence[Corpus], open_shard
             num_compared += 1
             if num_compared > _MOST_COMPARED:
                 return found
-            refs = (corpus.ref(index), candidates[int(known[index])])
-            digests = {_digest(ref, open_shard) for ref in refs}
-            if len(digests) == 1 and None not in digests:
-                found.append(refs[0].entry.key)
+            ref = corpus.ref(index)
+            digest = _digest(ref, open_shard)
+            if digest is not None and digest in trained(int(known[index])):
+                found.append(ref.entry.key)
     return found
 
 
 def _heads(corpus: Corpus) -> NDArray[np.int64]:
-    """(N,): size and length of each clip in one number. Other audio is hardly ever alike in both."""
+    """(N,): size and length of each clip in one number. Other audio is hardly ever alike in both, unless it isn't compressed."""
     seconds: NDArray[Any] = np.ascontiguousarray(corpus.column("seconds"))
     heads: NDArray[np.int64] = (corpus.column("audio_bytes") << 32) ^ seconds.view(np.uint32).astype(np.int64)
     return heads
 
 
-def _digest(ref: SampleRef, open_shard: Opener) -> tuple[str, float, float | None] | None:
+def _digest(ref: SampleRef, open_shard: Opener) -> _Digest | None:
     """Tell audio from other audio: a digest of its file, and the part of it. None if it can't be read."""
     listing = ref.entry.listing
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import os
@@ -26,7 +25,7 @@ from kappaspeech.processors import count_cores
 from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.listed_audio import cut_segment, decode_whole
 from kappaspeech.speech.recordings import Recording
-from kappaspeech.speech.samples import SAMPLE_RATE_HZ, BadSampleError, check_whole, decode
+from kappaspeech.speech.samples import SAMPLE_RATE_HZ, BadSampleError, check_whole, decode, encode
 from kappaspeech.speech.shard_claims import (
     corpus_of,
     find_stale,
@@ -221,17 +220,12 @@ def _encode_all(recordings: Sequence[Recording], *, max_seconds: float | None) -
 
 def _encode(recording: Recording, *, max_seconds: float | None) -> _Encoded:
     """Decode, resample and write as FLAC, in a worker process."""
-    import soundfile
-
     try:
         waveform = _cut(recording, max_seconds)
     except Exception as error:  # noqa: BLE001 - whatever a decoder raises is told with the recording's name
         cause = str(error) if isinstance(error, (BadSampleError, OSError)) else f"{type(error).__name__}: {error}"
         return _Encoded(recording.key, b"", 0.0, cause)
-    buffer = io.BytesIO()
-    # 16 bits hold no overshoot of a lossy format
-    soundfile.write(buffer, waveform / max(1.0, float(np.abs(waveform).max())), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
-    return _Encoded(recording.key, buffer.getvalue(), len(waveform) / SAMPLE_RATE_HZ, None)
+    return _Encoded(recording.key, encode(waveform), len(waveform) / SAMPLE_RATE_HZ, None)
 
 
 def _cut(recording: Recording, max_seconds: float | None) -> NDArray[np.float32]:

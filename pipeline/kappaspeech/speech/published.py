@@ -9,7 +9,7 @@ from pathlib import Path
 from kappaspeech.errors import DataError
 from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.recordings import AUDIO_EXTENSIONS, Recording, Request, make_key
-from kappaspeech.speech.regular_files import is_regular
+from kappaspeech.speech.regular_files import is_litter, is_regular
 from kappaspeech.speech.splits import choose_splits, is_split
 from kappaspeech.speech.text_files import read_lines, read_table
 
@@ -28,8 +28,7 @@ def read_librispeech(source: Path, request: Request) -> Iterator[Recording]:
     language = request.language or "en"
     listings: dict[str, list[Path]] = {}
     for listing in sorted(source.glob("**/*.trans.txt")):
-        # macOS leaves ._NAME beside what it copies
-        if not listing.name.startswith("._"):
+        if not is_litter(listing.name):
             parts = listing.relative_to(source).parts[:-1]
             split = next((part for part in parts if is_split(part)), source.resolve().name if request.split else "")
             listings.setdefault(split, []).append(listing)
@@ -65,7 +64,7 @@ def read_common_voice(source: Path, request: Request) -> Iterator[Recording]:
 
 
 def _choose_table(source: Path, split: str | None) -> Path:
-    tables = {path.stem: path for path in sorted(source.glob("*.tsv")) if not path.name.startswith("._")}
+    tables = {path.stem: path for path in sorted(source.glob("*.tsv")) if not is_litter(path.name)}
     splits = [name for name in tables if is_split(name)]
     if split is not None:
         return tables[choose_splits(source, splits, split)[0]]

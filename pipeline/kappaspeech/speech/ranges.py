@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import cast
 
 from kappaspeech.errors import DataError
@@ -44,9 +45,8 @@ class FarRange:
 
 
 class _FarRequest:
-    def __init__(self, source: FarSource, begin: int, end: int) -> None:
-        self._source, self._begin, self._end = source, begin, end
-        self._future = source.begin(begin, end - begin)
+    def __init__(self, source: FarSource, begin: int, end: int, future: Future[bytes]) -> None:
+        self._source, self._begin, self._end, self._future = source, begin, end, future
 
     def give_up(self) -> None:
         self._future.cancel()
@@ -99,13 +99,16 @@ def begin_many(requests: Sequence[Request]) -> list[Part]:
 
 
 def _begin_far(source: FarSource, ranges: Sequence[tuple[int, int]]) -> list[FarRange | Exception]:
-    begun: dict[int, FarRange] = {}
+    requests = join(ranges)
+    places = [(min(ranges[i][0] for i in joined), max(ranges[i][1] for i in joined)) for joined in requests]
     try:
-        for joined in join(ranges):
-            request = _FarRequest(source, min(ranges[i][0] for i in joined), max(ranges[i][1] for i in joined))
-            begun.update((i, FarRange(request, *ranges[i])) for i in joined)
+        futures = source.begin([(begin, end - begin) for begin, end in places])
     except DataError as error:
-        return [begun.get(i, error) for i in range(len(ranges))]
+        return [error] * len(ranges)
+    begun: dict[int, FarRange] = {}
+    for joined, place, future in zip(requests, places, futures, strict=True):
+        request = _FarRequest(source, *place, future)
+        begun.update((i, FarRange(request, *ranges[i])) for i in joined)
     return [begun[i] for i in range(len(ranges))]
 
 

@@ -11,6 +11,8 @@ from kappaspeech.speech.samples import AudioSample, BadSampleError
 from kappaspeech.speech.source import is_remote
 
 _MOST_BYTES = 64 << 20
+# Micro-batches that are planned, of whatever size: what an index says of sizes may be anything.
+_MOST_PLANNED = 1024
 
 
 @dataclass
@@ -33,17 +35,24 @@ class ReadAhead:
         self._reader = reader
         self._most_bytes = most_bytes
         self._planned: dict[int, PlannedBatch] = {}
-        self._num_bytes_begun = self._num_bytes_enough = 0
+        self._num_planned = self._num_bytes_planned = self._num_bytes_begun = self._num_bytes_enough = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Return whether it pays to plan more: neighbours in a remote shard come together, and more may be asked for."""
+        return bool(self._planned) and self._num_bytes_planned < self._most_bytes and self._num_planned < _MOST_PLANNED
 
     def plan(self, refs: Sequence[SampleRef]) -> PlannedBatch:
         """Plan to read a micro-batch; it is had from `take`."""
         batch = PlannedBatch(refs, sum(ref.entry.audio_bytes + ref.entry.text_bytes for ref in refs))
+        self._num_planned, self._num_bytes_planned = self._num_planned + 1, self._num_bytes_planned + batch.num_bytes
         if any(is_remote(ref.where) for ref in refs):
             self._planned[id(batch)] = batch
         return batch
 
     def take(self, batch: PlannedBatch) -> list[AudioSample | BadSampleError]:
         """Each sample of a planned micro-batch, as `SampleReader.read` returns and raises."""
+        self._num_planned, self._num_bytes_planned = self._num_planned - 1, self._num_bytes_planned - batch.num_bytes
         if id(batch) in self._planned:
             # not for each that was taken: of many that are asked for together, more are neighbours
             if batch.begun is None or self._num_bytes_begun <= self._num_bytes_enough:
@@ -71,7 +80,7 @@ class ReadAhead:
         """Let go of what was asked for and not taken, so that nothing is under way when the process ends."""
         begun = [sample for batch in self._planned.values() for sample in batch.begun or ()]
         self._planned.clear()
-        self._num_bytes_begun = self._num_bytes_enough = 0
+        self._num_planned = self._num_bytes_planned = self._num_bytes_begun = self._num_bytes_enough = 0
         for part in (part for sample in begun for part in sample):
             if isinstance(part, FarRange):
                 part.give_up()

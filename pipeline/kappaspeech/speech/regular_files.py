@@ -11,3 +11,8 @@ def is_regular(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def is_litter(name: str) -> bool:
+    """True for ._NAME, in which macOS keeps a file's attributes beside the file, whatever its ending says."""
+    return name.startswith("._")

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError, Future
+from functools import partial
 from typing import Any, TypeVar
 
 from kappaspeech.errors import DataError
@@ -54,7 +55,7 @@ def expand_remote(pattern: str, options: ReadOptions) -> list[str]:
     async def list_files(system: Any) -> list[str]:
         return list(await system._glob(pattern))
 
-    found = _begin(pattern, options, lambda system: _persist(system, pattern, list_files, options, what="listed"))
+    found = _begin(pattern, options, [lambda system: _persist(system, pattern, list_files, options, what="listed")])[0]
     return [f"{scheme}://{path}" for path in sorted(found.result())]
 
 
@@ -87,7 +88,7 @@ class RemoteSource:
 
     def _describe(self) -> Description:
         if self._described is None:
-            self._described = _begin(self.where, self._options, self._look).result()
+            self._described = _begin(self.where, self._options, [self._look])[0].result()
             self._check_version(self._described)
         return self._described
 
@@ -100,10 +101,10 @@ class RemoteSource:
         return await buckets.describe(system, self.where)
 
     def read(self, offset: int, size: int) -> bytes:
-        return self.begin(offset, size).result()
+        return self.begin([(offset, size)])[0].result()
 
-    def begin(self, offset: int, size: int) -> Future[bytes]:
-        return _begin(self.where, self._options, lambda system: self._read(system, offset, size))
+    def begin(self, places: Sequence[tuple[int, int]]) -> list[Future[bytes]]:
+        return _begin(self.where, self._options, [partial(self._read, offset=offset, size=size) for offset, size in places])
 
     async def _read(self, system: Any, offset: int, size: int) -> bytes:
         content = b""
@@ -161,11 +162,39 @@ class RemoteSource:
         return check()
 
 
-def _begin(where: str, options: ReadOptions, work: Callable[[Any], Coroutine[Any, Any, T]]) -> Future[T]:
-    """Begin `work` with the file system of a URL, beside everything else that was begun. Raises `DataError` if its library is
-    missing."""
+def _begin(where: str, options: ReadOptions, works: Sequence[Callable[[Any], Coroutine[Any, Any, T]]]) -> list[Future[T]]:
+    """Begin all `works` with the file system of a URL, beside everything else that was begun. Raises `DataError` if its library
+    is missing."""
     system = _file_system(scheme_of(where), options.stall_seconds)
-    return asyncio.run_coroutine_threadsafe(work(system), system.loop)
+    futures: list[Future[T]] = [Future() for _ in works]
+
+    def start() -> None:
+        for future, work in zip(futures, works, strict=True):
+            task = system.loop.create_task(work(system))
+            task.add_done_callback(partial(_hand_over, future))
+            future.add_done_callback(partial(_let_go, task, system.loop))
+
+    # once for all of them: each time, this thread and the loop's take turns
+    system.loop.call_soon_threadsafe(start)
+    return futures
+
+
+def _hand_over(future: Future[T], task: asyncio.Task[T]) -> None:
+    """Give what a task returned or raised to whoever waits in another thread."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if task.cancelled():
+        future.set_exception(CancelledError())
+    elif error := task.exception():
+        future.set_exception(error)
+    else:
+        future.set_result(task.result())
+
+
+def _let_go(task: asyncio.Task[T], loop: asyncio.AbstractEventLoop, future: Future[T]) -> None:
+    """End a task that nobody waits for."""
+    if future.cancelled():
+        loop.call_soon_threadsafe(task.cancel)
 
 
 async def _persist(

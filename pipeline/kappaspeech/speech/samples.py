@@ -1,4 +1,4 @@
-"""Bytes → waveform → log-mel, one sample at a time."""
+"""Bytes → waveform → log-mel, and back to bytes, one sample at a time."""
 
 from __future__ import annotations
 
@@ -101,6 +101,15 @@ def _read_audio(content: bytes, limit_seconds: float | None) -> tuple[NDArray[np
     except (soundfile.SoundFileError, ValueError, TypeError) as error:
         raise BadSampleError("decode", explain_undecodable(error)) from error
     return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)), rate_hz
+
+
+def encode(waveform: NDArray[np.float32]) -> bytes:
+    """FLAC of a waveform (T,) at 16 kHz; one that overshoots 1, as a lossy format's may, is scaled to it."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform / max(1.0, float(np.abs(waveform).max())), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
 
 
 def check_whole(content: bytes) -> None:

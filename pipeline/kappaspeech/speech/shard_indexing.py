@@ -8,6 +8,7 @@ from typing import Any
 from kappaspeech.errors import DataError
 from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.recordings import AUDIO_EXTENSIONS, LONGEST_SECONDS
+from kappaspeech.speech.regular_files import is_litter
 from kappaspeech.speech.samples import explain_undecodable
 from kappaspeech.speech.shards import SampleEntry, ShardIndex, ShardStamp, digest_heads, known_seconds, split_name
 from kappaspeech.speech.source import ReadOptions
@@ -56,9 +57,9 @@ def group_members(where: str, file: Any, num_bytes: int) -> dict[str, dict[str, 
 
 
 def _is_litter(name: str) -> bool:
-    """Return whether a name is litter of macOS: ._NAME with a file's attributes, or a folder's settings."""
+    """Return whether a member is litter of macOS, or a folder's settings."""
     last = name.rsplit("/", 1)[-1]
-    return last.startswith("._") or last == ".DS_Store" or name.startswith("__MACOSX/")
+    return is_litter(last) or last == ".DS_Store" or name.startswith("__MACOSX/")
 
 
 def _describe(where: str, file: Any, key: str, parts: dict[str, tuple[int, int]], default_language: str | None) -> SampleEntry:

@@ -5,7 +5,7 @@ Nothing that is read can run code: there is no `pipe:` and nothing is unpickled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -56,8 +56,8 @@ class Source(Protocol):
 class FarSource(Source, Protocol):
     """A source that may not expect a range."""
 
-    def begin(self, offset: int, size: int) -> Future[bytes]:
-        """Begin `read`; the result is what it returns or raises. Raises `DataError` if it can't be begun."""
+    def begin(self, places: Sequence[tuple[int, int]]) -> list[Future[bytes]]:
+        """Begin to `read` each (offset, size); the results are what it returns or raises. Raises `DataError` if it can't be."""
 
 
 def need_reader(where: str) -> None:

@@ -51,8 +51,8 @@ class StepData:
     """A rank's share of one step: ⌈G/W⌉ micro-batches, zero-weight ones included, and what they cost.
 
     `padding` is the share of padding among the micro-batches' frames, which the encoder sees, and `llm_padding` among audio
-    positions and labels, which the LLM sees. `seconds_by_language` is audio that wasn't masked, and `seconds_by_dataset` the same
-    by the names of the data sets. `hint` makes resuming at this step cheap.
+    positions and labels, which the LLM sees. `seconds_by_language` is audio that was neither masked nor cut off, and
+    `seconds_by_dataset` the same by the names of the data sets. `hint` makes resuming at this step cheap.
     """
 
     global_step: int
@@ -176,7 +176,7 @@ class SpeechStream:
                     yield self._finish(*begun.popleft(), pool)
                 raise
             begun.append((step, step_hint, tickets))
-            if len(begun) > self._options.prefetch_steps:
+            if len(begun) > self._options.prefetch_steps and not pool.has_room:
                 yield self._finish(*begun.popleft(), pool)
 
     def _deal(self, plan: list[MicroBatchPlan]) -> list[MicroBatchPlan]:
@@ -200,8 +200,9 @@ class SpeechStream:
             batches.append(collate(features, num_mels=self._num_mels, keys=[ref.entry.key for ref in ticket.refs]))
             for ref, item in zip(ticket.refs, features, strict=True):
                 if item is not None:
-                    seconds[item.language] = seconds.get(item.language, 0.0) + ref.entry.seconds
-                    by_dataset[ref.dataset] = by_dataset.get(ref.dataset, 0.0) + ref.entry.seconds
+                    heard = min(ref.entry.seconds, self._load_options.max_seconds)
+                    seconds[item.language] = seconds.get(item.language, 0.0) + heard
+                    by_dataset[ref.dataset] = by_dataset.get(ref.dataset, 0.0) + heard
             lengths = [self._num_positions(item) for item in features if item is not None]
             positions += sum(lengths)
             padded_positions += sum(lengths) if self._options.packs else max(lengths, default=0) * len(features)

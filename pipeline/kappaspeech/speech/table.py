@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from kappaspeech.artefacts import digest_json, write_with
 from kappaspeech.errors import DataError
+from kappaspeech.outputs import write_new
 from kappaspeech.outside import describe, open_regular, parse_json
 from kappaspeech.speech.listings import Listing
 from kappaspeech.speech.patterns import shard_name
@@ -186,8 +187,11 @@ def _pack_texts(name: str, texts: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def write_merged(table: SampleTable, path: Path) -> None:
-    """Write a merged index. Local shards are named relative to it if they lie beside or below it."""
+def write_merged(table: SampleTable, path: Path, *, is_new: bool = False) -> None:
+    """Write a merged index. Local shards are named relative to it if they lie beside or below it.
+
+    One that `is_new` replaces no other: raises `FileExistsError` if another process has written one meanwhile.
+    """
     from safetensors.numpy import save_file
 
     if path.suffix != MERGED_SUFFIX:
@@ -204,7 +208,8 @@ def write_merged(table: SampleTable, path: Path) -> None:
     }
     metadata = {"index": json.dumps(content, ensure_ascii=False)}
     columns = {name: np.ascontiguousarray(table.columns[name]) for name in _columns_of(listed=table.has_listings)}
-    write_with(path, lambda temporary: save_file(columns, temporary, metadata=metadata))
+    write = write_new if is_new else write_with
+    write(path, lambda temporary: save_file(columns, temporary, metadata=metadata))
 
 
 def read_merged(path: Path) -> SampleTable:

@@ -107,14 +107,15 @@ async def fetch(system: Any, url: str, begin: int, end: int) -> tuple[bytes, Des
         if answer.status == _OK and begin:
             raise _no_ranges()
         total = _length(answer.headers) if answer.status == _OK else check_range(answer.headers, begin, end)
-        content = bytearray()
+        parts, num_bytes = [], 0
         async for part in answer.content.iter_any():
-            content += part
-            if len(content) > end - begin:
+            parts.append(part)
+            num_bytes += len(part)
+            if num_bytes > end - begin:
                 if answer.status == _OK:
                     raise _no_ranges()
                 raise ReadProblemError("the server sends more than it was asked for", is_permanent=True)
-        return bytes(content), _description(answer.headers, total)
+        return b"".join(parts), _description(answer.headers, total)
 
 
 def check_range(headers: Mapping[str, str], begin: int, end: int) -> int | None:

@@ -28,7 +28,6 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         need(f"Reading {path}, a GGUF file,", "gguf", kind=CheckpointError)
-        need(f"Reading {path}, a GGUF file,", "gguf", kind=CheckpointError)
         import gguf
 
         self.path = path

@@ -101,19 +101,23 @@ class SafetensorsFile:
             reached, before = max(reached, tensor.storage + tensor.num_bytes), tensor
 
     def read_bytes(self, name: str, offset: int, size: int) -> bytes:
-        """`size` raw bytes of a tensor from `offset` on. Raises `OSError`."""
-        return os.pread(self._descriptor, size, self._data_begin + self._entries[name][1] + offset)
+        """`size` raw bytes of a tensor from `offset` on. Raises `OSError` if the file ends before."""
+        content = bytearray(size)
+        self._fill(memoryview(content), name, offset)
+        return bytes(content)
 
     def read(self, name: str, start: int, stop: int) -> StoredArray:
         """Elements `start` to `stop` of the flattened tensor, as stored. Raises `OSError` if the file ends before."""
-        array, begin = self._entries[name]
-        values: StoredArray = np.empty(stop - start, dtype=array)
-        view = values.view(np.uint8).data
-        offset = self._data_begin + begin + start * values.itemsize
+        values: StoredArray = np.empty(stop - start, dtype=self._entries[name][0])
+        self._fill(values.view(np.uint8).data, name, start * values.itemsize)
+        return values
+
+    def _fill(self, view: memoryview, name: str, offset: int) -> None:
+        """Read a tensor's bytes from `offset` on, however few one call gives: 2 GiB at most, and less over some networks."""
+        begin = self._data_begin + self._entries[name][1] + offset
         done = 0
         while done < len(view):
-            count = os.preadv(self._descriptor, [view[done:]], offset + done)
+            count = os.preadv(self._descriptor, [view[done:]], begin + done)
             if count == 0:
-                raise OSError(f"{self.path} ended at byte {offset + done}, inside {name}: it was cut while it was being read")
+                raise OSError(f"{self.path} ended at byte {begin + done}, inside {name}: it was cut while it was being read")
             done += count
-        return values

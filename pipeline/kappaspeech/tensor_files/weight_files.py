@@ -93,7 +93,16 @@ def _open_index(index: Path) -> list[TensorFile]:
         weight_map = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError("it has no weight_map from tensors to the names of files")
-    return _open_each(_resolve(index, sorted(set(weight_map.values()))))
+    files = _open_each(_resolve(index, sorted(set(weight_map.values()))))
+    absent = sorted(set(weight_map).difference(tensor.name for file in files for tensor in file.tensors))
+    if absent:
+        _log.warning(
+            "%s names %d tensor(s) that no file of it holds (first: %s): index and files may be of two versions of the model.",
+            index,
+            len(absent),
+            absent[0],
+        )
+    return files
 
 
 def _resolve(index: Path, names: list[str]) -> list[Path]:

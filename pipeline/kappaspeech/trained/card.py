@@ -29,6 +29,7 @@ from kappaspeech.runs.contents import (
 )
 from kappaspeech.runs.records import is_evaluation, is_step
 from kappaspeech.selection.tensor_selection import TensorSelection
+from kappaspeech.speech.languages import short_language
 from kappaspeech.trained.opening import Step, TrainedRun, check_choice, open_run
 
 _TASK = "automatic-speech-recognition"
@@ -60,7 +61,7 @@ def _front_matter(run: TrainedRun | None, evaluation: Mapping[str, Any] | None, 
 
     results, languages = [], set()
     if run is not None:
-        languages = {item.language for item in run.config.data.train if item.language}
+        languages = {short_language(item.language) for item in run.config.data.train if item.language}
         tested_on = ", ".join(_shown(item.shards) for item in run.config.data.test) or "unknown"
         for language, report in _reports(evaluation).items():
             languages.add(language)

@@ -48,7 +48,7 @@ def export(source: Path, output: Path, *, step: Step = None, base: str | None = 
             "weights can't be merged into it. Export the difference alone: --only difference."
         )
     with safe_open(difference.trained, framework="pt") as trained:
-        shapes = {name: tuple(trained.get_slice(name).get_shape()) for name in trained.keys()}  # noqa: SIM118 - no mapping
+        shapes = _shapes_of(trained)
         changed = [split_expert(name.removeprefix(LLM_PREFIX))[0] for name in shapes if name.startswith(LLM_PREFIX)]
         checkpoint = named_as_model(checkpoint, difference.llm, changed)
         of_llm, single = _changed_shapes(checkpoint, shapes), _single_experts(shapes)
@@ -78,7 +78,7 @@ def export_adaptor(source: Path, output: Path, *, step: Step = None) -> list[Pat
     """Write the adaptor alone, in float32, and `speech.json`, which has its shape. Returns the files. Raises as `export`."""
     difference = open_difference(source, step=step)
     with safe_open(difference.trained, framework="pt") as trained:
-        shapes = {name: tuple(trained.get_slice(name).get_shape()) for name in trained.keys()}  # noqa: SIM118 - no mapping
+        shapes = _shapes_of(trained)
         return write_folder(output, lambda folder: _write_adaptor(folder, difference, trained, shapes), num_bytes=0)
 
 
@@ -89,7 +89,7 @@ def export_difference(source: Path, output: Path, *, step: Step = None) -> list[
     """
     difference = open_difference(source, step=step)
     with safe_open(difference.trained, framework="pt") as trained:
-        shapes = {name: tuple(trained.get_slice(name).get_shape()) for name in trained.keys()}  # noqa: SIM118 - no mapping
+        shapes = _shapes_of(trained)
         llm_dtype = difference.parts.torch_dtype
         dtypes = {name: llm_dtype if name.startswith(LLM_PREFIX) else torch.float32 for name in shapes}
 
@@ -103,6 +103,11 @@ def export_difference(source: Path, output: Path, *, step: Step = None) -> list[
 
         size = sum(dtypes[name].itemsize * int(torch.Size(shape).numel()) for name, shape in shapes.items())
         return write_folder(output, write, num_bytes=size)
+
+
+def _shapes_of(trained: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of an open file's tensors."""
+    return {name: tuple(trained.get_slice(name).get_shape()) for name in trained.keys()}  # noqa: SIM118 - no mapping
 
 
 def _changed_shapes(base: Checkpoint, trained: Shapes) -> dict[str, tuple[int, ...]]:

@@ -70,8 +70,10 @@ class TrainedRun:
 
 
 def choose_device(local_rank: int) -> torch.device:
-    """This rank's GPU if there is one, else the CPU."""
-    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    """This rank's GPU if there is one, else the CPU. Ranks take turns on the GPUs that they see, which may be one for each."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
 def parse_step(text: str | None) -> Step:

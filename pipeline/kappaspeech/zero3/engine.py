@@ -24,7 +24,7 @@ from kappaspeech.model.text_rows import TextRows
 from kappaspeech.planning.buckets import settle_buckets
 from kappaspeech.planning.sizes import largest_layer
 from kappaspeech.ranks.cluster import Cluster
-from kappaspeech.zero3.partitioning import cut_into_partitions
+from kappaspeech.zero3.partitioning import bring_buffers, cut_into_partitions
 from kappaspeech.zero3.processor_exchange import ProcessorExchange
 from kappaspeech.zero3.residency import keep_frozen_whole, persist_frozen
 from kappaspeech.zero3.trained_states import TrainedStates
@@ -123,6 +123,7 @@ class TrainingEngine:
         self._settle: Callable[[], None] | None = None
         self._peak_rates = {str(group["name"]): float(group["lr"]) for group in groups}
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=settings, dist_init_required=False)
+        bring_buffers(model, self._engine.device)
         keep_frozen_whole(self._engine.optimizer, model)
         self._exchange = ProcessorExchange()
         self.model = model
@@ -186,7 +187,10 @@ class TrainingEngine:
         return StepResult(total_nats, grad_norm, is_applied, replay_nats, anchor_nats)
 
     def _read(self, sums_nats: Tensor, grad_norm: Any) -> list[float]:
-        """Read all of these as numbers, with one wait for the device; the norm is 0 if DeepSpeed has none."""
+        """Read all of these as numbers, with one wait for the device; the norm is 0 if DeepSpeed has none.
+
+        The next pass must not begin before: its weights are gathered in a stream that doesn't wait for the optimizer's.
+        """
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=torch.float64, device=self.device)
         numbers: list[float] = torch.cat([sums_nats, norm.reshape(1)]).tolist()
         return numbers

@@ -36,6 +36,18 @@ def cut_into_partitions(model: nn.Module, settings: Mapping[str, Any]) -> None:
             group = []
 
 
+def bring_buffers(model: nn.Module, device: torch.device) -> None:
+    """Bring the tensors that a model holds beside its parameters to `device`.
+
+    `zero.Init` of a model that exists already moves its parameters alone, and DeepSpeed's engine then takes the rest to be in its
+    place too (engine.py: `_configure_distributed_model`). Beside a GPU it would stay on the host: each pass would copy rotary
+    frequencies and wait for that, and routers' biases and the indices of trained experts would meet tensors of another device.
+    """
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
+
+
 def _secondary_group(settings: Mapping[str, Any]) -> Any:
     """The ranks that share hpZ's second copy of the weights; None without hpZ.
 

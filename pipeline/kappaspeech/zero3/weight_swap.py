@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kappaspeech.zero3.engine import TrainingEngine
+from kappaspeech.zero3.whole_tensors import wait_until_written
 
 
 class BasePartitions:
@@ -56,6 +57,7 @@ def _put(engine: TrainingEngine, parameters: list[Any], partitions: list[Tensor]
         _partition(parameter).copy_(partition)
         # hpZ's copy, which forward passes read first; the next one makes it anew. DeepSpeed drops it at its own steps alone
         parameter.ds_secondary_tensor = None
+    wait_until_written()
 
 
 def _partition(parameter: torch.nn.Parameter) -> Tensor:

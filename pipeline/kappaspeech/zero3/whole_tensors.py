@@ -52,6 +52,16 @@ def collect_whole(parameter: Any, partition: Tensor, *, ranks: Set[int]) -> Tens
     return None if whole is None else whole[: parameter.ds_numel].view(parameter.ds_shape)
 
 
+def wait_until_written() -> None:
+    """Return once the partitions hold what was put into them.
+
+    DeepSpeed gathers them in a stream of its own, which doesn't wait for the one that writes here: the next pass could begin with
+    what was there before.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()
+
+
 def put_whole(parameter: Any, value: Tensor, *, rank: int) -> None:
     """Put a whole tensor, alike on all ranks, in the place of a parameter's weights. A collective."""
     import deepspeed
@@ -63,3 +73,4 @@ def put_whole(parameter: Any, value: Tensor, *, rank: int) -> None:
             parameter.data.copy_(value)
     # hpZ's copy, which forward passes read first
     parameter.ds_secondary_tensor = None
+    wait_until_written()

@@ -4,8 +4,9 @@ import random
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 
-from kappaspeech.comparison.curves import smooth, text_keys
+from kappaspeech.comparison.curves import draw_forgetting, smooth, text_keys
 
 
 def test_a_smoothed_curve_begins_at_its_first_value_and_keeps_what_is_constant():
@@ -33,3 +34,11 @@ def test_only_what_every_evaluation_says_of_text_is_drawn():
         ("en", "perplexity"),
         ("en", "kl_nats"),
     ]
+
+
+def test_an_arm_without_an_error_has_its_name_at_the_bottom():
+    records = [{"text": {"en": {"perplexity": 9.0 + rate}}, "wer": {"mean_wer": rate}} for rate in (0.5, 0.0)]
+    arm = SimpleNamespace(name="all right", runs=[SimpleNamespace(evaluations=records, last=records[-1])])
+    axes = Figure().subplots()
+    draw_forgetting(axes, [arm], language="en", key="perplexity", title="perplexity")
+    assert [label.xy[1] for label in axes.texts if label.get_text() == "all right"] == [0]

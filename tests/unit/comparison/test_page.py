@@ -270,6 +270,9 @@ def test_the_reports_numbers_are_over_seeds_and_the_first_arm_is_the_reference(r
         mean = arm["wer"]["mean"]
         assert mean["mean"] == pytest.approx(sum(mean["by_seed"]) / 2)
         assert mean["interval"][0] < mean["mean"] < mean["interval"][1]
+    firsts = [read_run(report.parent / str(number)).first["wer"]["languages"]["de"]["wer"] for number in (0, len(ARMS))]
+    assert firsts[0] != firsts[1]
+    assert content["arms"][0]["wer_before"]["de"] == pytest.approx(sum(firsts) / 2)
     assert content["arms"][0]["difference"] is None
     gap = content["arms"][1]["difference"]["mean"]
     assert gap["mean"] == pytest.approx(content["arms"][1]["wer"]["mean"]["mean"] - content["arms"][0]["wer"]["mean"]["mean"])

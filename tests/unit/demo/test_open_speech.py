@@ -33,6 +33,11 @@ def test_sentences_are_read_off_prose_once_each_and_only_where_letters_tell_thei
     assert read_sentences(path) == ["Come back at once!", "She said it twice.", "The rest isn't quite lost"]
 
 
+def test_a_mark_at_the_start_is_no_letter_of_the_first_sentence(tmp_path):
+    (tmp_path / "en.txt").write_text("\ufeffCome back at once.\n", encoding="utf-8")
+    assert read_sentences(tmp_path / "en.txt") == ["Come back at once."]
+
+
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [

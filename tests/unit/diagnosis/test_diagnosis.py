@@ -145,6 +145,14 @@ def test_a_disk_without_room_for_checkpoints_is_a_problem(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_hosts_that_try_one_folder_at_once_leave_each_other_alone(tmp_path):
+    # the numbers of containers' processes are small and alike
+    others = tmp_path / f".kappaspeech-doctor-{os.getpid()}"
+    others.touch()
+    assert check_disk(tmp_path, needed_bytes=0)[1].status != "problem"
+    assert list(tmp_path.iterdir()) == [others]
+
+
 def test_a_folder_that_cannot_be_written_is_a_problem():
     assert [finding.status for finding in check_disk(Path("/proc/run"), needed_bytes=0)][1] == "problem"
 

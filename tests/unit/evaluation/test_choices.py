@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from kappaspeech.errors import TrainingError
 from kappaspeech.evaluation import choice_items
 from kappaspeech.evaluation.choice_items import Item, cut_batches, digest_items, make_rows
 from kappaspeech.evaluation.choices import Picked, measure_choices, pick, score_batches
@@ -82,6 +85,11 @@ def test_a_long_choice_wins_by_length_and_loses_by_its_sum():
     picked = pick(items, {0: -2.0, 1: -4.0, 2: -3.0, 3: -1.0, 4: -1.0})
     # −2/2 against −4/8; of equal ones the first
     assert picked == Picked(plain=(0, 1), normalised=(1, 1))
+
+
+def test_a_likelihood_that_is_no_number_picks_nothing():
+    with pytest.raises(TrainingError, match="NaN"):
+        pick([Item("q", ("a", "b"), 0)], {0: -1.0, 1: math.nan})
 
 
 def test_answers_are_counted_by_hand():

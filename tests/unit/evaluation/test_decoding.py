@@ -165,6 +165,12 @@ def test_the_whisper_baseline_refuses_what_whisper_does_not_take(home):
         baseline.decode([AudioSample("a", np.tile(second, 31), "", "en")])
 
 
+def test_the_whisper_baseline_knows_a_language_by_whispers_own_code(home, samples):
+    baseline = open_whisper(str(home / "whisper.pt"), device=torch.device("cpu"))
+    by_ours, by_whispers = (baseline.decode([replace(samples[0], language=code)]) for code in ("jv", "jw"))
+    assert by_ours == by_whispers
+
+
 def test_confidence_is_the_geometric_mean_of_the_likeliest_tokens():
     certainty = Certainty()
     for first, second in ((0.9, 0.5), (0.4, 0.8), (0.9, 0.6)):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from kappaspeech.errors import DataError
+from kappaspeech.errors import DataError, TrainingError
 from kappaspeech.evaluation import forgetting
 from kappaspeech.evaluation.forgetting import (
     TextScore,
@@ -122,6 +122,7 @@ def test_a_folder_is_read_as_one_text_a_file(tmp_path):
     (tmp_path / "b.txt").write_text("Zweiter Text\nauf zwei Zeilen\n", encoding="utf-8")
     (tmp_path / "inner/a.txt").write_text("first\n", encoding="utf-8")
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "._b.txt").write_bytes(b"\0\5\x16\7\xff")
     (tmp_path / "notes.md").write_text("no text")
     assert sorted(read_texts(tmp_path)) == ["Zweiter Text\nauf zwei Zeilen", "first"]
 
@@ -137,6 +138,17 @@ def test_a_line_ends_at_a_line_feed_alone_and_no_encoding_is_guessed(tmp_path):
 def test_text_too_short_to_predict_anything_is_refused(llm, tokenizer):
     with pytest.raises(DataError, match="two tokens"):
         score_texts(llm, tokenizer, ["x"]).to_json()
+
+
+def test_a_perplexity_beyond_all_floats_is_the_largest_one():
+    found = TextScore(nats_sum=8_000.0, num_tokens=10, num_bytes=40).to_json()["perplexity"]
+    assert 1e308 < found < math.inf
+
+
+@pytest.mark.parametrize("score", [TextScore(math.nan, 3, 9), TextScore(math.inf, 3, 9), TextScore(1.0, 3, 9, math.nan)])
+def test_a_loss_that_is_no_number_ends_in_a_sentence(score):
+    with pytest.raises(TrainingError, match=r"(nan|inf)\b.* earlier checkpoint"):
+        score.to_json()
 
 
 def test_a_file_without_text_is_refused(tmp_path):

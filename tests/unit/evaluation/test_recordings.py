@@ -25,6 +25,8 @@ def write(path: Path, seconds: float = 1.0) -> Path:
 def test_a_folder_stands_for_the_audio_below_it(tmp_path):
     inside = [write(tmp_path / "a/2.flac"), write(tmp_path / "a/b/1.WAV")]
     (tmp_path / "a/notes.txt").write_text("no audio")
+    # macOS's, beside what it copies
+    (tmp_path / "a/._2.flac").write_bytes(b"\0\5\x16\7")
     alone = write(tmp_path / "z.flac")
     assert find_audio([alone, tmp_path / "a", Path("-")]) == [alone, *inside, Path("-")]
 

@@ -19,6 +19,13 @@ def test_text_is_one_line_a_recording():
     assert to_text([LONG, Transcript("b.wav", ())]) == "a.flac\tturn it on off\nb.wav\t\n"
 
 
+def test_what_a_model_writes_on_several_lines_stays_one_line_of_text_and_one_subtitle():
+    poem = Transcript("a\tb\n.wav", (Segment(0.0, 1.0, "eins\n\nzwei\tdrei"),))
+    assert to_text([poem]) == "a\\tb\\n.wav\teins zwei drei\n"
+    assert to_srt(poem) == "1\n00:00:00,000 --> 00:00:01,000\neins zwei drei\n\n"
+    assert json.loads(to_json([poem]))["recordings"][0]["text"] == "eins\n\nzwei\tdrei"
+
+
 def test_json_has_every_segment():
     (recording,) = json.loads(to_json([LONG]))["recordings"]
     assert recording["text"] == "turn it on off"

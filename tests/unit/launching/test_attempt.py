@@ -184,3 +184,12 @@ def test_the_leftovers_script_needs_nothing_of_this_project(tmp_path):
     )
     assert done.stdout.strip() == "1"
     assert process.wait(timeout=5) == -signal.SIGKILL
+
+
+def test_a_driver_that_hangs_is_told_and_not_taken_for_a_host_without_gpus(tmp_path, monkeypatch):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(supervisor, "_DRIVER_SECONDS", 0.2)
+    with pytest.raises(TrainingError, match=r"nvidia-smi hasn't answered on .*: the GPUs' driver hangs"):
+        supervisor.count_gpus()

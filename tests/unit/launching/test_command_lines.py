@@ -15,6 +15,7 @@ from kappaspeech.launching.command_lines import (
     FOLDER_VARIABLE,
     CommandLine,
     carried_variables,
+    choose_places,
     environment_file_text,
     on_hosts,
     path_word,
@@ -161,3 +162,33 @@ def test_a_wrong_hostfile_is_refused_with_its_line(tmp_path, text, message):
 def test_a_missing_hostfile_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="can't be read"):
         read_hostfile(tmp_path / "none")
+
+
+def test_what_cuda_nccl_and_its_network_are_told_reaches_other_hosts():
+    told = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "TORCH_NCCL_TRACE_BUFFER_SIZE": "9", "FI_PROVIDER": "efa"}
+    carried = carried_variables({**told, "CUDA_VISIBLE_DEVICES": "3", "FINE": "1"}, folder="/work")
+    assert carried == told
+
+
+@pytest.mark.parametrize(
+    "num_gpus, visible, places",
+    [
+        (0, "", ("--num_gpus", "2")),
+        (8, "", ("--num_gpus", "2")),
+        # it took GPUs 0 and 1, which may be another's
+        (8, "4,6,7", ("--include", "localhost:4,6")),
+        (8, " 5, 3", ("--include", "localhost:5,3")),
+        # a machine without GPUs on which somebody set it
+        (0, "0", ("--num_gpus", "2")),
+    ],
+)
+def test_ranks_take_the_gpus_that_they_may_see(num_gpus, visible, places):
+    assert choose_places(2, num_gpus=num_gpus, visible=visible) == places
+
+
+@pytest.mark.parametrize(
+    "num_gpus, visible, said", [(1, "", "are 1 GPUs"), (8, "3", "are 1 GPUs"), (8, "GPU-8932f937", "by their numbers")]
+)
+def test_more_ranks_than_gpus_and_gpus_without_numbers_are_refused(num_gpus, visible, said):
+    with pytest.raises(ConfigError, match=said):
+        choose_places(2, num_gpus=num_gpus, visible=visible)

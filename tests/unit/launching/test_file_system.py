@@ -44,6 +44,22 @@ def test_a_write_that_hangs_is_a_stall(tmp_path, monkeypatch):
             time.sleep(0.05)
 
 
+def test_a_look_that_fails_once_is_taken_again(tmp_path):
+    looks = []
+
+    def look():
+        looks.append(1)
+        if len(looks) == 1:
+            raise OSError(116, "Stale file handle")
+        return True
+
+    with FolderWatch(tmp_path, timeout_seconds=30, look=look) as watch:
+        deadline = time.monotonic() + 10
+        while not watch.is_over:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def test_what_was_looked_for_is_seen(tmp_path):
     with FolderWatch(tmp_path, timeout_seconds=30, look=lambda: (tmp_path / "over").exists()) as watch:
         assert not watch.is_over

@@ -8,9 +8,17 @@ import sys
 
 import pytest
 
-from kappaspeech.errors import ConfigError
-from kappaspeech.ranks.rendezvous import Launch, count_local_rank, find_launch, first_host, job_port, prepare_rendezvous
-from kappaspeech.ranks.start import _choose_gpu
+from kappaspeech.errors import ClusterError, ConfigError
+from kappaspeech.ranks.rendezvous import (
+    Launch,
+    count_local_rank,
+    explained_meeting,
+    find_launch,
+    first_host,
+    job_port,
+    prepare_rendezvous,
+)
+from kappaspeech.ranks.start import _choose_gpu, hide_unwanted_gpus
 from tests.conftest import clean_environment
 from tests.patience import patience
 
@@ -139,6 +147,13 @@ def test_mpi_ranks_whose_mpi_sees_one_are_refused():
     assert "started 2 processes (openmpi), but mpi4py's MPI sees 1" in done.stderr
 
 
+def test_an_mpi_that_cannot_be_loaded_is_told_with_a_way_without_it(environment, monkeypatch):
+    environment(OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_SIZE="2")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ConfigError, match=r"mpi4py can't be loaded by .*or set MASTER_ADDR and MASTER_PORT"):
+        prepare_rendezvous(find_launch(os.environ))
+
+
 def test_neighbouring_jobs_and_steps_have_ports_of_their_own_below_those_of_outgoing_connections():
     ids = [(job, step) for job in range(11_990, 12_030) for step in range(4)]
     ports = {job_port({"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}) for job, step in ids}
@@ -155,3 +170,39 @@ def test_a_rank_takes_its_hosts_next_gpu_or_the_only_one_it_sees(local_rank, num
 def test_more_ranks_than_gpus_are_refused():
     with pytest.raises(ConfigError, match="shows it 2 GPUs"):
         _choose_gpu(Launch(2, 4, 2, "slurm"), 2)
+
+
+NCCL_ERROR = (
+    "NCCL error in: ../torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690, {kind} (run with NCCL_DEBUG=WARN for details), "
+    "NCCL version 2.29.3\nnccl{kind}: This usually reflects something.\nLast error:\n{last}\n"
+)
+
+
+def test_ranks_that_share_a_gpu_are_told_so(environment):
+    environment(MASTER_ADDR="127.0.0.1", MASTER_PORT="1234")
+    error = NCCL_ERROR.format(kind="invalid usage", last="Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000")
+    with pytest.raises(ConfigError, match="shares a GPU with another rank"), explained_meeting(Launch(1, 2, 1, "torch")):
+        raise RuntimeError(error)
+
+
+def test_the_reason_that_nccl_gives_last_is_told(environment):
+    environment(MASTER_ADDR="10.0.0.1", MASTER_PORT="1234")
+    error = NCCL_ERROR.format(kind="remote process exited", last="socketProgress: Connection closed by remote peer gpu07<4242>")
+    with pytest.raises(ClusterError, match=r"NCCL error in: .* Connection closed by remote peer gpu07"):
+        with explained_meeting(Launch(1, 2, 1, "torch")):
+            raise RuntimeError(error)
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ({"DS_ACCELERATOR": "cpu"}, {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}),
+        ({"DS_ACCELERATOR": "cuda", "CUDA_VISIBLE_DEVICES": "3"}, {"DS_ACCELERATOR": "cuda", "CUDA_VISIBLE_DEVICES": "3"}),
+        ({}, {}),
+    ],
+)
+def test_gpus_are_hidden_from_a_training_that_is_to_use_processors(before, after):
+    """DeepSpeed took the processors, and torch's NCCL the GPUs: the first broadcast failed."""
+    environment = dict(before)
+    hide_unwanted_gpus(environment)
+    assert environment == after

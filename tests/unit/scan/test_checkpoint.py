@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from kappaspeech.errors import CheckpointError
@@ -142,6 +143,30 @@ def test_what_is_nowhere_and_no_hub_id_is_named(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(CheckpointError, match="kind"):
         open_checkpoint(tmp_path / "notes.txt")
+
+
+def test_a_model_of_which_the_cache_has_a_part_is_fetched(tmp_path, monkeypatch):
+    """transformers' AutoConfig leaves a folder with config.json alone."""
+    asked = []
+
+    def download(_name, *, local_files_only=False, **_options):
+        asked.append(local_files_only)
+        if not local_files_only:
+            if is_offline:
+                raise LocalEntryNotFoundError("offline")
+            save_folder(tmp_path, tensors())
+        return str(tmp_path)
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    is_offline = True
+    with pytest.raises(CheckpointError, match=r"holds no weights that can be read \(config\.json\)"):
+        open_checkpoint("someone/model")
+    is_offline = False
+    assert len(open_checkpoint("someone/model").tensors) == len(tensors())
+    asked.clear()
+    assert len(open_checkpoint("someone/model").tensors) == len(tensors())
+    assert asked == [True]
 
 
 def test_torch_files_are_read_through_their_views_with_ties_known(tmp_path):

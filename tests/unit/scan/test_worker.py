@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from kappaspeech.errors import ScanError
+from kappaspeech.ranks.cluster import SingleProcess
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.scan.matrices import StoredMatrix
 from kappaspeech.scan.stage import scan
-from kappaspeech.scan.worker import ScanOptions
+from kappaspeech.scan.worker import ScanOptions, Worker
+from tests.rank_threads import RankThreads, together
 
 
 def save(folder, content):
@@ -63,3 +66,29 @@ def test_a_journal_serves_all_gpus_alike_and_every_number_of_threads_apart(monke
         keys += [ScanOptions().journal_key(), ScanOptions(is_static=True).journal_key(), ScanOptions(device="cuda").journal_key()]
     assert keys[0] == keys[1] != keys[3] == keys[4]
     assert keys[2] == keys[5]
+
+
+def test_a_cluster_scans_one_checkpoint_after_another(tmp_path):
+    checkpoint = open_checkpoint(save(tmp_path, {f"w{number}.weight": torch.randn(5, 4) for number in range(3)}))
+    cluster = SingleProcess()
+    assert scan(checkpoint, cluster=cluster) == scan(checkpoint, cluster=cluster)
+
+
+def test_pieces_that_wait_for_each_other_lie_in_files_that_end_with_their_process(tmp_path, monkeypatch):
+    """Files without names: a signal that ends a rank gives it no time to remove any."""
+    checkpoint = open_checkpoint(save(tmp_path, {"long.weight": torch.randn(40_000, 3), "short.weight": torch.randn(3, 4)}))
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    seen = []
+    join_pieces = Worker._join_pieces
+
+    def look(worker, mine):
+        seen.append((len(mine), list((tmp_path / "scratch").iterdir())))
+        join_pieces(worker, mine)
+
+    monkeypatch.setattr(Worker, "_join_pieces", look)
+    with RankThreads() as ranks:
+        both = together(ranks.connect(2), lambda cluster: scan(checkpoint, cluster=cluster))
+    assert both[0] == both[1] == scan(checkpoint)
+    assert sum(count for count, _ in seen) == 3
+    assert [found for _, found in seen] == [[], []]

@@ -100,6 +100,27 @@ def test_the_lists_are_read_once_and_again_when_anything_changes(tmp_path, monke
     assert len(made) == 3
 
 
+def test_an_index_that_another_host_kept_meanwhile_stays(tmp_path, monkeypatch):
+    # others have mapped it, and a file that is replaced on a network file system is gone for them
+    write_nemo_tars(tmp_path)
+    place = tmp_path / "kappaspeech-in-place.index"
+    place.write_bytes(b"of an earlier state")
+    kept: list[int] = []
+
+    def write_second(table: SampleTable, path: Path, **how: bool) -> None:
+        write_merged(table, path)
+        kept.append(path.stat().st_ino)
+        write_merged(table, path, **how)
+
+    monkeypatch.setattr(in_place, "write_merged", write_second)
+    assert len(open_in_place(str(tmp_path))) == 4
+    assert [place.stat().st_ino] == kept
+    # it may come between looking at a stale one and removing that
+    in_place._remove_stale(place, tmp_path, read_merged(place).source)
+    assert [place.stat().st_ino] == kept
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 def test_where_nothing_can_be_written_the_index_is_kept_in_the_cache_or_not_at_all(tmp_path, monkeypatch):
     write_nemo_tars(tmp_path / "data")
     # nothing takes the place of a folder
@@ -125,6 +146,25 @@ def test_lines_without_a_language_are_of_the_sets_own(tmp_path):
     assert len(read_all(tmp_path, "en")) == 4
     assert open_in_place(str(tmp_path), language="fr").languages == ("en", "fr")
     assert {path.name for path in tmp_path.glob("*.index")} == {f"kappaspeech-in-place-{name}.index" for name in ("en", "fr")}
+
+
+@pytest.mark.parametrize("alias", ["german", "DE", "de_DE"])
+def test_a_language_chooses_the_same_samples_by_any_of_its_names(tmp_path, alias):
+    write_nemo_tars(tmp_path / "nemo")
+    assert [sample.transcript for sample in read_all(tmp_path / "nemo", alias)] == ["zwei"]
+    # one that the samples have by the set alone
+    manifest = tmp_path / "nemo/sharded_manifests/manifest_1.json"
+    save(manifest, manifest.read_text().replace(', "lang": "de"', ""))
+    assert [sample.transcript for sample in read_all(tmp_path / "nemo", alias)] == ["zwei"]
+    pack(find_recordings(tmp_path / "nemo", default_language="de"), tmp_path / "shards", shard_size=9, num_processes=1)
+    assert [sample.transcript for sample in read_all(tmp_path / "shards/*.tar", alias)] == ["zwei"]
+
+
+@pytest.mark.parametrize("language", ["fr", "germn"])
+def test_a_language_that_no_sample_has_is_told_with_those_that_they_have(tmp_path, language):
+    write_nemo_tars(tmp_path)
+    with pytest.raises(DataError, match=r"holds no sample in language.*Its languages are: 'de', 'en'"):
+        Corpus(SpeechDataset(str(tmp_path), language))
 
 
 def test_sets_of_one_language_each_share_an_index(tmp_path, monkeypatch):
@@ -335,7 +375,7 @@ def test_a_shar_folder_with_a_table_of_transcripts_is_read_by_its_own_lists(tmp_
 def test_an_index_that_is_kept_nowhere_is_no_success(tmp_path, capsys, monkeypatch):
     write_nemo_tars(tmp_path)
 
-    def refuse(*_arguments):
+    def refuse(*_: object, **_how: bool) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(in_place, "write_merged", refuse)
@@ -347,3 +387,7 @@ def test_doctor_counts_what_lies_in_such_a_folder(tmp_path):
     write_shar(tmp_path)
     (finding,) = _check_shards(DatasetConfig(shards=str(tmp_path)), NO_CACHE)
     assert finding.found == f"{tmp_path}: 3 clips in 2 tar(s), 0.00 h"
+    (finding,) = _check_shards(DatasetConfig(shards=str(tmp_path), language="german"), NO_CACHE)
+    assert finding.found == f"{tmp_path}: 1 clips in 2 tar(s), 0.00 h"
+    with pytest.raises(DataError, match="no sample in language 'fr'"):
+        _check_shards(DatasetConfig(shards=str(tmp_path), language="fr"), NO_CACHE)

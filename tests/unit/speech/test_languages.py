@@ -8,7 +8,7 @@ import pytest
 
 from kappaspeech.commands import main
 from kappaspeech.errors import DataError
-from kappaspeech.speech.languages import normalise_language
+from kappaspeech.speech.languages import normalise_language, short_language
 from tests.speech_files import clip, make_tar, save
 
 NOT_A_LANGUAGE = [
@@ -73,3 +73,7 @@ def test_no_language_of_a_shard_made_by_others_is_taken_unseen(tmp_path, capsys)
         tar = make_tar(tmp_path / "x.tar", [("a.flac", clip(0.5)), ("a.json", content)])
         assert main(["index", str(tar)]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_what_cannot_be_a_language_stays_where_it_is_only_looked_for():
+    assert [short_language(name) for name in ("german", "de_DE", "x-klingon", "a b")] == ["de", "de", "x-klingon", "a b"]

@@ -11,7 +11,7 @@ from kappaspeech.speech.listed_audio import cut_segment
 from kappaspeech.speech.recordings import Recording
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, BadSampleError
 
-SECOND = np.arange(SAMPLE_RATE_HZ, dtype=np.float32)
+SECOND = np.arange(SAMPLE_RATE_HZ, dtype=np.float32) / SAMPLE_RATE_HZ
 
 
 def part(begin: float, seconds: float | None) -> Recording:
@@ -24,7 +24,18 @@ def test_a_segment_is_cut_by_its_times_and_its_end_may_be_rounded():
     assert len(cut_segment(SECOND, part(0.5, 0.55))) == 8_000
 
 
-@pytest.mark.parametrize(("begin", "seconds", "cause"), [(1.0, None, "truncated"), (0.5, 0.7, "truncated"), (0.5, 0.05, "short")])
+@pytest.mark.parametrize(
+    ("begin", "seconds", "cause"),
+    # of the last one a tenth of a second is listed, and the file holds a fiftieth
+    [(1.0, None, "truncated"), (0.5, 0.7, "truncated"), (0.5, 0.05, "short"), (0.98, 0.1, "short")],
+)
 def test_what_a_file_does_not_hold_is_refused(begin, seconds, cause):
     with pytest.raises(BadSampleError, match=cause):
         cut_segment(SECOND, part(begin, seconds))
+
+
+def test_a_silent_part_is_refused_as_a_silent_file_is():
+    half_silent = np.where(np.arange(SAMPLE_RATE_HZ) < SAMPLE_RATE_HZ // 2, np.float32(0), SECOND)
+    with pytest.raises(BadSampleError, match="silent"):
+        cut_segment(half_silent, part(0.0, 0.5))
+    assert len(cut_segment(half_silent, part(0.25, 0.5))) == SAMPLE_RATE_HZ // 2

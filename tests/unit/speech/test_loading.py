@@ -36,13 +36,13 @@ def refs(home) -> list[SampleRef]:
     return [corpus.ref(index, 1, index) for index in range(corpus.num_samples)]
 
 
-def stream(home: Path, *, rank: int = 0, world_size: int = 1, datasets=None, **options) -> SpeechStream:
+def stream(home: Path, *, rank: int = 0, world_size: int = 1, datasets=None, max_seconds=20.0, **options) -> SpeechStream:
     return SpeechStream(
         datasets or [SpeechDataset(str(home / "shards/train/*.tar"))],
         tokenizer=load_tokenizer(str(home / "llm")),
         num_mels=80,
         budget=BatchBudget(3, 20.0, 4),
-        max_seconds=20.0,
+        max_seconds=max_seconds,
         seed=1,
         rank=rank,
         world_size=world_size,
@@ -140,6 +140,16 @@ def test_augmentation_is_the_same_for_a_sample_at_a_place_and_another_elsewhere(
     assert factors == {0.9, 1.1}
 
 
+def test_no_speed_makes_a_clip_so_long_that_its_end_is_cut_off(refs):
+    longest = refs[0].entry.seconds * 1.1
+    ((plain,), (kept,), (faster,)) = (
+        load(refs[:1], LoadOptions(80, longest, augmentation=Augmentation(speed_factors=factors)))
+        for factors in ((), (0.8,), (0.5, 0.8, 1.25))
+    )
+    np.testing.assert_array_equal(kept.log_mel, plain.log_mel)
+    assert faster.log_mel.shape[1] == pytest.approx(plain.log_mel.shape[1] / 1.25, abs=2)
+
+
 def test_masks_blank_whole_bands_and_stretches_within_their_limits():
     features = np.random.default_rng(0).normal(size=(80, 400)).astype(np.float32)
     options = Augmentation(freq_masks=1, freq_width=10, time_masks=1, time_width=1000, max_time_fraction=0.1)
@@ -181,6 +191,17 @@ def test_a_step_says_how_much_of_each_data_set_it_holds(home):
     for data in steps:
         assert data.seconds_by_dataset == {f"set {language}": seconds for language, seconds in data.seconds_by_language.items()}
     assert len({name for data in steps for name in data.seconds_by_dataset}) == 2
+
+
+def test_what_is_cut_off_a_clip_was_not_heard(home):
+    for data in take(stream(home, max_seconds=0.3, over_long="cut"), 2):
+        assert data.audio_seconds == pytest.approx(0.3 * len(data.keys))
+        assert sum(data.seconds_by_dataset.values()) == pytest.approx(data.audio_seconds)
+
+
+def test_a_language_that_a_set_lacks_is_told_with_those_that_it_has(home):
+    with pytest.raises(DataError, match=r"no sample in language 'french'. Its languages are: 'de', 'en'\."):
+        Corpus(SpeechDataset(str(home / "shards/train/*.tar"), "french"))
 
 
 def test_a_step_says_what_it_cost_by_language_and_part(home):

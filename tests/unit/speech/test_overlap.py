@@ -15,19 +15,19 @@ from kappaspeech.speech.shards import write_index
 from tests.speech_files import details, make_tar
 
 
-def noise(seed: int) -> bytes:
+def noise(seed: int, kind: str) -> bytes:
     buffer = io.BytesIO()
-    soundfile.write(buffer, np.random.default_rng(seed).normal(0, 0.1, 8_000), 16_000, format="FLAC")
+    soundfile.write(buffer, np.random.default_rng(seed).normal(0, 0.1, 8_000), 16_000, format=kind.upper())
     return buffer.getvalue()
 
 
 @pytest.fixture
 def corpus(tmp_path):
-    def make(name: str, samples: list[tuple[int, str]]) -> Corpus:
+    def make(name: str, samples: list[tuple[int, str]], *, kind: str = "flac") -> Corpus:
         members = []
         for number, (seed, text) in enumerate(samples):
             key = f"{name}-{number}"
-            members += [(f"{key}.flac", noise(seed)), (f"{key}.json", details(text=text, language="en", duration=0.5))]
+            members += [(f"{key}.{kind}", noise(seed, kind)), (f"{key}.json", details(text=text, language="en", duration=0.5))]
         write_index(index_shard(str(make_tar(tmp_path / f"{name}.tar", members))))
         return Corpus(SpeechDataset(str(tmp_path / f"{name}.tar")))
 
@@ -43,6 +43,13 @@ def test_recordings_and_sentences_in_both_are_found(corpus):
     assert (overlap.num_recordings, overlap.recordings) == (1, ("c-1",))
     assert "1 of 3 test recordings are trained on (first: c-1)" in overlap.found
     assert "'turn the lamp on'" in overlap.found
+
+
+def test_recordings_of_one_size_and_length_are_told_apart_by_all_their_bytes(corpus):
+    train = [corpus("a", [(1, "one"), (2, "two")], kind="wav"), corpus("b", [(3, "three")], kind="wav")]
+    test = [corpus("c", [(3, "four"), (4, "five"), (2, "six")], kind="wav")]
+    overlap = find_overlap(train, test)
+    assert (overlap.num_recordings, overlap.recordings) == (2, ("c-0", "c-2"))
 
 
 def test_apart_they_share_nothing(corpus):

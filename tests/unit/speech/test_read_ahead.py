@@ -92,6 +92,31 @@ def test_no_more_is_asked_for_than_may_be_held_and_then_as_much_again(server):
     assert [num_asked(server, batch) for batch in batches[:4]] == [4, 4, 4, 4]
 
 
+def test_there_is_room_until_as_much_is_planned_as_may_be_asked_for_and_again_once_some_is_taken(server):
+    batches = make_batches(f"{server.url}/{names(server)}", 4)[:3]
+    ahead = ReadAhead(SampleReader(QUICK), most_bytes=sum(map(num_bytes, batches)))
+    assert not ahead.has_room
+    planned = []
+    for batch in batches:
+        planned.append(ahead.plan(batch))
+        assert ahead.has_room == (len(planned) < 3)
+    ahead.take(planned[0])
+    assert ahead.has_room
+    ahead.take(planned[1])
+    ahead.take(planned[2])
+    assert not ahead.has_room
+
+
+def test_micro_batches_without_bytes_are_not_planned_for_ever(server):
+    ahead = ReadAhead(SampleReader(QUICK))
+    ahead.plan(make_batches(f"{server.url}/{names(server)}", 4)[0])
+    for _ in range(10_000):
+        if not ahead.has_room:
+            break
+        ahead.plan([])
+    assert not ahead.has_room
+
+
 def test_a_micro_batch_that_is_larger_than_what_may_be_held_is_read_alone(server):
     batches = make_batches(f"{server.url}/{names(server)}", 4)
     ahead = ReadAhead(SampleReader(QUICK), most_bytes=1)
@@ -105,6 +130,7 @@ def test_what_lies_on_this_machine_is_read_when_it_is_taken(server):
     batches = make_batches(str(server.folder / "*.tar"), 4)
     ahead = ReadAhead(SampleReader(QUICK))
     first, second = ahead.plan(batches[0]), ahead.plan(batches[1])
+    assert not ahead.has_room
     ahead.take(first)
     assert second.begun is None
 

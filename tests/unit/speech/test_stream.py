@@ -178,6 +178,19 @@ def test_a_stream_over_http_holds_the_disks_batches_in_fewer_requests_than_sampl
     assert asked < sum(len(data.keys) for data in local)
 
 
+def test_neighbours_of_an_epoch_that_fits_into_memory_come_together_whatever_steps_they_are_in(home, tokenizer):
+    pytest.importorskip("aiohttp", reason="aiohttp isn't installed")
+    shards = sorted((home / "shards/train").glob("*.tar"))
+    names = "{" + ",".join(path.name for path in shards) + "}"
+    with FaultyServer(home / "shards/train") as server:
+        options = StreamOptions(read=ReadOptions(attempts=4, stall_seconds=10.0), prefetch_steps=1)
+        stream = open_stream(server.url, tokenizer, shards=names, options=options, budget=BatchBudget(1, 20.0, 1))
+        server.ranges.clear()
+        assert sum(len(data.keys) for data in take(stream, stream.num_samples)) == stream.num_samples
+    # at first, and once half of it is taken
+    assert len(server.ranges) <= 2 * (len(shards) + sum(path.stat().st_size for path in shards) // (512 << 10))
+
+
 @pytest.mark.parametrize("prefetch_steps", [1, 3])
 def test_steps_before_one_that_can_not_be_had_are_given_however_far_ahead_it_is_met(home, tokenizer, tmp_path, prefetch_steps):
     folder = shutil.copytree(home / "shards/train", tmp_path / "shards")

@@ -16,6 +16,7 @@ from kappaspeech.errors import CheckpointError
 from kappaspeech.model.config_limits import check_size
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.scan.matrices import list_matrices
+from kappaspeech.tensor_files.safetensors_file import SafetensorsFile
 from kappaspeech.tensor_files.weight_files import read_config
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -285,3 +286,24 @@ def test_a_torch_archive_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp
     assert (tmp_path / "bomb.pt").stat().st_size < 1 << 20
     with pytest.raises(CheckpointError, match="unpack"):
         open_checkpoint(tmp_path / "bomb.pt")
+
+
+def test_tensors_that_an_index_names_and_no_file_holds_are_told(tmp_path, caplog):
+    save_file({"a.weight": torch.ones(2, 3), "extra.weight": torch.ones(2)}, tmp_path / "model-00001-of-00001.safetensors")
+    index = dict.fromkeys(("a.weight", "b.weight"), "model-00001-of-00001.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert [ref.name for ref in open_checkpoint(tmp_path).tensors] == ["a.weight", "extra.weight"]
+    (told,) = caplog.messages
+    assert "names 1 tensor(s) that no file of it holds (first: b.weight)" in told
+
+
+def test_bytes_that_come_in_small_parts_are_put_together_and_missing_ones_are_an_error(tmp_path, monkeypatch):
+    weight = torch.arange(3000, dtype=torch.int32)
+    save_file({"w": weight}, tmp_path / "w.safetensors")
+    file = SafetensorsFile(tmp_path / "w.safetensors")
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda descriptor, views, offset: preadv(descriptor, [views[0][:1000]], offset))
+    assert file.read_bytes("w", 4, 11_000) == weight.numpy().tobytes()[4:11_004]
+    os.truncate(file.path, 9000)
+    with pytest.raises(OSError, match="it was cut while it was being read"):
+        file.read_bytes("w", 0, 12_000)

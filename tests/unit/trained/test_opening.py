@@ -12,7 +12,7 @@ from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.card import make_card
 from kappaspeech.trained.export import export, export_adaptor, export_difference
-from kappaspeech.trained.opening import open_transcriber
+from kappaspeech.trained.opening import choose_device, open_transcriber
 from kappaspeech.trained.target import find_target
 from tests.made_runs import make_run
 
@@ -80,3 +80,11 @@ def test_a_runs_step_is_taken(tmp_path):
     run = make_run(tmp_path / "run", "smallest", seed=1, error_rate=0.2)
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         transcribe(run, step=7)
+
+
+@pytest.mark.parametrize("local_rank, num_visible, gpu", [(5, 8, 5), (3, 1, 0), (5, 4, 1)])
+def test_a_rank_takes_a_gpu_that_it_sees(monkeypatch, local_rank, num_visible, gpu):
+    """srun --gpus-per-task=1 shows each rank one alone, and rank 3 asked for the fourth."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_visible > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_visible)
+    assert choose_device(local_rank) == torch.device("cuda", gpu)

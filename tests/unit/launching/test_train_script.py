@@ -1,0 +1,58 @@
+"""launch/train.sh on a host with GPUs, of which this one has none: nvidia-smi and Python are stand-ins that tell and show."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import clean_environment
+from tests.patience import patience
+
+SCRIPT = Path(__file__).parents[3] / "launch/train.sh"
+# it has every package, knows a free port, and shows what else it is to run
+PYTHON = (
+    '#!/bin/bash\nif [ "$1" = -c ]; then [[ $2 != *socket* ]] || echo 1234; else echo "$@ [${CUDA_VISIBLE_DEVICES-all}]"; fi\n'
+)
+NVIDIA_SMI = '#!/bin/bash\nfor number in 0 1 2 3; do echo "GPU $number: NVIDIA H100 (UUID: GPU-$number)"; done\n'
+
+
+def start(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    for name, content in (("python", PYTHON), ("nvidia-smi", NVIDIA_SMI)):
+        (folder / name).write_text(content)
+        (folder / name).chmod(0o755)
+    environment = clean_environment(PATH=f"{folder}:/usr/bin:/bin", PYTHON=str(folder / "python"), **variables)
+    for name in {"DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "NUM_RANKS"} - set(variables):
+        environment.pop(name, None)
+    words = ["bash", str(SCRIPT), "c.yaml"]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=patience(10), check=False)
+
+
+@pytest.mark.parametrize(
+    "variables, words, visible",
+    [
+        ({}, "deepspeed.launcher.runner -q --master_port", "all"),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, "deepspeed.launcher.runner -q --master_port", "2,3"),
+        ({"NUM_RANKS": "3"}, "deepspeed.launcher.runner -q --num_gpus 3", "all"),
+        ({"NUM_RANKS": "1", "CUDA_VISIBLE_DEVICES": "2,3"}, "deepspeed.launcher.runner -q --include localhost:2", "all"),
+        # DeepSpeed's launcher ended at the first letter of a name
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1,GPU-3"}, "torch.distributed.run --standalone --nproc-per-node 2", "GPU-1,GPU-3"),
+        ({"NUM_RANKS": "1", "CUDA_VISIBLE_DEVICES": "MIG-7"}, "torch.distributed.run --standalone --nproc-per-node 1", "MIG-7"),
+        ({"DS_ACCELERATOR": "cpu", "NUM_RANKS": "6"}, "deepspeed.launcher.runner -q --num_gpus 6", "all"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "deepspeed.launcher.runner -q --num_gpus 1", ""),
+    ],
+)
+def test_ranks_take_the_gpus_that_may_be_used(tmp_path, variables, words, visible):
+    done = start(tmp_path, **variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"-m {words}")
+    assert done.stdout.endswith(f"c.yaml [{visible}]\n")
+
+
+@pytest.mark.parametrize("variables, num_gpus", [({"NUM_RANKS": "5"}, 4), ({"NUM_RANKS": "2", "CUDA_VISIBLE_DEVICES": "3"}, 1)])
+def test_more_ranks_than_gpus_are_refused(tmp_path, variables, num_gpus):
+    """Two ranks of one GPU met in NCCL's words alone."""
+    done = start(tmp_path, **variables)
+    assert done.returncode == 2
+    assert f"there are {num_gpus} GPU(s) here, of which each takes one rank" in done.stderr

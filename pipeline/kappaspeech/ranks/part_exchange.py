@@ -1,4 +1,4 @@
-"""What ZeRO exchanges on processors: means of gradients, of which each rank keeps its part, and parts of weights that all get.
+"""ZeRO's exchange on processors: means of gradients, of which each rank keeps its part, and parts of weights that all get.
 
 Gloo's own reduce-scatter sums a copy of the whole up on all ranks, twice what is needed, and DeepSpeed copies it once more before
 that: of 65 M gradients on two ranks of one host it takes ten times as long. Its all-gather sends what ranks of a host can share.

@@ -1,4 +1,4 @@
-"""What DeepSpeed 0.19 exchanges on processors, by this project's own exchange. The bound in setup.py holds its version.
+"""DeepSpeed 0.19's exchanges on processors, done by this project's own. The bound in setup.py holds its version.
 
 Two functions of ZeRO-3 are replaced by others of the same contract: the reduce-scatter of gradients, and the gathering of many
 parameters at once, which each step ends with. What lies on a GPU goes to DeepSpeed's own.

@@ -1,12 +1,16 @@
 """Training beside its peers: audio-seconds trained a second, at equal samples, targets, rates and cores, each in its own process.
 
-    python benchmarks/train.py --llm SMOLLM2 --encoder WHISPER.pt --selection SELECTION.json --speech SPEECH
+    python benchmarks/train.py --llm SMOLLM2 --encoder WHISPER.pt --selection SELECTION.json --speech SPEECH [--ways]
     python benchmarks/train.py --device cuda [--shape llama-3.1-8b]
 
 `kappaspeech` is this project's stream and engine under ZeRO-3; `padded` is the way most peers train, written fairly in plain
 PyTorch: input padded to 30 s, batches of fixed size, logits at all positions; `trainer_zero3` is transformers' Trainer with
 DeepSpeed ZeRO-3 on our model. A first step warms up and isn't counted. Repeats take turns; medians are reported. On a machine
 that others use at the time, compare by processor seconds: wall time is then mostly theirs.
+
+`--ways` measures this project's own ways in place of its peers, by the quickstart's recipe: clips padded to the longest of their
+micro-batch, and encoded; packed in one row of the LLM, and encoded; and packed, with the encoder's states kept from an earlier
+epoch. All three train on the same clips in the same steps.
 
 `--device cuda` trains a model of random weights in one process on made-up audio, and reports tokens a second, peak memory and the
 model FLOPs utilisation over the measured rate of matrix products; `--device cpu --shape tiny` is its rehearsal.
@@ -15,6 +19,7 @@ model FLOPs utilisation over the measured rate of matrix products; `--device cpu
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -25,38 +30,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import processor
+from train_ours import ACCUMULATE, MICRO_BATCH, OPTIMIZER, STEP_SIZE, WAYS, Way, assemble_way, read_recipe, run_ours
 from train_peers import Step, run_padded, run_trainer
 from train_shapes import SHAPES, train_shape
 
+from kappaspeech.allocator import keep_freed_memory
 from kappaspeech.config.model_config import ModelConfig
 from kappaspeech.config.run_config import RunConfig
-from kappaspeech.config.training_config import OptimizerConfig
 from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.precision import measure_rates
 from kappaspeech.ranks.start import start_training_cluster
-from kappaspeech.speech.corpus import SpeechDataset
 from kappaspeech.speech.layouts import Recording, find_recordings
-from kappaspeech.speech.packing import pack
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, read_recording
-from kappaspeech.speech.schedule import BatchBudget
-from kappaspeech.speech.stream import SpeechStream
 from kappaspeech.training.assembly import Assembly, assemble
-from kappaspeech.training.clip_encoder import ClipEncoder
-from kappaspeech.zero3.engine import MicroBatch, TrainingEngine
 
-MICRO_BATCH, ACCUMULATE = 4, 2
-STEP_SIZE = MICRO_BATCH * ACCUMULATE
-MAX_SECONDS = 120.0
+RATES = ("audio_seconds_per_second", "audio_seconds_per_cpu_second")
 METHODS = ("kappaspeech", "padded", "trainer_zero3")
-OPTIMIZER = OptimizerConfig(adaptor_learning_rate=3e-4, llm_learning_rate=1.5e-4, schedule="constant")
-PRESET = Path(__file__).parents[1] / "ds_configs/zero3_cpu.json"
 PACKAGES = ("torch", "deepspeed", "transformers", "openai-whisper", "accelerate")
 
 
@@ -80,50 +76,6 @@ def make_assembly(arguments: argparse.Namespace) -> Assembly:
         "training": {"num_steps": 1},
     }
     return assemble(RunConfig.model_validate(content), arithmetic())
-
-
-def run_ours(assembly: Assembly, clips: list[Recording], scratch: Path) -> Iterator[Step]:
-    """Pack, then train: the warm-up's clips in a first step, the others as the schedule buckets them."""
-    for name, part in (("warm", clips[:STEP_SIZE]), ("measured", clips[STEP_SIZE:])):
-        pack(part, scratch / name, shard_size=len(part), num_processes=1)
-    cluster = start_training_cluster()
-    engine = TrainingEngine(
-        assembly.model,
-        cluster=cluster,
-        deepspeed_config=arithmetic().resolve(json.loads(PRESET.read_text())),
-        optimizer=OPTIMIZER,
-        micro_batches_per_rank=ACCUMULATE,
-    )
-    encoder = ClipEncoder(assembly.encoder, engine.device)
-    for name, num_steps in (("warm", 1), ("measured", (len(clips) - STEP_SIZE) // STEP_SIZE)):
-        stream = SpeechStream(
-            [SpeechDataset(str(scratch / name / "*.tar"))],
-            tokenizer=assembly.tokenizer,
-            num_mels=assembly.encoder.dims.num_mels,
-            budget=BatchBudget(MICRO_BATCH, MAX_SECONDS, ACCUMULATE),
-            max_seconds=assembly.encoder.dims.max_seconds,
-            seed=0,
-            rank=0,
-            world_size=1,
-        )
-        steps = stream.steps(0)
-        for _ in range(num_steps):
-            yield train_step(engine, assembly, encoder, next(steps).batches)
-        steps.close()
-    engine.close()
-
-
-def train_step(engine: TrainingEngine, assembly: Assembly, encoder: ClipEncoder, data: Any) -> Step:
-    num_tokens = sum(batch.num_target_tokens for batch in data)
-    batches = [MicroBatch(*encoder.encode(batch), label_ids_BL=batch.label_ids) for batch in data]
-    result = engine.step(
-        batches,
-        prefix_ids=assembly.prompt.prefix_ids,
-        suffix_ids=assembly.prompt.suffix_ids,
-        num_target_tokens=num_tokens,
-        seeds=[0] * len(batches),
-    )
-    return Step(result.loss_sum_nats, num_tokens)
 
 
 class Meter:
@@ -171,12 +123,12 @@ def measure_here(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(arguments.threads)
 
     clips = read_clips(arguments.speech, arguments.clips)
-    audio_seconds = sum(len(read_recording(clip.path)) for clip in clips[STEP_SIZE:]) / SAMPLE_RATE_HZ
+    audio_seconds = count_seconds(clips[STEP_SIZE:])
     assembly = make_assembly(arguments)
     meter = Meter()
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.one == "kappaspeech":
-            for step in run_ours(assembly, clips, Path(scratch)):
+            for step in run_ours(assembly, clips, Path(scratch), Way()):
                 meter.add(step)
         elif arguments.one == "padded":
             assembly.model.llm.set_attn_implementation("sdpa")
@@ -189,6 +141,35 @@ def measure_here(arguments: argparse.Namespace) -> dict[str, Any]:
             sizes = {"micro_batch": MICRO_BATCH, "accumulate": ACCUMULATE}
             run_trainer(assembly, clips, OPTIMIZER, **sizes, scratch=Path(scratch), on_step=meter.add)
     return meter.result(audio_seconds)
+
+
+def measure_way(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run one of our own ways in this process: steps with the LLM, then as many that align the adaptor alone; and the rate of all
+    the steps of the recipe, which has so many of either."""
+    torch.set_num_threads(arguments.threads)
+    # as a run has it
+    keep_freed_memory()
+    clips = read_clips(arguments.speech, arguments.clips)
+    audio_seconds = count_seconds(clips[STEP_SIZE:])
+    recipe = read_recipe(arguments.llm, arguments.encoder, arguments.selection)
+    way = WAYS[arguments.one]
+    meters = {"": Meter(), "alignment_": Meter()}
+    with tempfile.TemporaryDirectory() as scratch:
+        steps = run_ours(assemble_way(recipe, way), clips, Path(scratch), way, aligns=(False, True))
+        for meter in meters.values():
+            for step in itertools.islice(steps, len(clips) // STEP_SIZE):
+                meter.add(step)
+        assert next(steps, None) is None
+    result = {f"{name}{key}": value for name, meter in meters.items() for key, value in meter.result(audio_seconds).items()}
+    shares = {"": 1 - recipe.training.alignment_steps / recipe.training.num_steps}
+    shares["alignment_"] = 1 - shares[""]
+    for rate in RATES:
+        result[f"recipe_{rate}"] = 1 / sum(share / result[f"{name}{rate}"] for name, share in shares.items())
+    return result
+
+
+def count_seconds(clips: list[Recording]) -> float:
+    return sum(len(read_recording(clip.path)) for clip in clips) / SAMPLE_RATE_HZ
 
 
 def measure(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -211,19 +192,23 @@ def measure(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Medians of each method's repeats, and how many times as fast ours is."""
-    runs: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
+    """Medians of each method's repeats, and how many times as fast ours is; or each way is, beside padded rows."""
+    methods = tuple(WAYS) if arguments.ways else METHODS
+    runs: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for _ in range(arguments.repeats):
-        for method in METHODS:
+        for method in methods:
             runs[method].append(measure(method, arguments))
             print(f"  {method} {json.dumps(runs[method][-1])}", file=sys.stderr, flush=True)
     median: Callable[[str, str], float] = lambda method, key: statistics.median(run[key] for run in runs[method])  # noqa: E731
     table = {}
     for method, results in runs.items():
         table[method] = {key: median(method, key) for key in results[0]}
-        for rate in ("audio_seconds_per_second", "audio_seconds_per_cpu_second"):
+        for rate in (key for key in results[0] if key.endswith(RATES)):
             table[method][f"{rate}_of_each"] = [run[rate] for run in results]
-            table[method][f"ours_in_{rate}"] = median("kappaspeech", rate) / median(method, rate)
+            if arguments.ways:
+                table[method][f"times_padded_in_{rate}"] = median(method, rate) / median(methods[0], rate)
+            else:
+                table[method][f"ours_in_{rate}"] = median("kappaspeech", rate) / median(method, rate)
     return table
 
 
@@ -241,11 +226,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each method")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="train one of these with random weights")
+    parser.add_argument("--ways", action="store_true", help="measure this project's own ways in place of its peers")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=(*METHODS, *WAYS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure_here(arguments)))
+        print(json.dumps((measure_way if arguments.one in WAYS else measure_here)(arguments)))
         return
     if arguments.shape or arguments.device == "cuda":
         shape = arguments.shape or "llama-3.1-8b"
@@ -256,6 +242,7 @@ def main() -> None:
         command = (
             f"python benchmarks/train.py --llm {arguments.llm.name} --encoder {arguments.encoder.name} --selection "
             f"{arguments.selection.name} --speech {arguments.speech.name} --clips {arguments.clips} --repeats {arguments.repeats}"
+            f"{' --ways' if arguments.ways else ''}"
         )
     record = {
         "command": command,

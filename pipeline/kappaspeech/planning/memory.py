@@ -1,4 +1,4 @@
-"""Memory of a rank under ZeRO-3, by part. Pure arithmetic; each term says whose bytes it counts.
+"""Memory of a rank that trains under ZeRO-3, by part. Pure arithmetic; each term says whose bytes it counts.
 
 H width · I inner width · Q query width · K key width · V vocabulary · W ranks · b bytes of the compute dtype
 """
@@ -12,16 +12,13 @@ from typing import Any
 from kappaspeech.model.loss import CHUNK_ELEMENTS
 from kappaspeech.planning.batches import MicroBatchSize
 from kappaspeech.planning.sizes import FLOAT32_BYTES, LlmSizes, SpeechSizes
+from kappaspeech.ranks.part_exchange import OPEN_BYTES
 from kappaspeech.speech.schedule import LABEL_TOKENS_PER_SECOND
 
 # by DeepSpeed's names
 _ITEMSIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # weights and Adam's two moments
 _OPTIMIZER_BYTES = 3 * FLOAT32_BYTES
-# in float32: two models' log-probabilities, the base's probabilities, a difference and a product
-_KL_PASSES = 5
-# as evaluation/forgetting.py has them, which a plan doesn't load; a test holds them to it
-WINDOW_TOKENS, HELD_LOGITS_BYTES = 1_024, 1 << 30
 # Whisper's widest point a state: its input, the norm's output, and the MLP's inner states before and after GELU
 _ENCODER_TRANSIENT_WIDTHS = 10
 
@@ -109,6 +106,7 @@ def count_state(
     # alone, a rank has nothing to sum: its bucket stays in the compute dtype
     reduced = settings.reduced_itemsize if world_size > 1 else b
     used = min(settings.reduce_bucket, trained)
+    laid_out = reduced * trained * (world_size - 1) // world_size if on_cpu else 0
     return [
         MemoryPart("frozen weights", b * frozen // world_size, settings.parameters_on_host),
         MemoryPart("trained weights", compute_copy, settings.parameters_on_host),
@@ -122,8 +120,15 @@ def count_state(
         MemoryPart("frozen weights kept whole", b * frozen_whole if world_size > 1 else 0),
         # all of it is allocated on a GPU, and a copy in the ranks' order while it is summed; a CPU has only the pages it uses
         MemoryPart("reduce bucket", reduced * (used if on_cpu else settings.reduce_bucket + used)),
+        MemoryPart("exchanged blocks", count_exchanged(laid_out)),
         MemoryPart("encoder", sizes.encoder_itemsize * sizes.num_encoder_parameters),
     ]
+
+
+def count_exchanged(laid_out_bytes: int, *, open_bytes: int = OPEN_BYTES) -> int:
+    """Bytes of the blocks in which a rank on processors lays out what others take of it (`PartExchange`): two take turns, and no
+    more of either is touched than that fills."""
+    return 2 * min(open_bytes, laid_out_bytes)
 
 
 def count_whole(sizes: SpeechSizes, settings: ZeroSettings) -> tuple[int, int]:
@@ -267,42 +272,3 @@ def count_checkpoint_copy(sizes: SpeechSizes, *, world_size: int, keeps_average:
     """Bytes of a rank's share of a checkpoint, which lie in its host's memory while they are written beside the steps."""
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     return (_OPTIMIZER_BYTES + (FLOAT32_BYTES if keeps_average else 0)) * trained // world_size
-
-
-@dataclass(frozen=True)
-class TextLengths:
-    """The lengths of an evaluation's texts: the longest one's tokens, a window at most, and the number of windows."""
-
-    window_tokens: int
-    num_windows: int
-
-
-def count_evaluation(
-    sizes: SpeechSizes,
-    settings: ZeroSettings,
-    *,
-    num_clips: int,
-    clip_seconds: float,
-    new_tokens: int,
-    texts: TextLengths | None = None,
-) -> int:
-    """Bytes of a whole replica that decodes a batch and scores text, as training makes one for each evaluation.
-
-    Beside its weights it holds the base's tensors that were trained, to tell how far it has moved. With these come what was
-    trained, while it is put in; or keys and values of all layers; or the logits of texts, whichever is most.
-    """
-    b, llm = settings.itemsize, sizes.llm
-    trained = b * (llm.num_trained + sizes.num_adaptor_parameters)
-    positions = num_clips * (clip_seconds / sizes.seconds_per_audio_token + new_tokens)
-    keys_and_values = int(positions * b * 2 * llm.key_width * llm.num_layers)
-    scoring = 0 if texts is None else count_scoring(sizes, settings, texts)
-    weights = b * (llm.num_parameters + sizes.num_adaptor_parameters)
-    return weights + trained + max(trained, keys_and_values, scoring)
-
-
-def count_scoring(sizes: SpeechSizes, settings: ZeroSettings, texts: TextLengths) -> int:
-    """Bytes of text's logits: those of the windows that are held, and of one window both models' log-probabilities in float32."""
-    b, vocabulary = settings.itemsize, sizes.llm.vocabulary
-    most_held = max(1, HELD_LOGITS_BYTES // (WINDOW_TOKENS * vocabulary * b))
-    window = min(texts.window_tokens, WINDOW_TOKENS) * vocabulary
-    return b * window * (min(texts.num_windows, most_held) + 1) + _KL_PASSES * FLOAT32_BYTES * window

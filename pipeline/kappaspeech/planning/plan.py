@@ -11,14 +11,13 @@ from kappaspeech.model.flops import SpeechCost
 from kappaspeech.model.recomputation import count_recomputed, most_recomputed
 from kappaspeech.planning.batches import BatchSizes
 from kappaspeech.planning.duration import Rates, StepTime, predict_alignment, predict_step
+from kappaspeech.planning.evaluation_memory import TextLengths, count_evaluation
 from kappaspeech.planning.memory import (
     MemoryPart,
     ReplayedTexts,
-    TextLengths,
     ZeroSettings,
     count_activations,
     count_checkpoint_copy,
-    count_evaluation,
     count_live,
     count_state,
     count_tokens,

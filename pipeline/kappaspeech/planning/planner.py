@@ -20,8 +20,9 @@ from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.planning.batches import BatchSizes, sizes_by_budget, sizes_by_lengths
 from kappaspeech.planning.buckets import leaves_frozen_to_memory, settle_buckets
 from kappaspeech.planning.duration import Rates
+from kappaspeech.planning.evaluation_memory import WINDOW_TOKENS, TextLengths
 from kappaspeech.planning.machine import ModelProduct, find_products
-from kappaspeech.planning.memory import WINDOW_TOKENS, TextLengths, read_settings
+from kappaspeech.planning.memory import read_settings
 from kappaspeech.planning.plan import Assumptions, Plan, make_plan
 from kappaspeech.planning.remedies import Remedy, find_remedies
 from kappaspeech.planning.sizes import measure_sizes

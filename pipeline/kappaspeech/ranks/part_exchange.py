@@ -15,7 +15,7 @@ from torch import Tensor
 from kappaspeech.ranks.letterboxes import Letterboxes, SharedLetterboxes, make_letterboxes
 
 # what a rank lays out at once for all others; more isn't faster, and less meets the others more often
-_OPEN_BYTES = 32 << 20
+OPEN_BYTES = 32 << 20
 # (index of a tensor, begin, end): elements of every part of that tensor
 Piece = tuple[int, int, int]
 
@@ -23,7 +23,7 @@ Piece = tuple[int, int, int]
 class PartExchange:
     """The exchange of one process group's tensors on processors."""
 
-    def __init__(self, group: Any, *, open_bytes: int = _OPEN_BYTES) -> None:
+    def __init__(self, group: Any, *, open_bytes: int = OPEN_BYTES) -> None:
         """A collective of the group."""
         self._group, self._rank, self._size = group, int(group.rank()), int(group.size())
         self._boxes: Letterboxes | None = None

@@ -18,13 +18,12 @@ from kappaspeech.commands import main
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.evaluation import forgetting
 from kappaspeech.model.recomputation import recompute_layers
-from kappaspeech.planning import memory
+from kappaspeech.planning import evaluation_memory as memory
 from kappaspeech.planning.batches import sizes_by_budget, sizes_by_lengths
 from kappaspeech.planning.duration import Rates
+from kappaspeech.planning.evaluation_memory import TextLengths, count_scoring
 from kappaspeech.planning.memory import (
-    TextLengths,
     count_live,
-    count_scoring,
     count_state,
     count_tokens,
     kept_bytes_per_token,
@@ -453,7 +452,10 @@ class Living(TorchDispatchMode):
 
 
 def test_scoring_takes_what_the_plan_counts(config):
-    assert (memory.WINDOW_TOKENS, memory.HELD_LOGITS_BYTES) == (forgetting.WINDOW_TOKENS, forgetting._HELD_LOGITS_BYTES)
+    assert (memory.WINDOW_TOKENS, memory.HELD_LOGITS_BYTES) == (
+        forgetting.WINDOW_TOKENS,
+        forgetting._HELD_LOGITS_BYTES,
+    )
     with Living() as living:
         forgetting._kl_nats(torch.zeros(4, 8, dtype=torch.bfloat16), torch.zeros(4, 8, dtype=torch.bfloat16))
     assert living.most == memory._KL_PASSES

@@ -1,0 +1,52 @@
+"""Memory of an evaluation during training: a whole replica that decodes and scores text. Pure arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kappaspeech.planning.memory import ZeroSettings
+from kappaspeech.planning.sizes import FLOAT32_BYTES, SpeechSizes
+
+# in float32: two models' log-probabilities, the base's probabilities, a difference and a product
+_KL_PASSES = 5
+# as evaluation/forgetting.py has them, which a plan doesn't load; a test holds them to it
+WINDOW_TOKENS, HELD_LOGITS_BYTES = 1_024, 1 << 30
+
+
+@dataclass(frozen=True)
+class TextLengths:
+    """The lengths of an evaluation's texts: the longest one's tokens, a window at most, and the number of windows."""
+
+    window_tokens: int
+    num_windows: int
+
+
+def count_evaluation(
+    sizes: SpeechSizes,
+    settings: ZeroSettings,
+    *,
+    num_clips: int,
+    clip_seconds: float,
+    new_tokens: int,
+    texts: TextLengths | None = None,
+) -> int:
+    """Bytes of a whole replica that decodes a batch and scores text, as training makes one for each evaluation.
+
+    Beside its weights it holds the base's tensors that were trained, to tell how far it has moved. With these come what was
+    trained, while it is put in; or keys and values of all layers; or the logits of texts, whichever is most.
+    """
+    b, llm = settings.itemsize, sizes.llm
+    trained = b * (llm.num_trained + sizes.num_adaptor_parameters)
+    positions = num_clips * (clip_seconds / sizes.seconds_per_audio_token + new_tokens)
+    keys_and_values = int(positions * b * 2 * llm.key_width * llm.num_layers)
+    scoring = 0 if texts is None else count_scoring(sizes, settings, texts)
+    weights = b * (llm.num_parameters + sizes.num_adaptor_parameters)
+    return weights + trained + max(trained, keys_and_values, scoring)
+
+
+def count_scoring(sizes: SpeechSizes, settings: ZeroSettings, texts: TextLengths) -> int:
+    """Bytes of text's logits: those of the windows that are held, and of one window both models' log-probabilities in float32."""
+    b, vocabulary = settings.itemsize, sizes.llm.vocabulary
+    most_held = max(1, HELD_LOGITS_BYTES // (WINDOW_TOKENS * vocabulary * b))
+    window = min(texts.window_tokens, WINDOW_TOKENS) * vocabulary
+    return b * window * (min(texts.num_windows, most_held) + 1) + _KL_PASSES * FLOAT32_BYTES * window

@@ -168,6 +168,13 @@ def _make_parts(tokenizer: Any, user: str, marks: Sequence[str], *, chat: bool, 
     return [torch.tensor(ids, dtype=torch.long) for ids in parts]
 
 
+def chat_ids(tokenizer: Any, user: str, *, chat: bool = True) -> list[int]:
+    """The token ids of a user's turn that is text alone, as `make_prompt` puts them around audio. What looks like a special token
+    in it is text."""
+    around = make_prompt(tokenizer, AUDIO_MARK, chat=chat)
+    return [*around.prefix_ids.tolist(), *text_ids(tokenizer, user), *around.suffix_ids.tolist()]
+
+
 def hot_word_ids(tokenizer: Any, words: Sequence[str], *, max_tokens: int | None = None) -> tuple[int, ...]:
     """The token ids of hot words as a prompt names them; none for no words. Of more than `max_tokens` the last words are left
     out. What looks like a special token in them is text."""

@@ -62,6 +62,12 @@ def reports(record: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     return [(name, language, report) for name in TYPES for language, report in record.get(name, {}).items()]
 
 
+def shorten(report: dict[str, Any]) -> dict[str, Any]:
+    """A report without its lists."""
+    kept = {key: value for key, value in report.items() if key not in LONG}
+    return kept | {"base": {key: value for key, value in report["base"].items() if key not in LONG}}
+
+
 def describe(record: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     return {
         "run": Path(record["model"]).name,
@@ -70,13 +76,7 @@ def describe(record: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
         "step": record["step"],
         "num_llm_parameters": run["num_llm_trained_parameters"],
         "kl_nats": {language: text["kl_nats"] for language, text in record["text"].items()},
-        **{
-            name: {
-                language: {key: value for key, value in report.items() if key not in LONG}
-                for language, report in record.get(name, {}).items()
-            }
-            for name in TYPES
-        },
+        **{name: {language: shorten(report) for language, report in record.get(name, {}).items()} for name in TYPES},
     }
 
 

@@ -60,6 +60,7 @@ def measure_instructions(items: Sequence[Instruction], answers: Sequence[str], b
         before_N = np.array(of_base.pop("followed"), dtype=np.float64)
         found["base"] = {
             **of_base,
+            "answers": list(base),
             "difference": report["accuracy"] - of_base["accuracy"],
             "interval": list(interval(resampled_hits(hits_N) - resampled_hits(before_N))),
             "flipped": float((hits_N != before_N).mean()),

@@ -78,6 +78,7 @@ def test_answers_are_those_of_a_plain_loop_and_the_bases_are_those_before_traini
     with transcriber.base_weights():
         before, _ = answer(replace(transcriber, base_weights=None), INSTRUCTIONS)
     assert before["instructions"]["en"]["answers"] == of_base
+    assert found["base"]["answers"] == of_base
     assert found["base"]["accuracy"] == before["instructions"]["en"]["accuracy"]
 
 
@@ -103,7 +104,8 @@ def test_an_answer_ends_where_the_llm_ends_a_turn(transcriber):
 def test_without_a_template_the_instruction_is_plain_text(transcriber):
     plain = replace(transcriber, chat_template=False)
     assert transcriber.tokenizer.decode(plain.chat_ids("turn it on"), skip_special_tokens=True) == "turn it on"
-    assert "[user]turn it on[a]" in transcriber.tokenizer.decode(transcriber.chat_ids("turn it on"))
+    # and in a template no system turn is added to it
+    assert transcriber.tokenizer.decode(transcriber.chat_ids("turn it on")) == "[user]turn it on[a]"
 
 
 def test_an_instruction_that_is_too_long_is_refused_and_one_that_is_stopped_says_nothing(transcriber):

@@ -131,8 +131,8 @@ class Transcriber:
         ]
 
     def chat_ids(self, text: str) -> list[int]:
-        """The tokens of a user's turn without audio, by the LLM's chat template if the prompt has it."""
-        return chat_ids(self.tokenizer, text, chat=self.chat_template)
+        """The tokens of a user's turn without audio, by the LLM's chat template if it has one, whatever that of speech is."""
+        return chat_ids(self.tokenizer, text)
 
     @torch.no_grad()
     def write(self, prompts: Sequence[Sequence[int]]) -> list[str]:

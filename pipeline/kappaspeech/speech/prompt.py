@@ -170,10 +170,10 @@ def _make_parts(
     return [torch.tensor(ids, dtype=torch.long) for ids in parts]
 
 
-def chat_ids(tokenizer: Any, user: str, *, chat: bool = True) -> list[int]:
+def chat_ids(tokenizer: Any, user: str) -> list[int]:
     """The token ids of a user's turn that is text alone, as the LLM's users give it: with its template's own system turn. What
     looks like a special token in it is text."""
-    before, after = _make_parts(tokenizer, AUDIO_MARK, (AUDIO_MARK,), chat=chat, as_before=False, empty_system=False)
+    before, after = _make_parts(tokenizer, AUDIO_MARK, (AUDIO_MARK,), chat=True, as_before=False, empty_system=False)
     return [*before.tolist(), *text_ids(tokenizer, user), *after.tolist()]
 
 

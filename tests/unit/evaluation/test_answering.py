@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -101,11 +102,14 @@ def test_an_answer_ends_where_the_llm_ends_a_turn(transcriber):
     assert whole.startswith(cut)
 
 
-def test_without_a_template_the_instruction_is_plain_text(transcriber):
-    plain = replace(transcriber, chat_template=False)
-    assert transcriber.tokenizer.decode(plain.chat_ids("turn it on"), skip_special_tokens=True) == "turn it on"
-    # and in a template no system turn is added to it
-    assert transcriber.tokenizer.decode(transcriber.chat_ids("turn it on")) == "[user]turn it on[a]"
+def test_the_chat_template_is_taken_whatever_the_prompt_of_speech_is(transcriber):
+    # no system turn is added to it
+    for chosen in (transcriber, replace(transcriber, chat_template=False)):
+        assert transcriber.tokenizer.decode(chosen.chat_ids("turn it on")) == "[user]turn it on[a]"
+    bare = copy.deepcopy(transcriber.tokenizer)
+    bare.chat_template = None
+    plain = replace(transcriber, tokenizer=bare).chat_ids("turn it on")
+    assert bare.decode(plain, skip_special_tokens=True).strip() == "turn it on"
 
 
 def test_an_instruction_that_is_too_long_is_refused_and_one_that_is_stopped_says_nothing(transcriber):

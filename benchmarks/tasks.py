@@ -1,10 +1,10 @@
 """A record of tasks: right answers and followed instructions of trained runs, beside those of their base, from their evaluations.
 
     kappaspeech demo tasks tasks
-    kappaspeech evaluate RUN --tasks en=tasks/en.jsonl --tasks de=tasks/de.jsonl --max-utterances 1 --no-page --output RUN.json
-    python benchmarks/tasks.py RUN.json... --output tasks.json
+    kappaspeech evaluate R --tasks en=tasks/en.jsonl --tasks de=tasks/de.jsonl --max-utterances 1 --batch-size 54 --output R.json
+    python benchmarks/tasks.py R.json... --output tasks.json
 
-The second line is said for each run; all must have been asked the same tasks and have one base. Differences to the base are
+The second line is said for each run R; all must have been asked the same tasks and have one base. Differences to the base are
 paired, with intervals over tasks.
 """
 

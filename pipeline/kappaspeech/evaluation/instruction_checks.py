@@ -83,7 +83,7 @@ def parse_instruction(fields: Mapping[str, Any]) -> Instruction:
         raise ValueError("instruction is empty, or no text")
     if not isinstance(checks, list) or not checks:
         raise ValueError("checks is no list of one check or more")
-    return Instruction(text.strip(), tuple(_parse_check(check) for check in checks))
+    return Instruction(str(text).strip(), tuple(_parse_check(check) for check in checks))
 
 
 def _parse_check(fields: Any) -> Check:

@@ -13,6 +13,8 @@ from kappaspeech.artefacts import digest_json, write_json
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.evaluation.choice_items import Item
 from kappaspeech.evaluation.choices import Picked, measure_choices
+from kappaspeech.evaluation.instruction_checks import Check, Instruction
+from kappaspeech.evaluation.instructions import measure_instructions
 from kappaspeech.evaluation.wer import Hypothesis, measure
 from kappaspeech.runs.folder import Movement, RunFolder
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
@@ -44,11 +46,13 @@ def make_run(
     selected: Sequence[str] = (),
     num_clips: int = 12,
     num_questions: int = 0,
+    num_instructions: int = 0,
     lost: float = 0.0,
 ) -> Path:
     """A finished run whose words are wrong at `error_rate` at the end, and whose texts' perplexity has grown by `forgetting`.
 
-    Asked `num_questions`, it answers the first of them, a share of `lost`, otherwise than its base.
+    Asked `num_questions`, it answers the first of them, a share of `lost`, otherwise than its base; of `num_instructions`, all of
+    which the base follows, it doesn't follow as many.
     """
     config = RunConfig.model_validate_json(
         json.dumps(
@@ -105,6 +109,8 @@ def make_run(
         record = {"schema_version": 1, "step": step, "train_seconds": 7.0 * step, "wer": measure(hypotheses), "text": text}
         if num_questions:
             record["tasks"] = {"en": _answer(num_questions, changed=round(lost * done * num_questions))}
+        if num_instructions:
+            record["instructions"] = {"en": _follow(num_instructions, lost=round(lost * done * num_instructions))}
         evaluations.append(record)
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in evaluations))
     run.end("finished")
@@ -137,6 +143,13 @@ def _answer(count: int, *, changed: int) -> dict[str, Any]:
     base = tuple(int(number % 4 == 0) for number in range(count))
     picked = tuple(2 if number < changed else base[number] for number in range(count))
     return measure_choices(items, Picked(picked, picked), Picked(base, base))
+
+
+def _follow(count: int, *, lost: int) -> dict[str, Any]:
+    """Half of what isn't followed any more is so loosely."""
+    items = [Instruction(f"instruction {number}", (Check("one_of", {"texts": ["yes"]}),)) for number in range(count)]
+    answers = [("Sure:\nyes" if number % 2 else "no") if number < lost else "yes" for number in range(count)]
+    return measure_instructions(items, answers, ["yes"] * count)
 
 
 def _transcribe(rng: random.Random, *, seed: int, rate: float, num_clips: int) -> list[Hypothesis]:

@@ -40,6 +40,7 @@ def train_parts(
     ]
     adamw = torch.optim.AdamW(groups, betas=OPTIMIZER.betas, eps=OPTIMIZER.epsilon, weight_decay=OPTIMIZER.weight_decay)
     losses, norms = [], []
+    moved: dict[str, torch.Tensor] = {}
     for data in open_stream(home, parts.tokenizer, rank=0, world_size=1).steps(0):
         if data.global_step == case.num_steps:
             break
@@ -69,6 +70,12 @@ def train_parts(
             for parameter, pull in zip(trained.values(), pulls, strict=True):
                 if pull is not None:
                     parameter.grad += pull * min(1.0, OPTIMIZER.clip_norm / (norms[-1] + 1e-6))
+        if case.classp is not None and data.global_step >= case.alignment_steps:
+            for name, parameter in trained.items():
+                if name.startswith("llm."):
+                    sums = moved.setdefault(name, torch.zeros_like(parameter))
+                    case.classp.move(parameter, parameter.grad, sums, rate=OPTIMIZER.llm_learning_rate)
+                    parameter.grad = None
         adamw.step()
         if project is not None:
             with torch.no_grad():

@@ -25,6 +25,7 @@ from kappaspeech.speech.corpus import SpeechDataset
 from kappaspeech.speech.prompt import SpeechPrompt, make_prompt
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.stream import SpeechStream
+from kappaspeech.zero3.classp import Classp
 from tests import tiny
 
 NUM_STEPS = 20
@@ -83,6 +84,7 @@ class Case:
     # what holds the LLM to its beginning
     ewc_weight: float | None = None
     kept_share: float | None = None
+    classp: Classp | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -155,11 +157,14 @@ CASES: dict[int, dict[str, Case]] = {
     # two hosts, as it were
     4: {"zero3_hpz": HPZ},
 }
+# a threshold at which most of the weights stay
+CLASSP = Classp(threshold=1e-6, power=1.5, epsilon=1e-8)
 # what any number of ranks runs where it is asked for by name
 HELD_CASES = {
     "ewc": Case(mode="all", num_steps=FEW_STEPS, ewc_weight=300.0),
     "ewc aligned first": Case(mode="all", num_steps=FEW_STEPS, ewc_weight=300.0, alignment_steps=2),
     "ewc offloaded": Case(mode="all", num_steps=FEW_STEPS, ewc_weight=300.0, alignment_steps=2, preset="zero3_offload_optimizer"),
+    "classp": Case(mode="all", num_steps=FEW_STEPS, classp=CLASSP, alignment_steps=1),
     "osf": Case(num_steps=FEW_STEPS, kept_share=0.5, ema_decay=0.6),
     "osf in bf16": Case(num_steps=FEW_STEPS, kept_share=0.25, bf16=True),
     "osf of experts": Case(num_steps=2, kept_share=0.5, experts=EXPERTS),

@@ -70,6 +70,8 @@ def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dic
     copied = cluster.gather(copied_kilobytes())
     if case.kept_share is not None:
         keep_directions(engine, share=case.kept_share, cluster=cluster)
+    if case.classp is not None:
+        engine.move_llm(case.classp)
     fisher = hold_weights(engine, parts, case.ewc_weight) if case.ewc_weight is not None else {}
     del mapped
     passes: list[int] = []

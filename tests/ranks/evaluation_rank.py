@@ -14,7 +14,7 @@ import torch
 
 from kappaspeech.config.data_config import DatasetConfig, ReadConfig
 from kappaspeech.config.training_config import EvaluationConfig, OptimizerConfig
-from kappaspeech.evaluation.choice_items import cut_batches, make_rows, read_items
+from kappaspeech.evaluation.choice_items import Item, cut_batches, make_rows, read_items
 from kappaspeech.evaluation.choices import score_batches
 from kappaspeech.evaluation.evaluate import evaluate, open_test_set, read_hypotheses
 from kappaspeech.evaluation.transcribe import Transcriber
@@ -62,7 +62,8 @@ def main(home: Path, output: Path) -> None:
     }
     for name, decoder in deciders.items():
         found = _texts(cluster, home, decoder)
-        results[name] = {"texts": found["text"], "tasks": found["tasks"], "likelihoods": _likelihoods(cluster, home, decoder)}
+        results[name] = {"texts": found["text"], "tasks": found["tasks"], "instructions": found["instructions"]}
+        results[name]["likelihoods"] = _likelihoods(cluster, home, decoder)
         for case in CASES:
             results[name][str(case)] = _hypotheses(cluster, home, output, decoder, *case)
     # the engine goes on from where it was, and its weights are those that were trained
@@ -108,7 +109,8 @@ def _texts(cluster: Cluster, home: Path, decoder: Transcriber) -> Any:
 
 def _likelihoods(cluster: Cluster, home: Path, decoder: Transcriber) -> list[list[tuple[int, float]]]:
     """The likelihood of each choice to the model and to its base, by the choice's number."""
-    batches = cut_batches(make_rows(decoder.tokenizer, read_items(home / "tasks.jsonl")))
+    questions = [item for item in read_items(home / "tasks.jsonl") if isinstance(item, Item)]
+    batches = cut_batches(make_rows(decoder.tokenizer, questions))
     count = -(-len(batches) // cluster.world_size)
     mine = batches[cluster.rank :: cluster.world_size]
     shares = cluster.gather(score_batches(decoder.model.llm, mine, count=count, base=decoder.base_weights))

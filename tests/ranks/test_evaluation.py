@@ -29,6 +29,10 @@ def loud_home(home, tmp_path_factory):
         {"question": f"turn the {'red ' * (1 + 8 * number)}lamp", "choices": ["on", "on and on", "off"], "answer": number % 3}
         for number in range(24)
     ]
+    tasks += [
+        {"instruction": f"schalte die {'rote ' * number}Lampe ein", "checks": [{"kind": "words", "most": 12 + number}]}
+        for number in range(5)
+    ]
     (folder / "tasks.jsonl").write_text("".join(json.dumps(item) + "\n" for item in tasks))
     llm = load_llm(str(home / "llm"), dtype=torch.float32)
     with torch.no_grad():
@@ -87,6 +91,15 @@ def test_answers_are_the_same_on_any_number_of_ranks_whole_and_partitioned(resul
             for ours, theirs in zip(by_decoding[decoding]["likelihoods"], expected["likelihoods"], strict=True):
                 assert dict(ours) == pytest.approx(dict(theirs), rel=SCORE_TOLERANCE, abs=1e-3)
             assert by_decoding[decoding]["tasks"]["en"] == report
+
+
+def test_instructions_are_answered_alike_on_any_number_of_ranks_whole_and_partitioned(results):
+    expected = results[1]["replica"]["instructions"]["en"]
+    assert (expected["num_items"], len(set(expected["answers"])) > 1) == (5, True)
+    assert expected["base"] is not None
+    for by_decoding in results.values():
+        for decoding in ("replica", "zero3"):
+            assert by_decoding[decoding]["instructions"]["en"] == expected
 
 
 def test_a_model_that_was_not_trained_yet_is_at_no_distance_from_its_base(results):

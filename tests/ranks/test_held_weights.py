@@ -10,6 +10,8 @@ from kappaspeech.model.kept_directions import find_directions
 from kappaspeech.model.llm import load_llm
 from tests.ranks.test_training import BF16_LOSS_TOLERANCE, steps
 
+# at which some of the weights move in a step and most don't
+THRESHOLD = 1e-7
 TEXT = "schalte die rote Lampe ein und öffne die grüne Tür\nopen the kitchen door and turn the lamp off\ndie Küche ist grün\n"
 
 
@@ -39,3 +41,24 @@ def test_held_weights_are_the_same_on_any_ranks_and_after_a_resume(home, train, 
             assert float(change.abs().max()) > 1e-3
             assert float((kept.left_MK.mT @ change).abs().max()) < 2e-6 * float(kept.sigma_K.max())
             assert float((change @ kept.right_NK).abs().max()) < 2e-6 * float(kept.sigma_K.max())
+
+
+def test_classp_is_the_same_on_any_ranks_and_its_sums_go_on_after_a_resume(train):
+    options = {"classp": {"threshold": THRESHOLD}, "data__test": [], "optimizer__llm_learning_rate": 2e-3}
+    alone = train("classp-one", **options)
+    train("classp-two", ranks=2, training__num_steps=2, **options)
+    shared = train("classp-two", ranks=2, **options)
+    losses = [[record["loss_nats"] for record in steps(run)] for run in (alone, shared)]
+    assert losses[0] == pytest.approx(losses[1], rel=BF16_LOSS_TOLERANCE)
+    checkpoints = [shared / f"checkpoints/step-{step:06d}" for step in (2, 4)]
+    begun, ended = (load_file(folder / "optimizer.safetensors") for folder in checkpoints)
+    before, after = (load_file(folder / "trained.safetensors") for folder in checkpoints)
+    names = [name for name in ended if name.startswith("llm.") and name.endswith("exp_avg_sq")]
+    assert any((ended[name] > begun[name]).any() for name in names)
+    for name in names:
+        assert (ended[name] >= begun[name]).all()
+        # of a weight that stays, its sum stays
+        still = ended[name] == begun[name]
+        assert still.any()
+        weight = name.removesuffix("/exp_avg_sq")
+        assert torch.equal(after[weight][still], before[weight][still])

@@ -74,8 +74,8 @@ def texts(output: Annotated[Path, typer.Argument(help="Folder of the text files.
 
 
 @demo.command()
-def tasks(output: Annotated[Path, typer.Argument(help="Folder of the files of questions.")]) -> None:
-    """Write English and German questions with several choices, whose right answers show what training has cost."""
+def tasks(output: Annotated[Path, typer.Argument(help="Folder of the files of tasks.")]) -> None:
+    """Write English and German questions with several choices and instructions, whose answers show what training has cost."""
     from kappaspeech.demo.tasks import write_tasks
 
     for path in write_tasks(output):

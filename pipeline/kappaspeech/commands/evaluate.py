@@ -30,7 +30,7 @@ def evaluate(
         list[str] | None, typer.Option(help="LANGUAGE=PATH of text to measure perplexity on. Default: the run's.")
     ] = None,
     tasks: Annotated[
-        list[str] | None, typer.Option(help="LANGUAGE=PATH of questions with several choices. Default: the run's.")
+        list[str] | None, typer.Option(help="LANGUAGE=PATH of questions and instructions. Default: the run's.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="The base model, if it has moved since the training.")] = None,
     against: Annotated[
@@ -51,7 +51,7 @@ def evaluate(
     page: Annotated[bool, typer.Option(help="Also write a page of all hypotheses, with the clips of the worst to play.")] = True,
     output: Annotated[Path | None, typer.Option(help="The record (JSON). Default: evaluation.json in MODEL's folder.")] = None,
 ) -> int:
-    """Transcribe test speech, read text, answer questions; write WER by language, perplexity, accuracy, and every hypothesis."""
+    """Transcribe test speech, read text, answer tasks; write WER by language, perplexity, accuracy, and every hypothesis."""
     from kappaspeech.needed_packages import need
     from kappaspeech.speech.source import need_reader
 

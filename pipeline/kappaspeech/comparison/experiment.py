@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kappaspeech.config.classp_config import ClasspConfig
 from kappaspeech.config.ewc_config import EwcConfig
 from kappaspeech.config.model_config import LoraConfig, OsfConfig
 from kappaspeech.config.reading import read_yaml
@@ -56,6 +57,7 @@ class ArmConfig(_Section):
     )
     replay: ReplayConfig | None = Field(default=None, description="The text that this arm repeats. null: the base's.")
     ewc: EwcConfig | None = Field(default=None, description="What holds this arm's weights. null: the base's.")
+    classp: ClasspConfig | None = Field(default=None, description="This arm's CLASSP. null: the base's.")
     osf: OsfConfig | None = Field(
         default=None, description="The subspace that smallest, largest or random trains its tensors in. null: all of them."
     )

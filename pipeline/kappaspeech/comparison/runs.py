@@ -19,7 +19,7 @@ from kappaspeech.runs.records import is_evaluation, is_step, is_transcript_step,
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 
 # What arms may differ in: their name and place, which tensors they unfreeze, and what holds these to their beginning.
-_ARM_KEYS = ("run_dir", "arm", "unfreeze", "replay", "ewc")
+_ARM_KEYS = ("run_dir", "arm", "unfreeze", "replay", "ewc", "classp")
 # These look on, and change no bit of what is trained.
 _WATCHING_KEYS = ("training.loggers", "training.profile")
 # Of run.json: what must be alike in all runs, whatever their seed, beside the configuration.

@@ -11,7 +11,7 @@ from kappaspeech.artefacts import digest_lines
 from kappaspeech.comparison.equal_wer import compare_at_equal
 from kappaspeech.comparison.runs import Arm, RunSummary
 from kappaspeech.comparison.statistics import compare_arms, measure_arm, spread
-from kappaspeech.comparison.task_scores import summarise_tasks
+from kappaspeech.comparison.task_scores import TASK_TYPES, summarise_tasks
 
 SCHEMA_VERSION = 2
 
@@ -46,7 +46,7 @@ def _summarise_arm(arm: Arm, reference: Arm) -> dict[str, Any]:
         "difference": None if arm is reference else compare_arms(reference, arm),
         "best": _summarise_best(runs),
         "text": {language: _summarise_text(runs, language) for language in texts},
-        "tasks": summarise_tasks(arm, reference),
+        **{key: summarise_tasks(arm, reference, key=key) for key in TASK_TYPES},
         "mean_drift": spread([fmean(run.drift.values()) if run.drift else 0.0 for run in runs]),
         "runs": [_summarise_run(run) for run in runs],
     }
@@ -97,7 +97,7 @@ def _summarise_run(run: RunSummary) -> dict[str, Any]:
                 "mean_wer": record["wer"]["mean_wer"],
                 "wer": {language: report["wer"] for language, report in record["wer"]["languages"].items()},
                 "text": record["text"],
-                "tasks": {language: report["accuracy"] for language, report in record.get("tasks", {}).items()},
+                **{key: {language: report["accuracy"] for language, report in record.get(key, {}).items()} for key in TASK_TYPES},
             }
             for record in run.evaluations
         ],

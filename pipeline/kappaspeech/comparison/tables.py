@@ -39,6 +39,7 @@ def make_tables(summary: Mapping[str, Any]) -> list[Table]:
             arms, "Perplexity before → after training; KL is the distance from the base model, in nats a token." + spread
         ),
         _tasks_table(arms),
+        _instructions_table(arms),
         _language_table(arms, f"WER before → after training.{spread}"),
         _training_table(arms),
         _best_table(arms),
@@ -97,25 +98,47 @@ def _text_table(arms: Sequence[Mapping[str, Any]], note: str) -> Table:
 
 
 def _tasks_table(arms: Sequence[Mapping[str, Any]]) -> Table:
-    first, languages = arms[0]["arm"], sorted(set.intersection(*(set(arm.get("tasks", {})) for arm in arms)))
-    header, rows = ["arm"], [[Cell(arm["arm"], arm["arm"])] for arm in arms]
-    for language in languages:
-        reports = [arm["tasks"][language] for arm in arms]
-        header += [f"right {language} (95 %)", f"changed {language}"]
-        header += [f"minus {first}, points (95 %)", "p"] if len(arms) > 1 else []
-        for row, report in zip(rows, reports, strict=True):
-            before, accuracy, flipped = report["accuracy_before"], report["accuracy"], report["flipped"]
-            start = "" if before is None else f"{100 * before['mean']:.0f} → "
-            row.append(Cell(f"{start}{_percent(accuracy)} ({_range(accuracy['interval'])})", accuracy["mean"]))
-            row.append(Cell("–" if flipped is None else _percent(flipped), -1.0 if flipped is None else flipped["mean"]))
-            if len(arms) > 1:
-                row += _difference({"difference": report["difference"] and {"mean": report["difference"]}})
+    languages, header, rows = _answer_columns(arms, "tasks", "right")
     chances = ", ".join(f"{language} {100 * arms[0]['tasks'][language]['chance']:.0f} %" for language in languages)
     note = (
         "Questions with several choices: share of right answers before → after training, and of answers that differ from the "
         f"base's. Intervals cover 95 % of resampled questions. Guessing: {chances}."
     )
-    return Table("Tasks", note, tuple(header), tuple(map(tuple, rows)))
+    return Table("Tasks", note, header, rows)
+
+
+def _instructions_table(arms: Sequence[Mapping[str, Any]]) -> Table:
+    languages, header, rows = _answer_columns(arms, "instructions", "followed")
+    counts = ", ".join(f"{language} {arms[0]['instructions'][language]['num_items']}" for language in languages)
+    note = (
+        "Instructions whose obedience a program can tell: share that is followed strictly, before → after training; loosely, "
+        "after it; and share that either the base follows or the arm, not both. Intervals cover 95 % of resampled "
+        f"instructions. Their number: {counts}."
+    )
+    return Table("Instructions", note, header, rows)
+
+
+def _answer_columns(
+    arms: Sequence[Mapping[str, Any]], key: str, verb: str
+) -> tuple[list[str], tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
+    """The languages that all arms have of a type of task, and a header and rows of them."""
+    first, languages = arms[0]["arm"], sorted(set.intersection(*(set(arm.get(key, {})) for arm in arms)))
+    header, rows = ["arm"], [[Cell(arm["arm"], arm["arm"])] for arm in arms]
+    for language in languages:
+        reports = [arm[key][language] for arm in arms]
+        header += [f"{verb} {language} (95 %)"]
+        header += [f"loosely {language}"] if key == "instructions" else []
+        header += [f"changed {language}"]
+        header += [f"minus {first}, points (95 %)", "p"] if len(arms) > 1 else []
+        for row, report in zip(rows, reports, strict=True):
+            before, accuracy, flipped = report["accuracy_before"], report["accuracy"], report["flipped"]
+            start = "" if before is None else f"{100 * before['mean']:.0f} → "
+            row.append(Cell(f"{start}{_percent(accuracy)} ({_range(accuracy['interval'])})", accuracy["mean"]))
+            row += [Cell(_percent(report["loose"]), report["loose"]["mean"])] if key == "instructions" else []
+            row.append(Cell("–" if flipped is None else _percent(flipped), -1.0 if flipped is None else flipped["mean"]))
+            if len(arms) > 1:
+                row += _difference({"difference": report["difference"] and {"mean": report["difference"]}})
+    return languages, tuple(header), tuple(map(tuple, rows))
 
 
 def _language_table(arms: Sequence[Mapping[str, Any]], note: str) -> Table:

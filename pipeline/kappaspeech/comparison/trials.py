@@ -25,7 +25,7 @@ from kappaspeech.selection.select import select
 from kappaspeech.selection.tensor_selection import TensorSelection
 
 # sections of a run of which an arm may have its own
-_HOLDING = ("replay", "ewc")
+_HOLDING = ("replay", "ewc", "classp")
 State = Literal["waiting", "running", "resumable", "failed", "finished"]
 
 

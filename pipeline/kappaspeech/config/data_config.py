@@ -97,7 +97,7 @@ class HotWordsConfig(StrictSection):
 
 
 class DataConfig(StrictSection):
-    """Speech to train and test on, and text and questions to measure forgetting on."""
+    """Speech to train and test on, and text and tasks to measure forgetting on."""
 
     train: Annotated[list[DatasetConfig], Field(min_length=1)] = Field(description="Sets of shards to train on.")
     test: list[DatasetConfig] = Field(default=[], description="Sets of shards to measure WER on.")
@@ -107,8 +107,8 @@ class DataConfig(StrictSection):
     )
     tasks: dict[str, str] = Field(
         default={},
-        description="Questions with several choices, whose right answers are counted: language → a file of one question a line, "
-        "as JSON. `kappaspeech demo tasks` writes some.",
+        description="Questions with several choices, whose right answers are counted, and instructions that are followed or not: "
+        "language → a file of one a line, as JSON. `kappaspeech demo tasks` writes some.",
     )
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.01, description="Training stops if more than this share of its samples can't be used."

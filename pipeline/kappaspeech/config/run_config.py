@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from kappaspeech.config.classp_config import ClasspConfig
 from kappaspeech.config.data_config import DataConfig
 from kappaspeech.config.ewc_config import EwcConfig
 from kappaspeech.config.model_config import ModelConfig, UnfreezeConfig
@@ -30,6 +31,9 @@ class RunConfig(StrictSection):
     replay: ReplayConfig | None = Field(default=None, description="Text in every step, against forgetting. null: speech alone.")
     ewc: EwcConfig | None = Field(
         default=None, description="A pull of each weight back to its beginning, against forgetting. null: none."
+    )
+    classp: ClasspConfig | None = Field(
+        default=None, description="Another optimizer for the LLM's tensors, against forgetting. null: AdamW."
     )
     batch: BatchConfig = Field(default=BatchConfig(), description="Size of a step.")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW and its rates.")

@@ -1,10 +1,12 @@
-"""Multiple choice in English and German, on which forgetting is measured if the user brings no questions.
+"""Multiple choice and instructions in English and German, on which forgetting is measured if the user brings no tasks.
 
-Right answers are so by construction: each is in a row of a table, and wrong ones are in other rows, or beside it.
+Right answers are so by construction: each is in a row of a table, and wrong ones are in other rows, or beside it. Whether an
+instruction was followed a program can tell.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -22,8 +24,12 @@ def make_items(language: str) -> list[dict[str, Any]]:
     """All questions of a language of the demo, as a file of `data.tasks` has them; in each group the right choice has every place
     about as often.
     """
-    path = resources.files("kappaspeech.demo").joinpath("text", f"tasks_{language}.txt")
-    return [item for block in _blocks(path.read_text(encoding="utf-8")) for item in _items_of(block)]
+    return [item for block in _blocks(f"tasks_{language}.txt") for item in _items_of(block)]
+
+
+def make_instructions(language: str) -> list[dict[str, Any]]:
+    """All instructions of a language of the demo, as a file of `data.tasks` has them."""
+    return [item for block in _blocks(f"instructions_{language}.txt") for item in _instructions_of(block)]
 
 
 def write_tasks(folder: Path) -> list[Path]:
@@ -32,12 +38,13 @@ def write_tasks(folder: Path) -> list[Path]:
     paths = []
     for language in LANGUAGES:
         paths.append(folder / f"{language}.jsonl")
-        write_lines(paths[-1], make_items(language))
+        write_lines(paths[-1], [*make_items(language), *make_instructions(language)])
     return paths
 
 
-def _blocks(content: str) -> Iterator[list[str]]:
-    """The tables: a line "group | question with {}", then its rows."""
+def _blocks(name: str) -> Iterator[list[str]]:
+    """The tables of a text: a line that says what its rows have in common, then these."""
+    content = resources.files("kappaspeech.demo").joinpath("text", name).read_text(encoding="utf-8")
     for block in content.split("\n\n"):
         lines = [line for line in block.splitlines() if line and not line.startswith("#")]
         if lines:
@@ -45,7 +52,8 @@ def _blocks(content: str) -> Iterator[list[str]]:
 
 
 def _items_of(block: Sequence[str]) -> list[dict[str, Any]]:
-    """The items of a table. A row is "subject | answer | wrong answer | …"; without wrong ones, they are other rows' answers."""
+    """The items of a table "group | question with {}", whose rows are "subject | answer | wrong answer | …"; without wrong ones,
+    they are other rows' answers."""
     group, question = (part.strip() for part in block[0].split("|"))
     rows = [[part.strip() for part in line.split("|")] for line in block[1:]]
     source = random.Random(f"{group}/{question}/{_SEED}")
@@ -63,3 +71,13 @@ def _items_of(block: Sequence[str]) -> list[dict[str, Any]]:
 
 def _num_choices(row: Sequence[str]) -> int:
     return len(row) - 1 if len(row) > 2 else _NUM_CHOICES
+
+
+def _instructions_of(block: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The instructions of a table "checks | what the user says", which both may have {0} and {1} of a row "… | …"."""
+    for row in block[1:]:
+        line = block[0]
+        for place, part in enumerate(row.split("|")):
+            line = line.replace(f"{{{place}}}", part.strip())
+        checks, text = line.split(" | ")
+        yield {"instruction": text, "checks": json.loads(checks)}

@@ -18,7 +18,7 @@ from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.diagnosis.finding import Finding
 from kappaspeech.errors import KappaSpeechError
-from kappaspeech.evaluation.choice_items import read_items
+from kappaspeech.evaluation.choice_items import Item, read_items
 from kappaspeech.evaluation.forgetting import read_texts
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.outputs import explain
@@ -196,8 +196,12 @@ def _check_text(path: Path) -> list[Finding]:
 
 
 def _check_tasks(path: Path) -> list[Finding]:
-    """Check the questions that an evaluation would ask."""
-    return [Finding("data", "ok", f"data.tasks: {path} has {len(read_items(path)):,} questions")]
+    """Check the questions that an evaluation would ask, and its instructions."""
+    tasks = read_items(path)
+    num_questions = sum(isinstance(task, Item) for task in tasks)
+    counts = {"questions": num_questions, "instructions": len(tasks) - num_questions}
+    found = " and ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    return [Finding("data", "ok", f"data.tasks: {path} has {found}")]
 
 
 def _check_replay(config: RunConfig) -> list[Finding]:

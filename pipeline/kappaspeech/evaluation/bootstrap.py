@@ -34,6 +34,11 @@ def resampled_rates(errors_N: FloatArray, lengths_N: FloatArray, *, seed: tuple[
     return np.concatenate(rates)
 
 
+def resampled_hits(hits_N: FloatArray) -> FloatArray:
+    """The shares of hits (1, or 0 for a miss) of resamples (R,); equal N draw the same, so that two models are paired."""
+    return resampled_rates(hits_N, np.ones_like(hits_N), seed=(0,))
+
+
 def interval(values_R: FloatArray) -> tuple[float, float]:
     """The percentile interval at `CONFIDENCE`."""
     low, high = np.quantile(values_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])

@@ -1,4 +1,4 @@
-"""Questions with several choices, read from a file, and the rows of tokens in which a causal LLM reads each choice once."""
+"""Tasks read from a file, and the rows of tokens in which a causal LLM reads each choice of a question once."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 from kappaspeech.artefacts import digest_json
 from kappaspeech.errors import DataError
 from kappaspeech.evaluation.forgetting import WINDOW_TOKENS
+from kappaspeech.evaluation.instruction_checks import Instruction, parse_instruction
 from kappaspeech.speech.text_files import check_unicode, parse_object, read_lines
 
 _FORM = '{"group": "opposites", "question": "The opposite of hot is", "choices": ["wet", "cold"], "answer": 1}'
+_INSTRUCTION_FORM = '{"instruction": "Describe the sea in at most 15 words.", "checks": [{"kind": "words", "most": 15}]}'
 _KEYS = {"group", "question", "choices", "answer"}
 
 
@@ -30,23 +32,32 @@ class Item:
         return {**group, "question": self.question, "choices": list(self.choices), "answer": self.answer}
 
 
-def read_items(path: Path) -> list[Item]:
-    """The items of a file, one JSON object a line, blank lines left out. Raises `DataError`, which names the line."""
-    items = []
+Task = Item | Instruction
+
+
+def read_items(path: Path) -> list[Task]:
+    """The tasks of a file, one JSON object a line, blank lines left out. Raises `DataError`, which names the line."""
+    tasks: list[Task] = []
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
+        wanted = f"A line is a question with its choices: {_FORM}"
         try:
-            items.append(_parse_item(parse_object(line)))
+            fields = parse_object(line)
+            if "instruction" in fields:
+                wanted = f"Such a line is: {_INSTRUCTION_FORM}"
+                tasks.append(parse_instruction(fields))
+            else:
+                tasks.append(_parse_item(fields))
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: {error}. A line is a question with its choices: {_FORM}") from error
-    if not items:
-        raise DataError(f"{path} holds no question. Wanted is one a line: {_FORM}")
-    return items
+            raise DataError(f"{path}, line {number}: {error}. {wanted}") from error
+    if not tasks:
+        raise DataError(f"{path} holds no question and no instruction. Wanted is one a line: {_FORM} or {_INSTRUCTION_FORM}")
+    return tasks
 
 
-def digest_items(items: Sequence[Item]) -> str:
-    """A digest of items in their order."""
+def digest_items(items: Sequence[Task]) -> str:
+    """A digest of tasks in their order."""
     return digest_json([item.to_json() for item in items])
 
 

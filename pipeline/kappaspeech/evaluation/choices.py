@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kappaspeech.errors import TrainingError
-from kappaspeech.evaluation.bootstrap import FloatArray, interval, resampled_rates
+from kappaspeech.evaluation.bootstrap import FloatArray, interval, resampled_hits
 from kappaspeech.evaluation.choice_items import Item, Row, digest_items
 from kappaspeech.evaluation.forgetting import BaseWeights
 from kappaspeech.model.text_rows import pad_texts
@@ -105,12 +105,12 @@ def measure_choices(items: Sequence[Item], picked: Picked, base: Picked | None) 
     groups = list(dict.fromkeys(item.group for item in items))
     report = _measure(items, picked, base)
     if base is not None:
-        gaps_R = _resample(_hits(items, picked.plain)) - _resample(_hits(items, base.plain))
+        gaps_R = resampled_hits(_hits(items, picked.plain)) - resampled_hits(_hits(items, base.plain))
         report["base"] |= {"difference": report["accuracy"] - report["base"]["accuracy"], "interval": list(interval(gaps_R))}
     return {
         **report,
-        "accuracy_interval": list(interval(_resample(_hits(items, picked.plain)))),
-        "normalised_interval": list(interval(_resample(_hits(items, picked.normalised)))),
+        "accuracy_interval": list(interval(resampled_hits(_hits(items, picked.plain)))),
+        "normalised_interval": list(interval(resampled_hits(_hits(items, picked.normalised)))),
         "groups": {group: _measure(*_of_group(group, items, picked, base)) for group in groups} if groups != [""] else {},
         "items_digest": digest_items(items),
         "right": [item.answer for item in items],
@@ -150,7 +150,3 @@ def _of_group(group: str, items: Sequence[Item], picked: Picked, base: Picked | 
 
 def _hits(items: Sequence[Item], picked: Sequence[int]) -> FloatArray:
     return np.array([item.answer == index for item, index in zip(items, picked, strict=True)], dtype=np.float64)
-
-
-def _resample(hits_N: FloatArray) -> FloatArray:
-    return resampled_rates(hits_N, np.ones_like(hits_N), seed=(0,))

@@ -1,4 +1,4 @@
-"""One evaluation: WER on test speech, perplexity on text and answers to questions, shared out over ranks."""
+"""One evaluation: WER on test speech, perplexity on text and tasks answered, shared out over ranks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from kappaspeech.config.data_config import DatasetConfig, ReadConfig
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.config.training_config import EvaluationConfig
 from kappaspeech.errors import ConfigError, DataError
-from kappaspeech.evaluation.choice_items import Item, cut_batches, make_rows, read_items
-from kappaspeech.evaluation.choices import Likelihoods, measure_choices, pick, score_batches
+from kappaspeech.evaluation.answering import Reports, answer_tasks
+from kappaspeech.evaluation.choice_items import Task, read_items
 from kappaspeech.evaluation.decoding import Decoder
 from kappaspeech.evaluation.forgetting import TextScore, count_bytes, cut_windows, pool_scores, read_texts, score_windows
 from kappaspeech.evaluation.page import MAX_CLIP_BYTES, MAX_CLIPS, make_page, worst_first
@@ -36,11 +36,11 @@ _STAND_IN_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class TestSet:
-    """This rank's share of the test speech, in batches, and of the texts by language; and all questions by language."""
+    """This rank's share of the test speech, in batches, and of the texts by language; and all tasks by language."""
 
     batches: tuple[tuple[AudioSample, ...], ...]
     texts: Mapping[str, tuple[str, ...]]
-    tasks: Mapping[str, tuple[Item, ...]] = field(default_factory=dict)
+    tasks: Mapping[str, tuple[Task, ...]] = field(default_factory=dict)
     __test__ = False  # pytest would take it for a class of tests
 
 
@@ -63,7 +63,7 @@ def open_test_set(
     rank: int,
     world_size: int,
 ) -> TestSet:
-    """This rank's share of the speech and of the texts (language → path), and the questions (alike). Raises `DataError`."""
+    """This rank's share of the speech and of the texts (language → path), and the tasks (alike). Raises `DataError`."""
     batches = read_test_batches(
         make_datasets(speech),
         batch_size=options.batch_size,
@@ -102,7 +102,9 @@ def evaluate(
         mine = _decode_share(decoder, test_set.batches, cluster, bar.advance, wants_to_stop)
         seconds = time.monotonic() - began
         scores = _score_share(decoder, test_set.texts, cluster, bar.advance, wants_to_stop)
-        answers = None if scores is None else _answer(decoder, test_set.tasks, cluster, bar.advance, wants_to_stop)
+        answers: Reports | None = None if scores is None else {}
+        if scores is not None and isinstance(decoder, Transcriber):
+            answers = answer_tasks(decoder, test_set.tasks, cluster, bar.advance, wants_to_stop)
     if any(cluster.gather(mine is None or scores is None or answers is None)):
         return None
     assert mine is not None
@@ -126,7 +128,7 @@ def evaluate(
         "decode_seconds": max(seconds for seconds, _ in shares),
         "wer": measure(hypotheses),
         "text": {language: pool_scores([share[language] for _, share in shares]).to_json() for language in scores},
-        **({"tasks": answers} if answers else {}),
+        **answers,
     }
 
 
@@ -190,41 +192,6 @@ def _score_share(
         scores[language] = TextScore(nats_sum, num_tokens, count_bytes(texts[language]), kl_nats_sum)
         advance(len(texts[language]))
     return scores
-
-
-def _answer(
-    decoder: Decoder,
-    tasks: Mapping[str, Sequence[Item]],
-    cluster: Cluster,
-    advance: Callable[[float], None],
-    wants_to_stop: Callable[[], bool],
-) -> dict[str, dict[str, Any]] | None:
-    """The reports on the questions by language, on every rank; none for what reads no text, and None if it was cut short.
-
-    Questions are cut into batches before ranks share these, so that no likelihood depends on the number of ranks.
-    """
-    if not isinstance(decoder, Transcriber):
-        return {}
-    reports: dict[str, dict[str, Any]] = {}
-    for language, items in tasks.items():
-        if any(cluster.gather(wants_to_stop())):
-            return None
-        with agreement(cluster):
-            decoder.model.eval()
-            batches = cut_batches(make_rows(decoder.tokenizer, items))
-            mine = batches[cluster.rank :: cluster.world_size]
-        count = -(-len(batches) // cluster.world_size) if decoder.in_step else len(mine)
-        with nullcontext() if decoder.in_step else agreement(cluster):
-            found = score_batches(decoder.model.llm, mine, count=count, base=decoder.base_weights)
-        trained, base = zip(*cluster.gather(found), strict=True)
-        of_base = None if None in base else pick(items, _join(base))
-        reports[language] = measure_choices(items, pick(items, _join(trained)), of_base)
-        advance(len(items))
-    return reports
-
-
-def _join(shares: Sequence[Likelihoods]) -> dict[int, float]:
-    return {choice: nats for share in shares for choice, nats in share.items()}
 
 
 def _decode(decoder: Decoder, batch: Sequence[AudioSample]) -> list[Hypothesis]:

@@ -62,29 +62,46 @@ def _describe_hot_words(report: Mapping[str, Any]) -> str:
 
 
 def describe_tasks(record: Mapping[str, Any]) -> list[str]:
-    """A line on the questions of each language, with the base's answers beside if they are known, and one on its groups."""
+    """A line on the questions of each language and on its instructions, with the base's answers beside if they are known, and one
+    on the groups or kinds of each."""
     lines = []
     for language, report in record.get("tasks", {}).items():
-        base, (low, high) = report["base"], report["accuracy_interval"]
-        of_base = ""
-        if base is not None:
-            lowest, highest = base["interval"]
-            of_base = (
-                f"; {base['difference']:+.1%} to the base ({lowest:+.1%} to {highest:+.1%}): {base['flipped']:.1%} changed, "
-                f"{base['lost']:.1%} lost, {base['gained']:.1%} gained"
-            )
+        low, high = report["accuracy_interval"]
         lines.append(
             f"tasks {language} {report['accuracy']:.1%} right ({low:.1%} to {high:.1%}; {report['num_items']} questions, chance "
-            f"{report['chance']:.1%}; by length {report['normalised_accuracy']:.1%}){of_base}"
+            f"{report['chance']:.1%}; by length {report['normalised_accuracy']:.1%}){_beside_base(report['base'])}"
         )
-        groups = [_describe_group(name, group) for name, group in report["groups"].items()]
+        groups = [
+            _describe_part(name or "others", group["accuracy"], group["base"] and group["base"]["accuracy"])
+            for name, group in report["groups"].items()
+        ]
         lines += [f"  {', '.join(groups)}"] if groups else []
+    for language, report in record.get("instructions", {}).items():
+        low, high = report["accuracy_interval"]
+        lines.append(
+            f"instructions {language} {report['accuracy']:.1%} followed ({low:.1%} to {high:.1%}; {report['num_items']} of them; "
+            f"loosely {report['loose_accuracy']:.1%}; of {report['num_checks']} checks {report['check_accuracy']:.1%}, loosely "
+            f"{report['loose_check_accuracy']:.1%}){_beside_base(report['base'])}"
+        )
+        base = report["base"] or {"kinds": {}}
+        lines.append(
+            f"  {', '.join(_describe_part(kind, rate, base['kinds'].get(kind)) for kind, rate in report['kinds'].items())}"
+        )
     return lines
 
 
-def _describe_group(name: str, group: Mapping[str, Any]) -> str:
-    before = "" if group["base"] is None else f"{group['base']['accuracy']:.0%} → "
-    return f"{name or 'others'} {before}{group['accuracy']:.0%}"
+def _beside_base(base: Mapping[str, Any] | None) -> str:
+    if base is None:
+        return ""
+    lowest, highest = base["interval"]
+    return (
+        f"; {base['difference']:+.1%} to the base ({lowest:+.1%} to {highest:+.1%}): {base['flipped']:.1%} changed, "
+        f"{base['lost']:.1%} lost, {base['gained']:.1%} gained"
+    )
+
+
+def _describe_part(name: str, rate: float, before: float | None) -> str:
+    return f"{name} {'' if before is None else f'{before:.0%} → '}{rate:.0%}"
 
 
 def real_time_factor(audio_seconds: float, decode_seconds: float) -> float:

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from kappaspeech.errors import DataError, InputError
-from kappaspeech.evaluation.decoding import Decoded, cut_at_end
+from kappaspeech.evaluation.decoding import Decoded, Ending, cut_at_end
 from kappaspeech.evaluation.forgetting import BaseWeights
+from kappaspeech.evaluation.instructions import MAX_ANSWER_TOKENS
 from kappaspeech.model.encoder import SpeechEncoder
 from kappaspeech.model.generation import GREEDY, generate
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.splicing import pad_left
-from kappaspeech.speech.prompt import SpeechPrompt, hot_word_ids, make_prompt
+from kappaspeech.model.text_rows import pad_texts
+from kappaspeech.speech.prompt import SpeechPrompt, chat_ids, hot_word_ids, make_prompt
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, encoder_input
 
 
@@ -115,19 +117,13 @@ class Transcriber:
         embeds_BNH, mask_BN = self._embed(samples)
         # of several beams it isn't known here which one wins
         certainty = Certainty() if self.keeps_confidence and self.num_beams == 1 else None
-        ids_BL = generate(
-            self.model.llm,
+        rows = self._generate(
             embeds_BNH,
             mask_BN,
             max_new_tokens=self.max_new_tokens,
             num_beams=self.num_beams,
             logits_processor=[certainty] if certainty is not None else None,
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.eos_token_id,
-            synced_gpus=self.in_step,
-            **GREEDY,
         )
-        rows = [cut_at_end(row, self.tokenizer.eos_token_id) for row in ids_BL.tolist()]
         texts = self.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)
         confidences = [
             certainty.of_row(row, len(ids), has_end=ending == "end") if certainty else None
@@ -137,6 +133,39 @@ class Transcriber:
             Decoded(text.strip(), ending, confidence, len(ids) + (ending == "end"))
             for text, (ids, ending), confidence in zip(texts, rows, confidences, strict=True)
         ]
+
+    def chat_ids(self, text: str) -> list[int]:
+        """The tokens of a user's turn without audio, by the LLM's chat template if it has one, whatever that of speech is."""
+        return chat_ids(self.tokenizer, text)
+
+    @torch.no_grad()
+    def write(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """The texts that the LLM writes after these prompts of tokens, greedily, each of at most `MAX_ANSWER_TOKENS`."""
+        self.model.eval()
+        embed = self.model.llm.get_input_embeddings()
+        ids_BN = pad_texts(prompts).clamp(min=0).to(embed.weight.device)
+        lengths_B = torch.tensor([len(ids) for ids in prompts], device=ids_BN.device)
+        # an LLM may end a turn by another token than a text
+        ends = getattr(getattr(self.model.llm, "generation_config", None), "eos_token_id", None) or []
+        ends = [ends] if isinstance(ends, int) else ends
+        rows = self._generate(*pad_left(embed(ids_BN), lengths_B), ends=ends, max_new_tokens=MAX_ANSWER_TOKENS)
+        return [text.strip() for text in self.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)]
+
+    def _generate(
+        self, embeds_BNH: Tensor, mask_BN: Tensor, *, ends: Sequence[int] = (), **options: Any
+    ) -> list[tuple[list[int], Ending]]:
+        """The tokens after each left-padded prompt until EOS or another of `ends`, and how they ended."""
+        end = self.tokenizer.eos_token_id
+        ids_BL = generate(
+            self.model.llm,
+            embeds_BNH,
+            mask_BN,
+            eos_token_id=sorted({end, *ends}),
+            pad_token_id=end,
+            synced_gpus=self.in_step,
+            **{**GREEDY, **options},
+        )
+        return [cut_at_end([end if token in ends else token for token in row], end) for row in ids_BL.tolist()]
 
     def _embed(self, samples: Sequence[AudioSample]) -> tuple[Tensor, Tensor]:
         """Prompts with their audio, left-padded, and the mask of what is real."""

@@ -52,15 +52,16 @@ def _by_dataset(kind: str, values: Mapping[str, float]) -> dict[str, float]:
 
 
 def evaluation_values(record: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an evaluation's record: WER, also by language, perplexity and KL of texts, and accuracy on questions."""
+    """The numbers of an evaluation's record: WER, also by language, perplexity and KL of texts, and accuracy on tasks."""
     languages = record["wer"].get("languages", {})
     found = {"test/mean_wer": record["wer"]["mean_wer"]}
     found |= {f"test/wer_{language}": report["wer"] for language, report in languages.items()}
     for language, text in record["text"].items():
         found |= {f"text/perplexity_{language}": text["perplexity"], f"text/kl_nats_{language}": text.get("kl_nats")}
-    for language, report in record.get("tasks", {}).items():
-        found |= {f"tasks/accuracy_{language}": report["accuracy"]}
-        found |= {f"tasks/changed_{language}": report["base"]["flipped"]} if report["base"] else {}
+    for name in ("tasks", "instructions"):
+        for language, report in record.get(name, {}).items():
+            found |= {f"{name}/accuracy_{language}": report["accuracy"]}
+            found |= {f"{name}/changed_{language}": report["base"]["flipped"]} if report["base"] else {}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -34,7 +34,7 @@ SCHEMA_VERSION = 1
 STATE_FILE, TRAINED_FILE, OPTIMIZER_FILE = "state.json", "trained.safetensors", "optimizer.safetensors"
 AVERAGE_FILE = "average.safetensors"
 # fingerprints that checkpoints of versions before this one lack
-_NEWER = ("prompt", "replayed text", "consolidation", "initial adaptor")
+_NEWER = ("prompt", "replayed text", "consolidation", "CLASSP", "initial adaptor")
 
 _log = make_logger(__name__)
 

@@ -44,6 +44,9 @@ def describe_outcome(run_dir: Path, *, seconds_left: float | None = None) -> lis
         for language, report in evaluations[-1].get("tasks", {}).items():
             told = f"of questions in {for_line(language)} {report['accuracy']:.1%} answered right"
             lines.append(told + (f", by the base {report['base']['accuracy']:.1%}" if report["base"] else ""))
+        for language, report in evaluations[-1].get("instructions", {}).items():
+            told = f"of instructions in {for_line(language)} {report['accuracy']:.1%} followed"
+            lines.append(told + (f", by the base {report['base']['accuracy']:.1%}" if report["base"] else ""))
     distances = read_lines(run_dir / DISTANCES_FILE, is_record=is_distance)
     if distances:
         last = distances[-1]

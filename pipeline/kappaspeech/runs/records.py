@@ -191,7 +191,7 @@ def is_evaluation(record: Record) -> bool:
     rates = record.get("wer")
     if not is_of_step(record) or not isinstance(rates, dict) or not isinstance(record.get("text"), dict):
         return False
-    if not _has_tasks(record.get("tasks", {})):
+    if not all(_are_reports(record.get(name, {}), lists) for name, lists in _ANSWER_LISTS.items()):
         return False
     # of several test sets
     sets = rates.get("sets", {})
@@ -200,18 +200,24 @@ def is_evaluation(record: Record) -> bool:
     return all("mean_wer" in part and isinstance(part["mean_wer"], float | int | None) for part in (rates, *sets.values()))
 
 
-def _has_tasks(tasks: Any) -> bool:
-    """Return whether what a record says of questions can be shown; most say nothing."""
-    if not isinstance(tasks, dict):
-        return False
-    return all(isinstance(report, dict) and _is_report(report) for report in tasks.values())
+# what a record says of questions and of instructions, with the lists by which two models are compared in pairs
+_ANSWER_LISTS = {"tasks": ("picked", "right"), "instructions": ("followed",)}
 
 
-def _is_report(report: Record) -> bool:
-    base, picked, right = (report.get(name, "") for name in ("base", "picked", "right"))
-    if not (isinstance(base, dict | None) and isinstance(picked, list) and isinstance(right, list)):
+def _are_reports(reports: Any, lists: Sequence[str]) -> bool:
+    """Return whether what a record says of tasks can be shown; most say nothing."""
+    if not isinstance(reports, dict):
         return False
-    numbers = [report.get(name) for name in ("accuracy", "chance", "num_items")]
+    return all(isinstance(report, dict) and _is_report(report, lists) for report in reports.values())
+
+
+def _is_report(report: Record, lists: Sequence[str]) -> bool:
+    base = report.get("base", "")
+    if not (isinstance(base, dict | None) and all(isinstance(report.get(name), list) for name in lists)):
+        return False
+    numbers = [
+        report.get(name) for name in ("accuracy", "num_items", *(("chance",) if "right" in lists else ("loose_accuracy",)))
+    ]
     numbers += [] if base is None else [base.get(name) for name in ("accuracy", "flipped")]
     return isinstance(report.get("items_digest"), str) and all(isinstance(number, float | int) for number in numbers)
 

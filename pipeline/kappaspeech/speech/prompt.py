@@ -149,11 +149,13 @@ def make_configured_prompt(tokenizer: Any, config: RunConfig, *, as_before: bool
     )
 
 
-def _make_parts(tokenizer: Any, user: str, marks: Sequence[str], *, chat: bool, as_before: bool) -> list[Tensor]:
+def _make_parts(
+    tokenizer: Any, user: str, marks: Sequence[str], *, chat: bool, as_before: bool, empty_system: bool = True
+) -> list[Tensor]:
     """The token ids before, between and after `marks` in a user's turn."""
     start: list[int] = []
     if chat and getattr(tokenizer, "chat_template", None):
-        rest = _render(tokenizer, user)
+        rest = _render(tokenizer, user, empty_system=empty_system)
     else:
         rest = f"{user}\n" if chat else user
         start = [] if as_before else _text_start(tokenizer)
@@ -168,6 +170,13 @@ def _make_parts(tokenizer: Any, user: str, marks: Sequence[str], *, chat: bool, 
     return [torch.tensor(ids, dtype=torch.long) for ids in parts]
 
 
+def chat_ids(tokenizer: Any, user: str) -> list[int]:
+    """The token ids of a user's turn that is text alone, as the LLM's users give it: with its template's own system turn. What
+    looks like a special token in it is text."""
+    before, after = _make_parts(tokenizer, AUDIO_MARK, (AUDIO_MARK,), chat=True, as_before=False, empty_system=False)
+    return [*before.tolist(), *text_ids(tokenizer, user), *after.tolist()]
+
+
 def hot_word_ids(tokenizer: Any, words: Sequence[str], *, max_tokens: int | None = None) -> tuple[int, ...]:
     """The token ids of hot words as a prompt names them; none for no words. Of more than `max_tokens` the last words are left
     out. What looks like a special token in them is text."""
@@ -180,17 +189,18 @@ def hot_word_ids(tokenizer: Any, words: Sequence[str], *, max_tokens: int | None
     return ()
 
 
-def _render(tokenizer: Any, user: str) -> str:
+def _render(tokenizer: Any, user: str, *, empty_system: bool) -> str:
     """The chat template around a user's turn.
 
-    An empty system turn is given, as some templates put a long default into one that is left out; and none if a template has no
-    such turn.
+    With `empty_system` such a turn is given, as some templates put a long default into one that is left out; and none if a
+    template has no such turn.
     """
     from jinja2 import TemplateError
 
     turn = {"role": "user", "content": user}
     reason = "it leaves out what the user says"
-    for turns in ([{"role": "system", "content": ""}, turn], [turn]):
+    silent = {"role": "system", "content": ""}
+    for turns in ([silent, turn], [turn]) if empty_system else ([turn],):
         try:
             text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except (TemplateError, TypeError, ValueError, LookupError) as error:

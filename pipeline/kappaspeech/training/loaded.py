@@ -108,6 +108,7 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
             "data": stream.fingerprint,
             "replayed text": replay.fingerprint if replay else "none",
             "consolidation": digest_json({"pieces": consolidated, "weight": config.ewc.weight}) if config.ewc else "none",
+            "CLASSP": digest_json(config.classp.model_dump()) if config.classp else "none",
         },
         num_adaptor=sum(p.numel() for p in assembly.model.adaptor.parameters()),
         num_llm=sum(p.numel() for p in assembly.model.llm.parameters() if p.requires_grad),

@@ -19,6 +19,7 @@ from kappaspeech.training.consolidating import consolidate, trains_llm
 from kappaspeech.training.loaded import Loaded
 from kappaspeech.training.run_plan import describe_run, plan_run, settle_by_plan
 from kappaspeech.training.surroundings import Surroundings
+from kappaspeech.zero3.classp import Classp
 from kappaspeech.zero3.engine import TrainingEngine
 from kappaspeech.zero3.orthogonal_updates import keep_directions
 from kappaspeech.zero3.weight_swap import BasePartitions
@@ -57,6 +58,8 @@ def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroun
         on_phase=around.phases.enter,
         ema_decay=config.training.ema_decay,
     )
+    if config.classp is not None:
+        engine.move_llm(Classp(**config.classp.model_dump()))
     assembly.encoder.to(engine.device)
     # all ranks at once, as they will compute: ranks of one host share its cores
     matmul_rates = cluster.gather(measure_rate(engine.device, agreed.arithmetic.torch_dtype))

@@ -24,6 +24,7 @@ from kappaspeech.model.text_rows import TextRows
 from kappaspeech.planning.buckets import settle_buckets
 from kappaspeech.planning.sizes import largest_layer
 from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.zero3.classp import Classp
 from kappaspeech.zero3.partitioning import bring_buffers, cut_into_partitions
 from kappaspeech.zero3.processor_exchange import ProcessorExchange
 from kappaspeech.zero3.residency import keep_frozen_whole, persist_frozen
@@ -120,6 +121,7 @@ class TrainingEngine:
         self._norm_limit, self._keeps_llm = math.inf, False
         self._clip_norm = optimizer.clip_norm
         self._change: GradientChange | None = None
+        self._classp: Classp | None = None
         self._settle: Callable[[], None] | None = None
         self._peak_rates = {str(group["name"]): float(group["lr"]) for group in groups}
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=settings, dist_init_required=False)
@@ -199,6 +201,7 @@ class TrainingEngine:
         """Take a partition's gradient away before AdamW moves it, if the whole norm, the same on all ranks, is above the limit.
 
         Also of the LLM's partitions while the adaptor is aligned alone: a gradient of zeros would count as an update of theirs.
+        And if CLASSP moves them, which it does here.
         DeepSpeed itself leaves out a step whose norm isn't finite, and calls this for none of its partitions.
         """
         is_above = self._norm_limit < math.inf and float(self._engine.optimizer._global_grad_norm) > self._norm_limit
@@ -208,7 +211,12 @@ class TrainingEngine:
                 clipped = 1 / max(1.0, (float(self._engine.optimizer._global_grad_norm) + 1e-6) / self._clip_norm)
                 for partition in group["params"]:
                     self._change(partition, clipped)
-            if is_above or (self._keeps_llm and group["name"] == "llm"):
+            takes_over = self._classp is not None and group["name"] == "llm"
+            if self._classp is not None and takes_over and not (is_above or self._keeps_llm):
+                for partition in group["params"]:
+                    sums = adamw.state[partition]["exp_avg_sq"]
+                    self._classp.move(partition, partition.grad, sums, rate=group["lr"])
+            if is_above or takes_over or (self._keeps_llm and group["name"] == "llm"):
                 for partition in group["params"]:
                     self._withheld.append((partition, partition.grad))
                     partition.grad = None
@@ -223,6 +231,11 @@ class TrainingEngine:
     def change_gradients(self, change: GradientChange) -> None:
         """Let `change` have each partition of the LLM's weights before AdamW moves it by its gradient. Not a collective."""
         self._change = change
+
+    def move_llm(self, classp: Classp) -> None:
+        """Let CLASSP move the LLM's weights in AdamW's place. Its sums lie where AdamW would have its second moments, so
+        checkpoints hold them. Not a collective."""
+        self._classp = classp
 
     def look_at_gradient(
         self, batch: MicroBatch, look: GradientChange, *, prefix_ids: Tensor, suffix_ids: Tensor, seed: int

@@ -65,3 +65,29 @@ def test_arms_that_were_asked_different_questions_are_not_compared(tmp_path):
     changed = group_runs([read_run(tmp_path / name) for name in ("a-1", "b-2", "a-2")])
     with pytest.raises(InputError, match=r"b-2 were asked different questions in en.*Train again with one file"):
         check_same_items(changed)
+
+
+def test_instructions_have_a_table_of_their_own_with_the_loose_share_and_no_guessing(tmp_path):
+    runs = [
+        make_run(tmp_path / f"{arm}-{seed}", arm, seed=seed, error_rate=0.2, num_instructions=NUM_QUESTIONS, lost=lost)
+        for arm, lost in {"a": 0.0, "b": 0.5}.items()
+        for seed in (1, 2)
+    ]
+    arms = group_runs([read_run(run) for run in runs])
+    summary = summarise(arms, missing={})
+    report = summary["arms"][1]["instructions"]["en"]
+    assert (report["num_items"], report["accuracy"]["mean"], report["loose"]["mean"]) == (NUM_QUESTIONS, 0.5, 0.75)
+    assert report["difference"]["mean"] == -0.5
+    assert report["difference"]["p_value"] < 0.001
+    assert [run["evaluations"][-1]["instructions"] for run in summary["arms"][1]["runs"]] == [{"en": 0.5}] * 2
+    (table,) = [item for item in make_tables(summary) if item.title == "Instructions"]
+    assert table.header == ("arm", "followed en (95 %)", "loosely en", "changed en", "minus a, points (95 %)", "p")
+    assert table.rows[1][1].text.startswith("100 → 50.0 ± 0.0 % (")
+    assert [cell.value for cell in table.rows[1]][1:5] == [0.5, 0.75, 0.5, -0.5]
+    assert "Tasks" not in {item.title for item in make_tables(summary)}
+    path = tmp_path / "b-2/evaluations.jsonl"
+    path.write_text(
+        path.read_text().replace(json.loads(path.read_text().splitlines()[0])["instructions"]["en"]["items_digest"], "0")
+    )
+    with pytest.raises(InputError, match=r"b-2 were given different instructions in en"):
+        check_same_items(group_runs([read_run(run) for run in runs]))

@@ -178,6 +178,7 @@ def test_an_arm_has_its_own_score_budget_texts_and_subspace_and_a_length_for_all
         {"name": "κ over Gauss", "select": "smallest", "score": "kappa-over-gaussian"},
         {"name": "EWC", "select": "smallest", "ewc": EWC},
         {"name": "replay", "select": "smallest", "replay": {"texts": {"en": "x.txt"}, "weight": 0.5}},
+        {"name": "CLASSP", "select": "smallest", "classp": {"threshold": 1e-8}},
         {"name": "OSF", "select": "smallest", "osf": {"kept_share": 0.25}},
     ]
     experiment = read(tmp_path, home, arms=arms, seeds=[17], until={"num_steps": 90, "num_evaluations": 4})
@@ -186,11 +187,12 @@ def test_an_arm_has_its_own_score_budget_texts_and_subspace_and_a_length_for_all
     assert {(c.training.num_steps, c.training.evaluate_every_steps) for c in configs.values()} == {(90, 22)}
     assert configs["EWC"].ewc.weight == 3.0
     assert configs["replay"].replay.weight == 0.5
+    assert (configs["CLASSP"].classp.threshold, configs["CLASSP"].classp.power) == (1e-8, 2.0)
     assert configs["OSF"].unfreeze.osf.kept_share == 0.25
     plain = configs["smallest κ"]
-    assert (plain.ewc, plain.replay, plain.unfreeze.osf) == (None, None, None)
+    assert (plain.ewc, plain.replay, plain.classp, plain.unfreeze.osf) == (None, None, None, None)
     smallest = chosen["smallest-kappa-seed17"]
-    assert all(chosen[f"{name}-seed17"].names == smallest.names for name in ("ewc", "replay", "osf"))
+    assert all(chosen[f"{name}-seed17"].names == smallest.names for name in ("ewc", "replay", "classp", "osf"))
     by_score = sorted(ranking.candidates("kappa-over-gaussian"), key=lambda item: item.score)
     assert set(chosen["kappa-over-gauss-seed17"].names) == {item.name for item in by_score[:5]}
     least = min(candidate.num_parameters for candidate in ranking.candidates("kappa"))

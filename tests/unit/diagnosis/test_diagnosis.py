@@ -45,11 +45,15 @@ def test_questions_are_read_as_an_evaluation_reads_them(home, tmp_path):
     right, wrong = tmp_path / "right.jsonl", tmp_path / "wrong.jsonl"
     right.write_text(2 * '{"question": "turn", "choices": ["on", "off"], "answer": 0}\n')
     wrong.write_text('{"question": "turn", "choices": ["on", "off"], "answer": 2}\n')
-    findings = examine(home, tmp_path, data__tasks={"en": str(right), "de": str(wrong)})
+    both = tmp_path / "both.jsonl"
+    both.write_text(right.read_text() + 3 * '{"instruction": "shout", "checks": [{"kind": "upper_case"}]}\n')
+    findings = examine(home, tmp_path, data__tasks={"en": str(right), "de": str(wrong), "nl": str(both)})
     (good,) = [item for item in findings if str(right) in item.found]
     (bad,) = [item for item in findings if str(wrong) in item.found]
     assert (good.status, good.found) == ("ok", f"data.tasks: {right} has 2 questions")
     assert (bad.status, "line 1: answer is 2" in bad.found) == ("problem", True)
+    (mixed,) = [item for item in findings if str(both) in item.found]
+    assert mixed.found == f"data.tasks: {both} has 2 questions and 3 instructions"
 
 
 def examine(home, folder, **changes):

@@ -64,6 +64,19 @@ def test_a_malformed_line_is_refused_by_its_number_with_the_form_of_a_right_one(
     assert read_items(tmp_path / "example.jsonl")[0].answer == 1
 
 
+def test_questions_and_instructions_stand_in_one_file_and_a_malformed_instruction_is_refused_like_a_question(tmp_path):
+    path = tmp_path / "t.jsonl"
+    instruction = {"instruction": "Say it in lower case.", "checks": [{"kind": "lower_case"}]}
+    write(path, GOOD, instruction)
+    assert [item.to_json() for item in read_items(path)] == [GOOD, instruction]
+    write(path, GOOD, {**instruction, "checks": [{"kind": "loud"}]})
+    with pytest.raises(DataError, match=r"t\.jsonl, line 2: .*its kind is none of words") as caught:
+        read_items(path)
+    message = str(caught.value)
+    write(path, message[message.index('{"instruction"') :])
+    assert len(read_items(path)) == 1
+
+
 def test_a_file_without_questions_is_refused(tmp_path):
     write(tmp_path / "t.jsonl", "")
     for path in (tmp_path / "t.jsonl", tmp_path / "missing.jsonl", tmp_path):

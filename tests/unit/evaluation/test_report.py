@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from kappaspeech.evaluation.choice_items import Item
 from kappaspeech.evaluation.choices import Picked, measure_choices
+from kappaspeech.evaluation.instruction_checks import Check, Instruction
+from kappaspeech.evaluation.instructions import measure_instructions
 from kappaspeech.evaluation.report import describe_record, describe_tasks
 from kappaspeech.evaluation.wer import Hypothesis, measure, measure_sensitivity
 
@@ -45,6 +47,17 @@ def test_answers_are_told_by_language_and_group_with_the_bases_beside_them():
     assert head.endswith("by length 100.0%)")
     assert groups == "  first 50%, others 100%"
     assert describe_tasks({}) == []
+
+
+def test_instructions_are_told_by_language_and_kind_with_the_bases_beside_them():
+    items = [Instruction("one", (Check("json", {}),)), Instruction("two", (Check("lower_case", {}), Check("words", {"most": 1})))]
+    report = measure_instructions(items, ["[]", "Sure:\nyes"], ["no", "yes"])
+    head, kinds = describe_tasks({"instructions": {"de": report}})
+    told = "instructions de 50.0% followed (0.0% to 100.0%; 2 of them; loosely 100.0%; of 3 checks 33.3%, loosely 100.0%)"
+    assert head == f"{told}; +0.0% to the base (-100.0% to +100.0%): 100.0% changed, 50.0% lost, 50.0% gained"
+    assert kinds == "  words 100% → 0%, lower_case 100% → 0%, json 0% → 100%"
+    head, kinds = describe_tasks({"instructions": {"de": {**report, "base": None}}})
+    assert (head, kinds) == (told, "  words 0%, lower_case 0%, json 100%")
 
 
 def test_each_test_set_has_a_line_of_its_own():

@@ -56,6 +56,11 @@ def test_answers_show_how_many_are_right_and_how_many_have_changed():
         "tasks/changed_en": 0.25,
         "tasks/accuracy_de": 0.5,
     }
+    followed = evaluation_values({**evaluation(1), "instructions": {"de": report}})
+    assert {name: value for name, value in followed.items() if name.startswith("instructions/")} == {
+        "instructions/accuracy_de": 0.75,
+        "instructions/changed_de": 0.25,
+    }
 
 
 def test_a_distance_shows_the_anchors_weight():

@@ -57,6 +57,8 @@ def test_every_file_that_runs_make_is_explained(whole_run):
 def test_answers_to_questions_are_told_beside_the_bases(tmp_path):
     run = make_run(tmp_path / "run", "a", seed=1, error_rate=0.2, num_clips=2, num_questions=8, lost=0.5)
     assert "of questions in en 37.5% answered right, by the base 75.0%" in write_readme(run)
+    run = make_run(tmp_path / "other", "a", seed=1, error_rate=0.2, num_clips=2, num_instructions=8, lost=0.5)
+    assert "of instructions in en 50.0% followed, by the base 100.0%" in write_readme(run)
 
 
 def test_what_is_not_there_is_not_told_of(tmp_path):

@@ -8,6 +8,8 @@ import pytest
 
 from kappaspeech.evaluation.choice_items import Item
 from kappaspeech.evaluation.choices import Picked, measure_choices
+from kappaspeech.evaluation.instruction_checks import Check, Instruction
+from kappaspeech.evaluation.instructions import measure_instructions
 from kappaspeech.runs.records import RunLog, StepRecord, is_evaluation, is_step, is_transcript_step, read_lines
 from kappaspeech.speech.loading import BadSample
 
@@ -117,6 +119,17 @@ def test_a_record_whose_answers_can_not_be_shown_is_no_evaluation(change):
     assert is_evaluation({**record, "tasks": {"en": {**report, "base": None}}})
     assert not is_evaluation({**record, "tasks": {"en": {**report, **change}}})
     assert not is_evaluation({**record, "tasks": [report]})
+
+
+@pytest.mark.parametrize(
+    "change", [{"accuracy": None}, {"loose_accuracy": None}, {"base": {}}, {"followed": 1}, {"items_digest": 1}]
+)
+def test_a_record_whose_instructions_can_not_be_shown_is_no_evaluation(change):
+    report = measure_instructions([Instruction("i", (Check("json", {}),))], ["[]"], ["no"])
+    record = {"step": 4, "wer": {"mean_wer": 0.5}, "text": {}}
+    assert is_evaluation({**record, "instructions": {"en": report}})
+    assert not is_evaluation({**record, "instructions": {"en": {**report, **change}}})
+    assert not is_evaluation({**record, "instructions": report})
 
 
 @pytest.mark.parametrize("sets", [[], {"near": 0.5}, {"near": {}}, {"near": {"mean_wer": "low"}}])

@@ -1,0 +1,23 @@
+"""The configuration's part on CLASSP, an optimizer that moves few weights, and those less that have moved much."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from kappaspeech.config.section import NotNegative, Positive, StrictSection
+
+
+class ClasspConfig(StrictSection):
+    """CLASSP (Ludwig 2024, arXiv:2405.09637) in AdamW's place for the LLM's tensors; the adaptor keeps AdamW."""
+
+    threshold: NotNegative = Field(
+        default=0.0,
+        description="A weight moves in a step only if the square of its gradient is larger. The gradient is that of the mean "
+        "loss a token, clipped: all squares together are at most clip_norm². 0: every weight moves.",
+    )
+    power: Positive = Field(
+        default=2.0,
+        description="p of the scaling by (ε + Σ |gradient|^p)^(1/p), the sum over the steps in which the weight has moved. 2 is "
+        "AdaGrad's.",
+    )
+    epsilon: Positive = Field(default=1e-10, description="ε of that scaling.")

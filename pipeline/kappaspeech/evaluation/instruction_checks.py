@@ -1,0 +1,227 @@
+"""Instructions whose obedience a program can tell, as in IFEval (Zhou et al. 2023, arXiv:2311.07911): their kinds, and how
+strictly and how loosely an answer obeys them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kappaspeech.speech.text_files import check_unicode
+
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+# after its mark a space follows, or the end; a single letter before it is an abbreviation's ("z. B.")
+_SENTENCE_END = re.compile(r"(?<!\b[^\W\d_])[.!?…]+[\"”“\u00ab\u00bb')\]]*(?=\s|$)")
+_BULLET = re.compile(r"^\s*[-*•]\s+\S", re.MULTILINE)
+_TITLE = re.compile(r"<<[^<>\n]*[^\W_][^<>\n]*>>")
+_FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL | re.IGNORECASE)
+_GUILLEMETS = "\u00ab\u00bb"
+_QUOTATIONS = ('""', "„“", "“”", _GUILLEMETS, _GUILLEMETS[::-1])
+_MARKS = f' \t\n"„“”{_GUILLEMETS}.!?'
+# Frequent words that the other language doesn't have.
+_FUNCTION_WORDS = {
+    "en": "the of and to is that it for with are this be by from they you your has have can not its or which when their "
+    "there would people if he she we i but how what who my our as more other",
+    "de": "der das und ist nicht ein eine einen einem einer es zu den dem mit von für auf sich auch sind wird dass ich sie wir "
+    "ihr wie oder bei nach wenn aber kann haben wo werden durch als zum zur viele sehr einfach",
+}
+_OWN_WORDS = {language: frozenset(words.split()) for language, words in _FUNCTION_WORDS.items()}
+_OWN_LETTERS = {"en": frozenset[str](), "de": frozenset("äöüß")}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A checker of an answer, and the form of each of its parameters; with `any_of`, some of them may be left out."""
+
+    obeys: Callable[..., bool]
+    forms: Mapping[str, str]
+    any_of: bool = False
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that an answer must be: a kind, with its parameters."""
+
+    kind: str
+    parameters: Mapping[str, Any]
+
+    def is_obeyed(self, answer: str) -> bool:
+        """True if the answer as it is obeys; an empty one never does."""
+        return bool(answer.strip()) and KINDS[self.kind].obeys(answer.strip(), **self.parameters)
+
+    def is_obeyed_loosely(self, answer: str) -> bool:
+        """True if the answer obeys as it is, without its first line, its last or both, with or without asterisks: IFEval's loose
+        criterion, to which an introduction or bold type is no fault."""
+        lines = answer.split("\n")
+        texts = [answer, *("\n".join(part) for part in (lines[1:], lines[:-1], lines[1:-1]))]
+        return any(self.is_obeyed(text) for text in (*texts, *(text.replace("*", "") for text in texts)))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, **self.parameters}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A user's turn, and all that the LLM's answer must be."""
+
+    text: str
+    checks: tuple[Check, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"instruction": self.text, "checks": [check.to_json() for check in self.checks]}
+
+
+def parse_instruction(fields: Mapping[str, Any]) -> Instruction:
+    """An instruction as JSON has it. Raises `ValueError`."""
+    unknown = sorted(fields.keys() - {"instruction", "checks"})
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no part of an instruction")
+    text, checks = fields.get("instruction"), fields.get("checks")
+    if not _is_text(text):
+        raise ValueError("instruction is empty, or no text")
+    if not isinstance(checks, list) or not checks:
+        raise ValueError("checks is no list of one check or more")
+    return Instruction(str(text).strip(), tuple(_parse_check(check) for check in checks))
+
+
+def _parse_check(fields: Any) -> Check:
+    name = fields.get("kind") if isinstance(fields, dict) else None
+    kind = KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ValueError(f"{str(fields)[:60]} is no check: its kind is none of {', '.join(KINDS)}")
+    parameters = {key: value for key, value in fields.items() if key != "kind"}
+    for key, value in parameters.items():
+        if key not in kind.forms:
+            raise ValueError(f"{key!r} is no parameter of {name}, whose are {', '.join(kind.forms) or 'none'}")
+        if not _FORMS[kind.forms[key]](value):
+            raise ValueError(f"{key} of {name} is {str(value)[:60]!r}, not {kind.forms[key]}")
+    missing = [key for key in kind.forms if key not in parameters]
+    if missing and (not kind.any_of or not parameters):
+        raise ValueError(f"{name} lacks {missing[0]}")
+    if parameters.get("least", 0) > parameters.get("most", parameters.get("least", 0)):
+        raise ValueError(f"least of {name} is more than most: no answer obeys")
+    return Check(str(name), parameters)
+
+
+def _is_text(value: Any) -> bool:
+    if not isinstance(value, str) or not value.strip():
+        return False
+    check_unicode(value)
+    return True
+
+
+_FORMS: Mapping[str, Callable[[Any], bool]] = {
+    "a number from 0 on": lambda value: type(value) is int and value >= 0,
+    "a text": _is_text,
+    "a list of texts": lambda value: isinstance(value, list) and bool(value) and all(map(_is_text, value)),
+    "en or de": lambda value: isinstance(value, str) and value in _OWN_WORDS,
+}
+
+
+def _words(text: str) -> list[str]:
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def _has(text: str, phrase: str) -> bool:
+    """True if a text has a word or phrase whole, in whatever case."""
+    return re.search(rf"(?<!\w){re.escape(phrase.casefold().strip())}(?!\w)", text.casefold()) is not None
+
+
+def _in_range(count: int, least: int, most: int | None) -> bool:
+    return least <= count and (most is None or count <= most)
+
+
+def _num_words(answer: str, *, least: int = 0, most: int | None = None) -> bool:
+    return _in_range(len(_words(answer)), least, most)
+
+
+def _num_sentences(answer: str, *, least: int = 0, most: int | None = None) -> bool:
+    # a number of a list has no letter
+    return _in_range(sum(any(map(str.isalpha, part)) for part in _SENTENCE_END.split(answer)), least, most)
+
+
+def _num_bullets(answer: str, *, least: int = 0, most: int | None = None) -> bool:
+    return _in_range(len(_BULLET.findall(answer)), least, most)
+
+
+def _includes(answer: str, *, words: Sequence[str]) -> bool:
+    return all(_has(answer, word) for word in words)
+
+
+def _excludes(answer: str, *, words: Sequence[str]) -> bool:
+    return not any(_has(answer, word) for word in words)
+
+
+def _lacks(answer: str, *, text: str) -> bool:
+    return text not in answer
+
+
+def _is_lower(answer: str) -> bool:
+    return any(map(str.islower, answer)) and not any(map(str.isupper, answer))
+
+
+def _is_upper(answer: str) -> bool:
+    # ß has no capital that anyone writes
+    return any(map(str.isupper, answer)) and not any(map(str.islower, answer.replace("ß", "")))
+
+
+def _starts(answer: str, *, text: str) -> bool:
+    start, wanted = answer.lstrip(_MARKS).casefold(), text.strip().casefold()
+    return start.startswith(wanted) and not start[len(wanted) : len(wanted) + 1].isalnum()
+
+
+def _ends(answer: str, *, text: str) -> bool:
+    end, wanted = answer.rstrip(_MARKS).casefold(), text.rstrip(_MARKS).lstrip().casefold()
+    return end.endswith(wanted) and not end[: len(end) - len(wanted)][-1:].isalnum()
+
+
+def _is_in(answer: str, *, language: str) -> bool:
+    """True if more of the words belong to this language alone than to any other that is known."""
+    words = _words(answer)
+    counts = {
+        name: sum(word in own or not _OWN_LETTERS[name].isdisjoint(word) for word in words) for name, own in _OWN_WORDS.items()
+    }
+    return counts.pop(language) > max(counts.values())
+
+
+def _is_json(answer: str) -> bool:
+    fenced = _FENCE.match(answer)
+    try:
+        return isinstance(json.loads(fenced[1] if fenced else answer), dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_quoted(answer: str) -> bool:
+    return len(answer) > 2 and answer[0] + answer[-1] in _QUOTATIONS
+
+
+def _has_title(answer: str) -> bool:
+    return _TITLE.search(answer) is not None
+
+
+def _is_one_of(answer: str, *, texts: Sequence[str]) -> bool:
+    return answer.strip(_MARKS).casefold() in {text.strip(_MARKS).casefold() for text in texts}
+
+
+_RANGE = {"least": "a number from 0 on", "most": "a number from 0 on"}
+
+KINDS: Mapping[str, Kind] = {
+    "words": Kind(_num_words, _RANGE, any_of=True),
+    "sentences": Kind(_num_sentences, _RANGE, any_of=True),
+    "bullets": Kind(_num_bullets, _RANGE, any_of=True),
+    "includes": Kind(_includes, {"words": "a list of texts"}),
+    "excludes": Kind(_excludes, {"words": "a list of texts"}),
+    "lacks": Kind(_lacks, {"text": "a text"}),
+    "lower_case": Kind(_is_lower, {}),
+    "upper_case": Kind(_is_upper, {}),
+    "starts_with": Kind(_starts, {"text": "a text"}),
+    "ends_with": Kind(_ends, {"text": "a text"}),
+    "language": Kind(_is_in, {"language": "en or de"}),
+    "json": Kind(_is_json, {}),
+    "quoted": Kind(_is_quoted, {}),
+    "title": Kind(_has_title, {}),
+    "one_of": Kind(_is_one_of, {"texts": "a list of texts"}),
+}

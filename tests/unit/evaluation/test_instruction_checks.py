@@ -1,0 +1,129 @@
+"""Checkers of instructions: answers of which it is known whether they obey, of each kind some that do and some that don't."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from kappaspeech.evaluation.instruction_checks import KINDS, parse_instruction
+
+# kind, parameters, answers that obey, answers that don't
+KNOWN = [
+    ("words", {"most": 3}, ["one", "Don't e-mail me.", "eins – zwei"], ["one two three four", "eins, zwei, drei, vier"]),
+    ("words", {"least": 2, "most": 2}, ["two words", "zwei Wörter!"], ["one", "three words here", "- 1"]),
+    ("words", {"least": 0}, ["one"], ["", "  \n"]),
+    (
+        "sentences",
+        {"least": 2, "most": 2},
+        ["It rains. Stay in!", "Es regnet z. B. heute. Komm „rein!“", "One… and two", "Pi is 3.5 or so. Yes?"],
+        ["It rains, stay in!", "One. Two. Three.", "1. 2."],
+    ),
+    (
+        "bullets",
+        {"least": 2, "most": 2},
+        ["- one\n- two", "Here you are:\n\n  * one\n  * two", "• eins\n• zwei"],
+        ["- one", "- one\n- two\n- three", "-one\n-two", "**one**\n**two**", "1. one\n2. two", "one - two - three"],
+    ),
+    (
+        "includes",
+        {"words": ["rain", "best wishes"]},
+        ["Best wishes from the RAIN."],
+        ["best wishes, train", "best rain wishes", "rain"],
+    ),
+    ("excludes", {"words": ["brot", "garten"]}, ["Er backt Brötchen.", "Brotzeit"], ["Er backt BROT.", "im Garten"]),
+    ("lacks", {"text": ","}, ["no comma at all"], ["one, two", ","]),
+    ("lower_case", {}, ["all of it, 1 time", "straße, öl"], ["Not at all", "12", "ÖL"]),
+    ("upper_case", {}, ["STOP! 5 METER", "GROßE STRAßE"], ["Stop", "5!", "ß"]),
+    ("starts_with", {"text": "Always"}, ["Always close it.", '"always" is long'], ["Alwaysome", "Never always"]),
+    (
+        "ends_with",
+        {"text": "safe at home."},
+        ["We are safe at home", "All were Safe at Home.”"],
+        ["unsafe at home", "safe at home now"],
+    ),
+    (
+        "language",
+        {"language": "de"},
+        ["Eine Brücke ist zum Überqueren da.", "Größe", "Der Arzt hilft dir, and that ist gut für dich."],
+        ["A bridge is there to cross a river.", "Berlin", "42", "The word is für."],
+    ),
+    ("language", {"language": "en"}, ["We sleep because the body has to rest."], ["Wir schlafen, weil wir müde sind.", "OK"]),
+    (
+        "json",
+        {},
+        ['{"name": "crow"}', '```json\n{"a": [1]}\n```', "[1, 2]"],
+        ['Here: {"a": 1}', "{'a': 1}", "5", '{"a": 1} done', "[" * 100_000],
+    ),
+    ("quoted", {}, ['"Good morning."', "„Guten Morgen.“", "“Yes”"], ['"Half', 'He said "yes"', '""', "'single'"]),
+    ("title", {}, ["<<The Lost Key>>", "Here it is: <<Fuchs>>."], ["<The Key>", "<<>>", "<< >>", "<<one\ntwo>>", "The Key"]),
+    ("one_of", {"texts": ["yes", "no"]}, ["yes", "No.", '"Yes"'], ["yes and no", "Yes, it is.", "nope"]),
+]
+
+
+def check(kind, parameters):
+    return parse_instruction({"instruction": "do it", "checks": [{"kind": kind, **parameters}]}).checks[0]
+
+
+@pytest.mark.parametrize(("kind", "parameters", "good", "bad"), KNOWN)
+def test_known_answers_are_told_apart(kind, parameters, good, bad):
+    known = check(kind, parameters)
+    assert {answer: known.is_obeyed(answer) for answer in (*good, *bad)} == {
+        **dict.fromkeys(good, True),
+        **dict.fromkeys(bad, False),
+    }
+
+
+def test_each_kind_has_answers_of_both_sorts_and_obeys_no_empty_one():
+    assert {kind for kind, _, good, bad in KNOWN if good and bad} == set(KINDS)
+    assert not any(check(kind, parameters).is_obeyed("\n") for kind, parameters, _, _ in KNOWN)
+
+
+def test_loosely_an_introduction_an_ending_and_bold_type_are_no_fault():
+    known = check("one_of", {"texts": ["yes"]})
+    for answer in ("Sure, here it is:\nyes", "yes\nI hope this helps!", "Sure:\n**Yes**\nAnything else?", "*yes*"):
+        assert not known.is_obeyed(answer)
+        assert known.is_obeyed_loosely(answer)
+    assert not known.is_obeyed_loosely("Sure:\nWell:\nyes")
+    # what obeys strictly does so loosely, also if it loses its bullets
+    assert check("bullets", {"least": 2}).is_obeyed_loosely("* one\n* two")
+
+
+def test_an_instruction_is_written_as_it_was_read():
+    fields = {"instruction": "Say it twice.", "checks": [{"kind": "words", "least": 2}, {"kind": "json"}]}
+    assert parse_instruction(fields).to_json() == fields
+
+
+@pytest.mark.parametrize(
+    ("checks", "cause"),
+    [
+        (None, "checks is no list of one check or more"),
+        ([], "checks is no list of one check or more"),
+        (["words"], "words is no check: its kind is none of words, sentences"),
+        ([{"kind": "wrods"}], "is no check: its kind is none of words"),
+        ([{"kind": ["words"]}], "is no check"),
+        ([{"kind": "words"}], "words lacks least"),
+        ([{"kind": "words", "exactly": 3}], "'exactly' is no parameter of words, whose are least, most"),
+        ([{"kind": "json", "deep": 1}], "'deep' is no parameter of json, whose are none"),
+        ([{"kind": "words", "most": -1}], "most of words is '-1', not a number from 0 on"),
+        ([{"kind": "words", "most": True}], "most of words is 'True', not a number"),
+        ([{"kind": "words", "least": 3, "most": 2}], "least of words is more than most"),
+        ([{"kind": "includes"}], "includes lacks words"),
+        ([{"kind": "includes", "words": "rain"}], "words of includes is 'rain', not a list of texts"),
+        ([{"kind": "excludes", "words": [" "]}], "not a list of texts"),
+        ([{"kind": "ends_with", "text": "\ud800"}], "half a character"),
+        ([{"kind": "language", "language": "fr"}], "language of language is 'fr', not en or de"),
+    ],
+)
+def test_what_can_not_be_checked_is_refused(checks, cause):
+    with pytest.raises(ValueError, match=re.escape(cause)):
+        parse_instruction({"instruction": "do it", "checks": checks})
+
+
+@pytest.mark.parametrize(
+    ("fields", "cause"),
+    [({"instruction": 5}, "instruction is empty, or no text"), ({"instruction": "a", "group": "b"}, "'group' is no part of")],
+)
+def test_an_instruction_has_a_text_and_nothing_else_beside_its_checks(fields, cause):
+    with pytest.raises(ValueError, match=cause):
+        parse_instruction({"checks": [{"kind": "json"}], **fields})

@@ -40,3 +40,21 @@ def test_alignment_replay_anchor_average_and_recomputation_go_together_and_over_
     assert record["initial_adaptor"] == began["initial_adaptor"] == began_with
     assert record["initial_weights_digest"] == began["initial_weights_digest"] != other["initial_weights_digest"]
     assert other["initial_adaptor"] is None
+
+
+def test_a_run_may_align_the_adaptor_and_no_more(train):
+    options = {"unfreeze": {"mode": "all"}, "training__alignment_steps": 2, "training__num_steps": 2}
+    run = train("aligned", training__ema_decay=0.9, **options)
+    records = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+    assert [record["objective"] for record in records] == ["alignment", "alignment"]
+    # the LLM is evaluated, and has moved by nothing
+    (last,) = [r for r in map(json.loads, (run / "evaluations.jsonl").read_text().splitlines()) if r["step"] == 2]
+    assert set(last["wer"]["languages"]) == {"de", "en"}
+    moved = json.loads((run / "drift.json").read_text())["relative_frobenius"]
+    assert moved
+    assert set(moved.values()) == {0.0}
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert "finished" in (run / "run.md").read_text()
+    # others begin with it
+    again = train("begun", model__adaptor__initial=str(run), data__test=[], training__num_steps=1)
+    assert json.loads((again / "run.json").read_text())["initial_adaptor"] == read_first_adaptor(run).origin.to_json()

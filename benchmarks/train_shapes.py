@@ -234,7 +234,7 @@ class ShapeTraining:
 
     def _encode(self) -> MicroBatch:
         self.clock.enter("encoder")
-        states, num_states = self.encoder(self.batch.log_mel.to(self.device), self.batch.num_frames.to(self.device))
+        states, num_states = self.encoder(self.batch.audio_input.to(self.device), self.batch.num_frames.to(self.device))
         return MicroBatch(states, num_states, self.batch.label_ids.to(self.device))
 
     def close(self) -> None:

@@ -145,7 +145,7 @@ def train_by_engine(home: Path, case: steps.Case, cluster: TorchCluster) -> dict
             break
         num_tokens = sum(batch.num_target_tokens for batch in data.batches)
         batches = [
-            MicroBatch(*parts.encoder(batch.log_mel.to(device), batch.num_frames.to(device)), batch.label_ids.to(device))
+            MicroBatch(*parts.encoder(batch.audio_input.to(device), batch.num_frames.to(device)), batch.label_ids.to(device))
             for batch in data.batches
         ]
         result = engine.step(
@@ -184,7 +184,7 @@ def train_plainly(home: Path, case: steps.Case, device: torch.device) -> dict[st
             break
         total: Tensor = torch.zeros((), device=device)
         for batch in data.batches:
-            states, counts = encoder(batch.log_mel.to(device), batch.num_frames.to(device))
+            states, counts = encoder(batch.audio_input.to(device), batch.num_frames.to(device))
             total = total + model(states, counts, *prompt, batch.label_ids.to(device))[0]
         num_tokens = sum(batch.num_target_tokens for batch in data.batches)
         adamw.zero_grad()

@@ -108,7 +108,7 @@ def align(work: Path, num_shards: int, steps: int) -> Path:
     values = {
         "run_dir": run,
         "data.train": json.dumps(sets),
-        "training.num_steps": steps + 1,
+        "training.num_steps": steps,
         "training.alignment_steps": steps,
         "training.checkpoint_every_steps": steps,
     }

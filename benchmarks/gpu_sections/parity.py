@@ -149,7 +149,7 @@ def train_by_engine(home: Path, case: steps.Case, cluster: TorchCluster) -> dict
         num_tokens = sum(batch.num_target_tokens for batch in data.batches)
         # ids and counts stay on the host, as in a run
         batches = [
-            MicroBatch(*parts.encoder(batch.log_mel.to(device), batch.num_frames), batch.label_ids) for batch in data.batches
+            MicroBatch(*parts.encoder(batch.audio_input.to(device), batch.num_frames), batch.label_ids) for batch in data.batches
         ]
         result = engine.step(
             batches,
@@ -187,7 +187,7 @@ def train_plainly(home: Path, case: steps.Case, device: torch.device) -> dict[st
             break
         total: Tensor = torch.zeros((), device=device)
         for batch in data.batches:
-            states, counts = encoder(batch.log_mel.to(device), batch.num_frames.to(device))
+            states, counts = encoder(batch.audio_input.to(device), batch.num_frames.to(device))
             total = total + model(states, counts, *prompt, batch.label_ids.to(device))[0]
         num_tokens = sum(batch.num_target_tokens for batch in data.batches)
         adamw.zero_grad()

@@ -47,7 +47,7 @@ def train_parts(
         assert len(data.batches) == BUDGET.micro_batches_per_step
         minimised, total, num_tokens = torch.zeros(()), torch.zeros(()), 0
         for batch in data.batches:
-            states, counts = parts.encoder(batch.log_mel, batch.num_frames)
+            states, counts = parts.encoder(batch.audio_input, batch.num_frames)
             loss, nats = parts.model(
                 states,
                 counts,

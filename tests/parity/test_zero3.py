@@ -261,7 +261,7 @@ def accumulate_exactly(home, case: Case, *, world_size: int, monkeypatch) -> dic
     total = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in trained.items()}
     for batch in data.batches:
         parts.model.zero_grad()
-        states, counts = parts.encoder(batch.log_mel, batch.num_frames)
+        states, counts = parts.encoder(batch.audio_input, batch.num_frames)
         nats, _ = parts.model(states, counts, parts.prompt.prefix_ids, parts.prompt.suffix_ids, batch.label_ids)
         # rounded where the engine rounds
         (nats * (world_size / num_tokens)).backward()

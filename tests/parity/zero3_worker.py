@@ -85,7 +85,8 @@ def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dic
             break
         num_tokens = sum(cluster.gather(sum(batch.num_target_tokens for batch in data.batches)))
         batches = [
-            MicroBatch(*parts.encoder(batch.log_mel, batch.num_frames), label_ids_BL=batch.label_ids) for batch in data.batches
+            MicroBatch(*parts.encoder(batch.audio_input, batch.num_frames), label_ids_BL=batch.label_ids)
+            for batch in data.batches
         ]
         with StepCounter() as counts, counting_late_fetches(engine) as late:
             result = engine.step(
@@ -133,7 +134,7 @@ def hold_weights(engine: TrainingEngine, parts: Parts, weight: float) -> dict[st
 
     pieces = [parts.tokenizer(text)["input_ids"] for text in EWC_TEXTS]
     silence = empty_batch(parts.encoder.dims.num_mels)
-    states = parts.encoder(silence.log_mel, silence.num_frames)
+    states = parts.encoder(silence.audio_input, silence.num_frames)
     texts = [MicroBatch(*states, silence.label_ids, TextRows(pad_texts([piece]), 1.0, 0.0)) for piece in pieces]
     held = Consolidation(engine)
     prompt = parts.prompt

@@ -94,7 +94,7 @@ def _train(engine: TrainingEngine, parts: Any, cluster: Cluster, home: Path) -> 
             break
         num_tokens = sum(cluster.gather(sum(batch.num_target_tokens for batch in data.batches)))
         engine.step(
-            [MicroBatch(*parts.encoder(b.log_mel, b.num_frames), label_ids_BL=b.label_ids) for b in data.batches],
+            [MicroBatch(*parts.encoder(b.audio_input, b.num_frames), label_ids_BL=b.label_ids) for b in data.batches],
             prefix_ids=parts.prompt.prefix_ids,
             suffix_ids=parts.prompt.suffix_ids,
             num_target_tokens=num_tokens,

@@ -19,8 +19,8 @@ class AdaptorConfig(StrictSection):
     initial: str | None = Field(
         default=None,
         description="A run's folder, or an export's with adaptor.safetensors, whose adaptor this run begins with: one alignment "
-        "for the arms of a comparison, say. It must have been trained with these options and widths. Name one that has "
-        "finished: with another adaptor than at its start a run isn't resumed. null: random weights.",
+        "for the arms of a comparison, say. It must have been trained with these options and widths. A run "
+        "reads it once, and resumes from its own checkpoints, also if that folder is gone. null: random weights.",
     )
 
 

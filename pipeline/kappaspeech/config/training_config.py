@@ -120,7 +120,8 @@ class TrainingConfig(StrictSection):
     alignment_steps: Annotated[int, Field(ge=0)] = Field(
         default=0,
         description="The first steps of `num_steps` that train the adaptor alone, by the alignment loss and without the LLM's "
-        "layers, for a small part of a step's time. The learning rates' schedule runs over these steps, and anew over the rest.",
+        "layers, for a small part of a step's time. The learning rates' schedule runs over these steps, and anew over the rest. "
+        "As many as `num_steps`: the run aligns the adaptor and no more, and others begin with it (model.adaptor.initial).",
     )
 
     loggers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(
@@ -141,9 +142,9 @@ class TrainingConfig(StrictSection):
 
     @model_validator(mode="after")
     def _check_steps(self) -> TrainingConfig:
-        if self.alignment_steps >= self.num_steps:
+        if self.alignment_steps > self.num_steps:
             raise ValueError(
-                f"training.alignment_steps is {self.alignment_steps}: give fewer than training.num_steps, {self.num_steps}"
+                f"training.alignment_steps is {self.alignment_steps}: give at most training.num_steps, {self.num_steps}"
             )
         return self
 

@@ -170,12 +170,12 @@ class Transcriber:
     def _embed(self, samples: Sequence[AudioSample]) -> tuple[Tensor, Tensor]:
         """Prompts with their audio, left-padded, and the mask of what is real."""
         device = self.prompt_device
-        mels = [torch.as_tensor(encoder_input(sample.waveform, self.encoder.dims.num_mels)) for sample in samples]
-        num_frames_B = torch.tensor([mel.shape[1] for mel in mels])
-        log_mel_BMT = torch.zeros(len(mels), self.encoder.dims.num_mels, int(num_frames_B.max()))
-        for row, mel in enumerate(mels):
-            log_mel_BMT[row, :, : mel.shape[1]] = mel
-        states_BSE, num_states_B = self.encoder(log_mel_BMT.to(device), num_frames_B)
+        inputs = [torch.as_tensor(encoder_input(sample.waveform, self.encoder.dims.num_mels)) for sample in samples]
+        num_frames_B = torch.tensor([one.shape[1] for one in inputs])
+        audio_input_BMT = torch.zeros(len(inputs), self.encoder.dims.num_mels, int(num_frames_B.max()))
+        for row, one in enumerate(inputs):
+            audio_input_BMT[row, :, : one.shape[1]] = one
+        states_BSE, num_states_B = self.encoder(audio_input_BMT.to(device), num_frames_B)
         audio_BAH, num_audio_B = self.model.adaptor(states_BSE, num_states_B)
         no_labels_B0 = torch.empty(len(samples), 0, dtype=torch.long, device=device)
         instructions = [sample.instruction for sample in samples]

@@ -24,6 +24,24 @@ _KEPT = ("encoder_width", "llm_width", "width", "num_heads", "stacking")
 
 
 @dataclass(frozen=True)
+class AdaptorOrigin:
+    """The file that an adaptor was read from, and a digest of its tensors as the file holds them, as 64 hex digits."""
+
+    file: str
+    digest: str
+
+    @staticmethod
+    def from_json(value: Any) -> AdaptorOrigin | None:
+        """The origin that a run's record tells of; None if it tells of none."""
+        fields = [value.get(name) for name in ("file", "digest")] if isinstance(value, dict) else []
+        return AdaptorOrigin(*fields) if fields and all(isinstance(field, str) for field in fields) else None
+
+    def to_json(self) -> dict[str, str]:
+        """The file and the digest, for a run's record."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class FirstAdaptor:
     """An adaptor's tensors by their names in `Adaptor`, and the options that they were trained with; `file` holds them."""
 
@@ -32,9 +50,9 @@ class FirstAdaptor:
     tensors: Mapping[str, Tensor]
 
     @property
-    def digest(self) -> str:
-        """A digest of the tensors as the file holds them, as 64 hex digits."""
-        return digest_json({name: digest_tensor(tensor) for name, tensor in self.tensors.items()})
+    def origin(self) -> AdaptorOrigin:
+        """Where it comes from."""
+        return AdaptorOrigin(str(self.file), digest_json({name: digest_tensor(tensor) for name, tensor in self.tensors.items()}))
 
     def put_into(self, adaptor: Adaptor) -> None:
         """Give `adaptor` these weights, rounded to its dtype. Raises `CheckpointError` if they don't fit it."""
@@ -53,10 +71,6 @@ class FirstAdaptor:
                 "model.adaptor of that one, or name another adaptor."
             )
         adaptor.load_state_dict(dict(self.tensors))
-
-    def to_json(self) -> dict[str, str]:
-        """The file and the digest, for a run's record."""
-        return {"file": str(self.file), "digest": self.digest}
 
 
 def read_first_adaptor(folder: Path) -> FirstAdaptor:

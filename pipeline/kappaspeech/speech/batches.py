@@ -34,16 +34,16 @@ class CacheTarget:
 
 @dataclass(frozen=True)
 class Features:
-    """One sample as the model sees it: `log_mel` (M, frames) and the transcript's token ids with EOS at their end.
+    """One sample as the model sees it: `audio_input` (M, frames) and the transcript's token ids with EOS at their end.
 
-    For an encoder that reads waveforms `log_mel` is one (1, frames) whose frames are samples. Of a clip in the
-    feature cache, `cached` takes the place of the spectrogram; `to_cache` is one to be put there. `instruction` is its data set's
+    `audio_input` is a log-mel, or for an encoder that reads waveforms one of one row, whose frames are samples. Of a clip in the
+    feature cache, `cached` takes its place; `to_cache` is one to be put there. `instruction` is its data set's
     own, if that has one.
     """
 
     key: str
     language: str
-    log_mel: NDArray[np.float32]
+    audio_input: NDArray[np.float32]
     label_ids: tuple[int, ...]
     cached: CachedClip | None = None
     to_cache: CacheTarget | None = None
@@ -52,18 +52,19 @@ class Features:
 
     @property
     def num_frames(self) -> int:
-        return int(self.log_mel.shape[1]) if self.cached is None else self.cached.num_frames
+        return int(self.audio_input.shape[1]) if self.cached is None else self.cached.num_frames
 
 
 @dataclass(frozen=True)
 class SpeechBatch:
     """A micro-batch. Masked samples keep their row, with `weights` 0 and no labels.
 
-    log_mel (B, M, T) float32, zero past `num_frames` (B,) int64; label_ids (B, L) int64, right-padded with −100; weights (B,).
-    A row whose `states` (S, E) are there has been encoded before, and its log_mel is zero; `to_cache` says which are to be kept.
+    audio_input (B, M, T) float32, zero past `num_frames` (B,) int64; label_ids (B, L) int64, right-padded with −100; weights
+    (B,). A row whose `states` (S, E) are there has been encoded before, and its audio_input is zero; `to_cache` says which are to
+    be kept.
     """
 
-    log_mel: Tensor
+    audio_input: Tensor
     num_frames: Tensor
     label_ids: Tensor
     weights: Tensor
@@ -93,16 +94,16 @@ def label_ids(tokenizer: Any, transcript: str, *, seconds: float | None = None) 
 
 def collate(features: Sequence[Features | None], *, num_mels: int, keys: Sequence[str]) -> SpeechBatch:
     """Pad features into one batch. `None` is a masked sample: a row of two silent frames, without labels or weight."""
-    rows = [item.log_mel if item is not None else np.zeros((num_mels, 2), dtype=np.float32) for item in features]
+    rows = [item.audio_input if item is not None else np.zeros((num_mels, 2), dtype=np.float32) for item in features]
     labels = [item.label_ids if item is not None else () for item in features]
     frames = [item.num_frames if item is not None else row.shape[1] for item, row in zip(features, rows, strict=True)]
-    log_mel = torch.zeros(len(rows), num_mels, max(frames))
+    audio_input = torch.zeros(len(rows), num_mels, max(frames))
     label_tensor = torch.full((len(rows), max(1, *(len(ids) for ids in labels))), IGNORED_LABEL)
     for index, (row, ids) in enumerate(zip(rows, labels, strict=True)):
-        log_mel[index, :, : row.shape[1]] = torch.from_numpy(row)
+        audio_input[index, :, : row.shape[1]] = torch.from_numpy(row)
         label_tensor[index, : len(ids)] = torch.tensor(ids, dtype=torch.long)
     return SpeechBatch(
-        log_mel=log_mel,
+        audio_input=audio_input,
         num_frames=torch.tensor(frames),
         label_ids=label_tensor,
         weights=torch.tensor([0.0 if item is None else 1.0 for item in features]),

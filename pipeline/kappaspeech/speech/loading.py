@@ -34,10 +34,10 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class LoadedSample:
-    """`log_mel` (M, T) float32 of a usable sample, or its waveform (1, T), and its transcript; of a cached one the
+    """`audio_input` (M, T) float32 of a usable sample, as its encoder reads it, and its transcript; of a cached one the
     encoder's states, and T is 0."""
 
-    log_mel: NDArray[np.float32]
+    audio_input: NDArray[np.float32]
     transcript: str
     cached: CachedClip | None = None
 

@@ -212,7 +212,7 @@ class SpeechStream:
         wanted = -(-self._budget.micro_batches_per_step // self._world_size)
         batches += [empty_batch(self._num_mels)] * (wanted - len(batches))
         frames = sum(int(batch.num_frames.sum()) for batch in batches)
-        padded = sum(batch.log_mel.shape[0] * batch.log_mel.shape[2] for batch in batches)
+        padded = sum(batch.audio_input.shape[0] * batch.audio_input.shape[2] for batch in batches)
         return StepData(
             global_step=step,
             batches=tuple(batches),
@@ -241,7 +241,7 @@ class SpeechStream:
         wanted = item.cached is None and ref.cache_name is not None
         target = CacheTarget(ref.cache_name or "", item.transcript) if wanted else None
         hot = self._hot_ids(ref, item.transcript)
-        return Features(ref.entry.key, ref.entry.language, item.log_mel, ids, item.cached, target, ref.instruction, hot)
+        return Features(ref.entry.key, ref.entry.language, item.audio_input, ids, item.cached, target, ref.instruction, hot)
 
     def _hot_ids(self, ref: SampleRef, transcript: str) -> tuple[int, ...]:
         hot = self._options.hot_words

@@ -27,7 +27,7 @@ from kappaspeech.model.speech_llm import SpeechLLM, embedding_width, token_embed
 from kappaspeech.model.stored_names import model_names
 from kappaspeech.model.trained import build_adaptor
 from kappaspeech.model.waveform_encoder import check_options
-from kappaspeech.runs.first_adaptor import FirstAdaptor, read_first_adaptor
+from kappaspeech.runs.first_adaptor import AdaptorOrigin, read_first_adaptor
 from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.selection.tensor_selection import TensorSelection
 from kappaspeech.speech.prompt import SpeechPrompt, make_configured_prompt
@@ -36,7 +36,7 @@ from kappaspeech.speech.prompt import SpeechPrompt, make_configured_prompt
 @dataclass(frozen=True)
 class Assembly:
     """The models, on the CPU, with `requires_grad` on all that trains. `lora` is None unless the run trains by LoRA, and
-    `first_adaptor` unless the adaptor begins with another run's weights."""
+    `first_adaptor` unless the run began with another run's adaptor."""
 
     encoder: SpeechEncoder
     tokenizer: Any
@@ -47,7 +47,7 @@ class Assembly:
     adaptor_shape: AdaptorShape
     base_digest: str
     arithmetic: Arithmetic
-    first_adaptor: FirstAdaptor | None = None
+    first_adaptor: AdaptorOrigin | None = None
 
     @property
     def rule(self) -> str:
@@ -60,8 +60,11 @@ class Assembly:
         return chosen or "adaptor only"
 
 
-def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
-    """Read models and selection, check that they fit each other, and mark the tensors that train. No rank talks to another."""
+def assemble(config: RunConfig, arithmetic: Arithmetic, *, kept_adaptor: AdaptorOrigin | None = None) -> Assembly:
+    """Read models and selection, check that they fit each other, and mark the tensors that train. No rank talks to another.
+
+    With `kept_adaptor`, the origin of a first adaptor that checkpoints have gone on from, none is read.
+    """
     checkpoint = open_checkpoint(config.model.llm)
     base_digest = checkpoint.digest
     selection = TensorSelection.read(Path(config.unfreeze.selection)) if config.unfreeze.selection else None
@@ -90,12 +93,15 @@ def assemble(config: RunConfig, arithmetic: Arithmetic) -> Assembly:
     _settle_dtype(llm, dtype)
     recompute_layers(llm, config.training.activation_checkpointing)
     adaptor = build_adaptor(shape, seed=config.seed).to(dtype)
-    first = read_first_adaptor(Path(config.model.adaptor.initial)) if config.model.adaptor.initial is not None else None
-    if first is not None:
+    if kept_adaptor is None and config.model.adaptor.initial is not None:
+        first = read_first_adaptor(Path(config.model.adaptor.initial))
         first.put_into(adaptor)
+        origin: AdaptorOrigin | None = first.origin
+    else:
+        origin = kept_adaptor
     model = SpeechLLM(adaptor, llm, alignment_weight=config.training.alignment_weight, packs=packs)
     prompt = make_configured_prompt(tokenizer, config)
-    return Assembly(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest, arithmetic, first)
+    return Assembly(encoder, tokenizer, prompt, model, selection, lora, shape, base_digest, arithmetic, origin)
 
 
 def _settle_dtype(llm: Any, dtype: torch.dtype) -> None:

@@ -28,13 +28,13 @@ class ClipEncoder:
     def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
         """States (B, S, E) on the device, zero past their counts (B,), which stay on the host."""
         fresh = [row for row, cached in enumerate(batch.states) if cached is None]
-        if self._encodes_together and len(fresh) == len(batch.log_mel):
-            states_BSE, num_states_B = self._encoder(batch.log_mel.to(self._device), batch.num_frames)
+        if self._encodes_together and len(fresh) == len(batch.audio_input):
+            states_BSE, num_states_B = self._encoder(batch.audio_input.to(self._device), batch.num_frames)
             self._keep(batch, fresh, states_BSE)
             return states_BSE, num_states_B
         rows = [cached if cached is None else cached.to(self._device) for cached in batch.states]
         for part in [fresh] if self._encodes_together and fresh else [[row] for row in fresh]:
-            states_FSE, _ = self._encoder(batch.log_mel[part].to(self._device), batch.num_frames[part])
+            states_FSE, _ = self._encoder(batch.audio_input[part].to(self._device), batch.num_frames[part])
             for states_SE, row in zip(states_FSE, part, strict=True):
                 rows[row] = states_SE[: self._count_states(batch, row)]
             self._keep(batch, part, states_FSE)

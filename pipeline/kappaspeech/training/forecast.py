@@ -41,15 +41,14 @@ class Forecast:
         self._evaluation_seconds = time.monotonic() - began
 
     def time_step(self, seconds: float, step: int) -> str | None:
-        """A sentence for a person after `step` steps in all, of which the last took `seconds`: once, after the first ten."""
-        if step <= self._cadence.alignment_steps:
-            self._alignment_seconds.append(seconds)
+        """A sentence for a person after `step` steps in all, of which the last took `seconds`: once, after the first ten of the
+        kind that the run ends with."""
+        aligns, left = step <= self._cadence.alignment_steps, self._cadence.num_steps - step
+        timed = self._alignment_seconds if aligns else self._step_seconds
+        timed.append(seconds)
+        if (aligns and self._cadence.alignment_steps < self._cadence.num_steps) or len(timed) != _NUM_STEPS or left <= 0:
             return None
-        self._step_seconds.append(seconds)
-        left = self._cadence.num_steps - step
-        if len(self._step_seconds) != _NUM_STEPS or left <= 0:
-            return None
-        return describe(self._step_seconds[_NUM_WARM_UP:], left, self._evaluation_seconds, self._evaluations_left(step))
+        return describe(timed[_NUM_WARM_UP:], left, self._evaluation_seconds, self._evaluations_left(step))
 
     def seconds_left(self, step: int) -> float | None:
         """The time to the end after `step` steps in all, by the recent ones; None before the first that count.

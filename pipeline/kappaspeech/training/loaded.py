@@ -27,6 +27,7 @@ from kappaspeech.training.agreed import Agreed
 from kappaspeech.training.assembly import Assembly, assemble, digest_trained
 from kappaspeech.training.consolidating import read_consolidated
 from kappaspeech.training.frozen_check import digest_frozen, digest_start
+from kappaspeech.training.kept_adaptor import find_kept_adaptor, refuse_other_adaptor
 from kappaspeech.training.kept_prompt import digest_prompt_source, settle_prompt
 from kappaspeech.training.replay import Replay, read_measured, read_replay
 from kappaspeech.training.stopping import refuse_old_stop_file
@@ -61,9 +62,13 @@ class Loaded:
 def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
     """Read all that `config` names. Raises on every rank if one can't, or if hosts have read other things. A collective."""
     cluster, folder = around.cluster, around.folder
+    began = find_kept_adaptor(cluster=cluster, folder=folder)
+    kept = began if began and began.initial == config.model.adaptor.initial else None
     with agreement(cluster):
         refuse_old_stop_file(folder.path)
-        assembly = assemble(config, agreed.arithmetic)
+        assembly = assemble(config, agreed.arithmetic, kept_adaptor=kept and kept.origin)
+        if began is not None:
+            refuse_other_adaptor(began, config, assembly.first_adaptor)
         encoder_digests = assembly.encoder.digests()
         cache = feature_cache_options(config, assembly, encoder_digests)
     # a budget of tokens counts the prompt's
@@ -95,7 +100,7 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
         consolidated,
         cache,
         frozen={**encoder_digests, **frozen},
-        initial=digest_start(assembly, encoder_digests),
+        initial=kept.initial_weights_digest if kept else digest_start(assembly, encoder_digests),
         fingerprints={
             "base model": assembly.base_digest,
             "encoder": digest_json({**encoder_digests, "pad_to_30s": assembly.encoder.pad_to_30s}),

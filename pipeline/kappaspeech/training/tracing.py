@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from kappaspeech.training.cadence import Cadence
 from kappaspeech.training.surroundings import Surroundings
 
 _MOST_MEMORY_EVENTS = 200_000
+_BLOCK_BYTES = 8 << 20
+_TELL_SECONDS = 15.0
 _log = make_logger(__name__)
 
 
@@ -28,6 +31,7 @@ class Tracer:
         self._traces = options is not None and (options.ranks == "all" or around.is_writer)
         self._stem = around.folder.path / PROFILE_FOLDER / f"steps-{self._first}-{self._last}.rank-{around.cluster.rank}"
         self._profiler: Any = None
+        self._tick = around.phases.tick
 
     def begin(self, step: int) -> None:
         """Begin before the next step, number `step`, if it is the first of those to trace, or after a resumption one of them."""
@@ -58,18 +62,28 @@ class Tracer:
             profiler.stop()
             told = f"training.profile: writing {self._stem}.json.gz, which takes minutes if the steps were large"
             print(for_terminal(told), file=sys.stderr, flush=True)
-            write_with(self._stem.with_name(f"{self._stem.name}.json.gz"), lambda path: _write_trace(profiler, path))
+            write_with(self._stem.with_name(f"{self._stem.name}.json.gz"), lambda path: _write_trace(profiler, path, self._tick))
             _write_memory(self._stem.with_name(f"{self._stem.name}.memory.pickle"))
         except (OSError, RuntimeError) as error:
             _log.warning("training.profile: the trace can't be written (%s). The run goes on.", error)
 
 
-def _write_trace(profiler: Any, path: Path) -> None:
+def _write_trace(profiler: Any, path: Path, tick: Callable[[], None]) -> None:
+    """Write the trace, telling how far it is, and showing signs of life: other ranks may wait for this one. torch's own part
+    shows none."""
     # the profiler goes by a name's ending
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".json") as plain:
         profiler.export_chrome_trace(plain.name)
+        tick()
+        told_seconds, total = time.monotonic(), Path(plain.name).stat().st_size
         with Path(plain.name).open("rb") as source, gzip.open(path, "wb", compresslevel=5) as target:
-            shutil.copyfileobj(source, target)
+            while block := source.read(_BLOCK_BYTES):
+                target.write(block)
+                tick()
+                if time.monotonic() - told_seconds >= _TELL_SECONDS:
+                    told_seconds = time.monotonic()
+                    share = f"{source.tell() / total:.0%} of {total / 1e6:,.0f} MB are compressed"
+                    print(f"training.profile: {share}", file=sys.stderr, flush=True)
 
 
 def _write_memory(path: Path) -> None:

@@ -113,6 +113,13 @@ def test_overrides_take_the_place_of_values(tmp_path):
         read_run_config(path, overrides={"run_dir.x": 1})
 
 
+def test_the_adaptor_may_be_aligned_in_all_steps_and_no_more(tmp_path):
+    path = write(tmp_path / "c.yaml", {**MINIMAL, "training": {"num_steps": 3, "alignment_steps": 3}})
+    assert read_run_config(path).training.alignment_steps == 3
+    with pytest.raises(ConfigError, match=r"alignment_steps is 3: give at most training\.num_steps, 2"):
+        read_run_config(path, overrides={"training.num_steps": 2})
+
+
 @pytest.mark.parametrize("text", ["- a list", "a: [unclosed", "!!python/object/apply:os.getcwd []"])
 def test_what_is_no_mapping_is_refused(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)

@@ -22,7 +22,14 @@ from kappaspeech.planning.meta_model import build_meta_model
 from kappaspeech.planning.sizes import measure_sizes
 from tests import tiny
 
-KINDS = [("wav2vec2", "group"), ("wav2vec2", "layer"), ("hubert", "group"), ("hubert", "layer"), ("wavlm", "group")]
+KINDS = [
+    ("wav2vec2", "group"),
+    ("wav2vec2", "layer"),
+    ("hubert", "group"),
+    ("hubert", "layer"),
+    ("wavlm", "group"),
+    ("wavlm", "layer"),
+]
 LENGTHS = (16_000, 4_321, 9_999)
 
 

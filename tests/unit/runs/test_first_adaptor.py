@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from kappaspeech.errors import CheckpointError
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.trained import build_adaptor
-from kappaspeech.runs.first_adaptor import read_first_adaptor
+from kappaspeech.runs.first_adaptor import AdaptorOrigin, read_first_adaptor
 
 SHAPE = AdaptorShape(encoder_width=16, llm_width=32, width=24, num_heads=4, stacking=4, dropout=0.0, embedding_std=0.02)
 
@@ -59,8 +59,9 @@ def test_an_exported_adaptor_is_the_runs_and_has_its_digest(run, tmp_path, train
     save_file(trained, export / "adaptor.safetensors")
     (export / "speech.json").write_text(json.dumps({"schema_version": 1, "adaptor": dataclasses.asdict(SHAPE)}))
     first = read_first_adaptor(export)
-    assert first.digest == read_first_adaptor(run).digest
-    assert first.to_json() == {"file": str(export / "adaptor.safetensors"), "digest": first.digest}
+    assert first.origin.digest == read_first_adaptor(run).origin.digest
+    assert first.origin.to_json() == {"file": str(export / "adaptor.safetensors"), "digest": first.origin.digest}
+    assert AdaptorOrigin.from_json(first.origin.to_json()) == first.origin
     # another dropout, and another LLM's scale, fit all the same
     first.put_into(build_adaptor(dataclasses.replace(SHAPE, dropout=0.1, embedding_std=0.5), seed=2))
 

@@ -84,7 +84,7 @@ def test_workers_load_what_this_process_loads_also_when_one_is_killed(home):
     for one, other in zip(alone, shared, strict=True):
         for batch, its in zip(one.batches, other.batches, strict=True):
             assert batch.keys == its.keys
-            torch.testing.assert_close(batch.log_mel, its.log_mel, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(batch.audio_input, its.audio_input, rtol=1e-5, atol=1e-5)
             assert torch.equal(batch.label_ids, its.label_ids)
 
 
@@ -118,14 +118,14 @@ def test_features_are_whispers_own_for_80_and_128_mels(refs):
     for num_mels in (80, 128):
         padded = np.pad(waveform, (0, -len(waveform) % 320))
         np.testing.assert_allclose(log_mel(waveform, num_mels), log_mel_spectrogram(padded, num_mels).numpy(), atol=1e-5)
-        assert load(refs[:1], LoadOptions(num_mels, 20.0))[0].log_mel.shape[0] == num_mels
+        assert load(refs[:1], LoadOptions(num_mels, 20.0))[0].audio_input.shape[0] == num_mels
 
 
 def test_an_over_long_sample_is_masked_or_its_audio_is_cut(refs):
     seconds = refs[0].entry.seconds
     masked, cut = (load(refs[:1], LoadOptions(80, seconds / 2, choice))[0] for choice in ("mask", "cut"))
     assert masked.cause == "too long"
-    assert cut.log_mel.shape[1] == pytest.approx(seconds / 2 * 100, abs=2)
+    assert cut.audio_input.shape[1] == pytest.approx(seconds / 2 * 100, abs=2)
 
 
 def test_augmentation_is_the_same_for_a_sample_at_a_place_and_another_elsewhere(refs):
@@ -134,9 +134,9 @@ def test_augmentation_is_the_same_for_a_sample_at_a_place_and_another_elsewhere(
     first, again = load(refs[:6], options), load(refs[:6], options)
     elsewhere = load([SampleRef(ref.where, ref.entry, counter=(2, *ref.counter)) for ref in refs[:6]], options)
     for one, other in zip(first, again, strict=True):
-        np.testing.assert_array_equal(one.log_mel, other.log_mel)
-    assert any(one.log_mel.shape != other.log_mel.shape for one, other in zip(first, elsewhere, strict=True))
-    factors = {round(p.log_mel.shape[1] / o.log_mel.shape[1], 1) for p, o in zip(plain, [*first, *first], strict=False)}
+        np.testing.assert_array_equal(one.audio_input, other.audio_input)
+    assert any(one.audio_input.shape != other.audio_input.shape for one, other in zip(first, elsewhere, strict=True))
+    factors = {round(p.audio_input.shape[1] / o.audio_input.shape[1], 1) for p, o in zip(plain, [*first, *first], strict=False)}
     assert factors == {0.9, 1.1}
 
 
@@ -172,7 +172,7 @@ def test_speed_moves_pitch_and_length():
 
 def test_the_schedule_leaves_room_for_what_speed_makes_longer(home):
     slow = stream(home, augmentation=Augmentation(speed_factors=(0.5,)))
-    shapes = [batch.log_mel.shape for data in take(slow, 6) for batch in data.batches]
+    shapes = [batch.audio_input.shape for data in take(slow, 6) for batch in data.batches]
     # a clip alone may be longer than the budget
     shared = [(rows, frames) for rows, _, frames in shapes if rows > 1]
     assert shared

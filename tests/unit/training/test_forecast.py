@@ -57,6 +57,13 @@ def test_steps_that_align_the_adaptor_alone_say_nothing_of_the_others():
     assert forecast.work(100) == 60 + forecast.work(40) < 70
 
 
+def test_a_run_that_aligns_and_no_more_tells_of_its_end_too():
+    forecast = Forecast(TrainingConfig(num_steps=100, alignment_steps=100))
+    told = [forecast.time_step(2.0, step) for step in range(1, 61)]
+    assert {step: text for step, text in enumerate(told, start=1) if text} == {10: "about 0:03 h left: 90 steps of 2 s"}
+    assert forecast.seconds_left(60) == pytest.approx(40 * 2.0)
+
+
 def test_steps_that_align_the_adaptor_alone_tell_of_the_others_by_the_plan():
     step = StepTime(0.1, 0.4, 0.9, 0.0, 0.1, 0.3, 0.2, 0.0, total=2.0)
     work = read_alignment_work({"alignment_seconds": 0.1, "step_seconds": asdict(step)})

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kappaspeech.config.training_config import ProfileConfig
+from kappaspeech.training import tracing
 from kappaspeech.training.tracing import BeginTrace, EndTrace, Tracer
 from tests.unit.training.test_cadences import surroundings
 
@@ -42,6 +43,19 @@ def test_the_trace_holds_its_steps_and_what_is_between_them(tmp_path, capsys):
     assert path.name == "steps-3-4.rank-0.json.gz"
     found = operations(path)
     assert [found.count(name) for name in ("relu", "sigmoid", "tanh")] == [1, 1, 1]
+
+
+def test_a_large_trace_is_told_and_a_sign_of_life_while_it_is_compressed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tracing, "_TELL_SECONDS", 0.0)
+    monkeypatch.setattr(tracing, "_BLOCK_BYTES", 100)
+    around = surroundings(tmp_path)
+    tracer = Tracer(ProfileConfig(steps=(0, 0)), around)
+    tracer.begin(0)
+    torch.ones(2).relu()
+    tracer.end(1)
+    assert "100% of 0 MB are compressed" in capsys.readouterr().err
+    assert around.phases.num_ticks > 2
+    assert "relu" in operations(tmp_path / "profile/steps-0-0.rank-0.json.gz")
 
 
 @pytest.mark.parametrize(("first", "end"), [(4, 8), (0, 4)])

@@ -1,0 +1,53 @@
+"""The adaptor that a run began with: read once, recorded, and not needed when the run resumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kappaspeech.config.run_config import RunConfig
+from kappaspeech.errors import CheckpointError
+from kappaspeech.ranks.agreement import agree
+from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.runs.checkpoints import list_checkpoints
+from kappaspeech.runs.contents import RECORD_FILE
+from kappaspeech.runs.first_adaptor import AdaptorOrigin
+from kappaspeech.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class KeptAdaptor:
+    """The adaptor that a run with checkpoints began with: what model.adaptor.initial was, its origin, and the digest of all
+    weights that the run began with."""
+
+    initial: str
+    origin: AdaptorOrigin
+    initial_weights_digest: str
+
+
+def find_kept_adaptor(*, cluster: Cluster, folder: RunFolder) -> KeptAdaptor | None:
+    """What the record of a run that resumes says of its first adaptor; None for a new run, or one of random weights.
+
+    Its checkpoints hold what became of the adaptor, so the run or export that it came from may be gone by now. A collective.
+    """
+    return agree(cluster, lambda: _find(folder) if cluster.rank == 0 else None)[0]
+
+
+def _find(folder: RunFolder) -> KeptAdaptor | None:
+    if not (folder.path / RECORD_FILE).exists() or not list_checkpoints(folder.checkpoints):
+        return None
+    record, initial = folder.read_record(), folder.read_config().model.adaptor.initial
+    origin = AdaptorOrigin.from_json(record.get("initial_adaptor"))
+    start = record.get("initial_weights_digest")
+    if initial is None or origin is None or not isinstance(start, str):
+        return None
+    return KeptAdaptor(initial, origin, start)
+
+
+def refuse_other_adaptor(kept: KeptAdaptor, config: RunConfig, origin: AdaptorOrigin | None) -> None:
+    """Raise `CheckpointError` if a run that resumes asks for another first adaptor, `origin`, before its record says so too."""
+    if origin is None or origin.digest != kept.origin.digest:
+        raise CheckpointError(
+            f"model.adaptor.initial is {config.model.adaptor.initial or 'null'}, another adaptor than {kept.initial}, which "
+            f"{config.run_dir} was begun with: a run keeps it. Put that back, also if that folder is gone by now, or train into "
+            "another run_dir."
+        )

@@ -33,8 +33,10 @@ class AdaptorOrigin:
     @staticmethod
     def from_json(value: Any) -> AdaptorOrigin | None:
         """The origin that a run's record tells of; None if it tells of none."""
-        fields = [value.get(name) for name in ("file", "digest")] if isinstance(value, dict) else []
-        return AdaptorOrigin(*fields) if fields and all(isinstance(field, str) for field in fields) else None
+        match value:
+            case {"file": str(file), "digest": str(digest)}:
+                return AdaptorOrigin(file, digest)
+        return None
 
     def to_json(self) -> dict[str, str]:
         """The file and the digest, for a run's record."""

@@ -63,10 +63,10 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
     """Read all that `config` names. Raises on every rank if one can't, or if hosts have read other things. A collective."""
     cluster, folder = around.cluster, around.folder
     began = find_kept_adaptor(cluster=cluster, folder=folder)
-    kept = began if began and began.initial == config.model.adaptor.initial else None
+    kept = began if began is not None and began.initial == config.model.adaptor.initial else None
     with agreement(cluster):
         refuse_old_stop_file(folder.path)
-        assembly = assemble(config, agreed.arithmetic, kept_adaptor=kept and kept.origin)
+        assembly = assemble(config, agreed.arithmetic, kept_adaptor=None if kept is None else kept.origin)
         if began is not None:
             refuse_other_adaptor(began, config, assembly.first_adaptor)
         encoder_digests = assembly.encoder.digests()

@@ -83,7 +83,7 @@ def _write_trace(profiler: Any, path: Path, tick: Callable[[], None]) -> None:
                 if time.monotonic() - told_seconds >= _TELL_SECONDS:
                     told_seconds = time.monotonic()
                     share = f"{source.tell() / total:.0%} of {total / 1e6:,.0f} MB are compressed"
-                    print(f"training.profile: {share}", file=sys.stderr, flush=True)
+                    print(for_terminal(f"training.profile: {share}"), file=sys.stderr, flush=True)
 
 
 def _write_memory(path: Path) -> None:

@@ -93,7 +93,8 @@ def read_checkpoints(run: Path, listener: Listener) -> Iterator[dict[str, Any]]:
         if step > len(aligned):
             continue
         trained = read_trained(find_weights(checkpoint))
-        adaptor.load_state_dict({name.removeprefix(ADAPTOR_PREFIX): tensor for name, tensor in trained.items()})
+        of_adaptor = {name: tensor for name, tensor in trained.items() if name.startswith(ADAPTOR_PREFIX)}
+        adaptor.load_state_dict({name.removeprefix(ADAPTOR_PREFIX): tensor for name, tensor in of_adaptor.items()})
         recent = aligned[max(0, step - 20) : step]
         yield {"step": step, "alignment_nats": sum(recent) / len(recent), **listener.read_off(adaptor)}
 

@@ -39,7 +39,7 @@ RECIPE = REPOSITORY / "launch/configs/quickstart.yaml"
 
 @dataclass(frozen=True)
 class Way:
-    """How our own stream and engine train: `packs` clips in one row, `keeps` the encoder's states of an earlier epoch."""
+    """A way that our own stream and engine train: `packs` clips in one row, `keeps` the encoder's states of an earlier epoch."""
 
     packs: bool = False
     keeps: bool = False

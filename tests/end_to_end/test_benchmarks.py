@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.model.precision import is_worth_it, measure_rates
+from kappaspeech.runs.folder import RunFolder
+from kappaspeech.speech.batches import label_ids
+from kappaspeech.speech.corpus import make_datasets
+from kappaspeech.speech.held_out import read_test_batches
+from kappaspeech.speech.normalisers import normalise_text
 from tests.conftest import clean_environment
 from tests.patience import patience
 
@@ -90,3 +96,34 @@ def test_a_sentence_that_is_tested_on_is_spoken_in_no_training(tmp_path, monkeyp
     tainted = speak(tmp_path / "tainted/en", "A third one.", "The lamp is: red; today")
     with pytest.raises(SystemExit, match="1 test sentences are in training"):
         real_speech.check_division([clean, tainted], test)
+
+
+def test_an_alignment_is_read_off_at_each_checkpoint(home, train, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    curve = importlib.import_module("alignment_curve")
+    steps = {"training__num_steps": 2, "training__alignment_steps": 2, "training__checkpoint_every_steps": 1}
+    run = train("curve", data__test=[], data__text={}, **steps)
+    (tmp_path / "shards/test").mkdir(parents=True)
+    for file in (home / "shards/test").glob("en-*"):
+        (tmp_path / "shards/test" / f"real-{file.name}").symlink_to(file)
+    sets = make_datasets([DatasetConfig(shards=str(tmp_path / curve.TEST))])
+    said = [sample.transcript for batch in read_test_batches(sets, batch_size=40) for sample in batch]
+    for source in ("speech", "open"):
+        speak(tmp_path / source / "train/en", *said)
+    listener = curve.Listener(tmp_path, RunFolder(run).read_config())
+
+    points = list(curve.read_checkpoints(run, listener))
+    losses = [json.loads(line)["loss_nats"] for line in (run / "steps.jsonl").read_text().splitlines()]
+    assert [point["step"] for point in points] == [1, 2]
+    assert [point["alignment_nats"] for point in points] == pytest.approx([losses[0], sum(losses) / 2])
+    assert all(point["interval"][0] <= point["wer"] <= point["interval"][1] for point in points)
+
+    # an adaptor that says each token twice and a blank behind it is read off without an error
+    texts = iter([sample.transcript for sample in listener.samples])
+
+    def speak_well(_states: torch.Tensor, _counts: torch.Tensor) -> tuple[torch.Tensor, None]:
+        ids = label_ids(listener._tokenizer, normalise_text(next(texts), "en", "whisper"))[:-1]
+        places = [place for token in ids for place in (listener._tokens.index(token),) * 2 + (0,)]
+        return listener._words_VH[places][None], None
+
+    assert listener.read_off(speak_well)["wer"] == 0.0

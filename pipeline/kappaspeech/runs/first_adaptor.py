@@ -53,7 +53,7 @@ class FirstAdaptor:
 
     @property
     def origin(self) -> AdaptorOrigin:
-        """Where it comes from."""
+        """The file of these tensors, and their digest."""
         return AdaptorOrigin(str(self.file), digest_json({name: digest_tensor(tensor) for name, tensor in self.tensors.items()}))
 
     def put_into(self, adaptor: Adaptor) -> None:

@@ -194,7 +194,7 @@ def _are_known(samples: Sequence[SampleEntry]) -> bool:
 
 
 def stamp_shard(source: Source, num_bytes: int, samples: Sequence[SampleEntry]) -> tuple[ShardStamp, tuple[SampleEntry, ...]]:
-    """What a shard is, and its samples with their heads' digests. Raises `DataError` or `EOFError` for what can't be read."""
+    """A shard's stamp, and its samples with their heads' digests. Raises `DataError` or `EOFError` for what can't be read."""
     noted = []
     for head, sample in zip(read_heads(source, samples), samples, strict=True):
         if isinstance(head, Exception):

@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kappaspeech.errors import DataError
-from kappaspeech.speech.languages import normalise_language
+from kappaspeech.speech.languages import normalise_language, short_language
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.manifests import is_manifest, read_untranscribed
 from kappaspeech.speech.published import is_common_voice, is_voxpopuli
 from kappaspeech.speech.recordings import Recording, make_key
-from kappaspeech.speech.text_files import read_lines
+from kappaspeech.speech.text_files import LANGUAGE_KEYS, read_lines, read_table
 
 # a first line with one of these names columns
 _COLUMNS = ("path", "file", "audio", "wav", "audio_filepath", "file_name", "filename")
+# Common Voice's own tables of clips have these; beside them lie others, as clip_durations.tsv
+_PUBLISHED = {"path", "sentence"}
+_CLIP_COLUMNS = (*_COLUMNS, "clip")
 
 
 def is_table(source: Path) -> bool:
@@ -23,15 +26,39 @@ def is_table(source: Path) -> bool:
 
 
 def list_untranscribed(source: Path) -> list[Recording]:
-    """The recordings of a manifest (JSON lines), or of a table: Common Voice's, VoxPopuli's, or one file a line before a tab.
+    """The recordings of a manifest (JSON lines), or of a table: Common Voice's, VoxPopuli's, one file a line before a tab, or of
+    any columns of which one names files.
 
     Paths count from the list. Texts are neither needed nor read; a language that isn't named is "". Raises `DataError`.
     """
     if is_manifest(source):
         return list(read_untranscribed(source))
+    if is_common_voice(source.parent) and not _PUBLISHED.issubset(_name_columns(source)):
+        return list(_read_beside_clips(source))
     if is_common_voice(source.parent) or is_voxpopuli(source.parent):
         return find_recordings(source, keeps_faults=True)
     return list(_read_table(source))
+
+
+def _name_columns(source: Path) -> list[str]:
+    return read_lines(source)[0].split("\t")
+
+
+def _read_beside_clips(source: Path) -> Iterator[Recording]:
+    """A table beside Common Voice's clips that isn't one of its own: a bare name is a clip's. Raises `DataError`."""
+    columns = _name_columns(source)
+    column = next((name for known in _CLIP_COLUMNS for name in columns if name.strip().lower() == known), None)
+    if column is None:
+        wanted, there = ", ".join(_CLIP_COLUMNS), ", ".join(columns)
+        raise DataError(f"{source} has no column that names files ({wanted}); its first line has: {there[:200]}.")
+    for number, row in read_table(source):
+        file = row[column].strip()
+        if not file:
+            raise DataError(f"{source}, line {number} names no file.")
+        language = short_language(next((row[name] for name in LANGUAGE_KEYS if row.get(name)), source.resolve().parent.name))
+        named = file if Path(file).suffix else f"{file}.mp3"
+        place = source.parent / "clips" if Path(named).name == named else source.parent
+        yield Recording(make_key(language, Path(named).stem), place / named, "", language)
 
 
 def _read_table(source: Path) -> Iterator[Recording]:

@@ -25,7 +25,7 @@ class KeptAdaptor:
 
 
 def find_kept_adaptor(*, cluster: Cluster, folder: RunFolder) -> KeptAdaptor | None:
-    """What the record of a run that resumes says of its first adaptor; None for a new run, or one of random weights.
+    """Return what the record of a run that resumes says of its first adaptor; None for a new run, or one of random weights.
 
     Its checkpoints hold what became of the adaptor, so the run or export that it came from may be gone by now. A collective.
     """

@@ -17,6 +17,31 @@ def test_a_table_of_common_voice_is_read_by_its_columns(tmp_path):
     assert recording.language == "de"
 
 
+@pytest.mark.parametrize(
+    ("table", "file", "language"),
+    [
+        ("path\tlocale\na.mp3\tde\n", "clips/a.mp3", "de"),
+        ("clip\tduration[ms]\na.mp3\t1200\n", "clips/a.mp3", "en"),
+        ("Path\tlanguage\na\tGerman\n", "clips/a.mp3", "de"),
+        ("audio_filepath\nother/b.wav\n", "other/b.wav", "en"),
+    ],
+)
+def test_another_table_beside_those_clips_is_read_by_the_column_that_names_files(tmp_path, table, file, language):
+    corpus = tmp_path / "en"
+    (corpus / "clips").mkdir(parents=True)
+    (corpus / "mine.tsv").write_text(table)
+    (recording,) = list_untranscribed(corpus / "mine.tsv")
+    assert (recording.path, recording.language) == (corpus / file, language)
+
+
+@pytest.mark.parametrize(("table", "says"), [("id\tsentence\n1\tx\n", "its first line has: id, sentence"), ("", "no column")])
+def test_a_table_that_names_no_files_is_refused_with_the_names_that_are_known(tmp_path, table, says):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "mine.tsv").write_text(table)
+    with pytest.raises(DataError, match=says):
+        list_untranscribed(tmp_path / "mine.tsv")
+
+
 def test_a_line_without_a_file_is_refused_by_its_number(tmp_path):
     table = tmp_path / "t.tsv"
     table.write_text("a.wav\n\n\tno file\n")

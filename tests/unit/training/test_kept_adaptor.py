@@ -24,7 +24,7 @@ def config(home, tmp_path) -> RunConfig:
 
 
 def leave_a_run(folder: Path, config: RunConfig, **record: object) -> KeptAdaptor | None:
-    """What is kept of a run's first adaptor, if its record holds these values."""
+    """Return the kept first adaptor of a run whose record holds these values."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"schema_version": 1, **config.model_dump(mode="json")}))
     (folder / "run.json").write_text(json.dumps({"schema_version": 1, "status": "stopped", **record}))

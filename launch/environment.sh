@@ -53,10 +53,18 @@ find_installed_python() {
 
 count_gpus() {
   local gpus=0
-  if [ -n "${CUDA_VISIBLE_DEVICES-all}" ] && [ "${DS_ACCELERATOR:-}" != cpu ]; then
-    gpus=$( (nvidia-smi -L 2>/dev/null || true) | grep -c '^GPU' || true)
-    # a container may have GPUs without their driver's tools
-    [ "$gpus" -gt 0 ] || gpus=$(find /dev -maxdepth 1 -name 'nvidia[0-9]*' | wc -l)
+  case ${CUDA_VISIBLE_DEVICES-all} in
+    # they hide every GPU; the last is SLURM's
+    ''|-1|NoDevFiles) echo 0; return ;;
+  esac
+  if [ "${DS_ACCELERATOR:-}" != cpu ]; then
+    if command -v nvidia-smi >/dev/null 2>&1; then
+      # its word counts: a job that was given no GPU may see the host's device files
+      gpus=$( (nvidia-smi -L 2>/dev/null || true) | grep -c '^GPU' || true)
+    else
+      # a container may have GPUs without their driver's tools
+      gpus=$(find /dev -maxdepth 1 -name 'nvidia[0-9]*' | wc -l)
+    fi
   fi
   if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
     gpus=$(tr , '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c . || true)

@@ -30,6 +30,8 @@ FORWARDED_VARIABLES = (
 )
 # And those whose names begin so: torch's options of NCCL, and libfabric's, by which NCCL reaches other hosts on some clouds.
 _FORWARDED_PREFIXES = ("TORCH_NCCL_", "FI_")
+# Values of CUDA_VISIBLE_DEVICES that hide every GPU; the last is SLURM's.
+HIDDEN_GPUS = ("", "-1", "NoDevFiles")
 # The working folder of ranks on other hosts, if DeepSpeed can't be given it (`launch/train.sh` reads it).
 FOLDER_VARIABLE = "KAPPASPEECH_FOLDER"
 # Variables that DeepSpeed's launcher carries to other hosts, between double quotes in which a shell still expands these.
@@ -54,37 +56,38 @@ class CommandLine:
         return line if self.folder is None else f"(cd {shlex.quote(self.folder)} && {line})"
 
 
-def on_this_host(
-    script: str, arguments: Sequence[str], *, places: Sequence[str], port: int, variables: Mapping[str, str]
-) -> CommandLine:
-    """DeepSpeed's launcher here, with its options for the number or the `places` of the ranks."""
-    words = ["deepspeed", "-q", *places, "--master_port", str(port), script, *arguments]
-    return CommandLine(tuple(words), dict(variables))
+def on_this_host(script: str, arguments: Sequence[str], *, launcher: Sequence[str], variables: Mapping[str, str]) -> CommandLine:
+    """A `launcher`'s ranks here (`choose_launcher`)."""
+    return CommandLine((*launcher, script, *arguments), dict(variables))
 
 
-def choose_places(num_ranks: int, *, num_gpus: int, visible: str) -> tuple[str, ...]:
-    """DeepSpeed's options for so many ranks on this host, which has `num_gpus` GPUs, or none to be used.
+def choose_launcher(num_ranks: int, *, num_gpus: int, visible: str, port: int) -> tuple[str, ...]:
+    """The words that start so many ranks on this host, which has `num_gpus` GPUs, or none to be used.
 
     `visible` is CUDA_VISIBLE_DEVICES, or empty if that isn't set. Beside `--num_gpus` DeepSpeed passes over it, and takes the
-    host's first GPUs in place of those that it names. Raises `ConfigError` if there are too few, or if it names them otherwise
-    than by numbers.
+    host's first GPUs in place of those that it names. Raises `ConfigError` if there are too few.
     """
-    if num_gpus and visible:
-        named = [name.strip() for name in visible.split(",") if name.strip()]
-        if not all(name.isdecimal() for name in named):
-            raise ConfigError(
-                f"CUDA_VISIBLE_DEVICES is {visible}, and DeepSpeed's launcher knows GPUs by their numbers alone. Give numbers, "
-                "or start the ranks without --nproc: bash launch/train.sh."
-            )
-        num_gpus = len(named)
-        if num_ranks <= num_gpus:
-            return ("--include", f"localhost:{','.join(named[:num_ranks])}")
+    named = split_names(visible) if num_gpus else []
+    num_gpus = len(named) or num_gpus
     if 0 < num_gpus < num_ranks:
         raise ConfigError(
             f"--nproc is {num_ranks}, and there are {num_gpus} GPUs here, of which each takes one rank. Give a rank for each at "
             "most; DS_ACCELERATOR=cpu in front of the command trains on processors."
         )
-    return ("--num_gpus", str(num_ranks))
+    deepspeed, meeting = ("deepspeed", "-q"), ("--master_port", str(port))
+    if not named:
+        return (*deepspeed, "--num_gpus", str(num_ranks), *meeting)
+    if all(name.isdecimal() for name in named):
+        # DeepSpeed unsets it itself, but after CUDA has read it: without NVML to ask, it then takes two GPUs for 0 and 1
+        unset = ("env", "-u", "CUDA_VISIBLE_DEVICES")
+        return (*unset, *deepspeed, "--include", f"localhost:{','.join(named[:num_ranks])}", *meeting)
+    # names of GPUs or of parts of one, which DeepSpeed's launcher can't read
+    return ("torchrun", "--standalone", "--nproc-per-node", str(num_ranks))
+
+
+def split_names(visible: str) -> list[str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, by number or otherwise."""
+    return [name.strip() for name in visible.split(",") if name.strip()]
 
 
 def on_hosts(

@@ -21,15 +21,17 @@ from kappaspeech.launching import remote
 from kappaspeech.launching.attempt import Attempt, Signals, run_attempt
 from kappaspeech.launching.command_lines import (
     FORWARDED_VARIABLES,
+    HIDDEN_GPUS,
     MARK_VARIABLE,
     CommandLine,
     carried_variables,
-    choose_places,
+    choose_launcher,
     environment_file_text,
     is_plain,
     on_hosts,
     on_this_host,
     path_word,
+    split_names,
     split_words,
     under_slurm,
 )
@@ -91,12 +93,18 @@ def find_script(name: str) -> str:
 
 
 def count_gpus() -> int:
-    """NVIDIA GPUs of this host, asked without loading torch; none if CUDA_VISIBLE_DEVICES hides them.
+    """NVIDIA GPUs that ranks here may use, asked without loading torch: this host's, or those that CUDA_VISIBLE_DEVICES names.
 
     Raises `TrainingError` if their driver hangs.
     """
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in HIDDEN_GPUS:
         return 0
+    here = _count_gpus_here()
+    return len(split_names(visible)) if here and visible else here
+
+
+def _count_gpus_here() -> int:
     if shutil.which("nvidia-smi") is None:
         # a container may have GPUs without their driver's tools
         return len(list(Path("/dev").glob("nvidia[0-9]*")))
@@ -123,8 +131,7 @@ def prepare_start(request: Request, *, ask_hosts: bool) -> Start:
             on_this_host(
                 script,
                 request.arguments,
-                places=_choose_places(request.num_ranks),
-                port=free_port(),
+                launcher=_choose_launcher(request.num_ranks),
                 variables=_processor_variables(request.num_ranks),
             ),
             mark,
@@ -162,9 +169,10 @@ def prepare_start(request: Request, *, ask_hosts: bool) -> Start:
     return Start(command, mark, environment_path, text, by_rank, tuple(host.name for host in used))
 
 
-def _choose_places(num_ranks: int) -> tuple[str, ...]:
+def _choose_launcher(num_ranks: int) -> tuple[str, ...]:
     num_gpus = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else count_gpus()
-    return choose_places(num_ranks, num_gpus=num_gpus, visible=os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return choose_launcher(num_ranks, num_gpus=num_gpus, visible=visible, port=free_port())
 
 
 def _processor_variables(num_ranks: int) -> dict[str, str]:

@@ -15,9 +15,10 @@ from kappaspeech.launching.command_lines import (
     FOLDER_VARIABLE,
     CommandLine,
     carried_variables,
-    choose_places,
+    choose_launcher,
     environment_file_text,
     on_hosts,
+    on_this_host,
     path_word,
     quote_for_pdsh,
     split_words,
@@ -171,24 +172,39 @@ def test_what_cuda_nccl_and_its_network_are_told_reaches_other_hosts():
 
 
 @pytest.mark.parametrize(
-    "num_gpus, visible, places",
+    "num_gpus, visible, launcher",
     [
-        (0, "", ("--num_gpus", "2")),
-        (8, "", ("--num_gpus", "2")),
+        (0, "", "deepspeed -q --num_gpus 2"),
+        (8, "", "deepspeed -q --num_gpus 2"),
         # it took GPUs 0 and 1, which may be another's
-        (8, "4,6,7", ("--include", "localhost:4,6")),
-        (8, " 5, 3", ("--include", "localhost:5,3")),
+        (3, "4,6,7", "env -u CUDA_VISIBLE_DEVICES deepspeed -q --include localhost:4,6"),
+        (2, " 5, 3", "env -u CUDA_VISIBLE_DEVICES deepspeed -q --include localhost:5,3"),
         # a machine without GPUs on which somebody set it
-        (0, "0", ("--num_gpus", "2")),
+        (0, "0", "deepspeed -q --num_gpus 2"),
+        (0, "-1", "deepspeed -q --num_gpus 2"),
     ],
 )
-def test_ranks_take_the_gpus_that_they_may_see(num_gpus, visible, places):
-    assert choose_places(2, num_gpus=num_gpus, visible=visible) == places
+def test_ranks_take_the_gpus_that_they_may_see(num_gpus, visible, launcher):
+    words = choose_launcher(2, num_gpus=num_gpus, visible=visible, port=1234)
+    assert words == (*launcher.split(), "--master_port", "1234")
 
 
-@pytest.mark.parametrize(
-    "num_gpus, visible, said", [(1, "", "are 1 GPUs"), (8, "3", "are 1 GPUs"), (8, "GPU-8932f937", "by their numbers")]
-)
-def test_more_ranks_than_gpus_and_gpus_without_numbers_are_refused(num_gpus, visible, said):
-    with pytest.raises(ConfigError, match=said):
-        choose_places(2, num_gpus=num_gpus, visible=visible)
+@pytest.mark.parametrize("visible", ["GPU-8932f937,GPU-11", "MIG-1,MIG-2", "1,GPU-8932f937"])
+def test_ranks_of_gpus_by_name_are_started_as_by_the_script(visible):
+    words = choose_launcher(2, num_gpus=2, visible=visible, port=1234)
+    assert words == ("torchrun", "--standalone", "--nproc-per-node", "2")
+
+
+def test_the_line_that_leaves_the_gpus_to_deepspeed_hides_their_list_from_it():
+    """Where NVML is missing it counts, before it unsets the variable, by it: it knew GPUs 0 and 1 for a list of 4 and 6."""
+    launcher = choose_launcher(2, num_gpus=2, visible="4,6", port=1)
+    told = on_this_host("-c", ["echo [${CUDA_VISIBLE_DEVICES-all}]"], launcher=[*launcher[:3], "bash"], variables={})
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "4,6"}
+    for words in (told.words, ["bash", "-c", str(told)]):
+        assert subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout == "[all]\n"
+
+
+@pytest.mark.parametrize("num_gpus, visible", [(1, ""), (1, "3"), (1, "GPU-8932f937")])
+def test_more_ranks_than_gpus_are_refused(num_gpus, visible):
+    with pytest.raises(ConfigError, match="are 1 GPUs"):
+        choose_launcher(2, num_gpus=num_gpus, visible=visible, port=1)

@@ -41,6 +41,8 @@ def start(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
         ({"NUM_RANKS": "1", "CUDA_VISIBLE_DEVICES": "MIG-7"}, "torch.distributed.run --standalone --nproc-per-node 1", "MIG-7"),
         ({"DS_ACCELERATOR": "cpu", "NUM_RANKS": "6"}, "deepspeed.launcher.runner -q --num_gpus 6", "all"),
         ({"CUDA_VISIBLE_DEVICES": ""}, "deepspeed.launcher.runner -q --num_gpus 1", ""),
+        ({"CUDA_VISIBLE_DEVICES": "-1", "NUM_RANKS": "2"}, "deepspeed.launcher.runner -q --num_gpus 2", "-1"),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, "deepspeed.launcher.runner -q --num_gpus 1", "NoDevFiles"),
     ],
 )
 def test_ranks_take_the_gpus_that_may_be_used(tmp_path, variables, words, visible):
@@ -58,7 +60,7 @@ def test_more_ranks_than_gpus_are_refused(tmp_path, variables, num_gpus):
     assert f"there are {num_gpus} GPU(s) here, of which each takes one rank" in done.stderr
 
 
-@pytest.mark.parametrize("visible, count", [("all", 4), ("2,3", 2), ("MIG-7", 1), ("", 0)])
+@pytest.mark.parametrize("visible, count", [("all", 4), ("2,3", 2), ("MIG-7", 1), ("", 0), ("-1", 0)])
 def test_gpus_are_counted_that_may_be_used(tmp_path, visible, count):
     """The quickstart starts two ranks, and one on a machine with one GPU."""
     (tmp_path / "nvidia-smi").write_text(NVIDIA_SMI)
@@ -67,3 +69,19 @@ def test_gpus_are_counted_that_may_be_used(tmp_path, visible, count):
     words = ["bash", "-euo", "pipefail", "-c", f". {SCRIPT.parent / 'environment.sh'}; count_gpus"]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=patience(10), check=True)
     assert done.stdout == f"{count}\n"
+
+
+def test_a_driver_that_knows_no_gpu_is_believed_whatever_device_files_there_are(tmp_path):
+    """A job that was given no GPU of its host may see all of their files."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/bash\necho No devices found.\n")
+    (tmp_path / "find").write_text("#!/bin/bash\necho /dev/nvidia0\necho /dev/nvidia1\n")
+    for name in ("nvidia-smi", "find"):
+        (tmp_path / name).chmod(0o755)
+    counts = []
+    for _ in range(2):
+        words = ["bash", "-euo", "pipefail", "-c", f". {SCRIPT.parent / 'environment.sh'}; count_gpus"]
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=patience(10), check=True)
+        counts.append(done.stdout)
+        (tmp_path / "nvidia-smi").unlink(missing_ok=True)
+    assert counts == ["0\n", "2\n"]

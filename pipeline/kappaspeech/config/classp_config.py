@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from kappaspeech.config.section import NotNegative, Positive, StrictSection
+from kappaspeech.config.section import NotNegative, StrictSection
 
 
 class ClasspConfig(StrictSection):
@@ -15,9 +17,10 @@ class ClasspConfig(StrictSection):
         description="A weight moves in a step only if the square of its gradient is larger. The gradient is that of the mean "
         "loss a token, clipped: all squares together are at most clip_norm². 0: every weight moves.",
     )
-    power: Positive = Field(
+    # from these limits on ε^(1/p) isn't 0 in float32, where a weight without a gradient would move by 0/0
+    power: Annotated[float, Field(ge=1)] = Field(
         default=2.0,
         description="p of the scaling by (ε + Σ |gradient|^p)^(1/p), the sum over the steps in which the weight has moved. 2 is "
         "AdaGrad's.",
     )
-    epsilon: Positive = Field(default=1e-10, description="ε of that scaling.")
+    epsilon: Annotated[float, Field(ge=1e-30)] = Field(default=1e-10, description="ε of that scaling.")

@@ -34,7 +34,9 @@ SCHEMA_VERSION = 1
 STATE_FILE, TRAINED_FILE, OPTIMIZER_FILE = "state.json", "trained.safetensors", "optimizer.safetensors"
 AVERAGE_FILE = "average.safetensors"
 # fingerprints that checkpoints of versions before this one lack
-_NEWER = ("prompt", "replayed text", "consolidation", "CLASSP", "initial adaptor")
+_NEWER = ("prompt", "replayed text", "consolidation", "initial adaptor")
+# and those of what such a version couldn't do
+_ABSENT = {"CLASSP": "none"}
 
 _log = make_logger(__name__)
 
@@ -185,6 +187,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def check_fingerprints(checkpoint: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> None:
     """Raise `CheckpointError`, by name, if an input that a checkpoint doesn't hold has changed since it was written."""
+    saved = {**_ABSENT, **saved}
     changed = [name for name in current if saved.get(name) != current[name] and (name in saved or name not in _NEWER)]
     if changed:
         details = "; ".join(f"{name} was {str(saved.get(name))[:12]}, is {current[name][:12]}" for name in changed)

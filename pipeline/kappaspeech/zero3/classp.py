@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# a partition holds up to a thousand million weights, and a GPU that trains has no room for copies of all in float32
+_ELEMENTS = 1 << 22
+
 
 @dataclass(frozen=True)
 class Classp:
@@ -23,7 +26,9 @@ class Classp:
 
     @torch.no_grad()
     def move(self, weights: Tensor, gradient: Tensor, sums: Tensor, *, rate: float) -> None:
-        """Update `weights` and their `sums` s, in place."""
-        moving = torch.where(gradient.square() > self.threshold, gradient, 0.0)
-        sums.add_(moving.abs().pow_(self.power))
-        weights.addcdiv_(moving, (sums + self.epsilon).pow_(1 / self.power), value=-rate)
+        """Update `weights`, which are flat, and their `sums` s, in place."""
+        parts = (tensor.split(_ELEMENTS) for tensor in (weights, gradient, sums))
+        for w, g, s in zip(*parts, strict=True):
+            moving = torch.where(g.square() > self.threshold, g, 0.0)
+            s.add_(moving.abs().pow_(self.power))
+            w.addcdiv_(moving, (s + self.epsilon).pow_(1 / self.power), value=-rate)

@@ -220,6 +220,14 @@ def test_what_has_changed_since_a_checkpoint_is_named(tmp_path):
         check_fingerprints(tmp_path, saved, {**saved, "data": "c" * 64})
 
 
+def test_a_checkpoint_of_a_version_without_classp_goes_on_without_it_alone(tmp_path):
+    """AdamW's second moments would be taken for its sums."""
+    saved = {"data": "a" * 64}
+    check_fingerprints(tmp_path, saved, {**saved, "CLASSP": "none"})
+    with pytest.raises(CheckpointError, match="another CLASSP"):
+        check_fingerprints(tmp_path, saved, {**saved, "CLASSP": "c" * 64})
+
+
 def test_ranks_check_a_checkpoint_in_shares_and_find_what_one_would(tmp_path):
     with RankThreads() as ranks:
         clusters = ranks.connect(3)

@@ -35,12 +35,13 @@ def find_kept_adaptor(*, cluster: Cluster, folder: RunFolder) -> KeptAdaptor | N
 def _find(folder: RunFolder) -> KeptAdaptor | None:
     if not (folder.path / RECORD_FILE).exists() or not list_checkpoints(folder.checkpoints):
         return None
-    record, initial = folder.read_record(), folder.read_config().model.adaptor.initial
-    origin = AdaptorOrigin.from_json(record.get("initial_adaptor"))
-    start = record.get("initial_weights_digest")
-    if initial is None or origin is None or not isinstance(start, str):
+    record = folder.read_record()
+    origin, start = AdaptorOrigin.from_json(record.get("initial_adaptor")), record.get("initial_weights_digest")
+    if origin is None or not isinstance(start, str):
+        # and its configuration isn't read, which an older version may have written
         return None
-    return KeptAdaptor(initial, origin, start)
+    initial = folder.read_config().model.adaptor.initial
+    return None if initial is None else KeptAdaptor(initial, origin, start)
 
 
 def refuse_other_adaptor(kept: KeptAdaptor, config: RunConfig, origin: AdaptorOrigin | None) -> None:

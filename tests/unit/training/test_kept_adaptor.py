@@ -41,6 +41,13 @@ def test_it_is_known_by_the_record_once_there_is_a_checkpoint(config, tmp_path):
     assert find_kept_adaptor(cluster=SingleProcess(), folder=RunFolder(folder)) == KeptAdaptor("gone", ORIGIN, "b" * 64)
 
 
+def test_a_run_of_random_weights_resumes_though_its_configuration_has_keys_of_another_version(config, tmp_path):
+    (tmp_path / "run/checkpoints/step-000002").mkdir(parents=True)
+    leave_a_run(tmp_path / "run", config, initial_adaptor=None, initial_weights_digest="b" * 64)
+    (tmp_path / "run/config.json").write_text('{"schema_version": 1, "renamed_since": 1}')
+    assert find_kept_adaptor(cluster=SingleProcess(), folder=RunFolder(tmp_path / "run")) is None
+
+
 @pytest.mark.parametrize("told", [None, {"file": "x"}, {"file": 1, "digest": "a"}, "x"])
 def test_a_record_that_tells_of_none_is_no_reason_to_skip_reading_one(config, tmp_path, told):
     (tmp_path / "run/checkpoints/step-000002").mkdir(parents=True)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from kappaspeech.config.run_config import RunConfig
-from kappaspeech.errors import CheckpointError
+from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.ranks.agreement import agree
 from kappaspeech.ranks.cluster import Cluster
-from kappaspeech.runs.checkpoints import list_checkpoints
+from kappaspeech.runs.checkpoints import list_checkpoints, read_state
 from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.runs.first_adaptor import AdaptorOrigin
 from kappaspeech.runs.folder import RunFolder
+
+# the name of the adaptor's digest among a checkpoint's fingerprints
+FINGERPRINT = "initial adaptor"
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,23 @@ def find_kept_adaptor(*, cluster: Cluster, folder: RunFolder) -> KeptAdaptor | N
 
 
 def _find(folder: RunFolder) -> KeptAdaptor | None:
-    if not (folder.path / RECORD_FILE).exists() or not list_checkpoints(folder.checkpoints):
+    if not (folder.path / RECORD_FILE).exists() or not (checkpoints := list_checkpoints(folder.checkpoints)):
         return None
     record = folder.read_record()
     origin, start = AdaptorOrigin.from_json(record.get("initial_adaptor")), record.get("initial_weights_digest")
-    if origin is None or not isinstance(start, str):
-        # and its configuration isn't read, which an older version may have written
+    if origin is None or not isinstance(start, str) or not any(_read_digest(path) == origin.digest for path in checkpoints):
+        # the record may be that of a start which then couldn't go on from the checkpoints
         return None
     initial = folder.read_config().model.adaptor.initial
     return None if initial is None else KeptAdaptor(initial, origin, start)
+
+
+def _read_digest(checkpoint: Path) -> str | None:
+    """The digest of the first adaptor by a checkpoint's own word; None if it is damaged, or of a version before there was one."""
+    try:
+        return str(read_state(checkpoint)["fingerprints"][FINGERPRINT])
+    except (InputError, KeyError, TypeError):
+        return None
 
 
 def refuse_other_adaptor(kept: KeptAdaptor, config: RunConfig, origin: AdaptorOrigin | None) -> None:

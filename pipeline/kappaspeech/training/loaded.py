@@ -27,7 +27,7 @@ from kappaspeech.training.agreed import Agreed
 from kappaspeech.training.assembly import Assembly, assemble, digest_trained
 from kappaspeech.training.consolidating import read_consolidated
 from kappaspeech.training.frozen_check import digest_frozen, digest_start
-from kappaspeech.training.kept_adaptor import find_kept_adaptor, refuse_other_adaptor
+from kappaspeech.training.kept_adaptor import FINGERPRINT, find_kept_adaptor, refuse_other_adaptor
 from kappaspeech.training.kept_prompt import digest_prompt_source, settle_prompt
 from kappaspeech.training.replay import Replay, read_measured, read_replay
 from kappaspeech.training.stopping import refuse_old_stop_file
@@ -107,7 +107,7 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
             "frozen tensors": digest_json(frozen),
             "selection": digest_trained(config.unfreeze, assembly.selection),
             "adaptor": digest_json(asdict(assembly.adaptor_shape)),
-            "initial adaptor": assembly.first_adaptor.digest if assembly.first_adaptor else "random",
+            FINGERPRINT: assembly.first_adaptor.digest if assembly.first_adaptor else "random",
             "prompt": digest_json(assembly.prompt.only(config.data.train).to_json()),
             "moving average": f"decay {config.training.ema_decay}",
             "data": stream.fingerprint,

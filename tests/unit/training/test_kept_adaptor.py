@@ -31,26 +31,43 @@ def leave_a_run(folder: Path, config: RunConfig, **record: object) -> KeptAdapto
     return find_kept_adaptor(cluster=SingleProcess(), folder=RunFolder(folder))
 
 
+def leave_a_checkpoint(folder: Path, first_adaptor: str) -> None:
+    """Leave what a checkpoint says of the adaptor that its run began with."""
+    (folder / "checkpoints/step-000002").mkdir(parents=True)
+    content = {"schema_version": 1, "step": 2, "fingerprints": {"initial adaptor": first_adaptor}}
+    (folder / "checkpoints/step-000002/state.json").write_text(json.dumps(content))
+
+
 def test_it_is_known_by_the_record_once_there_is_a_checkpoint(config, tmp_path):
     folder = tmp_path / "run"
     record = {"initial_adaptor": ORIGIN.to_json(), "initial_weights_digest": "b" * 64}
     assert find_kept_adaptor(cluster=SingleProcess(), folder=RunFolder(folder)) is None
     # the next start begins anew
     assert leave_a_run(folder, config, **record) is None
-    (folder / "checkpoints/step-000002").mkdir(parents=True)
+    leave_a_checkpoint(folder, ORIGIN.digest)
     assert find_kept_adaptor(cluster=SingleProcess(), folder=RunFolder(folder)) == KeptAdaptor("gone", ORIGIN, "b" * 64)
 
 
 def test_a_run_of_random_weights_resumes_though_its_configuration_has_keys_of_another_version(config, tmp_path):
-    (tmp_path / "run/checkpoints/step-000002").mkdir(parents=True)
+    leave_a_checkpoint(tmp_path / "run", "random")
     leave_a_run(tmp_path / "run", config, initial_adaptor=None, initial_weights_digest="b" * 64)
     (tmp_path / "run/config.json").write_text('{"schema_version": 1, "renamed_since": 1}')
     assert find_kept_adaptor(cluster=SingleProcess(), folder=RunFolder(tmp_path / "run")) is None
 
 
+@pytest.mark.parametrize("began_with", ["random", "c" * 64])
+def test_a_record_that_the_checkpoints_contradict_counts_for_nothing(config, tmp_path, began_with):
+    """A start with another adaptor wrote it before it was refused: the run could no longer go on with its own."""
+    leave_a_checkpoint(tmp_path / "run", began_with)
+    record = {"initial_adaptor": ORIGIN.to_json(), "initial_weights_digest": "b" * 64}
+    assert leave_a_run(tmp_path / "run", config, **record) is None
+    (tmp_path / "run/checkpoints/step-000002/state.json").write_text("{")
+    assert find_kept_adaptor(cluster=SingleProcess(), folder=RunFolder(tmp_path / "run")) is None
+
+
 @pytest.mark.parametrize("told", [None, {"file": "x"}, {"file": 1, "digest": "a"}, "x"])
 def test_a_record_that_tells_of_none_is_no_reason_to_skip_reading_one(config, tmp_path, told):
-    (tmp_path / "run/checkpoints/step-000002").mkdir(parents=True)
+    leave_a_checkpoint(tmp_path / "run", ORIGIN.digest)
     assert leave_a_run(tmp_path / "run", config, initial_adaptor=told, initial_weights_digest="b" * 64) is None
 
 

@@ -35,10 +35,11 @@ if [ "$gpus" -gt 0 ]; then
     # names of GPUs or of parts of one, which DeepSpeed's launcher can't read
     exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "${NUM_RANKS:-$gpus}" "${BASH_SOURCE[0]}" "$@"
   fi
-  # without a number, the runner takes all GPUs that it may see
+  # without a number, the runner takes all GPUs
   ranks=(${NUM_RANKS:+--num_gpus "$NUM_RANKS"})
-  if [ -n "${NUM_RANKS:-}" ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
-    ranks=(--include "localhost:$(cut -d , -f "1-$NUM_RANKS" <<< "$CUDA_VISIBLE_DEVICES")")
+  if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    # DeepSpeed unsets it itself, but after CUDA has read it: without NVML to ask, it then takes two GPUs for 0 and 1
+    ranks=(--include "localhost:$(cut -d , -f "1-${NUM_RANKS:-$gpus}" <<< "$CUDA_VISIBLE_DEVICES")")
     unset CUDA_VISIBLE_DEVICES
   fi
 else

@@ -33,7 +33,7 @@ def start(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     "variables, words, visible",
     [
         ({}, "deepspeed.launcher.runner -q --master_port", "all"),
-        ({"CUDA_VISIBLE_DEVICES": "2,3"}, "deepspeed.launcher.runner -q --master_port", "2,3"),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, "deepspeed.launcher.runner -q --include localhost:2,3", "all"),
         ({"NUM_RANKS": "3"}, "deepspeed.launcher.runner -q --num_gpus 3", "all"),
         ({"NUM_RANKS": "1", "CUDA_VISIBLE_DEVICES": "2,3"}, "deepspeed.launcher.runner -q --include localhost:2", "all"),
         # DeepSpeed's launcher ended at the first letter of a name

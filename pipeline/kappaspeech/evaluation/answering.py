@@ -70,25 +70,30 @@ def _follow(transcriber: Transcriber, items: Sequence[Instruction], cluster: Clu
                 raise DataError(f"data.tasks: {shown}, and an instruction may have {WINDOW_TOKENS}. Shorten it.")
         batches = cut_prompts(prompts, transcriber.batch_size)
         mine = batches[cluster.rank :: cluster.world_size]
-    # a rank that has no batch left answers the first again beside the others
+    # a rank that has no batch left writes one of the first's answers beside the others
     count = -(-len(batches) // cluster.world_size) if transcriber.in_step else len(mine)
-    filled = [*mine, *[batches[0][:1]] * (count - len(mine))]
+    beside = [batches[0][:1]] * (count - len(mine))
     with nullcontext() if transcriber.in_step else agreement(cluster):
-        trained = _write(transcriber, filled)
+        trained = _write(transcriber, mine, beside=beside)
         base = None
         if transcriber.base_weights is not None:
             with transcriber.base_weights():
-                base = _write(transcriber, filled)
+                base = _write(transcriber, mine, beside=beside)
     answers, of_base = zip(*cluster.gather((trained, base)), strict=True)
     return measure_instructions(items, _in_order(answers), None if None in of_base else _in_order(of_base))
 
 
-def _write(transcriber: Transcriber, batches: Sequence[Sequence[Prompt]]) -> dict[int, str]:
-    """The answers by the instructions' numbers."""
+def _write(
+    transcriber: Transcriber, batches: Sequence[Sequence[Prompt]], *, beside: Sequence[Sequence[Prompt]]
+) -> dict[int, str]:
+    """The answers by the instructions' numbers. Those `beside` are written too, and are no answers: a batch of another size may
+    round otherwise."""
     found: dict[int, str] = {}
     for batch in batches:
         texts = transcriber.write([prompt.ids for prompt in batch])
         found.update(zip((prompt.number for prompt in batch), texts, strict=True))
+    for batch in beside:
+        transcriber.write([prompt.ids for prompt in batch])
     return found
 
 

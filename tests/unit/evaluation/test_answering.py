@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from kappaspeech.model.generation import ends_in_loop
 from kappaspeech.model.trained import find_base, load_trained_model
 from kappaspeech.ranks.cluster import SingleProcess
 from tests.parity.steps import Case, build_parts
+from tests.rank_threads import RankThreads, together
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
 
@@ -86,6 +87,27 @@ def test_answers_are_those_of_a_plain_loop_and_the_bases_are_those_before_traini
 def test_answers_do_not_depend_on_the_size_of_a_batch(transcriber):
     sizes = [answer(replace(transcriber, batch_size=size), INSTRUCTIONS)[0] for size in (1, 5)]
     assert sizes[0] == sizes[1]
+
+
+class TellsItsBatch(Transcriber):
+    """Answers with the number of prompts in the batch, as rounding may hang on it."""
+
+    def write(self, prompts):
+        return [f"one of {len(prompts)}"] * len(prompts)
+
+
+def test_what_a_rank_without_a_batch_writes_beside_the_others_is_no_answer(transcriber):
+    """Under ZeRO-3, where every pass is one of all ranks: the answer by itself took the place of the one from its batch."""
+    parts = {field.name: getattr(transcriber, field.name) for field in fields(transcriber)}
+    telling = TellsItsBatch(**{**parts, "in_step": True, "base_weights": None})
+    alone, _ = answer(telling, INSTRUCTIONS)
+    with RankThreads() as ranks:
+        found = together(
+            ranks.connect(2),
+            lambda cluster: answer_tasks(telling, {"en": INSTRUCTIONS}, cluster, lambda _: None, lambda: False),
+        )
+    assert sorted(set(alone["instructions"]["en"]["answers"])) == ["one of 1", "one of 2"]
+    assert found == [alone, alone]
 
 
 def test_an_answer_ends_where_the_llm_ends_a_turn(transcriber):

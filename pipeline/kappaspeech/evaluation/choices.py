@@ -84,7 +84,7 @@ def pick(items: Sequence[Item], likelihoods: Likelihoods) -> Picked:
     if any(map(math.isnan, likelihoods.values())):
         raise TrainingError(
             "A choice of data.tasks has no likelihood (NaN): the LLM gives no numbers any more. Go back to an earlier "
-            "checkpoint, or train again with a smaller training.llm_learning_rate."
+            "checkpoint, or train again with a smaller optimizer.llm_learning_rate."
         )
     plain, normalised, first = [], [], 0
     for item in items:

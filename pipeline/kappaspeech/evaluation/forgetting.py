@@ -56,7 +56,7 @@ class TextScore:
         if not math.isfinite(self.nats_sum + (self.kl_nats_sum or 0.0)):
             raise TrainingError(
                 f"A text in data.text has a loss of {self.nats_sum} nats, and KL {self.kl_nats_sum}: the LLM gives no numbers "
-                "any more. Go back to an earlier checkpoint, or train again with a smaller training.llm_learning_rate."
+                "any more. Go back to an earlier checkpoint, or train again with a smaller optimizer.llm_learning_rate."
             )
         return {
             "nats_sum": self.nats_sum,

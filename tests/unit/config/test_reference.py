@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 import yaml
 from pydantic import BaseModel, Field
 
+import kappaspeech
 from kappaspeech.commands import main
 from kappaspeech.config.reference import Key, list_sections
 from kappaspeech.config.run_config import RunConfig
@@ -82,3 +86,16 @@ def test_the_schema_has_every_section_with_its_keys(capsys):
     assert {frozenset(definition["properties"]) for definition in schema["$defs"].values()} == {
         frozenset(keys) for path, keys in sections.items() if path
     }
+
+
+def test_a_key_that_a_message_tells_to_change_exists():
+    """A remedy named training.llm_learning_rate, which is a key of optimizer."""
+    known = {f"{path.replace('[]', '')}.{key.name}" for path, key in KEYS if path}
+    # a dot and a word after a section's name: its keys, and no files' names
+    named = re.compile(r"(?<![\w./])(?:training|optimizer|batch|data|unfreeze|replay|ewc|classp)\.[a-z_]+(?![\w/])")
+    unknown = set()
+    for source in Path(kappaspeech.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                unknown |= {(source.name, key) for key in named.findall(node.value) if key not in known}
+    assert {(name, key) for name, key in unknown if not key.endswith(".safetensors")} == set()

@@ -74,21 +74,23 @@ def _follow(transcriber: Transcriber, items: Sequence[Instruction], cluster: Clu
     count = -(-len(batches) // cluster.world_size) if transcriber.in_step else len(mine)
     filled = [*mine, *[batches[0][:1]] * (count - len(mine))]
     with nullcontext() if transcriber.in_step else agreement(cluster):
-        trained = _write(transcriber, filled)
+        trained = _write(transcriber, filled, num_kept=len(mine))
         base = None
         if transcriber.base_weights is not None:
             with transcriber.base_weights():
-                base = _write(transcriber, filled)
+                base = _write(transcriber, filled, num_kept=len(mine))
     answers, of_base = zip(*cluster.gather((trained, base)), strict=True)
     return measure_instructions(items, _in_order(answers), None if None in of_base else _in_order(of_base))
 
 
-def _write(transcriber: Transcriber, batches: Sequence[Sequence[Prompt]]) -> dict[int, str]:
-    """The answers by the instructions' numbers."""
+def _write(transcriber: Transcriber, batches: Sequence[Sequence[Prompt]], *, num_kept: int) -> dict[int, str]:
+    """The answers to the first `num_kept` batches, by the instructions' numbers: one answered alone, beside others, may be
+    rounded to another."""
     found: dict[int, str] = {}
-    for batch in batches:
+    for place, batch in enumerate(batches):
         texts = transcriber.write([prompt.ids for prompt in batch])
-        found.update(zip((prompt.number for prompt in batch), texts, strict=True))
+        if place < num_kept:
+            found.update(zip((prompt.number for prompt in batch), texts, strict=True))
     return found
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -86,6 +88,40 @@ def test_answers_are_those_of_a_plain_loop_and_the_bases_are_those_before_traini
 def test_answers_do_not_depend_on_the_size_of_a_batch(transcriber):
     sizes = [answer(replace(transcriber, batch_size=size), INSTRUCTIONS)[0] for size in (1, 5)]
     assert sizes[0] == sizes[1]
+
+
+class Threads(SingleProcess):
+    """Ranks that are threads of this process, of which `held` and `barrier` are shared."""
+
+    def __init__(self, rank, held, barrier):
+        super().__init__()
+        self.rank, self.world_size, self._held, self._barrier = rank, len(held), held, barrier
+
+    def gather(self, value):
+        self._held[self.rank] = value
+        self._barrier.wait(timeout=60)
+        values = list(self._held)
+        self._barrier.wait(timeout=60)
+        return values
+
+
+class Counting(Transcriber):
+    """Answers with the size of the batch, on which rounding may make an answer depend."""
+
+    def write(self, prompts):
+        return [str(len(prompts)) for _ in prompts]
+
+
+def test_what_a_rank_answers_beside_the_others_is_no_answer(transcriber):
+    counting = Counting(**{field.name: getattr(transcriber, field.name) for field in fields(transcriber)})
+    counting = replace(counting, in_step=True, base_weights=None)
+    held, barrier = [None] * 3, threading.Barrier(3)
+    items = [Instruction(text, CHECKS) for text in ("one", "two", "six")]
+    with ThreadPoolExecutor(3) as pool:
+        ranks = [Threads(rank, held, barrier) for rank in range(3)]
+        found = list(pool.map(lambda rank: answer_tasks(counting, {"en": items}, rank, lambda _: None, lambda: False), ranks))
+    # two batches, the second of one: the third rank has none and answers the first instruction alone
+    assert [sorted(reports["instructions"]["en"]["answers"]) for reports in found] == [["1", "2", "2"]] * 3
 
 
 def test_an_answer_ends_where_the_llm_ends_a_turn(transcriber):

@@ -151,6 +151,19 @@ def test_lines_without_a_language_are_of_the_sets_own(tmp_path):
     assert {path.name for path in tmp_path.glob("*.index")} == {f"kappaspeech-in-place-{name}.index" for name in ("en", "fr")}
 
 
+def test_an_index_that_an_earlier_version_named_by_a_longer_code_is_still_the_sets(tmp_path, monkeypatch):
+    write_nemo_tars(tmp_path)
+    manifest = tmp_path / "sharded_manifests/manifest_1.json"
+    save(manifest, manifest.read_text().replace(', "lang": "de"', ""))
+    made = counted(monkeypatch)
+    before = open_in_place(str(tmp_path), language="fra")
+    (tmp_path / "kappaspeech-in-place-fr.index").rename(tmp_path / "kappaspeech-in-place-fra.index")
+    num_made = len(made)
+    assert open_in_place(str(tmp_path), language="fra").fingerprint == before.fingerprint
+    assert len(made) == num_made
+    assert not (tmp_path / "kappaspeech-in-place-fr.index").exists()
+
+
 @pytest.mark.parametrize("alias", ["german", "DE", "de_DE"])
 def test_a_language_chooses_the_same_samples_by_any_of_its_names(tmp_path, alias):
     write_nemo_tars(tmp_path / "nemo")

@@ -142,6 +142,9 @@ def test_the_chat_template_is_taken_whatever_the_prompt_of_speech_is(transcriber
     # no system turn is added to it
     for chosen in (transcriber, replace(transcriber, chat_template=False)):
         assert transcriber.tokenizer.decode(chosen.chat_ids("turn it on")) == "[user]turn it on[a]"
+    thinking = copy.deepcopy(transcriber.tokenizer)
+    thinking.chat_template += "{% if enable_thinking is not defined or enable_thinking %}[on]{% endif %}"
+    assert thinking.decode(replace(transcriber, tokenizer=thinking).chat_ids("turn it on")) == "[user]turn it on[a]"
     bare = copy.deepcopy(transcriber.tokenizer)
     bare.chat_template = None
     plain = replace(transcriber, tokenizer=bare).chat_ids("turn it on")

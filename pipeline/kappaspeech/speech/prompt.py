@@ -209,9 +209,10 @@ def _render(tokenizer: Any, user: str, *, empty_system: bool) -> str:
             continue
         if AUDIO_MARK in text:
             return text
+    without = "set model.chat_template to false, which makes model.instruction the whole prompt"
     raise CheckpointError(
         f"The chat template of {tokenizer.name_or_path} can't render a user's turn: {reason}. Mend chat_template.jinja beside "
-        "the tokenizer, or set model.chat_template to false, which makes model.instruction the whole prompt."
+        f"the tokenizer, or {without if empty_system else 'leave instructions out of data.tasks'}."
     )
 
 

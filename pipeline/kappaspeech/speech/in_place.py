@@ -176,7 +176,7 @@ def _short(language: str) -> str:
 def _former(language: str) -> list[str]:
     """The code by which an earlier version, which didn't know it, may have kept an index: runs go on with that."""
     word = re.split("[-_]", language.strip().lower())[0]
-    return [word] if word.isalnum() and word != _short(language) else []
+    return [word] if re.fullmatch("[a-z]{3}", word) and word != _short(language) else []
 
 
 def _places_of(source: Path, short: str | None, read: ReadOptions) -> list[Path]:

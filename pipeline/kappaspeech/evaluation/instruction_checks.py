@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +13,18 @@ from typing import Any
 from kappaspeech.speech.text_files import check_unicode
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-# after its mark a space follows, or the end; a single letter before it is an abbreviation's ("z. B.")
-_SENTENCE_END = re.compile(r"(?<!\b[^\W\d_])[.!?…]+[\"”“\u00ab\u00bb')\]]*(?=\s|$)")
+# After its mark a space follows, or the end. A full stop behind a single letter is an abbreviation's ("z. B."), but for an I.
+_SENTENCE_END = re.compile(
+    r"(?:[!?…]|(?<!\b[^\W\d_I])(?<!\b[DM][rs])(?<!\b(?:St|Nr|ca))(?<!\b(?:Mrs|bzw))(?<!\bProf)\.)[.!?…]*"
+    r"[\"”“\u00ab\u00bb')\]]*(?=\s|$)"
+)
 _BULLET = re.compile(r"^\s*[-*•]\s+\S", re.MULTILINE)
 _TITLE = re.compile(r"<<[^<>\n]*[^\W_][^<>\n]*>>")
 _FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL | re.IGNORECASE)
 _GUILLEMETS = "\u00ab\u00bb"
-_QUOTATIONS = ('""', "„“", "“”", _GUILLEMETS, _GUILLEMETS[::-1])
-_MARKS = f' \t\n"„“”{_GUILLEMETS}.!?'
+_QUOTATIONS = ('""', "„“", "„”", "“”", _GUILLEMETS, _GUILLEMETS[::-1])
+_QUOTES = f' \t\n"„“”{_GUILLEMETS}'
+_MARKS = f"{_QUOTES}.!?"
 # Frequent words that the other language doesn't have.
 _FUNCTION_WORDS = {
     "en": "the of and to is that it for with are this be by from they you your has have can not its or which when their "
@@ -48,8 +53,9 @@ class Check:
     parameters: Mapping[str, Any]
 
     def is_obeyed(self, answer: str) -> bool:
-        """True if the answer as it is obeys; an empty one never does."""
-        return bool(answer.strip()) and KINDS[self.kind].obeys(answer.strip(), **self.parameters)
+        """True if the answer as it is obeys; an empty one never does. An umlaut may be written as a letter with a mark."""
+        text = unicodedata.normalize("NFC", answer.strip())
+        return bool(text) and KINDS[self.kind].obeys(text, **self.parameters)
 
     def is_obeyed_loosely(self, answer: str) -> bool:
         """True if the answer obeys as it is, without its first line, its last or both, with or without asterisks: IFEval's loose
@@ -124,9 +130,20 @@ def _words(text: str) -> list[str]:
     return [word.casefold() for word in _WORD.findall(text)]
 
 
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip().casefold()
+
+
+def _bare(text: str) -> str:
+    """A text without the marks around it, if it is more than marks."""
+    return _fold(text.strip(_MARKS) or text)
+
+
 def _has(text: str, phrase: str) -> bool:
-    """True if a text has a word or phrase whole, in whatever case."""
-    return re.search(rf"(?<!\w){re.escape(phrase.casefold().strip())}(?!\w)", text.casefold()) is not None
+    """True if a text has a word or phrase whole, in whatever case; a mark at its ends may touch a word."""
+    wanted = _fold(phrase)
+    before, after = r"(?<!\w)" if wanted[0].isalnum() else "", r"(?!\w)" if wanted[-1].isalnum() else ""
+    return re.search(f"{before}{re.escape(wanted)}{after}", text.casefold()) is not None
 
 
 def _in_range(count: int, least: int, most: int | None) -> bool:
@@ -155,7 +172,7 @@ def _excludes(answer: str, *, words: Sequence[str]) -> bool:
 
 
 def _lacks(answer: str, *, text: str) -> bool:
-    return text not in answer
+    return unicodedata.normalize("NFC", text) not in answer
 
 
 def _is_lower(answer: str) -> bool:
@@ -168,13 +185,20 @@ def _is_upper(answer: str) -> bool:
 
 
 def _starts(answer: str, *, text: str) -> bool:
-    start, wanted = answer.lstrip(_MARKS).casefold(), text.strip().casefold()
-    return start.startswith(wanted) and not start[len(wanted) : len(wanted) + 1].isalnum()
+    wanted = _fold(text)
+    return any(
+        start.startswith(wanted) and not (wanted[-1].isalnum() and start[len(wanted) : len(wanted) + 1].isalnum())
+        for start in (answer.casefold(), answer.lstrip(_MARKS).casefold())
+    )
 
 
 def _ends(answer: str, *, text: str) -> bool:
-    end, wanted = answer.rstrip(_MARKS).casefold(), text.rstrip(_MARKS).lstrip().casefold()
-    return end.endswith(wanted) and not end[: len(end) - len(wanted)][-1:].isalnum()
+    wanted = _fold(text.rstrip(_MARKS))
+    if not wanted:
+        # a mark alone, which only quotation marks may follow
+        return answer.endswith(text.strip()) or answer.rstrip(_QUOTES).endswith(text.strip())
+    end = answer.rstrip(_MARKS).casefold()
+    return end.endswith(wanted) and not (wanted[0].isalnum() and end[: len(end) - len(wanted)][-1:].isalnum())
 
 
 def _is_in(answer: str, *, language: str) -> bool:
@@ -203,7 +227,7 @@ def _has_title(answer: str) -> bool:
 
 
 def _is_one_of(answer: str, *, texts: Sequence[str]) -> bool:
-    return answer.strip(_MARKS).casefold() in {text.strip(_MARKS).casefold() for text in texts}
+    return _bare(answer) in map(_bare, texts)
 
 
 _RANGE = {"least": "a number from 0 on", "most": "a number from 0 on"}

@@ -11,10 +11,11 @@ import torch
 from kappaspeech.errors import DataError
 from kappaspeech.evaluation.decoding import Decoded, Ending, ends_in_loop
 from kappaspeech.model.encoder import load_whisper
+from kappaspeech.speech.languages import short_language
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
 
 # codes of languages that Whisper knows under another one
-_WHISPERS_CODES = {"jv": "jw", "nb": "no", "fil": "tl", "cmn": "zh"}
+_WHISPERS_CODES = {"jv": "jw", "nb": "no"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ class WhisperBaseline:
 
 
 def _code_of(language: str) -> str:
-    return _WHISPERS_CODES.get(language, language)
+    # an index of another tool's, or of an earlier version, may have longer codes
+    short = short_language(language)
+    return _WHISPERS_CODES.get(short, short)
 
 
 def open_whisper(name_or_path: str, *, device: torch.device, num_beams: int = 1) -> WhisperBaseline:

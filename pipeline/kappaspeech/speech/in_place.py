@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def open_in_place(where: str, *, language: str | None = None, read: ReadOptions 
     except UnnamedLanguageError as error:
         if language is None:
             raise DataError(f"{error} Of a set in data.train or data.test it is the set's language.") from error
-        table, places = index_in_place(where, language=language), _places_of(source, language, read)
+        table, places = index_in_place(where, language=language), _places_of(source, _short(language), read)
     for place in places:
         with contextlib.suppress(OSError):
             return _keep(table, place, source)
@@ -68,7 +69,8 @@ def find_kept(where: str, *, language: str | None = None, read: ReadOptions | No
     source, read = Path(where).expanduser(), read or ReadOptions()
     state = _state_of(source)
     # one index for all languages, if each sample names its own
-    for place in (*_places_of(source, None, read), *(_places_of(source, language, read) if language else ())):
+    names = [None, *([_short(language), *_former(language)] if language else ())]
+    for place in (place for name in names for place in _places_of(source, name, read)):
         if (kept := _read_kept(place, source, state)) is not None:
             return place, kept
     return None
@@ -167,9 +169,18 @@ def _state_of(source: Path) -> str:
     return digest_json([[path.name, status.st_size, status.st_mtime_ns] for path, status in states])
 
 
-def _places_of(source: Path, language: str | None, read: ReadOptions) -> list[Path]:
-    """The places where an index may be kept, the best first."""
-    short = normalise_language(language, where="language") if language else None
+def _short(language: str) -> str:
+    return normalise_language(language, where="language")
+
+
+def _former(language: str) -> list[str]:
+    """The code by which an earlier version, which didn't know it, may have kept an index: runs go on with that."""
+    word = re.split("[-_]", language.strip().lower())[0]
+    return [word] if re.fullmatch("[a-z]{3}", word) and word != _short(language) else []
+
+
+def _places_of(source: Path, short: str | None, read: ReadOptions) -> list[Path]:
+    """The places where an index may be kept, the best first; of samples of which none names a language it is `short`."""
     name = f"{'-'.join(filter(None, (_INDEX_NAME, short)))}{MERGED_SUFFIX}"
     places = [source / name if source.is_dir() else source.with_name(f"{source.name}.{name}")]
     if read.cache_dir is not None:

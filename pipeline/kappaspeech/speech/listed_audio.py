@@ -30,6 +30,13 @@ class Segment(Protocol):
 def cut_segment(waveform: NDArray[np.float32], recording: Segment) -> NDArray[np.float32]:
     """The listed part of a file's waveform (T,). Raises `BadSampleError` if the file ends before it, or if it is too short or
     silent, as a whole file may not be either."""
+    part = find_segment(waveform, recording)
+    check_speech(part)
+    return part
+
+
+def find_segment(waveform: NDArray[np.float32], recording: Segment) -> NDArray[np.float32]:
+    """As `cut_segment`, for a part that may be silent."""
     begin = int(recording.begin_seconds * SAMPLE_RATE_HZ)
     end = len(waveform) if recording.seconds is None else begin + round(recording.seconds * SAMPLE_RATE_HZ)
     if begin >= len(waveform) or end - len(waveform) > _SLACK_SECONDS * SAMPLE_RATE_HZ:
@@ -37,9 +44,13 @@ def cut_segment(waveform: NDArray[np.float32], recording: Segment) -> NDArray[np
     part = waveform[begin:end]
     if len(part) < SHORTEST_SECONDS * SAMPLE_RATE_HZ:
         raise BadSampleError("short", f"{len(part) / SAMPLE_RATE_HZ:.3f} s")
+    return part
+
+
+def check_speech(part: NDArray[np.float32]) -> None:
+    """Raise `BadSampleError` if the part of a file can't be speech."""
     if fault := find_fault(part):
         raise BadSampleError(*fault)
-    return part
 
 
 def decode_whole(content: bytes, listed: float | None, max_seconds: float | None = None) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kappaspeech.speech.listed_audio import cut_segment, decode_whole
+from kappaspeech.speech.listed_audio import decode_whole, find_segment
 from kappaspeech.speech.samples import check_whole, decode, encode
 
 
@@ -28,11 +28,12 @@ class Listing:
 
 
 def decode_listed(content: bytes, listing: Listing, seconds: float) -> NDArray[np.float32]:
-    """The waveform (T,) of a sample `seconds` long, from its member's bytes; as `pack` takes it. Raises `BadSampleError`."""
+    """The waveform (T,) of a sample `seconds` long, from its member's bytes; as `pack` takes it, but that a part may be silent:
+    nothing is learned from it, yet a test set has no holes. Raises `BadSampleError`."""
     check_whole(content)
     if listing.is_whole:
         return decode_whole(content, seconds)
-    return cut_segment(decode(content), listing)
+    return find_segment(decode(content), listing)
 
 
 def encode_listed(content: bytes, listing: Listing, seconds: float) -> bytes:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kappaspeech.redaction import redact
 from kappaspeech.speech.augment import Augmentation, change_speed, generator, mask_spectrogram
 from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions
+from kappaspeech.speech.listed_audio import check_speech
 from kappaspeech.speech.read_ahead import PlannedBatch, ReadAhead
 from kappaspeech.speech.sample_reader import SampleReader, SampleRef, sample_errors
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, BadSampleError, encoder_input
@@ -124,6 +125,8 @@ class Loader:
         options = self._options
         random = generator(*ref.counter)
         waveform, most = sample.waveform, int(options.max_seconds * SAMPLE_RATE_HZ)
+        if ref.entry.listing is not None:
+            check_speech(waveform)
         # a clip that fits isn't made so long that its last words would be cut off
         slowest = len(waveform) / most if len(waveform) <= most else 0.0
         if factors := [factor for factor in options.augmentation.speed_factors if factor >= slowest]:

@@ -193,24 +193,26 @@ def _render(tokenizer: Any, user: str, *, empty_system: bool) -> str:
     """The chat template around a user's turn.
 
     With `empty_system` such a turn is given, as some templates put a long default into one that is left out; and none if a
-    template has no such turn.
+    template has no such turn. Without it a template that lets its LLM think before it answers is told not to: an answer is short.
     """
     from jinja2 import TemplateError
 
     turn = {"role": "user", "content": user}
     reason = "it leaves out what the user says"
     silent = {"role": "system", "content": ""}
+    options: dict[str, Any] = {} if empty_system else {"enable_thinking": False}
     for turns in ([silent, turn], [turn]) if empty_system else ([turn],):
         try:
-            text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
         except (TemplateError, TypeError, ValueError, LookupError) as error:
             reason = str(error) or type(error).__name__
             continue
         if AUDIO_MARK in text:
             return text
+    without = "set model.chat_template to false, which makes model.instruction the whole prompt"
     raise CheckpointError(
         f"The chat template of {tokenizer.name_or_path} can't render a user's turn: {reason}. Mend chat_template.jinja beside "
-        "the tokenizer, or set model.chat_template to false, which makes model.instruction the whole prompt."
+        f"the tokenizer, or {without if empty_system else 'leave instructions out of data.tasks'}."
     )
 
 

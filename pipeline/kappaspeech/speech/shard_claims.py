@@ -10,6 +10,7 @@ from typing import Any
 
 from kappaspeech.artefacts import digest_json, write_json
 from kappaspeech.errors import DataError
+from kappaspeech.speech.languages import short_language
 from kappaspeech.speech.recordings import Recording
 from kappaspeech.speech.regular_files import is_regular
 from kappaspeech.speech.shards import INDEX_SUFFIX, ShardIndex, read_index
@@ -51,11 +52,18 @@ def find_stale(planned: Sequence[Path], corpus: str) -> list[Path]:
     """Shards of the same corpus, prefix and languages as those that are `planned`, and none of them: cut otherwise before."""
     stems = {_stem(path) for path in planned}
     others = {other for path in planned[:1] for other in path.parent.glob("*.tar")} - set(planned)
-    return sorted(other for other in others if _stem(other) in stems and corpus and read_claim(other).get("corpus") == corpus)
+    alike = [other for other in others if not stems.isdisjoint((_stem(other), _short_stem(other)))]
+    return sorted(other for other in alike if corpus and read_claim(other).get("corpus") == corpus)
 
 
 def _stem(path: Path) -> str:
     return re.sub(r"-\d{6,}\.tar$", "", path.name)
+
+
+def _short_stem(path: Path) -> str:
+    """The stem that a shard would have today: versions that didn't know a language's longer code kept it."""
+    prefix, dash, language = _stem(path).rpartition("-")
+    return f"{prefix}{dash}{short_language(language)}"
 
 
 def remove_shard(path: Path) -> None:

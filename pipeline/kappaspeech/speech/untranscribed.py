@@ -55,16 +55,21 @@ def _read_beside_clips(source: Path) -> Iterator[Recording]:
         file = row[column].strip()
         if not file:
             raise DataError(f"{source}, line {number} names no file.")
-        language = short_language(next((row[name] for name in LANGUAGE_KEYS if row.get(name)), source.resolve().parent.name))
+        named_language = next((row[name] for name in LANGUAGE_KEYS if row.get(name)), None)
+        language = _language_of_folder(source) if named_language is None else short_language(named_language)
         named = file if Path(file).suffix else f"{file}.mp3"
         place = source.parent / "clips" if Path(named).name == named else source.parent
         yield Recording(make_key(language, Path(named).stem), place / named, "", language)
 
 
-def _read_table(source: Path) -> Iterator[Recording]:
-    # a corpus has a folder for each language
+def _language_of_folder(source: Path) -> str:
+    """The language of a corpus that has a folder for each, as de or zh-CN; "" of any other folder, as my-clips."""
     folder = source.resolve().parent.name
-    language = normalise_language(folder) if re.fullmatch(r"[a-z]{2,3}", folder) else ""
+    return normalise_language(folder) if re.fullmatch(r"[a-z]{2,3}(-[A-Z]{2})?", folder) else ""
+
+
+def _read_table(source: Path) -> Iterator[Recording]:
+    language = _language_of_folder(source)
     column = None
     for number, line in enumerate(read_lines(source), start=1):
         if not line.strip():

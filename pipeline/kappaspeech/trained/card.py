@@ -64,7 +64,7 @@ def _front_matter(run: TrainedRun | None, evaluation: Mapping[str, Any] | None, 
         languages = {short_language(item.language) for item in run.config.data.train if item.language}
         tested_on = ", ".join(_shown(item.shards) for item in run.config.data.test) or "unknown"
         for language, report in _reports(evaluation).items():
-            languages.add(language)
+            languages.add(short_language(language))
             rate: dict[str, Any] = {"metric_type": "wer", "metric_name": "WER", "metric_value": round(100 * report["wer"], 3)}
             of_data: dict[str, Any] = {
                 "dataset_type": "unpublished",

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from kappaspeech.errors import DataError
+from kappaspeech.errors import CheckpointError, DataError
 from kappaspeech.evaluation.answering import answer_tasks
 from kappaspeech.evaluation.choice_items import Item
 from kappaspeech.evaluation.instruction_checks import Check, Instruction
@@ -128,6 +128,12 @@ def test_the_chat_template_is_taken_whatever_the_prompt_of_speech_is(transcriber
     # no system turn is added to it
     for chosen in (transcriber, replace(transcriber, chat_template=False)):
         assert transcriber.tokenizer.decode(chosen.chat_ids("turn it on")) == "[user]turn it on[a]"
+    thinking = copy.deepcopy(transcriber.tokenizer)
+    thinking.chat_template += "{% if enable_thinking is not defined or enable_thinking %}[on]{% endif %}"
+    assert thinking.decode(replace(transcriber, tokenizer=thinking).chat_ids("turn it on")) == "[user]turn it on[a]"
+    thinking.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(CheckpointError, match=r"or leave instructions out of data\.tasks\.$"):
+        replace(transcriber, tokenizer=thinking, chat_template=False).chat_ids("turn it on")
     bare = copy.deepcopy(transcriber.tokenizer)
     bare.chat_template = None
     plain = replace(transcriber, tokenizer=bare).chat_ids("turn it on")

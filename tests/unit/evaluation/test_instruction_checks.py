@@ -13,11 +13,19 @@ KNOWN = [
     ("words", {"most": 3}, ["one", "Don't e-mail me.", "eins – zwei"], ["one two three four", "eins, zwei, drei, vier"]),
     ("words", {"least": 2, "most": 2}, ["two words", "zwei Wörter!"], ["one", "three words here", "- 1"]),
     ("words", {"least": 0}, ["one"], ["", "  \n"]),
+    # an umlaut may be a letter with a mark
+    ("words", {"most": 1}, ["Gerat", "Gera\u0308t"], ["zwei Gera\u0308te"]),
     (
         "sentences",
         {"least": 2, "most": 2},
         ["It rains. Stay in!", "Es regnet z. B. heute. Komm „rein!“", "One… and two", "Pi is 3.5 or so. Yes?"],
         ["It rains, stay in!", "One. Two. Three.", "1. 2."],
+    ),
+    (
+        "sentences",
+        {"least": 2, "most": 2},
+        ["Mr. Smith and Dr. J. Wu teach. They care.", "Can I? So do I.", "Frau Prof. Klein lehrt bzw. liest. Gut!", "A? Yes"],
+        ["Mr. Smith teaches.", "Am I? So am I. Yes."],
     ),
     (
         "bullets",
@@ -31,11 +39,18 @@ KNOWN = [
         ["Best wishes from the RAIN."],
         ["best wishes, train", "best rain wishes", "rain"],
     ),
+    ("includes", {"words": ["!", "C++"]}, ["Hello! It is C++17.", "c++ (!)"], ["Hello, C++", "Hello! It is ABC++"]),
+    ("excludes", {"words": ["?", "u\u0308ben"]}, ["Hello!", "verüben"], ["Who?", "Wir üben.", "Wir u\u0308ben."]),
+    ("lacks", {"text": "u\u0308"}, ["unter"], ["über", "u\u0308ber"]),
     ("excludes", {"words": ["brot", "garten"]}, ["Er backt Brötchen.", "Brotzeit"], ["Er backt BROT.", "im Garten"]),
     ("lacks", {"text": ","}, ["no comma at all"], ["one, two", ","]),
     ("lower_case", {}, ["all of it, 1 time", "straße, öl"], ["Not at all", "12", "ÖL"]),
     ("upper_case", {}, ["STOP! 5 METER", "GROßE STRAßE"], ["Stop", "5!", "ß"]),
     ("starts_with", {"text": "Always"}, ["Always close it.", '"always" is long'], ["Alwaysome", "Never always"]),
+    ("starts_with", {"text": "„Ja“, sagte"}, ["„Ja“, sagte er."], ["Ja, sagte er.", "„Ja“, sagten sie."]),
+    ("starts_with", {"text": "..."}, ["... and so on", "...and"], ["and so on", "!and"]),
+    ("starts_with", {"text": "-"}, ["- one", "-one"], ["one", '"one"']),
+    ("ends_with", {"text": "?"}, ["Who is it?", 'He asked: "Why?"'], ["It is me.", "Yes", "What?!"]),
     (
         "ends_with",
         {"text": "safe at home."},
@@ -55,8 +70,9 @@ KNOWN = [
         ['{"name": "crow"}', '```json\n{"a": [1]}\n```', "[1, 2]"],
         ['Here: {"a": 1}', "{'a': 1}", "5", '{"a": 1} done', "[" * 100_000],
     ),
-    ("quoted", {}, ['"Good morning."', "„Guten Morgen.“", "“Yes”"], ['"Half', 'He said "yes"', '""', "'single'"]),
+    ("quoted", {}, ['"Good morning."', "„Guten Morgen.“", "„Na.”", "“Yes”"], ['"Half', 'He said "yes"', '""', "'single'"]),
     ("title", {}, ["<<The Lost Key>>", "Here it is: <<Fuchs>>."], ["<The Key>", "<<>>", "<< >>", "<<one\ntwo>>", "The Key"]),
+    ("one_of", {"texts": ["?", "!"]}, ["?", "!"], ["...", "yes"]),
     ("one_of", {"texts": ["yes", "no"]}, ["yes", "No.", '"Yes"'], ["yes and no", "Yes, it is.", "nope"]),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from kappaspeech.commands import main
 from kappaspeech.config.data_config import DatasetConfig
@@ -21,6 +23,7 @@ from kappaspeech.speech.feature_cache import entry_name
 from kappaspeech.speech.held_out import list_test_samples, read_clips, read_test_batches
 from kappaspeech.speech.in_place import index_in_place, is_in_place, open_in_place
 from kappaspeech.speech.layouts import find_recordings
+from kappaspeech.speech.loading import Loader, LoadOptions
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.packing import pack
 from kappaspeech.speech.sample_reader import SampleReader
@@ -148,6 +151,19 @@ def test_lines_without_a_language_are_of_the_sets_own(tmp_path):
     assert {path.name for path in tmp_path.glob("*.index")} == {f"kappaspeech-in-place-{name}.index" for name in ("en", "fr")}
 
 
+def test_an_index_that_an_earlier_version_named_by_a_longer_code_is_still_the_sets(tmp_path, monkeypatch):
+    write_nemo_tars(tmp_path)
+    manifest = tmp_path / "sharded_manifests/manifest_1.json"
+    save(manifest, manifest.read_text().replace(', "lang": "de"', ""))
+    made = counted(monkeypatch)
+    before = open_in_place(str(tmp_path), language="fra")
+    (tmp_path / "kappaspeech-in-place-fr.index").rename(tmp_path / "kappaspeech-in-place-fra.index")
+    num_made = len(made)
+    assert open_in_place(str(tmp_path), language="fra").fingerprint == before.fingerprint
+    assert len(made) == num_made
+    assert not (tmp_path / "kappaspeech-in-place-fr.index").exists()
+
+
 @pytest.mark.parametrize("alias", ["german", "DE", "de_DE"])
 def test_a_language_chooses_the_same_samples_by_any_of_its_names(tmp_path, alias):
     write_nemo_tars(tmp_path / "nemo")
@@ -182,6 +198,25 @@ def test_a_length_that_the_list_lacks_is_the_recordings(tmp_path):
     save(tmp_path / "tarred_audio_manifest.json", "".join(json.dumps(line) + "\n" for line in lines))
     assert Corpus(SpeechDataset(str(tmp_path))).lengths().seconds.tolist() == [2.0, 1.5]
     assert [len(sample.waveform) for sample in read_all(tmp_path)] == [32_000, 24_000]
+
+
+def test_a_silent_part_is_masked_in_training_and_is_no_hole_in_a_test_set(tmp_path):
+    buffer = io.BytesIO()
+    sound = np.where(np.arange(32_000) < 16_000, 0.0, np.random.default_rng(0).normal(0, 0.1, 32_000))
+    soundfile.write(buffer, sound, 16_000, format="FLAC")
+    make_tar(tmp_path / "audio_0.tar", [("a.flac", buffer.getvalue())])
+    line = {"audio_filepath": "a.flac", "lang": "en", "shard_id": 0, "duration": 1.0}
+    lines = [
+        {**line, "offset": 0.0, "text": "silence"},
+        {**line, "audio_filepath": "a-sub1.flac", "offset": 1.0, "text": "noise"},
+    ]
+    save(tmp_path / "tarred_audio_manifest.json", "".join(json.dumps(line) + "\n" for line in lines))
+    dataset = SpeechDataset(str(tmp_path))
+    refs = {ref.entry.listing.transcript: ref for ref in list_test_samples([dataset])}
+    silent, heard = Loader(LoadOptions(80, 20.0), NO_CACHE).load([refs["silence"], refs["noise"]])
+    assert (silent.cause, heard.transcript) == ("silent", "noise")
+    assert {s.transcript for batch in read_test_batches([dataset], batch_size=2) for s in batch} == {"silence", "noise"}
+    assert len(read_clips(list(refs.values()), max_bytes=1 << 20)) == 2
 
 
 def test_parts_of_a_large_recording_are_refused_in_a_sentence(tmp_path, monkeypatch):

@@ -146,8 +146,8 @@ def test_no_speed_makes_a_clip_so_long_that_its_end_is_cut_off(refs):
         load(refs[:1], LoadOptions(80, longest, augmentation=Augmentation(speed_factors=factors)))
         for factors in ((), (0.8,), (0.5, 0.8, 1.25))
     )
-    np.testing.assert_array_equal(kept.log_mel, plain.log_mel)
-    assert faster.log_mel.shape[1] == pytest.approx(plain.log_mel.shape[1] / 1.25, abs=2)
+    np.testing.assert_array_equal(kept.audio_input, plain.audio_input)
+    assert faster.audio_input.shape[1] == pytest.approx(plain.audio_input.shape[1] / 1.25, abs=2)
 
 
 def test_masks_blank_whole_bands_and_stretches_within_their_limits():

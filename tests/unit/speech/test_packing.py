@@ -101,6 +101,15 @@ def test_a_corpus_that_is_cut_otherwise_leaves_no_mixture(corpora, tmp_path, cap
     assert len(list((tmp_path / "shards").glob("other-en-*.tar"))) == 3
 
 
+def test_shards_that_an_earlier_version_named_by_a_longer_code_make_no_mixture(corpora, tmp_path):
+    assert run(corpora[0], tmp_path / "shards") == 0
+    assert run(corpora[1], tmp_path / "shards", "--prefix", "other") == 0
+    for path in [*(tmp_path / "shards").glob("en-*"), *(tmp_path / "shards").glob("other-en-*")]:
+        path.rename(path.with_name(path.name.replace("en-0", "eng-0")))
+    assert run(corpora[0], tmp_path / "shards") == 0
+    assert sorted(contents(tmp_path / "shards")) == ["en-000000.tar", "other-eng-000000.tar"]
+
+
 def test_a_shard_whose_recordings_are_gone_stays(corpora, tmp_path):
     source = corpora[0]
     assert run(source, tmp_path / "shards") == 0

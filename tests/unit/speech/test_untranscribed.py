@@ -34,6 +34,13 @@ def test_another_table_beside_those_clips_is_read_by_the_column_that_names_files
     assert (recording.path, recording.language) == (corpus / file, language)
 
 
+@pytest.mark.parametrize(("folder", "language"), [("my-clips", ""), ("cv-corpus-17.0", ""), ("sv-SE", "sv"), ("deu", "de")])
+def test_a_folders_name_is_a_language_only_if_it_is_written_as_one(tmp_path, folder, language):
+    (tmp_path / folder / "clips").mkdir(parents=True)
+    (tmp_path / folder / "mine.tsv").write_text("clip\na.mp3\n")
+    assert list_untranscribed(tmp_path / folder / "mine.tsv")[0].language == language
+
+
 @pytest.mark.parametrize(("table", "says"), [("id\tsentence\n1\tx\n", "its first line has: id, sentence"), ("", "no column")])
 def test_a_table_that_names_no_files_is_refused_with_the_names_that_are_known(tmp_path, table, says):
     (tmp_path / "clips").mkdir()

@@ -49,6 +49,13 @@ def test_the_hub_reads_its_data(run):
     assert card.data.license is None
 
 
+def test_a_language_that_an_old_index_names_by_a_longer_code_is_named_once(tmp_path):
+    run = make(tmp_path / "old")
+    records = run / "evaluations.jsonl"
+    records.write_text(records.read_text().replace('"de":', '"deu":'))
+    assert ModelCard(make_card(run, name="old")).data.language == ["de", "en"]
+
+
 def test_it_says_what_the_run_recorded(run):
     text = make_card(run, name="kappa")
     assert all(f"- `{name}`, κ " in text for name in SELECTED)

@@ -27,7 +27,7 @@ class Classp:
     @torch.no_grad()
     def move(self, weights: Tensor, gradient: Tensor, sums: Tensor, *, rate: float) -> None:
         """Update `weights`, which are flat, and their `sums` s, in place."""
-        parts = (tensor.split(_ELEMENTS) for tensor in (weights, gradient, sums))
+        parts = (torch.split(tensor, _ELEMENTS) for tensor in (weights, gradient, sums))
         for w, g, s in zip(*parts, strict=True):
             moving = torch.where(g.square() > self.threshold, g, 0.0)
             s.add_(moving.abs().pow_(self.power))

@@ -196,7 +196,7 @@ def test_ranks_of_gpus_by_name_are_started_as_by_the_script(visible):
 
 
 def test_the_line_that_leaves_the_gpus_to_deepspeed_hides_their_list_from_it():
-    """Where NVML is missing it counts, before it unsets the variable, by it: it knew GPUs 0 and 1 for a list of 4 and 6."""
+    """If NVML is missing, DeepSpeed counts by the variable before it unsets it: it knew GPUs 0 and 1 for a list of 4 and 6."""
     launcher = choose_launcher(2, num_gpus=2, visible="4,6", port=1)
     told = on_this_host("-c", ["echo [${CUDA_VISIBLE_DEVICES-all}]"], launcher=[*launcher[:3], "bash"], variables={})
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "4,6"}

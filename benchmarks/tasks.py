@@ -43,8 +43,6 @@ def main() -> None:
         "commands": [line.strip() for line in (__doc__ or "").splitlines() if line.startswith("    ")],
         "machine": {"processor": processor(), "cores": os.cpu_count()},
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "git_commit": runs[0]["git_commit"],
-        "versions": runs[0]["versions"],
         "runs": [describe(record, run) for record, run in zip(records, runs, strict=True)],
     }
     write_json(arguments.output, found)
@@ -74,6 +72,7 @@ def describe(record: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
         "arm": run["arm"],
         "rule": run["selection_rule"],
         "step": record["step"],
+        "trained_by": {"git_commit": run["git_commit"], "versions": run["versions"]},
         "num_llm_parameters": run["num_llm_trained_parameters"],
         "kl_nats": {language: text["kl_nats"] for language, text in record["text"].items()},
         **{name: {language: shorten(report) for language, report in record.get(name, {}).items()} for name in TYPES},

@@ -1,4 +1,4 @@
-"""The C library's allocator, set for a training on processors."""
+"""The C library's allocator, set for a training or a scan on processors."""
 
 from __future__ import annotations
 

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import blas, lapack
 
-from kappaspeech.tensor_files.dtypes import FloatArray, StoredArray
+from kappaspeech.tensor_files.dtypes import FloatArray, SingleArray, StoredArray, widen_bfloat16
 
 _QR_BLOCK = 32
 
@@ -43,6 +44,9 @@ class Factor(Protocol):
 
     def solve(self, x: Any, *, transposed: bool = False) -> Any:
         """F⁻¹·x, or F⁻ᵀ·x."""
+
+    def square_times(self, x: Any) -> Any:
+        """F·Fᵀ·x"""
 
 
 class Vectors(Protocol):
@@ -75,16 +79,31 @@ class Algebra(Vectors, Protocol):
     def peak(self, block: Any) -> float:
         """The largest magnitude, on the host; NaN or infinite if there is one."""
 
-    def zeros(self, size: int) -> Any:
-        """An empty Gram."""
+    def single(self, fetched: Any) -> Any:
+        """A fetched block in float32, rounded if it has more digits."""
+
+    def fetch_single(self, matrix: Matrix, start: int, stop: int) -> Any:
+        """The same of a block that has not been fetched."""
+
+    def zeros(self, size: int, *, is_single: bool = False) -> Any:
+        """An empty Gram, of float32 if `is_single`."""
 
     def add_square(self, block: Any, gram: Any) -> None:
-        """G += B·Bᵀ"""
+        """G += B·Bᵀ, in the numbers that both have."""
 
-    def to_host(self, gram: Any) -> FloatArray:
+    def row_squares(self, block: Any) -> Any:
+        """The diagonal of B·Bᵀ, of a block of float32, summed in float64."""
+
+    def set_diagonal(self, gram: Any, values: Any) -> None:
+        """Put a diagonal of float64 into a Gram."""
+
+    def widen(self, square: Any) -> Any:
+        """A Gram or triangle of float32 in float64."""
+
+    def to_host(self, gram: Any) -> NDArray[Any]:
         """A Gram as ranks send it to each other."""
 
-    def from_host(self, gram: FloatArray) -> Any:
+    def from_host(self, gram: NDArray[Any]) -> Any:
         """A Gram as ranks send it to each other, in the algebra's own type; the given one may be overwritten."""
 
     def times(self, gram: Any, vector: Any) -> Any:
@@ -94,7 +113,7 @@ class Algebra(Vectors, Protocol):
         """The diagonal of a Gram or triangle, on the host."""
 
     def cholesky(self, gram: Any) -> Any | None:
-        """L of G = L·Lᵀ, in the place of G; None if G isn't positive definite."""
+        """L of G = L·Lᵀ in the numbers of G and in its place; None if G isn't positive definite."""
 
     def factor(self, triangles: list[Any]) -> Factor:
         """The product of triangles."""
@@ -128,6 +147,13 @@ class HostFactor:
             x = blas.dtrsv(triangle, x, lower=1, trans=int(transposed))
         return x
 
+    def square_times(self, x: FloatArray) -> FloatArray:
+        for triangle in self.triangles:
+            x = blas.dtrmv(triangle, x, lower=1, trans=1)
+        for triangle in reversed(self.triangles):
+            x = blas.dtrmv(triangle, x, lower=1)
+        return x
+
 
 class HostAlgebra:
     """`Algebra` by scipy's BLAS and LAPACK. Squares are in Fortran order, so that nothing is copied."""
@@ -153,20 +179,40 @@ class HostAlgebra:
     def peak(self, block: FloatArray) -> float:
         return float(np.abs(block).max())
 
-    def zeros(self, size: int) -> FloatArray:
-        return np.zeros((size, size), order="F")
+    def single(self, fetched: FloatArray) -> SingleArray:
+        return fetched.astype(np.float32)
 
-    def add_square(self, block: FloatArray, gram: FloatArray) -> None:
-        # dsyrk does half the flops of a product; the transposed view spares the copy that a C-ordered argument would cost
+    def fetch_single(self, matrix: Matrix, start: int, stop: int) -> SingleArray:
+        stored, dtype = matrix.stored_block(start, stop)
+        return widen_bfloat16(stored) if dtype == "bfloat16" else stored.astype(np.float32)
+
+    def zeros(self, size: int, *, is_single: bool = False) -> NDArray[Any]:
+        return np.zeros((size, size), np.float32 if is_single else np.float64, order="F")
+
+    def add_square(self, block: NDArray[Any], gram: NDArray[Any]) -> None:
+        # syrk does half the flops of a product; the transposed view spares the copy that a C-ordered argument would cost
+        syrk = blas.ssyrk if gram.dtype == np.float32 else blas.dsyrk
         if block.flags.f_contiguous:
-            blas.dsyrk(1.0, block, beta=1.0, c=gram, trans=0, lower=1, overwrite_c=1)
+            syrk(1.0, block, beta=1.0, c=gram, trans=0, lower=1, overwrite_c=1)
         else:
-            blas.dsyrk(1.0, block.T, beta=1.0, c=gram, trans=1, lower=1, overwrite_c=1)
+            syrk(1.0, block.T, beta=1.0, c=gram, trans=1, lower=1, overwrite_c=1)
 
-    def to_host(self, gram: FloatArray) -> FloatArray:
+    def row_squares(self, block: SingleArray) -> FloatArray:
+        # whoever asked sees that a square is beyond float32
+        with np.errstate(over="ignore"):
+            squares: FloatArray = np.add.reduce(block * block, axis=1, dtype=np.float64)
+        return squares
+
+    def set_diagonal(self, gram: SingleArray, values: FloatArray) -> None:
+        np.fill_diagonal(gram, values)
+
+    def widen(self, square: SingleArray) -> FloatArray:
+        return square.astype(np.float64)
+
+    def to_host(self, gram: NDArray[Any]) -> NDArray[Any]:
         return gram
 
-    def from_host(self, gram: FloatArray) -> FloatArray:
+    def from_host(self, gram: NDArray[Any]) -> NDArray[Any]:
         return gram
 
     def times(self, gram: FloatArray, vector: FloatArray) -> FloatArray:
@@ -176,8 +222,9 @@ class HostAlgebra:
     def diagonal(self, square: FloatArray) -> FloatArray:
         return np.diagonal(square).copy()
 
-    def cholesky(self, gram: FloatArray) -> FloatArray | None:
-        triangle, failed_at = lapack.dpotrf(gram, lower=1, clean=0, overwrite_a=1)
+    def cholesky(self, gram: NDArray[Any]) -> NDArray[Any] | None:
+        potrf = lapack.spotrf if gram.dtype == np.float32 else lapack.dpotrf
+        triangle, failed_at = potrf(gram, lower=1, clean=0, overwrite_a=1)
         return None if failed_at else triangle
 
     def factor(self, triangles: list[FloatArray]) -> HostFactor:

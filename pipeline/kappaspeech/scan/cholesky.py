@@ -33,7 +33,7 @@ def measure_by_cholesky(
     """The rungs that rest on a Cholesky factor; None if they can't reach `rtol`."""
     algebra = scaled.algebra
     # of the Gram itself, before its factor takes its place: the largest eigenvalue is what rounding hurts least
-    largest = _find_end(scaled, partial(algebra.times, gram), rtol=rtol)
+    largest = find_end(scaled, partial(algebra.times, gram), rtol=rtol)
     triangle = algebra.cholesky(gram)
     if largest is None or triangle is None:
         return None
@@ -41,7 +41,7 @@ def measure_by_cholesky(
         return None
     frobenius = math.sqrt(float(squares.sum()))
     factor = algebra.factor([triangle])
-    smallest = _find_end(scaled, partial(_solve_twice, factor), rtol=rtol)
+    smallest = find_end(scaled, partial(solve_twice, factor), rtol=rtol)
     if smallest is not None:
         stats = _accept_gram(scaled, factor, (largest, smallest), frobenius=frobenius, rtol=rtol)
         if stats is not None:
@@ -50,30 +50,33 @@ def measure_by_cholesky(
     if second is None:
         return None
     factor = algebra.factor([triangle, second])
-    smallest = _find_end(scaled, partial(_solve_twice, factor), rtol=rtol)
+    smallest = find_end(scaled, partial(solve_twice, factor), rtol=rtol)
     if smallest is None:
         return None
     sigmas = math.sqrt(largest.value), 1 / math.sqrt(smallest.value)
     # the second pass leaves a backward error of a few u·‖W‖, as an SVD does
-    bound = backward_error(scaled, sigmas[0] / sigmas[1]) + _lanczos_error(largest, smallest)
+    bound = backward_error(scaled, sigmas[0] / sigmas[1]) + lanczos_error(largest, smallest)
     if bound > rtol:
         return None
-    stats = finish_ends(scaled, *sigmas, factor=factor, bound=bound, rung="cholqr2", frobenius=frobenius)
+    stats = finish_ends(scaled, *sigmas, log2_volume=factor.log2_volume, bound=bound, rung="cholqr2", frobenius=frobenius)
     return with_whole_spectrum(scaled, stats, algebra.svdvals(algebra.multiply(triangle, second))) if with_sigmas else stats
 
 
-def _find_end(scaled: ScaledMatrix, apply: Callable[[Any], Any], *, rtol: float) -> Eigenpair | None:
+def find_end(scaled: ScaledMatrix, apply: Callable[[Any], Any], *, rtol: float, with_second: bool = False) -> Eigenpair | None:
     """The largest eigenpair of an operator of the short side, to a part of `rtol`; None if rounding makes nonsense of it."""
-    pair = largest_eigenpair(apply, scaled.short, rtol=_LANCZOS_SHARE * rtol, max_steps=_MAX_STEPS, algebra=scaled.algebra)
+    share = _LANCZOS_SHARE * rtol
+    pair = largest_eigenpair(
+        apply, scaled.short, rtol=share, max_steps=_MAX_STEPS, algebra=scaled.algebra, with_second=with_second
+    )
     return pair if math.isfinite(pair.value) and math.isfinite(pair.error) and pair.value > 0 else None
 
 
-def _lanczos_error(largest: Eigenpair, smallest: Eigenpair) -> float:
+def lanczos_error(largest: Eigenpair, smallest: Eigenpair) -> float:
     """The relative error of κ by those of its ends' squares: √((1 + a)·(1 + b)) ≤ 1 + (a + b)/2."""
     return (largest.error + smallest.error) / 2
 
 
-def _solve_twice(factor: Factor, x: Any) -> Any:
+def solve_twice(factor: Factor, x: Any) -> Any:
     """(F·Fᵀ)⁻¹·x"""
     return factor.solve(factor.solve(x), transposed=True)
 
@@ -85,21 +88,23 @@ def _accept_gram(
     largest, smallest = ends
     sigma_max, sigma_min = math.sqrt(largest.value), 1 / math.sqrt(smallest.value)
     kappa = sigma_max / sigma_min
-    lanczos_error = _lanczos_error(largest, smallest)
+    missing = lanczos_error(largest, smallest)
     eta = _MOST_ETA * UNIT_ROUNDOFF * kappa**2
-    if eta + lanczos_error > rtol:
+    if eta + missing > rtol:
         if _LEAST_ETA * UNIT_ROUNDOFF * kappa**2 > rtol:
             return None
         eta = _ETA_MARGIN * _estimate_eta(scaled, factor)
-        if not eta < 0.5 or eta + lanczos_error > rtol:
+        if not eta < 0.5 or eta + missing > rtol:
             return None
-    bound = eta + lanczos_error + backward_error(scaled, kappa)
+    bound = eta + missing + backward_error(scaled, kappa)
     if eta > rtol / 100:
         # one more inverse step clears the vector of the large end, which ‖Wᵀu‖ would weigh κ² times
-        vector = _solve_twice(factor, smallest.vector)
+        vector = solve_twice(factor, smallest.vector)
         above = _norm_through(scaled, vector / (vector @ vector) ** 0.5)
         sigma_min = above if above <= sigma_min * (1 + bound) else sigma_min
-    return finish_ends(scaled, sigma_max, sigma_min, factor=factor, bound=bound, rung="gram", frobenius=frobenius)
+    return finish_ends(
+        scaled, sigma_max, sigma_min, log2_volume=factor.log2_volume, bound=bound, rung="gram", frobenius=frobenius
+    )
 
 
 def _estimate_eta(scaled: ScaledMatrix, factor: Factor) -> float:

@@ -32,11 +32,13 @@ _LEAST_STEPS_BETWEEN_CHECKS = 3
 @dataclass(frozen=True)
 class Eigenpair:
     """`value`, its unit `vector` in the algebra's type, and `error`: a bound, relative to `value`, on how far the true one lies
-    above. All are NaN if rounding has made nonsense of them."""
+    above. Another eigenvalue above `second` is within `error` of `value`, a double as far as can be told; `second` is infinite
+    if nothing is known. All but it are NaN if rounding has made nonsense of them."""
 
     value: float
     vector: Any
     error: float
+    second: float = math.inf
 
 
 class _Krylov:
@@ -101,7 +103,13 @@ def _start(size: int) -> FloatArray:
 
 
 def largest_eigenpair(
-    apply: Callable[[Any], Any], size: int, *, rtol: float, max_steps: int, algebra: Vectors | None = None
+    apply: Callable[[Any], Any],
+    size: int,
+    *,
+    rtol: float,
+    max_steps: int,
+    algebra: Vectors | None = None,
+    with_second: bool = False,
 ) -> Eigenpair:
     """Lanczos with full reorthogonalisation from a fixed random start, until the error bound is below `rtol`.
 
@@ -110,6 +118,8 @@ def largest_eigenpair(
     the largest one's vector in the Ritz vector P(A)·b of the start b. P has the other Ritz values as its roots, so it grows from
     θ on, and P(θ) = 1/|s|, s being the Ritz vector's weight in b: P(T)·e₁ is the Ritz vector in the basis. Hence w ≥ w₀/|s|, and
     the bound r·|s|/w₀, w₀ being the least weight that a random start has. It stops after `max_steps` with the bound it has.
+
+    `with_second` bounds the second one by its own Ritz pair, and goes on until half of their distance is certain.
     """
     algebra = algebra or HostAlgebra()
     most = min(size, max_steps)
@@ -120,14 +130,42 @@ def largest_eigenpair(
         diagonal, beside, is_exhausted = krylov.read()
         if not (np.isfinite(diagonal).all() and np.isfinite(beside).all()):
             return Eigenpair(math.nan, None, math.nan)
-        value, weights = _largest_of_tridiagonal(diagonal, beside[:-1])
+        value, weights = _eigenpair_of_tridiagonal(diagonal, beside[:-1], rank=1)
         # the whole space leaves no residual
-        residual = 0.0 if len(diagonal) == size else float(beside[-1]) * abs(float(weights[-1]))
-        hidden = max(1.0, abs(float(weights[0])) * math.sqrt(size) / _LEAST_WEIGHT)
-        error = residual * hidden / value if value > 0 else 0.0
-        if is_exhausted or krylov.num_steps == most or error <= rtol:
+        last = 0.0 if len(diagonal) == size else float(beside[-1])
+        excess = _hidden_above(weights, last, size)
+        error = excess / value if value > 0 else 0.0
+        is_last = is_exhausted or krylov.num_steps == most
+        if not is_last and error > rtol:
+            checks.add(error)
+            continue
+        if not with_second:
             return Eigenpair(value, krylov.combine(weights), error)
-        checks.add(error)
+        second = math.inf
+        if len(diagonal) == size or (not is_exhausted and len(diagonal) > 1):
+            second = _bound_second(value, diagonal, beside, last, size)
+        if is_last or second < value:
+            return Eigenpair(value, krylov.combine(weights), error, second)
+        checks.wait(_LEAST_STEPS_BETWEEN_CHECKS)
+
+
+def _hidden_above(weights: FloatArray, last: float, size: int) -> float:
+    """The most by which an eigenvalue is above that of a Ritz vector with these weights in the basis."""
+    residual = last * abs(float(weights[-1]))
+    return residual * max(1.0, abs(float(weights[0])) * math.sqrt(size) / _LEAST_WEIGHT)
+
+
+def _bound_second(first: float, diagonal: FloatArray, beside: FloatArray, last: float, size: int) -> float:
+    """What the second largest eigenvalue isn't above; infinite if that may be more than half of the way to the first.
+
+    Let λ be it, θ the second Ritz value, g = θ₁ − θ and K what `_hidden_above` says of θ. The polynomial of θ's Ritz vector has
+    θ₁ for a root, so it holds λ's vector with w₀/|s|·(θ₁ − λ)/g at least, and (λ − θ)·(θ₁ − λ) ≤ K·g. So λ is at most the
+    smaller of the two that make both sides equal, the bound, or at least the larger. There the first pair's residual would
+    betray it, were it not within `error` of θ₁.
+    """
+    theta, weights = _eigenpair_of_tridiagonal(diagonal, beside[:-1], rank=2)
+    gap, hidden = first - theta, _hidden_above(weights, last, size)
+    return theta + gap / 2 * (1 - math.sqrt(1 - 4 * hidden / gap)) if 4 * hidden < gap else math.inf
 
 
 class _Checks:
@@ -147,7 +185,10 @@ class _Checks:
             before, was = self._seen[-1]
             wait = min(wait, math.log(error / self._rtol) / math.log(was / error) * (step - before))
         self._seen.append((step, error))
-        self.next_step = min(self._most, step + max(_LEAST_STEPS_BETWEEN_CHECKS, math.ceil(wait)))
+        self.wait(max(_LEAST_STEPS_BETWEEN_CHECKS, math.ceil(wait)))
+
+    def wait(self, num_steps: int) -> None:
+        self.next_step = min(self._most, self.next_step + num_steps)
 
 
 def estimate_norm(apply: Callable[[Any], Any], size: int, *, num_steps: int, algebra: Vectors | None = None) -> float:
@@ -162,15 +203,16 @@ def estimate_norm(apply: Callable[[Any], Any], size: int, *, num_steps: int, alg
     return float(np.abs(np.linalg.eigvalsh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))).max())
 
 
-def _largest_of_tridiagonal(diagonal: FloatArray, beside: FloatArray) -> tuple[float, FloatArray]:
-    """The largest eigenvalue of a tridiagonal matrix and its unit vector, by bisection and inverse iteration."""
+def _eigenpair_of_tridiagonal(diagonal: FloatArray, beside: FloatArray, *, rank: int) -> tuple[float, FloatArray]:
+    """The largest eigenvalue but `rank` − 1 of a tridiagonal matrix and its unit vector, by bisection and inverse iteration."""
     size = len(diagonal)
     if size == 1:
         return float(diagonal[0]), np.ones(1)
-    _, values, block, split, failed = lapack.dstebz(diagonal, beside, 2, 0.0, 0.0, size, size, 0.0, "B")
+    wanted = size + 1 - rank
+    _, values, block, split, failed = lapack.dstebz(diagonal, beside, 2, 0.0, 0.0, wanted, wanted, 0.0, "B")
     if not failed:
         vectors, failed = lapack.dstein(diagonal, beside, values[:1], block, split)
     if failed:
         values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
-        return float(values[-1]), vectors[:, -1]
+        return float(values[-rank]), vectors[:, -rank]
     return float(values[0]), vectors[:, 0]

@@ -8,18 +8,27 @@ from dataclasses import dataclass
 
 # Seconds on one x86 core (measured on bf16 matrices); only their proportions matter here.
 _GRAM_RATE = 3.85e10
+# in float32
+_SINGLE_RATE = 7.7e10
 _CHOLESKY_RATE = 1.2e11
 _LANCZOS_SECONDS = 1.25 / 4096**2
 _READING_SECONDS = 1e-8
 # The least cost of a matrix, however small: Python, a read, a line in the journal.
 FIXED_SECONDS = 2e-3
 _LARGEST_SHARE = 0.25
+# A Gaussian matrix this much longer than short has κ = 18; a square one has κ ~ m, of which float32 knows nothing.
+_LEAST_ASPECT = 1.25
+
+
+def is_long(shape: tuple[int, int]) -> bool:
+    """True of a shape whose matrices float32 is likely to know enough of."""
+    return max(shape) >= _LEAST_ASPECT * min(shape)
 
 
 def gram_cost(shape: tuple[int, int]) -> float:
     """Seconds of one core to read a matrix and form its Gram."""
     short, long = min(shape), max(shape)
-    return short**2 * long / _GRAM_RATE + _READING_SECONDS * short * long
+    return short**2 * long / (_SINGLE_RATE if is_long(shape) else _GRAM_RATE) + _READING_SECONDS * short * long
 
 
 def finishing_cost(shape: tuple[int, int]) -> float:

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+from numpy.typing import NDArray
+
 from kappaspeech.errors import ScanError
 from kappaspeech.scan.algebra import Algebra, HostAlgebra, Matrix
-from kappaspeech.tensor_files.dtypes import FloatArray
 
 # Grams of this many long-side vectors are summed apart and then in order, so the sum has the same bits on any rank.
 PIECE_VECTORS = 1 << 14
@@ -42,7 +43,7 @@ class ScaledMatrix:
 
     def fetch(self) -> None:
         """Bring the matrix to where it is computed with, if the algebra keeps it there. Raises `OSError`."""
-        if self.short * self.long <= self.algebra.kept_numbers:
+        if self._is_kept:
             for start, stop in self._cuts(0, self.long):
                 self._fetch(start, stop)
 
@@ -56,11 +57,23 @@ class ScaledMatrix:
             end = min(piece + PIECE_VECTORS, stop)
             yield from ((begin, min(begin + width, end)) for begin in range(piece, end, width))
 
+    def single_blocks(self, start: int, stop: int) -> Iterator[Any]:
+        """The blocks in float32, unscaled; `start` begins a piece."""
+        for begin, end in self._cuts(start, stop):
+            if self._is_kept:
+                yield self.algebra.single(self._fetch(begin, end))
+            else:
+                yield self.algebra.fetch_single(self.matrix, begin, end)
+
+    @property
+    def _is_kept(self) -> bool:
+        return self.short * self.long <= self.algebra.kept_numbers
+
     def _fetch(self, start: int, stop: int) -> Any:
         if start in self._kept:
             return self._kept[start]
         fetched = self.algebra.fetch(self.matrix, start, stop)
-        if self.short * self.long <= self.algebra.kept_numbers:
+        if self._is_kept:
             self._kept[start] = fetched
         return fetched
 
@@ -76,27 +89,44 @@ def num_pieces(long: int) -> int:
     return -(-long // PIECE_VECTORS)
 
 
-def piece_gram(matrix: Matrix, piece: int, *, algebra: Algebra | None = None) -> FloatArray:
+def piece_gram(matrix: Matrix, piece: int, *, algebra: Algebra | None = None, is_single: bool = False) -> NDArray[Any]:
     """G of one piece of the long side, (m, m) in Fortran order; the lower triangle counts. For narrow formats only: nothing is
     scaled."""
     assert not matrix.is_float64
     algebra = algebra or HostAlgebra()
-    return algebra.to_host(sum_pieces(ScaledMatrix(matrix, algebra), [piece]))
+    return algebra.to_host(sum_pieces(ScaledMatrix(matrix, algebra), [piece], is_single=is_single))
 
 
-def sum_pieces(scaled: ScaledMatrix, pieces: Sequence[int]) -> Any:
-    """Σ W_p·W_pᵀ over `pieces`, each summed by itself first."""
+def sum_pieces(scaled: ScaledMatrix, pieces: Sequence[int], *, is_single: bool = False) -> Any:
+    """Σ W_p·W_pᵀ over `pieces`, each summed by itself first; in float32 if `is_single`."""
     total: Any = None
     for piece in pieces:
-        begin = piece * PIECE_VECTORS
-        gram = scaled.algebra.zeros(scaled.short)
-        for block in scaled.blocks(begin, min(begin + PIECE_VECTORS, scaled.long)):
-            scaled.algebra.add_square(block, gram)
+        begin, end = piece * PIECE_VECTORS, min((piece + 1) * PIECE_VECTORS, scaled.long)
+        gram = _single_gram(scaled, begin, end) if is_single else _gram(scaled, begin, end)
         if total is None:
             total = gram
         else:
             total += gram
     return total
+
+
+def _gram(scaled: ScaledMatrix, begin: int, end: int) -> Any:
+    gram = scaled.algebra.zeros(scaled.short)
+    for block in scaled.blocks(begin, end):
+        scaled.algebra.add_square(block, gram)
+    return gram
+
+
+def _single_gram(scaled: ScaledMatrix, begin: int, end: int) -> Any:
+    """A Gram in float32, but for its diagonal: sums of squares only grow, so that float32 rounds them down by some 10⁻⁶, which
+    the volume adds up over all singular values."""
+    algebra = scaled.algebra
+    gram, squares = algebra.zeros(scaled.short, is_single=True), 0.0
+    for block in scaled.single_blocks(begin, end):
+        algebra.add_square(block, gram)
+        squares = squares + algebra.row_squares(block)
+    algebra.set_diagonal(gram, squares)
+    return gram
 
 
 def square_of(algebra: Algebra, block: Any) -> Any:

@@ -3,6 +3,7 @@
 Dimension letters: m the short side, n the long side, b the vectors read at a time. A matrix is only ever seen as blocks
 (m, b) along its long side, so memory is m² and not m·n. Methods, from the fastest to the surest ("rungs"):
 
+single     as gram, but in float32 up to L; a pass over W in float64 measures the vectors that this finds. Of long matrices alone.
 gram      G = W·Wᵀ summed block by block, Cholesky G = L·Lᵀ, Lanczos on L·Lᵀ and its inverse, ‖Wᵀu‖ for the small end.
 cholqr2   as gram, but of Y = L⁻¹·W, whose own factor L₂ mends what the first lost: W = L·L₂·Q (Yamamoto et al. 2015).
 svd       Householder QR of Wᵀ block by block, then LAPACK's SVD of the triangle: backward stable for any matrix.
@@ -19,6 +20,7 @@ import numpy as np
 from kappaspeech.scan.algebra import Algebra, HostAlgebra, Matrix
 from kappaspeech.scan.cholesky import measure_by_cholesky
 from kappaspeech.scan.scaled_matrix import ScaledMatrix, check_finite, num_pieces, square_of, sum_pieces
+from kappaspeech.scan.single_precision import measure_in_single, suits_single
 from kappaspeech.scan.statistics import SpectrumStats, finish
 from kappaspeech.tensor_files.dtypes import FloatArray, StoredArray
 
@@ -88,6 +90,11 @@ def measure(
     return measure_scaled(scaled, rtol=rtol, method=method, gram=gram, with_sigmas=with_sigmas)
 
 
+def tries_single(matrix: Matrix, *, method: Method, with_sigmas: bool) -> bool:
+    """True if a matrix's Gram is formed in float32 first."""
+    return method == "auto" and not with_sigmas and suits_single(matrix)
+
+
 def measure_scaled(
     scaled: ScaledMatrix, *, rtol: float, method: Method, gram: FloatArray | None = None, with_sigmas: bool = False
 ) -> SpectrumStats:
@@ -97,7 +104,15 @@ def measure_scaled(
         norm = math.sqrt(sum(float(algebra.diagonal(square_of(algebra, block))[0]) for block in scaled.blocks()))
         check_finite(norm)
         return finish(scaled, np.array([norm]), "norm", frobenius=norm, with_sigmas=with_sigmas)
-    own = sum_pieces(scaled, range(num_pieces(scaled.long))) if gram is None else algebra.from_host(gram)
+    own = None if gram is None else algebra.from_host(gram)
+    if tries_single(scaled.matrix, method=method, with_sigmas=with_sigmas):
+        single = sum_pieces(scaled, range(num_pieces(scaled.long)), is_single=True) if own is None else own
+        stats = measure_in_single(scaled, single, rtol=rtol)
+        if stats is not None:
+            return stats
+        own = None
+    if own is None:
+        own = sum_pieces(scaled, range(num_pieces(scaled.long)))
     squares = algebra.diagonal(own)
     check_finite(float(squares.sum()))
     frobenius = math.sqrt(float(squares.sum()))

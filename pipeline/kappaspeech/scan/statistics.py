@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from kappaspeech.errors import ScanError
-from kappaspeech.scan.algebra import Factor
 from kappaspeech.scan.scaled_matrix import ScaledMatrix
 from kappaspeech.tensor_files.dtypes import FloatArray
 
@@ -96,7 +95,7 @@ def _unscale(scaled: ScaledMatrix, value: float) -> float:
 
 
 def finish_ends(
-    scaled: ScaledMatrix, sigma_max: float, sigma_min: float, *, factor: Factor, bound: float, rung: str, frobenius: float
+    scaled: ScaledMatrix, sigma_max: float, sigma_min: float, *, log2_volume: float, bound: float, rung: str, frobenius: float
 ) -> SpectrumStats:
     """The statistics of a matrix of full rank, from its two ends."""
     return SpectrumStats(
@@ -104,7 +103,7 @@ def finish_ends(
         sigma_max=_unscale(scaled, sigma_max),
         sigma_min=_unscale(scaled, sigma_min),
         zero_sigmas=0,
-        log2_volume=factor.log2_volume + scaled.exponent * scaled.short,
+        log2_volume=log2_volume + scaled.exponent * scaled.short,
         frobenius=_unscale(scaled, frobenius),
         error_bound=bound,
         rung=rung,

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kappaspeech.errors import InputError
@@ -57,6 +59,13 @@ class TorchFactor:
             x = (inverse.T if transposed else inverse) @ x
         return x
 
+    def square_times(self, x: Tensor) -> Tensor:
+        for triangle in self._triangles:
+            x = triangle.T @ x
+        for triangle in reversed(self._triangles):
+            x = triangle @ x
+        return x
+
 
 class TorchAlgebra:
     """`Algebra` on one device. Whatever waits for the device goes through `_to_numpy`."""
@@ -95,16 +104,31 @@ class TorchAlgebra:
     def peak(self, block: Tensor) -> float:
         return float(_to_numpy(block.abs().max()))
 
-    def zeros(self, size: int) -> Tensor:
-        return torch.zeros(size, size, dtype=torch.float64, device=self.device)
+    def single(self, fetched: Tensor) -> Tensor:
+        return fetched.float()
+
+    def fetch_single(self, matrix: Matrix, start: int, stop: int) -> Tensor:
+        return self.single(self.fetch(matrix, start, stop))
+
+    def zeros(self, size: int, *, is_single: bool = False) -> Tensor:
+        return torch.zeros(size, size, dtype=torch.float32 if is_single else torch.float64, device=self.device)
 
     def add_square(self, block: Tensor, gram: Tensor) -> None:
         gram.addmm_(block, block.T)
 
-    def to_host(self, gram: Tensor) -> FloatArray:
+    def row_squares(self, block: Tensor) -> Tensor:
+        return (block * block).sum(1, dtype=torch.float64)
+
+    def set_diagonal(self, gram: Tensor, values: Tensor) -> None:
+        gram.diagonal().copy_(values)
+
+    def widen(self, square: Tensor) -> Tensor:
+        return square.double()
+
+    def to_host(self, gram: Tensor) -> NDArray[Any]:
         return np.asfortranarray(_to_numpy(gram))
 
-    def from_host(self, gram: FloatArray) -> Tensor:
+    def from_host(self, gram: NDArray[Any]) -> Tensor:
         # `times` needs the other triangle too
         lower = torch.from_numpy(np.ascontiguousarray(gram)).to(self.device).tril()
         return lower + lower.tril(-1).T

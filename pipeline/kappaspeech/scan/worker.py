@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kappaspeech.errors import ScanError
 from kappaspeech.progress import ProgressBar
@@ -30,8 +31,7 @@ from kappaspeech.scan.matrices import MatrixRef, StoredMatrix, digest_matrix
 from kappaspeech.scan.partition import FIXED_SECONDS, Task, assign, blocking_seconds, finishing_cost, plan
 from kappaspeech.scan.read_ahead import read_ahead
 from kappaspeech.scan.scaled_matrix import ScaledMatrix, num_pieces, piece_gram
-from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, measure_scaled
-from kappaspeech.tensor_files.dtypes import FloatArray
+from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, measure_scaled, tries_single
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Worker:
                     self._measure(ref, read)
                 else:
                     with naming(self.checkpoint, ref):
-                        self._spill(task, piece_gram(self._open(ref).matrix, task.piece, algebra=self.algebra))
+                        self._spill(task, self._form_piece(ref, task.piece))
                     mine.append(task)
                 self._advance(task.cost)
             self.watch.begin("")
@@ -122,6 +122,11 @@ class Worker:
         scaled.fetch()
         return scaled
 
+    def _form_piece(self, ref: MatrixRef, piece: int) -> NDArray[Any]:
+        matrix = self._open(ref).matrix
+        is_single = tries_single(matrix, method=self.options.method, with_sigmas=self.options.with_sigmas)
+        return piece_gram(matrix, piece, algebra=self.algebra, is_single=is_single)
+
     def _take_tasks(self) -> Iterator[Task]:
         if self.options.is_static:
             shares = assign([task.cost for task in self.tasks], self.cluster.world_size)
@@ -138,7 +143,7 @@ class Worker:
         cut = sorted({matrix for matrix, _ in holders})
         shares = assign([finishing_cost(self.matrices[matrix].shape) for matrix in cut], self.cluster.world_size)
         for turn in range(max(map(len, shares))):
-            gram: FloatArray | None = None
+            gram: NDArray[Any] | None = None
             for owner, share in enumerate(shares):
                 if turn < len(share):
                     received = self._receive(cut[share[turn]], owner, holders)
@@ -148,8 +153,8 @@ class Worker:
                 self.watch.begin(ref.name, patience_seconds=blocking_seconds(ref.shape))
                 self._measure(ref, partial(self._open, ref), gram=gram)
 
-    def _receive(self, matrix: int, owner: int, holders: dict[tuple[int, int | None], int]) -> FloatArray | None:
-        total: FloatArray | None = None
+    def _receive(self, matrix: int, owner: int, holders: dict[tuple[int, int | None], int]) -> NDArray[Any] | None:
+        total: NDArray[Any] | None = None
         for piece in range(num_pieces(max(self.matrices[matrix].shape))):
             self.watch.check()
             holder = holders[matrix, piece]
@@ -159,7 +164,7 @@ class Worker:
                 total = gram if total is None else np.add(total, gram, out=total)
         return total
 
-    def _spill(self, task: Task, gram: FloatArray) -> None:
+    def _spill(self, task: Task, gram: NDArray[Any]) -> None:
         """Keep a piece's Gram in a file without a name: whatever ends this process, none of it is left behind. Raises
         `ScanError`."""
         try:
@@ -180,7 +185,7 @@ class Worker:
         value = self.kept.get(self.journal.key(ref), {}).get(digest)
         return value if value is not None and ("invalid" in value or value["name"] == ref.name) else None
 
-    def _measure(self, ref: MatrixRef, read: Callable[[], ScaledMatrix | None], *, gram: FloatArray | None = None) -> None:
+    def _measure(self, ref: MatrixRef, read: Callable[[], ScaledMatrix | None], *, gram: NDArray[Any] | None = None) -> None:
         with naming(self.checkpoint, ref):
             digest = self.digests.get(ref.name) or (digest_matrix(self.checkpoint, ref) if self.journal else "")
             kept = self._find_kept(ref, digest)

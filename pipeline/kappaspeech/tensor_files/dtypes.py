@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+SingleArray = NDArray[np.float32]
 StoredArray = NDArray[Any]
 
 
@@ -47,9 +48,7 @@ CODES = {"float8_e4m3fn", "float8_e5m2", "int8"}
 def widen(stored: StoredArray, dtype: str) -> FloatArray:
     """`stored` values as float64, exactly; the array keeps its memory order."""
     if dtype == "bfloat16":
-        wide = stored.astype(np.uint32)
-        np.left_shift(wide, 16, out=wide)
-        return wide.view(np.float32).astype(np.float64)
+        return widen_bfloat16(stored).astype(np.float64)
     if dtype == "float8_e8m0fnu":
         powers = np.ldexp(1.0, np.arange(256) - 127)
         powers[255] = np.nan
@@ -59,6 +58,13 @@ def widen(stored: StoredArray, dtype: str) -> FloatArray:
         values: FloatArray = _FLOAT8_VALUES[dtype][stored]
         return values
     return stored.astype(np.float64)
+
+
+def widen_bfloat16(stored: StoredArray) -> SingleArray:
+    """bfloat16's bits as float32, exactly; the array keeps its memory order."""
+    wide = stored.astype(np.uint32)
+    np.left_shift(wide, 16, out=wide)
+    return wide.view(np.float32)
 
 
 def _float8_values(exponent_bits: int, *, has_infinity: bool) -> FloatArray:

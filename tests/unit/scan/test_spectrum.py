@@ -138,7 +138,8 @@ def test_torch_gives_what_the_host_gives(log_kappa, short, extra, seed, dtype):
     host, torchs = spectrum_stats(weight), spectrum_stats(weight, device="cpu")
     assert torchs.kappa_nonzero == pytest.approx(host.kappa_nonzero, rel=host.error_bound + torchs.error_bound + 1e-12)
     assert torchs.zero_sigmas == host.zero_sigmas
-    assert torchs.log2_volume == pytest.approx(host.log2_volume, abs=1e-6)
+    of_single = "single" in (host.rung, torchs.rung)
+    assert torchs.log2_volume == pytest.approx(host.log2_volume, abs=1e-3 if of_single else 1e-6)
 
 
 def test_a_device_that_is_not_there_is_named():
@@ -224,7 +225,7 @@ def test_pieces_add_up_to_the_same_bits_whoever_forms_them():
     values = gaussian((PIECE_VECTORS * 2 + 100, 6), 4).astype(np.float32)
     matrix = ArrayMatrix(values)
     assert num_pieces(matrix.long) == 3
-    grams = [piece_gram(matrix, piece) for piece in (2, 0, 1)]
+    grams = [piece_gram(matrix, piece, is_single=True) for piece in (2, 0, 1)]
     together = (grams[1] + grams[2]) + grams[0]
     assert measure(matrix, gram=together) == measure(matrix)
 

@@ -85,7 +85,7 @@ def test_a_temporary_folder_without_room_is_told_with_a_way_round_it(tmp_path, m
         first, second = together(ranks.connect(2), lambda cluster: scan(checkpoint, cluster=cluster))
     told = next(error for error in (first, second) if isinstance(error, ScanError))
     assert "long.weight: " in str(told)
-    assert str(told).endswith("72 bytes of what was computed of it (No space left on device). Name a folder that has by TMPDIR.")
+    assert str(told).endswith("36 bytes of what was computed of it (No space left on device). Name a folder that has by TMPDIR.")
 
 
 def test_pieces_that_wait_for_each_other_lie_in_files_that_end_with_their_process(tmp_path, monkeypatch):

@@ -10,10 +10,10 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from numpy import float64
+    from numpy import float32, float64
     from numpy.typing import NDArray
 
-    FloatArray = NDArray[float64]
+    SquareArray = NDArray[float32 | float64]
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
 MAX_POST_BYTES = 2000
@@ -44,8 +44,8 @@ class Cluster(Protocol):
     def read_posts(self) -> list[str]:
         """The last post of each rank, "" if it has none yet. Not a collective."""
 
-    def move(self, array: FloatArray | None, *, source: int, target: int) -> FloatArray | None:
-        """Carry `source`'s square float64 array to `target`, which gets it; others get None. All ranks call it."""
+    def move(self, array: SquareArray | None, *, source: int, target: int) -> SquareArray | None:
+        """Carry `source`'s square array of float64 or float32 to `target`, which gets it; others get None. All ranks call it."""
 
     def patient(self) -> Cluster:
         """The same ranks, for collectives between which a rank may work for any time; use it in this one's place."""
@@ -101,7 +101,7 @@ class SingleProcess:
     def read_posts(self) -> list[str]:
         return [self._post]
 
-    def move(self, array: FloatArray | None, *, source: int, target: int) -> FloatArray | None:
+    def move(self, array: SquareArray | None, *, source: int, target: int) -> SquareArray | None:
         assert source == target == 0
         return array
 

@@ -11,7 +11,7 @@ from kappaspeech.ranks.cluster import MAX_POST_BYTES
 from kappaspeech.ranks.rendezvous import Launch, count_local_rank, import_mpi
 
 if TYPE_CHECKING:
-    from kappaspeech.ranks.cluster import FloatArray
+    from kappaspeech.ranks.cluster import SquareArray
 
 _POST_BYTES = MAX_POST_BYTES + 48
 _MAX_QUEUES = 16
@@ -93,20 +93,23 @@ class MpiCluster:
         slots = (bytes(content[begin : begin + _POST_BYTES]) for begin in range(0, len(content), _POST_BYTES))
         return [slot.rstrip(b"\0").decode() for slot in slots]
 
-    def move(self, array: FloatArray | None, *, source: int, target: int) -> FloatArray | None:
+    def move(self, array: SquareArray | None, *, source: int, target: int) -> SquareArray | None:
         if source == target or self.rank not in (source, target):
             return array if self.rank == target else None
         if self.rank == source:
             assert array is not None
-            self._comm.send(len(array), dest=target)
-            self._comm.Send([array, self._mpi.DOUBLE], dest=target)
+            self._comm.send((len(array), array.dtype.itemsize), dest=target)
+            self._comm.Send([array, self._number_type(array.dtype.itemsize)], dest=target)
             return None
         import numpy as np
 
-        size = self._comm.recv(source=source)
-        received = np.empty((size, size), order="F")
-        self._comm.Recv([received, self._mpi.DOUBLE], source=source)
+        size, num_bytes = self._comm.recv(source=source)
+        received = np.empty((size, size), f"f{num_bytes}", order="F")
+        self._comm.Recv([received, self._number_type(num_bytes)], source=source)
         return received
+
+    def _number_type(self, num_bytes: int) -> Any:
+        return {4: self._mpi.FLOAT, 8: self._mpi.DOUBLE}[num_bytes]
 
     def patient(self) -> MpiCluster:
         return self

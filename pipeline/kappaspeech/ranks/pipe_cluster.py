@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kappaspeech.ranks.cluster import FloatArray
+    from kappaspeech.ranks.cluster import SquareArray
     from kappaspeech.ranks.rendezvous import Launch
 
 HUB_VARIABLE = "KAPPASPEECH_HUB"
@@ -161,14 +161,14 @@ class PipeCluster:
         posts: list[str] = self._ask_beside("posts")
         return posts
 
-    def move(self, array: FloatArray | None, *, source: int, target: int) -> FloatArray | None:
+    def move(self, array: SquareArray | None, *, source: int, target: int) -> SquareArray | None:
         self._turn += 1
         if source == target or self.rank not in (source, target):
             return array if self.rank == target else None
         if self.rank == source:
             self._ask("give", self._turn, array)
             return None
-        received: FloatArray | None = self._ask("take", self._turn, source)
+        received: SquareArray | None = self._ask("take", self._turn, source)
         if received is None:
             raise RuntimeError("a rank ended before it had sent what was expected")
         import numpy as np  # not before BLAS has been set up

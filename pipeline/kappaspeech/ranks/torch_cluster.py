@@ -18,7 +18,7 @@ from kappaspeech.ranks.listening import open_store
 from kappaspeech.ranks.rendezvous import Launch, count_local_rank, explained_meeting
 
 if TYPE_CHECKING:
-    from kappaspeech.ranks.cluster import FloatArray
+    from kappaspeech.ranks.cluster import SquareArray
 
 # Bytes of what each rank gathers: its size, and at least this much room for it.
 _HEADER_BYTES = 8
@@ -117,7 +117,7 @@ class TorchCluster:
     def _sign(self, rank: int, text: str) -> str:
         return hmac.new(self._secret, f"{rank}/{text}".encode(errors="replace"), hashlib.sha256).hexdigest()
 
-    def move(self, array: FloatArray | None, *, source: int, target: int) -> FloatArray | None:
+    def move(self, array: SquareArray | None, *, source: int, target: int) -> SquareArray | None:
         if source == target or self.rank not in (source, target):
             return array if self.rank == target else None
         import numpy as np
@@ -127,12 +127,13 @@ class TorchCluster:
             assert array is not None
             # the transposed view of a Fortran-ordered array is contiguous
             tensor = torch.from_numpy(array.T)
-            self._dist.send(torch.tensor([len(tensor)]), dst=target, group=self._group)
+            self._dist.send(torch.tensor([len(tensor), array.dtype.itemsize]), dst=target, group=self._group)
             self._dist.send(tensor, dst=target, group=self._group)
             return None
-        size = torch.zeros(1, dtype=torch.int64)
-        self._dist.recv(size, src=source, group=self._group)
-        received = np.empty((int(size), int(size)), order="F")
+        head = torch.zeros(2, dtype=torch.int64)
+        self._dist.recv(head, src=source, group=self._group)
+        size, num_bytes = head.tolist()
+        received = np.empty((size, size), f"f{num_bytes}", order="F")
         self._dist.recv(torch.from_numpy(received.T), src=source, group=self._group)
         return received
 

@@ -49,8 +49,12 @@ def measure_in_single(scaled: ScaledMatrix, gram: Any, *, rtol: float) -> Spectr
     squares = algebra.diagonal(gram)
     if not (np.isfinite(squares).all() and squares.min() > _LEAST_SQUARE and squares.max() < _MOST_SQUARE):
         return None
+    probe = algebra.vector(_random_vector(scaled.short))
     wide = algebra.widen(gram)
     largest = find_end(scaled, partial(algebra.times, wide), rtol=rtol, with_second=True)
+    image = algebra.times(wide, probe)
+    # the memory of one such square is enough
+    del wide
     triangle = algebra.cholesky(gram)
     if largest is None or triangle is None:
         return None
@@ -58,8 +62,20 @@ def measure_in_single(scaled: ScaledMatrix, gram: Any, *, rtol: float) -> Spectr
     smallest = find_end(scaled, partial(solve_twice, factor), rtol=rtol, with_second=True)
     if smallest is None or max(largest.second - largest.value, smallest.second - smallest.value) >= 0:
         return None
-    frobenius = math.sqrt(float(squares.sum(dtype=np.float64)))
-    return _measure_ends(scaled, wide, factor, (largest, smallest), frobenius=frobenius, rtol=rtol)
+    asked = _Asked(factor, largest, smallest, probe, image, math.sqrt(float(squares.sum(dtype=np.float64))))
+    return _measure_ends(scaled, asked, rtol=rtol)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """All that float32 says of a matrix: both ends, a random vector z and G̃·z, and ‖W‖_F."""
+
+    factor: Factor
+    largest: Eigenpair
+    smallest: Eigenpair
+    probe: Any
+    image: Any
+    frobenius: float
 
 
 @dataclass(frozen=True)
@@ -77,16 +93,13 @@ class _Measured:
         return float(self.residual @ self.residual) / distance if distance > 0 else math.inf
 
 
-def _measure_ends(
-    scaled: ScaledMatrix, wide: Any, factor: Factor, ends: tuple[Eigenpair, Eigenpair], *, frobenius: float, rtol: float
-) -> SpectrumStats | None:
-    largest, smallest = ends
-    probe = scaled.algebra.vector(_random_vector(scaled.short))
-    (high, low), image = _pass_over(scaled, [largest.vector, smallest.vector], probe)
+def _measure_ends(scaled: ScaledMatrix, asked: _Asked, *, rtol: float) -> SpectrumStats | None:
+    factor, largest, smallest = asked.factor, asked.largest, asked.smallest
+    (high, low), image = _pass_over(scaled, [largest.vector, smallest.vector], asked.probe)
     # Frobenius norms of what float32 added to G, by what that makes of a random vector
     spread = _MARGIN * math.sqrt(scaled.short)
-    above = largest.second + spread * _norm(image - scaled.algebra.times(wide, probe))
-    added = spread * _norm(image - factor.square_times(probe))
+    above = largest.second + spread * _norm(image - asked.image)
+    added = spread * _norm(image - factor.square_times(asked.probe))
     below = 1 / smallest.second - added
     if not (above < high.value and low.value < below and added * smallest.second < _MOST_ADDED):
         return None
@@ -103,7 +116,7 @@ def _measure_ends(
         return None
     # the ends as they are in place of L·Lᵀ's: the small one is what float32 has wrong most
     volume = factor.log2_volume + math.log2(low.value * smallest.value) / 2
-    return finish_ends(scaled, sigma_max, sigma_min, log2_volume=volume, bound=bound, rung="single", frobenius=frobenius)
+    return finish_ends(scaled, sigma_max, sigma_min, log2_volume=volume, bound=bound, rung="single", frobenius=asked.frobenius)
 
 
 def _pass_over(scaled: ScaledMatrix, vectors: list[Any], probe: Any | None = None) -> tuple[list[_Measured], Any]:

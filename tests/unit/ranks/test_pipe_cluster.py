@@ -32,8 +32,9 @@ def test_tickets_are_given_once_and_by_queue(connect):
     assert clusters[1].take_ticket("other") == 0
 
 
-def test_an_array_reaches_the_rank_that_it_is_for_alone(connect):
-    array = np.asfortranarray(np.random.default_rng(0).normal(size=(40, 40)))
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_an_array_reaches_the_rank_that_it_is_for_alone(connect, dtype):
+    array = np.asfortranarray(np.random.default_rng(0).normal(size=(40, 40)), dtype)
 
     def work(cluster):
         return [cluster.move(array if cluster.rank == 1 else None, source=1, target=target) for target in (2, 1)]
@@ -43,6 +44,7 @@ def test_an_array_reaches_the_rank_that_it_is_for_alone(connect):
     assert first[0] is None
     assert first[1] is array
     np.testing.assert_array_equal(second[0], array)
+    assert second[0].dtype == array.dtype
     assert second[0].flags.f_contiguous
     assert second[1] is None
 

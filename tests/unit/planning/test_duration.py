@@ -24,7 +24,7 @@ LLM = LlmSizes(
     vocabulary=100,
     tensor_sizes=(8, 1_000, 3_000),
     num_trained=1_000,
-    trained_sizes=(1_000,),
+    trained_shapes=((20, 50),),
     kept_inputs=0,
 )
 SIZES = SpeechSizes(

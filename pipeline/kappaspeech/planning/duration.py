@@ -18,7 +18,8 @@ class Rates:
     """The rates of a rank, each while it does nothing else.
 
     It computes `flops_per_second` in products of the forward, and receives `bytes_per_second` of weights from the others. The
-    backward, the encoder, and gradients that are summed over ranks have rates of their own if these are known.
+    backward, the encoder, gradients that are summed over ranks, and updated weights that are gathered many at once have rates of
+    their own if these are known; each tensor of the last takes `seconds_per_regathered` beside its bytes.
     `elementwise_bytes_per_second` and `memory_bytes_per_second` are what activations and the optimizer's large states are read
     and written at; without them, that work is taken to be in the rate of the products. Each collective takes
     `seconds_per_message` beside its bytes. `host_link_bytes_per_second` is a GPU's copying to its host or from it, and
@@ -32,6 +33,8 @@ class Rates:
     elementwise_bytes_per_second: float | None = None
     memory_bytes_per_second: float | None = None
     reduced_bytes_per_second: float | None = None
+    regathered_bytes_per_second: float | None = None
+    seconds_per_regathered: float | None = None
     seconds_per_message: float = 0.0
     host_link_bytes_per_second: float | None = None
     host_update_bytes_per_second: float | None = None
@@ -59,11 +62,25 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that a rank receives in a step: `gathered` weights, and `reduced` gradients; and how many collectives bring them."""
+    """Bytes that a rank receives in a step: weights `gathered` by the passes, gradients `reduced`, and how many collectives bring
+    them; and weights `regathered` all at once after their update, of `num_regathered` tensors."""
 
     gathered: int
     reduced: int
     num_messages: int
+    regathered: int = 0
+    num_regathered: int = 0
+
+    def seconds(self, rates: Rates) -> float:
+        """The time of it at these rates. Updated weights go as all others do if their own rates aren't known."""
+        per_regathered = rates.seconds_per_message if rates.seconds_per_regathered is None else rates.seconds_per_regathered
+        return (
+            self.gathered / rates.bytes_per_second
+            + self.reduced / (rates.reduced_bytes_per_second or rates.bytes_per_second)
+            + self.num_messages * rates.seconds_per_message
+            + self.regathered / (rates.regathered_bytes_per_second or rates.bytes_per_second)
+            + self.num_regathered * per_regathered
+        )
 
 
 def predict_step(
@@ -116,11 +133,7 @@ def predict_step(
         updated = count_updated(sizes, settings, world_size=world_size, micro_batches_per_rank=micro_batches_per_rank)
         optimizer = updated / rates.memory_bytes_per_second
     traffic = count_traffic(sizes, settings, world_size=world_size, micro_batches_per_rank=micro_batches_per_rank)
-    communication = (
-        traffic.gathered / rates.bytes_per_second
-        + traffic.reduced / (rates.reduced_bytes_per_second or rates.bytes_per_second)
-        + traffic.num_messages * rates.seconds_per_message
-    )
+    communication = traffic.seconds(rates)
     offload = 0.0
     if rates.host_link_bytes_per_second is not None and rates.host_update_bytes_per_second is not None:
         moved_away = count_offloaded(sizes, settings, world_size=world_size, micro_batches_per_rank=micro_batches_per_rank)
@@ -149,8 +162,9 @@ def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int
 
     Each micro-batch gathers all weights for its forward and again for its backward, but only once if the model is below the
     limit of live parameters, which stay gathered between the two; and reduces the trained gradients. Tensors up to the
-    persistence threshold stay whole from one micro-batch to the next. Of these a step cuts and gathers again what trains; the
-    frozen ones, and with `keeps_frozen` all that are frozen, are gathered once a run (`keep_frozen_whole`).
+    persistence threshold stay whole from one micro-batch to the next. Of these a step cuts what trains, and gathers it again at
+    its end, all at once; the frozen ones, and with `keeps_frozen` all that are frozen, are gathered once a run
+    (`keep_frozen_whole`).
     """
     if world_size == 1:
         return Traffic(0, 0, 0)
@@ -160,12 +174,13 @@ def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int
     others = [size for size in (changing if settings.keeps_frozen else sizes.tensor_sizes) if size > threshold]
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     gathers = (1 if sum(sizes.tensor_sizes) <= settings.max_live else 2) * micro_batches_per_rank
-    gathered = settings.itemsize * (sum(persistent) + gathers * sum(others))
+    gathered, regathered = settings.itemsize * gathers * sum(others), settings.itemsize * sum(persistent)
     reduced = settings.reduced_itemsize * trained * micro_batches_per_rank
     # each tensor is gathered by a collective of its own, and gradients are reduced a bucket at a time
     num_buckets = -(-trained // settings.reduce_bucket) if settings.reduce_bucket else 1
-    num_messages = len(persistent) + gathers * len(others) + micro_batches_per_rank * num_buckets
-    return Traffic(gathered * (world_size - 1) // world_size, reduced * (world_size - 1) // world_size, num_messages)
+    num_messages = gathers * len(others) + micro_batches_per_rank * num_buckets
+    received = (num_bytes * (world_size - 1) // world_size for num_bytes in (gathered, reduced, regathered))
+    return Traffic(next(received), next(received), num_messages, next(received), len(persistent))
 
 
 def count_updated(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> int:

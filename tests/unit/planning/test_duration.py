@@ -64,10 +64,18 @@ def test_of_tensors_that_are_kept_whole_a_step_gathers_what_trains_alone():
     every, kept = (count_traffic(SIZES, settings(threshold), world_size=2, micro_batches_per_rank=4) for threshold in (0, 10_000))
     # weights in bfloat16, gradients in float32
     assert every == Traffic(2 * 4 * whole // 2, 4 * 4 * trained // 2, 4 * 5 + 4)
-    assert kept == Traffic(2 * trained // 2, 4 * 4 * trained // 2, 3 + 4)
+    assert kept == Traffic(0, 4 * 4 * trained // 2, 4, 2 * trained // 2, 3)
     some = count_traffic(SIZES, settings(8), world_size=2, micro_batches_per_rank=4)
     # the adaptor's small tensor trains, the LLM's is frozen
-    assert some.gathered == 2 * (8 + 4 * (whole - 16)) // 2
+    assert (some.gathered, some.regathered, some.num_regathered) == (2 * 4 * (whole - 16) // 2, 2 * 8 // 2, 1)
+
+
+def test_updated_weights_go_by_their_own_rates_where_these_are_known():
+    traffic = Traffic(gathered=0, reduced=0, num_messages=0, regathered=4_000, num_regathered=3)
+    plain = replace(RATES, seconds_per_message=0.5)
+    assert traffic.seconds(plain) == pytest.approx(4_000 / 1e6 + 3 * 0.5)
+    shared = replace(plain, regathered_bytes_per_second=4e6, seconds_per_regathered=0.01)
+    assert traffic.seconds(shared) == pytest.approx(4_000 / 4e6 + 3 * 0.01)
 
 
 def test_what_stays_whole_is_counted_in_memory_and_no_longer_in_traffic():
@@ -76,7 +84,7 @@ def test_what_stays_whole_is_counted_in_memory_and_no_longer_in_traffic():
     assert (count_whole(SIZES, apart), count_whole(SIZES, whole)) == ((16, 0), (16, 3_000))
     some = count_traffic(SIZES, whole, world_size=2, micro_batches_per_rank=4)
     # the adaptor's small tensor, and for each micro-batch the large ones that train
-    assert some.gathered == 2 * (8 + 4 * (992 + 1_000)) // 2
+    assert (some.gathered, some.regathered) == (2 * 4 * (992 + 1_000) // 2, 2 * 8 // 2)
 
 
 def test_a_model_above_the_limit_of_live_parameters_is_gathered_for_each_pass():

@@ -1,4 +1,4 @@
-"""What a plan counts of a rank's memory, held against the bytes of the tensors that a run has before its first step."""
+"""A plan's parts of a rank's memory, held against the bytes of the tensors that a run has before its first step."""
 
 from __future__ import annotations
 
@@ -65,3 +65,20 @@ def test_what_a_run_keeps_beside_its_weights_takes_the_memory_that_the_plan_coun
     assert (counted == 0) == (case == "classp")
     # the rank that holds most is planned; a pass leaves a few numbers behind
     assert max(now - then for now, then in zip(held, before, strict=True)) == pytest.approx(counted, abs=64)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_trains_takes_the_memory_that_the_plan_counts(tmp_path, count, dtype):
+    """Of float32, too, DeepSpeed keeps a copy to compute with beside its masters."""
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    (tmp_path / "zero3.json").write_text(json.dumps({"bf16": {"enabled": dtype == "bfloat16"}, "zero_optimization": zero}))
+    counts = {
+        mode: count(f"{mode}-{dtype}", **PLAIN, deepspeed=str(tmp_path / "zero3.json"), unfreeze={"mode": mode})
+        for mode in ("adaptor", "all")
+    }
+    (few, all_few), (many, all_many) = counts["adaptor"], counts["all"]
+    names = ("frozen weights", "trained weights", "fp32 master, Adam", "gradients")
+    planned = sum(all_many[name] - all_few[name] for name in names)
+    for now, then in zip(many, few, strict=True):
+        # beside a count of updates for each group of tensors
+        assert now - then == pytest.approx(planned, abs=64)

@@ -14,7 +14,7 @@ from kappaspeech.planning.sizes import FLOAT32_BYTES, SpeechSizes
 
 @dataclass(frozen=True)
 class Kept:
-    """What a configuration asks a run to keep.
+    """The things that a configuration asks a run to keep.
 
     `average`: `training.ema_decay`. `fisher`: `ewc`. `base_weights`: evaluations under ZeRO-3 compare text with the base.
     `directions_share`: what `unfreeze.osf` keeps of each tensor's directions. `anchored_tokens` are those of which an anchor
@@ -29,7 +29,7 @@ class Kept:
 
 
 def read_kept(config: RunConfig, *, anchored_tokens: int) -> Kept:
-    """What `config` asks for; `anchored_tokens` count if it asks for an anchor."""
+    """The things that `config` asks for; `anchored_tokens` count if it asks for an anchor."""
     reads_text = bool(config.data.test) and bool(config.data.text or config.data.tasks)
     return Kept(
         average=config.training.ema_decay is not None,
@@ -41,8 +41,11 @@ def read_kept(config: RunConfig, *, anchored_tokens: int) -> Kept:
 
 
 def count_kept(sizes: SpeechSizes, settings: ZeroSettings, kept: Kept, *, world_size: int) -> list[MemoryPart]:
-    """What a rank keeps all the time. The anchor's states and head are whole on each rank; of the rest it has its partitions, but
-    the directions of its share of the matrices."""
+    """The parts of it that a rank holds all the time.
+
+    The anchor's states and head are whole on each rank; of the rest it has its partitions, but the directions of its share of the
+    matrices.
+    """
     b, llm, on_host = settings.itemsize, sizes.llm, settings.optimizer_on_host
     trained = llm.num_trained + sizes.num_adaptor_parameters
     average = FLOAT32_BYTES * trained // world_size if kept.average else 0
@@ -60,12 +63,17 @@ def count_kept(sizes: SpeechSizes, settings: ZeroSettings, kept: Kept, *, world_
     ]
 
 
+def count_kept_directions(share: float, num_rows: int, num_columns: int) -> int:
+    """The number of directions that `find_directions` keeps of a matrix."""
+    return max(1, int(share * min(num_rows, num_columns)))
+
+
 def count_directions(shapes: Sequence[tuple[int, ...]], share: float, world_size: int) -> int:
     """Bytes of the singular directions, `share` of each matrix's, of the rank that has most of them (`KeptDirections`)."""
     loads = [0] * world_size
     for shape, owner in zip(shapes, share_out([math.prod(shape) for shape in shapes], world_size), strict=True):
         *stacked, num_rows, num_columns = shape
-        number = max(1, int(share * min(num_rows, num_columns)))
+        number = count_kept_directions(share, num_rows, num_columns)
         # a vector on either side of each σ
         loads[owner] += FLOAT32_BYTES * math.prod(stacked) * number * (num_rows + num_columns + 1)
     return max(loads)

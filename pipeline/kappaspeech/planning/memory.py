@@ -131,7 +131,8 @@ def count_whole(sizes: SpeechSizes, settings: ZeroSettings) -> tuple[int, int]:
 
 
 def count_live(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, num_recomputed: int = 0) -> int:
-    """Bytes of gathered weights: up to DeepSpeed's limit, or the largest tensor; alone, a rank reads its partitions in place.
+    """Bytes of gathered weights beside what stays whole (`count_whole`): up to DeepSpeed's limit, or the largest tensor; alone, a
+    rank reads its partitions in place.
 
     Tensors of fused experts come to that limit if their layers aren't computed again: autograd keeps views of them, one for each
     expert or all turned round, from the forward to the backward, and DeepSpeed can free none of it.
@@ -139,9 +140,9 @@ def count_live(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, n
     if world_size == 1 and not settings.parameters_on_host:
         return 0
     llm = sizes.llm
-    whole = llm.num_parameters + sizes.num_adaptor_parameters
+    apart = llm.num_parameters + sizes.num_adaptor_parameters - sum(count_whole(sizes, settings))
     kept = 0 if settings.keeps_frozen else llm.expert_elements * (llm.num_layers - num_recomputed) // llm.num_layers
-    return settings.itemsize * min(whole, max(settings.max_live, max(llm.tensor_sizes)) + settings.prefetch + kept)
+    return settings.itemsize * min(apart, max(settings.max_live, max(llm.tensor_sizes)) + settings.prefetch + kept)
 
 
 @dataclass(frozen=True)

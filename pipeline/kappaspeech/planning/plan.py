@@ -234,6 +234,7 @@ def _make_plan(
             num_clips=config.evaluation.batch_size,
             clip_seconds=batches.largest.clip_seconds,
             new_tokens=config.evaluation.max_new_tokens + assumptions.prompt_tokens,
+            num_beams=config.evaluation.num_beams,
             texts=assumptions.texts,
         )
     state = count_state(sizes, settings, world_size=world_size, on_cpu=assumptions.device == "cpu")
@@ -249,6 +250,17 @@ def _make_plan(
         overlaps=assumptions.device == "gpu",
         encoded_share=assumptions.encoded_share,
         replayed=replayed,
+        directions_share=kept.directions_share,
+    )
+    alignment_seconds = predict_alignment(
+        step_time,
+        cost,
+        sizes,
+        settings,
+        mean,
+        rates=assumptions.rates,
+        micro_batches_per_rank=per_rank,
+        world_size=world_size,
     )
     return Plan(
         assumptions=assumptions,
@@ -271,7 +283,7 @@ def _make_plan(
         keeps_frozen=settings.keeps_frozen,
         num_steps=config.training.num_steps,
         alignment_steps=config.training.alignment_steps,
-        alignment_seconds=predict_alignment(step_time, cost, mean),
+        alignment_seconds=alignment_seconds,
     )
 
 

@@ -165,8 +165,9 @@ def test_autograd_keeps_fused_experts_whole_until_their_backward_as_is_counted_u
 
 
 def test_fused_experts_stay_gathered_until_their_backward_unless_it_computes_them_again():
-    settings = read_settings({"zero_optimization": {"stage3_max_live_parameters": 100, "stage3_prefetch_bucket_size": 0}})
-    llm = LlmSizes(8, 8, 8, 8, 1, 4, 10, (100,) * 20, 50, 0, expert_elements=1_000)
+    zero = {"max_live_parameters": 100, "prefetch_bucket_size": 0, "param_persistence_threshold": 0}
+    settings = read_settings({"zero_optimization": {f"stage3_{name}": value for name, value in zero.items()}})
+    llm = LlmSizes(8, 8, 8, 8, 1, 4, 10, (100,) * 20, 100, 0, trained_shapes=((10, 10),), expert_elements=1_000)
     sizes = SpeechSizes(llm, (), 8, 1, 4, 8, 80, 1, 2, 100, pad_to_30s=False)
     counted = [count_live(sizes, settings, world_size=2, num_recomputed=number) for number in (0, 3, 4)]
     assert [num_bytes // settings.itemsize for num_bytes in counted] == [1_100, 350, 100]
@@ -467,6 +468,47 @@ def test_scoring_takes_what_the_plan_counts(config):
     whole = memory.WINDOW_TOKENS * sizes.llm.vocabulary
     held = memory.HELD_LOGITS_BYTES // (2 * whole)
     assert count_scoring(sizes, settings, TextLengths(5_000, 10**9)) == (held + 1) * 2 * whole + memory._KL_PASSES * 4 * whole
+
+
+def test_beams_keep_keys_and_values_of_their_own(home):
+    from kappaspeech.model.llm import load_llm
+
+    llm, num_clips, num_positions, new_tokens = load_llm(str(home / "llm"), dtype=torch.bfloat16), 2, 7, 4
+    embeds = llm.get_input_embeddings()(torch.arange(num_clips * num_positions).view(num_clips, -1) + 20)
+    key_width, num_layers = 2 * 8, 2
+    sizes = LlmSizes(32, 48, 32, key_width, 4, num_layers, 300, (1,), 0, 0)
+    for num_beams in (1, 3):
+        options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "num_beams": num_beams}
+        done = llm.generate(inputs_embeds=embeds, return_dict_in_generate=True, **options)
+        taken = sum(part.nbytes for layer in done.past_key_values.layers for part in (layer.keys, layer.values))
+        # the last token is never read
+        positions, rows = num_positions + new_tokens - 1, num_clips * num_beams
+        assert taken == memory.count_keys_and_values(sizes, num_rows=rows, positions=positions, itemsize=2)
+
+
+def test_a_plan_counts_the_beams_of_evaluations(config):
+    def plan(num_beams):
+        options = {"num_beams": num_beams, "batch_size": 1_000}
+        chosen = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=options)})
+        (made,) = plans(chosen, 1)
+        return made
+
+    assert plan(8).evaluation_bytes > 4 * plan(1).evaluation_bytes
+
+
+def test_what_stays_whole_is_not_counted_as_gathered_again(config, tmp_path):
+    def count(threshold):
+        zero = {"stage": 3, "stage3_param_persistence_threshold": threshold}
+        (tmp_path / "zero3.json").write_text(json.dumps({"zero_optimization": zero, "bf16": {"enabled": True}}))
+        chosen = config.model_copy(update={"deepspeed": str(tmp_path / "zero3.json")})
+        (made,) = plans(chosen, 2, on_gpu=False)
+        return {part.name: part.num_bytes for part in (*made.parts, *made.step_parts)}
+
+    sizes = Planner(config, modules=build_meta_model(config)).sizes
+    all_bytes = 2 * sum(sizes.tensor_sizes)
+    apart, whole = count(0), count(10**9)
+    assert (apart["small weights kept whole"], apart["gathered weights"]) == (0, all_bytes)
+    assert (whole["small weights kept whole"], whole["gathered weights"]) == (all_bytes, 0)
 
 
 def test_texts_are_measured_by_the_sizes_of_their_files(tmp_path):

@@ -150,7 +150,7 @@ def _plan_gpus(
     from kappaspeech.planning.planner import ASSUMED_PROMPT_TOKENS, Planner
 
     modules = build_meta_model(settings, read_selection=num_trained is None)
-    planner = Planner(settings, modules=modules, num_trained=num_trained)
+    planner = Planner(settings, modules=modules, num_trained=num_trained, anchored_tokens=_count_anchored(settings))
     plans = []
     for count, room in ranks:
         bandwidth = bandwidth_gbs or (_NEAR_GBS if count <= _HOST_GPUS else _FAR_GBS)
@@ -196,7 +196,10 @@ def _plan_here(settings: RunConfig, ranks: list[tuple[int, int]], num_trained: i
     )
     modules = build_meta_model(settings, read_selection=num_trained is None, arithmetic=arithmetic)
     prompt_tokens = _count_prompt(settings)
-    planner = Planner(settings, modules=modules, num_trained=num_trained, prompt_tokens=prompt_tokens)
+    anchored_tokens = _count_anchored(settings)
+    planner = Planner(
+        settings, modules=modules, num_trained=num_trained, prompt_tokens=prompt_tokens, anchored_tokens=anchored_tokens
+    )
     products = planner.find_products(arithmetic, prompt_tokens=prompt_tokens, device_type=cpu.type)
     plans = []
     for count, room in ranks:
@@ -221,6 +224,22 @@ def _count_prompt(settings: RunConfig) -> int:
         return ASSUMED_PROMPT_TOKENS
     prompt = make_configured_prompt(tokenizer, settings)
     return prompt.most_tokens(settings.data.train, hot=settings.data.most_hot_tokens)
+
+
+def _count_anchored(settings: RunConfig) -> int | None:
+    """The number of tokens of which an anchor keeps states; None if the tokenizer or a text isn't here."""
+    from kappaspeech.errors import InputError
+    from kappaspeech.model.llm import load_tokenizer
+    from kappaspeech.training.replay import count_anchored, read_measured, read_replay
+
+    if settings.replay is None or not settings.replay.anchor_weight:
+        return 0
+    try:
+        tokenizer = load_tokenizer(settings.model.llm)
+        replay, measured = read_replay(settings, tokenizer), read_measured(settings, tokenizer)
+    except InputError:
+        return None
+    return count_anchored(replay, measured, num_steps=settings.training.num_steps)
 
 
 def _host_gb() -> float:

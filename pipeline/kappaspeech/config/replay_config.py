@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from kappaspeech.config.section import Count, NotNegative, Positive, StrictSection
 
+# pieces of each language by which a budget is kept
+MOST_MEASURED = 64
+
 
 class ReplayConfig(StrictSection):
     """Text in every step beside its speech: the LLM keeps learning it, or is held to its base's predictions of it."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kappaspeech.model.flops import ClipLengths, SpeechCost
 from kappaspeech.planning.batches import MicroBatchSize
 from kappaspeech.planning.elementwise import count_elementwise
+from kappaspeech.planning.kept_memory import count_kept_directions
 from kappaspeech.planning.memory import ReplayedTexts, ZeroSettings, count_tokens
 from kappaspeech.planning.offload import count_offloaded
 from kappaspeech.planning.sizes import FLOAT32_BYTES, SpeechSizes
@@ -18,7 +21,8 @@ class Rates:
     """The rates of a rank, each while it does nothing else.
 
     It computes `flops_per_second` in products of the forward, and receives `bytes_per_second` of weights from the others. The
-    backward, the encoder, and gradients that are summed over ranks have rates of their own if these are known.
+    backward, the encoder, gradients that are summed over ranks, and updated weights that are gathered many at once have rates of
+    their own if these are known; each tensor of the last takes `seconds_per_regathered` beside its bytes.
     `elementwise_bytes_per_second` and `memory_bytes_per_second` are what activations and the optimizer's large states are read
     and written at; without them, that work is taken to be in the rate of the products. Each collective takes
     `seconds_per_message` beside its bytes. `host_link_bytes_per_second` is a GPU's copying to its host or from it, and
@@ -32,6 +36,8 @@ class Rates:
     elementwise_bytes_per_second: float | None = None
     memory_bytes_per_second: float | None = None
     reduced_bytes_per_second: float | None = None
+    regathered_bytes_per_second: float | None = None
+    seconds_per_regathered: float | None = None
     seconds_per_message: float = 0.0
     host_link_bytes_per_second: float | None = None
     host_update_bytes_per_second: float | None = None
@@ -59,11 +65,25 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that a rank receives in a step: `gathered` weights, and `reduced` gradients; and how many collectives bring them."""
+    """Bytes that a rank receives in a step: weights `gathered` by the passes, gradients `reduced`, and how many collectives bring
+    them; and weights `regathered` all at once after their update, of `num_regathered` tensors."""
 
     gathered: int
     reduced: int
     num_messages: int
+    regathered: int = 0
+    num_regathered: int = 0
+
+    def seconds(self, rates: Rates) -> float:
+        """The time of it at these rates. Updated weights go as all others do if their own rates aren't known."""
+        per_regathered = rates.seconds_per_message if rates.seconds_per_regathered is None else rates.seconds_per_regathered
+        return (
+            self.gathered / rates.bytes_per_second
+            + self.reduced / (rates.reduced_bytes_per_second or rates.bytes_per_second)
+            + self.num_messages * rates.seconds_per_message
+            + self.regathered / (rates.regathered_bytes_per_second or rates.bytes_per_second)
+            + self.num_regathered * per_regathered
+        )
 
 
 def predict_step(
@@ -79,6 +99,7 @@ def predict_step(
     overlaps: bool,
     encoded_share: float = 1.0,
     replayed: ReplayedTexts | None = None,
+    directions_share: float | None = None,
 ) -> StepTime:
     """Seconds of a step of `micro_batches_per_rank` micro-batches like `batch`.
 
@@ -86,6 +107,8 @@ def predict_step(
     the mean length. `overlaps`: the device can compute and communicate at once, if the settings ask for it; what is copied to
     and from a host is taken to hide behind nothing. `num_recomputed` layers are computed again. `encoded_share` of the clips
     meet the encoder, the others' states being kept from before. `replayed` texts stand beside the clips of each micro-batch.
+    After the update each trained tensor gets `directions_share` of its directions back (`osf`), one tensor after the other: its
+    products, in float32, are priced as the others.
     """
     clip = _make_clip(batch.llm_seconds / batch.num_samples, cost)
     flops = replace(cost.step([clip]), encoder=cost.step([_make_clip(batch.clip_seconds, cost)]).encoder)
@@ -116,11 +139,10 @@ def predict_step(
         updated = count_updated(sizes, settings, world_size=world_size, micro_batches_per_rank=micro_batches_per_rank)
         optimizer = updated / rates.memory_bytes_per_second
     traffic = count_traffic(sizes, settings, world_size=world_size, micro_batches_per_rank=micro_batches_per_rank)
-    communication = (
-        traffic.gathered / rates.bytes_per_second
-        + traffic.reduced / (rates.reduced_bytes_per_second or rates.bytes_per_second)
-        + traffic.num_messages * rates.seconds_per_message
-    )
+    communication = traffic.seconds(rates)
+    if directions_share is not None:
+        optimizer += count_restoring(sizes.llm.trained_shapes, directions_share) / forward_rate
+        communication += count_restored(sizes, settings, world_size=world_size).seconds(rates)
     offload = 0.0
     if rates.host_link_bytes_per_second is not None and rates.host_update_bytes_per_second is not None:
         moved_away = count_offloaded(sizes, settings, world_size=world_size, micro_batches_per_rank=micro_batches_per_rank)
@@ -132,25 +154,64 @@ def predict_step(
     return StepTime(encoder, forward, backward, again, elementwise, communication, optimizer, offload, total)
 
 
-def predict_alignment(step: StepTime, cost: SpeechCost, batch: MicroBatchSize) -> float:
-    """Seconds of a step like `step` that aligns the adaptor alone: encoder, the adaptor's share of products, update."""
+def predict_alignment(
+    step: StepTime,
+    cost: SpeechCost,
+    sizes: SpeechSizes,
+    settings: ZeroSettings,
+    batch: MicroBatchSize,
+    *,
+    rates: Rates,
+    micro_batches_per_rank: int,
+    world_size: int,
+) -> float:
+    """Seconds of a step like `step` that aligns the adaptor alone: encoder, the adaptor's share of products, and the update.
+
+    What trains of the LLM is cut and gathered again there, though it doesn't move.
+    """
     clip = [_make_clip(batch.llm_seconds / batch.num_samples, cost)]
     whole, aligned = cost.step(clip), cost.without_llm().step(clip)
     share = (aligned.forward + aligned.backward) / (whole.forward + whole.backward)
-    return step.encoder + share * (step.forward + step.backward) + step.optimizer + step.offload
+    ranks = {"world_size": world_size, "micro_batches_per_rank": micro_batches_per_rank}
+    optimizer = 0.0
+    if rates.memory_bytes_per_second is not None:
+        optimizer = count_updated(sizes, settings, aligning=True, **ranks) / rates.memory_bytes_per_second
+    communication = count_traffic(sizes, settings, aligning=True, **ranks).seconds(rates)
+    return step.encoder + share * (step.forward + step.backward) + optimizer + communication + step.offload
+
+
+def count_restoring(shapes: Sequence[tuple[int, ...]], share: float) -> int:
+    """Operations by which tensors of these shapes get their directions back (`KeptDirections.restore`): four products each."""
+    total = 0
+    for *stacked, num_rows, num_columns in shapes:
+        number = count_kept_directions(share, num_rows, num_columns)
+        total += 4 * 2 * math.prod(stacked) * number * num_rows * num_columns
+    return total
+
+
+def count_restored(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int) -> Traffic:
+    """The traffic of tensors that get their directions back (zero3/orthogonal_updates.py): each is gathered and sent in float32,
+    then sent and gathered anew in what is computed in, one by one."""
+    if world_size == 1:
+        return Traffic(0, 0, 0)
+    num_bytes = 2 * (FLOAT32_BYTES + settings.itemsize) * sizes.llm.num_trained
+    return Traffic(num_bytes * (world_size - 1) // world_size, 0, 4 * len(sizes.llm.trained_shapes))
 
 
 def _make_clip(seconds: float, cost: SpeechCost) -> ClipLengths:
     return ClipLengths(max(1, round(seconds * cost.frames_per_second)), round(seconds * LABEL_TOKENS_PER_SECOND) + 1)
 
 
-def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> Traffic:
+def count_traffic(
+    sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int, aligning: bool = False
+) -> Traffic:
     """The bytes that a rank receives in a step of `micro_batches_per_rank`, under DeepSpeed 0.19.
 
     Each micro-batch gathers all weights for its forward and again for its backward, but only once if the model is below the
     limit of live parameters, which stay gathered between the two; and reduces the trained gradients. Tensors up to the
-    persistence threshold stay whole from one micro-batch to the next. Of these a step cuts and gathers again what trains; the
-    frozen ones, and with `keeps_frozen` all that are frozen, are gathered once a run (`keep_frozen_whole`).
+    persistence threshold stay whole from one micro-batch to the next. Of these a step cuts what trains, and gathers it again at
+    its end, all at once; the frozen ones, and with `keeps_frozen` all that are frozen, are gathered once a run
+    (`keep_frozen_whole`). A step that is `aligning` the adaptor alone runs that and the LLM's token embeddings.
     """
     if world_size == 1:
         return Traffic(0, 0, 0)
@@ -159,28 +220,37 @@ def count_traffic(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int
     persistent = [size for size in changing if size <= threshold]
     others = [size for size in (changing if settings.keeps_frozen else sizes.tensor_sizes) if size > threshold]
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    if aligning:
+        embeddings = sizes.llm.vocabulary * sizes.llm.width
+        others = [size for size in (*sizes.adaptor_tensor_sizes, embeddings) if size > threshold]
+        trained = sizes.num_adaptor_parameters
     gathers = (1 if sum(sizes.tensor_sizes) <= settings.max_live else 2) * micro_batches_per_rank
-    gathered = settings.itemsize * (sum(persistent) + gathers * sum(others))
+    gathered, regathered = settings.itemsize * gathers * sum(others), settings.itemsize * sum(persistent)
     reduced = settings.reduced_itemsize * trained * micro_batches_per_rank
     # each tensor is gathered by a collective of its own, and gradients are reduced a bucket at a time
     num_buckets = -(-trained // settings.reduce_bucket) if settings.reduce_bucket else 1
-    num_messages = len(persistent) + gathers * len(others) + micro_batches_per_rank * num_buckets
-    return Traffic(gathered * (world_size - 1) // world_size, reduced * (world_size - 1) // world_size, num_messages)
+    num_messages = gathers * len(others) + micro_batches_per_rank * num_buckets
+    received = (num_bytes * (world_size - 1) // world_size for num_bytes in (gathered, reduced, regathered))
+    return Traffic(next(received), next(received), num_messages, next(received), len(persistent))
 
 
-def count_updated(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int) -> int:
+def count_updated(
+    sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, micro_batches_per_rank: int, aligning: bool = False
+) -> int:
     """Bytes that a rank reads and writes to collect its gradients and to update its partitions.
 
     Each micro-batch's gradients are copied into a bucket, put in order and divided there, whole, and copied and added to the
     rank's partition. Alone, a rank's own collective copies them twice more (profiled on gloo). In the update their norm is taken,
     and they are clipped, in float32; AdamW reads weights, gradient and two moments and writes all but the gradient; and the
-    weights are cast back.
+    weights are cast back. A step that is `aligning` the adaptor alone has gradients of it alone, and moves it alone.
     """
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
+    moved = sizes.num_adaptor_parameters if aligning else trained
     computed, added = settings.itemsize, settings.gradient_itemsize
     reduced = settings.reduced_itemsize if world_size > 1 else computed
     exchanged = 0 if world_size > 1 else 4 * reduced
-    collected = trained * (computed + 5 * reduced + exchanged) + trained * (reduced + 3 * added) // world_size
+    collected = moved * (computed + 5 * reduced + exchanged) + moved * (reduced + 3 * added) // world_size
     cast = added + FLOAT32_BYTES if added != FLOAT32_BYTES else 0
-    update = trained * (cast + added + 2 * FLOAT32_BYTES + 7 * FLOAT32_BYTES + (FLOAT32_BYTES + computed)) // world_size
+    settled = trained * (cast + added + 2 * FLOAT32_BYTES + (FLOAT32_BYTES + computed))
+    update = (settled + moved * 7 * FLOAT32_BYTES) // world_size
     return collected * micro_batches_per_rank + update

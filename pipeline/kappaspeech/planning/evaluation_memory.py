@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kappaspeech.planning.memory import ZeroSettings
-from kappaspeech.planning.sizes import FLOAT32_BYTES, SpeechSizes
+from kappaspeech.planning.sizes import FLOAT32_BYTES, LlmSizes, SpeechSizes
 
 # in float32: two models' log-probabilities, the base's probabilities, a difference and a product
 _KL_PASSES = 5
@@ -28,6 +28,7 @@ def count_evaluation(
     num_clips: int,
     clip_seconds: float,
     new_tokens: int,
+    num_beams: int = 1,
     texts: TextLengths | None = None,
 ) -> int:
     """Bytes of a whole replica that decodes a batch and scores text, as training makes one for each evaluation.
@@ -36,12 +37,17 @@ def count_evaluation(
     trained, while it is put in; or keys and values of all layers; or the logits of texts, whichever is most.
     """
     b, llm = settings.itemsize, sizes.llm
+    positions = int(clip_seconds / sizes.seconds_per_audio_token) + new_tokens
+    keys_and_values = count_keys_and_values(llm, num_rows=num_clips * num_beams, positions=positions, itemsize=b)
     trained = b * (llm.num_trained + sizes.num_adaptor_parameters)
-    positions = num_clips * (clip_seconds / sizes.seconds_per_audio_token + new_tokens)
-    keys_and_values = int(positions * b * 2 * llm.key_width * llm.num_layers)
     scoring = 0 if texts is None else count_scoring(sizes, settings, texts)
     weights = b * (llm.num_parameters + sizes.num_adaptor_parameters)
     return weights + trained + max(trained, keys_and_values, scoring)
+
+
+def count_keys_and_values(llm: LlmSizes, *, num_rows: int, positions: int, itemsize: int) -> int:
+    """Bytes of the keys and values of all layers while so many rows are decoded: with beams, a row for each of a clip's."""
+    return num_rows * positions * itemsize * 2 * llm.key_width * llm.num_layers
 
 
 def count_scoring(sizes: SpeechSizes, settings: ZeroSettings, texts: TextLengths) -> int:

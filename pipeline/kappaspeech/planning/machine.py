@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,7 +92,10 @@ def measure_compute(device: torch.device, llm: ModelProduct, encoder: ModelProdu
 
 def measure_exchange(compute: Rates, group: Any, device: torch.device, dtype: torch.dtype) -> Rates:
     """`compute` with what a rank receives a second of weights and of gradients in `dtype`, and how long a collective takes that
-    carries next to nothing. A collective of all ranks of `group`, a process group of torch."""
+    carries next to nothing; on processors also with those of updated weights, which go another way there (`PartExchange`).
+
+    A collective of all ranks of `group`, a process group of torch.
+    """
     size = group.size()
     if size == 1:
         return compute
@@ -127,6 +131,15 @@ def measure_exchange(compute: Rates, group: Any, device: torch.device, dtype: to
         reduce(whole[:1])
     reducing = _timed(device, lambda: reduce(whole)) / len(whole)
     received = part.nbytes * (size - 1)
+    if exchange is not None:
+        regather = partial(exchange.gather_parts, [part] * len(whole), whole)
+        for _ in range(2):
+            regather()
+        compute = replace(
+            compute,
+            regathered_bytes_per_second=received / (_timed(device, regather) / len(whole)),
+            seconds_per_regathered=_timed(device, lambda: exchange.gather_parts([few] * len(many), many)) / len(many),
+        )
     return replace(
         compute,
         bytes_per_second=received / gathering,
@@ -147,9 +160,11 @@ def _longest(group: Any, device: torch.device, seconds: float) -> float:
 def slowest(rates: Sequence[Rates]) -> Rates:
     """The rates of ranks that wait for each other: the least of each, and the longest collective."""
     columns = {field.name: [getattr(item, field.name) for item in rates] for field in fields(Rates)}
-    latest = max(columns.pop("seconds_per_message"))
-    least: dict[str, Any] = {name: None if None in values else min(values) for name, values in columns.items()}
-    return replace(rates[0], **least, seconds_per_message=latest)
+    found: dict[str, Any] = {
+        name: None if None in values else max(values) if name.startswith("seconds_per_") else min(values)
+        for name, values in columns.items()
+    }
+    return Rates(**found)
 
 
 def measure_here(

@@ -86,12 +86,8 @@ def count_state(
     *,
     world_size: int,
     on_cpu: bool = False,
-    keeps_average: bool = False,
-    holds_weights: bool = False,
-    kept_share: float = 0.0,
 ) -> list[MemoryPart]:
-    """The memory that a rank holds all the time: its partitions, DeepSpeed's bucket, and the encoder; what `ewc` holds weights
-    by, and the directions of which `osf` keeps a share."""
+    """The memory that a rank of any run holds all the time: its partitions, DeepSpeed's bucket, and the encoder."""
     b = settings.itemsize
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     frozen = sizes.llm.num_parameters - sizes.llm.num_trained
@@ -101,8 +97,6 @@ def count_state(
     if settings.optimizer_on_host:
         # DeepSpeed keeps a float32 copy of the gradients there beside those that are added up
         optimizer += FLOAT32_BYTES * trained // world_size
-    average = FLOAT32_BYTES * trained // world_size if keeps_average else 0
-    consolidation = 2 * FLOAT32_BYTES * sizes.llm.num_trained // world_size if holds_weights else 0
     # alone, a rank has nothing to sum: its bucket stays in the compute dtype
     reduced = settings.reduced_itemsize if world_size > 1 else b
     used = min(settings.reduce_bucket, trained)
@@ -111,10 +105,6 @@ def count_state(
         MemoryPart("frozen weights", b * frozen // world_size, settings.parameters_on_host),
         MemoryPart("trained weights", compute_copy, settings.parameters_on_host),
         MemoryPart("fp32 master, Adam", optimizer, settings.optimizer_on_host),
-        MemoryPart("moving average", average, settings.optimizer_on_host),
-        MemoryPart("Fisher and its anchor", consolidation, settings.optimizer_on_host),
-        # K vectors of M and N elements, K a share of the shorter: of a square matrix twice that share of it, of others less
-        MemoryPart("kept directions", int(2 * kept_share * FLOAT32_BYTES * sizes.llm.num_trained / world_size)),
         MemoryPart("gradients", settings.gradient_itemsize * trained // world_size, settings.optimizer_on_host),
         MemoryPart("small weights kept whole", b * small if world_size > 1 else 0),
         MemoryPart("frozen weights kept whole", b * frozen_whole if world_size > 1 else 0),
@@ -141,7 +131,8 @@ def count_whole(sizes: SpeechSizes, settings: ZeroSettings) -> tuple[int, int]:
 
 
 def count_live(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, num_recomputed: int = 0) -> int:
-    """Bytes of gathered weights: up to DeepSpeed's limit, or the largest tensor; alone, a rank reads its partitions in place.
+    """Bytes of gathered weights beside what stays whole (`count_whole`): up to DeepSpeed's limit, or the largest tensor; alone, a
+    rank reads its partitions in place.
 
     Tensors of fused experts come to that limit if their layers aren't computed again: autograd keeps views of them, one for each
     expert or all turned round, from the forward to the backward, and DeepSpeed can free none of it.
@@ -149,9 +140,9 @@ def count_live(sizes: SpeechSizes, settings: ZeroSettings, *, world_size: int, n
     if world_size == 1 and not settings.parameters_on_host:
         return 0
     llm = sizes.llm
-    whole = llm.num_parameters + sizes.num_adaptor_parameters
+    apart = llm.num_parameters + sizes.num_adaptor_parameters - sum(count_whole(sizes, settings))
     kept = 0 if settings.keeps_frozen else llm.expert_elements * (llm.num_layers - num_recomputed) // llm.num_layers
-    return settings.itemsize * min(whole, max(settings.max_live, max(llm.tensor_sizes)) + settings.prefetch + kept)
+    return settings.itemsize * min(apart, max(settings.max_live, max(llm.tensor_sizes)) + settings.prefetch + kept)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from kappaspeech.model.recomputation import count_recomputed, most_recomputed
 from kappaspeech.planning.batches import BatchSizes
 from kappaspeech.planning.duration import Rates, StepTime, predict_alignment, predict_step
 from kappaspeech.planning.evaluation_memory import TextLengths, count_evaluation
+from kappaspeech.planning.kept_memory import count_kept, read_kept
 from kappaspeech.planning.memory import (
     MemoryPart,
     ReplayedTexts,
@@ -46,7 +47,8 @@ ASSUMED_RANGE = (0.7, 2.0)
 class Assumptions:
     """The assumptions of a plan. `encoded_share` of the clips meet the encoder; the others' states are in the cache.
 
-    `memory_bytes` are those of a rank's device, if they are known.
+    `memory_bytes` are those of a rank's device, if they are known. `anchored_tokens` are those of which an anchor, if there is
+    one, keeps the base's states.
     """
 
     world_size: int
@@ -57,6 +59,7 @@ class Assumptions:
     encoded_share: float = 1.0
     memory_bytes: int | None = None
     texts: TextLengths | None = None
+    anchored_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -222,8 +225,7 @@ def _make_plan(
     tokens = count_tokens(batches.largest, sizes, prompt_tokens=assumptions.prompt_tokens, replayed=most)
     activations = count_activations(sizes, settings, tokens, num_recomputed=num_recomputed)
     live = MemoryPart("gathered weights", count_live(sizes, settings, world_size=world_size, num_recomputed=num_recomputed))
-    # the base's head beside the LLM's own, whole on each rank
-    anchor = [MemoryPart("anchor's head", settings.itemsize * sizes.llm.trained_head)] if replayed and replayed.anchored else []
+    kept = read_kept(config, anchored_tokens=assumptions.anchored_tokens)
     evaluation = 0
     if config.data.test:
         evaluation = count_evaluation(
@@ -232,18 +234,10 @@ def _make_plan(
             num_clips=config.evaluation.batch_size,
             clip_seconds=batches.largest.clip_seconds,
             new_tokens=config.evaluation.max_new_tokens + assumptions.prompt_tokens,
+            num_beams=config.evaluation.num_beams,
             texts=assumptions.texts,
         )
-    keeps_average = config.training.ema_decay is not None
-    state = count_state(
-        sizes,
-        settings,
-        world_size=world_size,
-        on_cpu=assumptions.device == "cpu",
-        keeps_average=keeps_average,
-        holds_weights=config.ewc is not None,
-        kept_share=config.unfreeze.osf.kept_share if config.unfreeze.osf else 0.0,
-    )
+    state = count_state(sizes, settings, world_size=world_size, on_cpu=assumptions.device == "cpu")
     step_time = predict_step(
         cost,
         sizes,
@@ -256,29 +250,40 @@ def _make_plan(
         overlaps=assumptions.device == "gpu",
         encoded_share=assumptions.encoded_share,
         replayed=replayed,
+        directions_share=kept.directions_share,
+    )
+    alignment_seconds = predict_alignment(
+        step_time,
+        cost,
+        sizes,
+        settings,
+        mean,
+        rates=assumptions.rates,
+        micro_batches_per_rank=per_rank,
+        world_size=world_size,
     )
     return Plan(
         assumptions=assumptions,
-        parts=tuple(state),
-        step_parts=(live, *anchor, *activations),
+        parts=(*state, *count_kept(sizes, settings, kept, world_size=world_size)),
+        step_parts=(live, *activations),
         evaluation_bytes=evaluation,
         decodes_by=config.evaluation.decode,
         update_bytes=count_update(
             sizes,
             settings,
             world_size=world_size,
-            holds_weights=config.ewc is not None,
-            keeps_directions=config.unfreeze.osf is not None,
+            holds_weights=kept.fisher,
+            keeps_directions=kept.directions_share is not None,
         ),
         step_time=step_time,
-        checkpoint_copy_bytes=count_checkpoint_copy(sizes, world_size=world_size, keeps_average=keeps_average),
+        checkpoint_copy_bytes=count_checkpoint_copy(sizes, world_size=world_size, keeps_average=kept.average),
         audio_seconds_per_step=batches.mean.padded_seconds * config.batch.micro_batches_per_step,
         micro_batches_per_step=num_micro_batches,
         num_recomputed=num_recomputed,
         keeps_frozen=settings.keeps_frozen,
         num_steps=config.training.num_steps,
         alignment_steps=config.training.alignment_steps,
-        alignment_seconds=predict_alignment(step_time, cost, mean),
+        alignment_seconds=alignment_seconds,
     )
 
 

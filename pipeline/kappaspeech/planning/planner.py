@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from kappaspeech.config.deepspeed_config import read_deepspeed_config
+from kappaspeech.config.replay_config import MOST_MEASURED
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import DataError
 from kappaspeech.model.arithmetic import Arithmetic
@@ -49,12 +50,14 @@ class Planner:
         clip_seconds: Sequence[NDArray[np.float32]] | None = None,
         num_trained: int | None = None,
         prompt_tokens: int = ASSUMED_PROMPT_TOKENS,
+        anchored_tokens: int | None = None,
     ) -> None:
         """`modules` may lie on the meta device, and are asked before ZeRO-3 takes them. Without `clip_seconds` the clips'
         lengths are read from the indices, if these can be read.
 
-        `num_trained` stands for a selection that isn't there yet; `prompt_tokens` count against a budget of tokens. Raises
-        `InputError` if a part can't be described.
+        `num_trained` stands for a selection that isn't there yet; `prompt_tokens` count against a budget of tokens. Without
+        `anchored_tokens`, those whose states an anchor keeps, they are estimated. Raises `InputError` if a part can't be
+        described.
         """
         self._config = config
         encoder, model = modules
@@ -74,6 +77,7 @@ class Planner:
         longest = min(config.batch.max_seconds, encoder.dims.max_seconds)
         self.batches = _cut_batches(budget, clip_seconds, max_seconds=longest, packs=model.packs)
         self._texts = measure_texts(config.data.text, has_tasks=bool(config.data.tasks))
+        self._anchored_tokens = estimate_anchored(config) if anchored_tokens is None else anchored_tokens
         self._encoded_share = _share_encoded(config, clip_seconds, self.batches)
 
     def find_products(self, arithmetic: Arithmetic, *, prompt_tokens: int, device_type: str) -> tuple[ModelProduct, ModelProduct]:
@@ -100,6 +104,7 @@ class Planner:
             encoded_share=self._encoded_share,
             memory_bytes=memory_bytes,
             texts=self._texts,
+            anchored_tokens=self._anchored_tokens,
         )
         cost = replace(self._cost, num_prompt_tokens=prompt_tokens)
         return make_plan(self._config, self._settings, self.sizes, cost, assumptions)
@@ -140,19 +145,39 @@ def measure_texts(texts: Mapping[str, str], *, has_tasks: bool = False) -> TextL
     if not (texts or has_tasks):
         return None
     longest, count = (WINDOW_TOKENS, 1) if has_tasks else (0, 0)
-    for path in map(Path, texts.values()):
-        try:
-            if path.is_dir():
-                sizes = [file.stat().st_size for file in path.glob("**/*.txt")]
-            elif path.stat().st_size <= _MOST_TEXT_BYTES:
-                sizes = [len(line) for line in path.read_bytes().splitlines()]
-            else:
-                sizes = [_MOST_TEXT_BYTES]
-        except OSError:
-            sizes = [_MOST_TEXT_BYTES]
+    for sizes in map(_text_sizes, texts.values()):
         longest = max([longest, *(size // _BYTES_PER_TOKEN for size in sizes)])
         count += sum(-(-size // (_BYTES_PER_TOKEN * WINDOW_TOKENS)) for size in sizes)
     return TextLengths(min(longest, WINDOW_TOKENS), count)
+
+
+def estimate_anchored(config: RunConfig) -> int:
+    """The most tokens of which an anchor keeps states, by the sizes of the texts, of which a token has two bytes at least.
+
+    Of replayed texts no more count than a run reaches; of those by which a budget is kept, no more than are measured.
+    """
+    options = config.replay
+    if options is None:
+        return 0
+    replayed = sum(sum(_text_sizes(path)) // _BYTES_PER_TOKEN for path in options.texts.values())
+    reached = config.training.num_steps * options.texts_per_step * options.max_tokens
+    measured = 0
+    if options.forgetting_budget_nats is not None:
+        most = MOST_MEASURED * WINDOW_TOKENS
+        measured = sum(min(sum(_text_sizes(path)) // _BYTES_PER_TOKEN, most) for path in config.data.text.values())
+    return min(replayed, reached) + measured
+
+
+def _text_sizes(name: str) -> list[int]:
+    """Bytes of the texts at a path: a file of a folder is one, or else a line; of what isn't here or is large, many in one."""
+    path = Path(name)
+    try:
+        if path.is_dir():
+            return [file.stat().st_size for file in path.glob("**/*.txt")]
+        size = path.stat().st_size
+        return [len(line) for line in path.read_bytes().splitlines()] if size <= _MOST_TEXT_BYTES else [size]
+    except OSError:
+        return [_MOST_TEXT_BYTES]
 
 
 def _read_clip_seconds(config: RunConfig) -> list[NDArray[np.float32]] | None:

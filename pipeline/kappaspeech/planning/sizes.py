@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ _SHARED_INPUTS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "atten
 
 @dataclass(frozen=True)
 class LlmSizes:
-    """A causal LM of Llama's kind. `tensor_sizes` are all parameters' numbers of elements, frozen and trained; `trained_sizes`
-    those of what trains.
+    """A causal LM of Llama's kind. `tensor_sizes` are all parameters' numbers of elements, frozen and trained; `trained_shapes`
+    are of what trains.
 
     `query_width` and `key_width` are summed over heads; `inner_width` is the MLP's, over the experts that a token meets.
     `kept_inputs` counts elements that a token leaves behind for the gradients of trained weights, over all layers.
@@ -50,7 +51,7 @@ class LlmSizes:
     kept_inputs: int
     fused_attention: bool = True
     layer_elements: int = 0
-    trained_sizes: tuple[int, ...] = ()
+    trained_shapes: tuple[tuple[int, ...], ...] = ()
     fused_elements: int = 0
     expert_elements: int = 0
     trained_head: int = 0
@@ -58,6 +59,10 @@ class LlmSizes:
     @property
     def num_parameters(self) -> int:
         return sum(self.tensor_sizes)
+
+    @property
+    def trained_sizes(self) -> tuple[int, ...]:
+        return tuple(map(math.prod, self.trained_shapes))
 
 
 @dataclass(frozen=True)
@@ -109,9 +114,9 @@ def measure_sizes(encoder: SpeechEncoder, model: SpeechLLM, *, num_trained: int 
     num_keys = int(getattr(config, "num_key_value_heads", None) or num_heads)
     inner_width = _inner_width(config, width)
     kept_inputs = count_kept_inputs((name for name, _ in trained), width=width, inner_width=inner_width)
-    trained_sizes = tuple(p.numel() for _, p in trained)
+    trained_shapes = tuple(tuple(p.shape) for _, p in trained)
     if num_trained is not None:
-        trained_sizes = _spread([p.numel() for _, p in parameters], num_trained)
+        trained_shapes = _spread([tuple(p.shape) for _, p in parameters], num_trained)
         all_inputs = count_kept_inputs((name for name, _ in parameters), width=width, inner_width=inner_width)
         kept_inputs = round(all_inputs * min(1.0, num_trained / sum(p.numel() for _, p in parameters)))
     head = list(model.llm.get_output_embeddings().parameters())
@@ -129,7 +134,7 @@ def measure_sizes(encoder: SpeechEncoder, model: SpeechLLM, *, num_trained: int 
         kept_inputs=kept_inputs,
         fused_attention=num_heads == 0 or config._attn_implementation.removeprefix(PACKED_PREFIX) in _FUSED,
         layer_elements=largest_layer(model.llm),
-        trained_sizes=trained_sizes,
+        trained_shapes=trained_shapes,
         fused_elements=max(
             [p.numel() for _, p in trained if p.dim() == 3] + [fused.numel() for fused, _ in stacked_parameters(model.llm)],
             default=0,
@@ -159,10 +164,10 @@ def largest_layer(llm: Any) -> int:
     return max(sum(parameter.numel() for parameter in layer.parameters()) for layer in decoder_layers(llm))
 
 
-def _spread(tensor_sizes: Sequence[int], num_trained: int) -> tuple[int, ...]:
+def _spread(shapes: Sequence[tuple[int, ...]], num_trained: int) -> tuple[tuple[int, ...], ...]:
     """An even part of a model's tensors, of about so many elements."""
-    share = num_trained / sum(tensor_sizes)
-    return tuple(size for index, size in enumerate(tensor_sizes) if int((index + 1) * share) > int(index * share))
+    share = num_trained / sum(map(math.prod, shapes))
+    return tuple(shape for index, shape in enumerate(shapes) if int((index + 1) * share) > int(index * share))
 
 
 def _inner_width(config: Any, width: int) -> int:

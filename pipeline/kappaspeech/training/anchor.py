@@ -79,7 +79,8 @@ def ask_base(
     places = sorted(pieces)
     for start in range(0, len(places), cluster.world_size):
         place = places[min(start + cluster.rank, len(places) - 1)]
-        mine = head_states(llm, torch.tensor(pieces[place], device=engine.device)).cpu()
+        # a view would keep the whole pass's
+        mine = head_states(llm, torch.tensor(pieces[place], device=engine.device)).cpu().clone()
         states.update(cluster.gather((place, mine)))
         around.phases.tick()
         around.watch.check()

@@ -17,6 +17,7 @@ from kappaspeech.training.anchor import Anchor, ask_base, keep_head
 from kappaspeech.training.clip_encoder import ClipEncoder
 from kappaspeech.training.consolidating import consolidate, trains_llm
 from kappaspeech.training.loaded import Loaded
+from kappaspeech.training.replay import count_anchored
 from kappaspeech.training.run_plan import describe_run, plan_run, settle_by_plan
 from kappaspeech.training.surroundings import Surroundings
 from kappaspeech.zero3.classp import Classp
@@ -47,7 +48,14 @@ def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroun
     cluster, assembly = around.cluster, loaded.assembly
     prompt_tokens = assembly.prompt.most_tokens(config.data.train, hot=config.data.most_hot_tokens)
     with agreement(cluster):
-        planner = describe_run(config, assembly.encoder, assembly.model, loaded.stream, prompt_tokens=prompt_tokens)
+        planner = describe_run(
+            config,
+            assembly.encoder,
+            assembly.model,
+            loaded.stream,
+            prompt_tokens=prompt_tokens,
+            anchored_tokens=count_anchored(loaded.replay, loaded.measured, num_steps=config.training.num_steps),
+        )
         head = keep_head(assembly.model.llm) if config.replay and config.replay.anchor_weight else None
     engine = TrainingEngine(
         assembly.model,

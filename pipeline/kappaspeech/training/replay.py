@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kappaspeech.artefacts import digest_json
+from kappaspeech.config.replay_config import MOST_MEASURED
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import ConfigError, DataError
 from kappaspeech.evaluation.forgetting import cut_windows, read_texts
@@ -20,8 +21,6 @@ from kappaspeech.speech.overlap import plain_words
 # the schedule of speech has streams 0 and 1
 _REPLAY_STREAM = 2
 _KEPT_ORDERS = 64
-# pieces of each language by which a budget is kept
-_MOST_MEASURED = 64
 # shorter lines are headings and greetings, which stand in many texts
 _FEWEST_WORDS = 4
 
@@ -102,8 +101,16 @@ def read_measured(config: RunConfig, tokenizer: Any) -> dict[str, list[tuple[int
         cut = cut_windows(tokenizer, read_texts(Path(path)))
         if not cut:
             raise DataError(f"{path} (data.text) is too short to be measured: no text of it has two tokens.")
-        measured[language] = choose_evenly(cut, _MOST_MEASURED)
+        measured[language] = choose_evenly(cut, MOST_MEASURED)
     return measured
+
+
+def count_anchored(replay: Replay | None, measured: Mapping[str, Sequence[Sequence[int]]], *, num_steps: int) -> int:
+    """The number of tokens of which a run of so many steps keeps the base's states, if an anchor holds it."""
+    if replay is None:
+        return 0
+    pieces = [replay.pieces[place] for place in replay.reached(num_steps)]
+    return sum(len(piece) - 1 for cut in (pieces, *measured.values()) for piece in cut)
 
 
 def choose_evenly(pieces: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:

@@ -28,11 +28,23 @@ from kappaspeech.zero3.engine import TrainingEngine
 
 
 def describe_run(
-    config: RunConfig, encoder: SpeechEncoder, model: SpeechLLM, stream: SpeechStream, *, prompt_tokens: int
+    config: RunConfig,
+    encoder: SpeechEncoder,
+    model: SpeechLLM,
+    stream: SpeechStream,
+    *,
+    prompt_tokens: int,
+    anchored_tokens: int = 0,
 ) -> Planner | str:
     """The planner of a run whose modules are still whole; or the reason why it has no plan, which doesn't stop training."""
     try:
-        return Planner(config, modules=(encoder, model), clip_seconds=stream.clip_seconds(), prompt_tokens=prompt_tokens)
+        return Planner(
+            config,
+            modules=(encoder, model),
+            clip_seconds=stream.clip_seconds(),
+            prompt_tokens=prompt_tokens,
+            anchored_tokens=anchored_tokens,
+        )
     except InputError as error:
         return str(error)
 

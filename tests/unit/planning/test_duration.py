@@ -5,10 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from kappaspeech.model.flops import SpeechCost, StackCost
+from kappaspeech.model.kept_directions import find_directions
 from kappaspeech.planning.batches import MicroBatchSize
-from kappaspeech.planning.duration import Rates, Traffic, count_traffic, count_updated, predict_step
+from kappaspeech.planning.duration import (
+    Rates,
+    Traffic,
+    count_restoring,
+    count_traffic,
+    count_updated,
+    predict_alignment,
+    predict_step,
+)
 from kappaspeech.planning.elementwise import count_elementwise
 from kappaspeech.planning.memory import ReplayedTexts, count_tokens, count_whole, read_settings
 from kappaspeech.planning.offload import Offloaded, count_offloaded
@@ -24,7 +35,7 @@ LLM = LlmSizes(
     vocabulary=100,
     tensor_sizes=(8, 1_000, 3_000),
     num_trained=1_000,
-    trained_sizes=(1_000,),
+    trained_shapes=((20, 50),),
     kept_inputs=0,
 )
 SIZES = SpeechSizes(
@@ -64,10 +75,18 @@ def test_of_tensors_that_are_kept_whole_a_step_gathers_what_trains_alone():
     every, kept = (count_traffic(SIZES, settings(threshold), world_size=2, micro_batches_per_rank=4) for threshold in (0, 10_000))
     # weights in bfloat16, gradients in float32
     assert every == Traffic(2 * 4 * whole // 2, 4 * 4 * trained // 2, 4 * 5 + 4)
-    assert kept == Traffic(2 * trained // 2, 4 * 4 * trained // 2, 3 + 4)
+    assert kept == Traffic(0, 4 * 4 * trained // 2, 4, 2 * trained // 2, 3)
     some = count_traffic(SIZES, settings(8), world_size=2, micro_batches_per_rank=4)
     # the adaptor's small tensor trains, the LLM's is frozen
-    assert some.gathered == 2 * (8 + 4 * (whole - 16)) // 2
+    assert (some.gathered, some.regathered, some.num_regathered) == (2 * 4 * (whole - 16) // 2, 2 * 8 // 2, 1)
+
+
+def test_updated_weights_go_by_their_own_rates_where_these_are_known():
+    traffic = Traffic(gathered=0, reduced=0, num_messages=0, regathered=4_000, num_regathered=3)
+    plain = replace(RATES, seconds_per_message=0.5)
+    assert traffic.seconds(plain) == pytest.approx(4_000 / 1e6 + 3 * 0.5)
+    shared = replace(plain, regathered_bytes_per_second=4e6, seconds_per_regathered=0.01)
+    assert traffic.seconds(shared) == pytest.approx(4_000 / 4e6 + 3 * 0.01)
 
 
 def test_what_stays_whole_is_counted_in_memory_and_no_longer_in_traffic():
@@ -76,7 +95,7 @@ def test_what_stays_whole_is_counted_in_memory_and_no_longer_in_traffic():
     assert (count_whole(SIZES, apart), count_whole(SIZES, whole)) == ((16, 0), (16, 3_000))
     some = count_traffic(SIZES, whole, world_size=2, micro_batches_per_rank=4)
     # the adaptor's small tensor, and for each micro-batch the large ones that train
-    assert some.gathered == 2 * (8 + 4 * (992 + 1_000)) // 2
+    assert (some.gathered, some.regathered) == (2 * 4 * (992 + 1_000) // 2, 2 * 8 // 2)
 
 
 def test_a_model_above_the_limit_of_live_parameters_is_gathered_for_each_pass():
@@ -110,6 +129,42 @@ def test_the_update_is_shared_by_ranks_and_the_collecting_is_not():
     alone = count_updated(SIZES, settings(0), world_size=1, micro_batches_per_rank=1)
     # its bucket stays in bfloat16, and is copied twice more
     assert alone == 2 * (two - whole) + 2_000 * (6 * 2 + 4 * 2 + 2 - 4)
+
+
+def test_a_step_that_aligns_the_adaptor_collects_its_gradients_alone_and_gathers_all_that_trains():
+    options = {"world_size": 2, "micro_batches_per_rank": 3}
+    whole, aligning = (count_traffic(SIZES, settings(10_000), aligning=alone, **options) for alone in (False, True))
+    assert (aligning.regathered, aligning.reduced) == (whole.regathered, whole.reduced // 2)
+    # of tensors that don't stay whole, those of the adaptor and the token embeddings
+    apart = count_traffic(SIZES, settings(0), aligning=True, **options)
+    assert apart.gathered == 2 * 3 * (1_000 + 100 * 8) // 2
+    moved, still = (count_updated(SIZES, settings(0), aligning=alone, **options) for alone in (False, True))
+    # of the LLM's 1,000: three times a bucket's way and the partition's, and AdamW's once
+    assert moved - still == 3 * (1_000 * 22 + 1_000 * 16 // 2) + 1_000 * 28 // 2
+    shared = replace(RATES, regathered_bytes_per_second=1e3)
+    step = predict(RATES)
+    more, less = (
+        predict_alignment(step, COST, SIZES, settings(10_000), BATCH, rates=rates, **options) for rates in (shared, RATES)
+    )
+    assert more - less == pytest.approx(whole.regathered * (1 / 1e3 - 1 / 1e6))
+
+
+def test_directions_are_restored_by_as_many_operations_as_torch_counts():
+    shapes = [(12, 20), (20, 12), (3, 8, 6)]
+    with FlopCounterMode(display=False) as counter:
+        for shape in shapes:
+            weight = torch.randn(shape)
+            find_directions(weight, share=0.5).restore(weight)
+    assert count_restoring(shapes, 0.5) == counter.get_total_flops()
+
+
+def test_restored_directions_lengthen_a_step_by_products_and_messages():
+    plain, restored = predict(RATES), predict(RATES, directions_share=0.5)
+    assert restored.optimizer - plain.optimizer == pytest.approx(count_restoring([(20, 50)], 0.5) / 1e9)
+    # in float32 there and back, and so in bfloat16
+    assert restored.communication - plain.communication == pytest.approx(1_000 * (2 * 4 + 2 * 2) / 2 / 1e6)
+    alone = [predict(RATES, directions_share=share, world_size=1).communication for share in (None, 0.5)]
+    assert alone == [0, 0]
 
 
 def test_each_part_goes_by_its_own_rate():

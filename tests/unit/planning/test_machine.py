@@ -78,8 +78,8 @@ def test_what_ranks_exchange_is_counted_in_bytes_that_each_receives(monkeypatch)
     # the first message says that half as much of it may be sent, and the two ranks hold half of that each
     received = 4 * int(0.5 * (machine._FIRST_MESSAGE_BYTES // 4 // 2 + 1))
     assert rates.bytes_per_second == received / (0.5 / machine._NUM_MESSAGES)
-    assert rates.reduced_bytes_per_second == rates.bytes_per_second
-    assert rates.seconds_per_message == 0.5 / machine._NUM_SMALL_MESSAGES
+    assert rates.reduced_bytes_per_second == rates.regathered_bytes_per_second == rates.bytes_per_second
+    assert rates.seconds_per_message == rates.seconds_per_regathered == 0.5 / machine._NUM_SMALL_MESSAGES
 
 
 def test_over_a_slow_network_little_is_sent(monkeypatch):
@@ -107,9 +107,29 @@ def test_over_a_slow_network_little_is_sent(monkeypatch):
 
 
 def test_the_slowest_of_each_counts():
-    first = Rates(2.0, 5.0, 3.0, seconds_per_message=0.1)
-    second = Rates(1.0, 6.0, 4.0, seconds_per_message=0.2)
-    assert slowest([first, second]) == Rates(1.0, 5.0, 3.0, seconds_per_message=0.2)
+    first = Rates(2.0, 5.0, 3.0, seconds_per_message=0.1, seconds_per_regathered=0.4)
+    second = Rates(1.0, 6.0, 4.0, seconds_per_message=0.2, seconds_per_regathered=0.3)
+    assert slowest([first, second]) == Rates(1.0, 5.0, 3.0, seconds_per_message=0.2, seconds_per_regathered=0.4)
+
+
+def test_updated_weights_are_priced_by_the_exchange_that_a_training_gathers_them_with(monkeypatch):
+    """Ranks of one host share memory, which takes none of gloo's messages."""
+
+    class Slow(machine.PartExchange):
+        def gather_parts(self, parts, wholes):
+            time.sleep(0.2)
+            super().gather_parts(parts, wholes)
+
+    options = {"num_threads": 1, "llm": LLM, "encoder": LLM, "reduced_dtype": torch.float32}
+    fast = measure_here(2, **options)
+    monkeypatch.setattr(machine, "PartExchange", Slow)
+    slow = measure_here(2, **options)
+    # four wholes of 4 MB, of which a rank receives half
+    assert slow.regathered_bytes_per_second < 8 * 2**20 / 0.2
+    assert slow.seconds_per_regathered > 0.2 / machine._NUM_SMALL_MESSAGES
+    assert fast.regathered_bytes_per_second > slow.regathered_bytes_per_second
+    assert slow.bytes_per_second > slow.regathered_bytes_per_second
+    assert measure_here(1, **options).regathered_bytes_per_second is None
 
 
 def test_a_product_is_cut_to_what_is_soon_measured():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kappaspeech.errors import TrainingError
-from kappaspeech.evaluation.bootstrap import FloatArray, interval, resampled_hits
+from kappaspeech.evaluation.bootstrap import FloatArray, compare_hits, interval, resampled_hits
 from kappaspeech.evaluation.choice_items import Item, Row, digest_items
 from kappaspeech.evaluation.forgetting import BaseWeights
 from kappaspeech.model.text_rows import pad_texts
@@ -98,15 +98,17 @@ def pick(items: Sequence[Item], likelihoods: Likelihoods) -> Picked:
 def measure_choices(items: Sequence[Item], picked: Picked, base: Picked | None) -> dict[str, Any]:
     """The report on a language's items as JSON: accuracy, plain and normalised, with intervals over items; the same by group.
 
-    `base` has the base's accuracy, what accuracy is more than that, the share of items that it answers otherwise (`flipped`), and
-    those of them that it alone has right (`lost`), or the trained model alone (`gained`). `picked` and `right` are by item, to
-    compare two models in pairs.
+    `base` has the base's accuracies, what these are more than those, in pairs (`difference`, `interval`;
+    `normalised_difference`, `normalised_interval`), the share of items that it answers otherwise (`flipped`), and those of them
+    that it alone has right (`lost`), or the trained model alone (`gained`). `picked` and `right` are by item, to compare two
+    models in pairs.
     """
     groups = list(dict.fromkeys(item.group for item in items))
     report = _measure(items, picked, base)
     if base is not None:
-        gaps_R = resampled_hits(_hits(items, picked.plain)) - resampled_hits(_hits(items, base.plain))
-        report["base"] |= {"difference": report["accuracy"] - report["base"]["accuracy"], "interval": list(interval(gaps_R))}
+        report["base"] |= compare_hits(_hits(items, picked.plain), _hits(items, base.plain))
+        by_length = compare_hits(_hits(items, picked.normalised), _hits(items, base.normalised))
+        report["base"] |= {f"normalised_{name}": value for name, value in by_length.items()}
     return {
         **report,
         "accuracy_interval": list(interval(resampled_hits(_hits(items, picked.plain)))),

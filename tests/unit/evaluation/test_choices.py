@@ -105,6 +105,8 @@ def test_answers_are_counted_by_hand():
     assert (before["flipped"], before["lost"], before["gained"]) == (0.5, 0.25, 0.0)
     # paired: what was right stays right in no resample less often than it is drawn
     assert before["interval"] == [-0.75, 0.0]
+    assert before["normalised_difference"] == -0.75
+    assert before["normalised_interval"][0] == -1
     assert {name: (group["num_items"], group["accuracy"]) for name, group in report["groups"].items()} == {
         "two": (2, 0.5),
         "four": (2, 0.5),

@@ -18,33 +18,14 @@ from torch import Tensor
 from kappaspeech.errors import TrainingError
 from kappaspeech.evaluation.bootstrap import FloatArray, compare_hits, interval, resampled_hits
 from kappaspeech.evaluation.choice_items import Item, Row, digest_items
-from kappaspeech.evaluation.forgetting import BaseWeights
 from kappaspeech.model.text_rows import pad_texts
-
-# A row of one token, for a rank that has no batch left.
-_STAND_IN = (Row((0,), ()),)
 
 Likelihoods = Mapping[int, float]
 
 
 @torch.no_grad()
-def score_batches(
-    llm: Any, batches: Sequence[Sequence[Row]], *, count: int, base: BaseWeights | None
-) -> tuple[Likelihoods, Likelihoods | None]:
-    """Σ log p of the tokens of each choice in the batches, in nats, by the choice's number; and the same by the base.
-
-    `count` passes are made with either weights, the last ones over stand-ins: if the model is partitioned, every rank must make
-    as many as every other.
-    """
-    filled = [*batches, *[_STAND_IN] * (count - len(batches))]
-    trained = _score(llm, filled)
-    if base is None:
-        return trained, None
-    with base():
-        return trained, _score(llm, filled)
-
-
-def _score(llm: Any, batches: Sequence[Sequence[Row]]) -> Likelihoods:
+def score_batches(llm: Any, batches: Sequence[Sequence[Row]]) -> Likelihoods:
+    """Σ log p of the tokens of each choice in the batches, in nats, by the choice's number."""
     device = llm.get_input_embeddings().weight.device
     found: dict[int, float] = {}
     for rows in batches:

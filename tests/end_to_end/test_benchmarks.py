@@ -212,3 +212,31 @@ def test_tasks_of_runs_are_recorded_beside_their_bases_if_all_were_asked_the_sam
     (tmp_path / "second/run.json").write_text(json.dumps({**run, "checkpoint_digest": "1" * 64}))
     with pytest.raises(SystemExit, match="aren't of one base"):
         record(first, second)
+
+
+def test_a_record_of_reading_shards_names_its_parts_in_its_command(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    stream = importlib.import_module("stream")
+    assert stream.name_command(stream.PARTS, 3) == "python benchmarks/stream.py --shards '…/*.tar' --repeats 3"
+    output = tmp_path / "stream.json"
+
+    def record(part: str, repeats: int = 3) -> dict[str, Any]:
+        """A record of one part of the same shards, with what an earlier one holds; kept."""
+        content = {"planning": {"planning": 1}, "memory": {"resident_megabytes": 1}}.get(part, {})
+        readings = {} if content else {f"{part}, local, kappaspeech": 1}
+        made = {"command": stream.name_command([part], repeats), "shards": 6, "readings": readings, **content}
+        whole = stream.with_earlier_parts(made, output)
+        output.write_text(json.dumps(whole), encoding="utf-8")
+        return whole
+
+    assert record("memory")["command"] == "python benchmarks/stream.py --shards '…/*.tar' --parts memory --repeats 3"
+    assert record("bytes")["command"] == "python benchmarks/stream.py --shards '…/*.tar' --parts bytes memory --repeats 3"
+    for part in ("waveform", "features", "planning"):
+        whole = record(part)
+    assert whole["command"] == stream.name_command(stream.PARTS, 3)
+    assert list(whole["readings"]) == [f"{part}, local, kappaspeech" for part in ("bytes", "waveform", "features")]
+    # measured otherwise, so by itself
+    assert record("bytes", repeats=5)["readings"].keys() == {"bytes, local, kappaspeech"}
+    assert json.loads(output.read_text())["command"].endswith("--parts bytes --repeats 5")
+    kept = json.loads((REPOSITORY / "benchmarks/results/stream.json").read_text(encoding="utf-8"))
+    assert kept["command"] == stream.name_command(stream.parts_of(kept), 3)

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -357,7 +357,7 @@ def make_record(pattern: str, parts: list[str], repeats: int) -> dict[str, Any]:
     local, has_ffmpeg = f"{folder}/{names}", shutil.which("ffmpeg") is not None
     packages = ("webdataset", "soundfile", "numpy", "torch", "openai-whisper", "aiohttp", "fsspec")
     record: dict[str, Any] = {
-        "command": f"python benchmarks/stream.py --shards '…/*.tar' --repeats {repeats}",
+        "command": name_command(parts, repeats),
         "machine": {"cpu": processor(), "cores": os.cpu_count(), "threads": 1},
         "versions": {package: version(package) for package in packages},
         "ffmpeg": has_ffmpeg,
@@ -379,13 +379,29 @@ def make_record(pattern: str, parts: list[str], repeats: int) -> dict[str, Any]:
     return record
 
 
+def name_command(parts: Sequence[str], repeats: int) -> str:
+    """The command that measures these parts, in their order whatever they were named in."""
+    named = [part for part in PARTS if part in parts]
+    chosen = "" if len(named) == len(PARTS) else f" --parts {' '.join(named)}"
+    return f"python benchmarks/stream.py --shards '…/*.tar'{chosen} --repeats {repeats}"
+
+
 def with_earlier_parts(record: dict[str, Any], output: Path) -> dict[str, Any]:
-    """The record, and of an earlier one what it doesn't have, if that was measured likewise."""
+    """The record, and of an earlier one what it doesn't have, if that was measured likewise; by the command for the parts of
+    both."""
     earlier = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
-    about = [key for key in record if key not in ("readings", "planning", "resident_megabytes")]
-    if any(record[key] != earlier.get(key) for key in about):
+    about = [key for key in record if key not in ("command", "readings", "planning", "resident_megabytes")]
+    repeats = record["command"].rpartition(" --repeats ")[2]
+    if any(record[key] != earlier.get(key) for key in about) or earlier["command"].rpartition(" --repeats ")[2] != repeats:
         return record
-    return {**earlier, **record, "readings": {**earlier["readings"], **record["readings"]}}
+    whole = {**earlier, **record, "readings": {**earlier["readings"], **record["readings"]}}
+    return {**whole, "command": name_command(parts_of(whole), int(repeats))}
+
+
+def parts_of(record: dict[str, Any]) -> list[str]:
+    """The parts that a record holds."""
+    kept = {"planning": "planning" in record, "memory": "resident_megabytes" in record}
+    return [part for part in PARTS if kept.get(part) or any(name.startswith(part) for name in record["readings"])]
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ if [ -n "${RANK:-}${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}${TASKS_ARE_RANKS:-}" ] 
   trap '' USR1
   exec "$PYTHON" -u "${BASH_SOURCE[0]}" "$@"
 fi
+share_cores() { export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(nproc) + $1 - 1) / $1 ))}; }
 gpus=$(count_gpus)
 if [ "$gpus" -gt 0 ]; then
   if [ "${NUM_RANKS:-1}" -gt "$gpus" ]; then
@@ -32,7 +33,8 @@ if [ "$gpus" -gt 0 ]; then
     exit 2
   fi
   if [[ ${CUDA_VISIBLE_DEVICES:-} =~ [^0-9,] ]]; then
-    # names of GPUs or of parts of one, which DeepSpeed's launcher can't read
+    # names of GPUs or of parts of one, which DeepSpeed's launcher can't read; torchrun gives each rank one core
+    share_cores "${NUM_RANKS:-$gpus}"
     exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "${NUM_RANKS:-$gpus}" "${BASH_SOURCE[0]}" "$@"
   fi
   # without a number, the runner takes all GPUs
@@ -45,7 +47,7 @@ if [ "$gpus" -gt 0 ]; then
 else
   # one name for the host's processors: DeepSpeed would ask for a GPU
   export DS_ACCELERATOR=cpu
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(nproc) + ${NUM_RANKS:-1} - 1) / ${NUM_RANKS:-1} ))}
+  share_cores "${NUM_RANKS:-1}"
   ranks=(--num_gpus "${NUM_RANKS:-1}")
 fi
 port=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from kappaspeech.speech.corpus import make_datasets
 from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.normalisers import normalise_text
 from tests.conftest import clean_environment
+from tests.made_runs import TENSORS, make_run
 from tests.patience import patience
 
 REPOSITORY = Path(__file__).parents[2]
@@ -127,3 +130,113 @@ def test_an_alignment_is_read_off_at_each_checkpoint(home, train, tmp_path, monk
         return listener._words_VH[places][None], None
 
     assert listener.read_off(speak_well)["wer"] == 0.0
+
+
+# a way takes a process of its own, and the tiny models have fewer heads than the recipe's
+WAY_SCRIPT = """
+import argparse, json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import train, train_ours
+read, home = train_ours.read_run_config, Path(sys.argv[2])
+train_ours.read_run_config = lambda path, overrides: read(path, overrides={**overrides, "model.adaptor.num_heads": 2})
+models = {"llm": home / "llm", "encoder": home / "whisper.pt", "selection": home / "selection.json"}
+arguments = argparse.Namespace(one=sys.argv[3], **models, speech=home / "speech/train", clips=8, threads=1)
+print(json.dumps(train.measure_way(arguments)))
+"""
+
+
+@pytest.mark.slow
+def test_our_own_ways_are_measured_on_the_same_clips_and_told_beside_padded_rows(home, nursery, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    train = importlib.import_module("train")
+    measured = {}
+    for way in train.WAYS:
+        done = nursery.run(REPOSITORY / "benchmarks", home, way, code=WAY_SCRIPT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        measured[way] = json.loads(done.stdout.splitlines()[-1])
+    padded, packed, kept = measured.values()
+    for key in ("num_steps", "alignment_num_steps", "num_target_tokens", "alignment_num_target_tokens"):
+        assert padded[key] == packed[key] == kept[key] > 0
+    assert padded["num_steps"] == 1
+    for key in ("loss_nats_of_warm_up", "loss_nats", "alignment_loss_nats"):
+        # products of other shapes in bfloat16 are rounded otherwise
+        assert packed[key] == pytest.approx(padded[key], rel=0.02)
+        assert kept[key] == pytest.approx(packed[key], rel=0.02)
+    for result in measured.values():
+        rates = [result[f"{name}audio_seconds_per_second"] for name in ("", "recipe_", "alignment_")]
+        assert min(rates[0], rates[2]) <= rates[1] <= max(rates[0], rates[2])
+
+    monkeypatch.setattr(train, "measure", lambda way, _arguments: measured[way])
+    table = train.compare(argparse.Namespace(ways=True, repeats=2))
+    rate = "recipe_audio_seconds_per_second"
+    assert list(table) == list(train.WAYS)
+    assert table["padded_rows"][f"times_padded_in_{rate}"] == 1
+    assert table["packed_rows"][f"times_padded_in_{rate}"] == pytest.approx(packed[rate] / padded[rate])
+    assert table["packed_rows"][f"{rate}_of_each"] == [packed[rate]] * 2
+
+
+def test_tasks_of_runs_are_recorded_beside_their_bases_if_all_were_asked_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    tasks = importlib.import_module("tasks")
+
+    def evaluate(name: str, num_questions: int) -> Path:
+        """The evaluation of a run that answers half of its questions otherwise than its base."""
+        asked = {"num_questions": num_questions, "num_instructions": 4, "lost": 0.5}
+        run = make_run(tmp_path / name, "smallest κ", seed=1, error_rate=0.2, selected=list(TENSORS)[:2], **asked)
+        last = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
+        (tmp_path / f"{name}.json").write_text(json.dumps({**last, "model": str(run)}))
+        return tmp_path / f"{name}.json"
+
+    def record(*evaluations: Path) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["tasks.py", *map(str, evaluations), "--output", str(tmp_path / "tasks.json")])
+        tasks.main()
+        return json.loads((tmp_path / "tasks.json").read_text())
+
+    first, second, other = evaluate("first", 4), evaluate("second", 4), evaluate("other", 6)
+    found = record(first, second)
+    assert found["commands"][-1] == "python benchmarks/tasks.py R.json... --output tasks.json"
+    assert [run["run"] for run in found["runs"]] == ["first", "second"]
+    told = found["runs"][0]
+    assert (told["arm"], told["step"], told["num_llm_parameters"] > 0) == ("smallest κ", 60, True)
+    asked = json.loads(first.read_text())
+    for name in ("tasks", "instructions"):
+        for language, report in told[name].items():
+            assert report["base"]["difference"] == asked[name][language]["base"]["difference"] < 0
+            assert report["base"]["flipped"] == 0.5
+            assert not {"picked", "right", "followed", "answers"} & {*report, *report["base"]}
+    assert "lost 50.0%" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="aren't of the same tasks"):
+        record(first, other)
+    run = json.loads((tmp_path / "second/run.json").read_text())
+    (tmp_path / "second/run.json").write_text(json.dumps({**run, "checkpoint_digest": "1" * 64}))
+    with pytest.raises(SystemExit, match="aren't of one base"):
+        record(first, second)
+
+
+def test_a_record_of_reading_shards_names_its_parts_in_its_command(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    stream = importlib.import_module("stream")
+    assert stream.name_command(stream.PARTS, 3) == "python benchmarks/stream.py --shards '…/*.tar' --repeats 3"
+    output = tmp_path / "stream.json"
+
+    def record(part: str, repeats: int = 3) -> dict[str, Any]:
+        """A record of one part of the same shards, with what an earlier one holds; kept."""
+        content = {"planning": {"planning": 1}, "memory": {"resident_megabytes": 1}}.get(part, {})
+        readings = {} if content else {f"{part}, local, kappaspeech": 1}
+        made = {"command": stream.name_command([part], repeats), "shards": 6, "readings": readings, **content}
+        whole = stream.with_earlier_parts(made, output)
+        output.write_text(json.dumps(whole), encoding="utf-8")
+        return whole
+
+    assert record("memory")["command"] == "python benchmarks/stream.py --shards '…/*.tar' --parts memory --repeats 3"
+    assert record("bytes")["command"] == "python benchmarks/stream.py --shards '…/*.tar' --parts bytes memory --repeats 3"
+    for part in ("waveform", "features", "planning"):
+        whole = record(part)
+    assert whole["command"] == stream.name_command(stream.PARTS, 3)
+    assert list(whole["readings"]) == [f"{part}, local, kappaspeech" for part in ("bytes", "waveform", "features")]
+    # measured otherwise, so by itself
+    assert record("bytes", repeats=5)["readings"].keys() == {"bytes, local, kappaspeech"}
+    assert json.loads(output.read_text())["command"].endswith("--parts bytes --repeats 5")
+    kept = json.loads((REPOSITORY / "benchmarks/results/stream.json").read_text(encoding="utf-8"))
+    assert kept["command"] == stream.name_command(stream.parts_of(kept), 3)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from kappaspeech.config.data_config import DatasetConfig, ReadConfig
 from kappaspeech.config.training_config import EvaluationConfig, OptimizerConfig
+from kappaspeech.evaluation.answering import _share_out
 from kappaspeech.evaluation.choice_items import Item, cut_batches, make_rows, read_items
 from kappaspeech.evaluation.choices import score_batches
 from kappaspeech.evaluation.evaluate import evaluate, open_test_set, read_hypotheses
@@ -111,10 +113,8 @@ def _likelihoods(cluster: Cluster, home: Path, decoder: Transcriber) -> list[lis
     """The likelihood of each choice to the model and to its base, by the choice's number."""
     questions = [item for item in read_items(home / "tasks.jsonl") if isinstance(item, Item)]
     batches = cut_batches(make_rows(decoder.tokenizer, questions))
-    count = -(-len(batches) // cluster.world_size)
-    mine = batches[cluster.rank :: cluster.world_size]
-    shares = cluster.gather(score_batches(decoder.model.llm, mine, count=count, base=decoder.base_weights))
-    return [sorted(item for share in by_model for item in (share or {}).items()) for by_model in zip(*shares, strict=True)]
+    found = _share_out(batches, partial(score_batches, decoder.model.llm), decoder, cluster)
+    return [sorted((by_model or {}).items()) for by_model in found]
 
 
 def _hypotheses(cluster: Cluster, home: Path, output: Path, decoder: Transcriber, count: int, batch_size: int) -> Any:

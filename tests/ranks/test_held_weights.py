@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from kappaspeech.model.kept_directions import find_directions
 from kappaspeech.model.llm import load_llm
+from tests import tiny
 from tests.ranks.test_training import BF16_LOSS_TOLERANCE, steps
 
 # at which some of the weights move in a step and most don't
@@ -62,3 +63,10 @@ def test_classp_is_the_same_on_any_ranks_and_its_sums_go_on_after_a_resume(train
         assert still.any()
         weight = name.removesuffix("/exp_avg_sq")
         assert torch.equal(after[weight][still], before[weight][still])
+
+
+def test_a_user_who_asks_for_what_classp_does_not_heed_is_told_once(home, run_command, tmp_path):
+    options = {"classp": {}, "optimizer__weight_decay": 0.1, "training__num_steps": 1, "data__test": []}
+    done = run_command("train", tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", **options), ranks=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("warning: optimizer.weight_decay 0.1 is AdamW's, and with classp the adaptor's alone") == 1

@@ -34,6 +34,10 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
 
 
+def contents(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
 def assert_same_steps(ours: Path, theirs: Path) -> None:
     for key in ("step", "keys_digest", "num_target_tokens", "learning_rates"):
         assert [record[key] for record in steps(ours)] == [record[key] for record in steps(theirs)]
@@ -122,8 +126,9 @@ def test_a_finished_run_is_left_as_it_is(train, one_rank):
     assert evaluations(one_rank) == evaluated
 
 
-def test_resuming_with_another_selection_is_refused_by_name(home, one_rank, run_command, tmp_path):
+def test_resuming_with_another_selection_is_refused_by_name_and_leaves_the_run_as_it_was(home, one_rank, run_command, tmp_path):
     copy = shutil.copytree(one_rank, tmp_path / "copy")
+    before = contents(copy)
     selection = tmp_path / "selection.json"
     assert run_command("select", home / "ranking.json", "--count", 3, "--output", selection).returncode == 0
     config = tiny.write_config(tmp_path / "copy.yaml", home, copy, unfreeze__selection=str(selection))
@@ -131,6 +136,7 @@ def test_resuming_with_another_selection_is_refused_by_name(home, one_rank, run_
     assert done.returncode == 2, done.stderr[-2000:]
     assert "trained with another" in done.stderr
     assert "selection" in done.stderr
+    assert contents(copy) == before
 
 
 @pytest.mark.slow

@@ -213,12 +213,12 @@ def lines_of(name: str) -> list[str]:
 
 
 def run_script(script: str, folder: Path, variables: dict[str, str], *, status: int = 0, then: str = "") -> Any:
-    """Run an example's script with commands in the place of torchrun and kappaspeech that keep their words."""
+    """Run an example's script with commands in the place of torchrun and kappaspeech that keep their words, on 100 cores."""
     binaries = folder / "bin"
     binaries.mkdir(exist_ok=True)
     (folder / ".venv/bin").mkdir(parents=True, exist_ok=True)
     (folder / ".venv/bin/activate").write_text("")
-    for name, code in (("torchrun", f"{then}exit 3"), ("kappaspeech", f"exit {status}")):
+    for name, code in (("torchrun", f"{then}exit 3"), ("kappaspeech", f"exit {status}"), ("nproc", "echo 100")):
         path = binaries / name
         path.write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" > "{folder}/{name}.words"\n{code}\n')
         path.chmod(0o755)
@@ -247,6 +247,15 @@ def test_the_second_pod_starts_the_second_hosts_ranks(name, tmp_path, monkeypatc
         assert config.rdzv_endpoint == {**address, **other}[name]
         assert [arguments.training_script, *arguments.training_script_args] == ["kappaspeech", "train", "run.yaml"]
         assert words_of(tmp_path, "kappaspeech") == ["status", "run.yaml"]
+
+
+@pytest.mark.parametrize("name", sorted(SECOND_POD))
+def test_ranks_share_out_the_cores_of_their_host(name, tmp_path):
+    """Of torchrun each has one, and an optimizer that is offloaded computes there."""
+    keep = f'printf %s "$OMP_NUM_THREADS" > "{tmp_path}/threads"; '
+    for script in lines_of(name):
+        assert run_script(script, tmp_path, SECOND_POD[name], then=keep).wait(patience(30)) == 0
+        assert (tmp_path / "threads").read_text() == "13"
 
 
 @pytest.mark.parametrize("name", ["pytorchjob", "trainjob", "jobset"])

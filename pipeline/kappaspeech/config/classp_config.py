@@ -10,7 +10,7 @@ from kappaspeech.config.section import NotNegative, StrictSection
 
 
 class ClasspConfig(StrictSection):
-    """CLASSP (Ludwig 2024, arXiv:2405.09637) in AdamW's place for the LLM's tensors; the adaptor keeps AdamW."""
+    """CLASSP (Ludwig 2024, arXiv:2405.09637) for the LLM's tensors; AdamW, with its β, ε and decay, is left to the adaptor."""
 
     threshold: NotNegative = Field(
         default=0.0,

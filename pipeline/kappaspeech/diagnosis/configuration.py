@@ -63,6 +63,9 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
     """
     findings = [check_ranks(config.batch.micro_batches_per_step, world_size), *check_hub(config.model.llm)]
     findings += _try("DeepSpeed JSON", lambda: _check_deepspeed(config))
+    if config.unheeded_by_classp is not None:
+        remedy = "Leave them out, or remove classp, if they were meant for the LLM too."
+        findings.append(Finding("optimizer", "warning", config.unheeded_by_classp, remedy))
     findings += _try("tokenizer", lambda: _check_tokenizer(config))
     planners: list[Planner] = []
     findings += _try("models", lambda: _check_models(config, planners))

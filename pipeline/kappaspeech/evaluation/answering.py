@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from kappaspeech.errors import DataError
 from kappaspeech.evaluation.choice_items import Item, Task, cut_batches, make_rows
@@ -18,6 +19,8 @@ from kappaspeech.ranks.cluster import Cluster
 
 # what a record calls the report on each type of task
 Reports = dict[str, dict[str, dict[str, Any]]]
+Part = TypeVar("Part")
+Found = TypeVar("Found")
 
 
 def answer_tasks(
@@ -53,12 +56,8 @@ def _choose(transcriber: Transcriber, items: Sequence[Item], cluster: Cluster) -
     with agreement(cluster):
         transcriber.model.eval()
         batches = cut_batches(make_rows(transcriber.tokenizer, items))
-        mine = batches[cluster.rank :: cluster.world_size]
-    count = -(-len(batches) // cluster.world_size) if transcriber.in_step else len(mine)
-    with nullcontext() if transcriber.in_step else agreement(cluster):
-        found = score_batches(transcriber.model.llm, mine, count=count, base=transcriber.base_weights)
-    trained, base = zip(*cluster.gather(found), strict=True)
-    return measure_choices(items, pick(items, _join(trained)), None if None in base else pick(items, _join(base)))
+    trained, base = _share_out(batches, partial(score_batches, transcriber.model.llm), transcriber, cluster)
+    return measure_choices(items, pick(items, trained), None if base is None else pick(items, base))
 
 
 def _follow(transcriber: Transcriber, items: Sequence[Instruction], cluster: Cluster) -> dict[str, Any]:
@@ -69,38 +68,52 @@ def _follow(transcriber: Transcriber, items: Sequence[Instruction], cluster: Clu
                 shown = f"{items[prompt.number].text[:60]!r} has {len(prompt.ids)} tokens with the chat template"
                 raise DataError(f"data.tasks: {shown}, and an instruction may have {WINDOW_TOKENS}. Shorten it.")
         batches = cut_prompts(prompts, transcriber.batch_size)
-        mine = batches[cluster.rank :: cluster.world_size]
-    # a rank that has no batch left writes one of the first's answers beside the others
+    trained, base = _share_out(batches, partial(_write, transcriber), transcriber, cluster)
+    return measure_instructions(items, _in_order(trained), None if base is None else _in_order(base))
+
+
+def _share_out(
+    batches: Sequence[Sequence[Part]],
+    answer: Callable[[Sequence[Sequence[Part]]], Mapping[int, Found]],
+    transcriber: Transcriber,
+    cluster: Cluster,
+) -> tuple[dict[int, Found], dict[int, Found] | None]:
+    """What `answer` finds in all batches, by number, each rank in its share of them; and the same by the base. A collective.
+
+    If the model is partitioned, a rank that has no batch left answers a part of the first beside the others. That is no answer:
+    in a batch of another size numbers may be rounded otherwise.
+    """
+    mine = batches[cluster.rank :: cluster.world_size]
     count = -(-len(batches) // cluster.world_size) if transcriber.in_step else len(mine)
     beside = [batches[0][:1]] * (count - len(mine))
+
+    def find() -> Mapping[int, Found]:
+        found = answer(mine)
+        answer(beside)
+        return found
+
     with nullcontext() if transcriber.in_step else agreement(cluster):
-        trained = _write(transcriber, mine, beside=beside)
-        base = None
+        trained, base = find(), None
         if transcriber.base_weights is not None:
             with transcriber.base_weights():
-                base = _write(transcriber, mine, beside=beside)
-    answers, of_base = zip(*cluster.gather((trained, base)), strict=True)
-    return measure_instructions(items, _in_order(answers), None if None in of_base else _in_order(of_base))
+                base = find()
+    shares = cluster.gather((trained, base))
+    of_base = [share for _, share in shares if share is not None]
+    return _join([share for share, _ in shares]), _join(of_base) if len(of_base) == len(shares) else None
 
 
-def _write(
-    transcriber: Transcriber, batches: Sequence[Sequence[Prompt]], *, beside: Sequence[Sequence[Prompt]]
-) -> dict[int, str]:
-    """The answers by the instructions' numbers. Those `beside` are written too, and are no answers: a batch of another size may
-    round otherwise."""
+def _write(transcriber: Transcriber, batches: Sequence[Sequence[Prompt]]) -> dict[int, str]:
+    """The answers by the instructions' numbers."""
     found: dict[int, str] = {}
     for batch in batches:
         texts = transcriber.write([prompt.ids for prompt in batch])
         found.update(zip((prompt.number for prompt in batch), texts, strict=True))
-    for batch in beside:
-        transcriber.write([prompt.ids for prompt in batch])
     return found
 
 
-def _join(shares: Sequence[Mapping[int, Any]]) -> dict[int, Any]:
+def _join(shares: Sequence[Mapping[int, Found]]) -> dict[int, Found]:
     return {number: value for share in shares for number, value in share.items()}
 
 
-def _in_order(shares: Sequence[Mapping[int, str]]) -> list[str]:
-    found = _join(shares)
+def _in_order(found: Mapping[int, str]) -> list[str]:
     return [found[number] for number in sorted(found)]

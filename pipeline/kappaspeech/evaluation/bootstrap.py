@@ -5,6 +5,8 @@ N utterances · R resamples
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,6 +39,12 @@ def resampled_rates(errors_N: FloatArray, lengths_N: FloatArray, *, seed: tuple[
 def resampled_hits(hits_N: FloatArray) -> FloatArray:
     """The shares of hits (1, or 0 for a miss) of resamples (R,); equal N draw the same, so that two models are paired."""
     return resampled_rates(hits_N, np.ones_like(hits_N), seed=(0,))
+
+
+def compare_hits(hits_N: FloatArray, before_N: FloatArray) -> dict[str, Any]:
+    """What a model's share of hits is more than another's on the same items, with the interval of the difference, in pairs."""
+    gaps_R = resampled_hits(hits_N) - resampled_hits(before_N)
+    return {"difference": float(hits_N.mean()) - float(before_N.mean()), "interval": list(interval(gaps_R))}
 
 
 def interval(values_R: FloatArray) -> tuple[float, float]:

@@ -16,35 +16,16 @@ import torch
 from torch import Tensor
 
 from kappaspeech.errors import TrainingError
-from kappaspeech.evaluation.bootstrap import FloatArray, interval, resampled_hits
+from kappaspeech.evaluation.bootstrap import FloatArray, compare_hits, interval, resampled_hits
 from kappaspeech.evaluation.choice_items import Item, Row, digest_items
-from kappaspeech.evaluation.forgetting import BaseWeights
 from kappaspeech.model.text_rows import pad_texts
-
-# A row of one token, for a rank that has no batch left.
-_STAND_IN = (Row((0,), ()),)
 
 Likelihoods = Mapping[int, float]
 
 
 @torch.no_grad()
-def score_batches(
-    llm: Any, batches: Sequence[Sequence[Row]], *, count: int, base: BaseWeights | None
-) -> tuple[Likelihoods, Likelihoods | None]:
-    """Σ log p of the tokens of each choice in the batches, in nats, by the choice's number; and the same by the base.
-
-    `count` passes are made with either weights, the last ones over stand-ins: if the model is partitioned, every rank must make
-    as many as every other.
-    """
-    filled = [*batches, *[_STAND_IN] * (count - len(batches))]
-    trained = _score(llm, filled)
-    if base is None:
-        return trained, None
-    with base():
-        return trained, _score(llm, filled)
-
-
-def _score(llm: Any, batches: Sequence[Sequence[Row]]) -> Likelihoods:
+def score_batches(llm: Any, batches: Sequence[Sequence[Row]]) -> Likelihoods:
+    """Σ log p of the tokens of each choice in the batches, in nats, by the choice's number."""
     device = llm.get_input_embeddings().weight.device
     found: dict[int, float] = {}
     for rows in batches:
@@ -98,15 +79,17 @@ def pick(items: Sequence[Item], likelihoods: Likelihoods) -> Picked:
 def measure_choices(items: Sequence[Item], picked: Picked, base: Picked | None) -> dict[str, Any]:
     """The report on a language's items as JSON: accuracy, plain and normalised, with intervals over items; the same by group.
 
-    `base` has the base's accuracy, what accuracy is more than that, the share of items that it answers otherwise (`flipped`), and
-    those of them that it alone has right (`lost`), or the trained model alone (`gained`). `picked` and `right` are by item, to
-    compare two models in pairs.
+    `base` has the base's accuracies, what these are more than those, in pairs (`difference`, `interval`;
+    `normalised_difference`, `normalised_interval`), the share of items that it answers otherwise (`flipped`), and those of them
+    that it alone has right (`lost`), or the trained model alone (`gained`). `picked` and `right` are by item, to compare two
+    models in pairs.
     """
     groups = list(dict.fromkeys(item.group for item in items))
     report = _measure(items, picked, base)
     if base is not None:
-        gaps_R = resampled_hits(_hits(items, picked.plain)) - resampled_hits(_hits(items, base.plain))
-        report["base"] |= {"difference": report["accuracy"] - report["base"]["accuracy"], "interval": list(interval(gaps_R))}
+        report["base"] |= compare_hits(_hits(items, picked.plain), _hits(items, base.plain))
+        by_length = compare_hits(_hits(items, picked.normalised), _hits(items, base.normalised))
+        report["base"] |= {f"normalised_{name}": value for name, value in by_length.items()}
     return {
         **report,
         "accuracy_interval": list(interval(resampled_hits(_hits(items, picked.plain)))),

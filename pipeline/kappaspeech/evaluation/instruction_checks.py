@@ -13,10 +13,25 @@ from typing import Any
 from kappaspeech.speech.text_files import check_unicode
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-# After its mark a space follows, or the end. A full stop behind a single letter is an abbreviation's ("z. B."), but for an I.
-_SENTENCE_END = re.compile(
-    r"(?:[!?…]|(?<!\b[^\W\d_I])(?<!\b[DM][rs])(?<!\b(?:St|Nr|ca))(?<!\b(?:Mrs|bzw))(?<!\bProf)\.)[.!?…]*"
-    r"[\"”“\u00ab\u00bb')\]]*(?=\s|$)"
+# After its marks a space follows, or the end.
+_SENTENCE_END = re.compile(r"([.!?…]+)[\"”“\u00ab\u00bb')\]]*(?=\s|$)")
+_LAST_WORD = re.compile(r"\w+$")
+_NEXT_WORD = re.compile(r"[^\S\n]+[\"„“(]*(\w+)")
+_ABBREVIATIONS = frozenset(
+    ["Dr", "Jr", "Mr", "Mrs", "Ms", "Nr", "Prof", "Sr", "St", "bzw", "ca", "evtl", "ggf", "inkl", "vgl", "vs"]
+)
+# A number within a line, which is no number of a list: "am 3.", "Karl V."; and the word before it.
+_ORDINAL = re.compile(r"(?:(\w+)|\S)[^\S\n]+(?:\d+|[IVXL]+)$")
+_MONTH = re.compile(
+    r"Jan(?:uar)?|Jänner|Feb(?:ruar)?|März|Apr(?:il)?|Mai|Juni?|Juli?|Aug(?:ust)?|Sept?(?:ember)?|Okt(?:ober)?|Nov(?:ember)?"
+    r"|Dez(?:ember)?"
+)
+# "8. 5. 1945" has two full stops within.
+_DAY, _MONTH_NUMBER = re.compile(r"\b\d{1,2}$"), re.compile(r"[^\S\n]+\d{1,2}\.(?=\s|$)")
+_DAY_AND_MONTH, _YEAR = re.compile(r"\b\d{1,2}\.[^\S\n]*\d{1,2}$"), re.compile(r"[^\S\n]+\d{2,4}\b")
+# Of German alone: behind "am" in English a sentence may end ("I am 12.").
+_BEFORE_ORDINALS = re.compile(
+    r"der|die|das|dem|den|des|im|vom|zum|zur|beim|ins|jede[mnrs]?|diese[mnrs]?|(?:[msd]?ein|ihr|unser|euer|eur)(?:e[mnrs]?)?"
 )
 _BULLET = re.compile(r"^\s*[-*•]\s+\S", re.MULTILINE)
 _TITLE = re.compile(r"<<[^<>\n]*[^\W_][^<>\n]*>>")
@@ -155,8 +170,41 @@ def _num_words(answer: str, *, least: int = 0, most: int | None = None) -> bool:
 
 
 def _num_sentences(answer: str, *, least: int = 0, most: int | None = None) -> bool:
+    return _in_range(_count_sentences(answer), least, most)
+
+
+def _count_sentences(text: str) -> int:
+    begin, parts = 0, []
+    for end in _SENTENCE_END.finditer(text):
+        if end[1] != "." or not _goes_on(text[: end.start()], text[end.end() :]):
+            parts.append(text[begin : end.end()])
+            begin = end.end()
     # a number of a list has no letter
-    return _in_range(sum(any(map(str.isalpha, part)) for part in _SENTENCE_END.split(answer)), least, most)
+    return sum(any(map(str.isalpha, part)) for part in (*parts, text[begin:]))
+
+
+def _goes_on(before: str, after: str) -> bool:
+    """True if the full stop between these is an abbreviation's ("z. B.") or an ordinal's ("am 3. Mai"), and ends no sentence."""
+    word, following = _LAST_WORD.search(before), _NEXT_WORD.match(after)
+    if word is None:
+        return False
+    if (len(word[0]) == 1 and word[0].isalpha() and word[0] != "I") or word[0] in _ABBREVIATIONS:
+        return True
+    ordinal = _ORDINAL.search(before)
+    if ordinal is None or following is None:
+        return False
+    leading, trailing = ordinal[1] or "", following[1]
+    if word[0].isdigit() and (_MONTH.fullmatch(trailing) or _is_in_date(before, after)):
+        return True
+    if trailing[0].islower():
+        # in a text of small letters alone a sentence begins so; "I" is also a pronoun
+        return any(map(str.isupper, before)) and (word[0] != "I" or leading[:1].isupper())
+    is_beginning = trailing.casefold() in _OWN_WORDS["de"] or trailing in ("Die", "Was", "Dann", "Danach", "Man", "Da")
+    return not is_beginning and _BEFORE_ORDINALS.fullmatch(leading.casefold()) is not None
+
+
+def _is_in_date(before: str, after: str) -> bool:
+    return any(begun.search(before) and rest.match(after) for begun, rest in ((_DAY, _MONTH_NUMBER), (_DAY_AND_MONTH, _YEAR)))
 
 
 def _num_bullets(answer: str, *, least: int = 0, most: int | None = None) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kappaspeech.evaluation.bootstrap import FloatArray, interval, resampled_hits
+from kappaspeech.evaluation.bootstrap import FloatArray, compare_hits, interval, resampled_hits
 from kappaspeech.evaluation.choice_items import digest_items
 from kappaspeech.evaluation.instruction_checks import KINDS, Instruction
 
@@ -39,18 +39,19 @@ def measure_instructions(items: Sequence[Instruction], answers: Sequence[str], b
     """The report on a language's instructions as JSON: the share of which every check is obeyed, strictly (`accuracy`) and
     loosely, with intervals over instructions; the shares of single checks; the same by kind of check.
 
-    `base` has the base's shares, what `accuracy` is more than that, the share whose obedience differs from it (`flipped`), and
-    those of them that it alone follows (`lost`), or the trained model alone (`gained`). `followed` is by instruction, to compare
-    two models in pairs. The four shares are IFEval's prompt- and instruction-level accuracies, strict and loose.
+    `base` has the base's shares, what `accuracy` and `loose_accuracy` are more than those, in pairs (`difference`, `interval`;
+    `loose_difference`, `loose_interval`), the share whose obedience differs from it (`flipped`), and those of them that it alone
+    follows (`lost`), or the trained model alone (`gained`). `followed` is by instruction, to compare two models in pairs. The
+    four shares are IFEval's prompt- and instruction-level accuracies, strict and loose.
     """
     report = _measure(items, answers)
-    hits_N = np.array(report["followed"], dtype=np.float64)
+    hits_N, loose_N = np.array(report["followed"], dtype=np.float64), _follow(items, answers, loosely=True)
     found: dict[str, Any] = {
         "num_items": len(items),
         "num_checks": sum(len(item.checks) for item in items),
         **report,
         "accuracy_interval": list(interval(resampled_hits(hits_N))),
-        "loose_interval": list(interval(resampled_hits(_follow(items, answers, loosely=True)))),
+        "loose_interval": list(interval(resampled_hits(loose_N))),
         "base": None,
         "items_digest": digest_items(items),
         "answers": list(answers),
@@ -58,11 +59,12 @@ def measure_instructions(items: Sequence[Instruction], answers: Sequence[str], b
     if base is not None:
         of_base = _measure(items, base)
         before_N = np.array(of_base.pop("followed"), dtype=np.float64)
+        loosely = compare_hits(loose_N, _follow(items, base, loosely=True))
         found["base"] = {
             **of_base,
             "answers": list(base),
-            "difference": report["accuracy"] - of_base["accuracy"],
-            "interval": list(interval(resampled_hits(hits_N) - resampled_hits(before_N))),
+            **compare_hits(hits_N, before_N),
+            **{f"loose_{name}": value for name, value in loosely.items()},
             "flipped": float((hits_N != before_N).mean()),
             "lost": float((before_N * (1 - hits_N)).mean()),
             "gained": float((hits_N * (1 - before_N)).mean()),

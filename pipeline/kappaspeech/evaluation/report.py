@@ -69,7 +69,8 @@ def describe_tasks(record: Mapping[str, Any]) -> list[str]:
         low, high = report["accuracy_interval"]
         lines.append(
             f"tasks {language} {report['accuracy']:.1%} right ({low:.1%} to {high:.1%}; {report['num_items']} questions, chance "
-            f"{report['chance']:.1%}; by length {report['normalised_accuracy']:.1%}){_beside_base(report['base'])}"
+            f"{report['chance']:.1%}; by length {report['normalised_accuracy']:.1%})"
+            f"{_beside_base(report['base'], 'normalised', 'by length')}"
         )
         groups = [
             _describe_part(name or "others", group["accuracy"], group["base"] and group["base"]["accuracy"])
@@ -81,7 +82,7 @@ def describe_tasks(record: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"instructions {language} {report['accuracy']:.1%} followed ({low:.1%} to {high:.1%}; {report['num_items']} of them; "
             f"loosely {report['loose_accuracy']:.1%}; of {report['num_checks']} checks {report['check_accuracy']:.1%}, loosely "
-            f"{report['loose_check_accuracy']:.1%}){_beside_base(report['base'])}"
+            f"{report['loose_check_accuracy']:.1%}){_beside_base(report['base'], 'loose', 'loosely')}"
         )
         base = report["base"] or {"kinds": {}}
         lines.append(
@@ -90,14 +91,19 @@ def describe_tasks(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _beside_base(base: Mapping[str, Any] | None) -> str:
+def _beside_base(base: Mapping[str, Any] | None, second: str, told: str) -> str:
+    """The difference to the base, and of the `second` share, which is `told` as that."""
     if base is None:
         return ""
-    lowest, highest = base["interval"]
-    return (
-        f"; {base['difference']:+.1%} to the base ({lowest:+.1%} to {highest:+.1%}): {base['flipped']:.1%} changed, "
-        f"{base['lost']:.1%} lost, {base['gained']:.1%} gained"
-    )
+    # records of earlier versions have no second one
+    more = f"; {told} {_say_gap(base, f'{second}_')}" if f"{second}_difference" in base else ""
+    gaps = f"{_say_gap(base)}{more}"
+    return f"; to the base {gaps}: {base['flipped']:.1%} changed, {base['lost']:.1%} lost, {base['gained']:.1%} gained"
+
+
+def _say_gap(base: Mapping[str, Any], prefix: str = "") -> str:
+    lowest, highest = base[f"{prefix}interval"]
+    return f"{base[f'{prefix}difference']:+.1%} ({lowest:+.1%} to {highest:+.1%})"
 
 
 def _describe_part(name: str, rate: float, before: float | None) -> str:

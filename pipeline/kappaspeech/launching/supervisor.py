@@ -127,13 +127,10 @@ def prepare_start(request: Request, *, ask_hosts: bool) -> Start:
     script = find_script("train.sh")
     if request.hostfile is None:
         assert request.num_ranks is not None
+        launcher = _choose_launcher(request.num_ranks)
+        variables = _rank_variables(request.num_ranks, launcher)
         return Start(
-            on_this_host(
-                script,
-                request.arguments,
-                launcher=_choose_launcher(request.num_ranks),
-                variables=_processor_variables(request.num_ranks),
-            ),
+            on_this_host(script, request.arguments, launcher=launcher, variables=variables),
             mark,
             hosts_by_rank=(socket.gethostname(),) * request.num_ranks,
         )
@@ -175,13 +172,14 @@ def _choose_launcher(num_ranks: int) -> tuple[str, ...]:
     return choose_launcher(num_ranks, num_gpus=num_gpus, visible=visible, port=free_port())
 
 
-def _processor_variables(num_ranks: int) -> dict[str, str]:
-    """The variables that ranks on processors need: without them DeepSpeed looks for a GPU, and every rank takes all cores."""
-    if "DS_ACCELERATOR" in os.environ or count_gpus():
+def _rank_variables(num_ranks: int, launcher: Sequence[str]) -> dict[str, str]:
+    """The variables that ranks here need: on processors DeepSpeed would look for a GPU, and every rank would take all cores;
+    torchrun gives each rank one core, where the optimizer may be offloaded to."""
+    on_processors = "DS_ACCELERATOR" not in os.environ and not count_gpus()
+    if not on_processors and launcher[0] != "torchrun":
         return {}
-    cores = count_cores()
-    threads = os.environ.get("OMP_NUM_THREADS", str(-(-cores // num_ranks)))
-    return {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
+    threads = os.environ.get("OMP_NUM_THREADS", str(-(-count_cores() // num_ranks)))
+    return {**({"DS_ACCELERATOR": "cpu"} if on_processors else {}), "OMP_NUM_THREADS": threads}
 
 
 def _own_environment_files() -> str:

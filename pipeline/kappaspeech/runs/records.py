@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+from kappaspeech.escaping import make_logger
 from kappaspeech.json_lines import Record, dump_line, keep_lines, read_last_line, read_lines
 from kappaspeech.loggers.curves import Kind
 from kappaspeech.loggers.values import distance_values, evaluation_values, step_values
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["RunLog", "StepRecord", "is_evaluation", "is_step", "is_transcript_step", "read_lines"]
 
 Objective = Literal["alignment", "transcript"]
+_log = make_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ class RunLog:
         """Append an evaluation, durably; one of the same step takes the old one's place."""
         self._check()
         path = self._run_dir / EVALUATIONS_FILE
+        self._compare_normalisers(read_last_line(path, is_record=is_evaluation), record)
         keep_lines(path, lambda other: other["step"] != record["step"], is_record=is_evaluation)
         with _open_to_append(path) as file:
             file.write(dump_line(record))
@@ -150,6 +153,19 @@ class RunLog:
             os.fsync(file.fileno())
         self._curves.add("evaluation", record["step"], evaluation_values(record))
         self._curves.flush()
+
+    def _compare_normalisers(self, before: Record | None, record: Record) -> None:
+        """Warn of languages that another version of this package, by which the run was begun, compared otherwise."""
+        languages = record["wer"].get("languages", {})
+        earlier = before["wer"].get("languages", {}) if before is not None else {}
+        for language in earlier.keys() & languages.keys():
+            was, now = (report[language].get("normaliser") for report in (earlier, languages))
+            if before is not None and was is not None and was != now:
+                _log.warning(
+                    "WER of %s is by the normaliser %s from step %s on, and was by %s at step %s: the two can't be compared, nor "
+                    "the best checkpoint chosen between them. Measure an earlier one by `kappaspeech evaluate %s --step %s`.",
+                    *(language, now, record["step"], was, before["step"], self._run_dir, before["step"]),
+                )
 
     def hurry(self) -> None:
         """Don't let loggers take long at the end: whoever asked the run to stop may kill it soon."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from kappaspeech.artefacts import digest_json
 from kappaspeech.errors import DataError
+from kappaspeech.outputs import sweep
 from kappaspeech.speech.languages import UnnamedLanguageError, normalise_language
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.listings import Listing
@@ -84,6 +86,7 @@ def _keep(table: SampleTable, place: Path, source: Path) -> SampleTable:
     if (kept := _read_kept(place, source, table.source)) is not None:
         return kept
     place.parent.mkdir(parents=True, exist_ok=True)
+    sweep(place.parent, place.name)
     if place.is_file():
         _remove_stale(place, source, table.source)
     try:
@@ -98,7 +101,10 @@ def _keep(table: SampleTable, place: Path, source: Path) -> SampleTable:
 def _remove_stale(place: Path, source: Path, state: str) -> None:
     """Remove the index of another state at `place`, and no right one that has come there since it was read."""
     aside = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as opened:
+        # nobody sweeps what is locked
+        with contextlib.suppress(OSError):
+            fcntl.flock(opened.enter_context(place.open("rb")), fcntl.LOCK_SH | fcntl.LOCK_NB)
         place.rename(aside)
         if _read_kept(aside, source, state) is not None and not place.exists():
             aside.rename(place)

@@ -17,7 +17,7 @@ from kappaspeech.speech.read_ahead import PlannedBatch, ReadAhead
 from kappaspeech.speech.sample_reader import SampleReader, SampleRef, sample_errors
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, BadSampleError, encoder_input
 from kappaspeech.speech.shards import SampleEntry
-from kappaspeech.speech.source import ReadOptions
+from kappaspeech.speech.source import ReadOptions, is_remote
 
 OverLong = Literal["mask", "cut"]
 
@@ -68,7 +68,8 @@ class Loader:
 
     def __init__(self, options: LoadOptions, read: ReadOptions) -> None:
         self._options = options
-        self._ahead = ReadAhead(SampleReader(read))
+        self._reader = SampleReader(read)
+        self._ahead = ReadAhead(self._reader)
         self._cache = FeatureCache(options.feature_cache) if options.feature_cache else None
 
     def plan(self, refs: Sequence[SampleRef]) -> PlannedBatch | None:
@@ -82,15 +83,16 @@ class Loader:
         cached = [self._from_cache(ref) for ref in refs]
         samples = iter(self._ahead.take(planned or self._ahead.plan(self._wanted(refs, cached))))
         for ref, clip in zip(refs, cached, strict=True):
-            if clip is not None:
-                loaded.append(LoadedSample(np.empty((self._options.num_mels, 0), np.float32), clip.transcript, clip))
-                continue
             cause = self._cause(ref.entry)
-            if cause is not None:
+            if clip is None and cause is not None:
                 loaded.append(BadSample(ref.entry.key, cause, ref.where, f"{ref.entry.seconds:.1f} s"))
                 continue
-            sample = next(samples)
             try:
+                if clip is not None:
+                    transcript = self._transcript(ref, clip)
+                    loaded.append(LoadedSample(np.empty((self._options.num_mels, 0), np.float32), transcript, clip))
+                    continue
+                sample = next(samples)
                 if isinstance(sample, BadSampleError):
                     raise sample
                 with sample_errors():
@@ -114,6 +116,10 @@ class Loader:
 
     def _from_cache(self, ref: SampleRef) -> CachedClip | None:
         return self._cache.read(ref.cache_name) if self._cache and ref.cache_name else None
+
+    def _transcript(self, ref: SampleRef, clip: CachedClip) -> str:
+        """The transcript of a cached sample: from its shard if that lies here, where it may have been corrected in place."""
+        return clip.transcript if is_remote(ref.where) else self._reader.read_transcript(ref)
 
     def _cause(self, entry: SampleEntry) -> str | None:
         """The reason why a sample can't be used, as far as its index says."""

@@ -7,9 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kappaspeech.errors import DataError
 from kappaspeech.speech.listings import decode_listed
 from kappaspeech.speech.normalisers import TextNormalization, normalise_text
@@ -75,6 +72,16 @@ class SampleReader:
                 samples.append(error)
         return samples
 
+    def read_transcript(self, ref: SampleRef) -> str:
+        """A sample's transcript alone, as `read` has it. Raises `BadSampleError`, or `DataError` as `read` does."""
+        entry = ref.entry
+        if entry.listing is not None:
+            return _finish_text(ref, entry.listing.transcript)
+        begin, end = entry.text_offset - HEADER_BYTES, entry.text_offset + entry.text_bytes
+        with sample_errors():
+            parts = wait_for(begin_many([(self.source(ref), begin, end - begin)]))
+            return _parse_transcript(ref, _member(ref, [(begin, end)], parts, entry.text_offset, entry.text_bytes))
+
     def fetch(self, ref: SampleRef, begun: BegunSample) -> list[bytes | Exception]:
         """The `_ranges` of a sample that were begun. Raises `DataError` if they are of another sample than its index noted."""
         parts = wait_for(begun)
@@ -124,37 +131,45 @@ def _ranges(entry: SampleEntry) -> list[tuple[int, int]]:
 
 def _parse(ref: SampleRef, ranges: Sequence[tuple[int, int]], parts: Sequence[bytes | Exception]) -> AudioSample:
     entry = ref.entry
-
-    def member(offset: int, size: int) -> bytes:
-        for (begin, end), part in zip(ranges, parts, strict=True):
-            if begin <= offset - HEADER_BYTES and offset + size <= end:
-                if isinstance(part, EOFError):
-                    raise BadSampleError("shard", str(part))
-                if isinstance(part, Exception):
-                    raise part
-                place = offset - begin
-                try:
-                    check_header(part[place - HEADER_BYTES : place], entry.listing.member if entry.listing else entry.key, size)
-                except ValueError as error:
-                    raise BadSampleError("shard", f"{ref.where} isn't as it was indexed at byte {offset}: {error}") from error
-                return part[place : place + size]
-        raise BadSampleError("shard", f"the index of {ref.where} has audio and text lie in each other at byte {offset}")
-
-    content = member(entry.audio_offset, entry.audio_bytes)
+    content = _member(ref, ranges, parts, entry.audio_offset, entry.audio_bytes)
     if entry.listing is not None:
-        waveform, text = decode_listed(content, entry.listing, entry.seconds), entry.listing.transcript
-        return _finish(ref, waveform, text)
-    waveform = decode(content, expected_seconds=entry.seconds)
+        waveform, text = decode_listed(content, entry.listing, entry.seconds), _finish_text(ref, entry.listing.transcript)
+    else:
+        waveform = decode(content, expected_seconds=entry.seconds)
+        text = _parse_transcript(ref, _member(ref, ranges, parts, entry.text_offset, entry.text_bytes))
+    return AudioSample(entry.key, waveform, text, entry.language, ref.instruction, ref.dataset)
+
+
+def _member(
+    ref: SampleRef, ranges: Sequence[tuple[int, int]], parts: Sequence[bytes | Exception], offset: int, size: int
+) -> bytes:
+    """A sample's member, of what was read of its shard. Raises why it can't be had."""
+    entry = ref.entry
+    for (begin, end), part in zip(ranges, parts, strict=True):
+        if begin <= offset - HEADER_BYTES and offset + size <= end:
+            if isinstance(part, EOFError):
+                raise BadSampleError("shard", str(part))
+            if isinstance(part, Exception):
+                raise part
+            place = offset - begin
+            try:
+                check_header(part[place - HEADER_BYTES : place], entry.listing.member if entry.listing else entry.key, size)
+            except ValueError as error:
+                raise BadSampleError("shard", f"{ref.where} isn't as it was indexed at byte {offset}: {error}") from error
+            return part[place : place + size]
+    raise BadSampleError("shard", f"the index of {ref.where} has audio and text lie in each other at byte {offset}")
+
+
+def _parse_transcript(ref: SampleRef, content: bytes) -> str:
     try:
-        text = parse_transcript(member(entry.text_offset, entry.text_bytes), is_json=entry.text_is_json)
+        text = parse_transcript(content, is_json=ref.entry.text_is_json)
     except (ValueError, TypeError) as error:
         raise BadSampleError("text", str(error)) from error
-    return _finish(ref, waveform, text)
+    return _finish_text(ref, text)
 
 
-def _finish(ref: SampleRef, waveform: NDArray[np.float32], text: str) -> AudioSample:
-    entry = ref.entry
-    text = normalise_text(text, entry.language, ref.normalization)
+def _finish_text(ref: SampleRef, text: str) -> str:
+    text = normalise_text(text, ref.entry.language, ref.normalization)
     if not text:
-        raise BadSampleError("empty text", entry.key)
-    return AudioSample(entry.key, waveform, text, entry.language, ref.instruction, ref.dataset)
+        raise BadSampleError("empty text", ref.entry.key)
+    return text

@@ -44,6 +44,8 @@ def agree_on_settings(config: RunConfig, around: Surroundings) -> Agreed:
         "the DeepSpeed JSON": digest_json(deepspeed_config),
     }
     check_alike(cluster, settings, remedy="Give all hosts the same files, or a file system that they share.")
+    if around.is_writer and config.unheeded_by_classp is not None:
+        print(for_terminal(f"warning: {config.unheeded_by_classp}"), file=sys.stderr, flush=True)
     _set_threads(config)
     if not torch.cuda.is_available():
         keep_freed_memory()

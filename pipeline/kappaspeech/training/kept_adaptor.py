@@ -42,7 +42,7 @@ def _find(folder: RunFolder) -> KeptAdaptor | None:
     record = folder.read_record()
     origin, start = AdaptorOrigin.from_json(record.get("initial_adaptor")), record.get("initial_weights_digest")
     if origin is None or not isinstance(start, str) or not any(_read_digest(path) == origin.digest for path in checkpoints):
-        # the record may be that of a start which then couldn't go on from the checkpoints
+        # in earlier versions a start that couldn't go on from the checkpoints wrote the record all the same
         return None
     initial = folder.read_config().model.adaptor.initial
     return None if initial is None else KeptAdaptor(initial, origin, start)

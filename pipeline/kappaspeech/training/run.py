@@ -120,8 +120,7 @@ def _train(config: RunConfig, around: Surroundings) -> Outcome:
     agreed = agree_on_settings(config, around)
     loaded = load(config, agreed, around)
     partitioned = partition(config, agreed, loaded, around)
-    _record_start(config, agreed, loaded, partitioned, around)
-    outcome = _take_steps(config, loaded, partitioned, around)
+    outcome = _take_steps(config, agreed, loaded, partitioned, around)
     _prove(config, loaded, partitioned, around)
     with agreement(around.cluster):
         if around.is_writer:
@@ -159,13 +158,15 @@ def _record_start(config: RunConfig, agreed: Agreed, loaded: Loaded, partitioned
             around.folder.begin(config, selection=assembly.selection, rule=assembly.rule, facts=facts)
 
 
-def _take_steps(config: RunConfig, loaded: Loaded, partitioned: Partitioned, around: Surroundings) -> Outcome:
+def _take_steps(config: RunConfig, agreed: Agreed, loaded: Loaded, partitioned: Partitioned, around: Surroundings) -> Outcome:
     """Train from the folder's last checkpoint on. Raises `TrainingError` if the folder can't be used."""
     state = LoopState(config, loaded.stream)
     forecast = Forecast(config.training, alignment_work=read_alignment_work(partitioned.plan))
     saver = Saver(partitioned.engine, state, around, fingerprints=loaded.fingerprints, keep=config.training.keep_checkpoints)
     with _explaining(around.folder.path), ExitStack() as opened:
         step = saver.resume()
+        # a start that can't go on from the checkpoints leaves what they were trained by on record
+        _record_start(config, agreed, loaded, partitioned, around)
         log = None
         with agreement(around.cluster):
             if around.is_writer:

@@ -86,6 +86,12 @@ def test_what_is_missing_is_a_problem_that_names_it(home, tmp_path, area, change
     assert any(finding.area == area and said in finding.found for finding in problems), problems
 
 
+def test_what_classp_does_not_heed_of_the_optimizer_is_a_warning(home, tmp_path):
+    findings = examine(home, tmp_path, classp={}, optimizer__weight_decay=0.1)
+    (told,) = [finding for finding in findings if finding.area == "optimizer"]
+    assert (told.status, "optimizer.weight_decay 0.1" in told.found) == ("warning", True)
+
+
 def test_offload_needs_no_compiler_but_deepspeeds_leave_to_use_torchs_optimizer(home, tmp_path, monkeypatch):
     monkeypatch.setattr("kappaspeech.diagnosis.configuration.find_compatible_ops", dict)
     preset = Path(__file__).parents[3] / "ds_configs/zero3_offload_optimizer.json"

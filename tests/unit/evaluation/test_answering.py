@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kappaspeech.errors import CheckpointError, DataError
+from kappaspeech.evaluation import answering, choice_items
 from kappaspeech.evaluation.answering import answer_tasks
 from kappaspeech.evaluation.choice_items import Item
 from kappaspeech.evaluation.instruction_checks import Check, Instruction
@@ -108,6 +109,31 @@ def test_what_a_rank_without_a_batch_writes_beside_the_others_is_no_answer(trans
         )
     assert sorted(set(alone["instructions"]["en"]["answers"])) == ["one of 1", "one of 2"]
     assert found == [alone, alone]
+
+
+def test_questions_are_shared_out_as_instructions_are(transcriber, monkeypatch):
+    """By the same rule: each rank makes as many passes as the others, and what it finds beside them is none of the answers."""
+    monkeypatch.setattr(choice_items, "WINDOW_TOKENS", 12)
+    questions = [replace(QUESTION, question=f"turn {colour} lamp {'green ' * number}") for number, colour in enumerate("abcde")]
+    passes: list[int] = []
+
+    def score(_llm, batches):
+        passes.append(len(batches))
+        # on its own an answer is rounded otherwise
+        return {item.choice: len(batch) for batch in batches for row in batch for item in row.foretold}
+
+    monkeypatch.setattr(answering, "score_batches", score)
+    parts = {field.name: getattr(transcriber, field.name) for field in fields(transcriber)}
+    decoder = Transcriber(**{**parts, "in_step": True, "base_weights": None})
+    alone, _ = answer(decoder, questions)
+    count, before = sum(passes), len(passes)
+    with RankThreads() as ranks:
+        found = together(
+            ranks.connect(2), lambda cluster: answer_tasks(decoder, {"en": questions}, cluster, lambda _: None, lambda: False)
+        )
+    assert found == [alone, alone]
+    assert count % 2
+    assert sum(passes[before:]) == count + 1
 
 
 def test_an_answer_ends_where_the_llm_ends_a_turn(transcriber):

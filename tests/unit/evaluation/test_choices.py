@@ -50,31 +50,32 @@ def score_plainly(llm, tokenizer, items) -> dict[int, float]:
     return found
 
 
-def score(llm, tokenizer, *, base=None):
-    batches = cut_batches(make_rows(tokenizer, ITEMS))
-    return score_batches(llm, batches, count=len(batches), base=base)
+def score(llm, tokenizer):
+    return score_batches(llm, cut_batches(make_rows(tokenizer, ITEMS)))
 
 
 def test_likelihoods_are_those_of_a_plain_loop(llm, tokenizer):
-    found, base = score(llm, tokenizer)
-    assert base is None
+    found = score(llm, tokenizer)
     assert found == pytest.approx(score_plainly(llm, tokenizer, ITEMS), abs=1e-4)
     # a choice that begins another is never less likely than it
     assert found[0] > found[1]
 
 
-def test_likelihoods_do_not_depend_on_batches_or_on_stand_ins_beside_them(llm, tokenizer, monkeypatch):
-    whole, _ = score(llm, tokenizer)
+def test_likelihoods_do_not_depend_on_batches(llm, tokenizer, monkeypatch):
+    whole = score(llm, tokenizer)
     monkeypatch.setattr(choice_items, "WINDOW_TOKENS", 24)
     batches = cut_batches(make_rows(tokenizer, ITEMS))
     assert len(batches) > 1
-    shares = [score_batches(llm, batches[rank::2], count=len(batches), base=None)[0] for rank in range(2)]
+    shares = [score_batches(llm, batches[rank::2]) for rank in range(2)]
     assert not shares[0].keys() & shares[1].keys()
     assert {**shares[0], **shares[1]} == pytest.approx(whole, abs=1e-4)
 
 
 def test_the_base_answers_as_it_did_before_training(llm, tokenizer, trained):
-    found, base = score(trained.llm, tokenizer, base=find_base(trained))
+    found, find = score(trained.llm, tokenizer), find_base(trained)
+    assert find is not None
+    with find():
+        base = score(trained.llm, tokenizer)
     assert base == pytest.approx(score_plainly(llm, tokenizer, ITEMS), abs=1e-4)
     assert found == pytest.approx(score_plainly(trained.llm, tokenizer, ITEMS), abs=1e-4)
     assert max(abs(found[choice] - base[choice]) for choice in found) > 0.01
@@ -105,6 +106,8 @@ def test_answers_are_counted_by_hand():
     assert (before["flipped"], before["lost"], before["gained"]) == (0.5, 0.25, 0.0)
     # paired: what was right stays right in no resample less often than it is drawn
     assert before["interval"] == [-0.75, 0.0]
+    assert before["normalised_difference"] == -0.75
+    assert before["normalised_interval"][0] == -1
     assert {name: (group["num_items"], group["accuracy"]) for name, group in report["groups"].items()} == {
         "two": (2, 0.5),
         "four": (2, 0.5),

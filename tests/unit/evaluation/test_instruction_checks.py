@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from kappaspeech.evaluation.instruction_checks import KINDS, parse_instruction
+from kappaspeech.evaluation.instruction_checks import KINDS, _count_sentences, parse_instruction
 
 # kind, parameters, answers that obey, answers that don't
 KNOWN = [
@@ -75,6 +75,40 @@ KNOWN = [
     ("one_of", {"texts": ["?", "!"]}, ["?", "!"], ["...", "yes"]),
     ("one_of", {"texts": ["yes", "no"]}, ["yes", "No.", '"Yes"'], ["yes and no", "Yes, it is.", "nope"]),
 ]
+
+
+SENTENCES = {
+    "Am 3. Mai beginnt der Kurs. Er endet am 14. Juni.": 2,
+    "Der 2. Weltkrieg endete am 8. 5. 1945. Das war im Mai.": 2,
+    "Am 8.5.1945 war er zu Ende.": 1,
+    "Im 19. Jahrhundert fuhr die 1. Eisenbahn. Heute fahren viele.": 2,
+    "Zum 3. Mal kommt er zu seinem 80. Geburtstag!": 1,
+    "Der Termin ist am 3. und am 4. März. Komm!": 2,
+    "Heinrich der 8. hatte sechs Frauen. Wilhelm II. regierte bis 1918. Dann nicht mehr.": 3,
+    "Karl V. war Kaiser. Wilhelm I. war es im II. Reich.": 2,
+    "Es war im Jahr 1999. Dann kam er.": 2,
+    "Ich wohne in Haus 12. Mein Bruder wohnt in Nr. 14. Er ist älter.": 3,
+    "Wir nehmen das 2. Das ist besser.": 2,
+    "1. Kaufe Milch.\n2. Rufe an.": 2,
+    "Er kam am 3.": 1,
+    "Er kam am 3.? Ja!": 2,
+    "I am 12. She is 10.": 2,
+    "He was born on May 3. It rained.": 2,
+    "It ended in 1945. Then came peace.": 2,
+    "World War II. It was long.": 2,
+    "I have 3. You have 4. He has none.": 3,
+    "we have room 3. open it. go in.": 3,
+    "I have 3. 45 are left.": 2,
+    "In Haus 12. Jungen spielen dort.": 2,
+    "So am I. She isn't.": 2,
+    "The U.S. team won. It was 3.5 to 2, i.e. close.": 2,
+    "Mr. J. Smith Jr. met Dr. Wu. They talked.": 2,
+}
+
+
+@pytest.mark.parametrize(("text", "count"), SENTENCES.items())
+def test_sentences_are_counted_in_both_languages(text, count):
+    assert _count_sentences(text) == count
 
 
 def check(kind, parameters):

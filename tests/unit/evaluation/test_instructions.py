@@ -31,6 +31,10 @@ def test_answers_are_counted_by_hand():
     assert (before["difference"], before["flipped"], before["lost"], before["gained"]) == (-0.25, 0.75, 0.5, 0.25)
     low, high = before["interval"]
     assert -1 <= low < -0.25 < high <= 1
+    # loosely the base follows the second and the third, and the model all of these and the first and the fourth but the third
+    assert (before["loose_accuracy"], before["loose_difference"]) == (0.5, 0.25)
+    low, high = before["loose_interval"]
+    assert -0.5 <= low < 0.25 < high <= 1
     low, high = report["accuracy_interval"]
     assert 0 <= low < 0.25 < high <= 1
     assert report["loose_interval"][1] == 1

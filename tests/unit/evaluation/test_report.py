@@ -40,7 +40,8 @@ def test_answers_are_told_by_language_and_group_with_the_bases_beside_them():
     report = measure_choices(items, Picked((0, 1, 0, 0), (0, 0, 0, 0)), Picked((0, 0, 0, 1), (0, 0, 0, 0)))
     head, groups = describe_tasks({"tasks": {"en": report}})
     assert head.startswith("tasks en 75.0% right (25.0% to 100.0%; 4 questions, chance 50.0%; by length 100.0%)")
-    assert head.endswith("; +0.0% to the base (-75.0% to +75.0%): 50.0% changed, 25.0% lost, 25.0% gained")
+    gaps = "+0.0% (-75.0% to +75.0%); by length +0.0% (+0.0% to +0.0%)"
+    assert head.endswith(f"; to the base {gaps}: 50.0% changed, 25.0% lost, 25.0% gained")
     assert groups == "  first 100% → 50%, others 50% → 100%"
     unknown = measure_choices(items, Picked((0, 1, 0, 0), (0, 0, 0, 0)), None)
     head, groups = describe_tasks({"tasks": {"en": unknown}})
@@ -54,7 +55,14 @@ def test_instructions_are_told_by_language_and_kind_with_the_bases_beside_them()
     report = measure_instructions(items, ["[]", "Sure:\nyes"], ["no", "yes"])
     head, kinds = describe_tasks({"instructions": {"de": report}})
     told = "instructions de 50.0% followed (0.0% to 100.0%; 2 of them; loosely 100.0%; of 3 checks 33.3%, loosely 100.0%)"
-    assert head == f"{told}; +0.0% to the base (-100.0% to +100.0%): 100.0% changed, 50.0% lost, 50.0% gained"
+    gap, rest = "+0.0% (-100.0% to +100.0%)", "100.0% changed, 50.0% lost, 50.0% gained"
+    assert head == f"{told}; to the base {gap}; loosely +50.0% (+0.0% to +100.0%): {rest}"
+    # as earlier versions recorded it
+    before = {
+        name: value for name, value in report["base"].items() if not name.startswith(("loose_difference", "loose_interval"))
+    }
+    head, _ = describe_tasks({"instructions": {"de": {**report, "base": before}}})
+    assert head == f"{told}; to the base {gap}: {rest}"
     assert kinds == "  words 100% → 0%, lower_case 100% → 0%, json 0% → 100%"
     head, kinds = describe_tasks({"instructions": {"de": {**report, "base": None}}})
     assert (head, kinds) == (told, "  words 0%, lower_case 0%, json 100%")

@@ -18,12 +18,12 @@ PYTHON = (
 NVIDIA_SMI = '#!/bin/bash\nfor number in 0 1 2 3; do echo "GPU $number: NVIDIA H100 (UUID: GPU-$number)"; done\n'
 
 
-def start(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    for name, content in (("python", PYTHON), ("nvidia-smi", NVIDIA_SMI)):
+def start(folder: Path, *, python: str = PYTHON, **variables: str) -> subprocess.CompletedProcess[str]:
+    for name, content in (("python", python), ("nvidia-smi", NVIDIA_SMI)):
         (folder / name).write_text(content)
         (folder / name).chmod(0o755)
     environment = clean_environment(PATH=f"{folder}:/usr/bin:/bin", PYTHON=str(folder / "python"), **variables)
-    for name in {"DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "NUM_RANKS"} - set(variables):
+    for name in {"DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "NUM_RANKS", "OMP_NUM_THREADS"} - set(variables):
         environment.pop(name, None)
     words = ["bash", str(SCRIPT), "c.yaml"]
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=patience(10), check=False)
@@ -50,6 +50,20 @@ def test_ranks_take_the_gpus_that_may_be_used(tmp_path, variables, words, visibl
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"-m {words}")
     assert done.stdout.endswith(f"c.yaml [{visible}]\n")
+
+
+def test_ranks_of_torchrun_share_out_the_cores_as_others_do(tmp_path):
+    python = PYTHON.replace('echo "$@ [', 'echo "$OMP_NUM_THREADS $@ [')
+    (tmp_path / "nproc").write_text("#!/bin/bash\necho 10\n")
+    (tmp_path / "nproc").chmod(0o755)
+    for variables, threads in (
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1,GPU-3,GPU-2"}, 4),
+        ({"DS_ACCELERATOR": "cpu", "NUM_RANKS": "2"}, 5),
+    ):
+        done = start(tmp_path, python=python, **variables)
+        assert done.stdout.startswith(f"{threads} -m "), done
+    done = start(tmp_path, python=python, CUDA_VISIBLE_DEVICES="GPU-1,GPU-3", OMP_NUM_THREADS="1")
+    assert done.stdout.startswith("1 -m torch.distributed.run ")
 
 
 @pytest.mark.parametrize("variables, num_gpus", [({"NUM_RANKS": "5"}, 4), ({"NUM_RANKS": "2", "CUDA_VISIBLE_DEVICES": "3"}, 1)])

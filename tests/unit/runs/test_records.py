@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,24 @@ def test_an_evaluation_takes_the_place_of_one_of_the_same_step(tmp_path):
         log.add_evaluation({"step": 4, "wer": {"mean_wer": wer}, "text": {"en": {"perplexity": 9.0}}})
     log.close()
     assert [line["wer"]["mean_wer"] for line in read_lines(tmp_path / "evaluations.jsonl")] == [0.25]
+
+
+def test_a_resumed_run_says_if_another_version_compared_a_language_otherwise(tmp_path, caplog):
+    def evaluation(step: int, **normalisers: str) -> dict[str, Any]:
+        languages = {language: {"wer": 0.5, "normaliser": name} for language, name in normalisers.items()}
+        return {"step": step, "wer": {"mean_wer": 0.5, "languages": languages}, "text": {}}
+
+    log = RunLog(tmp_path, resume_step=0)
+    log.add_evaluation({"step": 0, "wer": {"mean_wer": 0.5}, "text": {}})
+    log.add_evaluation(evaluation(2, eng="marks-kept", de="whisper-basic"))
+    assert not caplog.records
+    log.close()
+    log = RunLog(tmp_path, resume_step=2)
+    for step in (4, 6):
+        log.add_evaluation(evaluation(step, eng="whisper-english", de="whisper-basic", fr="whisper-basic"))
+    log.close()
+    (told,) = [item.getMessage() for item in caplog.records]
+    assert told.startswith("WER of eng is by the normaliser whisper-english from step 4 on, and was by marks-kept at step 2")
 
 
 def test_replayed_text_has_curves_of_its_own_where_there_is_any(tmp_path):

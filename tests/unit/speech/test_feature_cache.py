@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from kappaspeech.speech.corpus import Corpus, SpeechDataset
 from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions, entry_name, from_bits, to_bits
-from kappaspeech.speech.loading import LoadedSample, Loader, LoadOptions
+from kappaspeech.speech.loading import BadSample, LoadedSample, Loader, LoadOptions
 from kappaspeech.speech.sample_reader import SampleRef
-from kappaspeech.speech.shards import SampleEntry, ShardStamp
+from kappaspeech.speech.shard_indexing import index_shard
+from kappaspeech.speech.shards import SampleEntry, ShardStamp, write_index
 from kappaspeech.speech.source import ReadOptions
+from tests import speech_files
+from tests.speech_files import make_tar
 
 ENTRY = SampleEntry("k", 1.0, "en", 512, 100, 1536, 10, False)
 STAMP = ShardStamp(4096, "0", "a" * 64)
@@ -98,11 +102,37 @@ def test_a_folder_that_can_not_be_written_is_done_without(tmp_path):
     assert cache.read(NAME) is None
 
 
-def test_a_cached_sample_needs_no_shard(tmp_path):
+def load(folder: Path, ref: SampleRef) -> LoadedSample | BadSample:
+    (sample,) = Loader(LoadOptions(80, 30.0, feature_cache=options(folder)), ReadOptions()).load([ref])
+    return sample
+
+
+def test_a_cached_sample_of_a_server_is_not_asked_for(tmp_path):
     FeatureCache(options(tmp_path)).keep(NAME, clip())
-    loader = Loader(LoadOptions(80, 30.0, feature_cache=options(tmp_path)), ReadOptions())
-    (sample,) = loader.load([SampleRef(str(tmp_path / "gone.tar"), ENTRY, cache_name=NAME)])
+    sample = load(tmp_path, SampleRef("https://localhost:1/gone.tar", ENTRY, cache_name=NAME))
     assert isinstance(sample, LoadedSample)
     assert sample.cached is not None
     np.testing.assert_array_equal(sample.cached.states_SE, clip().states_SE)
     assert sample.transcript == "grüne Tür"
+
+
+def test_a_transcript_that_was_corrected_in_place_is_learned_also_of_a_cached_clip(tmp_path):
+    def cached(text: str) -> LoadedSample | BadSample:
+        """The sample as its shard has it now, its index left as it was."""
+        make_tar(shard, [("k.flac", speech_files.clip(0.5)), ("k.txt", text.encode())])
+        return load(tmp_path, ref)
+
+    shard = make_tar(tmp_path / "train.tar", [("k.flac", speech_files.clip(0.5)), ("k.txt", "grüne Tür".encode())])
+    write_index(index_shard(str(shard), default_language="de"))
+    ref = Corpus(SpeechDataset(str(shard), text_normalization="whisper"), named=True).ref(0)
+    assert ref.cache_name is not None
+    FeatureCache(options(tmp_path)).keep(ref.cache_name, replace(clip(), transcript="grüne tür"))
+    for text, expected in (("grüne Tür", "grüne tür"), ("grüne Uhr!", "grüne uhr")):
+        sample = cached(text)
+        assert isinstance(sample, LoadedSample)
+        assert sample.cached is not None
+        assert sample.transcript == expected
+    # the tar is as large as before, and has another text in its place
+    bad = cached("grüne Türen")
+    assert isinstance(bad, BadSample)
+    assert bad.cause == "shard"

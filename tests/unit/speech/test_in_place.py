@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from kappaspeech.commands import main
 from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.diagnosis.configuration import _check_shards
 from kappaspeech.errors import DataError
+from kappaspeech.outputs import sweep
 from kappaspeech.speech import in_place
 from kappaspeech.speech.corpus import Corpus, SpeechDataset
 from kappaspeech.speech.feature_cache import entry_name
@@ -122,6 +124,30 @@ def test_an_index_that_another_host_kept_meanwhile_stays(tmp_path, monkeypatch):
     in_place._remove_stale(place, tmp_path, read_merged(place).source)
     assert [place.stat().st_ino] == kept
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_what_a_killed_writing_left_is_removed_by_the_next_and_nothing_of_another(tmp_path, monkeypatch):
+    write_nemo_tars(tmp_path)
+    place = tmp_path / "kappaspeech-in-place.index"
+    names = (f"{place.name}.0123abcd", f"{place.name}.89abcdef", "my.0123abcd")
+    left, locked, other = (tmp_path / f".{name}.tmp" for name in names)
+    for path in (left, locked, other):
+        path.write_bytes(b"half")
+    with locked.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert len(open_in_place(str(tmp_path))) == 4
+        assert set(tmp_path.glob(".*.tmp")) == {locked, other}
+    other.unlink()
+
+    # a stale one that is looked at beside its place is no leftover
+    def looked_at(aside: Path, *_: object) -> None:
+        sweep(tmp_path)
+        assert aside.exists()
+
+    monkeypatch.setattr(in_place, "_read_kept", looked_at)
+    in_place._remove_stale(place, tmp_path, "")
+    assert not place.exists()
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_where_nothing_can_be_written_the_index_is_kept_in_the_cache_or_not_at_all(tmp_path, monkeypatch):

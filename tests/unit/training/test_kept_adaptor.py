@@ -57,7 +57,7 @@ def test_a_run_of_random_weights_resumes_though_its_configuration_has_keys_of_an
 
 @pytest.mark.parametrize("began_with", ["random", "c" * 64])
 def test_a_record_that_the_checkpoints_contradict_counts_for_nothing(config, tmp_path, began_with):
-    """A start with another adaptor wrote it before it was refused: the run could no longer go on with its own."""
+    """In earlier versions a start with another adaptor wrote it before it was refused."""
     leave_a_checkpoint(tmp_path / "run", began_with)
     record = {"initial_adaptor": ORIGIN.to_json(), "initial_weights_digest": "b" * 64}
     assert leave_a_run(tmp_path / "run", config, **record) is None

@@ -15,6 +15,9 @@ Debian's fortunes and fortunes-min, one a line; --fortunes FOLDER writes them fr
 
 `--experiment figure1` begins with the same adaptor and passes over half an hour of the recordings some six times, so that the
 curves show where they turn. `--experiment figure1_baselines` trains other methods' arms alike.
+
+Beside the record stands EXPERIMENT_runs.tar.xz: all that a comparison reads of each finished run, some 70 kB, and no weights. The
+command takes from it the seeds of which it has begun no run, so that seeds may be trained on one machine after another.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -35,6 +39,7 @@ from machine import processor
 
 from kappaspeech.comparison.experiment import read_experiment
 from kappaspeech.demo.open_speech import read_sentences
+from kappaspeech.runs.folder import RunFolder
 from kappaspeech.speech.layouts import find_recordings
 
 REPOSITORY = Path(__file__).parents[1]
@@ -44,6 +49,8 @@ ALIGNED = EXPERIMENTS[1:]
 SHARD_SIZE = "333"
 OPEN_HOURS = "5"
 LLM = "models/smollm2-135m-instruct"
+# of a run's folder what no comparison reads
+UNREAD = ("checkpoints", "tensorboard")
 # by the name that stands for a language: the folder that it is spoken in
 SOURCES = {"en": "speech", "generated": "generated"}
 
@@ -139,6 +146,39 @@ def base_of(experiment: Path) -> str:
     return str(yaml.safe_load(experiment.read_text(encoding="utf-8"))["base"])
 
 
+def bring_runs(archive: Path, folder: Path) -> None:
+    """Put finished runs of `archive` into the comparison in `folder`, but for seeds of which it has a run."""
+    begun = {seed_of(path.name) for path in (folder / "runs").glob("*")}
+    with tarfile.open(archive) as tar:
+        names = sorted({Path(name).parts[1] for name in tar.getnames() if len(Path(name).parts) > 1})
+        brought = [name for name in names if seed_of(name) not in begun]
+        members = [member for member in tar if len(parts := Path(member.name).parts) > 1 and parts[1] in brought]
+        tar.extractall(folder, members=members, filter="data")
+    print(f"{len(brought)} finished runs from {archive}", flush=True)
+
+
+def keep_runs(folder: Path, archive: Path) -> None:
+    """Write all that a comparison reads of the finished runs in `folder`."""
+    runs = sorted((folder / "runs").iterdir())
+    with tarfile.open(archive, "w:xz") as tar:
+        for run_folder in (run for run in runs if RunFolder(run).read_record()["status"] == "finished"):
+            tar.add(run_folder, f"runs/{run_folder.name}", filter=without_weights)
+
+
+def without_weights(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """What of a run's folder goes into an archive, without the names of who made it."""
+    if any(part in UNREAD for part in Path(member.name).parts):
+        return None
+    member.uid = member.gid = member.mtime = 0
+    member.uname = member.gname = ""
+    return member
+
+
+def seed_of(run_name: str) -> str:
+    """The seed in the name of a trial's folder, as in smallest-kappa-seed17."""
+    return run_name.rpartition("-seed")[2]
+
+
 def describe(folder: Path, experiment: Path, *, jobs: int, seconds: float) -> dict[str, Any]:
     """The record of a comparison that has ended."""
     first = next((folder / "runs").glob("*/run.json"))
@@ -182,12 +222,16 @@ def main() -> None:
         prepare_commands(arguments.work)
     if arguments.experiment == "figure1_baselines":
         prepare_replay(arguments.work)
+    archive = output.with_name(f"{output.stem}_runs.tar.xz")
+    if archive.exists():
+        bring_runs(archive, folder)
     began = time.monotonic()
     command = [sys.executable, "-m", "kappaspeech", "compare", str(experiment), "--jobs", str(arguments.jobs)]
     done = subprocess.run(command, cwd=arguments.work, env=environment(), check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
     record = describe(folder, experiment, jobs=arguments.jobs, seconds=time.monotonic() - began)
+    keep_runs(folder, archive)
     output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(output)
 

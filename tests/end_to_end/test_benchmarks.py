@@ -101,6 +101,29 @@ def test_a_sentence_that_is_tested_on_is_spoken_in_no_training(tmp_path, monkeyp
         real_speech.check_division([clean, tainted], test)
 
 
+def test_finished_runs_go_from_one_machine_to_another_by_whole_seeds(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    real_speech = importlib.import_module("real_speech")
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, name, status in (
+        (one, "smallest-kappa-seed17", "finished"),
+        (one, "smallest-kappa-seed18", "finished"),
+        (one, "random-seed18", "running"),
+        (other, "random-seed17", "finished"),
+    ):
+        (folder / "runs" / name / "checkpoints/step-1").mkdir(parents=True)
+        (folder / "runs" / name / "checkpoints/step-1/trained.safetensors").touch()
+        (folder / "runs" / name / "run.json").write_text(json.dumps({"status": status, "schema_version": 1}))
+    real_speech.keep_runs(one, tmp_path / "runs.tar.xz")
+    real_speech.bring_runs(tmp_path / "runs.tar.xz", other)
+    found = sorted(path.relative_to(other / "runs").as_posix() for path in (other / "runs").rglob("*") if path.is_file())
+    assert found == [
+        "random-seed17/checkpoints/step-1/trained.safetensors",
+        "random-seed17/run.json",
+        "smallest-kappa-seed18/run.json",
+    ]
+
+
 def test_an_alignment_is_read_off_at_each_checkpoint(home, train, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     curve = importlib.import_module("alignment_curve")

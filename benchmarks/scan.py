@@ -158,8 +158,11 @@ def import_of(method: str) -> None:
     if method == "kappaspeech":
         import kappaspeech.scan.checkpoint
         import kappaspeech.scan.stage  # noqa: F401
+        from kappaspeech.allocator import keep_freed_memory
         from kappaspeech.scan.spectrum import spectrum_stats
 
+        # as the command does
+        keep_freed_memory()
         spectrum_stats(torch.randn(8, 8).numpy())
     elif method == "peft":
         import peft.helpers  # noqa: F401

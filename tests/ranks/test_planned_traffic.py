@@ -1,4 +1,4 @@
-"""What a plan counts of a step's traffic, held against what ranks receive in a training."""
+"""The traffic of a step that a plan counts, held against what ranks receive in a training."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def _share_out(
     transcriber: Transcriber,
     cluster: Cluster,
 ) -> tuple[dict[int, Found], dict[int, Found] | None]:
-    """What `answer` finds in all batches, by number, each rank in its share of them; and the same by the base. A collective.
+    """The values that `answer` finds in all batches, by number, each rank in its share; and the same by the base. A collective.
 
     If the model is partitioned, a rank that has no batch left answers a part of the first beside the others. That is no answer:
     in a batch of another size numbers may be rounded otherwise.

@@ -34,7 +34,7 @@ class Matrix(Protocol):
 
 
 class Factor(Protocol):
-    """A product F = L₁·…·L_k of lower triangles whose singular values are a matrix's."""
+    """A product F = L₁·…·L_k of lower triangles whose singular values are a matrix's, or nearly."""
 
     size: int
 
@@ -67,6 +67,8 @@ class Algebra(Vectors, Protocol):
 
     # numbers in a block
     block_numbers: int
+    # products of float32 are as exact as its roundoff says
+    has_single: bool
     # a matrix of so many numbers is kept as it was fetched while it is measured, for all passes over it
     kept_numbers: int
 
@@ -79,7 +81,7 @@ class Algebra(Vectors, Protocol):
     def peak(self, block: Any) -> float:
         """The largest magnitude, on the host; NaN or infinite if there is one."""
 
-    def single(self, fetched: Any) -> Any:
+    def to_single(self, fetched: Any) -> Any:
         """A fetched block in float32, rounded if it has more digits."""
 
     def fetch_single(self, matrix: Matrix, start: int, stop: int) -> Any:
@@ -160,6 +162,7 @@ class HostAlgebra:
 
     block_numbers = 1 << 20
     kept_numbers = block_numbers
+    has_single = True
 
     def vector(self, values: FloatArray) -> FloatArray:
         return values
@@ -179,12 +182,14 @@ class HostAlgebra:
     def peak(self, block: FloatArray) -> float:
         return float(np.abs(block).max())
 
-    def single(self, fetched: FloatArray) -> SingleArray:
-        return fetched.astype(np.float32)
+    def to_single(self, fetched: FloatArray) -> SingleArray:
+        # whoever asked sees that a number or a square is beyond float32
+        with np.errstate(over="ignore"):
+            return fetched.astype(np.float32)
 
     def fetch_single(self, matrix: Matrix, start: int, stop: int) -> SingleArray:
         stored, dtype = matrix.stored_block(start, stop)
-        return widen_bfloat16(stored) if dtype == "bfloat16" else stored.astype(np.float32)
+        return widen_bfloat16(stored) if dtype == "bfloat16" else self.to_single(stored)
 
     def zeros(self, size: int, *, is_single: bool = False) -> NDArray[Any]:
         return np.zeros((size, size), np.float32 if is_single else np.float64, order="F")
@@ -198,13 +203,12 @@ class HostAlgebra:
             syrk(1.0, block.T, beta=1.0, c=gram, trans=1, lower=1, overwrite_c=1)
 
     def row_squares(self, block: SingleArray) -> FloatArray:
-        # whoever asked sees that a square is beyond float32
         with np.errstate(over="ignore"):
             squares: FloatArray = np.add.reduce(block * block, axis=1, dtype=np.float64)
         return squares
 
     def set_diagonal(self, gram: SingleArray, values: FloatArray) -> None:
-        np.fill_diagonal(gram, values)
+        np.fill_diagonal(gram, self.to_single(values))
 
     def widen(self, square: SingleArray) -> FloatArray:
         return square.astype(np.float64)

@@ -119,7 +119,7 @@ def largest_eigenpair(
     θ on, and P(θ) = 1/|s|, s being the Ritz vector's weight in b: P(T)·e₁ is the Ritz vector in the basis. Hence w ≥ w₀/|s|, and
     the bound r·|s|/w₀, w₀ being the least weight that a random start has. It stops after `max_steps` with the bound it has.
 
-    `with_second` bounds the second one by its own Ritz pair, and goes on until half of their distance is certain.
+    `with_second` bounds the second one by its own Ritz pair, and goes on until most of their distance is certain.
     """
     algebra = algebra or HostAlgebra()
     most = min(size, max_steps)
@@ -156,16 +156,19 @@ def _hidden_above(weights: FloatArray, last: float, size: int) -> float:
 
 
 def _bound_second(first: float, diagonal: FloatArray, beside: FloatArray, last: float, size: int) -> float:
-    """What the second largest eigenvalue isn't above; infinite if that may be more than half of the way to the first.
+    """A value that the second largest eigenvalue isn't above; infinite if that may be too near to the first.
 
-    Let λ be it, θ the second Ritz value, g = θ₁ − θ and K what `_hidden_above` says of θ. The polynomial of θ's Ritz vector has
-    θ₁ for a root, so it holds λ's vector with w₀/|s|·(θ₁ − λ)/g at least, and (λ − θ)·(θ₁ − λ) ≤ K·g. So λ is at most the
-    smaller of the two that make both sides equal, the bound, or at least the larger. There the first pair's residual would
-    betray it, were it not within `error` of θ₁.
+    Let λ be it, θ the second of k Ritz values, g = θ₁ − θ and K what `_hidden_above` says of θ. The polynomial of θ's Ritz vector
+    has θ₁ for a root, so it holds λ's vector with w₀/|s|·(θ₁ − λ)/g at least, and (λ − θ)·(θ₁ − λ) ≤ K·g. So λ is at most the
+    smaller of the two that make both sides equal, the bound, or at least the larger. If K ≤ g/(4k), the larger is so near to θ₁
+    that the first pair's polynomial holds λ's vector with 0.7·w₀/|s₁| at least, and its residual would betray a λ that isn't
+    θ₁'s double to 1.4 times its `error`.
     """
     theta, weights = _eigenpair_of_tridiagonal(diagonal, beside[:-1], rank=2)
     gap, hidden = first - theta, _hidden_above(weights, last, size)
-    return theta + gap / 2 * (1 - math.sqrt(1 - 4 * hidden / gap)) if 4 * hidden < gap else math.inf
+    if not 4 * len(diagonal) * hidden < gap:
+        return math.inf
+    return theta + gap / 2 * (1 - math.sqrt(1 - 4 * hidden / gap))
 
 
 class _Checks:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from kappaspeech.errors import ScanError
@@ -61,7 +62,7 @@ class ScaledMatrix:
         """The blocks in float32, unscaled; `start` begins a piece."""
         for begin, end in self._cuts(start, stop):
             if self._is_kept:
-                yield self.algebra.single(self._fetch(begin, end))
+                yield self.algebra.to_single(self._fetch(begin, end))
             else:
                 yield self.algebra.fetch_single(self.matrix, begin, end)
 
@@ -106,7 +107,8 @@ def sum_pieces(scaled: ScaledMatrix, pieces: Sequence[int], *, is_single: bool =
         if total is None:
             total = gram
         else:
-            total += gram
+            with np.errstate(over="ignore"):
+                total += gram
     return total
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kappaspeech.scan.algebra import Algebra, HostAlgebra, Matrix
 from kappaspeech.scan.cholesky import measure_by_cholesky
@@ -78,11 +79,12 @@ def measure(
     *,
     rtol: float = DEFAULT_RTOL,
     method: Method = "auto",
-    gram: FloatArray | None = None,
+    gram: NDArray[Any] | None = None,
     with_sigmas: bool = False,
     algebra: Algebra | None = None,
 ) -> SpectrumStats:
-    """Climb the ladder until κ is known to `rtol`. `gram`, if others have formed it, is overwritten. Raises `ScanError`.
+    """Climb the ladder until κ is known to `rtol`. `gram`, if others have formed it, is overwritten; it is of float32 if
+    `tries_single`. Raises `ScanError`.
 
     `shape` of the result is (short, long).
     """
@@ -90,13 +92,13 @@ def measure(
     return measure_scaled(scaled, rtol=rtol, method=method, gram=gram, with_sigmas=with_sigmas)
 
 
-def tries_single(matrix: Matrix, *, method: Method, with_sigmas: bool) -> bool:
+def tries_single(matrix: Matrix, algebra: Algebra, *, method: Method, with_sigmas: bool) -> bool:
     """True if a matrix's Gram is formed in float32 first."""
-    return method == "auto" and not with_sigmas and suits_single(matrix)
+    return method == "auto" and not with_sigmas and algebra.has_single and suits_single(matrix)
 
 
 def measure_scaled(
-    scaled: ScaledMatrix, *, rtol: float, method: Method, gram: FloatArray | None = None, with_sigmas: bool = False
+    scaled: ScaledMatrix, *, rtol: float, method: Method, gram: NDArray[Any] | None = None, with_sigmas: bool = False
 ) -> SpectrumStats:
     """`measure` of a matrix that may have been fetched already. Raises `ScanError`."""
     algebra = scaled.algebra
@@ -105,9 +107,10 @@ def measure_scaled(
         check_finite(norm)
         return finish(scaled, np.array([norm]), "norm", frobenius=norm, with_sigmas=with_sigmas)
     own = None if gram is None else algebra.from_host(gram)
-    if tries_single(scaled.matrix, method=method, with_sigmas=with_sigmas):
-        single = sum_pieces(scaled, range(num_pieces(scaled.long)), is_single=True) if own is None else own
-        stats = measure_in_single(scaled, single, rtol=rtol)
+    del gram
+    if tries_single(scaled.matrix, algebra, method=method, with_sigmas=with_sigmas):
+        own = sum_pieces(scaled, range(num_pieces(scaled.long)), is_single=True) if own is None else own
+        stats = measure_in_single(scaled, own, rtol=rtol)
         if stats is not None:
             return stats
         own = None
@@ -120,6 +123,6 @@ def measure_scaled(
         stats = measure_by_cholesky(scaled, own, squares, rtol=rtol, with_sigmas=with_sigmas)
         if stats is not None:
             return stats
-    del own, gram
+    del own
     sigmas = algebra.svdvals(algebra.triangularise(scaled.blocks(), scaled.short))
     return finish(scaled, sigmas, "svd", frobenius=frobenius, with_sigmas=with_sigmas)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from kappaspeech.allocator import keep_freed_memory
 from kappaspeech.progress import ProgressBar
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.cluster import Cluster, SingleProcess
@@ -45,9 +44,6 @@ def scan(
     options = ScanOptions(rtol, method, is_static, with_sigmas, own_device(device, cluster.local_rank) if device else None)
     with agreement(cluster):
         algebra = choose_algebra(options.device)
-    if options.device is None:
-        # otherwise the pages of a block are given back and faulted in again for each, a quarter of the time
-        keep_freed_memory()
     matrices, skipped = list_matrices(checkpoint)
     with agreement(cluster):
         book = Journal(journal, checkpoint, **options.journal_key()) if journal else None

@@ -1,4 +1,4 @@
-"""`Algebra` on a device that torch knows: large arrays stay there, in float64; vectors come and go.
+"""`Algebra` on a device that torch knows: all arrays stay there.
 
 Triangular solves of one vector are slow on a GPU, so each triangle is inverted once and its solves are products.
 """
@@ -76,6 +76,8 @@ class TorchAlgebra:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        # NVIDIA's TF32 keeps ten bits
+        self.has_single = device.type == "cpu" or torch.get_float32_matmul_precision() == "highest"
         self._staging = Staging(device)
 
     def vector(self, values: FloatArray) -> Tensor:
@@ -104,11 +106,11 @@ class TorchAlgebra:
     def peak(self, block: Tensor) -> float:
         return float(_to_numpy(block.abs().max()))
 
-    def single(self, fetched: Tensor) -> Tensor:
+    def to_single(self, fetched: Tensor) -> Tensor:
         return fetched.float()
 
     def fetch_single(self, matrix: Matrix, start: int, stop: int) -> Tensor:
-        return self.single(self.fetch(matrix, start, stop))
+        return self.to_single(self.fetch(matrix, start, stop))
 
     def zeros(self, size: int, *, is_single: bool = False) -> Tensor:
         return torch.zeros(size, size, dtype=torch.float32 if is_single else torch.float64, device=self.device)

@@ -124,7 +124,8 @@ class Worker:
 
     def _form_piece(self, ref: MatrixRef, piece: int) -> NDArray[Any]:
         matrix = self._open(ref).matrix
-        is_single = tries_single(matrix, method=self.options.method, with_sigmas=self.options.with_sigmas)
+        options = self.options
+        is_single = tries_single(matrix, self.algebra, method=options.method, with_sigmas=options.with_sigmas)
         return piece_gram(matrix, piece, algebra=self.algebra, is_single=is_single)
 
     def _take_tasks(self) -> Iterator[Task]:
@@ -161,7 +162,8 @@ class Worker:
             gram = np.load(self._grams[matrix, piece]) if self.cluster.rank == holder else None
             gram = self.cluster.move(gram, source=holder, target=owner)
             if gram is not None:
-                total = gram if total is None else np.add(total, gram, out=total)
+                with np.errstate(over="ignore"):
+                    total = gram if total is None else np.add(total, gram, out=total)
         return total
 
     def _spill(self, task: Task, gram: NDArray[Any]) -> None:

@@ -22,6 +22,7 @@ from kappaspeech.scan.stage import scan
 from tests.rank_threads import RankThreads, together
 
 SEEDS = st.integers(0, 2**32 - 1)
+DEVICES = st.sampled_from([None, "cpu"])
 QUICK = settings(max_examples=60, deadline=None)
 
 
@@ -38,10 +39,10 @@ def rounded_to_bfloat16(weight: np.ndarray) -> np.ndarray:
     return torch.from_numpy(weight).bfloat16().float().numpy()
 
 
-def hold_to_its_word(weight: np.ndarray) -> str:
+def hold_to_its_word(weight: np.ndarray, device: str | None = None) -> str:
     """Compare all that is measured with LAPACK's SVD in float64; the rung that measured it."""
     sigmas = np.linalg.svd(weight.astype(np.float64), compute_uv=False)
-    stats = spectrum_stats(weight)
+    stats = spectrum_stats(weight, device=device)
     assert abs(stats.kappa / (sigmas[0] / sigmas[-1]) - 1) <= stats.error_bound
     assert stats.error_bound <= 1e-6
     assert stats.sigma_max == pytest.approx(sigmas[0], rel=2 * stats.error_bound)
@@ -52,24 +53,24 @@ def hold_to_its_word(weight: np.ndarray) -> str:
 
 
 @QUICK
-@given(st.floats(0, 3), st.sampled_from(["even", "steps", "clusters"]), st.integers(2, 90), st.floats(1.3, 6), SEEDS)
-def test_the_printed_bound_holds_whatever_the_spectrum(log_kappa, kind, short, aspect, seed):
+@given(st.floats(0, 3), st.sampled_from(["even", "steps", "clusters"]), st.integers(2, 90), st.floats(1.3, 6), SEEDS, DEVICES)
+def test_the_printed_bound_holds_whatever_the_spectrum(log_kappa, kind, short, aspect, seed, device):
     generator = np.random.default_rng(seed)
     shape = generator.beta(0.3, 0.3, short) if kind == "clusters" else generator.uniform(0, 1, short)
     shape = (np.round(3 * shape) / 3 if kind == "steps" else shape) * log_kappa
     shape[0], shape[-1] = 0, log_kappa
-    hold_to_its_word(with_spectrum(10.0**-shape, math.ceil(short * aspect), generator))
+    hold_to_its_word(with_spectrum(10.0**-shape, math.ceil(short * aspect), generator), device)
 
 
 @QUICK
-@given(st.floats(-9, -2), st.booleans(), st.floats(0.1, 3.2), st.integers(3, 90), SEEDS)
-def test_the_printed_bound_holds_of_ends_that_are_nearly_double(log_gap, is_bfloat16, log_kappa, short, seed):
+@given(st.floats(-9, -2), st.booleans(), st.floats(0.1, 3.2), st.integers(3, 90), SEEDS, DEVICES)
+def test_the_printed_bound_holds_of_ends_that_are_nearly_double(log_gap, is_bfloat16, log_kappa, short, seed, device):
     """float32 may turn two vectors of so close a pair by any angle, and move the two past each other."""
     generator = np.random.default_rng(seed)
     shape = generator.uniform(0, 0.7, short) * log_kappa
     shape[:2], shape[-2:] = (0, 10**log_gap), (log_kappa - 10**log_gap, log_kappa)
     weight = with_spectrum(10.0**-shape, 3 * short, generator)
-    hold_to_its_word(rounded_to_bfloat16(weight) if is_bfloat16 else weight)
+    hold_to_its_word(rounded_to_bfloat16(weight) if is_bfloat16 else weight, device)
 
 
 @QUICK
@@ -88,8 +89,21 @@ def test_the_printed_bound_holds_of_weights_with_a_mean_or_with_one_great_row(me
 @pytest.mark.parametrize(("short", "long"), [(64, 80), (80, 240), (576, 1536)])
 def test_a_long_matrix_of_moderate_kappa_is_measured_so(short, long, device):
     weight = rounded_to_bfloat16(np.random.default_rng(1).standard_normal((short, long)).astype(np.float32))
-    assert spectrum_stats(weight, device=device).rung == "single"
-    assert hold_to_its_word(weight) == hold_to_its_word(weight.T) == "single"
+    assert hold_to_its_word(weight, device) == hold_to_its_word(weight.T, device) == "single"
+
+
+@pytest.mark.parametrize("scale", [1e17, 4e18, 3e19, 1e37])
+def test_squares_beyond_float32_are_left_to_float64_without_a_word(scale, recwarn):
+    weight = (np.random.default_rng(6).uniform(0.5, 1, (10, 200)) * scale).astype(np.float32)
+    assert hold_to_its_word(weight) == hold_to_its_word(weight, "cpu") == "gram"
+    assert not recwarn.list
+
+
+def test_an_algebra_that_rounds_products_more_begins_with_float64(monkeypatch):
+    """As a GPU does if TF32 is allowed."""
+    weight = np.random.default_rng(7).standard_normal((40, 80)).astype(np.float32)
+    monkeypatch.setattr(HostAlgebra, "has_single", False)
+    assert hold_to_its_word(weight) == "gram"
 
 
 def test_what_float32_cannot_know_is_left_to_float64():

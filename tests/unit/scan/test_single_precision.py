@@ -47,7 +47,7 @@ def hold_to_its_word(weight: np.ndarray, device: str | None = None) -> str:
     assert stats.error_bound <= 1e-6
     assert stats.sigma_max == pytest.approx(sigmas[0], rel=2 * stats.error_bound)
     assert stats.sigma_min == pytest.approx(sigmas[-1], rel=2 * stats.error_bound)
-    assert stats.log2_volume == pytest.approx(np.log2(sigmas).sum(), abs=1e-3)
+    assert stats.log2_volume == pytest.approx(np.log2(sigmas).sum(), abs=3e-3)
     assert stats.frobenius == pytest.approx(np.linalg.norm(sigmas), rel=1e-7)
     return stats.rung
 
@@ -162,7 +162,7 @@ def test_no_second_eigenvalue_is_above_its_bound_unless_it_is_as_good_as_the_fir
 
 def test_a_matrix_is_read_twice_and_once_more_only_for_what_float32_has_wrong(tmp_path, monkeypatch):
     generator = np.random.default_rng(4)
-    mild, ill = (with_spectrum(np.append(np.geomspace(1, 0.6, 399), 1 / kappa), 2700, generator) for kappa in (4, 200))
+    mild, ill = (with_spectrum(np.append(np.geomspace(1, 0.6, 399), 1 / kappa), 2700, generator) for kappa in (4, 600))
     save_file({"ill": torch.from_numpy(ill), "mild": torch.from_numpy(mild)}, tmp_path / "model.safetensors")
     assert mild.size > HostAlgebra.kept_numbers
     seen: list[str] = []

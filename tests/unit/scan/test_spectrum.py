@@ -139,7 +139,7 @@ def test_torch_gives_what_the_host_gives(log_kappa, short, extra, seed, dtype):
     assert torchs.kappa_nonzero == pytest.approx(host.kappa_nonzero, rel=host.error_bound + torchs.error_bound + 1e-12)
     assert torchs.zero_sigmas == host.zero_sigmas
     of_single = "single" in (host.rung, torchs.rung)
-    assert torchs.log2_volume == pytest.approx(host.log2_volume, abs=1e-3 if of_single else 1e-6)
+    assert torchs.log2_volume == pytest.approx(host.log2_volume, abs=3e-3 if of_single else 1e-6)
 
 
 def test_a_device_that_is_not_there_is_named():

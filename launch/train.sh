@@ -24,7 +24,10 @@ if [ -n "${RANK:-}${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}${TASKS_ARE_RANKS:-}" ] 
   trap '' USR1
   exec "$PYTHON" -u "${BASH_SOURCE[0]}" "$@"
 fi
-share_cores() { export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(nproc) + $1 - 1) / $1 ))}; }
+share_cores() {
+  OMP_NUM_THREADS=${OMP_NUM_THREADS:-$("$PYTHON" -m kappaspeech.processors "$1")}
+  export OMP_NUM_THREADS
+}
 gpus=$(count_gpus)
 if [ "$gpus" -gt 0 ]; then
   if [ "${NUM_RANKS:-1}" -gt "$gpus" ]; then

@@ -124,8 +124,12 @@ def try_folder(folder: Path) -> None:
         _probe(folder)
 
 
-def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove temporary files of writes that were killed, of one name or of all; those of living writes are locked."""
+def sweep(folder: Path, name: str | None = None, *, least_seconds: float = 0.0) -> None:
+    """Remove temporary files of writes that were killed, of one name or of all; those of living writes are locked.
+
+    Files younger than `least_seconds` stay: where several write at once, one isn't locked yet when it is made, and some file
+    systems keep locks from other hosts.
+    """
     try:
         entries = [entry.path for entry in os.scandir(folder) if _LEFTOVER.fullmatch(entry.name) and entry.is_file()]
     except OSError:
@@ -134,7 +138,8 @@ def sweep(folder: Path, name: str | None = None) -> None:
     for path in map(Path, entries):
         if wanted is None or path.name.startswith(wanted):
             with contextlib.suppress(OSError):
-                _remove_unlocked(path)
+                if least_seconds <= 0 or time.time() - path.stat().st_mtime >= least_seconds:
+                    _remove_unlocked(path)
 
 
 def explain(error: OSError) -> tuple[str, int]:

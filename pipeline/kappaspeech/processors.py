@@ -1,9 +1,10 @@
-"""The processors that this process may use."""
+"""The processors that this process may use. As a command, with a number of ranks, it prints one rank's share of the cores."""
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 from pathlib import Path
 
 _CGROUP_LIMITS = Path("/sys/fs/cgroup/cpu.max")
@@ -22,3 +23,17 @@ def count_cores(limits: Path = _CGROUP_LIMITS) -> int:
     except (OSError, ValueError):
         # no control group, or "max", which is no limit
         return cores
+
+
+def share_cores(num_ranks: int) -> int:
+    """One rank's share of the cores, of which none is shared, but at least one."""
+    return max(1, count_cores() // max(1, num_ranks))
+
+
+def _share_named(number: str) -> int:
+    """The share by a launcher's number of ranks; if that is none ("auto", ""), one core, as torchrun gives each rank."""
+    return share_cores(int(number)) if number.isdecimal() else 1
+
+
+if __name__ == "__main__":
+    print(_share_named("".join(sys.argv[1:2])))

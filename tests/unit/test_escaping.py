@@ -133,7 +133,7 @@ AS_IT_IS = (
     r"'\\t'.join\(\[\*columns",
     r"\{section\.path|  \{key\.name|      \{key\.description",
     r"table$|shown$|content$|describe_choice",
-    r"\{counts\[|  \{edits\}; CER|texts cut: \{|WER \{name\} |This is for GPUs|len\(",
+    r"\{counts\[|  \{edits\}; CER|texts cut: \{|WER \{name\} |This is for GPUs|len\(|_share_named\(",
     r"error: rank \{rank\} was|warning: a worker that loads",
 )
 

@@ -8,6 +8,7 @@ isn't known here is refused: look it up before it is added.
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,9 @@ SECOND_POD = {
         "CONFIG": "run.yaml",
     },
 }
+
+# `python -m kappaspeech.processors N` on 100 cores
+SHARE = "import sys; from kappaspeech import processors as p; p.count_cores = lambda: 100; print(p._share_named(sys.argv[3]))"
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -215,10 +219,12 @@ def lines_of(name: str) -> list[str]:
 def run_script(script: str, folder: Path, variables: dict[str, str], *, status: int = 0, then: str = "") -> Any:
     """Run an example's script with commands in the place of torchrun and kappaspeech that keep their words, on 100 cores."""
     binaries = folder / "bin"
+    share = f'{sys.executable} -c "{SHARE}" "$@"'
+    cores = f'[ "$1 $2" = "-m kappaspeech.processors" ] && exec env PYTHONPATH="{LAUNCH.parent / "pipeline"}" {share}'
     binaries.mkdir(exist_ok=True)
     (folder / ".venv/bin").mkdir(parents=True, exist_ok=True)
     (folder / ".venv/bin/activate").write_text("")
-    for name, code in (("torchrun", f"{then}exit 3"), ("kappaspeech", f"exit {status}"), ("nproc", "echo 100")):
+    for name, code in (("torchrun", f"{then}exit 3"), ("kappaspeech", f"exit {status}"), ("python", cores)):
         path = binaries / name
         path.write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" > "{folder}/{name}.words"\n{code}\n')
         path.chmod(0o755)
@@ -254,8 +260,18 @@ def test_ranks_share_out_the_cores_of_their_host(name, tmp_path):
     """Of torchrun each has one, and an optimizer that is offloaded computes there."""
     keep = f'printf %s "$OMP_NUM_THREADS" > "{tmp_path}/threads"; '
     for script in lines_of(name):
-        assert run_script(script, tmp_path, SECOND_POD[name], then=keep).wait(patience(30)) == 0
-        assert (tmp_path / "threads").read_text() == "13"
+        for given, threads in (({}, "12"), ({"OMP_NUM_THREADS": ""}, "12"), ({"OMP_NUM_THREADS": "8"}, "8")):
+            assert run_script(script, tmp_path, {**SECOND_POD[name], **given}, then=keep).wait(patience(30)) == 0
+            assert (tmp_path / "threads").read_text() == threads
+
+
+@pytest.mark.parametrize("number", ["auto", "gpu", "cpu", ""])
+def test_a_trainjob_may_leave_the_number_of_ranks_to_torchrun(number, tmp_path):
+    keep = f'printf %s "$OMP_NUM_THREADS" > "{tmp_path}/threads"; '
+    (script,) = lines_of("trainjob")
+    variables = {**SECOND_POD["trainjob"], "PET_NPROC_PER_NODE": number}
+    assert run_script(script, tmp_path, variables, then=keep).wait(patience(30)) == 0
+    assert (tmp_path / "threads").read_text() == "1"
 
 
 @pytest.mark.parametrize("name", ["pytorchjob", "trainjob", "jobset"])

@@ -51,7 +51,6 @@ THROUGH_OTHERS = {
     "tensor_files.gguf_file",
     "tensor_files.gguf_header",
     "tensor_files.torch_file",
-    "training.agreed",
     "training.frozen_check",
     "training.partitioned",
     "training.replica_or_zero3",

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from kappaspeech.processors import count_cores
+from kappaspeech import processors
+from kappaspeech.processors import count_cores, share_cores
 from tests.patience import patience
 
 
@@ -26,6 +27,19 @@ def test_without_a_control_group_the_affinity_counts(tmp_path):
         assert count_cores(tmp_path / "missing") == 1
     finally:
         os.sched_setaffinity(0, everywhere)
+
+
+def test_ranks_share_out_the_cores_and_each_has_one(monkeypatch):
+    monkeypatch.setattr(processors, "count_cores", lambda: 20)
+    assert [share_cores(number) for number in (1, 3, 8, 100)] == [20, 6, 2, 1]
+
+
+@pytest.mark.parametrize("words", [("100000",), ("0",), ("auto",), ("gpu",), ("",), ()])
+def test_the_share_is_printed_for_scripts_and_heeds_no_threads_of_another(words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "7"}
+    command = [sys.executable, "-m", "kappaspeech.processors", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=patience(60), check=True)
+    assert (done.stdout, done.stderr) == (f"{count_cores() if words == ('0',) else 1}\n", "")
 
 
 def test_glibc_can_be_asked_to_keep_memory():

@@ -206,7 +206,7 @@ def _start_ranks(num_ranks: int, words: Sequence[str]) -> int:
     from kappaspeech.blas import pin_threads
     from kappaspeech.errors import ConfigError
     from kappaspeech.launching.supervisor import count_gpus
-    from kappaspeech.processors import count_cores
+    from kappaspeech.processors import share_cores
     from kappaspeech.ranks.workers import run_workers
 
     if "RANK" in os.environ:
@@ -216,5 +216,5 @@ def _start_ranks(num_ranks: int, words: Sequence[str]) -> int:
         raise ConfigError(f"--nproc is {num_ranks}, and this host has {num_gpus} GPUs. Give one rank for each at most.")
     threads: dict[str, str] = {}
     if not num_gpus:
-        pin_threads(threads, max(1, count_cores() // num_ranks))
+        pin_threads(threads, share_cores(num_ranks))
     return run_workers(words, num_workers=num_ranks, variables=threads)

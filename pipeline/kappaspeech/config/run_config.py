@@ -54,7 +54,9 @@ class RunConfig(StrictSection):
         changed = [f"optimizer.{name} {value}" for name, value in asked.items() if value != default[name]]
         if not changed:
             return None
-        return f"{' and '.join(changed)} {'is' if len(changed) == 1 else 'are'} AdamW's, and with classp the adaptor's alone"
+        *others, last = changed
+        named = f"{', '.join(others)} and {last} are" if others else f"{last} is"
+        return f"{named} AdamW's, and with classp the adaptor's alone"
 
     @model_validator(mode="after")
     def _measure_what_is_budgeted(self) -> RunConfig:

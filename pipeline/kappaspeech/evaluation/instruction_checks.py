@@ -13,13 +13,15 @@ from typing import Any
 from kappaspeech.speech.text_files import check_unicode
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-# After its marks a space follows, or the end.
-_SENTENCE_END = re.compile(r"([.!?…]+)[\"”“\u00ab\u00bb')\]]*(?=\s|$)")
+# After its marks a space follows, or the end. It is looked for from the first mark alone, not from each.
+_SENTENCE_END = re.compile(r"(?<![.!?…])([.!?…]+)[\"”“\u00ab\u00bb')\]]*(?=\s|$)")
 _LAST_WORD = re.compile(r"\w+$")
 _NEXT_WORD = re.compile(r"[^\S\n]+[\"„“(]*(\w+)")
-_ABBREVIATIONS = frozenset(
-    ["Dr", "Jr", "Mr", "Mrs", "Ms", "Nr", "Prof", "Sr", "St", "bzw", "ca", "evtl", "ggf", "inkl", "vgl", "vs"]
-)
+_ABBREVIATIONS = frozenset(["Dr", "Mr", "Mrs", "Ms", "Nr", "Prof", "St", "bzw", "ca", "evtl", "ggf", "inkl", "vgl", "vs"])
+# Behind these a name is complete, and a sentence may be.
+_AFTER_NAMES = frozenset(["Jr", "Sr"])
+# No word before a full stop, nor the one before that, is looked for farther back; a whole answer each time takes quadratic time.
+_REACH = 40
 # A number within a line, which is no number of a list: "am 3.", "Karl V."; and the word before it.
 _ORDINAL = re.compile(r"(?:(\w+)|\S)[^\S\n]+(?:\d+|[IVXL]+)$")
 _MONTH = re.compile(
@@ -48,6 +50,13 @@ _FUNCTION_WORDS = {
     "ihr wie oder bei nach wenn aber kann haben wo werden durch als zum zur viele sehr einfach",
 }
 _OWN_WORDS = {language: frozenset(words.split()) for language, words in _FUNCTION_WORDS.items()}
+# Capitals of these begin a sentence: no noun is written so, which an ordinal could go with.
+_BEGINNING_WORDS = (
+    "die was dann danach da dort hier man er du wen wem wer warum alle beide einige manche keiner niemand jemand jeder jede "
+    "jedes dies diese dieser dieses jener jene ihnen ihn ihm mein dein sein unser doch denn nun jetzt heute gestern trotzdem "
+    "deshalb daher also so"
+)
+_BEGINNINGS = _OWN_WORDS["de"].union(_BEGINNING_WORDS.split())
 _OWN_LETTERS = {"en": frozenset[str](), "de": frozenset("äöüß")}
 
 
@@ -175,36 +184,46 @@ def _num_sentences(answer: str, *, least: int = 0, most: int | None = None) -> b
 
 def _count_sentences(text: str) -> int:
     begin, parts = 0, []
+    first_capital = next((place for place, letter in enumerate(text) if letter.isupper()), len(text))
     for end in _SENTENCE_END.finditer(text):
-        if end[1] != "." or not _goes_on(text[: end.start()], text[end.end() :]):
+        if end[1] != "." or not _goes_on(text, end, in_small_letters=end.start() <= first_capital):
             parts.append(text[begin : end.end()])
             begin = end.end()
     # a number of a list has no letter
     return sum(any(map(str.isalpha, part)) for part in (*parts, text[begin:]))
 
 
-def _goes_on(before: str, after: str) -> bool:
-    """True if the full stop between these is an abbreviation's ("z. B.") or an ordinal's ("am 3. Mai"), and ends no sentence."""
-    word, following = _LAST_WORD.search(before), _NEXT_WORD.match(after)
+def _goes_on(text: str, stop: re.Match[str], *, in_small_letters: bool) -> bool:
+    """True if a full stop is an abbreviation's ("z. B.") or an ordinal's ("am 3. Mai"), and ends no sentence.
+
+    `in_small_letters`: the text before it has no capital.
+    """
+    before = text[max(0, stop.start() - _REACH) : stop.start()].rpartition("\n")[2]
+    word, following = _LAST_WORD.search(before), _NEXT_WORD.match(text, stop.end())
     if word is None:
         return False
+    is_before_small = following is not None and following[1].islower()
+    if word[0] in _AFTER_NAMES:
+        return is_before_small
     if (len(word[0]) == 1 and word[0].isalpha() and word[0] != "I") or word[0] in _ABBREVIATIONS:
         return True
     ordinal = _ORDINAL.search(before)
     if ordinal is None or following is None:
         return False
     leading, trailing = ordinal[1] or "", following[1]
-    if word[0].isdigit() and (_MONTH.fullmatch(trailing) or _is_in_date(before, after)):
+    is_day = word[0].isdecimal() and 1 <= int(word[0]) <= 31
+    if is_day and (_MONTH.fullmatch(trailing) or _is_in_date(before, text, stop.end())):
         return True
-    if trailing[0].islower():
+    if is_before_small:
         # in a text of small letters alone a sentence begins so; "I" is also a pronoun
-        return any(map(str.isupper, before)) and (word[0] != "I" or leading[:1].isupper())
-    is_beginning = trailing.casefold() in _OWN_WORDS["de"] or trailing in ("Die", "Was", "Dann", "Danach", "Man", "Da")
+        return not in_small_letters and (word[0] != "I" or leading[:1].isupper())
+    is_beginning = trailing.casefold() in _BEGINNINGS
     return not is_beginning and _BEFORE_ORDINALS.fullmatch(leading.casefold()) is not None
 
 
-def _is_in_date(before: str, after: str) -> bool:
-    return any(begun.search(before) and rest.match(after) for begun, rest in ((_DAY, _MONTH_NUMBER), (_DAY_AND_MONTH, _YEAR)))
+def _is_in_date(before: str, text: str, place: int) -> bool:
+    dates = ((_DAY, _MONTH_NUMBER), (_DAY_AND_MONTH, _YEAR))
+    return any(begun.search(before) and rest.match(text, place) for begun, rest in dates)
 
 
 def _num_bullets(answer: str, *, least: int = 0, most: int | None = None) -> bool:

@@ -39,7 +39,7 @@ from kappaspeech.launching.file_system import find_problem
 from kappaspeech.launching.guard import guarded
 from kappaspeech.launching.hostfile import read_hostfile
 from kappaspeech.launching.reports import report_folder
-from kappaspeech.processors import count_cores
+from kappaspeech.processors import share_cores
 from kappaspeech.ranks.rendezvous import free_port
 from kappaspeech.redaction import HIDDEN, redact
 from kappaspeech.runs.checkpoints import list_checkpoints
@@ -178,7 +178,7 @@ def _rank_variables(num_ranks: int, launcher: Sequence[str]) -> dict[str, str]:
     on_processors = "DS_ACCELERATOR" not in os.environ and not count_gpus()
     if not on_processors and launcher[0] != "torchrun":
         return {}
-    threads = os.environ.get("OMP_NUM_THREADS", str(-(-count_cores() // num_ranks)))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(share_cores(num_ranks))
     return {**({"DS_ACCELERATOR": "cpu"} if on_processors else {}), "OMP_NUM_THREADS": threads}
 
 

@@ -158,7 +158,7 @@ class RunLog:
         """Warn of languages that another version of this package, by which the run was begun, compared otherwise."""
         languages = record["wer"].get("languages", {})
         earlier = before["wer"].get("languages", {}) if before is not None else {}
-        for language in earlier.keys() & languages.keys():
+        for language in sorted(earlier.keys() & languages.keys()):
             was, now = (report[language].get("normaliser") for report in (earlier, languages))
             if before is not None and was is not None and was != now:
                 _log.warning(

@@ -32,6 +32,8 @@ _INDEX_NAME = "kappaspeech-in-place"
 _FOLDER_NAME = "kappaspeech-indices"
 # Of a part all of its file is read and decoded.
 _LARGEST_CUT_BYTES = 32 << 20
+# A temporary file that hasn't grown for so long is of a writer that was killed; another rank's may be younger.
+_LEFTOVER_SECONDS = 600.0
 
 
 def is_in_place(where: str) -> bool:
@@ -86,7 +88,7 @@ def _keep(table: SampleTable, place: Path, source: Path) -> SampleTable:
     if (kept := _read_kept(place, source, table.source)) is not None:
         return kept
     place.parent.mkdir(parents=True, exist_ok=True)
-    sweep(place.parent, place.name)
+    sweep(place.parent, place.name, least_seconds=_LEFTOVER_SECONDS)
     if place.is_file():
         _remove_stale(place, source, table.source)
     try:

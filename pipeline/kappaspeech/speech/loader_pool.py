@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from kappaspeech.errors import DataError
+from kappaspeech.escaping import for_terminal
 from kappaspeech.parenthood import end_with_parent
 from kappaspeech.speech.loading import BadSample, LoadedSample, Loader, LoadOptions
 from kappaspeech.speech.read_ahead import PlannedBatch
@@ -48,6 +49,7 @@ class LoaderPool:
         self._own = Loader(options, read) if num_workers == 0 else None
         self._pool: WorkerPool[Sequence[SampleRef], list[LoadedSample | BadSample]] | None = None
         self._generation = 0
+        self._has_told_of_loss = False
 
     def submit(self, refs: Sequence[SampleRef]) -> Ticket:
         """Begin to load; the result is had from `take`."""
@@ -63,11 +65,11 @@ class LoaderPool:
     def take(self, ticket: Ticket) -> list[LoadedSample | BadSample]:
         """Wait for the load that was begun, and return it. Raises `DataError`."""
         if self._own is not None:
-            return self._own.load(ticket.refs, ticket.planned)
+            return self._heed_losses(self._own.load(ticket.refs, ticket.planned))
         while True:
             assert ticket.future is not None
             try:
-                return ticket.future.result()
+                return self._heed_losses(ticket.future.result())
             except BrokenProcessPool as error:
                 self._replace(ticket.generation, error)
                 ticket = self.submit(ticket.refs)
@@ -76,6 +78,18 @@ class LoaderPool:
     def has_room(self) -> bool:
         """Return whether it pays to submit more before the first is taken: in the calling thread it is planned, not loaded."""
         return self._own is not None and self._own.has_room
+
+    def _heed_losses(self, loaded: list[LoadedSample | BadSample]) -> list[LoadedSample | BadSample]:
+        """Warn of the first shard that is gone while its clips are cached; return `loaded`."""
+        lost = next((item.lost_shard for item in loaded if isinstance(item, LoadedSample) and item.lost_shard), None)
+        if lost is not None and not self._has_told_of_loss:
+            self._has_told_of_loss = True
+            told = (
+                f"warning: {lost} is gone. Clips whose states are in data.feature_cache_dir are learned with the transcripts "
+                "that were cached, also of any other shard that goes. Put the shard back if transcripts were corrected."
+            )
+            print(for_terminal(told), file=sys.stderr, flush=True)
+        return loaded
 
     def _start(self) -> WorkerPool[Sequence[SampleRef], list[LoadedSample | BadSample]]:
         if self._pool is None:

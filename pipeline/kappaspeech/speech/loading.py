@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kappaspeech.errors import DataError
 from kappaspeech.redaction import redact
 from kappaspeech.speech.augment import Augmentation, change_speed, generator, mask_spectrogram
 from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions
@@ -36,11 +38,12 @@ class LoadOptions:
 @dataclass(frozen=True)
 class LoadedSample:
     """`audio_input` (M, T) float32 of a usable sample, as its encoder reads it, and its transcript; of a cached one the
-    encoder's states, and T is 0."""
+    encoder's states, and T is 0. `lost_shard` is a cached one's shard if it is gone, and the transcript as it was cached."""
 
     audio_input: NDArray[np.float32]
     transcript: str
     cached: CachedClip | None = None
+    lost_shard: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,7 @@ class Loader:
                 continue
             try:
                 if clip is not None:
-                    transcript = self._transcript(ref, clip)
-                    loaded.append(LoadedSample(np.empty((self._options.num_mels, 0), np.float32), transcript, clip))
+                    loaded.append(self._finish_cached(clip, ref))
                     continue
                 sample = next(samples)
                 if isinstance(sample, BadSampleError):
@@ -117,15 +119,23 @@ class Loader:
     def _from_cache(self, ref: SampleRef) -> CachedClip | None:
         return self._cache.read(ref.cache_name) if self._cache and ref.cache_name else None
 
-    def _transcript(self, ref: SampleRef, clip: CachedClip) -> str:
-        """The transcript of a cached sample: from its shard if that lies here, where it may have been corrected in place."""
-        return clip.transcript if is_remote(ref.where) else self._reader.read_transcript(ref)
-
     def _cause(self, entry: SampleEntry) -> str | None:
         """The reason why a sample can't be used, as far as its index says."""
         if entry.seconds <= 0:
             return "no length"
         return "too long" if self._options.over_long == "mask" and entry.seconds > self._options.max_seconds else None
+
+    def _finish_cached(self, clip: CachedClip, ref: SampleRef) -> LoadedSample:
+        """A cached sample, its transcript from its shard if that lies here, where it may have been corrected in place."""
+        transcript, lost_shard = clip.transcript, None
+        if not is_remote(ref.where):
+            try:
+                transcript = self._reader.read_transcript(ref)
+            except DataError:
+                if os.path.exists(ref.where):
+                    raise
+                lost_shard = ref.where
+        return LoadedSample(np.empty((self._options.num_mels, 0), np.float32), transcript, clip, lost_shard)
 
     def _finish(self, sample: AudioSample, ref: SampleRef) -> LoadedSample:
         options = self._options

@@ -16,7 +16,7 @@ from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.escaping import for_terminal
 from kappaspeech.model.arithmetic import Arithmetic
-from kappaspeech.processors import count_cores
+from kappaspeech.processors import share_cores
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.hosts import check_alike, software, warn_of_clocks
 from kappaspeech.training.arithmetic import choose_arithmetic
@@ -62,8 +62,8 @@ def _set_threads(config: RunConfig) -> None:
     """Share the host's cores among its ranks, unless the configuration or the environment says otherwise."""
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
-    elif "OMP_NUM_THREADS" not in os.environ:
+    elif not os.environ.get("OMP_NUM_THREADS"):
         # torchrun's name, DeepSpeed's name, and the number of all ranks
         names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
         local = int(next((os.environ[name] for name in names if name in os.environ), "1"))
-        torch.set_num_threads(max(1, count_cores() // local))
+        torch.set_num_threads(share_cores(local))

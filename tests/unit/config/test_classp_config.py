@@ -26,9 +26,10 @@ def test_what_would_move_nothing_rightly_is_refused(changes):
         ({"llm_learning_rate": 1e-3, "clip_norm": 2.0}, None),
         ({"betas": (0.9, 0.98), "weight_decay": 0}, None),
         ({"weight_decay": 0.1}, "optimizer.weight_decay 0.1 is AdamW's, and with classp the adaptor's alone"),
+        ({"weight_decay": 0.1, "epsilon": 1e-6}, "optimizer.epsilon 1e-06 and optimizer.weight_decay 0.1 are AdamW's"),
         (
             {"weight_decay": 0.1, "betas": (0.9, 0.95), "epsilon": 1e-6},
-            "optimizer.betas [0.9, 0.95] and optimizer.epsilon 1e-06 and optimizer.weight_decay 0.1 are AdamW's",
+            "optimizer.betas [0.9, 0.95], optimizer.epsilon 1e-06 and optimizer.weight_decay 0.1 are AdamW's",
         ),
     ],
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
 from kappaspeech.evaluation.instruction_checks import KINDS, _count_sentences, parse_instruction
+from tests.patience import patience
 
 # kind, parameters, answers that obey, answers that don't
 KNOWN = [
@@ -103,12 +105,29 @@ SENTENCES = {
     "So am I. She isn't.": 2,
     "The U.S. team won. It was 3.5 to 2, i.e. close.": 2,
     "Mr. J. Smith Jr. met Dr. Wu. They talked.": 2,
+    "He met Martin Luther King Jr. Then he left.": 2,
+    "Sie trug die 7. Er die 8.": 2,
+    "Sie aß die 3. Alle lachten.": 2,
+    "Sie kam am 31. August. Beide blieben bis zum 2. Mai.": 2,
+    "She was born in 1990. August came.": 2,
+    "Es endete 1945. Mai war schön.": 2,
+    "We have 5. iPhones are nice.": 2,
+    "Das 5. iPhone war neu.": 1,
+    "ab 3. mai ist zu. Der 2. folgt.": 3,
 }
 
 
 @pytest.mark.parametrize(("text", "count"), SENTENCES.items())
 def test_sentences_are_counted_in_both_languages(text, count):
     assert _count_sentences(text) == count
+
+
+@pytest.mark.parametrize("part", ["Ja. ", "." * 10 + "x", "am 3. Mai ", "zB.", "3" * 20 + ". mai ", ".)"])
+def test_sentences_are_counted_in_a_time_that_grows_as_the_text_does(part):
+    begun = time.process_time()
+    _count_sentences(part * (400_000 // len(part)))
+    _count_sentences("." * 400_000 + "x")
+    assert time.process_time() - begun < patience(20)
 
 
 def check(kind, parameters):

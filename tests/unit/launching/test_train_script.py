@@ -54,11 +54,12 @@ def test_ranks_take_the_gpus_that_may_be_used(tmp_path, variables, words, visibl
 
 def test_ranks_of_torchrun_share_out_the_cores_as_others_do(tmp_path):
     python = PYTHON.replace('echo "$@ [', 'echo "$OMP_NUM_THREADS $@ [')
-    (tmp_path / "nproc").write_text("#!/bin/bash\necho 10\n")
-    (tmp_path / "nproc").chmod(0o755)
+    # as `python -m kappaspeech.processors N` on ten cores
+    python = python.replace("if ", 'if [ "$2" = kappaspeech.processors ]; then echo $((10 / $3)); exit; fi\nif ', 1)
     for variables, threads in (
-        ({"CUDA_VISIBLE_DEVICES": "GPU-1,GPU-3,GPU-2"}, 4),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1,GPU-3,GPU-2"}, 3),
         ({"DS_ACCELERATOR": "cpu", "NUM_RANKS": "2"}, 5),
+        ({"DS_ACCELERATOR": "cpu", "NUM_RANKS": "2", "OMP_NUM_THREADS": "7"}, 7),
     ):
         done = start(tmp_path, python=python, **variables)
         assert done.stdout.startswith(f"{threads} -m "), done

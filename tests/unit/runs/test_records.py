@@ -81,6 +81,16 @@ def test_a_resumed_run_says_if_another_version_compared_a_language_otherwise(tmp
     assert told.startswith("WER of eng is by the normaliser whisper-english from step 4 on, and was by marks-kept at step 2")
 
 
+def test_languages_that_another_version_compared_otherwise_are_told_in_order(tmp_path, caplog):
+    languages = ("vi", "de", "eng", "fr", "pl", "cs", "it", "ja")
+    log = RunLog(tmp_path, resume_step=0)
+    for step, normaliser in enumerate(("marks-kept", "whisper-basic")):
+        reports = {language: {"wer": 0.5, "normaliser": normaliser} for language in languages}
+        log.add_evaluation({"step": step, "wer": {"mean_wer": 0.5, "languages": reports}, "text": {}})
+    log.close()
+    assert [item.getMessage().split()[2] for item in caplog.records] == sorted(languages)
+
+
 def test_replayed_text_has_curves_of_its_own_where_there_is_any(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

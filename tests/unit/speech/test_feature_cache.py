@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from kappaspeech.errors import DataError
 from kappaspeech.speech.corpus import Corpus, SpeechDataset
 from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions, entry_name, from_bits, to_bits
+from kappaspeech.speech.loader_pool import LoaderPool
 from kappaspeech.speech.loading import BadSample, LoadedSample, Loader, LoadOptions
 from kappaspeech.speech.sample_reader import SampleRef
 from kappaspeech.speech.shard_indexing import index_shard
@@ -136,3 +138,29 @@ def test_a_transcript_that_was_corrected_in_place_is_learned_also_of_a_cached_cl
     bad = cached("grüne Türen")
     assert isinstance(bad, BadSample)
     assert bad.cause == "shard"
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_cached_clip_is_learned_as_it_was_cached_if_its_shard_is_gone_and_one_warning_tells(tmp_path, capsys, num_workers):
+    where = str(tmp_path / "gone\x1b.tar")
+    FeatureCache(options(tmp_path)).keep(NAME, clip())
+    pool = LoaderPool(LoadOptions(80, 30.0, feature_cache=options(tmp_path)), ReadOptions(), num_workers=num_workers)
+    try:
+        for _ in range(2):
+            (sample,) = pool.take(pool.submit([SampleRef(where, ENTRY, cache_name=NAME)]))
+            assert isinstance(sample, LoadedSample)
+            assert sample.cached is not None
+            assert sample.transcript == "grüne Tür"
+    finally:
+        pool.close()
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("warning: ")
+    assert "\x1b" not in told
+    assert "is gone" in told
+
+
+def test_a_shard_that_is_there_and_can_not_be_read_is_no_shard_that_is_gone(tmp_path):
+    FeatureCache(options(tmp_path)).keep(NAME, clip())
+    (tmp_path / "folder.tar").mkdir()
+    with pytest.raises(DataError, match="no regular file"):
+        load(tmp_path, SampleRef(str(tmp_path / "folder.tar"), ENTRY, cache_name=NAME))

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,15 +130,19 @@ def test_an_index_that_another_host_kept_meanwhile_stays(tmp_path, monkeypatch):
 def test_what_a_killed_writing_left_is_removed_by_the_next_and_nothing_of_another(tmp_path, monkeypatch):
     write_nemo_tars(tmp_path)
     place = tmp_path / "kappaspeech-in-place.index"
-    names = (f"{place.name}.0123abcd", f"{place.name}.89abcdef", "my.0123abcd")
-    left, locked, other = (tmp_path / f".{name}.tmp" for name in names)
-    for path in (left, locked, other):
+    names = (f"{place.name}.0123abcd", f"{place.name}.89abcdef", "my.0123abcd", f"{place.name}.4567abcd")
+    left, locked, other, young = (tmp_path / f".{name}.tmp" for name in names)
+    for path in (left, locked, other, young):
         path.write_bytes(b"half")
+    for path in (left, locked, other):
+        os.utime(path, (time.time() - 1200,) * 2)
     with locked.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert len(open_in_place(str(tmp_path))) == 4
-        assert set(tmp_path.glob(".*.tmp")) == {locked, other}
+        # another host's may be written, of whose lock this one knows nothing
+        assert set(tmp_path.glob(".*.tmp")) == {locked, other, young}
     other.unlink()
+    young.unlink()
 
     # a stale one that is looked at beside its place is no leftover
     def looked_at(aside: Path, *_: object) -> None:

@@ -166,7 +166,7 @@ def keep_runs(folder: Path, archive: Path) -> None:
 
 
 def without_weights(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """What of a run's folder goes into an archive, without the names of who made it."""
+    """The entry of an archive for a file of a run's folder, without the names of who made it; None for what nobody reads."""
     if any(part in UNREAD for part in Path(member.name).parts):
         return None
     member.uid = member.gid = member.mtime = 0

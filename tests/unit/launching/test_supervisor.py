@@ -1,4 +1,4 @@
-"""What ranks on this host are started with."""
+"""The surroundings that ranks on this host are started with."""
 
 from __future__ import annotations
 

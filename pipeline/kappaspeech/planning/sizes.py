@@ -165,9 +165,10 @@ def largest_layer(llm: Any) -> int:
 
 
 def _spread(shapes: Sequence[tuple[int, ...]], num_trained: int) -> tuple[tuple[int, ...], ...]:
-    """An even part of a model's tensors, of about so many elements."""
-    share = num_trained / sum(map(math.prod, shapes))
-    return tuple(shape for index, shape in enumerate(shapes) if int((index + 1) * share) > int(index * share))
+    """An even part of a model's tensors of two or more dimensions, as a selection has, of about so many elements."""
+    matrices = [shape for shape in shapes if len(shape) >= 2]
+    share = num_trained / sum(map(math.prod, matrices))
+    return tuple(shape for index, shape in enumerate(matrices) if int((index + 1) * share) > int(index * share))
 
 
 def _inner_width(config: Any, width: int) -> int:

@@ -120,6 +120,14 @@ def test_what_trains_on_the_meta_device_is_what_trains(home, tmp_path, unfreeze)
     ]
 
 
+@pytest.mark.parametrize(("mode", "train"), [("all", True), ("adaptor", False)])
+def test_a_plan_knows_if_the_token_embeddings_train(home, tmp_path, mode, train):
+    config = read_run_config(tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", unfreeze={"mode": mode}))
+    modules = build_meta_model(config)
+    number = modules[1].llm.get_input_embeddings().weight.numel()
+    assert Planner(config, modules=modules).sizes.llm.trained_embeddings == (number if train else 0)
+
+
 def test_lora_keeps_what_its_modules_read():
     names = [
         f"layers.0.self_attn.{part}.{factor}.default.weight" for part in ("q_proj", "v_proj") for factor in ("lora_A", "lora_B")

@@ -19,6 +19,7 @@ from kappaspeech.speech.stream import StepData
 from kappaspeech.training.stepper import Stepper
 from kappaspeech.zero3.engine import TrainingEngine
 from kappaspeech.zero3.host_copy import HostCopy
+from kappaspeech.zero3.trained_states import TrainedStates
 
 
 def at_step(rank: str, step: str, what: str) -> None:
@@ -39,6 +40,11 @@ def in_copy(rank: str, tensor: str, what: str) -> None:
 def in_save(rank: str, tensor: str, what: str) -> None:
     """Do `what` on a rank before it writes, in the background, the given tensor of its share, counted from this start."""
     _before(ShareWriter, "write_piece", int(rank), int(tensor), what)
+
+
+def in_resume(rank: str, number: str, what: str) -> None:
+    """Do `what` on a rank before it puts the given checkpoint's tensors back into its engine, counted from this start."""
+    _before(TrainedStates, "restore", int(rank), int(number), what)
 
 
 def in_evaluation(rank: str, batch: str, what: str) -> None:

@@ -135,6 +135,20 @@ def test_a_ranks_fault_ends_the_others_with_its_cause(nursery, home, tmp_path, f
     assert training.status == "failed"
 
 
+def test_a_resume_that_breaks_ends_as_failed_with_its_reason(nursery, home, tmp_path):
+    """It isn't refused, so the earlier start's status doesn't stay: a program that waits for the run would take it as done."""
+    training = Training(nursery, home, tmp_path, training__num_steps=2)
+    assert training.finish() == [0, 0], training.said
+    assert training.status == "finished"
+    for rank, fault, cause in ((0, "fill the disk", "[Errno 28] No space left on device"), (1, "raise", "a matrix fell over")):
+        assert training.finish(sabotage=("in_resume", str(rank), "0", fault)) == [1, 1], training.said
+        record = json.loads((training.run / "run.json").read_text())
+        assert record["status"] == "failed"
+        assert cause in record["reason"]
+    assert training.finish() == [0, 0], training.said
+    assert training.status == "finished"
+
+
 def tensors(run: Path, step: int, name: str) -> dict[str, torch.Tensor]:
     read: dict[str, torch.Tensor] = load_file(run / f"checkpoints/step-{step:06d}/{name}.safetensors")
     return read

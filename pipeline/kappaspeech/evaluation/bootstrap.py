@@ -42,7 +42,7 @@ def resampled_hits(hits_N: FloatArray) -> FloatArray:
 
 
 def compare_hits(hits_N: FloatArray, before_N: FloatArray) -> dict[str, Any]:
-    """What a model's share of hits is more than another's on the same items, with the interval of the difference, in pairs."""
+    """The difference of a model's share of hits to another's on the same items, with its interval, in pairs."""
     gaps_R = resampled_hits(hits_N) - resampled_hits(before_N)
     return {"difference": float(hits_N.mean()) - float(before_N.mean()), "interval": list(interval(gaps_R))}
 

@@ -211,7 +211,8 @@ def count_traffic(
     limit of live parameters, which stay gathered between the two; and reduces the trained gradients. Tensors up to the
     persistence threshold stay whole from one micro-batch to the next. Of these a step cuts what trains, and gathers it again at
     its end, all at once; the frozen ones, and with `keeps_frozen` all that are frozen, are gathered once a run
-    (`keep_frozen_whole`). A step that is `aligning` the adaptor alone runs that and the LLM's token embeddings.
+    (`keep_frozen_whole`). A step that is `aligning` the adaptor alone runs that and the LLM's token embeddings, which are
+    gathered for it if they don't stay whole.
     """
     if world_size == 1:
         return Traffic(0, 0, 0)
@@ -221,7 +222,7 @@ def count_traffic(
     others = [size for size in (changing if settings.keeps_frozen else sizes.tensor_sizes) if size > threshold]
     trained = sizes.llm.num_trained + sizes.num_adaptor_parameters
     if aligning:
-        embeddings = sizes.llm.vocabulary * sizes.llm.width
+        embeddings = sizes.llm.trained_embeddings if settings.keeps_frozen else sizes.llm.vocabulary * sizes.llm.width
         others = [size for size in (*sizes.adaptor_tensor_sizes, embeddings) if size > threshold]
         trained = sizes.num_adaptor_parameters
     gathers = (1 if sum(sizes.tensor_sizes) <= settings.max_live else 2) * micro_batches_per_rank

@@ -36,7 +36,8 @@ class LlmSizes:
     `kept_inputs` counts elements that a token leaves behind for the gradients of trained weights, over all layers.
     Attention that isn't fused keeps its weights, a square of positions a head. `layer_elements` are the largest layer's.
     `fused_elements` are those of the largest tensor of fused experts of which all or some train: its gradient is made whole.
-    `expert_elements` are those of all such tensors, whether they train or not. `trained_head` are the head's, if it trains.
+    `expert_elements` are those of all such tensors, whether they train or not. `trained_head` are the head's, if it trains,
+    and `trained_embeddings` the token embeddings', if these do.
     """
 
     width: int
@@ -55,6 +56,7 @@ class LlmSizes:
     fused_elements: int = 0
     expert_elements: int = 0
     trained_head: int = 0
+    trained_embeddings: int = 0
 
     @property
     def num_parameters(self) -> int:
@@ -140,6 +142,7 @@ def measure_sizes(encoder: SpeechEncoder, model: SpeechLLM, *, num_trained: int 
             default=0,
         ),
         trained_head=sum(p.numel() for p in head) if any(p.requires_grad for p in head) else 0,
+        trained_embeddings=sum(p.numel() for p in model.llm.get_input_embeddings().parameters() if p.requires_grad),
         expert_elements=sum(p.numel() for _, p in parameters if p.dim() == 3 and id(p) not in stacks),
     )
     return SpeechSizes(
@@ -165,9 +168,10 @@ def largest_layer(llm: Any) -> int:
 
 
 def _spread(shapes: Sequence[tuple[int, ...]], num_trained: int) -> tuple[tuple[int, ...], ...]:
-    """An even part of a model's tensors, of about so many elements."""
-    share = num_trained / sum(map(math.prod, shapes))
-    return tuple(shape for index, shape in enumerate(shapes) if int((index + 1) * share) > int(index * share))
+    """An even part of a model's tensors of two or more dimensions, as a selection has, of about so many elements."""
+    matrices = [shape for shape in shapes if len(shape) >= 2]
+    share = num_trained / sum(map(math.prod, matrices))
+    return tuple(shape for index, shape in enumerate(matrices) if int((index + 1) * share) > int(index * share))
 
 
 def _inner_width(config: Any, width: int) -> int:

@@ -164,9 +164,11 @@ def _take_steps(config: RunConfig, agreed: Agreed, loaded: Loaded, partitioned: 
     forecast = Forecast(config.training, alignment_work=read_alignment_work(partitioned.plan))
     saver = Saver(partitioned.engine, state, around, fingerprints=loaded.fingerprints, keep=config.training.keep_checkpoints)
     with _explaining(around.folder.path), ExitStack() as opened:
-        step = saver.resume()
-        # a start that can't go on from the checkpoints leaves what they were trained by on record
+        last = saver.find_last()
+        # A start that is refused leaves what the checkpoints were trained by on record. One that breaks from here on is said to
+        # have failed.
         _record_start(config, agreed, loaded, partitioned, around)
+        step = saver.restore(last)
         log = None
         with agreement(around.cluster):
             if around.is_writer:

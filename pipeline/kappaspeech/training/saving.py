@@ -6,7 +6,10 @@ import copy
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from kappaspeech.errors import RankFailure
 from kappaspeech.escaping import for_terminal, make_logger
@@ -30,6 +33,14 @@ _GLANCE_SECONDS = 0.2
 _log = make_logger(__name__)
 
 
+@dataclass(frozen=True)
+class LastCheckpoint:
+    """A checkpoint that a run may go on from, and the content of its state.json."""
+
+    path: Path
+    state: Mapping[str, Any]
+
+
 class Saver:
     """Saves and restores an engine with the loop's state. A checkpoint is written in the background, one at a time.
 
@@ -50,23 +61,29 @@ class Saver:
         self._writing: Writing | None = None
         self._has_room = True
 
-    def resume(self) -> int:
-        """The step to resume at: that of the last checkpoint, restored; else 0."""
+    def find_last(self) -> LastCheckpoint | None:
+        """The checkpoint to go on from; None if there is none. Raises `CheckpointError` if it was trained with other inputs."""
         cluster, folder = self._around.cluster, self._around.folder.checkpoints
         last = prepare_resume(folder, cluster=cluster, find_fault=find_fault)
         if last is None:
-            return 0
+            return None
         content = {}
         with agreement(cluster):
             if self._around.is_writer:
                 content = read_state(last)
                 check_fingerprints(last, content["fingerprints"], self._fingerprints)
-        content = cluster.broadcast(content)
-        self._state.restore(content)
-        num_updates = self._state.bad_steps.num_updates(content["step"])
-        engine_state.restore(self._engine, last, cluster, num_updates=num_updates)
-        self._saved_step = int(content["step"])
-        return self._saved_step
+        return LastCheckpoint(last, cluster.broadcast(content))
+
+    def restore(self, last: LastCheckpoint | None) -> int:
+        """The step to resume at: that of `last`, restored; else 0."""
+        if last is None:
+            return 0
+        step = int(last.state["step"])
+        self._state.restore(last.state)
+        num_updates = self._state.bad_steps.num_updates(step)
+        engine_state.restore(self._engine, last.path, self._around.cluster, num_updates=num_updates)
+        self._saved_step = step
+        return step
 
     def save(self, step: int, *, best_wer: float | None = None) -> None:
         """Begin to save the state after `step` steps, unless it is saved already; with `best_wer`, mark it as the best.

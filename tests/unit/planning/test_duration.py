@@ -138,6 +138,12 @@ def test_a_step_that_aligns_the_adaptor_collects_its_gradients_alone_and_gathers
     # of tensors that don't stay whole, those of the adaptor and the token embeddings
     apart = count_traffic(SIZES, settings(0), aligning=True, **options)
     assert apart.gathered == 2 * 3 * (1_000 + 100 * 8) // 2
+    # the embeddings stay whole if all that is frozen does and they are
+    kept = replace(settings(0), keeps_frozen=True)
+    trained = replace(SIZES, llm=replace(LLM, trained_embeddings=100 * 8))
+    frozen_ones, trained_ones = (count_traffic(each, kept, aligning=True, **options) for each in (SIZES, trained))
+    assert (frozen_ones.gathered, trained_ones.gathered) == (2 * 3 * 1_000 // 2, apart.gathered)
+    assert apart.num_messages - frozen_ones.num_messages == 3
     moved, still = (count_updated(SIZES, settings(0), aligning=alone, **options) for alone in (False, True))
     # of the LLM's 1,000: three times a bucket's way and the partition's, and AdamW's once
     assert moved - still == 3 * (1_000 * 22 + 1_000 * 16 // 2) + 1_000 * 28 // 2

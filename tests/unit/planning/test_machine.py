@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -113,22 +114,29 @@ def test_the_slowest_of_each_counts():
 
 
 def test_updated_weights_are_priced_by_the_exchange_that_a_training_gathers_them_with(monkeypatch):
-    """Ranks of one host share memory, which takes none of gloo's messages."""
+    """Ranks of one host share memory, which takes none of gloo's messages. Each timing takes two seconds if it is of the
+    exchange's gathering, and else half a second."""
+    # each rank is a thread
+    of_rank = threading.local()
 
-    class Slow(machine.PartExchange):
+    class Counted(machine.PartExchange):
         def gather_parts(self, parts, wholes):
-            time.sleep(0.2)
+            of_rank.count = getattr(of_rank, "count", 0) + 1
             super().gather_parts(parts, wholes)
 
+    def take(_device, work) -> float:
+        before = getattr(of_rank, "count", 0)
+        work()
+        return 2.0 if getattr(of_rank, "count", 0) > before else 0.5
+
+    monkeypatch.setattr(machine, "PartExchange", Counted)
+    monkeypatch.setattr(machine, "_timed", take)
     options = {"num_threads": 1, "llm": LLM, "encoder": LLM, "reduced_dtype": torch.float32}
-    fast = measure_here(2, **options)
-    monkeypatch.setattr(machine, "PartExchange", Slow)
-    slow = measure_here(2, **options)
-    # four wholes of 4 MB, of which a rank receives half
-    assert slow.regathered_bytes_per_second < 8 * 2**20 / 0.2
-    assert slow.seconds_per_regathered > 0.2 / machine._NUM_SMALL_MESSAGES
-    assert fast.regathered_bytes_per_second > slow.regathered_bytes_per_second
-    assert slow.bytes_per_second > slow.regathered_bytes_per_second
+    rates = measure_here(2, **options)
+    assert rates.regathered_bytes_per_second == rates.bytes_per_second / 4
+    assert rates.reduced_bytes_per_second == rates.bytes_per_second
+    assert rates.seconds_per_regathered == 2.0 / machine._NUM_SMALL_MESSAGES
+    assert rates.seconds_per_message == 0.5 / machine._NUM_SMALL_MESSAGES
     assert measure_here(1, **options).regathered_bytes_per_second is None
 
 

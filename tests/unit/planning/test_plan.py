@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,14 @@ def test_what_trains_on_the_meta_device_is_what_trains(home, tmp_path, unfreeze)
     assert [(n, p.shape, p.requires_grad) for n, p in model.named_parameters()] == [
         (n, p.shape, p.requires_grad) for n, p in real.named_parameters()
     ]
+
+
+@pytest.mark.parametrize(("mode", "train"), [("all", True), ("adaptor", False)])
+def test_a_plan_knows_if_the_token_embeddings_train(home, tmp_path, mode, train):
+    config = read_run_config(tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", unfreeze={"mode": mode}))
+    modules = build_meta_model(config)
+    number = modules[1].llm.get_input_embeddings().weight.numel()
+    assert Planner(config, modules=modules).sizes.llm.trained_embeddings == (number if train else 0)
 
 
 def test_lora_keeps_what_its_modules_read():
@@ -393,6 +402,35 @@ def test_the_sizes_of_an_8b_model_need_neither_its_weights_nor_data(tmp_path, ca
     assert content["plans"][1]["checkpoint_copy_bytes"] == pytest.approx(12 * trained / 8, rel=1e-4)
     assert main([*words[:-1], "1", "--trained-parameters", "1.5e9", "--gpu-memory", "24"]) == 1
     assert "does not fit into 24 GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["--trained-parameters", "2e4"]])
+def test_osf_is_planned_before_there_is_a_selection(home, tmp_path, capsys, words):
+    """Norms, of one dimension, have no directions, and no selection has them."""
+    absent = {"selection": str(tmp_path / "absent.json")}
+    steps = {}
+    for share, unfreeze in ((None, absent), (0.5, {**absent, "osf": {"kept_share": 0.5}})):
+        path = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", unfreeze=unfreeze)
+        assert main(["plan", str(path), "--json", "--world-size", "1", *words]) == 0
+        content = json.loads(capsys.readouterr().out)
+        (steps[share],) = content["plans"]
+        assert any("absent.json isn't here" in line for line in content["assumed"]) is not bool(words)
+    kept = {
+        share: {part["name"]: part["num_bytes"] for part in plan["parts"]}["kept directions"] for share, plan in steps.items()
+    }
+    assert kept[None] == 0 < kept[0.5]
+    assert steps[0.5]["step_seconds"]["optimizer"] > steps[None]["step_seconds"]["optimizer"]
+
+
+def test_of_a_selection_that_is_not_there_an_even_part_of_the_matrices_is_taken(config):
+    encoder, model = build_meta_model(config)
+    matrices = [tuple(p.shape) for p in model.llm.parameters() if p.dim() >= 2]
+    everything, half = (
+        Planner(config, modules=(encoder, model), num_trained=sum(map(math.prod, matrices)) // part).sizes.llm.trained_shapes
+        for part in (1, 2)
+    )
+    assert everything == tuple(matrices)
+    assert len(half) == len(matrices) // 2
 
 
 def test_a_plan_says_that_it_is_for_gpus_where_there_are_none(home, tmp_path, capsys):

@@ -5,8 +5,8 @@ Let G̃ and L·Lᵀ be what float32 makes of G = W·Wᵀ. Lanczos in float64 giv
 and r = G·u − θ·u are those of W itself. Temple's inequality says that no eigenvalue of G lies beyond θ by more than ‖r‖²/(ν − θ)
 if all the others are beyond ν (Parlett, The Symmetric Eigenvalue Problem, 1998, §10.5). Lanczos knows where the others of G̃ and
 L·Lᵀ are, and what the pass makes of a random vector tells how far those of G may be from them. Two things are taken for granted:
-that random vector meets the rounding errors as it would those of no direction, and float32 makes no double of two ends that differ.
-Lanczos sees one of a double alone; to merge two, float32 must move them to within some 10⁻¹⁰ of each other.
+that random vector meets the rounding errors as it would those of no direction, and float32 makes no double of two ends that
+differ. Lanczos sees one of a double alone; to merge two, float32 must move them to within some 10⁻¹⁰ of each other.
 
 Dimension letters: m the short side, n the long side. u = 2⁻²⁴ is float32's unit roundoff.
 """

@@ -17,7 +17,7 @@ Debian's fortunes and fortunes-min, one a line; --fortunes FOLDER writes them fr
 curves show where they turn. `--experiment figure1_baselines` trains other methods' arms alike.
 
 Beside the record stands EXPERIMENT_runs.tar.xz: all that a comparison reads of each finished run, some 70 kB, and no weights. The
-command takes from it the seeds of which it has begun no run, so that seeds may be trained on one machine after another.
+command takes from it whole seeds of which it has begun no run, so that seeds may be trained on one machine after another.
 """
 
 from __future__ import annotations
@@ -146,12 +146,16 @@ def base_of(experiment: Path) -> str:
     return str(yaml.safe_load(experiment.read_text(encoding="utf-8"))["base"])
 
 
-def bring_runs(archive: Path, folder: Path) -> None:
-    """Put finished runs of `archive` into the comparison in `folder`, but for seeds of which it has a run."""
+def bring_runs(archive: Path, folder: Path, trials: Sequence[str]) -> None:
+    """Put finished runs of `archive` into the comparison in `folder`: seeds of which it has no run, and the archive all `trials`.
+
+    The arms of a seed begin with one adaptor, and another machine's is another one.
+    """
     begun = {seed_of(path.name) for path in (folder / "runs").glob("*")}
     with tarfile.open(archive) as tar:
-        names = sorted({Path(name).parts[1] for name in tar.getnames() if len(Path(name).parts) > 1})
-        brought = [name for name in names if seed_of(name) not in begun]
+        there = {parts[1] for name in tar.getnames() if len(parts := Path(name).parts) > 1}
+        partial = {seed_of(name) for name in trials if name not in there}
+        brought = {name for name in trials if seed_of(name) not in begun | partial}
         members = [member for member in tar if len(parts := Path(member.name).parts) > 1 and parts[1] in brought]
         tar.extractall(folder, members=members, filter="data")
     print(f"{len(brought)} finished runs from {archive}", flush=True)
@@ -224,7 +228,7 @@ def main() -> None:
         prepare_replay(arguments.work)
     archive = output.with_name(f"{output.stem}_runs.tar.xz")
     if archive.exists():
-        bring_runs(archive, folder)
+        bring_runs(archive, folder, [trial.run_dir.name for trial in read_experiment(experiment).trials])
     began = time.monotonic()
     command = [sys.executable, "-m", "kappaspeech", "compare", str(experiment), "--jobs", str(arguments.jobs)]
     done = subprocess.run(command, cwd=arguments.work, env=environment(), check=False)

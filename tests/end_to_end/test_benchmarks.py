@@ -107,19 +107,24 @@ def test_finished_runs_go_from_one_machine_to_another_by_whole_seeds(tmp_path, m
     one, other = tmp_path / "one", tmp_path / "other"
     for folder, name, status in (
         (one, "smallest-kappa-seed17", "finished"),
+        (one, "random-seed17", "finished"),
         (one, "smallest-kappa-seed18", "finished"),
-        (one, "random-seed18", "running"),
+        (one, "random-seed18", "finished"),
+        (one, "smallest-kappa-seed19", "finished"),
+        (one, "random-seed19", "running"),
         (other, "random-seed17", "finished"),
     ):
         (folder / "runs" / name / "checkpoints/step-1").mkdir(parents=True)
         (folder / "runs" / name / "checkpoints/step-1/trained.safetensors").touch()
         (folder / "runs" / name / "run.json").write_text(json.dumps({"status": status, "schema_version": 1}))
     real_speech.keep_runs(one, tmp_path / "runs.tar.xz")
-    real_speech.bring_runs(tmp_path / "runs.tar.xz", other)
+    trials = [f"{arm}-seed{seed}" for seed in (17, 18, 19) for arm in ("smallest-kappa", "random")]
+    real_speech.bring_runs(tmp_path / "runs.tar.xz", other, trials)
     found = sorted(path.relative_to(other / "runs").as_posix() for path in (other / "runs").rglob("*") if path.is_file())
     assert found == [
         "random-seed17/checkpoints/step-1/trained.safetensors",
         "random-seed17/run.json",
+        "random-seed18/run.json",
         "smallest-kappa-seed18/run.json",
     ]
 

@@ -31,7 +31,7 @@ def is_exchanged(address: int) -> bool:
 
 
 def main() -> None:
-    def count(config: Any, _loaded: Any, partitioned: Any, _around: Any) -> Outcome:
+    def count(config: Any, _agreed: Any, _loaded: Any, partitioned: Any, _around: Any) -> Outcome:
         # the first pass makes these, be it of a step, an anchor or the Fisher
         partitioned.engine.model.adaptor._sinusoids = None
         parts = {part["name"]: part["num_bytes"] for part in partitioned.plan["parts"]}

@@ -153,11 +153,15 @@ def bring_runs(archive: Path, folder: Path, trials: Sequence[str]) -> None:
     """
     begun = {seed_of(path.name) for path in (folder / "runs").glob("*")}
     with tarfile.open(archive) as tar:
-        there = {parts[1] for name in tar.getnames() if len(parts := Path(name).parts) > 1}
+        files = {Path(member.name): member for member in tar if member.isfile()}
+        there = {path.parts[1] for path in files if is_of_run(path)}
         partial = {seed_of(name) for name in trials if name not in there}
         brought = {name for name in trials if seed_of(name) not in begun | partial}
-        members = [member for member in tar if len(parts := Path(member.name).parts) > 1 and parts[1] in brought]
-        tar.extractall(folder, members=members, filter="data")
+        for path, member in files.items():
+            content = tar.extractfile(member)
+            if is_of_run(path) and path.parts[1] in brought and content is not None:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(content.read())
     print(f"{len(brought)} finished runs from {archive}", flush=True)
 
 
@@ -176,6 +180,11 @@ def without_weights(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     member.uid = member.gid = member.mtime = 0
     member.uname = member.gname = ""
     return member
+
+
+def is_of_run(path: Path) -> bool:
+    """True for the name of a run's file in an archive, which leads out of no folder."""
+    return path.parts[0] == "runs" and len(path.parts) > 2 and ".." not in path.parts
 
 
 def seed_of(run_name: str) -> str:

@@ -114,7 +114,7 @@ def test_what_a_rank_without_a_batch_writes_beside_the_others_is_no_answer(trans
 def test_questions_are_shared_out_as_instructions_are(transcriber, monkeypatch):
     """By the same rule: each rank makes as many passes as the others, and what it finds beside them is none of the answers."""
     monkeypatch.setattr(choice_items, "WINDOW_TOKENS", 24)
-    questions = [replace(QUESTION, question=f"turn {colour} lamp {'green ' * number}") for number, colour in enumerate("abc")]
+    questions = [replace(QUESTION, question=f"turn {colour} lamp {'green ' * number}") for number, colour in enumerate("abcd")]
     passes: list[int] = []
 
     def score(_llm, batches):

@@ -22,6 +22,7 @@ from kappaspeech.speech.shards import check_unchanged, expand, read_index, write
 from kappaspeech.speech.source import ReadOptions, is_remote
 from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.table import SampleTable, read_merged, write_merged
+from tests.patience import patience
 from tests.web import FaultyServer, within
 
 pytest.importorskip("aiohttp", reason="aiohttp isn't installed")
@@ -219,7 +220,7 @@ def test_the_cache_serves_what_was_read_is_bounded_and_survives_damage(server, f
 
 def test_a_shard_indexed_elsewhere_is_compared_with_its_index_once_for_each_version(server, folder, tmp_path):
     name = sorted(folder.glob("*.tar"))[0].name
-    options = ReadOptions(attempts=2, stall_seconds=1.0, cache_dir=str(tmp_path / "cache"))
+    options = ReadOptions(attempts=2, stall_seconds=patience(10), cache_dir=str(tmp_path / "cache"))
     dataset = SpeechDataset(f"{server.url}/{name}")
     Corpus(dataset, options)
     for block in (tmp_path / "cache").rglob("*.block"):
@@ -239,7 +240,7 @@ def test_a_shard_indexed_elsewhere_is_compared_with_its_index_once_for_each_vers
 
 def test_another_index_of_a_shard_that_was_compared_is_compared_too(server, folder, tmp_path):
     name = sorted(folder.glob("*.tar"))[0].name
-    options = ReadOptions(attempts=2, stall_seconds=1.0, cache_dir=str(tmp_path / "cache"))
+    options = ReadOptions(attempts=2, stall_seconds=patience(10), cache_dir=str(tmp_path / "cache"))
     index = read_index(f"{server.url}/{name}", options)
     source = open_source(index.where, options)
     check_unchanged(source, index.stamp, index.samples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import ClassVar
 from unittest.mock import patch
 
 from kappaspeech.commands import main as command
@@ -12,7 +13,8 @@ from kappaspeech.zero3 import processor_exchange
 
 
 class Counting(PartExchange):
-    received: dict[str, list[int]] = {"averaged": [], "gathered": []}  # noqa: RUF012 - of the whole process
+    # of the whole process
+    received: ClassVar[dict[str, list[int]]] = {"averaged": [], "gathered": []}
 
     def average_parts(self, tensors):
         parts = super().average_parts(tensors)

@@ -231,8 +231,8 @@ def count_traffic(
     # each tensor is gathered by a collective of its own, and gradients are reduced a bucket at a time
     num_buckets = -(-trained // settings.reduce_bucket) if settings.reduce_bucket else 1
     num_messages = gathers * len(others) + micro_batches_per_rank * num_buckets
-    received = (num_bytes * (world_size - 1) // world_size for num_bytes in (gathered, reduced, regathered))
-    return Traffic(next(received), next(received), num_messages, next(received), len(persistent))
+    gathered, reduced, regathered = (part * (world_size - 1) // world_size for part in (gathered, reduced, regathered))
+    return Traffic(gathered, reduced, num_messages, regathered, len(persistent))
 
 
 def count_updated(

@@ -1,7 +1,7 @@
 """The paper's comparison on real speech, at the size that two cores can train: SmolLM2-135M-Instruct and Whisper base.
 
     python benchmarks/real_speech.py RECORDINGS [--experiment real_speech] [--work real_speech]
-    python benchmarks/real_speech.py RECORDINGS --experiment unseen|figure1|figure1_baselines --texts TEXTS
+    python benchmarks/real_speech.py RECORDINGS --experiment unseen|figure1|figure1_baselines|figure1_types --texts TEXTS
 
 RECORDINGS has a folder `en` with transcripts.tsv (file, tab, text). It is divided by sentence; the quickstart's generated English
 is put beside it under the name of a language of its own, `generated`; both are packed, and the LLM is scanned. Then
@@ -14,7 +14,8 @@ benchmarks/experiments/unseen_alignment.yaml, and each arm of unseen.yaml begins
 Debian's fortunes and fortunes-min, one a line; --fortunes FOLDER writes them from there.
 
 `--experiment figure1` begins with the same adaptor and passes over half an hour of the recordings some six times, so that the
-curves show where they turn. `--experiment figure1_baselines` trains other methods' arms alike.
+curves show where they turn. `--experiment figure1_baselines` trains other methods' arms alike, `figure1_types` the halves of each
+module type by κ.
 
 Beside the record stands EXPERIMENT_runs.tar.xz: all that a comparison reads of each finished run, some 70 kB, and no weights. The
 command takes from it whole seeds of which it has begun no run, so that seeds may be trained on one machine after another.
@@ -43,7 +44,7 @@ from kappaspeech.runs.folder import RunFolder
 from kappaspeech.speech.layouts import find_recordings
 
 REPOSITORY = Path(__file__).parents[1]
-EXPERIMENTS = ("real_speech", "unseen", "figure1", "figure1_baselines")
+EXPERIMENTS = ("real_speech", "unseen", "figure1", "figure1_baselines", "figure1_types")
 ALIGNED = EXPERIMENTS[1:]
 # a quarter of an hour of the recordings: figure1_run.yaml takes two such shards
 SHARD_SIZE = "333"

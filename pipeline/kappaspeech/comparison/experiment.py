@@ -27,6 +27,7 @@ LORA: tuple[Select, ...] = ("lora", "kappa-lora")
 # those that a score puts in order
 ORDERED: tuple[Select, ...] = ("smallest", "largest", "kappa-lora")
 Equal = Literal["count", "parameters"]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class _Section(BaseModel):
@@ -52,6 +53,9 @@ class ArmConfig(_Section):
     )
     equal: Equal | None = Field(default=None, description="This arm's budget, in place of the experiment's `equal`.")
     count: Count | None = Field(default=None, description="This arm's number of tensors, in place of the experiment's `count`.")
+    type_fraction: Share | None = Field(
+        default=None, description="This arm's share of the tensors of each module type, in place of the experiment's number."
+    )
     exclude: list[str] = Field(
         default=[], description="Names or globs of tensors that this arm doesn't select, beside the experiment's `exclude`."
     )
@@ -85,11 +89,16 @@ class ExperimentConfig(_Section):
     arms: Annotated[list[ArmConfig], Field(min_length=1)] = Field(description="The arms. Differences are against the first.")
     ranking: str | None = Field(default=None, description="The scan's result. null: it is made in `output` if an arm needs it.")
     count: Count | None = Field(default=None, description="Number of tensors of an arm that selects by the ranking.")
+    type_fraction: Share | None = Field(
+        default=None,
+        description="In place of `count`: the share of the tensors of each module type. smallest and largest then differ in κ "
+        "and in no type's number; with 0.5 they are the two halves.",
+    )
     until: UntilConfig | None = Field(default=None, description="The length of every arm. null: the base's.")
     equal: Equal = Field(
         default="count",
-        description="count: each arm has `count` tensors. parameters: each arm comes as near as it can to the parameters of the "
-        "`count` tensors of smallest κ, in tensors or in LoRA's rank, of which alpha is then twice.",
+        description="count: each arm has `count` tensors, or its `type_fraction`. parameters: each arm comes as near as it can "
+        "to the parameters of so many tensors of smallest κ, in tensors or in LoRA's rank, of which alpha is then twice.",
     )
     exclude: list[str] = Field(default=[], description="Names or globs of tensors that no arm selects.")
     experts: Experts = Field(
@@ -181,9 +190,11 @@ def _problems(config: ExperimentConfig, base: RunConfig) -> list[str]:
     problems += _misplaced(config)
     if config.until is not None and config.until.num_steps <= base.training.alignment_steps:
         problems.append(f"until.num_steps: {config.until.num_steps} isn't more than the base's training.alignment_steps.")
-    counted = (arm for arm in config.arms if arm.count is None)
-    if config.count is None and any(needs_ranking(arm, config) for arm in counted):
-        problems.append("count: missing; it says how many tensors an arm selects.")
+    counted = (arm for arm in config.arms if not has_number(arm))
+    if not has_number(config) and any(needs_ranking(arm, config) for arm in counted):
+        problems.append("count: missing; it says how many tensors an arm selects. `type_fraction` says it too.")
+    if config.count is not None and config.type_fraction is not None:
+        problems.append("type_fraction: it stands in place of count. Remove one of them.")
     if len(set(config.seeds)) != len(config.seeds):
         problems.append(f"seeds: {config.seeds} names one twice.")
     if not base.data.test:
@@ -203,6 +214,10 @@ def _misplaced(config: ExperimentConfig) -> list[str]:
             problems.append(f"arms.{index}.equal: {arm.select} has no budget.")
         if arm.count is not None and (arm.select not in RANKED or budget(arm, config) == "parameters"):
             problems.append(f"arms.{index}.count: only arms that select a number of tensors have one.")
+        if arm.type_fraction is not None and (arm.select not in RANKED or budget(arm, config) == "parameters"):
+            problems.append(f"arms.{index}.type_fraction: only arms that select a number of tensors have one.")
+        if arm.count is not None and arm.type_fraction is not None:
+            problems.append(f"arms.{index}.type_fraction: it stands in place of count. Remove one of them.")
         if arm.exclude and arm.select not in RANKED:
             problems.append(f"arms.{index}.exclude: {arm.select} selects by no ranking.")
         if arm.osf is not None and (arm.select not in RANKED or arm.select in LORA):
@@ -213,6 +228,11 @@ def _misplaced(config: ExperimentConfig) -> list[str]:
 def budget(arm: ArmConfig, config: ExperimentConfig) -> Equal:
     """The measure in which an arm's budget equals the others'."""
     return arm.equal or config.equal
+
+
+def has_number(numbered: ArmConfig | ExperimentConfig) -> bool:
+    """True if it says how many tensors an arm selects."""
+    return numbered.count is not None or numbered.type_fraction is not None
 
 
 def needs_ranking(arm: ArmConfig, config: ExperimentConfig) -> bool:

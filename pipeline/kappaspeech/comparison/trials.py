@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 
 from kappaspeech.artefacts import write_private, write_text
-from kappaspeech.comparison.experiment import LORA, Experiment, Trial, budget
+from kappaspeech.comparison.experiment import LORA, ArmConfig, Experiment, ExperimentConfig, Trial, budget, has_number
 from kappaspeech.comparison.runs import config_differences
 from kappaspeech.config.model_config import LoraConfig
 from kappaspeech.config.run_config import RunConfig
@@ -20,7 +20,7 @@ from kappaspeech.runs.contents import RECORD_FILE, SELECTION_FILE
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.selection.candidates import Experts, Order
-from kappaspeech.selection.rules import Count, Nearest, Rule
+from kappaspeech.selection.rules import Count, Nearest, Rule, TypeFraction
 from kappaspeech.selection.select import select
 from kappaspeech.selection.tensor_selection import TensorSelection
 
@@ -79,23 +79,25 @@ def make_selection(experiment: Experiment, trial: Trial, ranking: KappaRanking) 
     is_measure = order == "smallest" and score == "kappa"
     rule: Rule
     if budget(trial.arm, config) == "count":
-        rule = Count(trial.arm.count) if trial.arm.count else _count(experiment)
+        rule = _number_rule(trial.arm if has_number(trial.arm) else config)
     else:
-        rule = _count(experiment) if is_measure else Nearest(_budget(experiment, ranking).num_parameters)
+        rule = _number_rule(config) if is_measure else Nearest(_budget(experiment, ranking).num_parameters)
     exclude = [*config.exclude, *trial.arm.exclude]
     return select(ranking, rule, order=order, seed=seed, score=score, exclude=exclude, experts=experts)
 
 
 def _budget(experiment: Experiment, ranking: KappaRanking) -> TensorSelection:
-    """The selection whose number of parameters all arms are to have: the `count` tensors of smallest κ."""
+    """The selection whose number of parameters all arms are to have: the experiment's number of tensors of smallest κ."""
     config = experiment.config
-    return select(ranking, _count(experiment), exclude=config.exclude, experts=config.experts)
+    return select(ranking, _number_rule(config), exclude=config.exclude, experts=config.experts)
 
 
-def _count(experiment: Experiment) -> Count:
-    # an experiment that selects without one was refused when it was read
-    assert experiment.config.count is not None
-    return Count(experiment.config.count)
+def _number_rule(numbered: ArmConfig | ExperimentConfig) -> Rule:
+    if numbered.type_fraction is not None:
+        return TypeFraction(numbered.type_fraction)
+    # an experiment that selects without a number was refused when it was read
+    assert numbered.count is not None
+    return Count(numbered.count)
 
 
 def prepare(experiment: Experiment) -> None:

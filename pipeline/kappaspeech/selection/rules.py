@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +64,24 @@ class Fraction:
 
     def take(self, ordered: Ordered) -> tuple[list[Candidate], str]:
         there = len(ordered.candidates)
-        if not 0 < self.share <= 1:
-            raise SelectionError(f"--fraction is {self.share:g}; give a share of the {there} tensors, above 0 and up to 1: 0.2.")
-        # the product as PEFT rounds it
-        number = max(1, int(there * self.share))
+        number = _number_of(self.share, there, option="--fraction")
         return list(ordered.candidates[:number]), f"{number} {ordered.by}, a share of {self.share:g} of {there}"
+
+
+@dataclass(frozen=True)
+class TypeFraction:
+    """A share of the candidates of each module type, rounded down, but one at least of each.
+
+    Both ends of a score then have as many tensors of each type, so they differ in the score alone.
+    """
+
+    share: float
+
+    def take(self, ordered: Ordered) -> tuple[list[Candidate], str]:
+        there = Counter(module_type(candidate.name) for candidate in ordered.candidates)
+        numbers = {kind: _number_of(self.share, number, option="--type-fraction") for kind, number in there.items()}
+        chosen, _ = Quotas(numbers).take(ordered)
+        return chosen, f"{len(chosen)} {ordered.by}, a share of {self.share:g} of each module type"
 
 
 @dataclass(frozen=True)
@@ -142,6 +156,14 @@ class Nearest:
         return chosen, f"{ordered.by}, {total} parameters to match {self.num_parameters} ({difference:+d})"
 
 
+def _number_of(share: float, there: int, *, option: str) -> int:
+    """The number of tensors that a share of those that are there has, one at least."""
+    if not 0 < share <= 1:
+        raise SelectionError(f"{option} is {share:g}; give a share of the tensors, above 0 and up to 1: 0.2.")
+    # the product as PEFT rounds it
+    return max(1, int(there * share))
+
+
 @dataclass(frozen=True)
 class RuleOption:
     """A rule as an option of the command: its name, the type and meaning of its value, and the rule that the value makes."""
@@ -190,6 +212,7 @@ def _read_size(path: Path) -> Nearest:
 RULES = (
     RuleOption("count", int, "Number of tensors.", Count),
     RuleOption("fraction", float, "Share of the tensors that may be chosen: 0.2. It is PEFT KappaTune's top_p.", Fraction),
+    RuleOption("type_fraction", float, "Share of the tensors of each module type: 0.5.", TypeFraction),
     RuleOption("budget", str, "Number of parameters that the tensors may have together: 20000000, 20M or 1.5B.", _read_budget),
     RuleOption(
         "threshold", str, "All tensors up to this score (with --largest, from it on); auto finds it (Otsu).", _read_threshold

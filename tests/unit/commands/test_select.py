@@ -17,7 +17,19 @@ from kappaspeech.commands import main
 from kappaspeech.commands.select import with_rules
 from kappaspeech.errors import InputError, SelectionError
 from kappaspeech.selection.candidates import Candidate
-from kappaspeech.selection.rules import RULES, Budget, Count, Fraction, Nearest, Ordered, Quotas, Rule, RuleOption, Threshold
+from kappaspeech.selection.rules import (
+    RULES,
+    Budget,
+    Count,
+    Fraction,
+    Nearest,
+    Ordered,
+    Quotas,
+    Rule,
+    RuleOption,
+    Threshold,
+    TypeFraction,
+)
 from kappaspeech.selection.tensor_selection import TensorSelection
 
 
@@ -51,6 +63,7 @@ def test_each_rule_has_its_option(tmp_path):
     assert rule_of("--count", "3") == Count(3)
     assert rule_of("--budget", "70") == Budget(70)
     assert rule_of("--fraction", "0.2") == Fraction(0.2)
+    assert rule_of("--type-fraction", "0.5") == TypeFraction(0.5)
     assert rule_of("--threshold", "2.5", "--output", "o.json") == Threshold(2.5)
     assert rule_of("--threshold", "auto") == Threshold("auto")
     assert rule_of("--quota", "v_proj=2", "--quota", "mlp.0=1") == Quotas({"v_proj": 2, "mlp.0": 1})
@@ -60,7 +73,7 @@ def test_each_rule_has_its_option(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], r"exactly one of --count, --fraction, --budget, --threshold, --quota, --match-budget; given: none"),
+        ([], r"exactly one of --count, --fraction, --type-fraction, --budget, --threshold, --quota, --match-budget; given: none"),
         (["--count", "1", "--budget", "100"], "given: --count, --budget"),
     ],
 )

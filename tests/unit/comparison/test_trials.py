@@ -17,6 +17,7 @@ from kappaspeech.model.llm import load_llm
 from kappaspeech.model.marking import mark_trained
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.scan.ranking import KappaRanking
+from kappaspeech.selection.candidates import module_type
 from kappaspeech.selection.tensor_selection import TensorSelection
 from tests import tiny
 
@@ -168,6 +169,23 @@ def test_arms_that_all_have_their_own_number_need_no_other(home, tmp_path):
         read(tmp_path, home, count=None, arms=[arm])
 
 
+def test_the_halves_of_each_module_type_differ_in_their_scores_alone(home, tmp_path):
+    arms = [{"name": select, "select": select} for select in ("smallest", "largest", "random")]
+    options = {"arms": arms, "count": None, "seeds": [17], "exclude": ["*embed_tokens*", "*lm_head*"]}
+    chosen = select_all(read(tmp_path, home, type_fraction=0.5, **options), home)
+    smallest, largest, random = (chosen[f"{name}-seed17"] for name in ("smallest", "largest", "random"))
+    assert not {*smallest.names} & {*largest.names}
+    assert len({selection.num_parameters for selection in (smallest, largest, random)}) == 1
+    kinds = [Counter(map(module_type, selection.names)) for selection in (smallest, largest, random)]
+    assert kinds[0] == kinds[1] == kinds[2]
+    # one arm alone may have such a share
+    own = {"name": "half", "select": "smallest", "type_fraction": 0.5}
+    assert select_all(read(tmp_path, home, **options | {"arms": [own]}), home)["half-seed17"].names == smallest.names
+    for wrong in ({"type_fraction": 0.5, "count": 3}, {"arms": [{**own, "count": 3}]}):
+        with pytest.raises(ConfigError, match="in place of count"):
+            read(tmp_path, home, **options | wrong)
+
+
 EWC = {"texts": {"en": "held.txt"}, "weight": 3.0}
 
 
@@ -208,6 +226,7 @@ def test_an_arm_has_its_own_score_budget_texts_and_subspace_and_a_length_for_all
         ({"select": "kappa-lora", "osf": {}}, r"arms\.0\.osf: only the arms smallest"),
         ({"select": "lora", "count": 3}, r"arms\.0\.count: only arms that select a number"),
         ({"select": "largest", "equal": "parameters", "count": 3}, r"arms\.0\.count: only arms that select a number"),
+        ({"select": "all", "type_fraction": 0.5}, r"arms\.0\.type_fraction: only arms that select a number"),
         ({"select": "all", "exclude": ["*mlp*"]}, r"arms\.0\.exclude: all selects by no ranking"),
         ({"select": "adaptor", "osf": {}}, r"arms\.0\.osf: only the arms smallest"),
     ],
@@ -237,7 +256,7 @@ def test_a_run_of_an_arm_that_was_held_otherwise_is_refused(home, tmp_path):
             prepare(read(tmp_path, home, arms=[{"name": "a", "select": "smallest", "ewc": changed}], seeds=[17]))
 
 
-@pytest.mark.parametrize("name", ["real_speech", "figure1", "figure1_baselines", "unseen", "forgetting"])
+@pytest.mark.parametrize("name", ["real_speech", "figure1", "figure1_baselines", "figure1_types", "unseen", "forgetting"])
 def test_every_experiment_that_is_shipped_can_be_read(name):
     assert read_experiment(REPOSITORY / f"benchmarks/experiments/{name}.yaml").trials
 
@@ -245,7 +264,8 @@ def test_every_experiment_that_is_shipped_can_be_read(name):
 def planned_without_training(name, home, folder):
     """The trials of a shipped experiment and their configurations, with tiny models in the place of the benchmark's."""
     shipped = read_experiment(REPOSITORY / f"benchmarks/experiments/{name}.yaml")
-    small = {"output": str(folder), "ranking": str(home / "ranking.json"), "count": 5}
+    number = {"count": 5} if shipped.config.type_fraction is None else {}
+    small = {"output": str(folder), "ranking": str(home / "ranking.json"), **number}
     base = read_run_config(tiny.write_config(folder / "run.yaml", home, folder / "unused"))
     trials = tuple(replace(trial, folder=folder) for trial in shipped.trials)
     prepare(replace(shipped, config=shipped.config.model_copy(update=small), base=base, trials=trials))
@@ -260,6 +280,15 @@ def test_figure_1_plans_its_arms_over_three_seeds(home, tmp_path):
     # a random arm's tensors are another draw for each seed
     drawn = [TensorSelection.read(trial.selection_path).names for trial in trials if trial.arm.name == "random"]
     assert len(set(map(tuple, drawn))) == 3
+
+
+def test_figure_1_by_types_unfreezes_as_many_parameters_in_each_arm(home, tmp_path):
+    trials, configs = planned_without_training("figure1_types", home, tmp_path)
+    assert Counter(config.seed for config in configs) == {17: 3, 18: 3, 19: 3}
+    chosen = [TensorSelection.read(trial.selection_path) for trial in trials if trial.seed == 17]
+    assert len({selection.num_parameters for selection in chosen}) == 1
+    # the tiny model's head is the only tensor of its type
+    assert {*chosen[0].names} & {*chosen[1].names} == {"lm_head.weight"}
 
 
 def test_figure_1s_baselines_differ_each_in_what_they_are_named_after(home, tmp_path):

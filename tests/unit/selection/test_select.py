@@ -24,7 +24,7 @@ from kappaspeech.scan.spectrum import spectrum_stats
 from kappaspeech.scan.stage import scan
 from kappaspeech.selection.candidates import Candidate, module_type
 from kappaspeech.selection.otsu import otsu_threshold
-from kappaspeech.selection.rules import Budget, Count, Fraction, Nearest, Quotas, Threshold
+from kappaspeech.selection.rules import Budget, Count, Fraction, Nearest, Quotas, Threshold, TypeFraction
 from kappaspeech.selection.select import select
 from kappaspeech.selection.tensor_selection import TensorSelection
 from tests.documents import DOCS, commands_run_by
@@ -144,6 +144,20 @@ def test_quotas_take_so_many_of_each_type_and_no_other():
     assert chosen.names == ("layers.0.q_proj.weight", "layers.1.v_proj.weight", "layers.4.v_proj.weight")
 
 
+def test_half_of_each_type_and_the_other_half_share_no_tensor_and_have_as_many_parameters():
+    # four of each of three types, which have shapes of their own
+    halves = [select(RANKING, TypeFraction(0.5), order=order) for order in ("smallest", "largest")]
+    assert halves[0].names == tuple(
+        f"layers.{place}.{kind}.weight" for place, kind in enumerate(("q_proj", "v_proj", "up_proj") * 2)
+    )
+    assert len({*halves[0].names, *halves[1].names}) == 12
+    assert halves[0].num_parameters == halves[1].num_parameters
+    assert halves[0].rule == "6 smallest by kappa, a share of 0.5 of each module type"
+    # rounded down, but one at least
+    assert len(select(RANKING, TypeFraction(0.7)).names) == 6
+    assert len(select(RANKING, TypeFraction(0.01), order="random", seed=3).names) == 3
+
+
 def test_a_threshold_keeps_its_side():
     assert len(select(RANKING, Threshold(3)).names) == 3
     assert len(select(RANKING, Threshold(3), order="largest").names) == 10
@@ -182,6 +196,7 @@ def test_include_and_exclude_are_exact_names_or_globs_of_any_alias():
         (Count(0), "1 to 12"),
         (Fraction(0.0), "above 0 and up to 1"),
         (Fraction(20), "above 0 and up to 1"),
+        (TypeFraction(1.5), "--type-fraction is 1.5; give a share"),
         (Fraction(math.nan), "above 0 and up to 1"),
         (Budget(99), "smallest has 100"),
         (Threshold(0.5), "No tensor has"),

@@ -64,6 +64,7 @@ EXTRAS = {
         "moto[s3,server]>=5,<6",  # an S3 API on loopback
         "datasets>=4,<6",  # a dataset on disk to pack
         "kaldialign>=0.10,<1",  # its edits against our own
+        "lm-eval>=0.4.9,<0.5",  # its accuracy of questions against our own
         "trackio>=0.43,<1",  # the lightest of the loggers: its file read back, and a real run's
     ],
 }

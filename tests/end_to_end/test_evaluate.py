@@ -12,6 +12,22 @@ from kappaspeech.commands import main
 
 pytestmark = pytest.mark.slow
 
+# the same questions as a task of the harness's own, which takes its choices after a space, or after nothing
+HARNESS_TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {questions}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+target_delimiter: "{delimiter}"
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+"""
+
 ASKED = json.dumps({"question": "turn the red lamp", "choices": ["on", "off", "on and on"], "answer": 0}) + "\n"
 
 
@@ -84,6 +100,34 @@ def test_an_export_writes_what_its_run_wrote_and_knows_no_base(of_run, export, h
     assert record["text"]["en"]["nats_sum"] == pytest.approx(of_run[0]["text"]["en"]["nats_sum"], rel=1e-6)
     assert not path.with_suffix(".html").exists()
     assert "WER mean minus the other's +0.00%" in capsys.readouterr().out
+
+
+def test_the_harness_counts_the_same_questions_alike(export, home, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    things = ["lamp", "blinds", "radio", "door", "window"]
+    endings = ["on", "off slowly", "up and down", "in the morning, before breakfast"]
+    asked = [f"turn the {colour} {thing}" for colour in ("red", "old") for thing in things]
+    # without a question the choices are whole sentences
+    whole = {f"{thing}s": [f"the {thing} is {ending}" for ending in endings] for thing in things}
+    items = {
+        "asked": [{"question": text, "choices": endings, "answer": n % 4} for n, text in enumerate(asked)],
+        "whole": [{"question": "", "choices": choices, "answer": n % 4} for n, choices in enumerate(whole.values())],
+    }
+    words = []
+    for name, delimiter in (("asked", " "), ("whole", "")):
+        questions = tmp_path / f"{name}.jsonl"
+        questions.write_text("".join(json.dumps(item) + "\n" for item in items[name]))
+        task = tmp_path / f"{name}.yaml"
+        task.write_text(HARNESS_TASK.format(name=name, questions=questions, delimiter=delimiter))
+        words += ["--tasks", f"{name}={questions}", "--lm-eval", str(task)]
+    path = tmp_path / "x.json"
+    data = ["--data", str(home / "shards/test/*.tar"), "--max-utterances", "2", "--no-page"]
+    assert main(["evaluate", str(export), *data, *words, "--output", str(path)]) == 0
+    record = json.loads(path.read_text())
+    for name, own in record["tasks"].items():
+        theirs = record["lm_eval"][name]
+        assert (own["accuracy"], own["normalised_accuracy"]) == (theirs["acc,none"], theirs["acc_norm,none"])
+    assert [len(record["tasks"][name]["picked"]) for name in items] == [10, 5]
 
 
 def test_plain_whisper_is_measured_on_the_same_data_by_the_same_report(of_run, home, tmp_path):

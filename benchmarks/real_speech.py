@@ -1,7 +1,7 @@
 """The paper's comparison on real speech, at the size that two cores can train: SmolLM2-135M-Instruct and Whisper base.
 
     python benchmarks/real_speech.py RECORDINGS [--experiment real_speech] [--work real_speech]
-    python benchmarks/real_speech.py RECORDINGS --experiment unseen|figure1|figure1_baselines|figure1_types --texts TEXTS
+    python benchmarks/real_speech.py RECORDINGS --experiment unseen|figure1 --texts TEXTS
 
 RECORDINGS has a folder `en` with transcripts.tsv (file, tab, text). It is divided by sentence; the quickstart's generated English
 is put beside it under the name of a language of its own, `generated`; both are packed, and the LLM is scanned. Then
@@ -15,7 +15,7 @@ Debian's fortunes and fortunes-min, one a line; --fortunes FOLDER writes them fr
 
 `--experiment figure1` begins with the same adaptor and passes over half an hour of the recordings some six times, so that the
 curves show where they turn. `--experiment figure1_baselines` trains other methods' arms alike, `figure1_types` the halves of each
-module type by κ.
+module type by κ, `figure1_held` arms that are held to one distance from the base.
 
 Beside the record stands EXPERIMENT_runs.tar.xz: all that a comparison reads of each finished run, some 70 kB, and no weights. The
 command takes from it whole seeds of which it has begun no run, so that seeds may be trained on one machine after another.
@@ -44,8 +44,9 @@ from kappaspeech.runs.folder import RunFolder
 from kappaspeech.speech.layouts import find_recordings
 
 REPOSITORY = Path(__file__).parents[1]
-EXPERIMENTS = ("real_speech", "unseen", "figure1", "figure1_baselines", "figure1_types")
+EXPERIMENTS = ("real_speech", "unseen", "figure1", "figure1_baselines", "figure1_types", "figure1_held")
 ALIGNED = EXPERIMENTS[1:]
+REPLAYED = ("figure1_baselines", "figure1_held")
 # a quarter of an hour of the recordings: figure1_run.yaml takes two such shards
 SHARD_SIZE = "333"
 OPEN_HOURS = "5"
@@ -234,7 +235,7 @@ def main() -> None:
         prepare_open(arguments.work, arguments.texts or arguments.work / "cookies")
     else:
         prepare_commands(arguments.work)
-    if arguments.experiment == "figure1_baselines":
+    if arguments.experiment in REPLAYED:
         prepare_replay(arguments.work)
     archive = output.with_name(f"{output.stem}_runs.tar.xz")
     if archive.exists():

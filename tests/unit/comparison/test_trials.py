@@ -256,7 +256,9 @@ def test_a_run_of_an_arm_that_was_held_otherwise_is_refused(home, tmp_path):
             prepare(read(tmp_path, home, arms=[{"name": "a", "select": "smallest", "ewc": changed}], seeds=[17]))
 
 
-@pytest.mark.parametrize("name", ["real_speech", "figure1", "figure1_baselines", "figure1_types", "unseen", "forgetting"])
+@pytest.mark.parametrize(
+    "name", ["real_speech", "figure1", "figure1_baselines", "figure1_types", "figure1_held", "unseen", "forgetting"]
+)
 def test_every_experiment_that_is_shipped_can_be_read(name):
     assert read_experiment(REPOSITORY / f"benchmarks/experiments/{name}.yaml").trials
 
@@ -289,6 +291,14 @@ def test_figure_1_by_types_unfreezes_as_many_parameters_in_each_arm(home, tmp_pa
     assert len({selection.num_parameters for selection in chosen}) == 1
     # the tiny model's head is the only tensor of its type
     assert {*chosen[0].names} & {*chosen[1].names} == {"lm_head.weight"}
+
+
+def test_figure_1_at_equal_forgetting_differs_in_its_tensors_alone(home, tmp_path):
+    trials, configs = planned_without_training("figure1_held", home, tmp_path)
+    assert {config.replay.forgetting_budget_nats for config in configs} == {0.2}
+    assert len({config.replay.model_dump_json() for config in configs}) == 1
+    first = [TensorSelection.read(trial.selection_path).names for trial in trials if trial.seed == 17]
+    assert len(set(first)) == len(first) == 3
 
 
 def test_figure_1s_baselines_differ_each_in_what_they_are_named_after(home, tmp_path):

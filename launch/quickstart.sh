@@ -5,10 +5,11 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: bash launch/quickstart.sh [--output DIR] [--speech DIR] [--inverse] [--steps N | --minutes N]
+usage: bash launch/quickstart.sh [--output DIR] [--speech DIR] [--inverse] [--held] [--steps N | --minutes N]
   --output DIR   where everything goes (default: quickstart/ in the repository)
   --speech DIR   real recordings in place of generated ones: a folder a language with transcripts.tsv (file, tab, text)
-  --inverse      also train the control, the tensors of largest κ, and compare the two
+  --inverse      also train the control, the tensors of largest κ, and compare with it
+  --held         also train the tensors of smallest κ held to the base's words on text, which forget less, and compare with them
   --steps N      optimizer steps (default: those of launch/configs/quickstart.yaml)
   --minutes N    as many of those steps as fit about N minutes of training on this machine; a few are measured first
   PYTHON=…       the interpreter to make .venv with (3.10 to 3.13)
@@ -16,12 +17,13 @@ TEXT
 }
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-output=$repository/quickstart speech= inverse= steps= minutes=
+output=$repository/quickstart speech= inverse= held= steps= minutes=
 while [ $# -gt 0 ]; do
   case $1 in
     --output) output=${2:?--output wants a folder}; shift 2 ;;
     --speech) speech=$(cd "${2:?--speech wants a folder}" && pwd); shift 2 ;;
     --inverse) inverse=yes; shift ;;
+    --held) held=yes; shift ;;
     --steps) steps=${2:?--steps wants a number}; shift 2 ;;
     --minutes) minutes=${2:?--minutes wants a number}; shift 2 ;;
     -h|--help) usage; exit 0 ;;
@@ -46,7 +48,7 @@ elif [ -n "$steps" ]; then
 fi
 cat <<TEXT
 This teaches SmolLM2-135M-Instruct to write down what Whisper base hears, on this machine, into $output.
-Minutes: $install_minutes to install, the first time; $models_and_speech_minutes for two models and speech; training $training_minutes${inverse:+, twice};
+Minutes: $install_minutes to install, the first time; $models_and_speech_minutes for two models and speech; training $training_minutes${inverse:+, again for --inverse}${held:+, again and a half for --held};
 $rest_minutes to evaluate, compare and transcribe. After an interruption the same command continues where it stopped.
 TEXT
 
@@ -136,6 +138,16 @@ if [ -n "$inverse" ]; then
   say "training the control, the 100 tensors of largest κ"
   train runs/inverse --set "arm=largest κ" --set unfreeze.selection=selection-inverse.json
   arms+=("runs/inverse")
+fi
+if [ -n "$held" ]; then
+  say "texts that the LLM writes itself"
+  if [ ! -e replay/en.txt ] || [ ! -e replay/de.txt ]; then
+    kappaspeech demo replay models/smollm2-135m-instruct replay
+  fi
+  say "training the 100 tensors of smallest κ, held to what the base says of these texts"
+  train runs/held --set "arm=smallest κ, held" \
+    --set "replay={texts: {en: replay/en.txt, de: replay/de.txt}, max_tokens: 64, weight: 0, anchor_weight: 1}"
+  arms+=("runs/held")
 fi
 
 say "evaluating the last checkpoint on test sentences that training never saw"

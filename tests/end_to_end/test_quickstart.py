@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kappaspeech.commands.train import read_settings
 from tests import tiny
 from tests.conftest import clean_environment
 from tests.patience import patience
@@ -90,8 +91,11 @@ def make_stand_in(venv: Path, *, step_seconds: float) -> None:
     write_script(
         venv / "bin/python",
         f"""
-        case "$*" in *socket*) echo 29500 ;; esac
-        [ "$1" = -m ] || exit 0
+        case "$*" in
+          *socket*) echo 29500 ;;
+          "-m kappaspeech.processors"*) echo 1 ;;
+        esac
+        case "$*" in *run_dir=*) ;; *) exit 0 ;; esac
         echo "$*" >> "{venv}/trainings"
         run=$(grep -o 'run_dir=[^ ]*' <<< "$*" | cut -d = -f 2)
         mkdir -p "$run"
@@ -105,6 +109,7 @@ def make_stand_in(venv: Path, *, step_seconds: float) -> None:
     write_script(
         venv / "bin/kappaspeech",
         f"""
+        echo "$*" >> "{venv}/commands"
         case "$1 $2" in
           "demo steps") PYTHONPATH="{REPOSITORY}/pipeline" exec "{sys.executable}" -m kappaspeech "$@" ;;
           "demo speech") mkdir -p speech/test/en; printf 'a.flac\\tword\\n' > speech/test/en/transcripts.tsv ;;
@@ -136,6 +141,27 @@ def test_minutes_give_a_number_of_steps_that_the_same_command_keeps(tmp_path):
     second = run_bash(*script, VENV=str(venv))
     assert second.returncode == 0, second.stderr
     assert read_trainings(venv)[2:] == [("runs/kappa", num_steps)]
+
+
+def test_controls_train_beside_the_smallest_condition_numbers_and_are_compared_with_them(tmp_path):
+    venv, output = tmp_path / "venv", tmp_path / "out"
+    make_stand_in(venv, step_seconds=0.25)
+    done = run_bash(
+        str(REPOSITORY / "launch/quickstart.sh"), "--output", str(output), "--steps", "6", "--inverse", "--held", VENV=str(venv)
+    )
+    assert done.returncode == 0, done.stderr
+    assert [run for run, _ in read_trainings(venv)] == ["runs/kappa", "runs/inverse", "runs/held"]
+    assert "compare runs/kappa runs/inverse runs/held --output comparison" in (venv / "commands").read_text()
+    recipe = REPOSITORY / "launch/configs/quickstart.yaml"
+    kappa, inverse, held = (
+        read_settings(recipe, None, re.findall(r"--set (.+?)(?= --set |$)", line))
+        for line in (venv / "trainings").read_text().splitlines()
+    )
+    assert (kappa.replay, inverse.replay) == (None, None)
+    assert (held.replay.anchor_weight, held.replay.weight, set(held.replay.texts)) == (1, 0, {"en", "de"})
+    assert kappa.unfreeze == held.unfreeze
+    assert inverse.unfreeze.selection == "selection-inverse.json"
+    assert len({config.arm for config in (kappa, inverse, held)}) == 3
 
 
 def test_minutes_that_hold_no_training_are_refused(tmp_path):

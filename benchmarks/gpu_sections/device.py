@@ -67,6 +67,8 @@ def measure(context: Context, report: Report) -> None:
         facts = {"processors": properties.multi_processor_count, "free_bytes": free, "total_bytes": total}
         report.add(**facts, capability=f"{properties.major}.{properties.minor}", nvidia_smi=ask_nvidia_smi())
         report.add(data_sheet_bfloat16_flops_per_second=data_sheet_rate(properties.name))
+    # "high" is TF32, which NVIDIA's images switch on
+    report.add(float32_matmul_precision=torch.get_float32_matmul_precision())
     measure_products(context, report)
     # what a run chooses its dtype by
     report.add(measure_rates=measure_rates(device))

@@ -65,6 +65,9 @@ def compare_presets(context: Context, report: Report) -> None:
 
 def compare(context: Context, report: Report, named: dict[str, steps.Case], loss_tolerance: float) -> None:
     """Each case beside plain PyTorch in float32. Raises `Differs` at the end if one isn't within the tolerance."""
+    # NVIDIA's images let a GPU multiply ten bits of float32 (TF32), by which two orders of a sum differ beyond any tolerance here
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     home = make_home(context.scratch)
     # the same sums on any machine that only rehearses
     torch.set_num_threads(1 if context.is_rehearsal else torch.get_num_threads())

@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _CGROUP_LIMITS = Path("/sys/fs/cgroup/cpu.max")
+
+
+def find_cores() -> frozenset[int]:
+    """The numbers of the cores that a scheduler or `taskset` leaves this process of the host's."""
+    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
 def count_cores(limits: Path = _CGROUP_LIMITS) -> int:
@@ -16,7 +22,7 @@ def count_cores(limits: Path = _CGROUP_LIMITS) -> int:
     It is what a scheduler, `taskset` or a container's limit leaves of the host's cores; a limit of 2.5 cores counts as three.
     `limits` is the control group's "quota period", in microseconds.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(find_cores())
     try:
         quota, period = limits.read_text(encoding="ascii").split()
         return max(1, min(cores, math.ceil(int(quota) / int(period))))
@@ -28,6 +34,15 @@ def count_cores(limits: Path = _CGROUP_LIMITS) -> int:
 def share_cores(num_ranks: int) -> int:
     """One rank's share of the cores, of which none is shared, but at least one."""
     return max(1, count_cores() // max(1, num_ranks))
+
+
+def count_sharing(everywhere: Sequence[tuple[str, frozenset[int]]], rank: int) -> int:
+    """The number of ranks, this one among them, that may run on its cores; `everywhere` has (host, cores) of each.
+
+    Under srun, and mpirun with binding, each rank of a host may have cores of its own.
+    """
+    own_host, own = everywhere[rank]
+    return sum(host == own_host and not own.isdisjoint(cores) for host, cores in everywhere)
 
 
 def _share_named(number: str) -> int:

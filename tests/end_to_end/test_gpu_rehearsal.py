@@ -98,6 +98,26 @@ def test_that_host_has_its_libraries_from_the_wheels_that_were_gathered(offline_
     assert found.stdout.startswith(offline_host["PYTHONPATH"].partition(":")[0])
 
 
+def test_parity_is_of_products_with_all_digits(benchmarks, tmp_path, monkeypatch):
+    """In an image that switches TF32 on, losses and weights would lie farther apart than the tolerances of float32."""
+    parity, cases = benchmarks("gpu_sections.parity"), benchmarks("gpu_sections.cases")
+    met: list[object] = []
+
+    def stop(_scratch: Path) -> None:
+        met.extend((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        raise InterruptedError
+
+    monkeypatch.setattr(parity, "make_home", stop)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(InterruptedError):
+            parity.compare_float32(cases.Context("tiny", torch.device("cpu"), tmp_path, 60.0), cases.Report(tmp_path / "report"))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert met == ["highest", False]
+
+
 def test_what_has_no_time_left_is_left_out_and_written_down(tmp_path):
     done = run_gpu(tmp_path, "--sections", "device", "scan", "--minutes", "0.2")
     assert done.returncode == 1

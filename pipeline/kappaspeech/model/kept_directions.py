@@ -5,6 +5,8 @@ M rows · N columns · K kept directions; any dimensions may stand before them
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,11 +26,24 @@ class KeptDirections:
 
         So its change is orthogonal to all kept directions on both sides, as OSF's is, in whatever way it was made.
         """
-        kept_MK = self.left_MK * self.sigma_K[..., None, :]
-        right_KN = self.right_NK.mT
-        inner_KN = self.left_MK.mT @ weight_MN - self.sigma_K[..., :, None] * right_KN
-        weight_MN = weight_MN - self.left_MK @ inner_KN
-        return weight_MN - (weight_MN @ self.right_NK - kept_MK) @ right_KN
+        with _all_digits():
+            kept_MK = self.left_MK * self.sigma_K[..., None, :]
+            right_KN = self.right_NK.mT
+            inner_KN = self.left_MK.mT @ weight_MN - self.sigma_K[..., :, None] * right_KN
+            weight_MN = weight_MN - self.left_MK @ inner_KN
+            return weight_MN - (weight_MN @ self.right_NK - kept_MK) @ right_KN
+
+
+@contextmanager
+def _all_digits() -> Iterator[None]:
+    """Let products of float32 keep their digits. NVIDIA's TF32, which images switch on (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE), keeps
+    ten bits of each factor: a matrix that hasn't changed would move by more than a step of training moves it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def find_directions(weight_MN: Tensor, *, share: float) -> KeptDirections:

@@ -206,10 +206,11 @@ def _measure_product(device: torch.device, product: ModelProduct, *, with_backwa
     """Operations a second of a linear layer's forward, and of both gradients of its backward."""
     product = product.cut(device.type)
     rows, width, inner = product.rows, product.width, product.inner
-    generator = torch.Generator().manual_seed(0)
+    # where they are needed: for a GPU's products of an 8B model one thread of the host would draw for many seconds
+    generator = torch.Generator(device).manual_seed(0)
 
     def make(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device, product.dtype)
+        return torch.randn(*shape, generator=generator, device=device).to(product.dtype)
 
     weight = make(inner, width)
     count = max(1, min(32, _TURN_BYTES // weight.nbytes))
@@ -239,7 +240,7 @@ def _measure_product(device: torch.device, product: ModelProduct, *, with_backwa
 def _measure_elementwise(device: torch.device, product: ModelProduct) -> float:
     """Bytes a second of an MLP's gate, SiLU and a product, at its own size: five passes."""
     product = product.cut(device.type)
-    gate = torch.randn(product.rows, product.inner).to(device, product.dtype)
+    gate = torch.randn(product.rows, product.inner, device=device).to(product.dtype)
     other = gate.clone()
     return 5 * gate.nbytes / _mean_seconds(device, lambda: functional.silu(gate) * other)
 

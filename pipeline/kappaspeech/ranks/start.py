@@ -44,7 +44,8 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
     """Join the ranks through DeepSpeed, also as a world of one, without compiling anything.
 
     On a CPU, DeepSpeed would build its shared-memory all-reduce at start-up (a minute or two; killed half-way it leaves a
-    lock that hangs every later run). Nothing here uses it.
+    lock that hangs every later run). Nothing here uses it. Beside GPUs it has none, and the table of its ops stays unread: at a
+    first look DeepSpeed tries each op, and prints a warning for each that wants a CUDA toolkit.
     """
     import torch
 
@@ -73,7 +74,8 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
     import deepspeed
     import deepspeed.ops
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not on_cuda:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with explained_meeting(launch):
         if store is not None:
             # DeepSpeed joins an existing world; it is imported first, since its defaults keep a world that exists for ever

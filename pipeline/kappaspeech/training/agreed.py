@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.escaping import for_terminal
 from kappaspeech.model.arithmetic import Arithmetic
-from kappaspeech.processors import share_cores
+from kappaspeech.processors import count_sharing, find_cores, share_cores
 from kappaspeech.ranks.agreement import agreement
+from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.ranks.hosts import check_alike, software, warn_of_clocks
 from kappaspeech.training.arithmetic import choose_arithmetic
 from kappaspeech.training.surroundings import Surroundings
@@ -46,7 +48,7 @@ def agree_on_settings(config: RunConfig, around: Surroundings) -> Agreed:
     check_alike(cluster, settings, remedy="Give all hosts the same files, or a file system that they share.")
     if around.is_writer and config.unheeded_by_classp is not None:
         print(for_terminal(f"warning: {config.unheeded_by_classp}"), file=sys.stderr, flush=True)
-    _set_threads(config)
+    _set_threads(config, cluster)
     if not torch.cuda.is_available():
         keep_freed_memory()
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -58,12 +60,11 @@ def agree_on_settings(config: RunConfig, around: Surroundings) -> Agreed:
     return Agreed(arithmetic.resolve(deepspeed_config), arithmetic, device)
 
 
-def _set_threads(config: RunConfig) -> None:
-    """Share the host's cores among its ranks, unless the configuration or the environment says otherwise."""
+def _set_threads(config: RunConfig, cluster: Cluster) -> None:
+    """Share the cores among the ranks that may run on them, unless the configuration or the environment says otherwise. A
+    collective: not every launcher says how many ranks a host has, and an optimizer on the host wants all of their cores."""
+    everywhere = cluster.gather((socket.gethostname(), find_cores()))
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
     elif not os.environ.get("OMP_NUM_THREADS"):
-        # torchrun's name, DeepSpeed's name, and the number of all ranks
-        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
-        local = int(next((os.environ[name] for name in names if name in os.environ), "1"))
-        torch.set_num_threads(share_cores(local))
+        torch.set_num_threads(share_cores(count_sharing(everywhere, cluster.rank)))

@@ -96,6 +96,9 @@ class TrainingEngine:
             "gradient_accumulation_steps": micro_batches_per_rank,
             "gradient_clipping": optimizer.clip_norm,
             "zero_allow_untested_optimizer": True,
+            # DeepSpeed 0.19's throughput timer waits for the whole device twice a micro-batch (utils/timer.py), for a line that
+            # nobody is shown
+            "timers": deepspeed_config.get("timers", {"throughput": {"enabled": False}}),
         }
         self._deepspeed = deepspeed
         self._names = public_names(model)

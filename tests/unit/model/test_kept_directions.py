@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from kappaspeech.model.kept_directions import find_directions
 
@@ -43,3 +44,26 @@ def test_directions_are_those_of_pefts_osf():
     torch.testing.assert_close(ours.sigma_K, theirs["S_high"], rtol=1e-5, atol=0)
     for mine, other in ((ours.left_MK, theirs["U_high"]), (ours.right_NK, theirs["V_high"].T)):
         torch.testing.assert_close(mine @ mine.T, other @ other.T, rtol=0, atol=1e-5)
+
+
+class Tf32(TorchFunctionMode):
+    """Products as a GPU makes them if it may: of factors with ten bits behind the first."""
+
+    def __torch_function__(self, function, _types, arguments=(), named=None):
+        if function in (torch.Tensor.matmul, torch.Tensor.__matmul__) and torch.get_float32_matmul_precision() != "highest":
+            arguments = [((part.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32) for part in arguments]
+        return function(*arguments, **(named or {}))
+
+
+def test_tf32_moves_nothing_that_did_not_change():
+    """NVIDIA's images switch it on for all that a process multiplies."""
+    weight = torch.randn((96, 64), generator=torch.Generator().manual_seed(3))
+    kept, square = find_directions(weight, share=0.5), weight @ weight.T
+    torch.set_float32_matmul_precision("high")
+    try:
+        with Tf32():
+            assert float((weight @ weight.T - square).abs().max()) > 1e-3
+            torch.testing.assert_close(kept.restore(weight), weight, rtol=0, atol=2e-5)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")

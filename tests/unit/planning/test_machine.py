@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from kappaspeech.planning import machine
 from kappaspeech.planning.duration import Rates
@@ -40,6 +42,30 @@ def test_rates_of_memory_are_what_a_copy_and_an_activation_take_by_hand():
             break
     else:
         pytest.fail(f"measured and by hand: {pairs}")
+
+
+class Draws(TorchFunctionMode):
+    """The devices on which random numbers are drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: list[str] = []
+
+    def __torch_function__(self, function, _types, arguments=(), named=None):
+        made = function(*arguments, **(named or {}))
+        if function is torch.randn:
+            self.devices.append(made.device.type)
+        return made
+
+
+def test_numbers_are_drawn_where_they_are_multiplied(monkeypatch):
+    """One thread of a GPU's host drew 300 million of them at each start."""
+    monkeypatch.setitem(machine._LIMITS, "meta", machine._LIMITS["cpu"])
+    # that device has no generator, and numbers of none
+    monkeypatch.setattr(torch, "Generator", lambda *_: SimpleNamespace(manual_seed=lambda _seed: None))
+    with Draws() as draws:
+        measure_compute(torch.device("meta"), LLM, LLM)
+    assert set(draws.devices) == {"meta"}
 
 
 def mean_seconds(work, argument: torch.Tensor, *, count: int) -> float:

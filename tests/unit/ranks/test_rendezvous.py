@@ -18,7 +18,7 @@ from kappaspeech.ranks.rendezvous import (
     job_port,
     prepare_rendezvous,
 )
-from kappaspeech.ranks.start import _choose_gpu, hide_unwanted_gpus
+from kappaspeech.ranks.start import _choose_gpu, hide_unwanted_gpus, start_training_cluster
 from tests.conftest import clean_environment
 from tests.patience import patience
 
@@ -219,3 +219,25 @@ def test_gpus_are_hidden_from_a_training_that_is_to_use_processors(before, after
     environment = dict(before)
     hide_unwanted_gpus(environment)
     assert environment == after
+
+
+def test_beside_gpus_none_of_deepspeeds_ops_is_tried(environment, monkeypatch):
+    """Each rank tried all, and printed a warning for each that wants the CUDA toolkit, which images without a compiler lack."""
+    import deepspeed
+    import torch
+
+    met: list[str] = []
+
+    def meet(*, dist_backend: str, **_: object) -> None:
+        met.append(dist_backend)
+        raise InterruptedError
+
+    environment()
+    for name, answer in (("is_available", lambda: True), ("device_count", lambda: 1), ("set_device", met.append)):
+        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.delitem(vars(deepspeed.ops), "__compatible_ops__", raising=False)
+    monkeypatch.setattr(deepspeed.ops, "_probe_compatible_ops", lambda: pytest.fail("its ops were tried"))
+    monkeypatch.setattr(deepspeed, "init_distributed", meet)
+    with pytest.raises(InterruptedError):
+        start_training_cluster(timeout_seconds=patience(5))
+    assert met == [0, "nccl"]

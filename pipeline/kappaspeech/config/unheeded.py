@@ -24,7 +24,7 @@ def find_unheeded(config: RunConfig) -> list[Unheeded]:
 
 
 def _by_classp(config: RunConfig) -> Unheeded | None:
-    """What `optimizer` asks for and the LLM's tensors don't get, as CLASSP moves them."""
+    """The options of `optimizer` that the LLM's tensors don't get, as CLASSP moves them."""
     asked = config.optimizer.model_dump(mode="json", include={"betas", "epsilon", "weight_decay"})
     default = OptimizerConfig().model_dump(mode="json")
     changed = [f"optimizer.{name} {value}" for name, value in asked.items() if value != default[name]]
@@ -35,7 +35,7 @@ def _by_classp(config: RunConfig) -> Unheeded | None:
 
 
 def _of_a_still_llm(config: RunConfig) -> list[Unheeded]:
-    """What is meant for the LLM's tensors in a run that moves none of them."""
+    """All that is meant for the LLM's tensors in a run that moves none of them."""
     training, mode = config.training, config.unfreeze.mode
     only_aligns = training.alignment_steps == training.num_steps
     if mode != "adaptor" and not only_aligns:
@@ -68,7 +68,7 @@ def _of_no_budget(config: RunConfig) -> Unheeded | None:
 
 
 def _without_speech(config: RunConfig) -> list[Unheeded]:
-    """What an evaluation would measure or begin, in a run that has none: evaluations are of data.test."""
+    """All that an evaluation would measure or begin, in a run that has none: evaluations are of data.test."""
     training = config.training
     if config.data.test:
         return []

@@ -87,7 +87,13 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
         print(for_terminal(told), file=sys.stderr, flush=True)
     check_alike(
         cluster,
-        {**_inputs(config, assembly, encoder_digests, stream, replay), "the text of ewc": digest_json(consolidated)},
+        {
+            **_inputs(config, assembly, encoder_digests, stream, replay),
+            "the text of ewc": digest_json(consolidated),
+            # ranks that measured other text would steer by other distances
+            "the text of the budget": digest_json(measured),
+            "the text and tasks that are scored": test_set.fingerprint if test_set else "none",
+        },
         remedy="Copy it from one place to all hosts, or share it.",
     )
     frozen = digest_frozen(assembly, cluster)

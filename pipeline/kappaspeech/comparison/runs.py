@@ -32,6 +32,8 @@ _ARM_KEYS = ("run_dir", "arm", "unfreeze", "replay", "ewc", "classp")
 _WATCHING_KEYS = ("training.loggers", "training.profile")
 # Of run.json: what must be alike in all runs, whatever their seed, beside the configuration.
 _SHARED_FACTS = ("checkpoint_digest", "adaptor", "dtype", "deepspeed_config", "versions")
+# These follow from the machine if they are left to it, and runs of earlier versions don't say all of them.
+_MACHINES_FACTS = ("attn_implementation", "encoder_dtype", "packs")
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,8 @@ def _put_first(arms: Sequence[Arm], name: str | None) -> list[Arm]:
 def find_differences(first: RunSummary, second: RunSummary) -> list[str]:
     """The names of all that differs between two runs, arm and seed aside."""
     facts = [key for key in _SHARED_FACTS if first.record.get(key) != second.record.get(key)]
+    told = [key for key in _MACHINES_FACTS if key in first.record and key in second.record]
+    facts += [key for key in told if first.record[key] != second.record[key]]
     steps = first.last["step"], second.last["step"]
     reached = [f"the step of the last evaluation, {steps[0]} and {steps[1]}"] if steps[0] != steps[1] else []
     return [*config_differences(first.config, second.config), *facts, *reached]

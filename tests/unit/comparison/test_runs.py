@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -96,6 +97,14 @@ def test_a_step_that_one_arm_skipped_is_no_other_sample_of_the_others(run, tmp_p
     assert proof["num_steps"] == 59
     assert prove_alike(arms[::-1]) == [proof]
     assert "Bad steps that were skipped, in all seeds: b 1." in str(make_tables(summarise(arms, missing={})))
+
+
+def test_arms_of_machines_that_compute_otherwise_are_not_compared(run):
+    whole = read_run(run)
+    here, there = (replace(whole, record={**whole.record, "encoder_dtype": dtype}) for dtype in ("float32", "bfloat16"))
+    assert find_differences(here, there) == ["encoder_dtype"]
+    # a version before it was recorded
+    assert find_differences(here, whole) == []
 
 
 HOSTILE = "[/red]$\\frac{$ <script>alert(1)</script>\"' \x1b[31m\u202e _"

@@ -7,15 +7,19 @@ import os
 import resource
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from kappaspeech.evaluation import evaluate
+from kappaspeech.evaluation.forgetting import read_texts
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.runs.records import RunLog, StepRecord
 from kappaspeech.runs.share_writer import ShareWriter
 from kappaspeech.speech.stream import StepData
+from kappaspeech.training import replay
 from kappaspeech.training.stepper import Stepper
 from kappaspeech.zero3.engine import TrainingEngine
 from kappaspeech.zero3.host_copy import HostCopy
@@ -61,6 +65,17 @@ def limit_file_size(rank: str, num_bytes: str) -> None:
     """Let a rank write no file past a size: the error is another than a full disk's, its way through the program the same."""
     if os.environ["RANK"] == rank:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(num_bytes), int(num_bytes)))
+
+
+def read_other_text(rank: str, name: str) -> None:
+    """Let a rank find another line in the texts of a file of this name, as on a host with a file of its own."""
+    if os.environ["RANK"] != rank:
+        return
+
+    def read(path: Path) -> list[str]:
+        return [*read_texts(path), *(["a line of its own"] if path.name == name else [])]
+
+    evaluate.read_texts = replay.read_texts = read  # type: ignore[attr-defined]
 
 
 def spoil_loss(*faults: str) -> None:

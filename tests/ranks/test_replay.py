@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests import tiny
 from tests.ranks.test_training import BF16_LOSS_TOLERANCE, steps
 
 BUDGET_NATS = 0.006
@@ -50,3 +51,21 @@ def test_a_budget_is_kept_on_text_that_is_not_replayed_also_across_a_stop(train,
     assert 0.6 * BUDGET_NATS < distances[-1]["kl_nats"] < 1.2 * BUDGET_NATS
     assert max(record["anchor_weight"] for record in distances) > 0.1
     assert f"of a budget of {BUDGET_NATS:g}" in (run / "run.md").read_text(encoding="utf-8")
+
+
+def test_hosts_with_other_text_to_measure_on_are_refused(home, run_command, tmp_path):
+    """Each would divide its share by another number of tokens, and steer its anchor by another distance."""
+    (tmp_path / "replay.txt").write_text(TEXT, encoding="utf-8")
+    replay = {"texts": {"x": str(tmp_path / "replay.txt")}, "anchor_weight": 0.05, "forgetting_budget_nats": BUDGET_NATS}
+    config = tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", replay=replay)
+    done = run_command("train", config, ranks=2, sabotage=("read_other_text", "1", "text.txt"))
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "the text of the budget is " in done.stderr
+    assert "the text and tasks that are scored is " in done.stderr
+
+
+def test_an_evaluation_refuses_them_too(one_rank, run_command, tmp_path):
+    options = ("--output", str(tmp_path / "evaluation.json"))
+    done = run_command("evaluate", one_rank, *options, ranks=2, sabotage=("read_other_text", "1", "text.txt"))
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "the text and tasks that are scored is " in done.stderr

@@ -142,12 +142,12 @@ def _report(
 
     from kappaspeech.comparison.equal_wer import state_price
     from kappaspeech.comparison.report import write_report
-    from kappaspeech.comparison.runs import group_runs, put_first
+    from kappaspeech.comparison.runs import group_runs
     from kappaspeech.comparison.tables import make_speech_table
     from kappaspeech.comparison.words import say_verdict
     from kappaspeech.escaping import for_table, for_terminal
 
-    summary, paths = write_report(put_first(group_runs(runs), reference), output, missing=missing or {})
+    summary, paths = write_report(group_runs(runs, reference=reference), output, missing=missing or {})
     content = make_speech_table(summary)
     # the page has the other tables
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

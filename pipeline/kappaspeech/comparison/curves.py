@@ -54,9 +54,11 @@ def draw_loss(axes: Any, arms: Sequence[Arm]) -> None:
     """Training loss in nats a target token, smoothed."""
     ends = []
     for style, arm in _styled(arms):
-        curves = [smooth(run.losses) for run in arm.runs]
-        means = [fmean(values) for values in zip(*curves, strict=False)]
-        steps = [step + 1 for step in arm.runs[0].loss_steps[: len(means)]]
+        # a seed may lack steps that it skipped
+        curves = [dict(zip(run.loss_steps, smooth(run.losses), strict=True)) for run in arm.runs]
+        known = sorted(set.intersection(*(set(curve) for curve in curves)))
+        means = [fmean(curve[step] for curve in curves) for step in known]
+        steps = [step + 1 for step in known]
         (line,) = axes.plot(steps, means, color=style.colour, linewidth=1.6)
         style.mark(line)
         if means:

@@ -14,6 +14,7 @@ import numpy as np
 from kappaspeech.comparison.curves import smooth
 from kappaspeech.comparison.frontier import LanguageErrors, Path, common_levels, fixed_path, price, price_gap, wer_path
 from kappaspeech.comparison.runs import Arm, RunSummary
+from kappaspeech.comparison.words import holds_zero, say_gap, say_seeds
 from kappaspeech.errors import DataError
 from kappaspeech.evaluation.bootstrap import FloatArray
 from kappaspeech.evaluation.evaluate import read_hypotheses
@@ -27,7 +28,8 @@ def compare_at_equal(arms: Sequence[Arm]) -> dict[str, Any]:
     """Forgetting at equal levels as JSON: `wer` and `loss` hold a list of levels, each with every arm's estimate.
 
     Forgetting is the growth of the mean loss on the texts since before training, in nats a token. An arm's `difference` is its
-    forgetting minus the first's, over the seeds that both have. `why_not` says why a list is empty.
+    forgetting minus the first's, over the seeds that both have. `why_not` says why the list of WER is empty; that of the loss is
+    if a run aligned the adaptor and no more.
     """
     if not all(record["text"] for arm in arms for run in arm.runs for record in run.evaluations):
         return _nothing("No text was scored, so forgetting isn't known. Name texts in data.text.")
@@ -35,12 +37,13 @@ def compare_at_equal(arms: Sequence[Arm]) -> dict[str, Any]:
         by_wer = [_Paths(arm, [_wer_path(run) for run in arm.runs]) for arm in arms]
     except DataError as error:
         return _nothing(str(error))
-    by_loss = [_Paths(arm, [_loss_path(run) for run in arm.runs]) for arm in arms]
     levels = common_levels([paths.all for paths in by_wer], WER_LEVELS)
     found: dict[str, Any] = {"wer": [_describe(by_wer, level) for level in levels], "loss": [], "why_not": None}
-    lowest = max(float(path.rates_RT[0].min()) for paths in by_loss for path in paths.all)
-    if common_levels([paths.all for paths in by_loss], [lowest]):
-        found["loss"] = [_describe(by_loss, lowest)]
+    if all(run.losses for arm in arms for run in arm.runs):
+        by_loss = [_Paths(arm, [_loss_path(run) for run in arm.runs]) for arm in arms]
+        lowest = max(float(path.rates_RT[0].min()) for paths in by_loss for path in paths.all)
+        if common_levels([paths.all for paths in by_loss], [lowest]):
+            found["loss"] = [_describe(by_loss, lowest)]
     if not levels:
         tried = ", ".join(f"{100 * level:.0f}" for level in WER_LEVELS)
         found["why_not"] = f"No level of WER ({tried} %) was reached by all runs."
@@ -58,13 +61,11 @@ def state_price(summary: Mapping[str, Any]) -> list[str]:
         gap = arm["difference"]
         if gap is None:
             continue
-        word = "more" if gap["mean"] > 0 else "less"
-        # the interval is turned with the word, so that its signs agree with it
-        low, high = sorted(math.copysign(1, gap["mean"]) * bound for bound in gap["interval"])
-        unsure = "" if low > 0 else ": it could be chance"
+        size, interval = say_gap(gap["mean"], gap["interval"], unit="nats a token", digits=2)
+        unsure = ": it could be chance" if holds_zero(gap) else ""
         said.append(
-            f"At {100 * lowest['level']:.0f} % WER, {arm['arm']} has forgotten {abs(gap['mean']):.2f} nats a token {word} than "
-            f"{first['arm']} (95 %: {low:.2f} to {high:.2f}; {_count(gap['by_seed'])}){unsure}."
+            f"At {100 * lowest['level']:.0f} % WER, {arm['arm']} has forgotten {size} than {first['arm']} (95 %: {interval}; "
+            f"{say_seeds(len(gap['by_seed']))}){unsure}."
         )
     return said
 
@@ -93,10 +94,6 @@ def _describe(arms: Sequence[_Paths], level: float) -> dict[str, Any]:
 
 def _nothing(why: str) -> dict[str, Any]:
     return {"wer": [], "loss": [], "why_not": why}
-
-
-def _count(values: Sequence[float]) -> str:
-    return f"{len(values)} seed" + "s" * (len(values) > 1)
 
 
 def _wer_path(run: RunSummary) -> Path:

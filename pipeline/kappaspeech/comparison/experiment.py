@@ -24,6 +24,8 @@ Select = Literal["smallest", "largest", "random", "adaptor", "lora", "kappa-lora
 # those that take tensors from the ranking, and those that put LoRA on them
 RANKED: tuple[Select, ...] = ("smallest", "largest", "random", "kappa-lora")
 LORA: tuple[Select, ...] = ("lora", "kappa-lora")
+# sections of a run of which an arm may have its own
+HOLDING = ("replay", "ewc", "classp")
 # those that a score puts in order
 ORDERED: tuple[Select, ...] = ("smallest", "largest", "kappa-lora")
 Equal = Literal["count", "parameters"]
@@ -187,7 +189,7 @@ def _problems(config: ExperimentConfig, base: RunConfig) -> list[str]:
             problems.append(f"arms.{index}.lora: only the arms {' and '.join(LORA)} have it.")
         if arm.lora is not None and budget(arm, config) == "parameters" and arm.lora.model_fields_set & {"rank", "alpha"}:
             problems.append(f"arms.{index}.lora: rank and alpha follow from equal: parameters. Remove them.")
-    problems += _misplaced(config)
+    problems += [*_misplaced(config), *_badly_held(config, base)]
     if config.until is not None and config.until.num_steps <= base.training.alignment_steps:
         problems.append(f"until.num_steps: {config.until.num_steps} isn't more than the base's training.alignment_steps.")
     counted = (arm for arm in config.arms if not has_number(arm))
@@ -222,6 +224,22 @@ def _misplaced(config: ExperimentConfig) -> list[str]:
             problems.append(f"arms.{index}.exclude: {arm.select} selects by no ranking.")
         if arm.osf is not None and (arm.select not in RANKED or arm.select in LORA):
             problems.append(f"arms.{index}.osf: only the arms smallest, largest and random have it.")
+    return problems
+
+
+def _badly_held(config: ExperimentConfig, base: RunConfig) -> list[str]:
+    """The problems of arms that are held by what can't hold them. A base's section may be without effect on an arm of the
+    adaptor alone: it is for the others."""
+    problems = []
+    for index, arm in enumerate(config.arms):
+        own = [key for key in HOLDING if getattr(arm, key) is not None]
+        if arm.select == "adaptor":
+            problems += [f"arms.{index}.{key}: adaptor trains nothing of the LLM that this could act on." for key in own]
+        if arm.select in LORA and (arm.ewc or base.ewc) is not None:
+            whose = f"arms.{index}.ewc:" if arm.ewc is not None else f"arms.{index}.select: the base's"
+            problems.append(f"{whose} ewc can't hold LoRA, whose factor A has no Fisher information at the start.")
+        if arm.replay is not None and arm.replay.forgetting_budget_nats is not None and not base.data.text:
+            problems.append(f"arms.{index}.replay: its forgetting_budget_nats is a distance on the base's data.text: empty.")
     return problems
 
 

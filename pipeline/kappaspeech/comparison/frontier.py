@@ -29,27 +29,32 @@ class LanguageErrors:
 
 @dataclass(frozen=True)
 class Path:
-    """One run's evaluations in the order of training: what falls as it learns (R, T), and its forgetting (T,), nats a token."""
+    """One run's evaluations in the order of training: what falls as it learns (R, T), and its forgetting (T,), nats a token.
+
+    `is_sampled`: utterances are behind it, which were resampled.
+    """
 
     rates_RT: FloatArray
     forgetting_T: FloatArray
+    is_sampled: bool = True
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95 % interval over seeds and utterances. `reached` is the share of resamples that have one."""
+    """A mean over seeds with its 95 % interval over seeds and utterances: None of one seed without utterances, of which there is
+    nothing to resample. `reached` is the share of resamples that have a mean."""
 
     mean: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     by_seed: tuple[float, ...]
     reached: float
 
 
 @dataclass(frozen=True)
 class Gap(Estimate):
-    """A difference, with its two-sided p of the same resamples."""
+    """A difference, with its two-sided p of the same resamples, None if the interval is."""
 
-    p_value: float
+    p_value: float | None
 
 
 def wer_path(languages: Mapping[str, LanguageErrors], forgetting_T: FloatArray) -> Path:
@@ -64,7 +69,7 @@ def wer_path(languages: Mapping[str, LanguageErrors], forgetting_T: FloatArray) 
 
 def fixed_path(values_T: FloatArray, forgetting_T: FloatArray) -> Path:
     """The path of a value that no sample of utterances is behind, such as the training loss: only seeds are resampled."""
-    return Path(np.tile(values_T, (NUM_RESAMPLES + 1, 1)), forgetting_T)
+    return Path(np.tile(values_T, (NUM_RESAMPLES + 1, 1)), forgetting_T, is_sampled=False)
 
 
 def cross(path: Path, level: float) -> FloatArray:
@@ -94,17 +99,17 @@ def draw_seeds(num_seeds: int) -> NDArray[np.int64]:
 
 def price(paths: Sequence[Path], level: float) -> Estimate | None:
     """An arm's forgetting when its runs first reach `level`; None if one never does, or many resamples don't."""
-    return _estimate(_cross_all(paths, level))
+    return _estimate(_cross_all(paths, level), is_sampled=_is_sampled(paths))
 
 
 def price_gap(first: Sequence[Path], second: Sequence[Path], level: float) -> Gap | None:
     """`second`'s price minus `first`'s at WER `level`, runs paired by their place: seed by seed, the same utterances drawn."""
     values_RS = _cross_all(second, level) - _cross_all(first, level)
-    estimate = _estimate(values_RS)
+    estimate = _estimate(values_RS, is_sampled=_is_sampled([*first, *second]))
     if estimate is None:
         return None
     gaps_R = _mean_of_drawn(values_RS)[1:]
-    p_value = two_sided_p_value(gaps_R[~np.isnan(gaps_R)])
+    p_value = None if estimate.interval is None else two_sided_p_value(gaps_R[~np.isnan(gaps_R)])
     return Gap(estimate.mean, estimate.interval, estimate.by_seed, estimate.reached, p_value)
 
 
@@ -123,7 +128,11 @@ def _mean_of_drawn(values_RS: FloatArray) -> FloatArray:
     return np.asarray(np.take_along_axis(values_RS, drawn_RS, axis=1).mean(axis=1))
 
 
-def _estimate(values_RS: FloatArray) -> Estimate | None:
+def _is_sampled(paths: Sequence[Path]) -> bool:
+    return any(path.is_sampled for path in paths)
+
+
+def _estimate(values_RS: FloatArray, *, is_sampled: bool) -> Estimate | None:
     observed, *_ = values_RS
     if np.isnan(observed).any():
         return None
@@ -132,4 +141,5 @@ def _estimate(values_RS: FloatArray) -> Estimate | None:
     reached = float(known_R.mean())
     if reached < _MIN_REACHED:
         return None
-    return Estimate(float(observed.mean()), interval(means_R[known_R]), tuple(map(float, observed)), reached)
+    varies = is_sampled or len(observed) > 1
+    return Estimate(float(observed.mean()), interval(means_R[known_R]) if varies else None, tuple(map(float, observed)), reached)

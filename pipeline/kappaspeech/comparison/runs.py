@@ -13,9 +13,17 @@ from kappaspeech.evaluation.evaluate import read_hypotheses
 from kappaspeech.evaluation.wer import Hypothesis
 from kappaspeech.model.prefixes import LLM_PREFIX
 from kappaspeech.redaction import redact_values
-from kappaspeech.runs.contents import DRIFT_FILE, EVALUATIONS_FILE, FROZEN_FILE, SELECTION_FILE, STEPS_FILE, hypotheses_path
+from kappaspeech.runs.contents import (
+    DRIFT_FILE,
+    EVALUATIONS_FILE,
+    FROZEN_FILE,
+    SELECTION_FILE,
+    SKIPPED_STEPS_FILE,
+    STEPS_FILE,
+    hypotheses_path,
+)
 from kappaspeech.runs.folder import RunFolder
-from kappaspeech.runs.records import is_evaluation, is_step, is_transcript_step, read_lines
+from kappaspeech.runs.records import is_evaluation, is_of_step, is_step, is_transcript_step, read_lines
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 
 # What arms may differ in: their name and place, which tensors they unfreeze, and what holds these to their beginning.
@@ -24,6 +32,8 @@ _ARM_KEYS = ("run_dir", "arm", "unfreeze", "replay", "ewc", "classp")
 _WATCHING_KEYS = ("training.loggers", "training.profile")
 # Of run.json: what must be alike in all runs, whatever their seed, beside the configuration.
 _SHARED_FACTS = ("checkpoint_digest", "adaptor", "dtype", "deepspeed_config", "versions")
+# These follow from the machine if they are left to it, and runs of earlier versions don't say all of them.
+_MACHINES_FACTS = ("attn_implementation", "encoder_dtype", "packs")
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,8 @@ class RunSummary:
     tensors: tuple[SelectedTensor, ...]
     # every parameter of the LLM, frozen or trained
     llm_names: tuple[str, ...]
+    # bad steps, which moved no weight and have no record among the others
+    skipped_steps: tuple[int, ...] = ()
 
     @property
     def losses(self) -> list[float]:
@@ -139,11 +151,13 @@ def _read_run(path: Path) -> RunSummary:
         kappas,
         tensors,
         tuple(sorted({*llm_names, *drift, *(tensor.name for tensor in tensors)})),
+        tuple(int(item["step"]) for item in read_lines(path / SKIPPED_STEPS_FILE, is_record=is_of_step, strictly=True)),
     )
 
 
-def group_runs(runs: Sequence[RunSummary]) -> list[Arm]:
-    """Arms in the order in which their first runs come. Raises `InputError` if the runs don't compare.
+def group_runs(runs: Sequence[RunSummary], *, reference: str | None = None) -> list[Arm]:
+    """Arms in the order in which their first runs come, but first the one of the name `reference`. Raises `InputError` if there
+    is none, or if the runs don't compare.
 
     All must have the same configuration, base model and software; those of one seed the same data, of whose fingerprint the seed
     is a part, the same initial weights and the same samples in the same order; and each arm a seed in common with the first.
@@ -151,7 +165,7 @@ def group_runs(runs: Sequence[RunSummary]) -> list[Arm]:
     by_name: dict[str, list[RunSummary]] = {}
     for run in runs:
         by_name.setdefault(run.arm, []).append(run)
-    arms = [Arm(name, tuple(sorted(group, key=lambda run: run.seed))) for name, group in by_name.items()]
+    arms = _put_first([Arm(name, tuple(sorted(group, key=lambda run: run.seed))) for name, group in by_name.items()], reference)
     for arm in arms:
         for run, after in zip(arm.runs, arm.runs[1:], strict=False):
             if run.seed == after.seed:
@@ -166,7 +180,7 @@ def group_runs(runs: Sequence[RunSummary]) -> list[Arm]:
         if not pairs:
             raise InputError(
                 f"{arm.name!r} (seed {_list(arm.seeds)}) and {arms[0].name!r} (seed {_list(arms[0].seeds)}) have no seed in "
-                "common, so they saw other samples. Train them with the same seeds."
+                "common, so they saw other samples. Train them with the same seeds, or compare with another arm (--reference)."
             )
     by_seed: dict[int, RunSummary] = {}
     for run in runs:
@@ -175,8 +189,7 @@ def group_runs(runs: Sequence[RunSummary]) -> list[Arm]:
     return arms
 
 
-def put_first(arms: Sequence[Arm], name: str | None) -> list[Arm]:
-    """`arms` with the reference, of this name, before the others. Raises `InputError` if there is none."""
+def _put_first(arms: Sequence[Arm], name: str | None) -> list[Arm]:
     if name is None:
         return list(arms)
     chosen = [arm for arm in arms if arm.name == name]
@@ -188,25 +201,31 @@ def put_first(arms: Sequence[Arm], name: str | None) -> list[Arm]:
 def find_differences(first: RunSummary, second: RunSummary) -> list[str]:
     """The names of all that differs between two runs, arm and seed aside."""
     facts = [key for key in _SHARED_FACTS if first.record.get(key) != second.record.get(key)]
+    told = [key for key in _MACHINES_FACTS if key in first.record and key in second.record]
+    facts += [key for key in told if first.record[key] != second.record[key]]
     steps = first.last["step"], second.last["step"]
     reached = [f"the step of the last evaluation, {steps[0]} and {steps[1]}"] if steps[0] != steps[1] else []
     return [*config_differences(first.config, second.config), *facts, *reached]
 
 
 def find_differences_of_seed(first: RunSummary, second: RunSummary) -> list[str]:
-    """The names of what differs between two runs of one seed in their start and in their samples."""
+    """The names of what differs between two runs of one seed in their start and in their samples.
+
+    A step that one of them skipped, as its own gradient was bad, is recorded by the other alone: that is a result of the arm.
+    """
     facts = ("data_fingerprint", "initial_weights_digest")
     differing = [key for key in facts if first.record.get(key) != second.record.get(key)]
-    step = next((a["step"] for a, b in zip(first.steps, second.steps, strict=False) if _samples(a) != _samples(b)), None)
+    ours, theirs = ({int(record["step"]): _samples(record) for record in run.steps} for run in (first, second))
+    step = next((step for step in sorted(ours.keys() & theirs.keys()) if ours[step] != theirs[step]), None)
     if step is not None:
         differing.append(f"the samples of step {step}")
-    if len(first.steps) != len(second.steps):
-        differing.append(f"the number of steps recorded, {len(first.steps)} and {len(second.steps)}")
+    if {*ours, *first.skipped_steps} != {*theirs, *second.skipped_steps}:
+        differing.append(f"the number of steps recorded, {len(ours)} and {len(theirs)}")
     return differing
 
 
 def _samples(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    return record["step"], record["keys_digest"], record["num_target_tokens"]
+    return record["keys_digest"], record["num_target_tokens"]
 
 
 def _refuse(run: RunSummary, first: RunSummary, differing: Sequence[str]) -> None:

@@ -18,9 +18,11 @@ SCHEMA_VERSION = 2
 
 def summarise(arms: Sequence[Arm], *, missing: Mapping[str, str]) -> dict[str, Any]:
     """All arms as JSON; `difference` is an arm's WER minus the first's, null for the first itself."""
+    summarised = [_summarise_arm(arm, arms[0]) for arm in arms]
     return {
         "schema_version": SCHEMA_VERSION,
-        "arms": [_summarise_arm(arm, arms[0]) for arm in arms],
+        "arms": summarised,
+        "lead": _find_lead(arms, summarised),
         "equal": compare_at_equal(arms),
         "missing": dict(missing),
         "proof": prove_alike(arms),
@@ -40,6 +42,7 @@ def _summarise_arm(arm: Arm, reference: Arm) -> dict[str, Any]:
         "step": runs[0].last["step"],
         "train_seconds": spread([run.last["train_seconds"] for run in runs]),
         "num_target_tokens": spread([sum(step["num_target_tokens"] for step in run.steps) for run in runs]),
+        "num_skipped_steps": sum(len(run.skipped_steps) for run in runs),
         "audio_hours": spread([sum(step["audio_seconds"] for step in run.steps) / 3600 for run in runs]),
         "wer": measure_arm(arm),
         "wer_before": {language: _mean_before(runs, language) for language in runs[0].first["wer"]["languages"]},
@@ -50,6 +53,20 @@ def _summarise_arm(arm: Arm, reference: Arm) -> dict[str, Any]:
         "mean_drift": spread([fmean(run.drift.values()) if run.drift else 0.0 for run in runs]),
         "runs": [_summarise_run(run) for run in runs],
     }
+
+
+def _find_lead(arms: Sequence[Arm], summarised: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The arm of lowest mean WER, and by how much the others' is higher; null of one with which it has no seed in common.
+
+    By the differences to the reference, which are over shared seeds: an arm of which a hard seed hasn't finished doesn't win by
+    that. None for an arm alone.
+    """
+    if len(arms) == 1:
+        return None
+    gaps = [0.0 if item["difference"] is None else item["difference"]["mean"]["mean"] for item in summarised]
+    best = arms[gaps.index(min(gaps))]
+    over = {arm.name: compare_arms(best, arm)["mean"] if best.shared_with(arm) else None for arm in arms if arm is not best}
+    return {"arm": best.name, "over": over}
 
 
 def _mean_before(runs: Sequence[RunSummary], language: str) -> float | None:
@@ -107,7 +124,8 @@ def _summarise_run(run: RunSummary) -> dict[str, Any]:
 def prove_alike(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     """The digests that runs of a seed have in common, by seed: `group_runs` has refused runs in which it differs.
 
-    `samples_digest` is over each step's samples and number of target tokens, in order. `first_loss_spread` is the widest
+    `samples_digest` is over the samples and number of target tokens of each step that none of them skipped, in order.
+    `first_loss_spread` is the widest
     difference of the first step's loss, before any arm has changed a weight: 0 on one number of ranks.
     """
     by_seed: dict[int, list[RunSummary]] = {}
@@ -116,14 +134,16 @@ def prove_alike(arms: Sequence[Arm]) -> list[dict[str, Any]]:
             by_seed.setdefault(run.seed, []).append(run)
     proofs = []
     for seed, runs in sorted(by_seed.items()):
-        losses = [run.steps[0]["loss_nats"] for run in runs if run.steps]
-        samples = (f"{step['step']} {step['keys_digest']} {step['num_target_tokens']}" for step in runs[0].steps)
+        skipped = {step for run in runs for step in run.skipped_steps}
+        losses = [run.steps[0]["loss_nats"] for run in runs if run.steps and run.steps[0]["step"] not in skipped]
+        steps = [step for step in runs[0].steps if step["step"] not in skipped]
+        samples = (f"{step['step']} {step['keys_digest']} {step['num_target_tokens']}" for step in steps)
         proofs.append(
             {
                 "seed": seed,
                 "num_runs": len(runs),
                 "initial_weights_digest": runs[0].record["initial_weights_digest"],
-                "num_steps": len(runs[0].steps),
+                "num_steps": len(steps),
                 "samples_digest": digest_lines(samples),
                 "first_loss_spread": max(losses) - min(losses) if losses else 0.0,
                 "world_sizes": sorted({int(run.record["world_size"]) for run in runs}),

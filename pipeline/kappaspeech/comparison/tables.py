@@ -33,6 +33,8 @@ def make_tables(summary: Mapping[str, Any]) -> list[Table]:
     seeds = max(len(arm["seeds"]) for arm in arms)
     spread = f" ± is the standard deviation over up to {seeds} seeds." if seeds > 1 else " One seed: nothing is known of others."
     over = "Intervals cover 95 % of resampled test utterances, paired by utterance and seed; they don't cover other seeds."
+    if len({tuple(arm["seeds"]) for arm in arms}) > 1:
+        over += " Arms differ in seeds: means are over an arm's own, and a difference is over those that both arms have."
     tables = [
         make_speech_table(summary),
         _text_table(
@@ -168,6 +170,8 @@ def _training_table(arms: Sequence[Mapping[str, Any]]) -> Table:
             )
         )
     note = "Drift is the mean of ‖W − W₀‖/‖W₀‖ over the trained tensors; minutes are of training, without evaluations."
+    if skipped := [f"{arm['arm']} {arm['num_skipped_steps']}" for arm in arms if arm["num_skipped_steps"]]:
+        note += f" Bad steps that were skipped, in all seeds: {', '.join(skipped)}."
     return Table("Training", note, ("arm", "tensors", "drift", "target tokens", "minutes"), tuple(rows))
 
 
@@ -199,9 +203,8 @@ def make_equal_table(summary: Mapping[str, Any]) -> Table:
     rows = []
     for number, (name, level) in enumerate(levels):
         for arm in level["arms"]:
-            low, high = arm["interval"]
             cells = [Cell(name, number), Cell(arm["arm"], arm["arm"])]
-            cells.append(Cell(f"{arm['mean']:.3f} ({low:.3f} to {high:.3f})", arm["mean"]))
+            cells.append(Cell(_with_interval(arm, ".3f"), arm["mean"]))
             cells += _gap_cells(arm["difference"], is_reference=arm["arm"] == first) if several else []
             rows.append(tuple(cells))
     return Table("Forgetting at equal WER", "", header, tuple(rows))
@@ -210,11 +213,19 @@ def make_equal_table(summary: Mapping[str, Any]) -> Table:
 def _gap_cells(gap: Mapping[str, Any] | None, *, is_reference: bool) -> list[Cell]:
     if gap is None:
         return [Cell("reference" if is_reference else "–", 0.0), Cell("–", 1.0)]
-    low, high = gap["interval"]
+    p_value = gap["p_value"]
     return [
-        Cell(f"{gap['mean']:+.3f} ({low:+.3f} to {high:+.3f})", gap["mean"]),
-        Cell(say_p(gap["p_value"]), gap["p_value"]),
+        Cell(_with_interval(gap, "+.3f"), gap["mean"]),
+        Cell("–", 1.0) if p_value is None else Cell(say_p(p_value), p_value),
     ]
+
+
+def _with_interval(values: Mapping[str, Any], form: str) -> str:
+    """A mean and, if there is one, its interval."""
+    if values["interval"] is None:
+        return f"{values['mean']:{form}}"
+    low, high = values["interval"]
+    return f"{values['mean']:{form}} ({low:{form}} to {high:{form}})"
 
 
 def _number(values: Mapping[str, Any], form: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 
 from kappaspeech.artefacts import write_private, write_text
-from kappaspeech.comparison.experiment import LORA, ArmConfig, Experiment, ExperimentConfig, Trial, budget, has_number
+from kappaspeech.comparison.experiment import HOLDING, LORA, ArmConfig, Experiment, ExperimentConfig, Trial, budget, has_number
 from kappaspeech.comparison.runs import config_differences
 from kappaspeech.config.model_config import LoraConfig
 from kappaspeech.config.run_config import RunConfig
@@ -24,8 +24,6 @@ from kappaspeech.selection.rules import Count, Nearest, Rule, TypeFraction
 from kappaspeech.selection.select import select
 from kappaspeech.selection.tensor_selection import TensorSelection
 
-# sections of a run of which an arm may have its own
-_HOLDING = ("replay", "ewc", "classp")
 State = Literal["waiting", "running", "resumable", "failed", "finished"]
 
 
@@ -34,7 +32,7 @@ def make_trial_config(experiment: Experiment, trial: Trial, ranking: KappaRankin
     content = experiment.base.model_dump()
     options = _unfreeze(experiment, trial, ranking)
     content |= {"run_dir": str(trial.run_dir), "arm": trial.arm.name, "seed": trial.seed, "unfreeze": options}
-    content |= {key: own.model_dump() for key in _HOLDING if (own := getattr(trial.arm, key)) is not None}
+    content |= {key: own.model_dump() for key in HOLDING if (own := getattr(trial.arm, key)) is not None}
     if (until := experiment.config.until) is not None:
         content["training"] |= {"num_steps": until.num_steps, "evaluate_every_steps": until.evaluate_every_steps}
     return RunConfig.model_validate(content)
@@ -128,7 +126,7 @@ def _check_same_run(trial: Trial, config: RunConfig, selection: TensorSelection 
     # the tensors are compared by themselves: a folder that has moved keeps its selection under another path
     for content in (before, now):
         content["unfreeze"].pop("selection")
-    differing = config_differences(before, now) + [key for key in ("seed", "unfreeze", *_HOLDING) if before[key] != now[key]]
+    differing = config_differences(before, now) + [key for key in ("seed", "unfreeze", *HOLDING) if before[key] != now[key]]
     kept = trial.run_dir / SELECTION_FILE
     had = TensorSelection.read(kept).shapes if kept.exists() else {}
     if had != (selection.shapes if selection else {}):

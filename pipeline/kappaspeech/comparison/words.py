@@ -36,23 +36,33 @@ def say_gap(mean: float, interval: Sequence[float], *, unit: str = "", digits: i
     return size, f"{-low:.{digits}f} {other} to {high:.{digits}f} {word}" if high >= 0 else f"{-low:.{digits}f} {other}"
 
 
+def say_seeds(number: int) -> str:
+    """A number of seeds: `1 seed`, `3 seeds`."""
+    return f"{number} seed" + "s" * (number > 1)
+
+
+def holds_zero(gap: Mapping[str, Any]) -> bool:
+    """True if the interval of a difference has a zero, so that chance could explain its sign."""
+    low, high = gap["interval"]
+    return bool(low <= 0 <= high)
+
+
 def say_verdict(summary: Mapping[str, Any]) -> str:
-    """The result in one or two sentences: the arm of lowest WER, and the one that forgets least."""
-    arms = summary["arms"]
-    if len(arms) == 1:
+    """The result in a few sentences: the arm of lowest WER, the one that forgets least, and how many seeds say so."""
+    arms, lead = summary["arms"], summary["lead"]
+    if lead is None:
         return _say_alone(arms[0])
-    first = arms[0]
-    best = min(arms, key=lambda arm: arm["wer"]["mean"]["mean"])
-    said = f"{best['arm']} has the lowest mean WER, {100 * best['wer']['mean']['mean']:.1f} %"
-    unsure = _not_told_apart(best, first, arms)
-    said += f"; chance could explain its lead over {_list(unsure)}." if unsure else "."
-    growth = {arm["arm"]: value for arm in arms if (value := _growth(arm)) is not None}
-    if len(growth) < len(arms):
-        return said
-    least = min(growth, key=lambda name: growth[name])
-    factor = math.exp(growth[least])
-    subject = "It also keeps" if least == best["arm"] else f"{least} keeps"
-    return f"{said} {subject} text best: perplexity is {factor:.2f} times what it was before training."
+    best = next(arm for arm in arms if arm["arm"] == lead["arm"])
+    # means over other seeds don't compare
+    rate = (
+        f", {100 * best['wer']['mean']['mean']:.1f} %" if _have_same_seeds(arms) else " over the seeds that arms have in common"
+    )
+    said = f"{best['arm']} has the lowest mean WER{rate}"
+    if unsure := [name for name, gap in lead["over"].items() if gap is not None and gap["interval"][0] <= 0]:
+        said += f"; chance could explain its lead over {_list(unsure)}"
+    if apart := [name for name, gap in lead["over"].items() if gap is None]:
+        said += f"; it has no seed in common with {_list(apart)}"
+    return " ".join([f"{said}.", *_say_text(arms, best["arm"]), _say_all_seeds(arms)])
 
 
 def _say_alone(arm: Mapping[str, Any]) -> str:
@@ -61,43 +71,69 @@ def _say_alone(arm: Mapping[str, Any]) -> str:
     parts = [f"mean WER {100 * before:.0f} → {100 * arm['wer']['mean']['mean']:.1f} %"]
     for language, text in arm["text"].items():
         parts.append(f"{language} perplexity {text['perplexity_before']['mean']:.0f} → {text['perplexity']['mean']:.0f}")
-    return f"{arm['arm']}: {'; '.join(parts)}."
+    return f"{arm['arm']}, {say_seeds(len(arm['seeds']))}: {'; '.join(parts)}."
 
 
-def _not_told_apart(best: Mapping[str, Any], first: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The arms over which the best one's lead may be chance, as far as differences to the reference say it."""
-    if best is first:
-        return [arm["arm"] for arm in arms[1:] if _holds_zero(arm)]
-    return [first["arm"]] if _holds_zero(best) else []
+def _say_text(arms: Sequence[Mapping[str, Any]], best: str) -> list[str]:
+    """The arm that keeps text best, in pairs with the reference, and those that keep it as well on a seed; none without texts."""
+    if not all(arm["text"] for arm in arms):
+        return []
+    growth = {arm["arm"]: _growths(arm) for arm in arms}
+    reference = growth[arms[0]["arm"]]
+    gaps = {name: fmean(own[seed] - reference[seed] for seed in own if seed in reference) for name, own in growth.items()}
+    least = min(gaps, key=lambda name: gaps[name])
+    mine = growth[least]
+    rivals = [
+        name for name, own in growth.items() if name != least and any(own[seed] <= mine[seed] for seed in own if seed in mine)
+    ]
+    subject = "It also keeps" if least == best else f"{least} keeps"
+    but = f", though on a seed {_list(rivals)} kept it as well" if rivals else ""
+    factor = math.exp(fmean(mine.values()))
+    return [f"{subject} text best: perplexity is {factor:.2f} times what it was before training{but}."]
 
 
-def _holds_zero(arm: Mapping[str, Any]) -> bool:
-    low, high = arm["difference"]["mean"]["interval"]
-    return bool(low <= 0 <= high)
+def _growths(arm: Mapping[str, Any]) -> dict[int, float]:
+    """The growth of the mean loss on the texts, by seed."""
+    growths = {}
+    for place, seed in enumerate(arm["seeds"]):
+        pairs = [
+            (text["perplexity"]["by_seed"][place], text["perplexity_before"]["by_seed"][place]) for text in arm["text"].values()
+        ]
+        growths[seed] = fmean(math.log(after / before) for after, before in pairs)
+    return growths
 
 
-def _growth(arm: Mapping[str, Any]) -> float | None:
-    """The growth of the mean loss on the texts; None without texts."""
-    if not arm["text"]:
-        return None
-    return fmean(math.log(text["perplexity"]["mean"] / text["perplexity_before"]["mean"]) for text in arm["text"].values())
+def _have_same_seeds(arms: Sequence[Mapping[str, Any]]) -> bool:
+    return len({tuple(arm["seeds"]) for arm in arms}) == 1
+
+
+def _say_all_seeds(arms: Sequence[Mapping[str, Any]]) -> str:
+    if _have_same_seeds(arms):
+        number = len(arms[0]["seeds"])
+        return f"Each arm has {say_seeds(number)}{': nothing is known of others' if number == 1 else ''}."
+    own = (f"{arm['arm']} has {len(arm['seeds'])} ({', '.join(map(str, arm['seeds']))})" for arm in arms)
+    return f"Arms differ in seeds: {'; '.join(own)}."
 
 
 def say_differences(summary: Mapping[str, Any]) -> list[str]:
-    """Each arm's WER, and its difference to the reference, which is named."""
+    """Each arm's WER and seeds, and its difference to the reference, which is named, with the seeds that both have."""
     first, *others = summary["arms"]
     if not others:
         return []
-    said = [f"The reference, {first['arm']}: mean WER {100 * first['wer']['mean']['mean']:.1f} %."]
+    said = [f"The reference, {first['arm']}: mean WER {_say_wer(first)}."]
     for arm in others:
         gap = arm["difference"]["mean"]
         size, interval = say_gap(100 * gap["mean"], [100 * bound for bound in gap["interval"]], unit="points")
-        known = ": it could be chance" if _holds_zero(arm) else ""
+        known = ": it could be chance" if holds_zero(gap) else ""
         said.append(
-            f"{arm['arm']}: {100 * arm['wer']['mean']['mean']:.1f} %, {size} than {first['arm']} "
-            f"(95 %: {interval}; {say_equals_p(gap['p_value'])}){known}."
+            f"{arm['arm']}: {_say_wer(arm)}, {size} than {first['arm']} "
+            f"(95 %: {interval}; {say_equals_p(gap['p_value'])}; {say_seeds(len(gap['by_seed']))}){known}."
         )
     return said
+
+
+def _say_wer(arm: Mapping[str, Any]) -> str:
+    return f"{100 * arm['wer']['mean']['mean']:.1f} % over {say_seeds(len(arm['seeds']))}"
 
 
 def _list(names: Sequence[str]) -> str:

@@ -44,20 +44,6 @@ class RunConfig(StrictSection):
         description="The DeepSpeed JSON, which owns ZeRO, precision and communication. Presets are in ds_configs/.",
     )
 
-    @property
-    def unheeded_by_classp(self) -> str | None:
-        """A sentence on what `optimizer` asks for and the LLM's tensors don't get, as CLASSP moves them; None if nothing is."""
-        if self.classp is None:
-            return None
-        asked = self.optimizer.model_dump(mode="json", include={"betas", "epsilon", "weight_decay"})
-        default = OptimizerConfig().model_dump(mode="json")
-        changed = [f"optimizer.{name} {value}" for name, value in asked.items() if value != default[name]]
-        if not changed:
-            return None
-        *others, last = changed
-        named = f"{', '.join(others)} and {last} are" if others else f"{last} is"
-        return f"{named} AdamW's, and with classp the adaptor's alone"
-
     @model_validator(mode="after")
     def _measure_what_is_budgeted(self) -> RunConfig:
         if self.replay is not None and self.replay.forgetting_budget_nats is not None and not self.data.text:

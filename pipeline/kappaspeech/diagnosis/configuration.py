@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.run_config import RunConfig
+from kappaspeech.config.unheeded import find_unheeded
 from kappaspeech.diagnosis.finding import Finding
 from kappaspeech.errors import KappaSpeechError
 from kappaspeech.evaluation.choice_items import Item, read_items
@@ -63,9 +64,7 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
     """
     findings = [check_ranks(config.batch.micro_batches_per_step, world_size), *check_hub(config.model.llm)]
     findings += _try("DeepSpeed JSON", lambda: _check_deepspeed(config))
-    if config.unheeded_by_classp is not None:
-        remedy = "Leave them out, or remove classp, if they were meant for the LLM too."
-        findings.append(Finding("optimizer", "warning", config.unheeded_by_classp, remedy))
+    findings += [Finding(item.area, "warning", item.told, item.remedy) for item in find_unheeded(config)]
     findings += _try("tokenizer", lambda: _check_tokenizer(config))
     planners: list[Planner] = []
     findings += _try("models", lambda: _check_models(config, planners))

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from kappaspeech.artefacts import digest_json
 from kappaspeech.config.data_config import DatasetConfig, ReadConfig
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.config.training_config import EvaluationConfig
 from kappaspeech.errors import ConfigError, DataError
 from kappaspeech.evaluation.answering import Reports, answer_tasks
-from kappaspeech.evaluation.choice_items import Task, read_items
+from kappaspeech.evaluation.choice_items import Task, digest_items, read_items
 from kappaspeech.evaluation.decoding import Decoder
 from kappaspeech.evaluation.forgetting import TextScore, count_bytes, cut_windows, pool_scores, read_texts, score_windows
 from kappaspeech.evaluation.page import MAX_CLIP_BYTES, MAX_CLIPS, make_page, worst_first
@@ -36,11 +37,15 @@ _STAND_IN_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class TestSet:
-    """This rank's share of the test speech, in batches, and of the texts by language; and all tasks by language."""
+    """This rank's share of the test speech, in batches, and of the texts by language; and all tasks by language.
+
+    `fingerprint` is of all texts and tasks: ranks must have read the same, or their shares make no whole.
+    """
 
     batches: tuple[tuple[AudioSample, ...], ...]
     texts: Mapping[str, tuple[str, ...]]
     tasks: Mapping[str, tuple[Task, ...]] = field(default_factory=dict)
+    fingerprint: str = ""
     __test__ = False  # pytest would take it for a class of tests
 
 
@@ -73,10 +78,12 @@ def open_test_set(
         read=make_read_options(read),
     )
     texts = {language: read_texts(Path(path)) for language, path in text.items()}
+    items = {language: tuple(read_items(Path(path))) for language, path in (tasks or {}).items()}
     return TestSet(
         tuple(map(tuple, batches)),
         {language: tuple(lines[rank::world_size]) for language, lines in texts.items()},
-        {language: tuple(read_items(Path(path))) for language, path in (tasks or {}).items()},
+        items,
+        digest_json({"texts": texts, "tasks": {language: digest_items(found) for language, found in items.items()}}),
     )
 
 

@@ -5,12 +5,14 @@ M rows · N columns · K kept directions; any dimensions may stand before them
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from kappaspeech.errors import SelectionError
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,29 @@ def _all_digits() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def count_kept_directions(shape: Sequence[int], *, share: float) -> int:
+    """The number of directions of a matrix of this shape that stay, `share` of all and one at least."""
+    return max(1, int(share * min(shape[-2:])))
+
+
+def find_still(shapes: Mapping[str, Sequence[int]], *, share: float) -> list[str]:
+    """The tensors of which every direction stays, so that they don't train: those of a single row or column.
+
+    Raises `SelectionError` for a vector, which has no singular directions.
+    """
+    vectors = [name for name, shape in shapes.items() if len(shape) < 2]
+    if vectors:
+        raise SelectionError(
+            f"unfreeze.osf keeps directions of matrices; {len(vectors)} selected tensor(s) are vectors (first: {vectors[0]}). "
+            "Select again without them (--exclude), or remove unfreeze.osf."
+        )
+    return [name for name, shape in shapes.items() if count_kept_directions(shape, share=share) == min(shape[-2:])]
+
+
 def find_directions(weight_MN: Tensor, *, share: float) -> KeptDirections:
-    """The top directions of a matrix, `share` of all and one at least; in float64, as float32."""
+    """The top directions of a matrix, as many as `count_kept_directions` says; in float64, as float32."""
     left, sigma, right = torch.linalg.svd(weight_MN.double(), full_matrices=False)
-    number = max(1, int(share * sigma.shape[-1]))
+    number = count_kept_directions(weight_MN.shape, share=share)
     # else a slice would keep the whole decomposition in memory
     return KeptDirections(
         left[..., :number].float().contiguous(), sigma[..., :number].float(), right[..., :number, :].mT.float().contiguous()

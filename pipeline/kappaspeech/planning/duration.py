@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kappaspeech.model.flops import ClipLengths, SpeechCost
+from kappaspeech.model.kept_directions import count_kept_directions
 from kappaspeech.planning.batches import MicroBatchSize
 from kappaspeech.planning.elementwise import count_elementwise
-from kappaspeech.planning.kept_memory import count_kept_directions
 from kappaspeech.planning.memory import ReplayedTexts, ZeroSettings, count_tokens
 from kappaspeech.planning.offload import count_offloaded
 from kappaspeech.planning.sizes import FLOAT32_BYTES, SpeechSizes
@@ -184,7 +184,7 @@ def count_restoring(shapes: Sequence[tuple[int, ...]], share: float) -> int:
     """Operations by which tensors of these shapes get their directions back (`KeptDirections.restore`): four products each."""
     total = 0
     for *stacked, num_rows, num_columns in shapes:
-        number = count_kept_directions(share, num_rows, num_columns)
+        number = count_kept_directions((num_rows, num_columns), share=share)
         total += 4 * 2 * math.prod(stacked) * number * num_rows * num_columns
     return total
 

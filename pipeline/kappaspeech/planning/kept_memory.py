@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kappaspeech.config.run_config import RunConfig
+from kappaspeech.model.kept_directions import count_kept_directions
 from kappaspeech.model.tensor_digests import share_out
 from kappaspeech.planning.memory import MemoryPart, ZeroSettings
 from kappaspeech.planning.sizes import FLOAT32_BYTES, SpeechSizes
@@ -63,17 +64,12 @@ def count_kept(sizes: SpeechSizes, settings: ZeroSettings, kept: Kept, *, world_
     ]
 
 
-def count_kept_directions(share: float, num_rows: int, num_columns: int) -> int:
-    """The number of directions that `find_directions` keeps of a matrix."""
-    return max(1, int(share * min(num_rows, num_columns)))
-
-
 def count_directions(shapes: Sequence[tuple[int, ...]], share: float, world_size: int) -> int:
     """Bytes of the singular directions, `share` of each matrix's, of the rank that has most of them (`KeptDirections`)."""
     loads = [0] * world_size
     for shape, owner in zip(shapes, share_out([math.prod(shape) for shape in shapes], world_size), strict=True):
         *stacked, num_rows, num_columns = shape
-        number = count_kept_directions(share, num_rows, num_columns)
+        number = count_kept_directions(shape, share=share)
         # a vector on either side of each σ
         loads[owner] += FLOAT32_BYTES * math.prod(stacked) * number * (num_rows + num_columns + 1)
     return max(loads)

@@ -15,6 +15,7 @@ from kappaspeech.allocator import keep_freed_memory
 from kappaspeech.artefacts import digest_json
 from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.run_config import RunConfig
+from kappaspeech.config.unheeded import find_unheeded
 from kappaspeech.escaping import for_terminal
 from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.processors import count_sharing, find_cores, share_cores
@@ -46,8 +47,9 @@ def agree_on_settings(config: RunConfig, around: Surroundings) -> Agreed:
         "the DeepSpeed JSON": digest_json(deepspeed_config),
     }
     check_alike(cluster, settings, remedy="Give all hosts the same files, or a file system that they share.")
-    if around.is_writer and config.unheeded_by_classp is not None:
-        print(for_terminal(f"warning: {config.unheeded_by_classp}"), file=sys.stderr, flush=True)
+    if around.is_writer:
+        for unheeded in find_unheeded(config):
+            print(for_terminal(f"warning: {unheeded.told}"), file=sys.stderr, flush=True)
     _set_threads(config, cluster)
     if not torch.cuda.is_available():
         keep_freed_memory()

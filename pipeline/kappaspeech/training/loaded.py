@@ -13,6 +13,7 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import DataError
 from kappaspeech.escaping import for_terminal
 from kappaspeech.evaluation.evaluate import TestSet, read_test_set
+from kappaspeech.model.kept_directions import find_still
 from kappaspeech.model.packed_rows import packed_otherwise
 from kappaspeech.ranks.agreement import agree, agreement
 from kappaspeech.ranks.cluster import Cluster
@@ -69,6 +70,7 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
         assembly = assemble(config, agreed.arithmetic, kept_adaptor=None if kept is None else kept.origin)
         if began is not None:
             refuse_other_adaptor(began, config, assembly.first_adaptor)
+        still = _find_still(config, assembly)
         encoder_digests = assembly.encoder.digests()
         cache = feature_cache_options(config, assembly, encoder_digests)
     # a budget of tokens counts the prompt's
@@ -82,12 +84,21 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
         # only the first start warns
         if around.is_writer and config.data.test and not (folder.path / RECORD_FILE).exists():
             warn_of_overlap(config, stream)
+    if around.is_writer and still:
+        told = f"warning: unfreeze.osf keeps every direction of {len(still)} tensor(s), which don't train (first: {still[0]})"
+        print(for_terminal(told), file=sys.stderr, flush=True)
     if around.is_writer and agreed.arithmetic.packs and not assembly.model.packs:
         told = f"packing auto: clips are padded, as {packed_otherwise(assembly.model.llm)}"
         print(for_terminal(told), file=sys.stderr, flush=True)
     check_alike(
         cluster,
-        {**_inputs(config, assembly, encoder_digests, stream, replay), "the text of ewc": digest_json(consolidated)},
+        {
+            **_inputs(config, assembly, encoder_digests, stream, replay),
+            "the text of ewc": digest_json(consolidated),
+            # ranks that measured other text would steer by other distances
+            "the text of the budget": digest_json(measured),
+            "the text and tasks that are scored": test_set.fingerprint if test_set else "none",
+        },
         remedy="Copy it from one place to all hosts, or share it.",
     )
     frozen = digest_frozen(assembly, cluster)
@@ -118,6 +129,12 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
         num_adaptor=sum(p.numel() for p in assembly.model.adaptor.parameters()),
         num_llm=sum(p.numel() for p in assembly.model.llm.parameters() if p.requires_grad),
     )
+
+
+def _find_still(config: RunConfig, assembly: Assembly) -> list[str]:
+    """The selected tensors that OSF leaves nothing of to train."""
+    osf, selection = config.unfreeze.osf, assembly.selection
+    return [] if osf is None or selection is None else find_still(selection.shapes, share=osf.kept_share)
 
 
 def _inputs(

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from matplotlib.figure import Figure
 
-from kappaspeech.comparison.curves import draw_forgetting, smooth, text_keys
+from kappaspeech.comparison.curves import draw_forgetting, draw_loss, smooth, text_keys
 
 
 def test_a_smoothed_curve_begins_at_its_first_value_and_keeps_what_is_constant():
@@ -42,3 +42,14 @@ def test_an_arm_without_an_error_has_its_name_at_the_bottom():
     axes = Figure().subplots()
     draw_forgetting(axes, [arm], language="en", key="perplexity", title="perplexity")
     assert [label.xy[1] for label in axes.texts if label.get_text() == "all right"] == [0]
+
+
+def test_the_loss_of_seeds_is_averaged_step_by_step_though_one_skipped_some():
+    whole = SimpleNamespace(losses=[4.0, 4.0, 2.0, 2.0], loss_steps=[0, 1, 2, 3])
+    lacking = SimpleNamespace(losses=[4.0, 2.0, 2.0], loss_steps=[0, 2, 3])
+    axes = Figure().subplots()
+    draw_loss(axes, [SimpleNamespace(name="a", runs=[whole, lacking])])
+    line = axes.lines[0]
+    first, second = smooth(whole.losses), smooth(lacking.losses)
+    assert list(line.get_xdata()) == [1, 3, 4]
+    assert list(line.get_ydata()) == pytest.approx([4.0, (first[2] + second[1]) / 2, (first[3] + second[2]) / 2])

@@ -90,3 +90,13 @@ def test_the_training_loss_at_an_evaluation_is_that_of_the_steps_before_it_thoug
     smoothed = smooth([step["loss_nats"] for step in kept])
     assert before[:4] == [0, 0, 2, 12]
     assert list(_loss_path(run).rates_RT[0]) == [smoothed[max(number - 1, 0)] for number in before]
+
+
+def test_arms_that_aligned_the_adaptor_and_no_more_have_no_level_of_loss(arms):
+    aligned = [
+        Arm(arm.name, tuple(replace(run, steps=[{**step, "objective": "alignment"} for step in run.steps]) for run in arm.runs))
+        for arm in arms
+    ]
+    found = compare_at_equal(aligned)
+    assert found["loss"] == []
+    assert len(found["wer"]) == 6

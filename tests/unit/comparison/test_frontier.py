@@ -95,6 +95,20 @@ def test_each_resample_draws_seeds_for_all_arms_alike():
     assert own.interval[1] - own.interval[0] > 1
 
 
+def test_one_seed_without_utterances_has_no_interval_and_no_p():
+    """All its resamples are alike: an interval without width and the smallest p would be told of one number."""
+    first = [fixed_path(np.array([1.0, 0.0]), np.array([0.0, cost])) for cost in (0.2, 0.6)]
+    second = [fixed_path(np.array([1.0, 0.0]), np.array([0.0, cost])) for cost in (0.8, 1.0)]
+    alone, gap = price(first[:1], 0.5), price_gap(first[:1], second[:1], 0.5)
+    assert alone is not None
+    assert gap is not None
+    assert (alone.mean, alone.interval) == (pytest.approx(0.1), None)
+    assert (gap.mean, gap.interval, gap.p_value) == (pytest.approx(0.3), None, None)
+    both = price_gap(first, second, 0.5)
+    assert both is not None
+    assert both.interval == pytest.approx((0.2, 0.3))
+
+
 def test_the_interval_covers_the_true_gap():
     """Simulated arms whose seeds and utterances vary: a percentile bootstrap of few seeds is a little too narrow, not more."""
     num_seeds, true_gap, covered, trials = 8, 0.15, 0, 40

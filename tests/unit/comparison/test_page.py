@@ -155,7 +155,8 @@ def test_the_verdict_comes_first_and_the_reference_is_named(report):
     assert "adaptor only keeps text best: perplexity is 1.00 times what it was before training." in first[1]
     assert text.index("class=verdict") < text.index("<table")
     assert "Differences are against smallest κ." in text
-    assert "The reference, smallest κ: mean WER " in text
+    assert first[1].endswith(" Each arm has 2 seeds.")
+    assert re.search(r"The reference, smallest κ: mean WER \d+\.\d % over 2 seeds\.", text)
 
 
 def test_another_reference_is_chosen_by_its_name(report, tmp_path, capsys):
@@ -173,7 +174,9 @@ def test_one_arm_alone_is_told_before_and_after(report, tmp_path):
     text = (tmp_path / "report/report.html").read_text(encoding="utf-8")
     found = re.search(r"<p class=verdict>(.*?)</p>", text)
     assert found is not None
-    assert re.fullmatch(r"smallest κ: mean WER \d+ → \d+\.\d %; de perplexity 90 → 117; en perplexity 70 → 91\.", found[1])
+    assert re.fullmatch(
+        r"smallest κ, 2 seeds: mean WER \d+ → \d+\.\d %; de perplexity 90 → 117; en perplexity 70 → 91\.", found[1]
+    )
     assert "minus" not in text
     assert "reference" not in found[1]
 

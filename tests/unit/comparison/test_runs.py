@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from kappaspeech.commands import main
-from kappaspeech.comparison.runs import config_differences, find_differences, read_run
+from kappaspeech.comparison.runs import config_differences, find_differences, group_runs, read_run
+from kappaspeech.comparison.summary import prove_alike, summarise
+from kappaspeech.comparison.tables import make_tables
 from kappaspeech.errors import InputError
 from kappaspeech.evaluation.evaluate import read_hypotheses
 from kappaspeech.evaluation.wer import Hypothesis
@@ -67,6 +70,41 @@ def test_a_run_without_a_wer_is_not_compared(run):
     (run / "evaluations.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(InputError, match="has no WER"):
         read_run(run)
+
+
+def test_each_arm_needs_a_seed_in_common_with_the_reference_that_is_asked_for(tmp_path):
+    made = {"both": (1, 2), "first": (1,), "second": (2,)}
+    folders = {f"{arm}{seed}": (arm, seed) for arm, seeds in made.items() for seed in seeds}
+    runs = [
+        read_run(make_run(tmp_path / name, arm, seed=seed, error_rate=0.2, num_clips=2)) for name, (arm, seed) in folders.items()
+    ]
+    assert [arm.name for arm in group_runs(runs)] == ["both", "first", "second"]
+    with pytest.raises(InputError, match=r"'second' \(seed 2\) and 'first' \(seed 1\) have no seed in common"):
+        group_runs(runs, reference="first")
+    # whichever run is named first
+    assert [arm.name for arm in group_runs(runs[::-1], reference="both")] == ["both", "second", "first"]
+
+
+def test_a_step_that_one_arm_skipped_is_no_other_sample_of_the_others(run, tmp_path):
+    other = make_run(tmp_path / "other", "b", seed=1, error_rate=0.2, num_clips=2)
+    lines = (other / "steps.jsonl").read_text().splitlines(keepends=True)
+    (other / "steps.jsonl").write_text("".join(lines[:30] + lines[31:]))
+    with pytest.raises(InputError, match="the number of steps recorded, 60 and 59"):
+        group_runs([read_run(run), read_run(other)])
+    (other / "skipped_steps.jsonl").write_text('{"step": 30, "keys": []}\n')
+    arms = group_runs([read_run(run), read_run(other)])
+    (proof,) = prove_alike(arms)
+    assert proof["num_steps"] == 59
+    assert prove_alike(arms[::-1]) == [proof]
+    assert "Bad steps that were skipped, in all seeds: b 1." in str(make_tables(summarise(arms, missing={})))
+
+
+def test_arms_of_machines_that_compute_otherwise_are_not_compared(run):
+    whole = read_run(run)
+    here, there = (replace(whole, record={**whole.record, "encoder_dtype": dtype}) for dtype in ("float32", "bfloat16"))
+    assert find_differences(here, there) == ["encoder_dtype"]
+    # a version before it was recorded
+    assert find_differences(here, whole) == []
 
 
 HOSTILE = "[/red]$\\frac{$ <script>alert(1)</script>\"' \x1b[31m\u202e _"

@@ -66,6 +66,20 @@ def test_where_an_arm_was_best_and_how_far_it_has_risen_since_are_told():
         "mean_drift": spread,
         "num_target_tokens": spread,
         "train_seconds": spread,
+        "num_skipped_steps": 0,
     }
     (table,) = [item for item in make_tables({"arms": [{**arm("a", 0.31, None), **rest, "best": best}]}) if "Best" in item.title]
     assert [cell.text for cell in table.rows[0]] == ["a", "6.1 %", "400", "25.0 ± 5.0"]
+
+
+def test_what_nothing_was_resampled_of_has_no_interval_and_no_p():
+    gap = {"mean": -0.2, "interval": None, "p_value": None}
+    arms = [
+        {"arm": "a", "mean": 0.3, "interval": None, "difference": None},
+        {"arm": "b", "mean": 0.1, "interval": None, "difference": gap},
+    ]
+    summary = {"arms": [{"arm": "a"}, {"arm": "b"}], "equal": {"wer": [], "loss": [{"level": 1.25, "arms": arms}]}}
+    assert [[cell.text for cell in row][2:] for row in make_equal_table(summary).rows] == [
+        ["0.300", "reference", "–"],
+        ["0.100", "-0.200", "–"],
+    ]

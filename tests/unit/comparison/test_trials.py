@@ -229,11 +229,27 @@ def test_an_arm_has_its_own_score_budget_texts_and_subspace_and_a_length_for_all
         ({"select": "all", "type_fraction": 0.5}, r"arms\.0\.type_fraction: only arms that select a number"),
         ({"select": "all", "exclude": ["*mlp*"]}, r"arms\.0\.exclude: all selects by no ranking"),
         ({"select": "adaptor", "osf": {}}, r"arms\.0\.osf: only the arms smallest"),
+        ({"select": "adaptor", "ewc": EWC}, r"arms\.0\.ewc: adaptor trains nothing of the LLM"),
+        ({"select": "adaptor", "classp": {}}, r"arms\.0\.classp: adaptor trains nothing of the LLM"),
+        ({"select": "lora", "ewc": EWC}, r"arms\.0\.ewc: ewc can't hold LoRA"),
     ],
 )
 def test_what_an_arm_cant_have_is_refused(home, tmp_path, arm, complaint):
     with pytest.raises(ConfigError, match=complaint):
         read(tmp_path, home, arms=[{"name": "a", **arm}])
+
+
+def test_what_holds_the_base_is_checked_with_each_arm(home, tmp_path):
+    read(tmp_path, home)
+    tiny.write_config(tmp_path / "held.yaml", home, tmp_path / "unused", ewc=EWC)
+    arms = [{"name": "adaptor", "select": "adaptor"}, {"name": "all", "select": "all"}]
+    assert read(tmp_path, home, base="held.yaml", arms=arms).base.ewc is not None
+    with pytest.raises(ConfigError, match=r"arms\.2\.select: the base's ewc can't hold LoRA"):
+        read(tmp_path, home, base="held.yaml", arms=[*arms, {"name": "κ-LoRA", "select": "kappa-lora"}])
+    tiny.write_config(tmp_path / "textless.yaml", home, tmp_path / "unused", data__text={})
+    budget = {"texts": {"en": "x.txt"}, "anchor_weight": 0.1, "forgetting_budget_nats": 0.1}
+    with pytest.raises(ConfigError, match=r"arms\.0\.replay: its forgetting_budget_nats"):
+        read(tmp_path, home, base="textless.yaml", arms=[{"name": "all", "select": "all", "replay": budget}])
 
 
 def test_a_length_within_the_alignment_is_refused(home, tmp_path):

@@ -86,10 +86,11 @@ def test_what_is_missing_is_a_problem_that_names_it(home, tmp_path, area, change
     assert any(finding.area == area and said in finding.found for finding in problems), problems
 
 
-def test_what_classp_does_not_heed_of_the_optimizer_is_a_warning(home, tmp_path):
-    findings = examine(home, tmp_path, classp={}, optimizer__weight_decay=0.1)
-    (told,) = [finding for finding in findings if finding.area == "optimizer"]
-    assert (told.status, "optimizer.weight_decay 0.1" in told.found) == ("warning", True)
+def test_settings_that_act_on_nothing_are_warnings(home, tmp_path):
+    findings = examine(home, tmp_path, classp={}, optimizer__weight_decay=0.1, unfreeze={"mode": "adaptor"})
+    told = {finding.area: finding for finding in findings if finding.area in ("optimizer", "unfreeze")}
+    assert (told["optimizer"].status, "optimizer.weight_decay 0.1" in told["optimizer"].found) == ("warning", True)
+    assert (told["unfreeze"].status, "classp is without effect" in told["unfreeze"].found) == ("warning", True)
 
 
 def test_offload_needs_no_compiler_but_deepspeeds_leave_to_use_torchs_optimizer(home, tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from kappaspeech.model.kept_directions import find_directions
+from kappaspeech.errors import SelectionError
+from kappaspeech.model.kept_directions import find_directions, find_still
 
 
 @pytest.mark.parametrize("shape", [(24, 16), (16, 24), (20, 20), (3, 12, 8)])
@@ -34,6 +35,15 @@ def test_the_kept_are_those_of_largest_sigma_and_a_matrix_that_didnt_change_stay
     moved = kept.restore(weight + torch.ones(4, 4))
     assert moved[1, 1] == pytest.approx(5, abs=1e-6)
     assert moved[0, 3] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_tensor_of_one_row_has_nothing_left_to_train_and_a_vector_no_directions():
+    shapes = {"q": (8, 8), "gate": (1, 8), "experts": (4, 6, 1), "pair": (2, 8)}
+    assert find_still(shapes, share=0.9) == ["gate", "experts"]
+    weight = torch.randn((1, 8), generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(find_directions(weight, share=0.1).restore(weight + 1), weight, rtol=0, atol=1e-6)
+    with pytest.raises(SelectionError, match=r"1 selected tensor\(s\) are vectors \(first: norm\)"):
+        find_still({**shapes, "norm": (8,)}, share=0.5)
 
 
 def test_directions_are_those_of_pefts_osf():

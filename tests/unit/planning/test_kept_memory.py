@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kappaspeech.config.run_config import read_run_config
-from kappaspeech.model.kept_directions import find_directions
-from kappaspeech.planning.kept_memory import Kept, count_directions, count_kept, count_kept_directions, read_kept
+from kappaspeech.model.kept_directions import count_kept_directions, find_directions
+from kappaspeech.planning.kept_memory import Kept, count_directions, count_kept, read_kept
 from kappaspeech.planning.memory import read_settings
 from kappaspeech.planning.sizes import LlmSizes, SpeechSizes
 from tests import tiny
@@ -27,7 +27,7 @@ HERE, AWAY = (
     ("share", "shape", "number"), [(0.5, (20, 50), 10), (0.3, (25, 8), 2), (0.01, (20, 50), 1), (1.0, (4, 6), 4)]
 )
 def test_a_matrix_keeps_the_share_of_its_short_side_and_one_direction_at_least(share, shape, number):
-    assert count_kept_directions(share, *shape) == number
+    assert count_kept_directions(shape, share=share) == number
 
 
 @pytest.mark.parametrize("shape", [(20, 50), (25, 8), (3, 8, 6)])

@@ -10,6 +10,32 @@ from typing import Any
 import torch
 
 VOCABULARY = 64
+# of a checkpoint's generation_config.json: each changes what plain greedy decoding gives, or is refused beside it
+CHAT_DEFAULTS: dict[str, Any] = {
+    "do_sample": True,
+    "temperature": 0.3,
+    "top_k": 40,
+    "top_p": 0.9,
+    "top_h": 0.4,
+    "min_p": 0.15,
+    "typical_p": 0.9,
+    "epsilon_cutoff": 1e-3,
+    "eta_cutoff": 1e-3,
+    "num_beams": 4,
+    "num_return_sequences": 2,
+    "early_stopping": True,
+    "length_penalty": 2.0,
+    "repetition_penalty": 1.3,
+    "no_repeat_ngram_size": 1,
+    "min_length": 20,
+    "min_new_tokens": 20,
+    "max_time": 1e-9,
+    "stop_strings": ["a"],
+    "forced_eos_token_id": 1,
+    "exponential_decay_length_penalty": (1, 1.5),
+    "guidance_scale": 1.5,
+    "return_dict_in_generate": True,
+}
 _COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,

@@ -24,6 +24,19 @@ def for_terminal(text: str) -> str:
     return _UNSHOWABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), redact(text))
 
 
+def for_json(text: str, encoding: str | None = None) -> str:
+    """JSON on its way to a terminal or a pipe: what a terminal would obey, and what its `encoding` lacks, as JSON's own escapes.
+
+    Line feeds and tabs stay.
+    """
+    shown = _UNSHOWABLE.sub(lambda match: _json_escape(match[0]), text)
+    try:
+        shown.encode(encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return re.sub("[^\x00-\x7f]", lambda match: _json_escape(match[0]), shown)
+    return shown
+
+
 def for_line(name: str) -> str:
     """A name within a line or a table's cell: as `for_terminal`, on one line, its middle left out if it is very long."""
     return _clip(for_column(name), _MAX_NAME)
@@ -70,6 +83,12 @@ def for_cell(value: Any) -> Any:
 def encodable(name: str) -> str:
     """A name as UTF-8 can hold it. A path may hold bytes that are no text: they become backslash escapes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") if _has_bytes(name) else name
+
+
+def _json_escape(letter: str) -> str:
+    """A letter as JSON writes one that it doesn't spell out: its one or two units of UTF-16."""
+    units = letter.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[first : first + 4]}" for first in range(0, len(units), 4))
 
 
 def _clip(text: str, most: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kappaspeech.commands import main
-from kappaspeech.escaping import encodable, for_cell, for_line, for_picture, for_table, for_terminal, make_logger
+from kappaspeech.escaping import encodable, for_cell, for_json, for_line, for_picture, for_table, for_terminal, make_logger
 
 NAMES = {
     "escape": "layers.0.\x1b]0;PWNED\x07\x1b[2Jq.weight",
@@ -128,7 +128,6 @@ def test_no_module_has_a_logger_that_escapes_nothing():
 # what is printed as it is: numbers, this program's own words, tables of `for_table`'s cells, and what programs read
 AS_IT_IS = (
     r"kappaspeech \{kappaspeech.__version__\}",
-    r"json.dumps\(RunConfig",
     r"json.dumps\((?!.*ensure_ascii)",
     r"'\\t'.join\(\[\*columns",
     r"\{section\.path|  \{key\.name|      \{key\.description",
@@ -149,5 +148,19 @@ def test_whatever_is_printed_has_been_escaped():
         if not isinstance(argument, ast.Constant)
     ]
     assert len(calls) > 40
-    bare = [call for call in calls if not re.search(r"for_(terminal|line|column)\b", call[1])]
+    bare = [call for call in calls if not re.search(r"for_(terminal|line|column|json)\b", call[1])]
     assert [call for call in bare if not re.match(rf"(f?['\"])?({'|'.join(AS_IT_IS)})", call[1])] == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii", None, "no-such-encoding"])
+def test_json_stays_json_whatever_a_terminal_takes(encoding):
+    value = {"a\x7fb\x85": ["\x9b2J", "\u2028", "\udcff", "é κ 音 \U0001f600", "next\tline\n"]}
+    shown = for_json(json.dumps(value, ensure_ascii=False, indent=1), encoding)
+    assert json.loads(shown) == value
+    assert for_terminal(shown) == shown
+    if encoding not in (None, "no-such-encoding"):
+        shown.encode(encoding)
+
+
+def test_json_that_a_terminal_takes_stays_as_it_is():
+    assert for_json('{"text": "öffne die Tür 音"}', "utf-8") == '{"text": "öffne die Tür 音"}'

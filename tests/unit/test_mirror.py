@@ -23,7 +23,6 @@ THROUGH_OTHERS = {
     "commands.show",
     "commands.status",
     "commands.transcribe",
-    "commands.transcript_output",
     "comparison.page",
     "comparison.report",
     "comparison.trial_runner",

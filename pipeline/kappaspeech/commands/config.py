@@ -14,12 +14,14 @@ def config(
 ) -> None:
     """List every key of a run's YAML with its type, default and meaning."""
     import json
+    import sys
 
     from kappaspeech.config.reference import list_sections
     from kappaspeech.config.run_config import RunConfig
+    from kappaspeech.escaping import for_json
 
     if schema:
-        print(json.dumps(RunConfig.model_json_schema(), indent=1, ensure_ascii=False))
+        print(for_json(json.dumps(RunConfig.model_json_schema(), indent=1, ensure_ascii=False), sys.stdout.encoding))
         return
     for section in list_sections(RunConfig):
         print(f"{section.path or 'top level'}: {section.description}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -9,12 +11,19 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from kappaspeech.escaping import for_terminal
+from kappaspeech.escaping import for_json, for_terminal
+from kappaspeech.redaction import redact_values
 
 if TYPE_CHECKING:
     from kappaspeech.evaluation.clip_job import Speed
     from kappaspeech.evaluation.transcript_log import TranscriptLog
     from kappaspeech.evaluation.transcripts import Transcript
+
+
+# what file systems allow
+_LONGEST_NAME_BYTES = 255
+# the times of a part of a file, which `clips` puts behind its name
+_PART = re.compile(r"#t=[0-9.e+-]{1,20}(,[0-9.e+-]{1,20})?$")
 
 
 class Format(str, Enum):
@@ -51,8 +60,7 @@ class Printed:
         from kappaspeech.json_lines import dump_line
 
         for transcript in transcripts:
-            # JSON of letters that any terminal takes
-            print(for_terminal(dump_line(to_line(transcript)).rstrip("\n")))
+            print(for_json(dump_line(redact_values(to_line(transcript))).rstrip("\n"), sys.stdout.encoding))
         sys.stdout.flush()
         self._errors += _errors(transcripts)
 
@@ -103,24 +111,28 @@ class Gathered:
         self._transcripts += transcripts
 
     def finish(self, speed: Speed | None) -> int:
-        self._write([transcript for transcript in self._transcripts if transcript.error is None])
+        self._write()
         errors = _errors(self._transcripts)
         _tell(errors, speed)
         return 1 if errors else 0
 
-    def _write(self, transcripts: list[Transcript]) -> None:
+    def _write(self) -> None:
         from kappaspeech.artefacts import write_text
         from kappaspeech.evaluation.transcripts import to_json, to_srt, to_text
 
         if self._into_folder and self._path is not None:
-            for name, transcript in subtitle_names(transcripts).items():
-                write_text(self._path / name, to_srt(transcript))
-                print(for_terminal(str(self._path / name)))
+            for name, transcript in subtitle_names(self._transcripts).items():
+                if transcript.error is None:
+                    write_text(self._path / name, to_srt(transcript))
+                    print(for_terminal(str(self._path / name)))
             return
+        transcripts = [transcript for transcript in self._transcripts if transcript.error is None]
         makers = {Format.text: to_text, Format.json: to_json}
         content = makers.get(self._format, lambda found: to_srt(found[0]))(transcripts)
         if self._path is None:
-            print(content, end="")
+            # names and texts in lines have been escaped
+            shown = for_json(content, sys.stdout.encoding) if self._format is Format.json else content
+            print(shown, end="")
         else:
             write_text(self._path, content)
             print(for_terminal(str(self._path)))
@@ -156,15 +168,32 @@ def open_output(
 
 
 def subtitle_names(transcripts: Sequence[Transcript]) -> dict[str, Transcript]:
-    """File names for subtitles; recordings of one name in several folders get a number."""
+    """File names for subtitles, each within one folder; recordings of one name in several folders get a number.
+
+    A recording that can't be read has its name too, so that the others' are the same once it can.
+    """
     names: dict[str, Transcript] = {}
+    numbers: dict[str, int] = {}
     for transcript in transcripts:
+        # the name of a shard's clip is whatever the shard says
+        name = transcript.recording.rpartition("/")[2]
         # of a part of a file the times stay
-        file, mark, part = transcript.recording.partition("#t=")
-        stem = Path(file).stem + mark + part
-        candidates = (f"{stem}{suffix}.srt" for suffix in ("", *(f"-{number}" for number in range(2, len(transcripts) + 2))))
-        names[next(name for name in candidates if name not in names)] = transcript
+        found = _PART.search(name)
+        part = found[0] if found else ""
+        stem = Path(name.removesuffix(part)).stem
+        number = numbers.get(stem + part, 0) + 1
+        while (file := _subtitle_name(stem, part, number)) in names:
+            number += 1
+        numbers[stem + part], names[file] = number, transcript
     return names
+
+
+def _subtitle_name(stem: str, part: str, number: int) -> str:
+    """A file name, of which a long stem's end is left out."""
+    end = f"{part}{f'-{number}' if number > 1 else ''}.srt"
+    while len(os.fsencode(stem + end)) > _LONGEST_NAME_BYTES:
+        stem = stem[:-1]
+    return stem + end
 
 
 def _errors(transcripts: Sequence[Transcript]) -> list[str]:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kappaspeech.escaping import encodable
+from kappaspeech.escaping import encodable, for_column
 
 if TYPE_CHECKING:
     from kappaspeech.evaluation.decoding import Ending
 
 SCHEMA_VERSION = 1
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,9 @@ def to_line(transcript: Transcript) -> dict[str, Any]:
 
 
 def to_text(transcripts: Sequence[Transcript]) -> str:
-    """A line each: recording, tab, text. A name's own tabs and line feeds are escaped, a text's are spaces."""
-    names = (transcript.recording.replace("\t", "\\t").replace("\n", "\\n") for transcript in transcripts)
-    return "".join(f"{name}\t{_on_one_line(transcript.text)}\n" for name, transcript in zip(names, transcripts, strict=True))
+    """A line each: recording, tab, text. What would end a line and what a terminal obeys is escaped in a name, and a space in a
+    text."""
+    return "".join(f"{for_column(encodable(item.recording))}\t{_on_one_line(item.text)}\n" for item in transcripts)
 
 
 def to_json(transcripts: Sequence[Transcript]) -> str:
@@ -107,8 +108,9 @@ def to_srt(transcript: Transcript) -> str:
 
 
 def _on_one_line(text: str) -> str:
-    """`text` with a space in the place of a model's line feeds and tabs, which would end a line or a subtitle."""
-    return re.sub(r"[\t\r\n]+", " ", text)
+    """`text` with a space in the place of a model's line feeds, tabs and other control characters: they would end a line or a
+    subtitle, or be obeyed by a terminal."""
+    return _CONTROL.sub(" ", text)
 
 
 def _srt_time(seconds: float) -> str:

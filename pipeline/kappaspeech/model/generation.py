@@ -18,15 +18,20 @@ from torch import Tensor, nn
 LOOP_LONGEST_NGRAM = 20
 LOOP_MIN_REPEATS = 4
 LOOP_MIN_TOKENS = 24
-# a checkpoint may bring defaults of its own, made for chat
+# a checkpoint may bring defaults of its own, made for chat; transformers saves none of sampling or of beams beside these
 GREEDY: dict[str, Any] = {
     "do_sample": False,
-    "temperature": None,
-    "top_p": None,
-    "top_k": None,
+    **dict.fromkeys(("temperature", "top_p", "top_k", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")),
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "early_stopping": False,
+    "length_penalty": 1.0,
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
-    "length_penalty": 1.0,
+    "min_length": 0,
+    **dict.fromkeys(("min_new_tokens", "max_time", "stop_strings", "forced_eos_token_id", "exponential_decay_length_penalty")),
+    "guidance_scale": None,
+    "return_dict_in_generate": False,
 }
 
 

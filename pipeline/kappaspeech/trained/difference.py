@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kappaspeech.errors import CheckpointError
+from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.family import read_attentions
-from kappaspeech.model.lora import LoraShape, is_factor
+from kappaspeech.model.lora import LoraShape, is_factor, lora_from_record
 from kappaspeech.model.precision import DTYPES
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.trained import load_trained_model
@@ -59,12 +61,22 @@ class SpeechParts:
         return {"schema_version": SCHEMA_VERSION, **asdict(self), "encoder": _portable(self.encoder)}
 
     @staticmethod
-    def from_json(content: dict[str, Any]) -> SpeechParts:
-        plain = {key: content[key] for key in ("encoder", "pad_to_30s", "instruction", "dtype")}
-        # versions before this one recorded the template alone, and left attention to the machine
-        plain |= {"chat_template": content.get("chat_template", True), "attention": content.get("attention", "auto")}
-        plain["prompt"] = content.get("prompt")
-        return SpeechParts(**plain, adaptor=AdaptorShape(**content["adaptor"]), encoder_dtype=_read_encoder_dtype(content))
+    def from_json(content: dict[str, Any], folder: Path) -> SpeechParts:
+        """The parts that `to_json` returned, of the export in `folder`. Raises `InputError`."""
+        with _explained(folder / SPEECH_FILE):
+            plain = {key: content[key] for key in ("encoder", "pad_to_30s", "instruction", "dtype")}
+            # versions before this one recorded the template alone, and left attention to the machine
+            plain |= {"chat_template": content.get("chat_template", True), "attention": content.get("attention", "auto")}
+            plain["prompt"] = content.get("prompt")
+            shape = AdaptorShape(**content["adaptor"])
+            parts = SpeechParts(**plain, adaptor=shape, encoder_dtype=_read_encoder_dtype(content))
+            for name in ("encoder", "instruction", "attention"):
+                if not isinstance(getattr(parts, name), str):
+                    raise TypeError(f"{name} is {getattr(parts, name)!r:.80}, which is no text")
+            for name in ("dtype", "encoder_dtype"):
+                if getattr(parts, name) not in DTYPES:
+                    raise ValueError(f"{name} is {getattr(parts, name)!r:.80}; wanted is one of {', '.join(DTYPES)}")
+            return parts
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,14 @@ class Difference:
     base_digest: str
     trained: Path
     lora: LoraShape | None = None
+
+    @staticmethod
+    def from_json(where: Path, content: dict[str, Any]) -> Difference:
+        """The difference that lies in the folder `where`, with this `speech.json`. Raises `InputError`."""
+        parts = SpeechParts.from_json(content, where)
+        with _explained(where / SPEECH_FILE):
+            llm, digest = (str(content["base"][name]) for name in ("llm", "checkpoint_digest"))
+            return Difference(where, parts, llm, digest, where / TRAINED_FILE, lora_from_record(content.get("lora")))
 
     def base_json(self) -> dict[str, str]:
         return {"llm": _portable(self.llm), "checkpoint_digest": self.base_digest}
@@ -108,6 +128,18 @@ class Difference:
             lora=self.lora,
             attention=self.parts.choose_attention(use, self.llm),
         )
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Raise `InputError` for content of `path` that a newer version or another hand has written."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        told = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise InputError(
+            f"{path} can't be read: {told}. Export again with this release, or use the one that wrote it."
+        ) from error
 
 
 def _read_encoder_dtype(content: dict[str, Any]) -> str:

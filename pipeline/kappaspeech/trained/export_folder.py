@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +17,11 @@ _SMALL_FILES_BYTES = 64 << 20
 
 
 def write_folder(output: Path, write: Callable[[Path], None], *, num_bytes: int) -> list[Path]:
-    """Let `write` fill a temporary sibling of `output` and rename it, if there is room for it."""
-    if output.exists():
-        raise InputError(f"{output} exists already. Give a folder that doesn't, or remove it.")
+    """Let `write` fill a temporary sibling of `output` and rename it, if there is room for it.
+
+    Raises `InputError` if `output` exists, if another process is writing it, or for a disk that is full.
+    """
+    _refuse_existing(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     needed, free = num_bytes + _SMALL_FILES_BYTES, shutil.disk_usage(output.parent).free
     if free < needed:
@@ -26,6 +30,8 @@ def write_folder(output: Path, write: Callable[[Path], None], *, num_bytes: int)
             "another folder, or export the difference alone: --only difference."
         )
     with _temporary_sibling(output) as temporary:
+        # another process may have made it by now
+        _refuse_existing(output)
         try:
             write(temporary)
         except OSError as error:
@@ -35,12 +41,43 @@ def write_folder(output: Path, write: Callable[[Path], None], *, num_bytes: int)
     return sorted(output.iterdir())
 
 
+def _refuse_existing(output: Path) -> None:
+    if output.exists():
+        raise InputError(f"{output} exists already. Give a folder that doesn't, or remove it.")
+
+
 @contextmanager
 def _temporary_sibling(output: Path) -> Iterator[Path]:
     temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    descriptor = _claim(temporary, output)
     try:
+        # what a kill left
+        for left in temporary.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield temporary
-    finally:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        # after a rename another process may have made a folder of this name
+        os.close(descriptor)
+
+
+def _claim(temporary: Path, output: Path) -> int:
+    """Make the folder if it isn't there, and lock it: a descriptor that keeps it from others until it is closed."""
+    while True:
+        temporary.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(temporary, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # another process was ready just now
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InputError(f"{output} is being written by another process. Wait for it, or give another folder.") from None
+        except OSError:
+            return descriptor  # a file system without locks
+        if temporary.exists() and os.path.samestat(os.fstat(descriptor), temporary.stat()):
+            return descriptor
+        os.close(descriptor)

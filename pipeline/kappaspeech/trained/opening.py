@@ -128,10 +128,7 @@ def open_difference(path: Path, *, step: Step = None, base: str | None = None) -
     if (path / RECORD_FILE).exists():
         found = open_run(path, step=step).difference
     elif (path / SPEECH_FILE).exists() and (path / TRAINED_FILE).exists():
-        content = read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION)
-        origin = content["base"]
-        parts, lora = SpeechParts.from_json(content), lora_from_record(content.get("lora"))
-        found = Difference(path, parts, origin["llm"], origin["checkpoint_digest"], path / TRAINED_FILE, lora)
+        found = Difference.from_json(path, read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION))
     else:
         raise InputError(f"{path} is neither a run folder ({RECORD_FILE}) nor a difference ({SPEECH_FILE} and {TRAINED_FILE}).")
     return replace(found, llm=base) if base else found
@@ -178,7 +175,8 @@ def _load_parts(
     if _is_merged(path):
         from safetensors.torch import load_file
 
-        parts = SpeechParts.from_json(read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION))
+        parts = SpeechParts.from_json(read_json(path / SPEECH_FILE, schema_version=SCHEMA_VERSION), path)
+        where = _find_encoder(parts.encoder, path)
         trained = {ADAPTOR_PREFIX + name: tensor for name, tensor in load_file(path / ADAPTOR_FILE).items()}
         llm = str(path)
         dtype, attention = use.dtype(parts.dtype), parts.choose_attention(use, llm)
@@ -187,9 +185,26 @@ def _load_parts(
         model.base_tensors = None  # this folder's base is the trained model itself
     elif (path / SPEECH_FILE).exists() or (path / RECORD_FILE).exists():
         difference = open_difference(path, step=step, base=base)
-        parts, model, llm = difference.parts, difference.load_model(use), difference.llm
+        parts, llm = difference.parts, difference.llm
+        where = _find_encoder(parts.encoder, path)
+        model = difference.load_model(use)
     else:
         raise InputError(f"{path} is neither a run folder ({RECORD_FILE}) nor an export ({SPEECH_FILE}).")
     tokenizer = load_tokenizer(llm)
-    encoder = load_encoder(parts.encoder, pad_to_30s=parts.pad_to_30s, dtype=use.dtype(parts.encoder_dtype))
+    encoder = load_encoder(where, pad_to_30s=parts.pad_to_30s, dtype=use.dtype(parts.encoder_dtype))
     return model, encoder, tokenizer, parts.make_prompt(tokenizer), parts.chat_template
+
+
+def _find_encoder(name_or_path: str, folder: Path) -> str:
+    """The speech encoder of the run or export in `folder`: where it was in the training, or in that folder, to which it may have
+    been moved. Raises `CheckpointError` for a path at which there is nothing, before the LLM is loaded."""
+    recorded = Path(name_or_path)
+    beside = folder / recorded.name
+    if recorded.exists() or not (beside.exists() or recorded.is_absolute()):
+        return name_or_path
+    if not beside.exists():
+        raise CheckpointError(
+            f"The speech encoder of {folder} isn't at {recorded}, where it was in the training. Put it back there, or copy it to "
+            f"{beside}."
+        )
+    return str(beside)

@@ -30,3 +30,9 @@ def test_json_has_every_segment():
     (recording,) = json.loads(to_json([LONG]))["recordings"]
     assert recording["text"] == "turn it on off"
     assert [segment["end_seconds"] for segment in recording["segments"]] == [3723.0015, 3725.0, 3730.5]
+
+
+def test_no_control_character_of_a_name_or_a_text_ends_a_line_or_reaches_a_terminal():
+    clip = Transcript("a\rb\x1b[2Jc\u2028d\udcff.wav", (Segment(0.0, 1.0, "eins\x1b[2J\x85zwei\u2029drei"),))
+    assert to_text([clip]) == "a\\rb\\x1b[2Jc\\u2028d\\xff.wav\teins [2J zwei drei\n"
+    assert to_srt(clip).splitlines()[2:] == ["eins [2J zwei drei", ""]

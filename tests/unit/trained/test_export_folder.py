@@ -30,3 +30,20 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path):
 
 def test_the_files_are_named_when_all_is_there(tmp_path):
     assert write_folder(tmp_path / "out", lambda folder: (folder / "a").write_text("whole"), num_bytes=0) == [tmp_path / "out/a"]
+
+
+def test_a_second_job_is_refused_while_the_first_writes_and_leaves_its_files_alone(tmp_path):
+    def write(folder):
+        (folder / "a").write_text("first")
+        with pytest.raises(InputError, match="being written by another process"):
+            write_folder(tmp_path / "out", lambda _: pytest.fail("it wrote"), num_bytes=0)
+        (folder / "b").write_text("first")
+
+    assert write_folder(tmp_path / "out", write, num_bytes=0) == [tmp_path / "out/a", tmp_path / "out/b"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_what_a_kill_left_of_an_export_is_in_no_later_one(tmp_path):
+    (tmp_path / ".out.tmp/folder").mkdir(parents=True)
+    (tmp_path / ".out.tmp/half").write_text("half")
+    assert write_folder(tmp_path / "out", lambda folder: (folder / "a").write_text("whole"), num_bytes=0) == [tmp_path / "out/a"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,13 @@ import torch
 
 from kappaspeech.commands import main
 from kappaspeech.errors import CheckpointError, InputError
+from kappaspeech.model.encoder import load_encoder
 from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.card import make_card
 from kappaspeech.trained.export import export, export_adaptor, export_difference
 from kappaspeech.trained.opening import choose_device, open_transcriber
 from kappaspeech.trained.target import find_target
+from tests.made_exports import make_export
 from tests.made_runs import make_run
 
 EXPORTS = {"difference": ("speech.json", "trained.safetensors"), "export": ("speech.json", "adaptor.safetensors"), "whole": ()}
@@ -88,3 +92,54 @@ def test_a_rank_takes_a_gpu_that_it_sees(monkeypatch, local_rank, num_visible, g
     monkeypatch.setattr(torch.cuda, "is_available", lambda: num_visible > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_visible)
     assert choose_device(local_rank) == torch.device("cuda", gpu)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"encoder": None}, "encoder is None"),
+        ({"dtype": "float99"}, "dtype is 'float99'"),
+        ({"adaptor": {"new": 1}}, "unexpected keyword argument 'new'"),
+        ({"adaptor": 7}, "must be a mapping"),
+        ({"prompt": {"prefix_ids": "no"}}, "no token ids"),
+    ],
+)
+def test_an_export_of_a_newer_version_or_another_hand_is_refused_in_a_sentence(home, tmp_path, change, told):
+    path = make_export(tmp_path / "export", home) / "speech.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | change))
+    with pytest.raises(InputError, match=told):
+        transcribe(path.parent)
+
+
+@pytest.mark.parametrize("gone", ["encoder", "dtype", "adaptor", "instruction"])
+def test_parts_that_an_export_does_not_name_are_named(home, tmp_path, gone):
+    path = make_export(tmp_path / "export", home) / "speech.json"
+    content = json.loads(path.read_text())
+    del content[gone]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"speech.json can't be read: '{gone}' is missing"):
+        transcribe(path.parent)
+    (path.parent / "adaptor.safetensors").rename(path.parent / "trained.safetensors")
+    with pytest.raises(InputError, match=f"speech.json can't be read: '{gone}' is missing"):
+        export_difference(path.parent, tmp_path / "out")
+
+
+def test_a_difference_without_its_base_is_refused_in_a_sentence(home, tmp_path):
+    folder = make_export(tmp_path / "export", home)
+    (folder / "adaptor.safetensors").rename(folder / "trained.safetensors")
+    with pytest.raises(InputError, match="'base' is missing"):
+        export(folder, tmp_path / "out")
+
+
+def test_an_encoder_that_has_moved_beside_its_export_is_found_there(home, tmp_path):
+    folder = make_export(tmp_path / "export", home)
+    content = json.loads((folder / "speech.json").read_text())
+    (folder / "speech.json").write_text(json.dumps({**content, "encoder": "/nowhere/whisper.pt"}))
+    with pytest.raises(CheckpointError, match=f"isn't at /nowhere/whisper.pt.*copy it to {folder}/whisper.pt"):
+        transcribe(folder)
+    shutil.copyfile(home / "whisper.pt", folder / "whisper.pt")
+    assert transcribe(folder).encoder.dims == load_encoder(str(home / "whisper.pt")).dims
+    # as `push` names it
+    (folder / "speech.json").write_text(json.dumps({**content, "encoder": "whisper.pt"}))
+    assert transcribe(folder).encoder.dims == load_encoder(str(home / "whisper.pt")).dims

@@ -25,7 +25,7 @@ from kappaspeech.speech.samples import AudioSample
 from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.whole import write_model
 from kappaspeech.trained.whole_opening import is_whole, load_whole
-from tests.families import FAMILIES, make_llm
+from tests.families import CHAT_DEFAULTS, FAMILIES, make_llm
 
 HEARING = [name for name in FAMILIES if name not in ("Falcon-H1", "Gemma-3 multimodal")]
 PROMPT = SpeechPrompt(torch.tensor([5, 6, 7]), torch.tensor([8, 9]))
@@ -176,3 +176,15 @@ def test_an_export_is_asked_what_a_data_set_of_its_training_was(home, tmp_path):
         model.generate(**inputs, instruction="Sing")
     *_, prompt, chat_template = load_whole(tmp_path, UseArithmetic(bfloat16_is_fast=False))
     assert (prompt.to_json(), chat_template) == (asked.to_json(), False)
+
+
+def test_it_is_written_whatever_defaults_the_base_brings_and_generates_the_same(home, tmp_path):
+    ours = speaker(home, make_llm("Llama"))
+    for name in ("plain", "chat"):
+        (tmp_path / name).mkdir()
+    write_model(tmp_path / "plain", ours)
+    for name, value in CHAT_DEFAULTS.items():
+        setattr(ours.model.llm.generation_config, name, value)
+    write_model(tmp_path / "chat", ours)
+    (plain, inputs), (chat, _) = load(tmp_path / "plain"), load(tmp_path / "chat")
+    assert torch.equal(chat.generate(**inputs), plain.generate(**inputs))

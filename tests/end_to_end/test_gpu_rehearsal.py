@@ -147,7 +147,7 @@ def test_a_case_is_stopped_at_its_limit_with_all_that_it_has_started(benchmarks,
     assert (facts["status"], facts["found"]) == ("stopped", 7)
     assert "half way" in facts["error"]
     child = Path("/proc", (tmp_path / "child").read_text(), "stat")
-    ends = time.monotonic() + 5
+    ends = time.monotonic() + patience(5)
     # gone, or dead and not yet reaped by its new parent
     while child.exists() and ") Z" not in child.read_text() and time.monotonic() < ends:
         time.sleep(0.05)

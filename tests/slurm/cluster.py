@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tests.conftest import clean_environment
 from tests.debian import install
+from tests.patience import patience
 
 _PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
 _START_SECONDS = 30.0
@@ -153,7 +154,7 @@ class Slurm:
             )
 
     def _await(self, what: str, is_so, *, seconds: float = _START_SECONDS) -> None:
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patience(seconds)
         while not is_so():
             if time.monotonic() > deadline or any(daemon.poll() is not None for daemon in self._daemons):
                 raise RuntimeError(f"SLURM: no '{what}'\n{self.logs()}")
@@ -165,7 +166,7 @@ class Slurm:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=_CLIENT_SECONDS,
+            timeout=patience(_CLIENT_SECONDS),
         )
         return sum(int(word) for word in done.stdout.split())
 
@@ -189,7 +190,7 @@ class Slurm:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=_CLIENT_SECONDS,
+            timeout=patience(_CLIENT_SECONDS),
             check=False,
         )
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
@@ -205,8 +206,8 @@ class Slurm:
         return dict(re.findall(r"(\w+)=(\S*)", record))
 
     def wait(self, number: int, *states: str, seconds: float) -> dict[str, str]:
-        """The job once it is in one of `states`, or has ended. An `AssertionError` with its output after `seconds`."""
-        deadline = time.monotonic() + seconds
+        """The job once it is in one of `states`, or has ended. Raises `AssertionError` with its output after `seconds`."""
+        deadline = time.monotonic() + patience(seconds)
         while True:
             job = self.job(number)
             if job["JobState"] in ({*states} or _ENDED):

@@ -11,6 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.offline_host import index_answers
+from tests.patience import patience
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
@@ -65,7 +66,7 @@ def test_gathered_wheels_are_installed_without_an_index(offline_wheels, tmp_path
         [*script, "gather", str(wheels), "--have", str(tmp_path / "have.txt"), "--python", version],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=patience(200),
     )
     assert gathered.returncode == 0, gathered.stdout + gathered.stderr
     assert sorted(path.name.partition("-")[0] for path in wheels.iterdir()) == ["braceexpand", "webdataset"]
@@ -74,7 +75,7 @@ def test_gathered_wheels_are_installed_without_an_index(offline_wheels, tmp_path
         env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "PIP_INDEX_URL": "http://127.0.0.1:9/none"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
     )
     assert installed.returncode == 0, installed.stderr
     assert installed.stdout == f"export PYTHONPATH={target}:{LAUNCH.parent}/pipeline\n"

@@ -93,8 +93,8 @@ class ExperimentConfig(_Section):
     count: Count | None = Field(default=None, description="Number of tensors of an arm that selects by the ranking.")
     type_fraction: Share | None = Field(
         default=None,
-        description="In place of `count`: the share of the tensors of each module type. smallest and largest then differ in κ "
-        "and in no type's number; with 0.5 they are the two halves.",
+        description="In place of `count`: the share of the tensors of each module type, one of each at least. smallest and "
+        "largest then differ in no type's number. Exclude types of a single tensor, which would be in both.",
     )
     until: UntilConfig | None = Field(default=None, description="The length of every arm. null: the base's.")
     equal: Equal = Field(

@@ -58,8 +58,12 @@ def say_verdict(summary: Mapping[str, Any]) -> str:
         f", {100 * best['wer']['mean']['mean']:.1f} %" if _have_same_seeds(arms) else " over the seeds that arms have in common"
     )
     said = f"{best['arm']} has the lowest mean WER{rate}"
-    if unsure := [name for name, gap in lead["over"].items() if gap is not None and gap["interval"][0] <= 0]:
+    over = {name: gap for name, gap in lead["over"].items() if gap is not None}
+    if unsure := [name for name, gap in over.items() if holds_zero(gap)]:
         said += f"; chance could explain its lead over {_list(unsure)}"
+    # it leads in pairs with the reference, which are over other seeds
+    if ahead := [name for name, gap in over.items() if gap["interval"][1] < 0]:
+        said += f"; on the seeds that both have it is behind {_list(ahead)}"
     if apart := [name for name, gap in lead["over"].items() if gap is None]:
         said += f"; it has no seed in common with {_list(apart)}"
     return " ".join([f"{said}.", *_say_text(arms, best["arm"]), _say_all_seeds(arms)])

@@ -18,7 +18,7 @@ class Unheeded:
 
 
 def find_unheeded(config: RunConfig) -> list[Unheeded]:
-    """All that `config` sets in vain. Arms of a comparison share one base, so that is a warning's matter and no error's."""
+    """Settings of `config` known to act on nothing. Arms of a comparison share one base, so these are warnings and no errors."""
     found = [_by_classp(config), *_of_a_still_llm(config), _of_no_budget(config), *_without_speech(config)]
     return [item for item in found if item is not None]
 

@@ -72,7 +72,7 @@ class Fraction:
 class TypeFraction:
     """A share of the candidates of each module type, rounded down, but one at least of each.
 
-    Both ends of a score then have as many tensors of each type, so they differ in the score alone.
+    Both ends of a score then have as many tensors of each type. A type of a single tensor is in both.
     """
 
     share: float
@@ -212,7 +212,7 @@ def _read_size(path: Path) -> Nearest:
 RULES = (
     RuleOption("count", int, "Number of tensors.", Count),
     RuleOption("fraction", float, "Share of the tensors that may be chosen: 0.2. It is PEFT KappaTune's top_p.", Fraction),
-    RuleOption("type_fraction", float, "Share of the tensors of each module type: 0.5.", TypeFraction),
+    RuleOption("type_fraction", float, "Share of the tensors of each module type, one of each at least: 0.5.", TypeFraction),
     RuleOption("budget", str, "Number of parameters that the tensors may have together: 20000000, 20M or 1.5B.", _read_budget),
     RuleOption(
         "threshold", str, "All tensors up to this score (with --largest, from it on); auto finds it (Otsu).", _read_threshold

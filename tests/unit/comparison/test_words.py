@@ -56,6 +56,20 @@ def test_a_leader_without_a_seed_in_common_with_an_arm_is_not_said_to_beat_it(co
     )
 
 
+def test_a_leader_over_other_seeds_is_not_said_to_lead_an_arm_that_beats_it_on_theirs(compare):
+    """Against the reference it gains most on a seed that the other lacks."""
+    reference = [("all", seed, 0.9, 0.3) for seed in (1, 2, 3)]
+    summary = compare(*reference, ("first", 1, 0.05, 0.3), ("first", 2, 0.8, 0.3), ("last", 2, 0.5, 0.3), ("last", 3, 0.5, 0.3))
+    assert summary["lead"]["arm"] == "first"
+    assert summary["lead"]["over"]["last"]["interval"][1] < 0
+    said = say_verdict(summary)
+    assert (
+        "first has the lowest mean WER over the seeds that arms have in common; on the seeds that both have it is behind last. "
+        in said
+    )
+    assert "chance" not in said
+
+
 def test_each_sentence_has_the_number_of_seeds_behind_it(compare):
     summary = compare(("a", 1, 0.1, 0.3), ("a", 2, 0.1, 0.3), ("b", 1, 0.5, 0.3))
     reference, other = say_differences(summary)

@@ -20,6 +20,7 @@ from kappaspeech.launching.attempt import Signals, judge, run_attempt
 from kappaspeech.launching.command_lines import CommandLine
 from kappaspeech.launching.reports import RankReport
 from kappaspeech.runs.lease import Lease, make_start_id
+from tests.patience import patience
 
 
 def start(run_dir: Path, script: str, *, mark: str = "m"):
@@ -69,7 +70,7 @@ def test_a_run_that_is_being_trained_is_not_started_again(tmp_path, fake_start):
 
 
 def test_orphans_of_a_start_are_ended_and_nothing_else_is(tmp_path):
-    other = subprocess.Popen(["sleep", "60"], env={**os.environ, leftovers.VARIABLE: "m2"})
+    other = subprocess.Popen(["sleep", str(patience(60))], env={**os.environ, leftovers.VARIABLE: "m2"})
     try:
         script = f"setsid sleep 60 & echo $! > {tmp_path}/orphan; {record(tmp_path, 'running')}; kill -9 $$"
         ended = start(tmp_path, script, mark="m")
@@ -90,8 +91,8 @@ def test_a_launcher_that_outlives_a_failed_rank_is_ended(tmp_path, monkeypatch):
         json.dumps({"rank": 1, "host": "h2", "cause": "disk full", "exit_code": 1, "is_echo": False})
     )
     began = time.monotonic()
-    ended = start(tmp_path, "trap '' TERM INT; sleep 60")
-    assert time.monotonic() - began < 10
+    ended = start(tmp_path, f"trap '' TERM INT; sleep {patience(60)}")
+    assert time.monotonic() - began < patience(10)
     assert ended.causes == ("rank 1 on h2: disk full",)
 
 
@@ -177,13 +178,19 @@ def test_a_run_stopped_by_its_own_wish_is_not_started_again(tmp_path, fake_start
 
 def test_the_leftovers_script_needs_nothing_of_this_project(tmp_path):
     source = Path(leftovers.__file__).read_text(encoding="utf-8")
-    process = subprocess.Popen(["sleep", "60"], env={**os.environ, leftovers.VARIABLE: "alone"})
+    process = subprocess.Popen(["sleep", str(patience(60))], env={**os.environ, leftovers.VARIABLE: "alone"})
     os.kill(process.pid, signal.SIGSTOP)
     done = subprocess.run(
-        [sys.executable, "-I", "-", "alone"], input=source, capture_output=True, text=True, cwd=tmp_path, timeout=30, check=True
+        [sys.executable, "-I", "-", "alone"],
+        input=source,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=patience(30),
+        check=True,
     )
     assert done.stdout.strip() == "1"
-    assert process.wait(timeout=5) == -signal.SIGKILL
+    assert process.wait(timeout=patience(5)) == -signal.SIGKILL
 
 
 def test_a_driver_that_hangs_is_told_and_not_taken_for_a_host_without_gpus(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 
 from kappaspeech.model import tensor_digests as digests
 from kappaspeech.model.tensor_digests import Hasher, share_out
+from tests.patience import patience
 
 
 def sha256(tensor: torch.Tensor) -> str:
@@ -20,7 +21,7 @@ def test_a_tensor_that_is_given_back_before_it_is_hashed_is_hashed_as_it_was(mon
     hashes_now, digest_tensor = threading.Event(), digests.digest_tensor
 
     def wait_first(tensor: torch.Tensor) -> str:
-        assert hashes_now.wait(timeout=30)
+        assert hashes_now.wait(timeout=patience(30))
         return digest_tensor(tensor)
 
     monkeypatch.setattr(digests, "digest_tensor", wait_first)

@@ -239,7 +239,7 @@ def _badly_held(config: ExperimentConfig, base: RunConfig) -> list[str]:
             whose = f"arms.{index}.ewc:" if arm.ewc is not None else f"arms.{index}.select: the base's"
             problems.append(f"{whose} ewc can't hold LoRA, whose factor A has no Fisher information at the start.")
         if arm.replay is not None and arm.replay.forgetting_budget_nats is not None and not base.data.text:
-            problems.append(f"arms.{index}.replay: its forgetting_budget_nats is a distance on the base's data.text: empty.")
+            problems.append(f"arms.{index}.replay.forgetting_budget_nats: a distance on the base's data.text, which is empty.")
     return problems
 
 

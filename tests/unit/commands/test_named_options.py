@@ -22,7 +22,7 @@ OTHERS = {"--nodes", "--time", "--mpi", "--shm-size", "--ipc", "--master_port", 
     "--backend-store-uri",
 }
 # keys without a section
-TOP_LEVEL = {"run_dir"}
+TOP_LEVEL = {"run_dir", "type_fraction"}
 # file names
 ENDINGS = ("json", "jsonl", "jinja", "yaml", "html", "py", "md", "tsv", "csv", "tar", "gz", "sh", "pt", "txt", "safetensors")
 

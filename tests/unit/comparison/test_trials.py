@@ -248,7 +248,7 @@ def test_what_holds_the_base_is_checked_with_each_arm(home, tmp_path):
         read(tmp_path, home, base="held.yaml", arms=[*arms, {"name": "κ-LoRA", "select": "kappa-lora"}])
     tiny.write_config(tmp_path / "textless.yaml", home, tmp_path / "unused", data__text={})
     budget = {"texts": {"en": "x.txt"}, "anchor_weight": 0.1, "forgetting_budget_nats": 0.1}
-    with pytest.raises(ConfigError, match=r"arms\.0\.replay: its forgetting_budget_nats"):
+    with pytest.raises(ConfigError, match=r"arms\.0\.replay\.forgetting_budget_nats: a distance"):
         read(tmp_path, home, base="textless.yaml", arms=[{"name": "all", "select": "all", "replay": budget}])
 
 

@@ -28,8 +28,8 @@ def compare_at_equal(arms: Sequence[Arm]) -> dict[str, Any]:
     """Forgetting at equal levels as JSON: `wer` and `loss` hold a list of levels, each with every arm's estimate.
 
     Forgetting is the growth of the mean loss on the texts since before training, in nats a token. An arm's `difference` is its
-    forgetting minus the first's, over the seeds that both have. `why_not` says why the list of WER is empty; that of the loss is
-    if a run aligned the adaptor and no more.
+    forgetting minus the first's, over the seeds that both have. `why_not` says why the list of WER is empty. The list of
+    losses is empty if the runs share none, or one of them only aligned the adaptor.
     """
     if not all(record["text"] for arm in arms for run in arm.runs for record in run.evaluations):
         return _nothing("No text was scored, so forgetting isn't known. Name texts in data.text.")

@@ -24,10 +24,10 @@ Select = Literal["smallest", "largest", "random", "adaptor", "lora", "kappa-lora
 # those that take tensors from the ranking, and those that put LoRA on them
 RANKED: tuple[Select, ...] = ("smallest", "largest", "random", "kappa-lora")
 LORA: tuple[Select, ...] = ("lora", "kappa-lora")
-# sections of a run of which an arm may have its own
-HOLDING = ("replay", "ewc", "classp")
 # those that a score puts in order
 ORDERED: tuple[Select, ...] = ("smallest", "largest", "kappa-lora")
+# sections of a run of which an arm may have its own
+HOLDING = ("replay", "ewc", "classp")
 Equal = Literal["count", "parameters"]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -214,10 +214,9 @@ def _misplaced(config: ExperimentConfig) -> list[str]:
             problems.append(f"arms.{index}.score: there is no {arm.score!r}. There are {', '.join(SCORES)}.")
         if arm.equal is not None and arm.select in ("adaptor", "all"):
             problems.append(f"arms.{index}.equal: {arm.select} has no budget.")
-        if arm.count is not None and (arm.select not in RANKED or budget(arm, config) == "parameters"):
-            problems.append(f"arms.{index}.count: only arms that select a number of tensors have one.")
-        if arm.type_fraction is not None and (arm.select not in RANKED or budget(arm, config) == "parameters"):
-            problems.append(f"arms.{index}.type_fraction: only arms that select a number of tensors have one.")
+        if arm.select not in RANKED or budget(arm, config) == "parameters":
+            given = [key for key in ("count", "type_fraction") if getattr(arm, key) is not None]
+            problems += [f"arms.{index}.{key}: only arms that select a number of tensors have one." for key in given]
         if arm.count is not None and arm.type_fraction is not None:
             problems.append(f"arms.{index}.type_fraction: it stands in place of count. Remove one of them.")
         if arm.exclude and arm.select not in RANKED:

@@ -14,7 +14,7 @@ from tests.patience import patience
 
 def with_groups(world_size: int, work: Callable[[Any], Any]) -> list[Any]:
     """Return what `work(group)` returns on each rank, all at once; an error of one is raised."""
-    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+    store = torch.distributed.HashStore()
 
     def be_rank(rank: int) -> Any:
         group = torch.distributed.ProcessGroupGloo(store, rank, world_size, timedelta(seconds=patience(20)))

@@ -272,7 +272,7 @@ def end(code: object) -> NoReturn:
     """End with what `sys.exit` was given, or with what was raised, as the interpreter does; only no module is taken down."""
     if isinstance(code, str):
         print(code, file=sys.stderr)
-    threading._shutdown()  # type: ignore[attr-defined]
+    threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

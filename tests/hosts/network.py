@@ -245,7 +245,7 @@ def _dying_with_us() -> list[str]:
 
 def _wait_for(condition: object, what: str) -> None:
     deadline = time.monotonic() + patience(_START_SECONDS)
-    while not condition():  # type: ignore[operator]
+    while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {_START_SECONDS:.0f} s for {what}")
         time.sleep(0.02)

@@ -75,7 +75,7 @@ def read_other_text(rank: str, name: str) -> None:
     def read(path: Path) -> list[str]:
         return [*read_texts(path), *(["a line of its own"] if path.name == name else [])]
 
-    evaluate.read_texts = replay.read_texts = read  # type: ignore[attr-defined]
+    evaluate.read_texts = replay.read_texts = read
 
 
 def spoil_loss(*faults: str) -> None:
@@ -93,7 +93,7 @@ def spoil_loss(*faults: str) -> None:
     def forward(self: SpeechLLM, *inputs: Any, **options: Any) -> tuple[Tensor, ...]:
         return tuple(part * now[0] for part in real_forward(self, *inputs, **options))
 
-    Stepper.step, SpeechLLM.forward = step, forward  # type: ignore[method-assign]
+    Stepper.step, SpeechLLM.forward = step, forward
 
 
 def _before(owner: type, method: str, rank: int, number: int, what: str) -> None:

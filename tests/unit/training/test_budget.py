@@ -26,7 +26,7 @@ def test_the_mean_over_languages_steers_and_is_recorded_and_the_last_step_is_alw
     weight, log = AnchorWeight(options), SimpleNamespace(add_distance=records.append)
     around = surroundings(tmp_path)
     pieces = {"de": [(1, 2)] * 5, "en": [(1, 2)]}
-    run(around, [KeepBudget(config, pieces, partitioned, weight, around, log=log)])  # type: ignore[arg-type]
+    run(around, [KeepBudget(config, pieces, partitioned, weight, around, log=log)])
     assert [record["step"] for record in records] == steps
     assert all(record["kl_nats"] == 3.0 and record["languages"] == {"de": 5.0, "en": 1.0} for record in records)
     assert records[0]["anchor_weight"] > 0.5

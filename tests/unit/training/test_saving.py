@@ -204,6 +204,6 @@ def test_waiting_shows_life_only_while_something_is_written(tmp_path, gate, monk
         if len(ticks) == 20:
             gate.set()
 
-    run.around.watch.check = check  # type: ignore[method-assign]
+    run.around.watch.check = check
     run.saver.finish()
     assert ticks[:20] == [ticks[0]] * 10 + [ticks[0] + 1] * 10

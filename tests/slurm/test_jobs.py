@@ -133,7 +133,6 @@ def test_the_trials_of_an_experiment_are_an_array_with_a_report_after_it(slurm, 
 
 def test_tasks_whose_mpi_sees_one_process_are_refused(slurm, home, tmp_path):
     """Without --mpi=pmix each task would scan the whole model, and all would write the same file."""
-    pytest.importorskip("mpi4py")
     words = [sys.executable, "-m", "kappaspeech", "scan", home / "llm", "--no-journal", "--backend=mpi", "--output", "r.json"]
     script = tmp_path / "mpi.sbatch"
     script.write_text(

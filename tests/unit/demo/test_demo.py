@@ -28,7 +28,6 @@ def test_sentences_are_distinct_and_a_function_of_the_seed(language):
 
 
 def test_generated_speech_never_tests_on_a_sentence_or_word_of_its_own(tmp_path):
-    pytest.importorskip("espeakng_loader", reason="the extra 'demo' has the voices")
     generate_speech(tmp_path, num_train=240, num_test=20, seed=3)
     for language in ("en", "de"):
         train, test = (
@@ -40,7 +39,6 @@ def test_generated_speech_never_tests_on_a_sentence_or_word_of_its_own(tmp_path)
 
 
 def test_generated_speech_is_the_same_each_time_and_differs_by_voice(tmp_path):
-    pytest.importorskip("espeakng_loader", reason="the extra 'demo' has the voices")
     import soundfile
 
     generate_speech(tmp_path / "one", num_train=40, num_test=2, seed=3)
@@ -62,7 +60,6 @@ def test_generated_speech_is_the_same_each_time_and_differs_by_voice(tmp_path):
 
 
 def test_a_clip_is_a_function_of_its_text_and_voice_whatever_was_said_before():
-    pytest.importorskip("espeakng_loader", reason="the extra 'demo' has the voices")
     first = [speak("Turn on the red lamp", voice) for voice in VOICES["en"]]
     again = [speak("Turn on the red lamp", voice) for voice in reversed(VOICES["en"])][::-1]
     for one, other in zip(first, again, strict=True):
@@ -71,7 +68,6 @@ def test_a_clip_is_a_function_of_its_text_and_voice_whatever_was_said_before():
 
 
 def test_a_voice_that_espeak_lacks_is_named():
-    pytest.importorskip("espeakng_loader", reason="the extra 'demo' has the voices")
     with pytest.raises(InputError, match="no voice 'xx-nowhere'"):
         speak("Turn on the red lamp", Voice("xx-nowhere", 160, 50))
 

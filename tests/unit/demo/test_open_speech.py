@@ -61,7 +61,6 @@ def test_voices_differ_and_are_a_function_of_the_seed():
 
 
 def test_texts_are_spoken_until_the_time_is_filled_and_test_sentences_are_in_training_in_no_voice(tmp_path):
-    pytest.importorskip("espeakng_loader", reason="the extra 'demo' has the voices")
     texts = write_texts(tmp_path / "texts")
     spoken = speak_texts(texts, tmp_path / "out", hours=130 / 3600, num_test=40, seed=1)
     train, test = (
@@ -78,7 +77,6 @@ def test_texts_are_spoken_until_the_time_is_filled_and_test_sentences_are_in_tra
 
 
 def test_an_interrupted_folder_goes_on_with_the_clips_of_the_same_text_and_voice(tmp_path):
-    pytest.importorskip("espeakng_loader", reason="the extra 'demo' has the voices")
     texts = write_texts(tmp_path / "texts")
     speak_texts(texts, tmp_path / "out", hours=12 / 3600, num_test=2, seed=1)
     train = tmp_path / "out/train/en"
@@ -98,7 +96,6 @@ def test_an_interrupted_folder_goes_on_with_the_clips_of_the_same_text_and_voice
 
 
 def test_more_test_sentences_than_there_are_and_a_folder_without_texts_are_refused(tmp_path):
-    pytest.importorskip("espeakng_loader", reason="the extra 'demo' has the voices")
     with pytest.raises(InputError, match="75 sentences, and 80"):
         speak_texts(write_texts(tmp_path / "texts"), tmp_path / "out", hours=0.01, num_test=80, seed=1)
     (tmp_path / "none").mkdir()

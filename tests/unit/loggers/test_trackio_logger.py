@@ -18,7 +18,6 @@ def test_a_run_that_was_cut_is_one_run_and_shows_each_step_once(tmp_path, monkey
         pytest.skip("trackio has chosen its folder already")
     # another test's thread may have set it
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "run/trackio"))
-    pytest.importorskip("trackio", reason="trackio isn't installed (the extra trackio)")
     from trackio.sqlite_storage import SQLiteStorage
 
     config = make_config(tmp_path, "trackio")

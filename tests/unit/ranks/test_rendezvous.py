@@ -153,7 +153,6 @@ def test_ranks_without_a_place_to_meet_are_refused(environment):
 
 def test_mpi_ranks_whose_mpi_sees_one_are_refused():
     """In a process of its own, which MPI may take over."""
-    pytest.importorskip("mpi4py")
     code = "import os; from kappaspeech.ranks.rendezvous import *; prepare_rendezvous(find_launch(os.environ))"
     variables = clean_environment(OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_SIZE="2")
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=patience(60))

@@ -88,7 +88,8 @@ def test_a_folder_with_any_index_and_config(tmp_path, name, content):
 
 @pytest.fixture(scope="module")
 def gguf_bytes(tmp_path_factory) -> bytes:
-    gguf = pytest.importorskip("gguf")
+    import gguf
+
     path = tmp_path_factory.mktemp("gguf") / "m.gguf"
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")

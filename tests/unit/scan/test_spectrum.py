@@ -216,7 +216,8 @@ def test_huge_tiny_and_denormal_numbers_are_measured_as_any(dtype, scale):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_torch_tensors_of_any_float_dtype_are_read_exactly(dtype):
-    torch = pytest.importorskip("torch")
+    import torch
+
     weight = torch.from_numpy(gaussian((9, 14), 2)).to(getattr(torch, dtype))
     assert spectrum_stats(weight).kappa == pytest.approx(svd_kappa(weight.double().numpy()), rel=1e-9)
 

@@ -102,7 +102,8 @@ def test_a_fraction_is_a_share_of_the_tensors_and_one_at_least(share, number):
 
 def test_a_fraction_takes_what_pefts_kappatune_takes(tmp_path, monkeypatch):
     """Its candidates are the linear modules and the fused experts, of which each has a share of its own."""
-    helpers = pytest.importorskip("peft.helpers", reason="PEFT isn't installed")
+    import peft.helpers as helpers
+
     llm = make_llm("Qwen3-MoE")
     llm.save_pretrained(tmp_path, save_original_format=False)
     ranking = scan(open_checkpoint(str(tmp_path)), cluster=SingleProcess())

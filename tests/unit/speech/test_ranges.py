@@ -12,7 +12,6 @@ from kappaspeech.speech.source import ReadOptions
 from kappaspeech.speech.sources import open_source
 from tests.web import FaultyServer, within
 
-pytest.importorskip("aiohttp", reason="aiohttp isn't installed")
 QUICK = ReadOptions(attempts=3, stall_seconds=5.0)
 KIB = 1 << 10
 
@@ -160,7 +159,7 @@ def test_a_file_that_can_not_be_asked_for_fails_its_own_ranges_alone(server, mon
 
 
 def test_of_ranges_in_one_request_those_before_the_files_end_are_read(monkeypatch):
-    fsspec = pytest.importorskip("fsspec.asyn")
+    import fsspec.asyn as fsspec
 
     class Store(fsspec.AsyncFileSystem):
         async def _info(self, _path, **_):

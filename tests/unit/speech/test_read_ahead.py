@@ -13,7 +13,6 @@ from kappaspeech.speech.sample_reader import SampleReader, SampleRef
 from kappaspeech.speech.source import ReadOptions
 from tests.web import FaultyServer
 
-pytest.importorskip("aiohttp", reason="aiohttp isn't installed")
 QUICK = ReadOptions(attempts=3, stall_seconds=5.0)
 
 

@@ -24,7 +24,6 @@ from kappaspeech.speech.web import ReadProblemError
 from tests.unit.speech.test_sources import read_all
 from tests.web import FaultyServer, within
 
-pytest.importorskip("aiohttp", reason="aiohttp isn't installed")
 QUICK = ReadOptions(attempts=3, stall_seconds=1.0)
 CONTENT = bytes(range(256)) * 400
 

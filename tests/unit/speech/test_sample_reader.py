@@ -20,7 +20,6 @@ from kappaspeech.speech.table import SampleTable, write_merged
 from tests.speech_files import clip, details, make_tar
 from tests.web import FaultyServer
 
-pytest.importorskip("aiohttp", reason="aiohttp isn't installed")
 QUICK = ReadOptions(attempts=3, stall_seconds=5.0)
 TEXT = details(text="turn the lamp", language="en", duration=0.5)
 

@@ -25,7 +25,6 @@ from kappaspeech.speech.table import SampleTable, read_merged, write_merged
 from tests.patience import patience
 from tests.web import FaultyServer, within
 
-pytest.importorskip("aiohttp", reason="aiohttp isn't installed")
 QUICK = ReadOptions(attempts=4, stall_seconds=1.0)
 
 
@@ -281,9 +280,9 @@ def test_blocks_that_are_expected_are_fetched_side_by_side_and_once(server, fold
 @pytest.fixture
 def bucket(monkeypatch):
     """A client of an S3 server, with the empty bucket "speech"."""
-    pytest.importorskip("s3fs", reason="s3fs isn't installed")
-    server_module = pytest.importorskip("moto.server", reason="moto isn't installed")
-    boto3 = pytest.importorskip("boto3", reason="boto3 isn't installed")
+    import boto3
+    import moto.server as server_module
+
     monkeypatch.setattr("kappaspeech.speech.remote._systems", {})
     running = server_module.ThreadedMotoServer(port=0, verbose=False)
     running.start()
@@ -326,7 +325,7 @@ def test_an_object_of_s3_that_is_replaced_while_it_is_read_is_refused(bucket):
 
 
 def test_an_object_whose_store_tells_no_version_with_its_bytes_is_asked_for_it(monkeypatch):
-    fsspec = pytest.importorskip("fsspec.asyn")
+    import fsspec.asyn as fsspec
 
     class Store(fsspec.AsyncFileSystem):
         generation, num_looks, content = 1, 0, b"a" * 100

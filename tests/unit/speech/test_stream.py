@@ -159,7 +159,6 @@ def test_an_error_while_preparing_reaches_the_consumer(home, tokenizer, tmp_path
 
 
 def test_a_stream_over_http_holds_the_disks_batches_in_fewer_requests_than_samples(home, tokenizer):
-    pytest.importorskip("aiohttp", reason="aiohttp isn't installed")
     shards = "{" + ",".join(sorted(path.name for path in (home / "shards/train").glob("*.tar"))) + "}"
     local = take(open_stream(home / "shards/train", tokenizer), 6)
     with FaultyServer(home / "shards/train") as server:
@@ -179,7 +178,6 @@ def test_a_stream_over_http_holds_the_disks_batches_in_fewer_requests_than_sampl
 
 
 def test_neighbours_come_together_whatever_steps_they_are_in_as_far_as_memory_allows(home, tokenizer):
-    pytest.importorskip("aiohttp", reason="aiohttp isn't installed")
     shards = sorted((home / "shards/train").glob("*.tar"))
     names = "{" + ",".join(path.name for path in shards) + "}"
     with FaultyServer(home / "shards/train") as server:

@@ -211,7 +211,8 @@ def test_a_download_that_was_never_written_is_told_from_weights(tmp_path):
 
 
 def gguf_file(path, tensors: dict, *, number: int = 0, count: int = 1):
-    gguf = pytest.importorskip("gguf")
+    import gguf
+
     writer = gguf.GGUFWriter(path, "llama")
     if count > 1:
         writer.add_uint16("split.no", number)
@@ -245,7 +246,8 @@ def test_any_piece_of_a_split_gguf_and_its_folder_are_the_whole_model(tmp_path):
 
 @pytest.mark.parametrize("kind", ["Q8_K", "Q8_1"])
 def test_gguf_kinds_that_nothing_decodes_are_refused_by_name(tmp_path, kind):
-    gguf = pytest.importorskip("gguf")
+    import gguf
+
     number = getattr(gguf.GGMLQuantizationType, kind)
     block, size = gguf.GGML_QUANT_SIZES[number]
     raw = np.zeros((4, 512 // block * size), np.uint8)

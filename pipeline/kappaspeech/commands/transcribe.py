@@ -44,6 +44,7 @@ def transcribe(
     base: Annotated[str | None, typer.Option(help="The base model, if it has moved since the training.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pieces decoded together.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest text of a piece.")] = 200,
+    num_beams: Annotated[int | None, typer.Option(min=1, help="Beams; 1 is greedy. Default: as the run was evaluated.")] = None,
     instruction: Annotated[
         str | None, typer.Option(help="The user's turn of the prompt, with {audio}, as in data.train. Default: the run's.")
     ] = None,
@@ -66,6 +67,7 @@ def transcribe(
         options |= {
             "batch-size": batch_size,
             "max-new-tokens": max_new_tokens,
+            "num-beams": num_beams,
             "piece-seconds": piece_seconds,
             "instruction": instruction,
             "hot-words": hot_words,
@@ -87,7 +89,7 @@ def transcribe(
         longest=piece_seconds or (_CUE_SECONDS if format_ is Format.srt else LONGEST_PIECE_SECONDS),
         instruction=instruction,
         hot_words=hot_words,
-        options={"base": base, "batch_size": batch_size, "max_new_tokens": max_new_tokens},
+        options={"base": base, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "num_beams": num_beams},
     )
     cluster.close()
     return code
@@ -122,9 +124,7 @@ def _transcribe(
                 words = read_hot_words(hot_words)
                 clips = find_clips(recordings)
                 made_by: dict[str, object] = {"max_new_tokens": options["max_new_tokens"], "piece_seconds": longest}
-                made_by["instruction"] = instruction
-                if words:
-                    made_by["hot_words"] = list(words)
+                made_by |= {"instruction": instruction, "num_beams": options["num_beams"], "hot_words": list(words) or None}
                 if format_ is Format.jsonl:
                     made_by["model_digest"] = _identify(model, step)
                 place = open_output(

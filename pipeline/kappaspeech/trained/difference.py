@@ -41,6 +41,7 @@ class SpeechParts:
     encoder_dtype: str
     attention: str = "auto"
     prompt: dict[str, Any] | None = None
+    num_beams: int = 1
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -67,7 +68,7 @@ class SpeechParts:
             plain = {key: content[key] for key in ("encoder", "pad_to_30s", "instruction", "dtype")}
             # versions before this one recorded the template alone, and left attention to the machine
             plain |= {"chat_template": content.get("chat_template", True), "attention": content.get("attention", "auto")}
-            plain["prompt"] = content.get("prompt")
+            plain |= {"prompt": content.get("prompt"), "num_beams": content.get("num_beams", 1)}
             shape = AdaptorShape(**content["adaptor"])
             parts = SpeechParts(**plain, adaptor=shape, encoder_dtype=_read_encoder_dtype(content))
             for name in ("encoder", "instruction", "attention"):
@@ -76,6 +77,8 @@ class SpeechParts:
             for name in ("dtype", "encoder_dtype"):
                 if getattr(parts, name) not in DTYPES:
                     raise ValueError(f"{name} is {getattr(parts, name)!r:.80}; wanted is one of {', '.join(DTYPES)}")
+            if not isinstance(parts.num_beams, int) or parts.num_beams < 1:
+                raise ValueError(f"num_beams is {parts.num_beams!r:.80}; wanted is a number from 1 on")
             return parts
 
 
@@ -103,7 +106,13 @@ class Difference:
 
     def open_base(self) -> Checkpoint:
         """The base's tensors, unread. Raises `CheckpointError` if it isn't the one that was trained on."""
-        base = open_checkpoint(self.llm)
+        try:
+            base = open_checkpoint(self.llm)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"The base model of {self.where} can't be opened: {error} If it has moved since the training, name its place "
+                "with --base."
+            ) from error
         if base.digest != self.base_digest:
             raise CheckpointError(
                 f"{self.llm} is checkpoint {base.digest[:12]}…, but {self.where} was trained on {self.base_digest[:12]}…. "

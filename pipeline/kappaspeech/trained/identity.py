@@ -14,7 +14,7 @@ from kappaspeech.trained.difference import SPEECH_FILE
 from kappaspeech.trained.opening import Step, open_run
 from kappaspeech.trained.whole_opening import is_whole
 
-_CONFIG_FILE = "config.json"
+_CONFIG_FILE, _GENERATION_FILE = "config.json", "generation_config.json"
 
 
 def identify(path: Path, *, step: Step = None) -> str:
@@ -29,7 +29,9 @@ def identify(path: Path, *, step: Step = None) -> str:
     if not (path / SPEECH_FILE).exists() and not is_whole(path):
         raise InputError(f"{path} is neither a run folder ({RECORD_FILE}) nor an export ({SPEECH_FILE}).")
     weights = {file.name: _digest_weights(file) for file in sorted(path.glob("*.safetensors"))}
-    texts = {name: digest_file(path / name) for name in (SPEECH_FILE, _CONFIG_FILE) if (path / name).is_file()}
+    # an export in one model keeps its number of beams beside its config; what an LLM's own says of generation is not followed
+    names = (_CONFIG_FILE, _GENERATION_FILE) if is_whole(path) else (_CONFIG_FILE, SPEECH_FILE)
+    texts = {name: digest_file(path / name) for name in names if (path / name).is_file()}
     return digest_json([weights, texts])
 
 

@@ -13,7 +13,7 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.adaptor import AdaptorShape
-from kappaspeech.model.encoder import SpeechEncoder, load_encoder
+from kappaspeech.model.encoder import load_encoder
 from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.model.lora import lora_from_record
 from kappaspeech.model.precision import measure_rates
@@ -24,10 +24,9 @@ from kappaspeech.runs.best import read_best
 from kappaspeech.runs.checkpoints import checkpoints_by_step, find_weights, read_state
 from kappaspeech.runs.contents import RECORD_FILE, step_of
 from kappaspeech.runs.folder import RunFolder
-from kappaspeech.speech.prompt import SpeechPrompt
 from kappaspeech.trained.arithmetic import UseArithmetic, keep_attention
 from kappaspeech.trained.difference import ADAPTOR_FILE, SCHEMA_VERSION, SPEECH_FILE, TRAINED_FILE, Difference, SpeechParts
-from kappaspeech.trained.whole_opening import is_whole, load_whole
+from kappaspeech.trained.whole_opening import LoadedParts, is_whole, load_whole
 
 # one of a run's checkpoints: that of a step, the one of lowest WER, or the last
 Step = int | Literal["best"] | None
@@ -56,6 +55,7 @@ class TrainedRun:
             encoder_dtype=str(self.record["encoder_dtype"]),
             attention=keep_attention(self.config.model.attn_implementation, self.record.get("attn_implementation")),
             prompt=self.record.get("prompt"),
+            num_beams=self.config.evaluation.num_beams,
         )
 
     @property
@@ -140,7 +140,7 @@ def open_transcriber(
     device: torch.device,
     batch_size: int,
     max_new_tokens: int,
-    num_beams: int = 1,
+    num_beams: int | None = None,
     step: Step = None,
     base: str | None = None,
     use: UseArithmetic | None = None,
@@ -148,30 +148,28 @@ def open_transcriber(
     """A transcriber with a run folder's checkpoint (the last, that of `step`, the best), with an export of any kind, or with a
     difference.
 
-    `base` names the base model of a run or difference if it isn't in its recorded place. `use` is the arithmetic, by default the
+    `num_beams` is by default that of the run's own evaluations. `base` names the base model of a run or difference if it isn't in
+    its recorded place. `use` is the arithmetic, by default the
     one that this process finds fast. Raises `InputError` if `path` is none of these.
     """
     check_choice(path, step=step, base=base)
     use = use or UseArithmetic.of(measure_rates(device))
     loaded = load_whole(path, use) if is_whole(path) else _load_parts(path, use, step=step, base=base)
-    model, encoder, tokenizer, prompt, chat_template = loaded
     return Transcriber(
-        model.to(device),
-        encoder.to(device),
-        tokenizer,
-        prompt,
+        loaded.model.to(device),
+        loaded.encoder.to(device),
+        loaded.tokenizer,
+        loaded.prompt,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
-        base_weights=find_base(model),
-        chat_template=chat_template,
+        num_beams=num_beams or loaded.num_beams,
+        base_weights=find_base(loaded.model),
+        chat_template=loaded.chat_template,
     )
 
 
-def _load_parts(
-    path: Path, use: UseArithmetic, *, step: Step, base: str | None
-) -> tuple[SpeechLLM, SpeechEncoder, Any, SpeechPrompt, bool]:
-    """Model, encoder, tokenizer, prompt and whether it is the chat template's, of what keeps them apart."""
+def _load_parts(path: Path, use: UseArithmetic, *, step: Step, base: str | None) -> LoadedParts:
+    """The parts of what keeps them apart."""
     if _is_merged(path):
         from safetensors.torch import load_file
 
@@ -192,7 +190,7 @@ def _load_parts(
         raise InputError(f"{path} is neither a run folder ({RECORD_FILE}) nor an export ({SPEECH_FILE}).")
     tokenizer = load_tokenizer(llm)
     encoder = load_encoder(where, pad_to_30s=parts.pad_to_30s, dtype=use.dtype(parts.encoder_dtype))
-    return model, encoder, tokenizer, parts.make_prompt(tokenizer), parts.chat_template
+    return LoadedParts(model, encoder, tokenizer, parts.make_prompt(tokenizer), parts.chat_template, parts.num_beams)
 
 
 def _find_encoder(name_or_path: str, folder: Path) -> str:

@@ -95,7 +95,7 @@ def find_target(
             device=device,
             batch_size=chosen.batch_size,
             max_new_tokens=chosen.max_new_tokens,
-            num_beams=chosen.num_beams,
+            num_beams=(options or {}).get("num_beams"),
             use=use,
         )
 

@@ -148,5 +148,7 @@ def _write_generation(folder: Path, speaker: Transcriber) -> None:
     """The settings with which `kappaspeech transcribe` generates, beside what the LLM's own say of it."""
     settings = copy.deepcopy(speaker.model.llm.generation_config)
     end = speaker.tokenizer.eos_token_id
-    settings.update(**GREEDY, max_new_tokens=speaker.max_new_tokens, eos_token_id=end, pad_token_id=end)
+    settings.update(
+        **{**GREEDY, "num_beams": speaker.num_beams}, max_new_tokens=speaker.max_new_tokens, eos_token_id=end, pad_token_id=end
+    )
     settings.save_pretrained(folder)

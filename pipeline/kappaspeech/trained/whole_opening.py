@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,25 @@ from kappaspeech.trained.arithmetic import UseArithmetic
 _MODEL_TYPE = "kappaspeech"
 
 
+@dataclass(frozen=True)
+class LoadedParts:
+    """A model's parts, and the number of beams that its training was evaluated with."""
+
+    model: SpeechLLM
+    encoder: SpeechEncoder
+    tokenizer: Any
+    prompt: SpeechPrompt
+    chat_template: bool
+    num_beams: int
+
+
 def is_whole(folder: Path) -> bool:
     """Return whether `folder` is an export in one model."""
     return folder.is_dir() and (read_config(folder) or {}).get("model_type") == _MODEL_TYPE
 
 
-def load_whole(folder: Path, use: UseArithmetic) -> tuple[SpeechLLM, SpeechEncoder, Any, SpeechPrompt, bool]:
-    """Model, encoder, tokenizer, prompt and whether it is the chat template's, of an export in one model. Raises
-    `CheckpointError`."""
+def load_whole(folder: Path, use: UseArithmetic) -> LoadedParts:
+    """The parts of an export in one model. Raises `CheckpointError`."""
     from kappaspeech.portable.modeling_kappaspeech import KappaSpeechModel
     from kappaspeech.portable.processing_kappaspeech import KappaSpeechProcessor
 
@@ -37,4 +49,7 @@ def load_whole(folder: Path, use: UseArithmetic) -> tuple[SpeechLLM, SpeechEncod
     model = SpeechLLM(whole.adaptor, whole.llm).eval().requires_grad_(False)
     prompt = whole.config.prompt
     # versions that knew one instruction alone wrote none
-    return model, encoder, tokenizer, SpeechPrompt.from_json(prompt), bool(prompt.get("chat_template", True))
+    chat = bool(prompt.get("chat_template", True))
+    # transformers leaves a default out
+    num_beams = whole.generation_config.num_beams or 1
+    return LoadedParts(model, encoder, tokenizer, SpeechPrompt.from_json(prompt), chat, num_beams)

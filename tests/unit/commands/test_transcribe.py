@@ -105,6 +105,7 @@ def test_an_output_of_another_model_or_of_other_options_is_refused(export, clips
         (other, 6, [], "was made with model_digest"),
         (export, 5, [], "was made with max_new_tokens 6, and now it is 5"),
         (export, 6, ["--piece-seconds", "3"], "was made with piece_seconds 24.0, and now it is 3.0"),
+        (export, 6, ["--num-beams", "2"], "was made with num_beams None, and now it is 2"),
         (export, 6, ["--instruction", "Translate. {audio}"], "was made with instruction None"),
         (export, 6, [clips / "de/000.flac"], None),
     ):
@@ -113,6 +114,15 @@ def test_an_output_of_another_model_or_of_other_options_is_refused(export, clips
             assert complaint in capsys.readouterr().err
             assert path.read_bytes() == before
     assert read(path)[-1]["recording"].endswith("de/000.flac")
+
+
+def test_a_job_with_hot_words_is_not_gone_on_with_without_them(export, clips, tmp_path, capsys):
+    path, job = tmp_path / "out.jsonl", tmp_path / "out.job.json"
+    words = [clips / "en", "--format", "jsonl", "--output", path]
+    assert transcribe(export, *words) == 0
+    job.write_text(json.dumps({**json.loads(job.read_text()), "hot_words": ["Ludwig"]}))
+    assert transcribe(export, *words) == 2
+    assert "was made with hot_words ['Ludwig'], and now it is None" in capsys.readouterr().err
 
 
 def test_lines_are_printed_where_no_output_is_named_and_shards_and_manifests_are_taken(export, home, tmp_path, capsys):

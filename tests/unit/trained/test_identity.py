@@ -37,6 +37,17 @@ def test_another_prompt_or_config_is_another_model(export, name):
     assert identify(export) != digest
 
 
+def test_another_number_of_beams_is_another_model_and_an_llms_own_settings_are_not_followed(export):
+    digests = []
+    for config in ("{}", '{"model_type": "kappaspeech"}'):
+        (export / "config.json").write_text(config)
+        for num_beams in (1, 4):
+            (export / "generation_config.json").write_text(json.dumps({"num_beams": num_beams}))
+            digests.append(identify(export))
+    assert digests[0] == digests[1]
+    assert digests[2] != digests[3]
+
+
 def test_another_weight_is_another_model(export):
     digest = identify(export)
     weights = load_file(export / "model.safetensors")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from kappaspeech.commands import main
+from kappaspeech.config.training_config import EvaluationConfig
 from kappaspeech.errors import CheckpointError, InputError
+from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.encoder import load_encoder
+from kappaspeech.runs.folder import RunFolder
 from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.card import make_card
+from kappaspeech.trained.difference import SpeechParts
 from kappaspeech.trained.export import export, export_adaptor, export_difference
-from kappaspeech.trained.opening import choose_device, open_transcriber
+from kappaspeech.trained.opening import TrainedRun, choose_device, open_transcriber
 from kappaspeech.trained.target import find_target
 from tests.made_exports import make_export
 from tests.made_runs import make_run
@@ -102,6 +107,8 @@ def test_a_rank_takes_a_gpu_that_it_sees(monkeypatch, local_rank, num_visible, g
         ({"adaptor": {"new": 1}}, "unexpected keyword argument 'new'"),
         ({"adaptor": 7}, "must be a mapping"),
         ({"prompt": {"prefix_ids": "no"}}, "no token ids"),
+        ({"num_beams": 0}, "num_beams is 0"),
+        ({"num_beams": "4"}, "num_beams is '4'"),
     ],
 )
 def test_an_export_of_a_newer_version_or_another_hand_is_refused_in_a_sentence(home, tmp_path, change, told):
@@ -130,6 +137,43 @@ def test_a_difference_without_its_base_is_refused_in_a_sentence(home, tmp_path):
     (folder / "adaptor.safetensors").rename(folder / "trained.safetensors")
     with pytest.raises(InputError, match="'base' is missing"):
         export(folder, tmp_path / "out")
+
+
+def test_a_base_that_has_moved_is_asked_for_by_its_option(home, tmp_path):
+    folder = make_export(tmp_path / "export", home)
+    (folder / "adaptor.safetensors").rename(folder / "trained.safetensors")
+    content = json.loads((folder / "speech.json").read_text())
+    moved = {**content, "base": {"llm": "/nowhere/llm", "checkpoint_digest": "0" * 64}}
+    (folder / "speech.json").write_text(json.dumps(moved))
+    for use in (lambda: transcribe(folder), lambda: export(folder, tmp_path / "out")):
+        with pytest.raises(
+            CheckpointError, match=r"/nowhere/llm.*If it has moved since the training, name its place with --base"
+        ):
+            use()
+
+
+def test_an_export_decodes_with_the_beams_of_its_training_unless_others_are_asked_for(home, tmp_path):
+    folder = make_export(tmp_path / "export", home)
+    assert transcribe(folder).num_beams == 1
+    content = json.loads((folder / "speech.json").read_text())
+    (folder / "speech.json").write_text(json.dumps({**content, "num_beams": 3}))
+    assert (transcribe(folder).num_beams, transcribe(folder, num_beams=1).num_beams) == (3, 1)
+    use = UseArithmetic(bfloat16_is_fast=False)
+    for options, num_beams in (({}, 3), ({"num_beams": 2}, 2)):
+        decoder = find_target(str(folder), data=["a.tar"], options=options).open_decoder(torch.device("cpu"), use)
+        assert decoder.num_beams == num_beams
+    # versions before this one recorded none, and were greedy
+    del content["num_beams"]
+    (folder / "speech.json").write_text(json.dumps(content))
+    assert transcribe(folder).num_beams == 1
+
+
+def test_a_run_says_with_how_many_beams_it_was_evaluated(tmp_path):
+    config = RunFolder(make_run(tmp_path / "run", "smallest", seed=1, error_rate=0.2)).read_config()
+    config = config.model_copy(update={"evaluation": EvaluationConfig(num_beams=4)})
+    record = {"dtype": "float32", "encoder_dtype": "float32", "adaptor": asdict(AdaptorShape(16, 32, 32, 4, 4, 0.0, 0.5))}
+    parts = TrainedRun(tmp_path, config, record, tmp_path, 1, 0.0).parts
+    assert SpeechParts.from_json(parts.to_json(), tmp_path).num_beams == 4
 
 
 def test_an_encoder_that_has_moved_beside_its_export_is_found_there(home, tmp_path):

@@ -131,9 +131,23 @@ def test_it_is_opened_here_without_its_own_code(home, tmp_path):
     assert not is_whole(home / "llm")
     for path in tmp_path.glob("*.py"):
         path.write_text("raise SystemExit('code of a folder was run')")
-    model, encoder, tokenizer, prompt, _ = load_whole(tmp_path, UseArithmetic(bfloat16_is_fast=True))
-    again = replace(ours, model=model, encoder=encoder, tokenizer=tokenizer, prompt=prompt)
+    read = load_whole(tmp_path, UseArithmetic(bfloat16_is_fast=True))
+    again = replace(ours, model=read.model, encoder=read.encoder, tokenizer=read.tokenizer, prompt=read.prompt)
     assert again.decode(CLIPS) == ours.decode(CLIPS)
+
+
+def test_it_decodes_with_the_beams_of_its_training(home, tmp_path):
+    greedy = speaker(home, load_llm(str(home / "llm"), dtype=torch.float32))
+    ours = replace(greedy, num_beams=3)
+    write_model(tmp_path, ours)
+    model, inputs = load(tmp_path)
+    processor = KappaSpeechProcessor.from_pretrained(tmp_path)
+    expected = [decoded.text for decoded in ours.decode(CLIPS)]
+    assert processor.texts(model.generate(**inputs)) == expected
+    assert (
+        processor.texts(model.generate(**inputs, num_beams=1)) == [decoded.text for decoded in greedy.decode(CLIPS)] != expected
+    )
+    assert load_whole(tmp_path, UseArithmetic(bfloat16_is_fast=False)).num_beams == 3
 
 
 def test_a_torn_one_is_refused_in_a_sentence(home, tmp_path):
@@ -174,8 +188,8 @@ def test_an_export_is_asked_what_a_data_set_of_its_training_was(home, tmp_path):
     assert model.generate(**inputs, instruction="Answer: {audio}", max_new_tokens=2).shape[1] <= 2
     with pytest.raises(ValueError, match=r"'Sing'.*'Answer: \{audio\}'"):
         model.generate(**inputs, instruction="Sing")
-    *_, prompt, chat_template = load_whole(tmp_path, UseArithmetic(bfloat16_is_fast=False))
-    assert (prompt.to_json(), chat_template) == (asked.to_json(), False)
+    read = load_whole(tmp_path, UseArithmetic(bfloat16_is_fast=False))
+    assert (read.prompt.to_json(), read.chat_template) == (asked.to_json(), False)
 
 
 def test_it_is_written_whatever_defaults_the_base_brings_and_generates_the_same(home, tmp_path):

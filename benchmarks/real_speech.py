@@ -15,7 +15,7 @@ Debian's fortunes and fortunes-min, one a line; --fortunes FOLDER writes them fr
 
 `--experiment figure1` begins with the same adaptor and passes over half an hour of the recordings some six times, so that the
 curves show where they turn. `--experiment figure1_baselines` trains other methods' arms alike, `figure1_types` the halves of each
-module type by κ, `figure1_held` arms that are held to one distance from the base.
+module type by κ, `figure1_held` arms that are held to their base.
 
 Beside the record stands EXPERIMENT_runs.tar.xz: all that a comparison reads of each finished run, some 70 kB, and no weights. The
 command takes from it whole seeds of which it has begun no run, so that seeds may be trained on one machine after another.

@@ -78,7 +78,7 @@ class SpeechParts:
                 if getattr(parts, name) not in DTYPES:
                     raise ValueError(f"{name} is {getattr(parts, name)!r:.80}; wanted is one of {', '.join(DTYPES)}")
             if not isinstance(parts.num_beams, int) or parts.num_beams < 1:
-                raise ValueError(f"num_beams is {parts.num_beams!r:.80}; wanted is a number from 1 on")
+                raise ValueError(f"the number of beams is {parts.num_beams!r:.80}; wanted is one from 1 on")
             return parts
 
 

@@ -107,8 +107,8 @@ def test_a_rank_takes_a_gpu_that_it_sees(monkeypatch, local_rank, num_visible, g
         ({"adaptor": {"new": 1}}, "unexpected keyword argument 'new'"),
         ({"adaptor": 7}, "must be a mapping"),
         ({"prompt": {"prefix_ids": "no"}}, "no token ids"),
-        ({"num_beams": 0}, "num_beams is 0"),
-        ({"num_beams": "4"}, "num_beams is '4'"),
+        ({"num_beams": 0}, "the number of beams is 0"),
+        ({"num_beams": "4"}, "the number of beams is '4'"),
     ],
 )
 def test_an_export_of_a_newer_version_or_another_hand_is_refused_in_a_sentence(home, tmp_path, change, told):

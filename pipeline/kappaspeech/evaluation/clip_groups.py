@@ -79,7 +79,8 @@ def transcribe_clips(
     on_longest: Callable[[float], None] = lambda _seconds: None,
     advance: Callable[[float], None] = lambda _seconds: None,
 ) -> list[Transcript]:
-    """Cut clips at their pauses and decode the pieces; a clip that can't be read has its error for a transcript.
+    """Cut clips at their pauses and decode the pieces; a clip that can't be read has its error for a transcript, and a piece of
+    digital silence has no segment.
 
     `on_longest` gets the length of the longest piece before it is decoded, `advance` the seconds that were.
     """
@@ -104,7 +105,9 @@ def transcribe_clips(
             errors[number] = str(error)
             continue
         for piece in cut_at_pauses(waveform, longest_seconds=longest):
-            waiting.append(_Piece(number, lengths[number], AudioSample(clip.name, piece, "", clip.language, instruction)))
+            # a model asked for the words of no sound makes some up
+            if piece.any():
+                waiting.append(_Piece(number, lengths[number], AudioSample(clip.name, piece, "", clip.language, instruction)))
             lengths[number] += len(piece)
         if sum(len(piece.sample.waveform) for piece in waiting) > _MOST_WAITING_SECONDS * SAMPLE_RATE_HZ:
             decode()

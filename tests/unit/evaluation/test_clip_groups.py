@@ -120,6 +120,17 @@ def test_texts_are_those_of_each_clip_alone_and_a_broken_one_stops_nothing(trans
     assert longest == pytest.approx([max(p.end_seconds - p.start_seconds for item in found for p in item.segments)])
 
 
+def test_digital_silence_within_a_clip_has_no_words(transcriber):
+    sound = read(noise("abc", 1.2))
+    gap = np.zeros(4 * SAMPLE_RATE_HZ, dtype=np.float32)
+    clip = Clip("gap", np.concatenate([sound, gap, sound]), 6.4, "en")
+    (found,) = transcribe_clips([clip], transcriber, read=read, longest_seconds=1.5)
+    heard = {piece for part in found.segments for piece in (part.start_seconds, part.end_seconds)}
+    assert found.seconds == pytest.approx(6.4)
+    assert all(part.start_seconds < 1.2 or part.end_seconds > 5.2 for part in found.segments)
+    assert {0.0, 6.4} <= heard
+
+
 def samples_of(pieces):
     from kappaspeech.speech.samples import AudioSample
 

@@ -77,10 +77,20 @@ class Transcriber:
     hot_words: tuple[str, ...] = ()
 
     def with_hot_words(self, words: Sequence[str]) -> Transcriber:
-        """This transcriber with `words` in every prompt. Raises `InputError` if the model's prompt names none."""
+        """This transcriber with `words` in every prompt. Raises `InputError` if the model's prompt names none, or the LLM
+        reads no prompt as long."""
         if words and not self.prompt.takes_hot_words:
             raise InputError(
                 "This model's prompt names no hot words: it was trained without data.hot_words. Leave --hot-words out."
+            )
+        context = getattr(self.model.llm.config.get_text_config(), "max_position_embeddings", None)
+        most_audio = -(-self.encoder.dims.max_states // self.model.adaptor.shape.stacking)
+        num_hot = len(hot_word_ids(self.tokenizer, words))
+        needed = self.prompt.count_tokens(num_hot) + most_audio
+        if words and context is not None and needed >= context:
+            raise InputError(
+                f"--hot-words gives {len(words)} words of {num_hot} tokens. With the longest audio the prompt has {needed}, and "
+                f"the LLM reads {context} at most. Give those alone that the recordings may hold."
             )
         return replace(self, hot_words=tuple(words))
 

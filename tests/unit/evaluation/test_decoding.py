@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kappaspeech.errors import DataError
+from kappaspeech.errors import DataError, InputError
 from kappaspeech.evaluation.decoding import LOOP_MIN_TOKENS, cut_at_end, ends_in_loop
 from kappaspeech.evaluation.transcribe import Certainty, Transcriber
 from kappaspeech.evaluation.whisper_baseline import open_whisper
@@ -47,6 +47,13 @@ def samples():
         AudioSample(str(i), rng.normal(0, 0.1, length).astype(np.float32), "", "de" if i % 2 else "en")
         for i, length in enumerate(lengths)
     ]
+
+
+def test_more_hot_words_than_the_llm_can_read_are_refused(transcriber):
+    naming = replace(transcriber, prompt=make_prompt(transcriber.tokenizer, "Write. {audio}", hot_words=True))
+    assert naming.with_hot_words(["Ludwig"]).hot_words == ("Ludwig",)
+    with pytest.raises(InputError, match=r"gives 400 words of \d+ tokens.*the LLM reads 512 at most"):
+        naming.with_hot_words([f"word{number}" for number in range(400)])
 
 
 def test_the_head_is_given_one_block_for_it_would_be_copied_for_every_row(transcriber, samples):

@@ -27,6 +27,7 @@ from real_speech import REPOSITORY, environment
 from torch import Tensor
 from torch.nn import functional
 
+from kappaspeech.artefacts import write_json
 from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.evaluation.wer import Hypothesis, measure
@@ -151,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shorter = align(options.work, num_shards, options.steps)
         (last,) = read_checkpoints(shorter, listener)
         record["by_shards"].append({"shards": num_shards, "hours": hours_of(shorter, options.work), **last})
-        options.output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(options.output, record)
     print(options.output)
 
 

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from machine import processor
 
+from kappaspeech.artefacts import write_json
 from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.evaluation.decoding import Decoded
 from kappaspeech.evaluation.transcribe import Transcriber
@@ -138,7 +139,7 @@ def main() -> None:
             "schema_version": 1,
             "runs": [*before, {"command": " ".join(["benchmarks/decode.py", *sys.argv[1:]]), **result}],
         }
-        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(options.output, content)
 
 
 if __name__ == "__main__":

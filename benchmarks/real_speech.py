@@ -38,6 +38,7 @@ from typing import Any
 import yaml
 from machine import processor
 
+from kappaspeech.artefacts import write_json
 from kappaspeech.comparison.experiment import read_experiment
 from kappaspeech.demo.open_speech import read_sentences
 from kappaspeech.runs.folder import RunFolder
@@ -247,7 +248,7 @@ def main() -> None:
         raise SystemExit(done.returncode)
     record = describe(folder, experiment, jobs=arguments.jobs, seconds=time.monotonic() - began)
     keep_runs(folder, archive)
-    output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(output, record)
     print(output)
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from machine import processor
 
+from kappaspeech.artefacts import write_json
 from kappaspeech.blas import pin_threads
 
 LAYER_SHAPES = {
@@ -305,10 +306,9 @@ def main() -> None:
         "versions": versions,
         "results": results,
     }
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    print(text)
+    print(json.dumps(record, indent=1, ensure_ascii=False))
     if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+        write_json(arguments.output, record)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from typing import Any
 
 from machine import processor
 
+from kappaspeech.artefacts import write_json
 from kappaspeech.processors import count_cores
 
 REPOSITORY = Path(__file__).parents[1]
@@ -166,7 +167,7 @@ def main() -> None:
                 "work": {"clips_per_step": CLIPS_PER_STEP, "num_steps": NUM_STEPS, "num_warm_up": NUM_WARM_UP},
                 "results": tables,
             }
-            arguments.output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(arguments.output, record)
     print(arguments.output)
 
 

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from machine import processor
 
+from kappaspeech.artefacts import write_json
 from kappaspeech.blas import pin_threads
 
 if TYPE_CHECKING:
@@ -336,10 +337,9 @@ def main() -> None:
     record = make_record(arguments.shards, arguments.parts, arguments.repeats)
     if arguments.output:
         record = with_earlier_parts(record, arguments.output)
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    print(text)
+    print(json.dumps(record, indent=1, ensure_ascii=False))
     if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+        write_json(arguments.output, record)
 
 
 def make_record(pattern: str, parts: list[str], repeats: int) -> dict[str, Any]:

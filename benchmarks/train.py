@@ -42,6 +42,7 @@ from train_peers import Step, run_padded, run_trainer
 from train_shapes import SHAPES, train_shape
 
 from kappaspeech.allocator import keep_freed_memory
+from kappaspeech.artefacts import write_json
 from kappaspeech.config.model_config import ModelConfig
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.model.arithmetic import Arithmetic
@@ -251,10 +252,9 @@ def main() -> None:
         "batch": {"micro_batch": MICRO_BATCH, "accumulate": ACCUMULATE, "ranks": 1, "dtype": "bfloat16"},
         "results": results,
     }
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    print(text)
+    print(json.dumps(record, indent=1, ensure_ascii=False))
     if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+        write_json(arguments.output, record)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from kappaspeech.model.flops import ClipLengths, SpeechCost
 from kappaspeech.model.kept_directions import count_kept_directions
@@ -86,33 +87,42 @@ class Traffic:
         )
 
 
+@dataclass(frozen=True)
+class StepWork:
+    """A step's work on each of `world_size` ranks: `micro_batches_per_rank` micro-batches like `batch` of a model."""
+
+    cost: SpeechCost
+    sizes: SpeechSizes
+    settings: ZeroSettings
+    batch: MicroBatchSize
+    micro_batches_per_rank: int
+    world_size: int
+
+
 def predict_step(
-    cost: SpeechCost,
-    sizes: SpeechSizes,
-    settings: ZeroSettings,
-    batch: MicroBatchSize,
-    *,
+    work: StepWork,
     rates: Rates,
-    micro_batches_per_rank: int,
-    world_size: int,
+    *,
     num_recomputed: int,
     overlaps: bool,
     encoded_share: float = 1.0,
     replayed: ReplayedTexts | None = None,
     directions_share: float | None = None,
 ) -> StepTime:
-    """Seconds of a step of `micro_batches_per_rank` micro-batches like `batch`.
+    """Seconds of a step.
 
-    All are computed padded, so `batch`'s clips are taken to be of one length; of packed ones the adaptor and the LLM are given
-    the mean length. `overlaps`: the device can compute and communicate at once, if the settings ask for it; what is copied to
-    and from a host is taken to hide behind nothing. `num_recomputed` layers are computed again. `encoded_share` of the clips
-    meet the encoder, the others' states being kept from before. `replayed` texts stand beside the clips of each micro-batch.
-    After the update each trained tensor gets `directions_share` of its directions back (`osf`), one tensor after the other: its
-    products, in float32, are priced as the others.
+    All micro-batches are computed padded, so the clips of `work.batch` are taken to be of one length; of packed ones the adaptor
+    and the LLM are given the mean length. `overlaps`: the device can compute and communicate at once, if the settings ask for it;
+    what is copied to and from a host is taken to hide behind nothing. `num_recomputed` layers are computed again. `encoded_share`
+    of the clips meet the encoder, the others' states being kept from before. `replayed` texts stand beside the clips of each
+    micro-batch. After the update each trained tensor gets `directions_share` of its directions back (`osf`), one tensor after the
+    other: its products, in float32, are priced as the others.
     """
+    cost, sizes, settings, batch = work.cost, work.sizes, work.settings, work.batch
+    ranks: dict[str, Any] = {"world_size": work.world_size, "micro_batches_per_rank": work.micro_batches_per_rank}
     clip = _make_clip(batch.llm_seconds / batch.num_samples, cost)
     flops = replace(cost.step([clip]), encoder=cost.step([_make_clip(batch.clip_seconds, cost)]).encoder)
-    num_clips = batch.num_samples * micro_batches_per_rank
+    num_clips = batch.num_samples * work.micro_batches_per_rank
     forward_rate = rates.flops_per_second
     backward_rate = rates.backward_flops_per_second or forward_rate
     encoder_rate = rates.encoder_flops_per_second or forward_rate
@@ -121,7 +131,7 @@ def predict_step(
     encoder = encoded_share * flops.encoder * num_clips / encoder_rate
     forward, backward = flops.forward * num_clips / forward_rate, flops.backward * num_clips / backward_rate
     if replayed is not None:
-        num_texts = replayed.num_texts * micro_batches_per_rank
+        num_texts = replayed.num_texts * work.micro_batches_per_rank
         text = cost.replay([replayed.num_tokens], anchored=replayed.anchored)
         again += share * cost.llm.forward([replayed.num_tokens]) * num_texts / forward_rate
         forward, backward = (
@@ -133,19 +143,17 @@ def predict_step(
         counts = count_tokens(batch, sizes, prompt_tokens=cost.num_prompt_tokens, replayed=replayed)
         once, back = count_elementwise(sizes, counts, itemsize=settings.itemsize)
         moved = (1 + share) * once + back
-        elementwise = moved * micro_batches_per_rank / rates.elementwise_bytes_per_second
+        elementwise = moved * work.micro_batches_per_rank / rates.elementwise_bytes_per_second
     optimizer = 0.0
     if rates.memory_bytes_per_second is not None:
-        updated = count_updated(sizes, settings, world_size=world_size, micro_batches_per_rank=micro_batches_per_rank)
-        optimizer = updated / rates.memory_bytes_per_second
-    traffic = count_traffic(sizes, settings, world_size=world_size, micro_batches_per_rank=micro_batches_per_rank)
-    communication = traffic.seconds(rates)
+        optimizer = count_updated(sizes, settings, **ranks) / rates.memory_bytes_per_second
+    communication = count_traffic(sizes, settings, **ranks).seconds(rates)
     if directions_share is not None:
         optimizer += count_restoring(sizes.llm.trained_shapes, directions_share) / forward_rate
-        communication += count_restored(sizes, settings, world_size=world_size).seconds(rates)
+        communication += count_restored(sizes, settings, world_size=work.world_size).seconds(rates)
     offload = 0.0
     if rates.host_link_bytes_per_second is not None and rates.host_update_bytes_per_second is not None:
-        moved_away = count_offloaded(sizes, settings, world_size=world_size, micro_batches_per_rank=micro_batches_per_rank)
+        moved_away = count_offloaded(sizes, settings, **ranks)
         offload = (moved_away.to_host + moved_away.from_host) / rates.host_link_bytes_per_second
         offload += moved_away.updated / rates.host_update_bytes_per_second
     rest = forward + backward + again + elementwise
@@ -154,25 +162,17 @@ def predict_step(
     return StepTime(encoder, forward, backward, again, elementwise, communication, optimizer, offload, total)
 
 
-def predict_alignment(
-    step: StepTime,
-    cost: SpeechCost,
-    sizes: SpeechSizes,
-    settings: ZeroSettings,
-    batch: MicroBatchSize,
-    *,
-    rates: Rates,
-    micro_batches_per_rank: int,
-    world_size: int,
-) -> float:
-    """Seconds of a step like `step` that aligns the adaptor alone: encoder, the adaptor's share of products, and the update.
+def predict_alignment(work: StepWork, rates: Rates, step: StepTime) -> float:
+    """Seconds of a step of the same `work` as `step` that aligns the adaptor alone: encoder, the adaptor's share of products, and
+    the update.
 
     What trains of the LLM is cut and gathered again there, though it doesn't move.
     """
-    clip = [_make_clip(batch.llm_seconds / batch.num_samples, cost)]
+    cost, sizes, settings = work.cost, work.sizes, work.settings
+    clip = [_make_clip(work.batch.llm_seconds / work.batch.num_samples, cost)]
     whole, aligned = cost.step(clip), cost.without_llm().step(clip)
     share = (aligned.forward + aligned.backward) / (whole.forward + whole.backward)
-    ranks = {"world_size": world_size, "micro_batches_per_rank": micro_batches_per_rank}
+    ranks: dict[str, Any] = {"world_size": work.world_size, "micro_batches_per_rank": work.micro_batches_per_rank}
     optimizer = 0.0
     if rates.memory_bytes_per_second is not None:
         optimizer = count_updated(sizes, settings, aligning=True, **ranks) / rates.memory_bytes_per_second

@@ -10,7 +10,7 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.model.flops import SpeechCost
 from kappaspeech.model.recomputation import count_recomputed, most_recomputed
 from kappaspeech.planning.batches import BatchSizes
-from kappaspeech.planning.duration import Rates, StepTime, predict_alignment, predict_step
+from kappaspeech.planning.duration import Rates, StepTime, StepWork, predict_alignment, predict_step
 from kappaspeech.planning.evaluation_memory import TextLengths, count_evaluation
 from kappaspeech.planning.kept_memory import count_kept, read_kept
 from kappaspeech.planning.memory import (
@@ -238,30 +238,17 @@ def _make_plan(
             texts=assumptions.texts,
         )
     state = count_state(sizes, settings, world_size=world_size, on_cpu=assumptions.device == "cpu")
+    work = StepWork(cost, sizes, settings, mean, micro_batches_per_rank=per_rank, world_size=world_size)
     step_time = predict_step(
-        cost,
-        sizes,
-        settings,
-        mean,
-        rates=assumptions.rates,
-        micro_batches_per_rank=per_rank,
-        world_size=world_size,
+        work,
+        assumptions.rates,
         num_recomputed=num_recomputed,
         overlaps=assumptions.device == "gpu",
         encoded_share=assumptions.encoded_share,
         replayed=replayed,
         directions_share=kept.directions_share,
     )
-    alignment_seconds = predict_alignment(
-        step_time,
-        cost,
-        sizes,
-        settings,
-        mean,
-        rates=assumptions.rates,
-        micro_batches_per_rank=per_rank,
-        world_size=world_size,
-    )
+    alignment_seconds = predict_alignment(work, assumptions.rates, step_time)
     return Plan(
         assumptions=assumptions,
         parts=(*state, *count_kept(sizes, settings, kept, world_size=world_size)),

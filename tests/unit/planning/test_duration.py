@@ -13,6 +13,7 @@ from kappaspeech.model.kept_directions import find_directions
 from kappaspeech.planning.batches import MicroBatchSize
 from kappaspeech.planning.duration import (
     Rates,
+    StepWork,
     Traffic,
     count_restoring,
     count_traffic,
@@ -62,8 +63,8 @@ def settings(threshold: int, **zero):
 
 
 def predict(rates: Rates, **changes):
-    options = {"micro_batches_per_rank": 2, "world_size": 2, "num_recomputed": 0, "overlaps": False, **changes}
-    return predict_step(COST, SIZES, settings(0), BATCH, rates=rates, **options)
+    work = StepWork(COST, SIZES, settings(0), BATCH, micro_batches_per_rank=2, world_size=changes.pop("world_size", 2))
+    return predict_step(work, rates, **{"num_recomputed": 0, "overlaps": False, **changes})
 
 
 def test_one_rank_receives_nothing():
@@ -149,9 +150,8 @@ def test_a_step_that_aligns_the_adaptor_collects_its_gradients_alone_and_gathers
     assert moved - still == 3 * (1_000 * 22 + 1_000 * 16 // 2) + 1_000 * 28 // 2
     shared = replace(RATES, regathered_bytes_per_second=1e3)
     step = predict(RATES)
-    more, less = (
-        predict_alignment(step, COST, SIZES, settings(10_000), BATCH, rates=rates, **options) for rates in (shared, RATES)
-    )
+    work = StepWork(COST, SIZES, settings(10_000), BATCH, **options)
+    more, less = (predict_alignment(work, rates, step) for rates in (shared, RATES))
     assert more - less == pytest.approx(whole.regathered * (1 / 1e3 - 1 / 1e6))
 
 
@@ -229,8 +229,8 @@ def test_weights_on_the_host_come_from_there_for_every_gather():
 def test_what_goes_to_the_host_lengthens_a_step_of_a_device_that_has_one():
     away = settings(0, offload_optimizer={"device": "cpu"})
     with_host = replace(RATES, host_link_bytes_per_second=1e4, host_update_bytes_per_second=1e5)
-    options = {"micro_batches_per_rank": 2, "world_size": 2, "num_recomputed": 0, "overlaps": True}
-    here, there = (predict_step(COST, SIZES, away, BATCH, rates=rates, **options) for rates in (RATES, with_host))
+    work = StepWork(COST, SIZES, away, BATCH, micro_batches_per_rank=2, world_size=2)
+    here, there = (predict_step(work, rates, num_recomputed=0, overlaps=True) for rates in (RATES, with_host))
     # two gradients out, one and the weights back, at 1e4; the update at 1e5
     assert there.offload == pytest.approx((2 * 4_000 + 4_000 + 2_000) / 1e4 + 30_000 / 1e5)
     assert there.total == pytest.approx(here.total + there.offload)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kappaspeech.evaluation.bootstrap import NUM_RESAMPLES, FloatArray, interval, resampled_rates, two_sided_p_value
+from kappaspeech.evaluation.bootstrap import CONFIDENCE, NUM_RESAMPLES, FloatArray, interval, resampled_rates, two_sided_p_value
 
 # A level counts only if nearly all resamples reach it: if many don't, those that do are no fair sample.
 _MIN_REACHED = 0.95
@@ -123,9 +123,26 @@ def _cross_all(paths: Sequence[Path], level: float) -> FloatArray:
 
 
 def _mean_of_drawn(values_RS: FloatArray) -> FloatArray:
-    """Each resample's mean over the seeds that it drew (R,); NaN if one of them has no value."""
-    drawn_RS = draw_seeds(values_RS.shape[1])
-    return np.asarray(np.take_along_axis(values_RS, drawn_RS, axis=1).mean(axis=1))
+    """Each resample's mean over seeds, (R,), with the utterances and the seeds that it drew; NaN if a seed has no value in it.
+
+    Both parts are added: the mean over all seeds with the drawn utterances, and the way to the drawn seeds of their observed
+    values, which are noisy with utterances already. Means of few seeds that are drawn again vary less than those of other seeds
+    would, so that way is as much longer as Student's t asks for.
+    """
+    observed_S = values_RS[0]
+    ways_R = observed_S[draw_seeds(len(observed_S))].mean(axis=1) - observed_S.mean()
+    return np.asarray(values_RS.mean(axis=1) + widening(len(observed_S)) * ways_R)
+
+
+def widening(num_seeds: int) -> float:
+    """The factor √(n/(n−1))·t₍ₙ₋₁₎/z at `CONFIDENCE` by which a bootstrap's percentiles of n values are too close to their mean
+    (Hesterberg, The American Statistician 69, 2015); 1 of one value, which has no spread."""
+    from scipy.special import ndtri, stdtrit
+
+    if num_seeds == 1:
+        return 1.0
+    upper = (1 + CONFIDENCE) / 2
+    return float(np.sqrt(num_seeds / (num_seeds - 1)) * stdtrit(num_seeds - 1, upper) / ndtri(upper))
 
 
 def _is_sampled(paths: Sequence[Path]) -> bool:

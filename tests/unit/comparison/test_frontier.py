@@ -15,6 +15,7 @@ from kappaspeech.comparison.frontier import (
     price,
     price_gap,
     wer_path,
+    widening,
 )
 from kappaspeech.evaluation.bootstrap import NUM_RESAMPLES
 
@@ -106,12 +107,15 @@ def test_one_seed_without_utterances_has_no_interval_and_no_p():
     assert (gap.mean, gap.interval, gap.p_value) == (pytest.approx(0.3), None, None)
     both = price_gap(first, second, 0.5)
     assert both is not None
-    assert both.interval == pytest.approx((0.2, 0.3))
+    # as wide as Student's t of two numbers, whose 97.5 % lie at 12.7, but for what a normal's say of a bootstrap's
+    assert both.interval == pytest.approx((0.25 - 0.05 * widening(2), 0.25 + 0.05 * widening(2)))
+    assert widening(2) == pytest.approx(12.706 / 1.960 * 2**0.5, rel=1e-3)
+    assert widening(500) == pytest.approx(1, abs=0.01)
 
 
 def test_the_interval_covers_the_true_gap():
-    """Simulated arms whose seeds and utterances vary: a percentile bootstrap of few seeds is a little too narrow, not more."""
-    num_seeds, true_gap, covered, trials = 8, 0.15, 0, 40
+    """Simulated arms of few seeds, which vary more than utterances do: seeds that are drawn again are three times too alike."""
+    num_seeds, true_gap, covered, too_narrow, trials = 3, 0.15, 0, 0, 60
     for trial in range(trials):
         rng = np.random.default_rng(trial)
         first, second = [], []
@@ -120,9 +124,12 @@ def test_the_interval_covers_the_true_gap():
             rates = [1.0, 0.7 * speed, 0.3 * speed, 0.1]
             for paths, extra in ((first, 0.0), (second, true_gap)):
                 # forgetting is a line in WER, so the price at any level is known
-                slope = 1.0 + extra + shared + rng.normal(0, 0.05)
+                slope = 1.0 + extra + shared + rng.normal(0, 0.2)
                 paths.append(make_path(rates, [2 * slope * (1 - rate) for rate in rates], rng=rng, num_utterances=30))
         gap = price_gap(first, second, 0.5)
         assert gap is not None
         covered += gap.interval[0] <= true_gap <= gap.interval[1]
-    assert 0.8 <= covered / trials <= 1.0
+        as_drawn_R = np.array(gap.by_seed)[draw_seeds(num_seeds)].mean(axis=1)
+        too_narrow += not np.quantile(as_drawn_R, 0.025) <= true_gap <= np.quantile(as_drawn_R, 0.975)
+    assert 0.88 <= covered / trials <= 1.0
+    assert too_narrow / trials > 0.15

@@ -16,6 +16,8 @@ Clock = Literal["steps", "minutes"]
 Record = Mapping[str, Any]
 # Before it has learned to listen a model may write twice as many words as were said: what is above is marked at the edge.
 _CEILING_PERCENT = 110.0
+# rates that differ by a smaller share of the largest lie close together
+_CLOSE, _MARGIN = 0.5, 0.15
 _NUM_TICKS = 5
 _SHORT = {"perplexity": "perplexity", "kl_nats": "KL"}
 
@@ -109,9 +111,15 @@ def _percent(rate: float | None) -> float:
 
 
 def _cut_off(axes: Any, drawn: Sequence[tuple[Style, float, float]], *, most: float) -> None:
-    """End a WER axis at its ceiling; what lies above has a mark at the edge, and the range is written beside it."""
-    ceiling = min(_CEILING_PERCENT, 1.05 * most) or 1.0
-    axes.set_ylim(0, ceiling)
+    """End a WER axis at its ceiling; what lies above has a mark at the edge, and the range is written beside it.
+
+    The axis begins at 0 unless arms that lie close together would then be one line.
+    """
+    floor, ceiling = 0.0, min(_CEILING_PERCENT, 1.05 * most) or 1.0
+    shown = [y for *_, y in drawn if y <= _CEILING_PERCENT]
+    if shown and 0 < (span := max(shown) - min(shown)) < _CLOSE * max(shown):
+        floor, ceiling = max(0.0, min(shown) - _MARGIN * span), max(shown) + _MARGIN * span
+    axes.set_ylim(floor, ceiling)
     above = [(style, x, y) for style, x, y in drawn if y > ceiling]
     if not above:
         return

@@ -24,8 +24,8 @@ _VARIABLES: Mapping[str, str] = {
 }
 # The least distance between two labels, as a share of a drawing's height.
 _LABEL_GAP = 0.075
-# The room that a name takes, as a share of a drawing's width.
-_NAME_WIDTH = 0.22
+# The room that a sign of a name takes, as a share of a drawing's width.
+_SIGN_WIDTH = 0.016
 _NUM_TICKS = 5
 _DECADE = 10.0
 
@@ -144,12 +144,13 @@ def label_ends(axes: Any, ends: Sequence[tuple[Style, float, float]]) -> None:
 def label_points(axes: Any, points: Sequence[tuple[Style, float, float]]) -> None:
     """Name points (x, y in data) at their right, pushed apart if names would lie on each other."""
     low, high = axes.get_xlim()
+    width = max((_SIGN_WIDTH * len(style.label) for style, *_ in points), default=0.0)
     # room at the right for the name of the last point
-    axes.set_xlim(low, high * (high / low) ** _NAME_WIDTH if axes.get_xscale() == "log" else high + _NAME_WIDTH * (high - low))
+    axes.set_xlim(low, high * (high / low) ** width if axes.get_xscale() == "log" else high + width * (high - low))
     columns: list[list[tuple[float, Style, float, float]]] = []
     for style, x, y in sorted(points, key=lambda point: point[1]):
         share = _share(x, axes.get_xlim(), axes.get_xscale())
-        if not columns or share - columns[-1][0][0] > _NAME_WIDTH:
+        if not columns or share - columns[-1][0][0] > width:
             columns.append([])
         columns[-1].append((share, style, x, y))
     for column in columns:

@@ -204,6 +204,20 @@ def test_wer_above_the_ceiling_is_marked_and_told(tmp_path):
     assert axes.get_title() == "Mean WER over steps"
 
 
+@pytest.mark.parametrize(
+    "rates, wanted", [((3.48, 0.5, 0.4), (38.5, 51.5)), ((0.9, 0.4, 0.02), (0, 94.5)), ((0.4, 0.4), (0, 42))]
+)
+def test_curves_that_lie_close_together_have_the_height_of_the_drawing(tmp_path, rates, wanted):
+    (arm,) = group_runs([read_run(make_run(tmp_path / "run", "alone", seed=17, error_rate=0.1))])
+    evaluations = arm.runs[0].evaluations
+    for record, rate in zip(evaluations, rates, strict=False):
+        record["wer"]["mean_wer"] = rate
+    del evaluations[len(rates) :]
+    axes = Figure().subplots()
+    draw_wer(axes, [arm], clock="steps")
+    assert axes.get_ylim() == pytest.approx(wanted)
+
+
 def test_ticks_keep_their_distance():
     for low, high in ((93.0, 105.0), (90.0, 411.0), (3.0, 5000.0)):
         axes = Figure().subplots()

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from kappaspeech.errors import DataError
+from kappaspeech.speech import block_cache
+from kappaspeech.speech.block_cache import CachedSource
 from kappaspeech.speech.corpus import Corpus, SpeechDataset
 from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.loading import Loader, LoadOptions
@@ -235,6 +237,51 @@ def test_a_shard_indexed_elsewhere_is_compared_with_its_index_once_for_each_vers
     for _ in range(2):
         with pytest.raises(DataError, match="holds other samples than when it was indexed"):
             Corpus(dataset, options)
+
+
+def test_a_block_that_was_read_before_it_was_fetched_ahead_is_not_fetched_again(server, folder, tmp_path, monkeypatch):
+    is_late, is_done = threading.Event(), threading.Event()
+    fetch = CachedSource._fetch_expected
+
+    def fetch_late(self: CachedSource, number: int) -> None:
+        is_late.wait(patience(10))
+        fetch(self, number)
+        is_done.set()
+
+    monkeypatch.setattr(CachedSource, "_fetch_expected", fetch_late)
+    name = sorted(folder.glob("*.tar"))[0].name
+    source = open_source(f"{server.url}/{name}", ReadOptions(cache_dir=str(tmp_path / "cache")))
+    assert source.expect(0, 100)
+    assert source.read(0, 100) == (folder / name).read_bytes()[:100]
+    # another process needed its room
+    for block in (tmp_path / "cache").rglob("*.block"):
+        block.unlink()
+    server.ranges.clear()
+    is_late.set()
+    assert is_done.wait(patience(10))
+    assert server.ranges == []
+
+
+@pytest.mark.parametrize("limit", [20 << 30, 1000])
+def test_where_blocks_can_not_be_kept_no_more_is_fetched_than_is_wanted(server, folder, tmp_path, monkeypatch, limit):
+    if limit > 1000:
+        (tmp_path / "cache").write_text("no folder can be made here")
+    name = sorted(folder.glob("*.tar"))[0].name
+    content = (folder / name).read_bytes()
+    options = ReadOptions(cache_dir=str(tmp_path / "cache"), cache_bytes=limit)
+    # the first finds out
+    assert open_source(f"{server.url}/{name}", options).read(0, 100) == content[:100]
+    server.ranges.clear()
+    for begin in (200, 400):
+        assert read_many([(open_source(f"{server.url}/{name}", options), begin, 100)]) == [content[begin:][:100]]
+    assert server.ranges == [(f"/{name}", 200, 300), (f"/{name}", 400, 500)]
+    # once room was made, blocks are kept again
+    monkeypatch.setattr(block_cache, "_refused_until", {})
+    if limit > 1000:
+        (tmp_path / "cache").unlink()
+    source = open_source(f"{server.url}/{name}", ReadOptions(cache_dir=str(tmp_path / "cache")))
+    assert source.read(0, 100) == content[:100]
+    assert list((tmp_path / "cache").rglob("*.block"))
 
 
 def test_another_index_of_a_shard_that_was_compared_is_compared_too(server, folder, tmp_path):

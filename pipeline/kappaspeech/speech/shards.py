@@ -1,7 +1,7 @@
 """Indexed tar shards: what lies where, so that any sample is one ranged read away.
 
 Conventions accepted: audio `flac wav mp3 opus ogg`; text in `txt`, else in a json's `text`, `transcript`, `transcription`,
-`sentence`, `normalized_text` or `raw_text`; language in a json's `language`, `lang`, `locale` or `source_lang`.
+`sentence`, `normalized_text` or `raw_text`; language in a json's `language`, `lang`, `locale`, `target_lang` or `source_lang`.
 """
 
 from __future__ import annotations

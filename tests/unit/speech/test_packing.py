@@ -16,7 +16,8 @@ from kappaspeech.commands import main
 from kappaspeech.errors import DataError
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.packing import pack
-from kappaspeech.speech.shard_claims import SOURCE_SUFFIX
+from kappaspeech.speech.recordings import Recording
+from kappaspeech.speech.shard_claims import SOURCE_SUFFIX, source_digest
 from kappaspeech.speech.shards import read_index
 from tests.speech_files import clip, save
 
@@ -249,3 +250,13 @@ def test_a_shard_of_which_nothing_is_left_is_gone(corpora, tmp_path):
     run(corpora[0], output, "--max-seconds", "0.2", "--skip-bad")
     assert not list(output.glob("*.tar"))
     assert not list(output.glob("*.index.json"))
+
+
+def test_a_dataset_that_was_saved_again_in_its_folder_is_another_source(tmp_path):
+    """Files that are written over leave the folder's own time as it is."""
+    recording = Recording("de/0", tmp_path / "data", "ein Satz", "de", row=0)
+    save(tmp_path / "data/data-00000-of-00001.arrow", b"audio")
+    before = source_digest([recording], None)
+    assert source_digest([recording], None) == before
+    save(tmp_path / "data/data-00000-of-00001.arrow", b"other audio")
+    assert source_digest([recording], None) != before

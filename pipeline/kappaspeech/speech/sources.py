@@ -66,6 +66,9 @@ class LocalSource:
             if offset < 0 or size < 0 or offset + size > os.fstat(self._descriptor).st_size:
                 raise EOFError(f"{self.where} ends before byte {offset + size}")
             content = os.pread(self._descriptor, size, offset)
+            # one call may give fewer than there are: 2 GiB at most, and less over some networks
+            while len(content) < size and (more := os.pread(self._descriptor, size - len(content), offset + len(content))):
+                content += more
         except OSError as error:
             raise DataError(f"{self.where} can't be read: {error.strerror}.") from error
         if len(content) < size:

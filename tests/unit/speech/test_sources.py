@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import threading
 from dataclasses import replace
@@ -175,6 +176,19 @@ def test_urls_are_indexed_into_one_local_file(server, folder, tmp_path):
     shutil.copy(sorted(folder.glob("*.tar"))[1], sorted(folder.glob("*.tar"))[0])
     with pytest.raises(DataError, match="when it was indexed"):
         read_all(str(merged), QUICK)
+
+
+def test_a_shard_that_is_named_twice_in_one_data_set_is_refused(folder):
+    first = sorted(folder.glob("*.tar"))[0]
+    with pytest.raises(DataError, match=rf"{first} is named twice in one data set"):
+        Corpus(SpeechDataset(f"{{{folder}/*.tar,{first}}}"))
+
+
+def test_a_local_file_of_which_the_system_gives_less_at_a_time_is_read_whole(folder, monkeypatch):
+    first = sorted(folder.glob("*.tar"))[0]
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: read(descriptor, min(size, 1000), offset))
+    assert open_source(str(first), QUICK).read(100, 5000) == first.read_bytes()[100:5100]
 
 
 def test_a_merged_index_is_the_table_of_its_shards_and_moves_with_them(folder, tmp_path):

@@ -37,12 +37,14 @@ _KEPT_SHARE = 15 / 16
 
 
 class CachedSource:
-    """A remote file of which read blocks are kept on local disk, least recently used ones removed. Processes share it."""
+    """A remote file of which read blocks are kept on local disk, least recently used ones removed. Processes share it.
 
-    def __init__(self, source: FarSource, options: ReadOptions, *, version: str = "") -> None:
-        """`version` takes the place of the source's stamp if it has none. Without both, nothing of it is kept."""
+    Nothing is kept of a file without a stamp: it couldn't be told from what takes its place.
+    """
+
+    def __init__(self, source: FarSource, options: ReadOptions) -> None:
         assert options.cache_dir is not None
-        self._version = version
+        self._stamp = ""
         self.where = source.where
         self._source = source
         self._options = options
@@ -62,7 +64,7 @@ class CachedSource:
 
     def read(self, offset: int, size: int) -> bytes:
         self._check_end(offset + size)
-        if not self._version:
+        if not self._stamp:
             return self._source.read(offset, size)
         return b"".join([self._read_part(*part) for part in _split(offset, size)])
 
@@ -82,7 +84,7 @@ class CachedSource:
     def confirms(self, claim: str, check: Callable[[], bool]) -> bool:
         self._check_end(0)
         # without a stamp, a file that was replaced would be taken for the one that was checked
-        if not self._source.stamp():
+        if not self._stamp:
             return check()
         note = Path(f"{self._folder}/{hashlib.sha256(claim.encode()).hexdigest()[:32]}.checked")
         if not note.exists():
@@ -95,7 +97,7 @@ class CachedSource:
 
     def expect(self, offset: int, size: int) -> bool:
         self._check_end(offset + size)
-        if not self._version:
+        if not self._stamp:
             return False
         numbers = range(offset // _BLOCK_BYTES, (offset + size - 1) // _BLOCK_BYTES + 1)
         if self._keeps_nothing():
@@ -130,8 +132,8 @@ class CachedSource:
             self._size = self._source.num_bytes()
             with contextlib.suppress(OSError):
                 self._cache.prepare()
-            self._version = self._source.stamp() or self._version
-            name = hashlib.sha256(f"{self.where}\0{self._size}\0{self._version}".encode()).hexdigest()[:32]
+            self._stamp = self._source.stamp()
+            name = hashlib.sha256(f"{self.where}\0{self._size}\0{self._stamp}".encode()).hexdigest()[:32]
             self._folder = str(self._cache.path / name)
         if end > self._size:
             raise EOFError(f"{self.where} ends before byte {end}")

@@ -158,8 +158,8 @@ class Corpus:
         entry, normalization = self.table.entry(row), self.dataset.text_normalization
         written = normalization if normalization == "none" else f"{normalization}: {normaliser_of(entry.language)}"
         name = entry_name(entry, stamp, written) if self._named else None
-        dataset, present = self.dataset, self._stamps[shard]
-        return SampleRef(where, entry, normalization, counter, name, stamp.digest, present, dataset.instruction, dataset.name)
+        dataset = self.dataset
+        return SampleRef(where, entry, normalization, counter, name, self._stamps[shard], dataset.instruction, dataset.name)
 
     def entry(self, index: int) -> SampleEntry:
         """One sample, as its index lists it."""

@@ -29,15 +29,13 @@ BegunSample = list[Part]
 @dataclass(frozen=True)
 class SampleRef:
     """A sample to load: its shard, where in it, how its text is written, the counter of its random numbers, its name in the
-    feature cache, a digest of the shard as it was indexed, the shard's stamp now, "" if that isn't known, and its data set's own
-    instruction and name."""
+    feature cache, the shard's stamp now, "" if that isn't known, and its data set's own instruction and name."""
 
     where: str
     entry: SampleEntry
     normalization: TextNormalization = "none"
     counter: tuple[int, ...] = ()
     cache_name: str | None = None
-    version: str = ""
     shard_stamp: str = ""
     instruction: str | None = None
     dataset: str = ""
@@ -47,11 +45,11 @@ class SampleReader:
     """Reads samples of any shards; keeps the last few hundred open."""
 
     def __init__(self, options: ReadOptions) -> None:
-        self._open = lru_cache(maxsize=_MAX_OPEN_SOURCES)(lambda where, version: open_source(where, options, version=version))
+        self._open = lru_cache(maxsize=_MAX_OPEN_SOURCES)(lambda where: open_source(where, options))
 
     def source(self, ref: SampleRef) -> Source:
         """The open shard of a sample."""
-        return self._open(ref.where, ref.version)
+        return self._open(ref.where)
 
     def begin(self, refs: Sequence[SampleRef]) -> list[BegunSample]:
         """Ask for the `_ranges` of each sample; neighbours in a remote shard come in one request."""

@@ -310,6 +310,27 @@ def test_another_index_of_a_shard_that_was_compared_is_compared_too(server, fold
         check_unchanged(source, replace(index.stamp, digest="0" * 64), index.samples)
 
 
+@pytest.mark.parametrize("has_versions", [True, False])
+def test_a_text_that_was_corrected_on_a_server_is_read_also_if_blocks_are_kept(server, folder, tmp_path, has_versions):
+    server.has_versions = has_versions
+    shard = sorted(folder.glob("*.tar"))[0]
+    options = ReadOptions(attempts=2, stall_seconds=patience(10), cache_dir=str(tmp_path / "cache"))
+
+    def read() -> str:
+        corpus = Corpus(SpeechDataset(f"{server.url}/{shard.name}"), options)
+        (sample,) = SampleReader(options).read([corpus.ref(0)])
+        return sample.transcript
+
+    old = read()
+    content = shard.read_bytes()
+    # of the same length, and indexed again
+    new = old[::-1]
+    shard.write_bytes(content.replace(f'"{old}"'.encode(), f'"{new}"'.encode()))
+    assert shard.read_bytes() != content
+    write_index(index_shard(str(shard)))
+    assert read() == new
+
+
 def test_threads_that_want_one_block_fetch_it_once(server, folder, tmp_path):
     shard = max(folder.glob("*.tar"), key=lambda path: path.stat().st_size)
     source = open_source(f"{server.url}/{shard.name}", ReadOptions(cache_dir=str(tmp_path / "cache")))

@@ -45,7 +45,6 @@ THROUGH_OTHERS = {
     "speech.prefetcher",
     "speech.published",
     "speech.saved_datasets",
-    "speech.splits",
     "tensor_files.gguf_file",
     "tensor_files.gguf_header",
     "tensor_files.torch_file",

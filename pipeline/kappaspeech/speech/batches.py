@@ -26,10 +26,11 @@ _MOST_TOKENS = 100
 
 @dataclass(frozen=True)
 class CacheTarget:
-    """The cache entry of a clip's states, and the transcript that is kept beside them."""
+    """The cache entry of a clip's states, and the transcript and the stamp of the shard that are kept beside them."""
 
     name: str
     transcript: str
+    shard_stamp: str = ""
 
 
 @dataclass(frozen=True)

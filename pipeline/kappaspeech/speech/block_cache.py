@@ -30,17 +30,21 @@ _PARALLEL_BLOCKS = 16
 _MOST_EXPECTED = 32
 # A block that was found is believed to be there for so long; reading, which looks, fetches one that isn't.
 _BELIEVED_SECONDS = 1.0
+# A folder in which a block couldn't be kept is tried again after so long: somebody may have made room.
+_LOOK_AGAIN_SECONDS = 60.0
 # A cache that is full is emptied to this share of its limit, so that the next blocks need no look at all the others.
 _KEPT_SHARE = 15 / 16
 
 
 class CachedSource:
-    """A remote file of which read blocks are kept on local disk, least recently used ones removed. Processes share it."""
+    """A remote file of which read blocks are kept on local disk, least recently used ones removed. Processes share it.
 
-    def __init__(self, source: FarSource, options: ReadOptions, *, version: str = "") -> None:
-        """`version` takes the place of the source's stamp if it has none. Without both, nothing of it is kept."""
+    Nothing is kept of a file without a stamp: it couldn't be told from what takes its place.
+    """
+
+    def __init__(self, source: FarSource, options: ReadOptions) -> None:
         assert options.cache_dir is not None
-        self._version = version
+        self._stamp = ""
         self.where = source.where
         self._source = source
         self._options = options
@@ -60,14 +64,18 @@ class CachedSource:
 
     def read(self, offset: int, size: int) -> bytes:
         self._check_end(offset + size)
-        if not self._version:
+        if not self._stamp:
             return self._source.read(offset, size)
         return b"".join([self._read_part(*part) for part in _split(offset, size)])
 
     def _read_part(self, number: int, begin: int, end: int) -> bytes:
         # of several threads that want a block, one fetches it
         with self._fetching.setdefault(number, threading.Lock()):
+            # nobody need fetch it ahead any more
+            self._expected.discard(number)
             part = self._near_part(number, begin, end)
+            if part is None and self._keeps_nothing():
+                return self._source.read(number * _BLOCK_BYTES + begin, end - begin)
             return self._fetch(number)[begin:end] if part is None else part
 
     def begin(self, places: Sequence[tuple[int, int]]) -> list[Future[bytes]]:
@@ -76,7 +84,7 @@ class CachedSource:
     def confirms(self, claim: str, check: Callable[[], bool]) -> bool:
         self._check_end(0)
         # without a stamp, a file that was replaced would be taken for the one that was checked
-        if not self._source.stamp():
+        if not self._stamp:
             return check()
         note = Path(f"{self._folder}/{hashlib.sha256(claim.encode()).hexdigest()[:32]}.checked")
         if not note.exists():
@@ -89,9 +97,12 @@ class CachedSource:
 
     def expect(self, offset: int, size: int) -> bool:
         self._check_end(offset + size)
-        if not self._version:
+        if not self._stamp:
             return False
-        for number in range(offset // _BLOCK_BYTES, (offset + size - 1) // _BLOCK_BYTES + 1):
+        numbers = range(offset // _BLOCK_BYTES, (offset + size - 1) // _BLOCK_BYTES + 1)
+        if self._keeps_nothing():
+            return all(map(self._is_kept, numbers))
+        for number in numbers:
             is_missing = number not in self._expected and not self._is_kept(number)
             if is_missing and _expected_slots.acquire(blocking=False):
                 self._expected.add(number)
@@ -110,7 +121,7 @@ class CachedSource:
         """Fetch a block before it is read. If that fails, reading tries again, and says why."""
         try:
             with self._fetching.setdefault(number, threading.Lock()):
-                if not os.path.exists(self._path(number)):
+                if number in self._expected and not os.path.exists(self._path(number)):
                     self._fetch(number)
         finally:
             self._expected.discard(number)
@@ -121,8 +132,8 @@ class CachedSource:
             self._size = self._source.num_bytes()
             with contextlib.suppress(OSError):
                 self._cache.prepare()
-            self._version = self._source.stamp() or self._version
-            name = hashlib.sha256(f"{self.where}\0{self._size}\0{self._version}".encode()).hexdigest()[:32]
+            self._stamp = self._source.stamp()
+            name = hashlib.sha256(f"{self.where}\0{self._size}\0{self._stamp}".encode()).hexdigest()[:32]
             self._folder = str(self._cache.path / name)
         if end > self._size:
             raise EOFError(f"{self.where} ends before byte {end}")
@@ -154,14 +165,21 @@ class CachedSource:
     def _fetch(self, number: int) -> bytes:
         content = self._source.read(number * _BLOCK_BYTES, self._block_size(number))
         # what can't be kept (a full disk) is used all the same
+        is_kept = False
         with contextlib.suppress(OSError):
-            self._keep(Path(self._path(number)), content)
+            is_kept = self._keep(Path(self._path(number)), content)
+        if not is_kept:
+            _refused_until[self._cache.path] = time.monotonic() + _LOOK_AGAIN_SECONDS
         return content
 
-    def _keep(self, path: Path, content: bytes) -> None:
+    def _keeps_nothing(self) -> bool:
+        """Return whether blocks can't be kept at present: then no more is fetched than is wanted."""
+        return time.monotonic() < _refused_until.get(self._cache.path, 0.0)
+
+    def _keep(self, path: Path, content: bytes) -> bool:
         self._cache.prepare()
         block = _checksums(content) + content
-        self._cache.keep(path, block, limit=self._options.cache_bytes, make_room=self._make_room)
+        return self._cache.keep(path, block, limit=self._options.cache_bytes, make_room=self._make_room)
 
     def _make_room(self, wanted: int) -> int:
         """Remove the least recently used blocks until all take at most `wanted` bytes and a little less; what they then take."""
@@ -200,6 +218,8 @@ def _split(offset: int, size: int) -> list[tuple[int, int, int]]:
 
 _expected_slots = threading.BoundedSemaphore(_MOST_EXPECTED)
 _pool: list[ThreadPoolExecutor] = []
+# cache folder → until when it is believed to take nothing
+_refused_until: dict[Path, float] = {}
 _lock = threading.Lock()
 
 

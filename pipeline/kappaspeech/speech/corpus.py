@@ -102,19 +102,20 @@ class Corpus:
         self.dataset = dataset
         self._named = named
         self._read = read or ReadOptions()
+        # of each shard that was compared with its index
+        self._stamps: dict[int, str] = {}
         if dataset.shards.endswith(MERGED_SUFFIX) and not is_remote(dataset.shards):
             self.table = read_merged(Path(dataset.shards).expanduser())
-            self._unchecked = set(range(len(self.table.shards)))
             self._check_sizes()
         elif is_in_place(dataset.shards):
             self.table = open_in_place(dataset.shards, language=dataset.language, read=self._read)
-            self._unchecked = set(range(len(self.table.shards)))
         else:
             places = expand(dataset.shards, self._read)
             if most_shards is not None and len(places) > most_shards:
                 places = [places[i * len(places) // most_shards] for i in range(most_shards)]
-            self.table = SampleTable.of(_read_indices(places, self._read))
-            self._unchecked = set()
+            indices = _read_indices(places, self._read)
+            self.table = SampleTable.of(indices)
+            self._stamps = {number: index.present for number, index in enumerate(indices)}
         self._rows = self._rows_of(dataset.language)
         self.num_samples = len(self.table) if self._rows is None else len(self._rows)
         if not self.num_samples:
@@ -152,14 +153,13 @@ class Corpus:
         row = self.row(index)
         shard = self.table.shard_of(row)
         where, stamp = self.table.shards[shard]
-        if shard in self._unchecked:
-            check_unchanged(open_source(where, self._read), stamp, self.table.shard_entries(shard))
-            self._unchecked.discard(shard)
+        if shard not in self._stamps:
+            self._stamps[shard] = check_unchanged(open_source(where, self._read), stamp, self.table.shard_entries(shard))
         entry, normalization = self.table.entry(row), self.dataset.text_normalization
         written = normalization if normalization == "none" else f"{normalization}: {normaliser_of(entry.language)}"
         name = entry_name(entry, stamp, written) if self._named else None
         dataset = self.dataset
-        return SampleRef(where, entry, normalization, counter, name, stamp.digest, dataset.instruction, dataset.name)
+        return SampleRef(where, entry, normalization, counter, name, self._stamps[shard], dataset.instruction, dataset.name)
 
     def entry(self, index: int) -> SampleEntry:
         """One sample, as its index lists it."""

@@ -24,6 +24,7 @@ from kappaspeech.speech.shards import SampleEntry, ShardStamp
 
 _DIGEST_BYTES = 32
 _SUFFIX = ".states"
+_STAMP = "shard_stamp"
 _FOLDER_NAME = "kappaspeech-states"
 _PATTERN = rf"[^/]+/[0-9a-f]{{2}}/[0-9a-f]{{64}}\{_SUFFIX}"
 # A full cache is looked at again after so long: somebody may have made room.
@@ -42,11 +43,12 @@ class FeatureCacheOptions:
 @dataclass(frozen=True)
 class CachedClip:
     """A clip's states (S, E), float32 or bfloat16's bits as int16, so that processes can hand them on; the number of log-mel
-    frames they were made of; and its transcript."""
+    frames they were made of; its transcript; and the stamp of its shard when both were read, "" if that isn't known."""
 
     states_SE: NDArray[np.float32] | NDArray[np.int16]
     num_frames: int
     transcript: str
+    shard_stamp: str = ""
 
 
 def to_bits(states_SE: Tensor) -> NDArray[np.float32] | NDArray[np.int16]:
@@ -97,8 +99,9 @@ class FeatureCache:
         from safetensors.torch import load
 
         tensors = load(body)
-        transcript = bytes(tensors["transcript"].tolist()).decode()
-        return CachedClip(tensors["states"].numpy(), int(tensors["num_frames"]), transcript)
+        # earlier versions noted no stamp
+        transcript, stamp = (bytes(tensors[name].tolist()).decode() if name in tensors else "" for name in ("transcript", _STAMP))
+        return CachedClip(tensors["states"].numpy(), int(tensors["num_frames"]), transcript, stamp)
 
     def keep(self, name: str, clip: CachedClip) -> None:
         """Keep a clip if there is room. What can't be written is done without."""
@@ -106,9 +109,13 @@ class FeatureCache:
 
         if time.monotonic() < self._full_until:
             return
-        transcript = torch.tensor(list(clip.transcript.encode()), dtype=torch.uint8)
+        texts = {"transcript": clip.transcript, _STAMP: clip.shard_stamp}
         body = save(
-            {"states": torch.from_numpy(clip.states_SE), "num_frames": torch.tensor(clip.num_frames), "transcript": transcript}
+            {
+                "states": torch.from_numpy(clip.states_SE),
+                "num_frames": torch.tensor(clip.num_frames),
+                **{name: torch.tensor(list(text.encode()), dtype=torch.uint8) for name, text in texts.items()},
+            }
         )
         with contextlib.suppress(OSError):
             content = hashlib.sha256(body).digest() + body

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kappaspeech.errors import DataError
-from kappaspeech.speech.languages import normalise_language
+from kappaspeech.speech.languages import normalise_language, short_language
 from kappaspeech.speech.manifests import is_manifest, read_manifest
 from kappaspeech.speech.nemo_tars import is_nemo_tars, read_nemo_tars
 from kappaspeech.speech.parquet_files import is_parquet, read_parquet
@@ -117,14 +117,17 @@ def _read_transcripts(source: Path, request: Request) -> Iterator[Recording]:
         folder = splits[split]
         if not (folder / TRANSCRIPTS_NAME).exists():
             for path in _language_folders(folder):
-                yield from _read_folder(path, normalise_language(path.name, where=str(path)), request)
+                named = request.language or normalise_language(path.name, where=str(path))
+                # whatever the folders are then of, speakers or sessions, each may have a 000.flac
+                tag = "" if short_language(path.name) == named else f"{path.name}/"
+                yield from _read_folder(path, named, request, tag=tag)
         else:
             if request.language is None and not re.fullmatch(r"[a-z]{2,3}", folder.name):
                 raise DataError(f"{folder} doesn't say what language it is; give it with --language.")
             yield from _read_folder(folder, request.language or normalise_language(folder.name, where=str(folder)), request)
 
 
-def _read_folder(folder: Path, language: str, request: Request) -> Iterator[Recording]:
+def _read_folder(folder: Path, language: str, request: Request, *, tag: str = "") -> Iterator[Recording]:
     for number, line in enumerate(read_lines(folder / TRANSCRIPTS_NAME), start=1):
         if not line.strip():
             continue
@@ -134,7 +137,7 @@ def _read_folder(folder: Path, language: str, request: Request) -> Iterator[Reco
             raise DataError(f"{where}: wanted is file, tab, text; found {line[:80]!r}.")
         # a name that is none isn't there either
         stem = Path(file).with_suffix("").as_posix() if Path(file).name else file
-        recording = Recording(make_key(language, stem), folder / file, text.strip(), language)
+        recording = Recording(make_key(language, f"{tag}{stem}"), folder / file, text.strip(), language)
         if not is_regular(recording.path):
             recording = request.judge(recording, ("missing", "no such file"), f"{where} names {file}, which isn't in {folder}.")
         yield recording

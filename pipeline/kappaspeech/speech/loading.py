@@ -84,6 +84,8 @@ class Loader:
         `DataError` if a shard can't be had at all."""
         loaded: list[LoadedSample | BadSample] = []
         cached = [self._from_cache(ref) for ref in refs]
+        uncertain = [ref for ref, clip in zip(refs, cached, strict=True) if clip is not None and _may_be_corrected(ref)]
+        texts = iter(self._reader.read_transcripts(uncertain))
         samples = iter(self._ahead.take(planned or self._ahead.plan(self._wanted(refs, cached))))
         for ref, clip in zip(refs, cached, strict=True):
             cause = self._cause(ref.entry)
@@ -92,7 +94,7 @@ class Loader:
                 continue
             try:
                 if clip is not None:
-                    loaded.append(self._finish_cached(clip, ref))
+                    loaded.append(self._finish_cached(clip, ref, next(texts) if _may_be_corrected(ref) else clip.transcript))
                     continue
                 sample = next(samples)
                 if isinstance(sample, BadSampleError):
@@ -117,7 +119,10 @@ class Loader:
         return [ref for ref, clip in zip(refs, cached, strict=True) if clip is None and self._cause(ref.entry) is None]
 
     def _from_cache(self, ref: SampleRef) -> CachedClip | None:
-        return self._cache.read(ref.cache_name) if self._cache and ref.cache_name else None
+        clip = self._cache.read(ref.cache_name) if self._cache and ref.cache_name else None
+        # what a server has in place of an earlier version may be other audio, too
+        is_other = clip is not None and is_remote(ref.where) and ref.shard_stamp not in ("", clip.shard_stamp)
+        return None if is_other else clip
 
     def _cause(self, entry: SampleEntry) -> str | None:
         """The reason why a sample can't be used, as far as its index says."""
@@ -125,16 +130,13 @@ class Loader:
             return "no length"
         return "too long" if self._options.over_long == "mask" and entry.seconds > self._options.max_seconds else None
 
-    def _finish_cached(self, clip: CachedClip, ref: SampleRef) -> LoadedSample:
-        """A cached sample, its transcript from its shard if that lies here, where it may have been corrected in place."""
-        transcript, lost_shard = clip.transcript, None
-        if not is_remote(ref.where):
-            try:
-                transcript = self._reader.read_transcript(ref)
-            except DataError:
-                if os.path.exists(ref.where):
-                    raise
-                lost_shard = ref.where
+    def _finish_cached(self, clip: CachedClip, ref: SampleRef, transcript: str | Exception) -> LoadedSample:
+        """A cached sample with its transcript, or with the one that was cached if its shard lay here and is gone."""
+        lost_shard = None
+        if isinstance(transcript, Exception):
+            if not isinstance(transcript, DataError) or is_remote(ref.where) or os.path.exists(ref.where):
+                raise transcript
+            transcript, lost_shard = clip.transcript, ref.where
         return LoadedSample(np.empty((self._options.num_mels, 0), np.float32), transcript, clip, lost_shard)
 
     def _finish(self, sample: AudioSample, ref: SampleRef) -> LoadedSample:
@@ -149,3 +151,9 @@ class Loader:
             waveform = change_speed(waveform, factors, random)
         features = encoder_input(waveform[:most], options.num_mels)
         return LoadedSample(mask_spectrogram(features, options.augmentation, random), sample.transcript)
+
+
+def _may_be_corrected(ref: SampleRef) -> bool:
+    """Return whether a sample's transcript may be another than when it was cached: in a file here, or on a server that tells no
+    version."""
+    return not is_remote(ref.where) or not ref.shard_stamp

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from kappaspeech.parenthood import end_with_parent
 from kappaspeech.processors import count_cores
 from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.listed_audio import cut_segment, decode_whole
-from kappaspeech.speech.recordings import Recording
+from kappaspeech.speech.recordings import Recording, TarMember
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, BadSampleError, check_whole, decode, encode
 from kappaspeech.speech.shard_claims import (
     corpus_of,
@@ -43,6 +43,8 @@ from kappaspeech.speech.tar_members import escape_name
 
 REPORT_NAME = "report.json"
 _FILES_PER_TASK = 8
+# of one file, so that several processes share out a long one
+_PARTS_PER_TASK = 32
 _NUM_NAMED = 5
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -164,7 +166,9 @@ def _pack_shard(
     from webdataset import TarWriter
 
     try:
-        encoded = list(itertools.chain.from_iterable(pool.map(partial(_encode_all, max_seconds=max_seconds), _tasks(part))))
+        done = itertools.chain.from_iterable(pool.map(partial(_encode_all, max_seconds=max_seconds), _tasks(part)))
+        by_key = {item.key: item for item in done}
+        encoded = [by_key[recording.key] for recording in part]
     except BrokenProcessPool as error:
         raise DataError(
             f"A process that encodes {path.name} died, most likely for lack of memory. Give fewer --workers, or --max-seconds."
@@ -202,16 +206,24 @@ def _pack_shard(
 
 
 def _tasks(part: Sequence[Recording]) -> list[list[Recording]]:
-    """Recordings that a process encodes at once: a block, which is read whole, or a few files."""
+    """Recordings that a process encodes at once, not in their order: a block, which is read whole, parts of a file, which is
+    decoded whole, or a few files."""
+    together: dict[Any, list[Recording]] = {}
+    for recording in part:
+        place = _block_of(recording) if recording.is_whole else (recording.path, recording.member, recording.row)
+        together.setdefault(place, []).append(recording)
     tasks: list[list[Recording]] = []
-    for _, block in itertools.groupby(part, key=_block_of):
-        recordings = list(block)
-        is_alone = recordings[0].block is not None
-        if is_alone or not tasks or tasks[-1][0].block is not None or len(tasks[-1]) == _FILES_PER_TASK:
-            tasks.append(recordings)
+    alone: list[Recording] = []
+    for recordings in together.values():
+        if recordings[0].block is None and len(recordings) == 1:
+            alone += recordings
         else:
-            tasks[-1] += recordings
-    return tasks
+            tasks += [recordings] if recordings[0].is_whole else _divide(recordings, _PARTS_PER_TASK)
+    return _divide(alone, _FILES_PER_TASK) + tasks
+
+
+def _divide(recordings: list[Recording], size: int) -> list[list[Recording]]:
+    return [recordings[start : start + size] for start in range(0, len(recordings), size)]
 
 
 def _encode_all(recordings: Sequence[Recording], *, max_seconds: float | None) -> list[_Encoded]:
@@ -234,11 +246,20 @@ def _cut(recording: Recording, max_seconds: float | None) -> NDArray[np.float32]
         raise BadSampleError(*recording.fault)
     if not recording.transcript:
         raise BadSampleError("empty text", recording.key)
-    content = recording.read()
-    check_whole(content)
     if recording.is_whole:
+        content = recording.read()
+        check_whole(content)
         return decode_whole(content, recording.listed_seconds, max_seconds)
-    waveform = cut_segment(decode(content), recording)
+    waveform = cut_segment(_decode_file(recording.path, recording.member, recording.row), recording)
     if max_seconds is not None and len(waveform) > max_seconds * SAMPLE_RATE_HZ:
         raise BadSampleError("too long", f"{len(waveform) / SAMPLE_RATE_HZ:.1f} s")
     return waveform
+
+
+@lru_cache(maxsize=1)
+def _decode_file(path: Path, member: TarMember | None, row: int | None) -> NDArray[np.float32]:
+    """The waveform (T,) of a file whose parts are packed. The last one is kept: to decode an hour takes longer than to encode its
+    parts. Raises as `_cut` does."""
+    content = Recording("", path, "", "", member=member, row=row).read()
+    check_whole(content)
+    return decode(content)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from kappaspeech.errors import DataError
 from kappaspeech.speech.listings import decode_listed
 from kappaspeech.speech.normalisers import TextNormalization, normalise_text
-from kappaspeech.speech.ranges import Part, begin_many, wait_for
+from kappaspeech.speech.ranges import Part, begin_many, read_many, wait_for
 from kappaspeech.speech.samples import AudioSample, BadSampleError, decode
 from kappaspeech.speech.shards import SampleEntry, changed, check_header, digest_head, head_bytes, parse_transcript
 from kappaspeech.speech.source import ReadOptions, Source, is_remote
@@ -29,14 +29,14 @@ BegunSample = list[Part]
 @dataclass(frozen=True)
 class SampleRef:
     """A sample to load: its shard, where in it, how its text is written, the counter of its random numbers, its name in the
-    feature cache, a digest of the shard as it was indexed, and its data set's own instruction and name."""
+    feature cache, the shard's stamp now, "" if that isn't known, and its data set's own instruction and name."""
 
     where: str
     entry: SampleEntry
     normalization: TextNormalization = "none"
     counter: tuple[int, ...] = ()
     cache_name: str | None = None
-    version: str = ""
+    shard_stamp: str = ""
     instruction: str | None = None
     dataset: str = ""
 
@@ -45,11 +45,11 @@ class SampleReader:
     """Reads samples of any shards; keeps the last few hundred open."""
 
     def __init__(self, options: ReadOptions) -> None:
-        self._open = lru_cache(maxsize=_MAX_OPEN_SOURCES)(lambda where, version: open_source(where, options, version=version))
+        self._open = lru_cache(maxsize=_MAX_OPEN_SOURCES)(lambda where: open_source(where, options))
 
     def source(self, ref: SampleRef) -> Source:
         """The open shard of a sample."""
-        return self._open(ref.where, ref.version)
+        return self._open(ref.where)
 
     def begin(self, refs: Sequence[SampleRef]) -> list[BegunSample]:
         """Ask for the `_ranges` of each sample; neighbours in a remote shard come in one request."""
@@ -72,15 +72,19 @@ class SampleReader:
                 samples.append(error)
         return samples
 
-    def read_transcript(self, ref: SampleRef) -> str:
-        """A sample's transcript alone, as `read` has it. Raises `BadSampleError`, or `DataError` as `read` does."""
-        entry = ref.entry
-        if entry.listing is not None:
-            return _finish_text(ref, entry.listing.transcript)
-        begin, end = entry.text_offset - HEADER_BYTES, entry.text_offset + entry.text_bytes
-        with sample_errors():
-            parts = wait_for(begin_many([(self.source(ref), begin, end - begin)]))
-            return _parse_transcript(ref, _member(ref, [(begin, end)], parts, entry.text_offset, entry.text_bytes))
+    def read_transcripts(self, refs: Sequence[SampleRef]) -> list[str | BadSampleError | DataError]:
+        """Each sample's transcript alone, as `read` has it, or why it can't be had."""
+        places = [None if ref.entry.listing is not None else _text_range(ref.entry) for ref in refs]
+        pairs = zip(refs, places, strict=True)
+        parts = iter(read_many([(self.source(ref), place[0], place[1] - place[0]) for ref, place in pairs if place is not None]))
+        texts: list[str | BadSampleError | DataError] = []
+        for ref, place in zip(refs, places, strict=True):
+            try:
+                with sample_errors():
+                    texts.append(_parse_text(ref, [] if place is None else [place], [] if place is None else [next(parts)]))
+            except (BadSampleError, DataError) as error:
+                texts.append(error)
+        return texts
 
     def fetch(self, ref: SampleRef, begun: BegunSample) -> list[bytes | Exception]:
         """The `_ranges` of a sample that were begun. Raises `DataError` if they are of another sample than its index noted."""
@@ -123,21 +127,24 @@ def _ranges(entry: SampleEntry) -> list[tuple[int, int]]:
     audio = entry.audio_offset - HEADER_BYTES, entry.audio_offset + entry.audio_bytes
     if entry.listing is not None:
         return [audio]
-    text = entry.text_offset - HEADER_BYTES, entry.text_offset + entry.text_bytes
+    text = _text_range(entry)
     first, second = sorted((audio, text))
     is_near = second[0] - first[1] <= _LARGEST_GAP_BYTES
     return [(first[0], max(first[1], second[1]))] if is_near else [audio, text]
+
+
+def _text_range(entry: SampleEntry) -> tuple[int, int]:
+    return entry.text_offset - HEADER_BYTES, entry.text_offset + entry.text_bytes
 
 
 def _parse(ref: SampleRef, ranges: Sequence[tuple[int, int]], parts: Sequence[bytes | Exception]) -> AudioSample:
     entry = ref.entry
     content = _member(ref, ranges, parts, entry.audio_offset, entry.audio_bytes)
     if entry.listing is not None:
-        waveform, text = decode_listed(content, entry.listing, entry.seconds), _finish_text(ref, entry.listing.transcript)
+        waveform = decode_listed(content, entry.listing, entry.seconds)
     else:
         waveform = decode(content, expected_seconds=entry.seconds)
-        text = _parse_transcript(ref, _member(ref, ranges, parts, entry.text_offset, entry.text_bytes))
-    return AudioSample(entry.key, waveform, text, entry.language, ref.instruction, ref.dataset)
+    return AudioSample(entry.key, waveform, _parse_text(ref, ranges, parts), entry.language, ref.instruction, ref.dataset)
 
 
 def _member(
@@ -160,16 +167,18 @@ def _member(
     raise BadSampleError("shard", f"the index of {ref.where} has audio and text lie in each other at byte {offset}")
 
 
-def _parse_transcript(ref: SampleRef, content: bytes) -> str:
-    try:
-        text = parse_transcript(content, is_json=ref.entry.text_is_json)
-    except (ValueError, TypeError) as error:
-        raise BadSampleError("text", str(error)) from error
-    return _finish_text(ref, text)
-
-
-def _finish_text(ref: SampleRef, text: str) -> str:
-    text = normalise_text(text, ref.entry.language, ref.normalization)
+def _parse_text(ref: SampleRef, ranges: Sequence[tuple[int, int]], parts: Sequence[bytes | Exception]) -> str:
+    """A sample's transcript as it is learned, of what was read of its shard or of its list. Raises why it can't be had."""
+    entry = ref.entry
+    if entry.listing is not None:
+        text = entry.listing.transcript
+    else:
+        content = _member(ref, ranges, parts, entry.text_offset, entry.text_bytes)
+        try:
+            text = parse_transcript(content, is_json=entry.text_is_json)
+        except (ValueError, TypeError) as error:
+            raise BadSampleError("text", str(error)) from error
+    text = normalise_text(text, entry.language, ref.normalization)
     if not text:
-        raise BadSampleError("empty text", ref.entry.key)
+        raise BadSampleError("empty text", entry.key)
     return text

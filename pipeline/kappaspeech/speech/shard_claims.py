@@ -87,16 +87,23 @@ def write_claim(path: Path, corpus: str, *, digest: str | None = None, rejected:
 
 def source_digest(part: Sequence[Recording], max_seconds: float | None) -> str:
     """A digest of a shard's sources: transcripts, and size and time of files."""
-    files = [r.path.stat() if is_regular(r.path) or r.row is not None else None for r in part]
+    states = {path: _state_of(path, is_dataset=is_dataset) for path, is_dataset in {(r.path, r.row is not None) for r in part}}
     sources = [
         [
-            *(r.key, r.transcript, r.begin_seconds, r.seconds, r.row),
-            *((f.st_size, int(f.st_mtime)) if f else ()),
+            *(r.key, r.transcript, r.begin_seconds, r.seconds, r.row, *states[r.path]),
             *filter(None, (r.listed_seconds, r.fault, r.member and [r.member.offset, r.member.num_bytes])),
         ]
-        for r, f in zip(part, files, strict=True)
+        for r in part
     ]
     return digest_json([sources, max_seconds])
+
+
+def _state_of(path: Path, *, is_dataset: bool) -> tuple[int, int] | tuple[()]:
+    """Size and time of a file, or of the files in a data set's folder, whose own time stays if they are written over; nothing of
+    what isn't there."""
+    files = [path] if is_regular(path) else sorted(filter(is_regular, path.iterdir())) if is_dataset else []
+    states = [file.stat() for file in files]
+    return (sum(state.st_size for state in states), max(int(state.st_mtime) for state in states)) if states else ()
 
 
 def is_finished(path: Path, part: Sequence[Recording], max_seconds: float | None) -> bool:

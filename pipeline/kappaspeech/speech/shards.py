@@ -1,7 +1,7 @@
 """Indexed tar shards: what lies where, so that any sample is one ranged read away.
 
 Conventions accepted: audio `flac wav mp3 opus ogg`; text in `txt`, else in a json's `text`, `transcript`, `transcription`,
-`sentence`, `normalized_text` or `raw_text`; language in a json's `language`, `lang`, `locale` or `source_lang`.
+`sentence`, `normalized_text` or `raw_text`; language in a json's `language`, `lang`, `locale`, `target_lang` or `source_lang`.
 """
 
 from __future__ import annotations
@@ -70,11 +70,13 @@ class ShardStamp:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """One shard: its path or URL, what it was when it was indexed, and its samples in the order of the tar."""
+    """One shard: its path or URL, what it was when it was indexed, its samples in the order of the tar, and its modification time
+    or ETag when it was last looked at."""
 
     where: str
     stamp: ShardStamp
     samples: tuple[SampleEntry, ...]
+    present: str = ""
 
 
 def expand(pattern: str, options: ReadOptions | None = None) -> list[str]:
@@ -113,9 +115,7 @@ def read_index(where: str, options: ReadOptions | None = None) -> ShardIndex:
         samples = tuple(_parse_entry(dict(zip(_INDEXED, row, strict=True)), head, stamp.num_bytes) for row, head in rows)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"The index of {where} can't be understood ({describe(error)}). {_again(where)}") from error
-    index = ShardIndex(where, stamp, samples)
-    check_unchanged(open_source(where, options), stamp, samples)
-    return index
+    return ShardIndex(where, stamp, samples, check_unchanged(open_source(where, options), stamp, samples))
 
 
 def _parse_entry(row: dict[str, Any], head: str, num_bytes: int) -> SampleEntry:
@@ -152,13 +152,13 @@ def _again(where: str) -> str:
     return f"Make it with `kappaspeech index {where}{' --output FILE.index' if is_remote(where) else ''}`."
 
 
-def check_unchanged(source: Source, stamp: ShardStamp, samples: Sequence[SampleEntry]) -> None:
-    """Raise `DataError` if the shard isn't what was indexed. One that was only copied or touched passes."""
-    num_bytes = source.num_bytes()
+def check_unchanged(source: Source, stamp: ShardStamp, samples: Sequence[SampleEntry]) -> str:
+    """The shard's stamp now. Raises `DataError` if it isn't what was indexed; one that was only copied or touched passes."""
+    num_bytes, present = source.num_bytes(), source.stamp()
     # a server that tells no version says nothing by telling none again
-    is_known = stamp.stamp != "" and source.stamp() == stamp.stamp
+    is_known = stamp.stamp != "" and present == stamp.stamp
     if num_bytes == stamp.num_bytes and (is_known or _holds(source, stamp, samples)):
-        return
+        return present
     what = f"has {num_bytes} bytes but had {stamp.num_bytes}" if num_bytes != stamp.num_bytes else _OTHER_SAMPLES
     raise changed(source.where, what)
 

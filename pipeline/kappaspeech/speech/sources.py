@@ -13,19 +13,15 @@ from kappaspeech.errors import DataError
 from kappaspeech.speech.source import ReadOptions, Source, is_remote
 
 
-def open_source(where: str, options: ReadOptions, *, version: str = "") -> Source:
-    """A local file or a URL. Nothing is read yet.
-
-    `version` tells the content that is meant from another of the same name and size, if a server doesn't; without either,
-    nothing is kept on local disk.
-    """
+def open_source(where: str, options: ReadOptions) -> Source:
+    """A local file or a URL. Nothing is read yet."""
     if not is_remote(where):
         return LocalSource(where)
     from kappaspeech.speech.block_cache import CachedSource
     from kappaspeech.speech.remote import RemoteSource
 
     source = RemoteSource(where, options)
-    return CachedSource(source, options, version=version) if options.cache_dir else source
+    return CachedSource(source, options) if options.cache_dir else source
 
 
 class LocalSource:
@@ -66,6 +62,9 @@ class LocalSource:
             if offset < 0 or size < 0 or offset + size > os.fstat(self._descriptor).st_size:
                 raise EOFError(f"{self.where} ends before byte {offset + size}")
             content = os.pread(self._descriptor, size, offset)
+            # one call may give fewer than there are: 2 GiB at most, and less over some networks
+            while len(content) < size and (more := os.pread(self._descriptor, size - len(content), offset + len(content))):
+                content += more
         except OSError as error:
             raise DataError(f"{self.where} can't be read: {error.strerror}.") from error
         if len(content) < size:

@@ -9,21 +9,23 @@ from pathlib import Path
 from kappaspeech.errors import DataError
 
 _TRAIN = "train"
-_HELD_OUT = ("dev", "test", "valid", "validation", "validated", "eval", "other", "invalidated")
+_HELD_OUT = {
+    *("dev", "devel", "development", "eval", "evaluation", "held", "heldout", "holdout", "invalidated", "other"),
+    *("test", "testing", "tst", "val", "valid", "validated", "validation"),
+}
 
 
 def is_split(name: str) -> bool:
     """Return whether a folder or table has the name of a split: `train-clean-100`, `dev`, `test_other`."""
-    return _first_word(name) in (_TRAIN, *_HELD_OUT)
+    return _first_word(name) in {_TRAIN, *_HELD_OUT}
 
 
 def choose_splits(source: Path, available: Sequence[str], wanted: str | None) -> list[str]:
-    """Choose the `available` splits to read: the one that is `wanted` (train is also every train-…); else, if one is for
-    training, all but those that are held out; else all. Raises `DataError` if the one wanted isn't there.
+    """Choose the `available` splits to read: the one that is `wanted` (train is also every train-…); else all but those that are
+    held out, or if there are no others, all. Raises `DataError` if the one wanted isn't there.
     """
     if wanted is None:
-        trains = any(_first_word(name) == _TRAIN for name in available)
-        return [name for name in available if not trains or _first_word(name) not in _HELD_OUT]
+        return [name for name in available if _first_word(name) not in _HELD_OUT] or list(available)
     chosen = [name for name in available if name == wanted] or [name for name in available if _first_word(name) == wanted]
     if not chosen:
         there = ", ".join(sorted(filter(None, available)))
@@ -32,4 +34,5 @@ def choose_splits(source: Path, available: Sequence[str], wanted: str | None) ->
 
 
 def _first_word(name: str) -> str:
-    return re.split(r"[-_.]", name.lower())[0]
+    """The word that says what a split is for: of `test2`, `test-other` and `Test.clean` it is test."""
+    return re.split(r"[-_.\d]", name.lower())[0]

@@ -239,7 +239,7 @@ class SpeechStream:
             bad.append(BadSample.of(ref, error))
             return None
         wanted = item.cached is None and ref.cache_name is not None
-        target = CacheTarget(ref.cache_name or "", item.transcript) if wanted else None
+        target = CacheTarget(ref.cache_name or "", item.transcript, ref.shard_stamp) if wanted else None
         hot = self._hot_ids(ref, item.transcript)
         return Features(ref.entry.key, ref.entry.language, item.audio_input, ids, item.cached, target, ref.instruction, hot)
 

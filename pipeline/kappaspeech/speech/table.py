@@ -9,6 +9,7 @@ import json
 import math
 import mmap
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -154,7 +155,14 @@ class SampleTable:
 
     @staticmethod
     def of(shards: Sequence[ShardIndex], *, source: str = "") -> SampleTable:
-        """The samples of indexed shards, in their order. Raises `DataError` if some have lists beside them and some have none."""
+        """The samples of indexed shards, in their order. Raises `DataError` if some have lists beside them and some have none, or
+        if a shard is named twice."""
+        repeated = next((where for where, count in Counter(shard.where for shard in shards).items() if count > 1), None)
+        if repeated is not None:
+            raise DataError(
+                f"{repeated} is named twice in one data set, so its samples would count twice. Name it once; a set comes more "
+                "often by its weight."
+            )
         samples = [sample for shard in shards for sample in shard.samples]
         languages = tuple(sorted({sample.language for sample in samples}))
         number = {language: place for place, language in enumerate(languages)}

@@ -12,7 +12,8 @@ from kappaspeech.errors import DataError
 
 # under what names a list or a sample keeps its text and its language
 TEXT_KEYS = ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_text")
-LANGUAGE_KEYS = ("language", "lang", "locale", "source_lang")
+# of a translation (NeMo's Canary) the text is in the target's language
+LANGUAGE_KEYS = ("language", "lang", "locale", "target_lang", "source_lang")
 _MAX_BYTES = 4 << 30
 _TYPES = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

@@ -50,10 +50,8 @@ class ClipEncoder:
         host_FSE = states_FSE.cpu()
         for states_SE, row in zip(host_FSE, rows, strict=True):
             if (target := batch.to_cache[row]) is not None:
-                clip = CachedClip(
-                    to_bits(states_SE[: self._count_states(batch, row)]), int(batch.num_frames[row]), target.transcript
-                )
-                self._cache.keep(target.name, clip)
+                bits, num_frames = to_bits(states_SE[: self._count_states(batch, row)]), int(batch.num_frames[row])
+                self._cache.keep(target.name, CachedClip(bits, num_frames, target.transcript, target.shard_stamp))
 
     def _count_states(self, batch: SpeechBatch, row: int) -> int:
         return self._encoder.dims.count_states(int(batch.num_frames[row]))

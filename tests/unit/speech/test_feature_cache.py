@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from kappaspeech.errors import DataError
@@ -16,8 +18,10 @@ from kappaspeech.speech.sample_reader import SampleRef
 from kappaspeech.speech.shard_indexing import index_shard
 from kappaspeech.speech.shards import SampleEntry, ShardStamp, write_index
 from kappaspeech.speech.source import ReadOptions
+from kappaspeech.speech.table import SampleTable, write_merged
 from tests import speech_files
 from tests.speech_files import make_tar
+from tests.web import FaultyServer
 
 ENTRY = SampleEntry("k", 1.0, "en", 512, 100, 1536, 10, False)
 STAMP = ShardStamp(4096, "0", "a" * 64)
@@ -35,6 +39,18 @@ def options(folder: Path, *, namespace: str = "one", limit: int = 1 << 20) -> Fe
 def clip(*, dtype: torch.dtype = torch.float32, states: int = 7) -> CachedClip:
     values = torch.randn(states, 4, generator=torch.Generator().manual_seed(states)).to(dtype)
     return CachedClip(to_bits(values), 2 * states, "grüne Tür")
+
+
+def test_an_entry_that_an_earlier_version_kept_is_of_no_known_version_of_its_shard(tmp_path):
+    cache = FeatureCache(options(tmp_path))
+    cache.keep(NAME, replace(clip(), shard_stamp="v1"))
+    assert cache.read(NAME).shard_stamp == "v1"
+    (path,) = files(tmp_path)
+    tensors = safetensors.torch.load(path.read_bytes()[32:])
+    del tensors["shard_stamp"]
+    body = safetensors.torch.save(tensors)
+    path.write_bytes(hashlib.sha256(body).digest() + body)
+    assert cache.read(NAME).shard_stamp == ""
 
 
 def files(folder: Path) -> list[Path]:
@@ -109,13 +125,48 @@ def load(folder: Path, ref: SampleRef) -> LoadedSample | BadSample:
     return sample
 
 
-def test_a_cached_sample_of_a_server_is_not_asked_for(tmp_path):
-    FeatureCache(options(tmp_path)).keep(NAME, clip())
-    sample = load(tmp_path, SampleRef("https://localhost:1/gone.tar", ENTRY, cache_name=NAME))
+def test_a_cached_sample_of_a_server_is_not_asked_for_while_its_shard_is_of_one_version(tmp_path):
+    FeatureCache(options(tmp_path)).keep(NAME, replace(clip(), shard_stamp="v1"))
+    sample = load(tmp_path, SampleRef("https://localhost:1/gone.tar", ENTRY, cache_name=NAME, shard_stamp="v1"))
     assert isinstance(sample, LoadedSample)
     assert sample.cached is not None
     np.testing.assert_array_equal(sample.cached.states_SE, clip().states_SE)
     assert sample.transcript == "grüne Tür"
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("has_versions", [True, False])
+def test_a_transcript_that_was_corrected_on_a_server_is_learned_also_of_a_cached_clip(tmp_path, has_versions, merged):
+    def read(text: str) -> tuple[SampleRef, LoadedSample | BadSample]:
+        """The sample as its shard has it now, its index left as it was."""
+        make_tar(folder / "train.tar", [("k.flac", speech_files.clip(0.5)), ("k.txt", text.encode())])
+        ref = Corpus(SpeechDataset(str(index) if merged else f"{server.url}/train.tar"), named=True).ref(0)
+        server.ranges.clear()
+        return ref, load(tmp_path, ref)
+
+    folder, index = tmp_path / "shards", tmp_path / "train.index"
+    folder.mkdir()
+    with FaultyServer(folder) as server:
+        server.has_versions = has_versions
+        make_tar(folder / "train.tar", [("k.flac", speech_files.clip(0.5)), ("k.txt", "grüne Tür".encode())])
+        write_index(index_shard(str(folder / "train.tar"), default_language="de"))
+        write_merged(SampleTable.of([index_shard(f"{server.url}/train.tar", default_language="de")]), index)
+        ref, fresh = read("grüne Tür")
+        assert isinstance(fresh, LoadedSample)
+        assert ref.cache_name is not None
+        assert bool(ref.shard_stamp) is has_versions
+        FeatureCache(options(tmp_path)).keep(ref.cache_name, replace(clip(), shard_stamp=ref.shard_stamp))
+        again = load(tmp_path, ref)
+        assert isinstance(again, LoadedSample)
+        assert (again.cached is not None, again.transcript) == (True, "grüne Tür")
+        # of a server that tells versions nothing was asked for, of another the text alone
+        assert [end - begin for _, begin, end in server.ranges[1:]] == ([] if has_versions else [512 + ref.entry.text_bytes])
+        other, corrected = read("grüne Uhr!")
+        assert isinstance(corrected, LoadedSample)
+        assert other.cache_name == ref.cache_name
+        assert corrected.transcript == "grüne Uhr!"
+        # what was replaced may be other audio, too
+        assert (corrected.cached is None) is has_versions
 
 
 def test_a_transcript_that_was_corrected_in_place_is_learned_also_of_a_cached_clip(tmp_path):

@@ -135,6 +135,24 @@ def test_another_column_or_key_holds_the_text(tmp_path):
             find_recordings(source, text_column="gone")
 
 
+def test_a_translation_is_in_the_language_of_its_target(tmp_path):
+    line = {"audio_filepath": "a.flac", "text": "Guten Tag", "source_lang": "en", "target_lang": "de"}
+    save(tmp_path / "m.jsonl", json.dumps(line) + "\n")
+    assert [recording.language for recording in find_recordings(tmp_path / "m.jsonl")] == ["de"]
+    del line["target_lang"]
+    save(tmp_path / "m.jsonl", json.dumps(line) + "\n")
+    assert [recording.language for recording in find_recordings(tmp_path / "m.jsonl")] == ["en"]
+
+
+def test_a_language_that_is_given_counts_for_folders_of_any_name(tmp_path):
+    for folder in ("speaker1", "speaker2", "german"):
+        save(tmp_path / f"{folder}/transcripts.tsv", "000.flac\tGuten Tag\n")
+        save(tmp_path / f"{folder}/000.flac", b"x")
+    found = {recording.key: recording.language for recording in find_recordings(tmp_path, language="de")}
+    assert found == dict.fromkeys(("de/speaker1/000", "de/speaker2/000", "de/000"), "de")
+    assert {recording.language for recording in find_recordings(tmp_path)} == {"speaker1", "speaker2", "de"}
+
+
 def test_a_segment_is_the_recordings_own_samples(tmp_path):
     manifest(tmp_path)
     pack(find_recordings(tmp_path / "train.jsonl"), tmp_path / "shards", shard_size=10, num_processes=1)
@@ -145,10 +163,10 @@ def test_a_segment_is_the_recordings_own_samples(tmp_path):
 
 def test_the_report_says_what_was_packed_and_left_out(tmp_path, capsys):
     librispeech(tmp_path / "corpus")
-    save(tmp_path / "corpus/more/1-2.trans.txt", "1-2-0000 GONE\n1-2-0001 NOISE\n1-2-0002 \n1-2-0003 LONG\n")
-    save(tmp_path / "corpus/more/1-2-0001.flac", b"no audio at all")
-    save(tmp_path / "corpus/more/1-2-0002.flac", clip(1.0))
-    save(tmp_path / "corpus/more/1-2-0003.flac", clip(4.0))
+    save(tmp_path / "corpus/test-more/1-2.trans.txt", "1-2-0000 GONE\n1-2-0001 NOISE\n1-2-0002 \n1-2-0003 LONG\n")
+    save(tmp_path / "corpus/test-more/1-2-0001.flac", b"no audio at all")
+    save(tmp_path / "corpus/test-more/1-2-0002.flac", clip(1.0))
+    save(tmp_path / "corpus/test-more/1-2-0003.flac", clip(4.0))
     words = ["pack", str(tmp_path / "corpus"), str(tmp_path / "shards"), "--workers", "1", "--max-seconds", "3"]
     assert main(words) == 2
     assert "4 recording(s)" in capsys.readouterr().err
@@ -162,7 +180,7 @@ def test_the_report_says_what_was_packed_and_left_out(tmp_path, capsys):
         assert causes["1-2-0001"] == "decode"
         assert causes["1-2-0002"] == "empty text"
         assert causes["1-2-0003"] == "too long"
-        assert "No such file" in report["rejected"][str(tmp_path / "corpus/more/1-2-0000.flac")]
+        assert "No such file" in report["rejected"][str(tmp_path / "corpus/test-more/1-2-0000.flac")]
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,12 @@ import soundfile
 
 from kappaspeech.commands import main
 from kappaspeech.errors import DataError
+from kappaspeech.speech import packing
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.packing import pack
-from kappaspeech.speech.shard_claims import SOURCE_SUFFIX
+from kappaspeech.speech.recordings import Recording
+from kappaspeech.speech.samples import decode
+from kappaspeech.speech.shard_claims import SOURCE_SUFFIX, source_digest
 from kappaspeech.speech.shards import read_index
 from tests.speech_files import clip, save
 
@@ -249,3 +252,33 @@ def test_a_shard_of_which_nothing_is_left_is_gone(corpora, tmp_path):
     run(corpora[0], output, "--max-seconds", "0.2", "--skip-bad")
     assert not list(output.glob("*.tar"))
     assert not list(output.glob("*.index.json"))
+
+
+def test_a_dataset_that_was_saved_again_in_its_folder_is_another_source(tmp_path):
+    """Files that are written over leave the folder's own time as it is."""
+    recording = Recording("de/0", tmp_path / "data", "ein Satz", "de", row=0)
+    save(tmp_path / "data/data-00000-of-00001.arrow", b"audio")
+    before = source_digest([recording], None)
+    assert source_digest([recording], None) == before
+    save(tmp_path / "data/data-00000-of-00001.arrow", b"other audio")
+    assert source_digest([recording], None) != before
+
+
+def test_a_file_of_which_parts_are_packed_is_decoded_once_and_the_shard_keeps_its_order(tmp_path, monkeypatch):
+    lines = []
+    for name in ("one", "two"):
+        save(tmp_path / f"{name}.flac", clip(4.0, seed=len(lines)))
+    for number in range(6):
+        part = {"audio_filepath": f"{('one', 'two')[number % 2]}.flac", "offset": number / 2, "duration": 0.5}
+        lines.append(json.dumps({**part, "text": f"part {number}", "lang": "en"}) + "\n")
+    save(tmp_path / "m.jsonl", "".join(lines))
+    recordings = find_recordings(tmp_path / "m.jsonl")
+    (shard,) = pack(recordings, tmp_path / "shards", shard_size=10, num_processes=1).shards
+    ((_, planned),) = packing._plan(recordings, tmp_path / "shards", shard_size=10, seed=0, prefix=None)
+    assert [sample.key for sample in shard.samples] == [recording.key for recording in planned]
+    decoded = []
+    monkeypatch.setattr(packing, "decode", lambda content: decoded.append(content) or decode(content))
+    packing._decode_file.cache_clear()
+    for task in packing._tasks(planned):
+        assert not any(item.cause for item in packing._encode_all(task, max_seconds=None))
+    assert len(decoded) == 2

@@ -159,20 +159,16 @@ def test_a_replaced_shard_of_a_server_without_versions_is_noticed_by_its_index(s
         Corpus(SpeechDataset(str(merged)), cached).ref(0)
 
 
-def test_blocks_of_a_server_without_versions_are_kept_by_what_the_index_says(server, tmp_path):
+def test_of_a_server_without_versions_no_block_is_kept(server, tmp_path):
     server.has_versions = False
     options = ReadOptions(attempts=2, stall_seconds=1.0, cache_dir=str(tmp_path / "cache"))
     place = f"{server.url}/x.tar"
     unknown = open_source(place, options)
     assert unknown.read(0, 100) == CONTENT[:100]
     assert unknown.read(0, 100) == CONTENT[:100]
-    # not kept
-    assert len(server.ranges) == 2
-    assert open_source(place, options, version="a").read(0, 100) == CONTENT[:100]
-    assert open_source(place, options, version="a").read(0, 100) == CONTENT[:100]
-    assert len(server.ranges) == 3
+    assert server.ranges == [("/x.tar", 0, 100)] * 2
     (server.folder / "x.tar").write_bytes(CONTENT[::-1])
-    assert open_source(place, options, version="b").read(0, 100) == CONTENT[::-1][:100]
+    assert open_source(place, options).read(0, 100) == CONTENT[::-1][:100]
 
 
 # ---- URLs that are signed -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import threading
 from dataclasses import replace
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from kappaspeech.errors import DataError
+from kappaspeech.speech import block_cache
+from kappaspeech.speech.block_cache import CachedSource
 from kappaspeech.speech.corpus import Corpus, SpeechDataset
 from kappaspeech.speech.held_out import read_test_batches
 from kappaspeech.speech.loading import Loader, LoadOptions
@@ -175,6 +178,19 @@ def test_urls_are_indexed_into_one_local_file(server, folder, tmp_path):
         read_all(str(merged), QUICK)
 
 
+def test_a_shard_that_is_named_twice_in_one_data_set_is_refused(folder):
+    first = sorted(folder.glob("*.tar"))[0]
+    with pytest.raises(DataError, match=rf"{first} is named twice in one data set"):
+        Corpus(SpeechDataset(f"{{{folder}/*.tar,{first}}}"))
+
+
+def test_a_local_file_of_which_the_system_gives_less_at_a_time_is_read_whole(folder, monkeypatch):
+    first = sorted(folder.glob("*.tar"))[0]
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: read(descriptor, min(size, 1000), offset))
+    assert open_source(str(first), QUICK).read(100, 5000) == first.read_bytes()[100:5100]
+
+
 def test_a_merged_index_is_the_table_of_its_shards_and_moves_with_them(folder, tmp_path):
     table = SampleTable.of([read_index(where) for where in expand(str(folder / "*.tar"))])
     write_merged(table, folder / "all.index")
@@ -237,6 +253,51 @@ def test_a_shard_indexed_elsewhere_is_compared_with_its_index_once_for_each_vers
             Corpus(dataset, options)
 
 
+def test_a_block_that_was_read_before_it_was_fetched_ahead_is_not_fetched_again(server, folder, tmp_path, monkeypatch):
+    is_late, is_done = threading.Event(), threading.Event()
+    fetch = CachedSource._fetch_expected
+
+    def fetch_late(self: CachedSource, number: int) -> None:
+        is_late.wait(patience(10))
+        fetch(self, number)
+        is_done.set()
+
+    monkeypatch.setattr(CachedSource, "_fetch_expected", fetch_late)
+    name = sorted(folder.glob("*.tar"))[0].name
+    source = open_source(f"{server.url}/{name}", ReadOptions(cache_dir=str(tmp_path / "cache")))
+    assert source.expect(0, 100)
+    assert source.read(0, 100) == (folder / name).read_bytes()[:100]
+    # another process needed its room
+    for block in (tmp_path / "cache").rglob("*.block"):
+        block.unlink()
+    server.ranges.clear()
+    is_late.set()
+    assert is_done.wait(patience(10))
+    assert server.ranges == []
+
+
+@pytest.mark.parametrize("limit", [20 << 30, 1000])
+def test_where_blocks_can_not_be_kept_no_more_is_fetched_than_is_wanted(server, folder, tmp_path, monkeypatch, limit):
+    if limit > 1000:
+        (tmp_path / "cache").write_text("no folder can be made here")
+    name = sorted(folder.glob("*.tar"))[0].name
+    content = (folder / name).read_bytes()
+    options = ReadOptions(cache_dir=str(tmp_path / "cache"), cache_bytes=limit)
+    # the first finds out
+    assert open_source(f"{server.url}/{name}", options).read(0, 100) == content[:100]
+    server.ranges.clear()
+    for begin in (200, 400):
+        assert read_many([(open_source(f"{server.url}/{name}", options), begin, 100)]) == [content[begin:][:100]]
+    assert server.ranges == [(f"/{name}", 200, 300), (f"/{name}", 400, 500)]
+    # once room was made, blocks are kept again
+    monkeypatch.setattr(block_cache, "_refused_until", {})
+    if limit > 1000:
+        (tmp_path / "cache").unlink()
+    source = open_source(f"{server.url}/{name}", ReadOptions(cache_dir=str(tmp_path / "cache")))
+    assert source.read(0, 100) == content[:100]
+    assert list((tmp_path / "cache").rglob("*.block"))
+
+
 def test_another_index_of_a_shard_that_was_compared_is_compared_too(server, folder, tmp_path):
     name = sorted(folder.glob("*.tar"))[0].name
     options = ReadOptions(attempts=2, stall_seconds=patience(10), cache_dir=str(tmp_path / "cache"))
@@ -247,6 +308,27 @@ def test_another_index_of_a_shard_that_was_compared_is_compared_too(server, fold
         check_unchanged(source, index.stamp, index.samples[:-1])
     with pytest.raises(DataError, match="holds other samples"):
         check_unchanged(source, replace(index.stamp, digest="0" * 64), index.samples)
+
+
+@pytest.mark.parametrize("has_versions", [True, False])
+def test_a_text_that_was_corrected_on_a_server_is_read_also_if_blocks_are_kept(server, folder, tmp_path, has_versions):
+    server.has_versions = has_versions
+    shard = sorted(folder.glob("*.tar"))[0]
+    options = ReadOptions(attempts=2, stall_seconds=patience(10), cache_dir=str(tmp_path / "cache"))
+
+    def read() -> str:
+        corpus = Corpus(SpeechDataset(f"{server.url}/{shard.name}"), options)
+        (sample,) = SampleReader(options).read([corpus.ref(0)])
+        return sample.transcript
+
+    old = read()
+    content = shard.read_bytes()
+    # of the same length, and indexed again
+    new = old[::-1]
+    shard.write_bytes(content.replace(f'"{old}"'.encode(), f'"{new}"'.encode()))
+    assert shard.read_bytes() != content
+    write_index(index_shard(str(shard)))
+    assert read() == new
 
 
 def test_threads_that_want_one_block_fetch_it_once(server, folder, tmp_path):

@@ -6,11 +6,38 @@ import pytest
 
 from kappaspeech.errors import DataError
 from kappaspeech.speech.layouts import find_recordings
-from tests.speech_files import save
+from kappaspeech.speech.splits import choose_splits
+from tests.speech_files import save, write_parquet
 
 
 def names(source, split=None, **options) -> set[str]:
     return {recording.key.rsplit("/", 1)[-1] for recording in find_recordings(source, split=split, **options)}
+
+
+@pytest.mark.parametrize(
+    ("available", "chosen"),
+    [
+        (["train", "val"], ["train"]),
+        (["train", "Val_seen", "test2", "tst2013", "eval92", "development", "holdout", "Test.clean"], ["train"]),
+        # without a split of the name: what isn't held out
+        (["xs", "s", "dev", "test"], ["xs", "s"]),
+        (["", "dev"], [""]),
+        (["dev", "test"], ["dev", "test"]),
+    ],
+)
+def test_what_is_held_out_is_not_trained_on_whatever_it_is_called(tmp_path, available, chosen):
+    assert choose_splits(tmp_path, available, None) == chosen
+
+
+def test_a_val_split_of_parquet_files_and_of_folders_is_held_out(tmp_path):
+    for split in ("train", "val"):
+        write_parquet(tmp_path / f"parquet/data/{split}-00000-of-00001.parquet", [(b"x", split, "de")])
+        save(tmp_path / f"folders/{split}/de/transcripts.tsv", f"{split}.flac\ttext\n")
+        save(tmp_path / f"folders/{split}/de/{split}.flac", b"x")
+    assert [recording.transcript for recording in find_recordings(tmp_path / "parquet")] == ["train"]
+    assert [recording.transcript for recording in find_recordings(tmp_path / "parquet", split="val")] == ["val"]
+    assert names(tmp_path / "folders") == {"train"}
+    assert names(tmp_path / "folders", "val") == {"val"}
 
 
 @pytest.fixture

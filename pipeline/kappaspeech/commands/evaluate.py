@@ -121,7 +121,7 @@ def evaluate(
         )
         device = choose_device(cluster.local_rank)
     remedy = "Copy it from one place to all hosts, or share it."
-    check_alike(cluster, {"the text and tasks that are scored": test_set.fingerprint}, remedy=remedy)
+    check_alike(cluster, test_set.fingerprints, remedy=remedy)
     # all ranks compute alike: the slowest one decides
     use = UseArithmetic.of(slowest(cluster.gather(measure_rates(device))))
     with agreement(cluster):

@@ -66,9 +66,13 @@ def test_hosts_with_other_text_to_measure_on_are_refused(home, run_command, tmp_
 
 @pytest.mark.parametrize(
     ("fault", "what"),
-    [(("read_other_text", "1", "text.txt"), "the text that is scored"), (("miss_a_test_sample", "1"), "the test speech")],
+    [
+        (("read_other_text", "1", "text.txt"), "the text that is scored"),
+        (("miss_a_test_sample", "1"), "the test speech"),
+        (("find_another_model", "1"), "the model"),
+    ],
 )
-def test_an_evaluation_refuses_hosts_with_other_data(one_rank, run_command, tmp_path, fault, what):
+def test_an_evaluation_refuses_hosts_with_other_data_or_another_model(one_rank, run_command, tmp_path, fault, what):
     done = run_command("evaluate", one_rank, "--output", tmp_path / "evaluation.json", ranks=2, sabotage=fault)
     assert done.returncode == 2, done.stderr[-3000:]
     assert f"{what} is " in done.stderr

@@ -120,6 +120,8 @@ def scan(
     if device is None:
         # otherwise the pages of each block are given back and faulted in again, a quarter of the time
         keep_freed_memory()
+    with agreement(cluster):
+        folder = None if no_journal else journal or default_folder(checkpoint)
     ranking = run_scan(
         checkpoint,
         cluster=cluster,
@@ -128,7 +130,7 @@ def scan(
         is_static=static,
         with_sigmas=spectrum is not None,
         device=device,
-        journal=None if no_journal else journal or default_folder(checkpoint),
+        journal=folder,
         shows_progress=True,
     )
     with agreement(cluster):

@@ -23,8 +23,8 @@ from kappaspeech.tensor_files.gguf_file import UNREADABLE
 
 # A matrix of at most this many stored bytes is kept while it is measured; a larger one is read again for each pass.
 _MAX_HELD_BYTES = 256 << 20
-# Three-dimensional parameters that stack one matrix per expert: transformers' fused experts, granite's, GGUF's.
-_EXPERTS = re.compile(r"experts?\b|experts?\.|_exps\b|moe\.(input|output)_linear|\.(gate_up_proj|down_proj|gate_proj|up_proj)$")
+# Three-dimensional parameters that stack one matrix per expert: transformers' fused experts, granite's and JetMoE's, GGUF's.
+_EXPERTS = re.compile(r"experts?\b|experts?\.|_exps\b|\b(input|output)_linear\b|\.(gate_up_proj|down_proj|gate_proj|up_proj)$")
 _DIGEST_BYTES = 8 << 20
 _FLAGS = ("uint8", "int8", "int32", "int64", "bool")
 # No program could have made a tensor of more elements.

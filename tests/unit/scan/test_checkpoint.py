@@ -319,7 +319,7 @@ def test_a_matrix_too_large_to_hold_is_read_in_blocks_to_the_same_values(tmp_pat
     weight = torch.randn(shape).to(dtype)
     checkpoint = open_checkpoint(save_folder(tmp_path, {"w.weight": weight}))
     held = StoredMatrix(checkpoint, MatrixRef("w.weight", checkpoint.tensors[0], shape))
-    monkeypatch.setattr("kappaspeech.scan.matrices._MAX_HELD_BYTES", 0)
+    monkeypatch.setattr("kappaspeech.scan.matrices.MAX_HELD_BYTES", 0)
     streamed = StoredMatrix(checkpoint, MatrixRef("w.weight", checkpoint.tensors[0], shape))
     for start, stop in ((0, 13), (13, 40)):
         np.testing.assert_array_equal(streamed.block(start, stop), held.block(start, stop))

@@ -18,7 +18,9 @@ from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.runs.records import RunLog, StepRecord
 from kappaspeech.runs.share_writer import ShareWriter
+from kappaspeech.speech.held_out import list_test_samples
 from kappaspeech.speech.stream import StepData
+from kappaspeech.trained import identity
 from kappaspeech.training import replay
 from kappaspeech.training.stepper import Stepper
 from kappaspeech.zero3.engine import TrainingEngine
@@ -76,6 +78,18 @@ def read_other_text(rank: str, name: str) -> None:
         return [*read_texts(path), *(["a line of its own"] if path.name == name else [])]
 
     evaluate.read_texts = replay.read_texts = read
+
+
+def miss_a_test_sample(rank: str) -> None:
+    """Let a rank find all test samples but the last, as on a host with an older copy of the shards."""
+    if os.environ["RANK"] == rank:
+        evaluate.list_test_samples = lambda *given, **options: list_test_samples(*given, **options)[:-1]
+
+
+def find_another_model(rank: str) -> None:
+    """Let a rank find a model of other weights, as on a host with an older copy."""
+    if os.environ["RANK"] == rank:
+        identity._digest_weights = lambda _file: "0" * 64
 
 
 def spoil_loss(*faults: str) -> None:

@@ -61,11 +61,18 @@ def test_hosts_with_other_text_to_measure_on_are_refused(home, run_command, tmp_
     done = run_command("train", config, ranks=2, sabotage=("read_other_text", "1", "text.txt"))
     assert done.returncode == 2, done.stderr[-3000:]
     assert "the text of the budget is " in done.stderr
-    assert "the text and tasks that are scored is " in done.stderr
+    assert "the text that is scored is " in done.stderr
 
 
-def test_an_evaluation_refuses_them_too(one_rank, run_command, tmp_path):
-    options = ("--output", str(tmp_path / "evaluation.json"))
-    done = run_command("evaluate", one_rank, *options, ranks=2, sabotage=("read_other_text", "1", "text.txt"))
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [
+        (("read_other_text", "1", "text.txt"), "the text that is scored"),
+        (("miss_a_test_sample", "1"), "the test speech"),
+        (("find_another_model", "1"), "the model"),
+    ],
+)
+def test_an_evaluation_refuses_hosts_with_other_data_or_another_model(one_rank, run_command, tmp_path, fault, what):
+    done = run_command("evaluate", one_rank, "--output", tmp_path / "evaluation.json", ranks=2, sabotage=fault)
     assert done.returncode == 2, done.stderr[-3000:]
-    assert "the text and tasks that are scored is " in done.stderr
+    assert f"{what} is " in done.stderr

@@ -57,3 +57,10 @@ def test_a_job_whose_ranks_were_killed_goes_on_with_other_ranks(words, run_comma
     done = run_command(*words, "--output", output, ranks=3)
     assert done.returncode == 1, done.stderr[-3000:]
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_hosts_with_other_weights_are_refused(words, run_command, tmp_path):
+    done = run_command(*words, "--output", tmp_path / "a.jsonl", ranks=2, sabotage=("find_another_model", "1"))
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "the model is " in done.stderr
+    assert not (tmp_path / "a.jsonl").exists() or not (tmp_path / "a.jsonl").read_bytes()

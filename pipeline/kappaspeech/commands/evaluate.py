@@ -74,7 +74,7 @@ def evaluate(
     from kappaspeech.model.precision import measure_rates, slowest
     from kappaspeech.outputs import is_special, try_output
     from kappaspeech.ranks.agreement import agreement
-    from kappaspeech.ranks.hosts import check_alike
+    from kappaspeech.ranks.hosts import check_alike, check_software
     from kappaspeech.ranks.start import start_cluster
     from kappaspeech.runs.contents import EVALUATION_FILE
     from kappaspeech.speech.hot_words import read_hot_words
@@ -120,8 +120,9 @@ def evaluate(
             world_size=cluster.world_size,
         )
         device = choose_device(cluster.local_rank)
-    remedy = "Copy it from one place to all hosts, or share it."
-    check_alike(cluster, {"the text and tasks that are scored": test_set.fingerprint}, remedy=remedy)
+    check_software(cluster)
+    remedy = "Copy it from one place to all hosts, or share it; of a run that still trains, give a --step."
+    check_alike(cluster, {"the model": measured.identity, **test_set.fingerprints}, remedy=remedy)
     # all ranks compute alike: the slowest one decides
     use = UseArithmetic.of(slowest(cluster.gather(measure_rates(device))))
     with agreement(cluster):

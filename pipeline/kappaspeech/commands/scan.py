@@ -36,7 +36,7 @@ def scan(
     rtol: Annotated[float, typer.Option(help="Relative tolerance of κ.")] = 1e-6,
     method: Annotated[Method, typer.Option(help="auto: fast, with a bound; svd: plain singular values.")] = Method.auto,
     workers: Annotated[
-        int | None, typer.Option(help="Number of processes, if no launcher starts them. Default: one a core.")
+        int | None, typer.Option(help="Number of processes, if no launcher starts them. Default: one a core, if memory lasts.")
     ] = None,
     threads: Annotated[
         int | None,
@@ -103,10 +103,9 @@ def scan(
     if journal is None and not no_journal:
         no_journal = not _can_keep_journal(cluster)
     if is_alone:
-        from kappaspeech.processors import count_cores
         from kappaspeech.ranks.workers import count_devices, run_workers
 
-        num_workers = workers or (count_devices(device) if device else max(1, count_cores() // (threads or 1)))
+        num_workers = workers or (count_devices(device) if device else _count_workers(checkpoint, threads or 1))
         if num_workers > 1:
             again = ["scan", f"--output={output}", f"--rtol={rtol}", f"--method={method.value}", f"--threads={threads or 1}"]
             again += [f"--device={device}"] * bool(device) + [f"--spectrum={spectrum}"] * bool(spectrum)
@@ -120,6 +119,8 @@ def scan(
     if device is None:
         # otherwise the pages of each block are given back and faulted in again, a quarter of the time
         keep_freed_memory()
+    with agreement(cluster):
+        folder = None if no_journal else journal or default_folder(checkpoint)
     ranking = run_scan(
         checkpoint,
         cluster=cluster,
@@ -128,7 +129,7 @@ def scan(
         is_static=static,
         with_sigmas=spectrum is not None,
         device=device,
-        journal=None if no_journal else journal or default_folder(checkpoint),
+        journal=folder,
         shows_progress=True,
     )
     with agreement(cluster):
@@ -141,6 +142,24 @@ def scan(
                 print(for_terminal(line))
     cluster.close()
     return 0
+
+
+def _count_workers(checkpoint: Checkpoint, num_threads: int) -> int:
+    """A process a core, or as many as the memory that is free is enough for; it says so if these are fewer."""
+    from kappaspeech.escaping import for_terminal
+    from kappaspeech.host_memory import free_memory_bytes
+    from kappaspeech.processors import count_cores
+    from kappaspeech.scan.matrices import list_matrices
+    from kappaspeech.scan.partition import fitting_processes
+
+    most, free = max(1, count_cores() // num_threads), free_memory_bytes()
+    fitting = fitting_processes([ref.shape for ref in list_matrices(checkpoint)[0]], most=most, free_bytes=free)
+    if fitting < most:
+        told = (
+            f"{fitting} of {most} possible processes: {free / 1e9:.1f} GB of memory are free for them (--workers says otherwise)"
+        )
+        print(for_terminal(told), file=sys.stderr)
+    return fitting
 
 
 def _check_alone(*, is_plain: bool, workers: int | None, journal: Path | None) -> None:

@@ -55,7 +55,13 @@ def show(
     content = KappaRanking.read(ranking)
     if spectra is not None:
         content = content.with_spectra(spectra)
-    selected = set(TensorSelection.read(selection).names) if selection else None
+    selected = None
+    if selection is not None:
+        chosen = TensorSelection.read(selection)
+        selected = set(chosen.names)
+        if chosen.checkpoint_digest != content.checkpoint_digest:
+            told = f"{selection} was chosen from {chosen.model}, another checkpoint than {ranking} ranks: it is marked by name"
+            print(for_terminal(f"warning: {told}"), file=sys.stderr)
     listed = tables.rows(content, score=score)
     if as_json:
         _print_json(content, listed, selected)

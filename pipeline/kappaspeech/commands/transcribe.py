@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kappaspeech.evaluation.clips import Clip, ClipReader
     from kappaspeech.evaluation.transcribe import Transcriber
     from kappaspeech.ranks.cluster import Cluster
+    from kappaspeech.trained.opening import Step
 
 # what a viewer reads at once
 _CUE_SECONDS = 7.0
@@ -118,6 +119,7 @@ def _transcribe(
     clips: list[Clip] = []
     words: tuple[str, ...] = ()
     num_done = code = 0
+    chosen: Step = None
     with ExitStack() as opened:
         with agreement(cluster):
             if cluster.rank == 0:
@@ -126,7 +128,8 @@ def _transcribe(
                 made_by: dict[str, object] = {"max_new_tokens": options["max_new_tokens"], "piece_seconds": longest}
                 made_by |= {"instruction": instruction, "num_beams": options["num_beams"], "hot_words": list(words) or None}
                 if format_ is Format.jsonl:
-                    made_by["model_digest"] = _identify(model, step)
+                    chosen = _pin(model, step)
+                    made_by["model_digest"] = _identify(model, chosen)
                 place = open_output(
                     format_,
                     output,
@@ -139,8 +142,9 @@ def _transcribe(
                 num_done = place.num_done
                 if format_ is not Format.jsonl:
                     _read_first(clips, reader)
+                    chosen = _pin(model, step)
         # what rank 0 has found, so that files that come meanwhile are on no rank
-        clips, num_done, words = cluster.broadcast((clips, num_done, words))
+        clips, num_done, words, chosen = cluster.broadcast((clips, num_done, words, chosen))
         speed = None
         if num_done < len(clips):
             from kappaspeech.evaluation.clip_job import run_job
@@ -148,7 +152,7 @@ def _transcribe(
             speed = run_job(
                 clips,
                 # only JSON has a place for it
-                replace(_open(model, cluster, step, words, options), keeps_confidence=format_ in (Format.json, Format.jsonl)),
+                replace(_open(model, cluster, chosen, words, options), keeps_confidence=format_ in (Format.json, Format.jsonl)),
                 cluster=cluster,
                 reader=reader,
                 longest_seconds=longest,
@@ -163,11 +167,16 @@ def _transcribe(
     return int(cluster.broadcast(code))
 
 
-def _identify(model: Path, step: str | None) -> str:
-    from kappaspeech.trained.identity import identify
-    from kappaspeech.trained.opening import parse_step
+def _pin(model: Path, step: str | None) -> Step:
+    from kappaspeech.trained.opening import parse_step, pin_step
 
-    return identify(model, step=parse_step(step))
+    return pin_step(model, parse_step(step))
+
+
+def _identify(model: Path, step: Step) -> str:
+    from kappaspeech.trained.identity import identify
+
+    return identify(model, step=step)
 
 
 def _read_first(clips: Sequence[Clip], reader: ClipReader) -> None:
@@ -185,18 +194,24 @@ def _read_first(clips: Sequence[Clip], reader: ClipReader) -> None:
         raise first
 
 
-def _open(model: Path, cluster: Cluster, step: str | None, hot_words: Sequence[str], options: dict[str, Any]) -> Transcriber:
-    """The model on every rank, in the arithmetic of the slowest. A collective."""
+def _open(model: Path, cluster: Cluster, step: Step, hot_words: Sequence[str], options: dict[str, Any]) -> Transcriber:
+    """The model on every rank, the same on all of them, in the arithmetic of the slowest. A collective."""
     from kappaspeech.model.precision import measure_rates, slowest
     from kappaspeech.ranks.agreement import agree, agreement
+    from kappaspeech.ranks.hosts import check_alike, check_software
     from kappaspeech.trained.arithmetic import UseArithmetic
-    from kappaspeech.trained.opening import choose_device, open_transcriber, parse_step
+    from kappaspeech.trained.opening import choose_device, open_transcriber
 
+    check_software(cluster)
+    found: list[str] = []
+    with agreement(cluster):
+        found.append(_identify(model, step))
+    check_alike(cluster, {"the model": found[0]}, remedy="Copy it from one place to all hosts, or share it.")
     device = choose_device(cluster.local_rank)
     use = UseArithmetic.of(slowest(agree(cluster, lambda: measure_rates(device))))
     opened: list[Transcriber] = []
     with agreement(cluster):
-        transcriber = open_transcriber(model, step=parse_step(step), device=device, use=use, **options)
+        transcriber = open_transcriber(model, step=step, device=device, use=use, **options)
         opened.append(transcriber.with_hot_words(hot_words))
     return opened[0]
 

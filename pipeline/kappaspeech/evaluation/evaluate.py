@@ -28,7 +28,7 @@ from kappaspeech.progress import ProgressBar
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.speech.corpus import make_datasets, make_read_options
-from kappaspeech.speech.held_out import list_test_samples, read_clips, read_test_batches
+from kappaspeech.speech.held_out import digest_test_samples, list_test_samples, read_clips, read_share
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample
 
 SCHEMA_VERSION = 1
@@ -39,13 +39,13 @@ _STAND_IN_SECONDS = 0.2
 class TestSet:
     """This rank's share of the test speech, in batches, and of the texts by language; and all tasks by language.
 
-    `fingerprint` is of all texts and tasks: ranks must have read the same, or their shares make no whole.
+    `fingerprints` are of the whole of each: ranks must have read the same, or their shares make no whole.
     """
 
     batches: tuple[tuple[AudioSample, ...], ...]
     texts: Mapping[str, tuple[str, ...]]
     tasks: Mapping[str, tuple[Task, ...]] = field(default_factory=dict)
-    fingerprint: str = ""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
     __test__ = False  # pytest would take it for a class of tests
 
 
@@ -69,21 +69,20 @@ def open_test_set(
     world_size: int,
 ) -> TestSet:
     """This rank's share of the speech and of the texts (language → path), and the tasks (alike). Raises `DataError`."""
-    batches = read_test_batches(
-        make_datasets(speech),
-        batch_size=options.batch_size,
-        max_samples=options.max_utterances,
-        rank=rank,
-        world_size=world_size,
-        read=make_read_options(read),
-    )
+    reading = make_read_options(read)
+    refs = list_test_samples(make_datasets(speech), max_samples=options.max_utterances, read=reading)
+    batches = read_share(refs, batch_size=options.batch_size, rank=rank, world_size=world_size, read=reading)
     texts = {language: read_texts(Path(path)) for language, path in text.items()}
     items = {language: tuple(read_items(Path(path))) for language, path in (tasks or {}).items()}
     return TestSet(
         tuple(map(tuple, batches)),
         {language: tuple(lines[rank::world_size]) for language, lines in texts.items()},
         items,
-        digest_json({"texts": texts, "tasks": {language: digest_items(found) for language, found in items.items()}}),
+        {
+            "the test speech": digest_json([options.batch_size, digest_test_samples(refs)]),
+            "the text that is scored": digest_json(texts),
+            "the tasks that are scored": digest_json({language: digest_items(found) for language, found in items.items()}),
+        },
     )
 
 

@@ -45,6 +45,13 @@ def check_alike(cluster: Cluster, facts: Mapping[str, str], *, remedy: str) -> N
             raise ConfigError(f"{difference}. {remedy}")
 
 
+def check_software(cluster: Cluster) -> None:
+    """Raise on every rank if hosts have other `software`: ranks would divide other work. Those of one host share theirs. A
+    collective."""
+    if len(set(cluster.gather(socket.gethostname()))) > 1:
+        check_alike(cluster, software(), remedy="Install the same on all hosts.")
+
+
 def describe_difference(everywhere: Sequence[tuple[str, Mapping[str, str]]], rank: int) -> str | None:
     """Describe the difference of `rank`'s facts from the most frequent ones; `everywhere` has (host, facts) of each rank."""
     host, own = everywhere[rank]

@@ -17,14 +17,13 @@ from kappaspeech.scan.checkpoint import Checkpoint, TensorRef
 from kappaspeech.scan.four_bit import FourBitWeight, find_four_bit
 from kappaspeech.scan.grouped_codes import GroupedWeight, find_grouped
 from kappaspeech.scan.packed import SCALE_DTYPES, SCALES_REASON, Scale, find_packed, find_scale
+from kappaspeech.scan.partition import MAX_HELD_BYTES
 from kappaspeech.scan.scales import Scales, scale_blocks
 from kappaspeech.tensor_files.dtypes import CODES, FLOATS, FloatArray, StoredArray, widen
 from kappaspeech.tensor_files.gguf_file import UNREADABLE
 
-# A matrix of at most this many stored bytes is kept while it is measured; a larger one is read again for each pass.
-_MAX_HELD_BYTES = 256 << 20
-# Three-dimensional parameters that stack one matrix per expert: transformers' fused experts, granite's, GGUF's.
-_EXPERTS = re.compile(r"experts?\b|experts?\.|_exps\b|moe\.(input|output)_linear|\.(gate_up_proj|down_proj|gate_proj|up_proj)$")
+# Three-dimensional parameters that stack one matrix per expert: transformers' fused experts, granite's and JetMoE's, GGUF's.
+_EXPERTS = re.compile(r"experts?\b|experts?\.|_exps\b|\b(input|output)_linear\b|\.(gate_up_proj|down_proj|gate_proj|up_proj)$")
 _DIGEST_BYTES = 8 << 20
 _FLAGS = ("uint8", "int8", "int32", "int64", "bool")
 # No program could have made a tensor of more elements.
@@ -188,7 +187,7 @@ class StoredMatrix:
         self.short, self.long = min(ref.shape), max(ref.shape)
         self.is_float64 = ref.tensor.dtype == "float64"
         num_bytes = math.prod(ref.shape) * (FLOATS[ref.tensor.dtype].num_bytes if ref.tensor.dtype in FLOATS else 4)
-        self._held: StoredArray | None = self._read_rows(0, ref.shape[0]) if num_bytes <= _MAX_HELD_BYTES else None
+        self._held: StoredArray | None = self._read_rows(0, ref.shape[0]) if num_bytes <= MAX_HELD_BYTES else None
         self._scales = self._read_scales(ref.scale.name) if ref.scale else None
         self._factor = ref.scale.factor if ref.scale else 1.0
         self._zeros = self._read_scales(ref.scale.zero_point) if ref.scale and ref.scale.zero_point else None

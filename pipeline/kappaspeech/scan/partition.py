@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +18,10 @@ _READING_SECONDS = 1e-8
 # The least cost of a matrix, however small: Python, a read, a line in the journal.
 FIXED_SECONDS = 2e-3
 _LARGEST_SHARE = 0.25
+# Bytes of a process beside what its matrix takes, and for each number of a Gram on the rung that takes most.
+_PROCESS_BYTES, _BYTES_PER_SQUARE = 100 << 20, 20
+# A matrix of at most this many stored bytes is kept while it is measured; a larger one is read again for each pass.
+MAX_HELD_BYTES = 256 << 20
 # A Gaussian matrix this much longer than short has κ = 18; a square one has κ ~ m, of which float32 knows nothing.
 _LEAST_ASPECT = 1.25
 
@@ -46,6 +52,20 @@ def blocking_seconds(shape: tuple[int, int]) -> float:
     """The time for which one call into LAPACK or BLAS may keep every thread of a slow process waiting."""
     short = min(shape)
     return 4 * short**3 / _CHOLESKY_RATE
+
+
+def fitting_processes(shapes: Sequence[tuple[int, int]], *, most: int, free_bytes: int) -> int:
+    """The number of processes, one to `most`, whose memory fits into `free_bytes` even if they measure the largest matrices at
+    once."""
+    largest = sorted(map(_most_bytes, shapes), reverse=True)[:most]
+    fitting = sum(total <= free_bytes for total in itertools.accumulate(largest))
+    # processes beyond the number of matrices have none to hold
+    return most if fitting == len(largest) else max(1, fitting)
+
+
+def _most_bytes(shape: tuple[int, int]) -> int:
+    """The memory of a process while it measures a matrix, at most."""
+    return _PROCESS_BYTES + min(MAX_HELD_BYTES, 4 * math.prod(shape)) + _BYTES_PER_SQUARE * min(shape) ** 2
 
 
 @dataclass(frozen=True)

@@ -52,13 +52,16 @@ def spectrum_stats(
     """Measure one matrix: a 2-D numpy array or torch tensor of any float dtype, computed in float64 on the CPU or `device`.
 
     κ is within `rtol` if float64 can give that, and within the result's `error_bound` always. `with_sigmas` keeps all singular
-    values. Raises `ScanError` on a NaN or an infinity, `ValueError` for an array without two dimensions of at least one,
-    `InputError` for a device that isn't there.
+    values. Raises `ScanError` on a NaN or an infinity, `ValueError` for an array without two dimensions of at least one or
+    of complex numbers, `InputError` for a device that isn't there.
     """
     if hasattr(weight, "detach"):
         weight = weight.detach().cpu()
-        weight = (weight if str(weight.dtype) == "torch.float64" else weight.float()).numpy()
+        is_kept = weight.is_complex() or str(weight.dtype) == "torch.float64"
+        weight = (weight if is_kept else weight.float()).resolve_conj().numpy()
     values = np.asarray(weight)
+    if np.iscomplexobj(values):
+        raise ValueError(f"a matrix of real numbers is expected; this is {values.dtype}")
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"a matrix has two dimensions of at least one; this has shape {values.shape}")
     stats = measure(ArrayMatrix(values), rtol=rtol, method=method, with_sigmas=with_sigmas, algebra=choose_algebra(device))

@@ -11,6 +11,7 @@ import numpy as np
 from kappaspeech.progress import ProgressBar
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.ranks.cluster import Cluster, SingleProcess
+from kappaspeech.ranks.hosts import check_alike, check_software
 from kappaspeech.ranks.liveness import Watch
 from kappaspeech.scan.checkpoint import Checkpoint
 from kappaspeech.scan.journal import Found, Journal
@@ -38,13 +39,19 @@ def scan(
     Matrices are taken from a common queue, the costliest first, or assigned beforehand if `is_static`. `journal` is a folder in
     which measured matrices are kept and found again. `with_sigmas` keeps every singular value (`spectra`). `device` is torch's
     name of one to compute on; `cuda` means a rank's own. A matrix with NaN or infinity is listed as skipped. Raises `ScanError`
-    naming the tensor that can't be read, `RankFailure` on the other ranks, `InputError` for an absent device.
+    naming the tensor that can't be read, `RankFailure` on the other ranks, `InputError` for an absent device, `ConfigError` if
+    ranks have other checkpoints, options or software.
     """
     cluster = cluster or SingleProcess()
     options = ScanOptions(rtol, method, is_static, with_sigmas, own_device(device, cluster.local_rank) if device else None)
+    check_software(cluster)
     with agreement(cluster):
         algebra = choose_algebra(options.device)
-    matrices, skipped = list_matrices(checkpoint)
+        matrices, skipped = list_matrices(checkpoint)
+        found_here = {"the checkpoint": checkpoint.digest}
+    # ranks that differ would divide other work, or measure parts of two models
+    check_alike(cluster, found_here, remedy="Copy it from one place to all hosts, or share it.")
+    check_alike(cluster, options.settings(), remedy="Give it to all ranks alike.")
     with agreement(cluster):
         book = Journal(journal, checkpoint, **options.journal_key()) if journal else None
         found = book.read() if book else {}

@@ -33,6 +33,9 @@ from kappaspeech.scan.read_ahead import read_ahead
 from kappaspeech.scan.scaled_matrix import ScaledMatrix, num_pieces, piece_gram
 from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, measure_scaled, tries_single
 
+# of what BLAS computes on the CPU they may change the last bits
+_BLAS_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_CORETYPE")
+
 
 @dataclass(frozen=True)
 class ScanOptions:
@@ -46,9 +49,16 @@ class ScanOptions:
 
     def journal_key(self) -> dict[str, Any]:
         """The options in which a journal's lines must agree to be reused: another thread count changes a number's last bits."""
-        host = [os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "OPENBLAS_CORETYPE")]
-        computed = [self.device.partition(":")[0]] if self.device else host
+        computed = [self.device.partition(":")[0]] if self.device else [os.environ.get(name, "") for name in _BLAS_VARIABLES]
         return {"rtol": self.rtol, "method": self.method, "computed": computed, "with_sigmas": self.with_sigmas}
+
+    def settings(self) -> dict[str, str]:
+        """The options and variables in which all ranks must agree, by the names that a user gives them."""
+        named = {"rtol": self.rtol, "method": self.method, "static": self.is_static, "spectrum": self.with_sigmas}
+        options = {f"--{name}": str(value) for name, value in named.items()}
+        if self.device:
+            return {**options, "--device": self.device.partition(":")[0]}
+        return {**options, "--device": "none", **{name: os.environ.get(name) or "not set" for name in _BLAS_VARIABLES}}
 
 
 @dataclass

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
+from kappaspeech.artefacts import digest_lines
 from kappaspeech.errors import DataError
 from kappaspeech.speech.corpus import Corpus, SpeechDataset
 from kappaspeech.speech.listings import encode_listed
+from kappaspeech.speech.patterns import shard_name
 from kappaspeech.speech.read_ahead import ReadAhead
 from kappaspeech.speech.sample_reader import SampleReader, SampleRef
 from kappaspeech.speech.samples import AudioSample, BadSampleError
@@ -15,23 +18,22 @@ from kappaspeech.speech.source import ReadOptions
 
 
 def read_test_batches(
-    datasets: Sequence[SpeechDataset],
-    *,
-    batch_size: int,
-    max_samples: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    read: ReadOptions | None = None,
+    datasets: Sequence[SpeechDataset], *, batch_size: int, max_samples: int | None = None, read: ReadOptions | None = None
 ) -> list[list[AudioSample]]:
-    """Whole data sets in batches of like length, longest first; of all batches, those that `rank` of `world_size` takes.
+    """Whole data sets in batches; `max_samples` takes `choose_subset`. Raises `DataError`, as `read_share` does."""
+    return read_share(list_test_samples(datasets, max_samples=max_samples, read=read), batch_size=batch_size, read=read)
 
-    What a batch holds doesn't depend on the ranks, so that rounding, and with it every transcript, doesn't either.
-    `max_samples` takes `choose_subset`. Raises `DataError` on a sample that can't be used: a test set with holes would be
-    another test set.
+
+def read_share(
+    refs: Sequence[SampleRef], *, batch_size: int, rank: int = 0, world_size: int = 1, read: ReadOptions | None = None
+) -> list[list[AudioSample]]:
+    """The samples in batches of like length, longest first; of all batches, those that `rank` of `world_size` takes.
+
+    What a batch holds doesn't depend on the ranks, so that rounding, and with it every transcript, doesn't either. Raises
+    `DataError` on a sample that can't be used: a test set with holes would be another test set.
     """
-    refs = list_test_samples(datasets, max_samples=max_samples, read=read)
-    refs.sort(key=lambda ref: (-ref.entry.seconds, ref.entry.key))
-    batches = [refs[start : start + batch_size] for start in range(0, len(refs), batch_size)]
+    ordered = sorted(refs, key=lambda ref: (-ref.entry.seconds, ref.entry.key))
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     ahead = ReadAhead(SampleReader(read or ReadOptions()))
     planned = [ahead.plan(batch) for batch in batches[rank::world_size]]
     try:
@@ -49,6 +51,15 @@ def list_test_samples(
     if max_samples is not None and max_samples < len(refs):
         refs = [refs[i] for i in choose_subset([(ref.entry.language, ref.entry.key) for ref in refs], max_samples)]
     return refs
+
+
+def digest_test_samples(refs: Sequence[SampleRef]) -> str:
+    """A digest of which samples there are, where, how long, and how they are tested: not of the folder that they lie in."""
+    return digest_lines(
+        # indices of older versions note no heads
+        repr((shard_name(ref.where), replace(ref.entry, head_digest=0), ref.normalization, ref.instruction, ref.dataset))
+        for ref in refs
+    )
 
 
 def choose_subset(samples: Sequence[tuple[str, str]], count: int) -> list[int]:

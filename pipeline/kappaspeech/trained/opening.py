@@ -119,6 +119,12 @@ def open_run(path: Path, *, step: Step = None) -> TrainedRun:
     return TrainedRun(path, config, record, states[wanted], wanted, float(state["train_seconds"]))
 
 
+def pin_step(path: Path, step: Step) -> Step:
+    """The step of the run's checkpoint that `step` means now, for ranks that open it later while the run trains on; `step` itself
+    for an export."""
+    return open_run(path, step=step).step if (path / RECORD_FILE).exists() else step
+
+
 def open_difference(path: Path, *, step: Step = None, base: str | None = None) -> Difference:
     """The trained tensors of a run folder's checkpoint (the last, that of `step`, the best), or of `export --only difference`.
 

@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 
+from kappaspeech.artefacts import digest_json
 from kappaspeech.config.data_config import DatasetConfig, ReadConfig
 from kappaspeech.config.training_config import EvaluationConfig
 from kappaspeech.errors import ConfigError, InputError
 from kappaspeech.evaluation.decoding import Decoder
 from kappaspeech.runs.contents import RECORD_FILE
+from kappaspeech.scan.checkpoint import open_checkpoint
 from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.difference import SPEECH_FILE
+from kappaspeech.trained.identity import identify
 from kappaspeech.trained.opening import Step, check_choice, open_run, open_transcriber
 from kappaspeech.trained.whole_opening import is_whole
 
@@ -26,10 +29,12 @@ WHISPER_PREFIX = "whisper:"
 class EvaluationTarget:
     """A model, not yet loaded, and the speech, text and questions (language → path) on which it is measured.
 
-    `folder` is the place of its record unless the user gives another.
+    `folder` is the place of its record unless the user gives another, `identity` what all ranks must find alike: the model's
+    weights and options.
     """
 
     folder: Path
+    identity: str
     step: int
     train_seconds: float
     speech: tuple[DatasetConfig, ...]
@@ -99,7 +104,13 @@ def find_target(
             use=use,
         )
 
-    return EvaluationTarget(folder, reached, train_seconds, speech, texts, questions, chosen, read, open_decoder)
+    identity = digest_json([_identify_whisper(model) if is_whisper else identify(Path(model), step=step), chosen.model_dump()])
+    return EvaluationTarget(folder, identity, reached, train_seconds, speech, texts, questions, chosen, read, open_decoder)
+
+
+def _identify_whisper(model: str) -> str:
+    """The name of one that openai-whisper fetches and compares with its digest, or the digest of a file's weights."""
+    return model if model.startswith(WHISPER_PREFIX) else open_checkpoint(model).digest
 
 
 def _refuse_for_whisper(texts: Mapping[str, str], questions: Mapping[str, str], instruction: str | None) -> None:

@@ -97,7 +97,7 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
             "the text of ewc": digest_json(consolidated),
             # ranks that measured other text would steer by other distances
             "the text of the budget": digest_json(measured),
-            "the text and tasks that are scored": test_set.fingerprint if test_set else "none",
+            **(test_set.fingerprints if test_set else {}),
         },
         remedy="Copy it from one place to all hosts, or share it.",
     )

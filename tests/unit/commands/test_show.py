@@ -121,6 +121,16 @@ def test_json_holds_every_row_and_nothing_else(home, capsys, ranking):
     assert any(row["selected"] for row in content["rows"])
 
 
+def test_a_selection_from_another_checkpoint_is_marked_with_a_warning(home, tmp_path, capsys):
+    content = json.loads((home / "selection.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps({**content, "checkpoint_digest": "0" * 64, "model": "another-llm"}))
+    for path, warned in ((home / "selection.json", False), (tmp_path / "other.json", True)):
+        assert main(["show", str(home / "ranking.json"), "--selection", str(path), "--json"]) == 0
+        said = capsys.readouterr()
+        assert any(row["selected"] for row in json.loads(said.out)["rows"])
+        assert ("was chosen from another-llm, another checkpoint than " in said.err) == warned
+
+
 def test_a_score_orders_the_table_and_an_unknown_one_is_refused(home, capsys, ranking):
     assert main(["show", str(home / "ranking.json"), "--score", "stable-rank"]) == 0
     scores = [float(line.split("\t")[-1]) for line in capsys.readouterr().out.splitlines()[1:]]

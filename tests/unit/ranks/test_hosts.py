@@ -6,15 +6,16 @@ import platform
 import re
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import pytest
 
 from kappaspeech.errors import ConfigError, RankFailure
+from kappaspeech.ranks import hosts
 from kappaspeech.ranks.cluster import SingleProcess
-from kappaspeech.ranks.hosts import check_alike, describe_clocks, describe_difference, software
+from kappaspeech.ranks.hosts import check_alike, check_software, describe_clocks, describe_difference, software
 from tests.patience import patience
 
 
@@ -48,25 +49,31 @@ class Seat(SingleProcess):
         return everywhere
 
 
-def check_together(monkeypatch, facts: Mapping[str, Mapping[str, str]]) -> dict[str, Exception | None]:
-    """Run the ranks of all hosts in `facts` at once; return what `check_alike` raises on each host."""
+def meet(monkeypatch, hosts: Sequence[str], act: Callable[[Seat, str], object]) -> dict[str, Exception | None]:
+    """Run `act` on one rank of each host at once; return what it raises there."""
     monkeypatch.setattr(socket, "gethostname", lambda: threading.current_thread().name)
-    table, meeting = [None] * len(facts), threading.Barrier(len(facts), timeout=patience(10))
+    table, meeting = [None] * len(hosts), threading.Barrier(len(hosts), timeout=patience(10))
     raised: dict[str, Exception | None] = {}
 
     def be_rank(rank: int, host: str) -> None:
         try:
-            check_alike(Seat(rank, table, meeting), facts[host], remedy="Install the same on all hosts.")
+            act(Seat(rank, table, meeting), host)
             raised[host] = None
         except (ConfigError, RankFailure) as error:
             raised[host] = error
 
-    threads = [threading.Thread(target=be_rank, args=pair, name=pair[1]) for pair in enumerate(facts)]
+    threads = [threading.Thread(target=be_rank, args=pair, name=pair[1]) for pair in enumerate(hosts)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     return raised
+
+
+def check_together(monkeypatch, facts: Mapping[str, Mapping[str, str]]) -> dict[str, Exception | None]:
+    """Run `check_alike` on all hosts in `facts` at once."""
+    remedy = "Install the same on all hosts."
+    return meet(monkeypatch, list(facts), lambda seat, host: check_alike(seat, facts[host], remedy=remedy))
 
 
 def test_hosts_that_run_alike_go_on(monkeypatch):
@@ -84,6 +91,15 @@ def test_a_host_that_runs_another_version_is_told_by_name_on_every_host(monkeypa
         assert isinstance(failure, RankFailure)
         assert (failure.rank, failure.exit_code) == (1, 2)
         assert str(failure) == f"rank 1 on h2 failed: {said}"
+
+
+def test_hosts_are_asked_for_their_software_and_ranks_of_one_host_are_not(monkeypatch):
+    versions = {"h1": "1", "h2": "2"}
+    monkeypatch.setattr(hosts, "software", lambda: {"numpy": versions[threading.current_thread().name]})
+    raised = meet(monkeypatch, ["h1", "h2"], lambda seat, _host: check_software(seat))
+    assert str(raised["h2"]) == "numpy is 2 on h2, and 1 on h1 (rank 0). Install the same on all hosts."
+    monkeypatch.setattr(hosts, "software", lambda: pytest.fail("it takes a while"))
+    check_software(SingleProcess())
 
 
 def test_what_a_host_runs_is_its_python_its_packages_and_this_projects_code():

@@ -244,10 +244,20 @@ def test_a_run_is_its_base_with_what_was_trained_in_its_place(tmp_path):
     assert checkpoint.digest != open_checkpoint(base).digest
 
 
-def test_experts_are_ranked_one_by_one_and_vectors_are_only_listed(tmp_path):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.mlp.experts.gate_up_proj",
+        # granite's, and JetMoE's
+        "model.layers.0.block_sparse_moe.input_linear.weight",
+        "model.layers.0.mlp.output_linear.weight",
+        "blk.0.ffn_up_exps.weight",
+    ],
+)
+def test_experts_are_ranked_one_by_one_and_vectors_are_only_listed(tmp_path, name):
     experts = torch.randn(3, 6, 5)
     content = {
-        "model.layers.0.mlp.experts.gate_up_proj": experts,
+        name: experts,
         "model.layers.0.mlp.gate.weight": torch.randn(1, 6),
         "model.norm.weight": torch.ones(6),
         "positions": torch.zeros(4, 4, dtype=torch.int64),
@@ -256,7 +266,7 @@ def test_experts_are_ranked_one_by_one_and_vectors_are_only_listed(tmp_path):
     checkpoint = open_checkpoint(save_folder(tmp_path, content))
     matrices, skipped = list_matrices(checkpoint)
     assert [(ref.name, ref.shape, ref.expert) for ref in matrices] == [
-        (f"model.layers.0.mlp.experts.gate_up_proj[{expert}]", (6, 5), expert) for expert in range(3)
+        (f"{name}[{expert}]", (6, 5), expert) for expert in range(3)
     ]
     np.testing.assert_array_equal(scan_matrix(checkpoint, matrices[2].name), experts[2].double().numpy())
     reasons = {item.name: item.reason for item in skipped}
@@ -309,7 +319,7 @@ def test_a_matrix_too_large_to_hold_is_read_in_blocks_to_the_same_values(tmp_pat
     weight = torch.randn(shape).to(dtype)
     checkpoint = open_checkpoint(save_folder(tmp_path, {"w.weight": weight}))
     held = StoredMatrix(checkpoint, MatrixRef("w.weight", checkpoint.tensors[0], shape))
-    monkeypatch.setattr("kappaspeech.scan.matrices._MAX_HELD_BYTES", 0)
+    monkeypatch.setattr("kappaspeech.scan.matrices.MAX_HELD_BYTES", 0)
     streamed = StoredMatrix(checkpoint, MatrixRef("w.weight", checkpoint.tensors[0], shape))
     for start, stop in ((0, 13), (13, 40)):
         np.testing.assert_array_equal(streamed.block(start, stop), held.block(start, stop))

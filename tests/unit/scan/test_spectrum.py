@@ -191,6 +191,12 @@ def test_what_is_no_matrix_is_refused(shape):
         spectrum_stats(np.zeros(shape))
 
 
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_complex_numbers_are_refused_and_not_cut_to_their_real_parts(kind):
+    with pytest.raises(ValueError, match="real numbers is expected; this is complex128"):
+        spectrum_stats(kind([[1 + 2j, 3.0], [0.5, 4.0]], dtype=np.complex128 if kind is np.array else torch.complex128))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("method", ["auto", "svd"])

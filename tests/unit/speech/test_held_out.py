@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 
 import pytest
 
 from kappaspeech.config.data_config import DatasetConfig
 from kappaspeech.speech.corpus import make_datasets, name_sets
-from kappaspeech.speech.held_out import choose_subset, list_test_samples, read_clips, read_test_batches
+from kappaspeech.speech.held_out import choose_subset, digest_test_samples, list_test_samples, read_clips, read_test_batches
 
 SAMPLES = [*(("en", f"en/{i}") for i in range(90)), *(("de", f"de/{i}") for i in range(20)), ("fr", "fr/0")]
 
@@ -66,3 +67,19 @@ def test_a_sample_knows_the_set_and_the_instruction_that_it_is_tested_with(home)
     refs = list_test_samples(make_datasets(sets))
     # the same keys in both sets
     assert len(read_clips(refs, max_bytes=1 << 20)) == len(refs)
+
+
+def test_copies_of_a_test_set_are_the_same_and_one_that_lacks_a_sample_or_is_asked_otherwise_is_not(home, tmp_path):
+    copied = shutil.copytree(home / "shards/test", tmp_path / "elsewhere")
+    plain, asked = (
+        [
+            list_test_samples(make_datasets([DatasetConfig(shards=f"{folder}/*.tar", **options)]))
+            for folder in (home / "shards/test", copied)
+        ]
+        for options in ({}, {"instruction": "Answer: {audio}"})
+    )
+    digest = digest_test_samples(plain[0])
+    assert digest_test_samples(plain[1]) == digest
+    assert digest_test_samples(asked[0]) == digest_test_samples(asked[1]) != digest
+    assert digest_test_samples(plain[0][:-1]) != digest
+    assert digest_test_samples(plain[0][::-1]) != digest

@@ -10,7 +10,7 @@ import soundfile
 
 from kappaspeech.errors import DataError
 from kappaspeech.speech.corpus import SpeechDataset
-from kappaspeech.speech.held_out import read_test_batches
+from kappaspeech.speech.held_out import list_test_samples, read_share, read_test_batches
 from kappaspeech.speech.languages import normalise_language
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.packing import pack
@@ -47,7 +47,7 @@ def test_test_batches_do_not_depend_on_the_number_of_ranks(recordings, tmp_path)
 
     def keys(rank: int, world_size: int) -> list[list[str]]:
         datasets = [SpeechDataset(str(tmp_path / "*.tar"))]
-        batches = read_test_batches(datasets, batch_size=4, rank=rank, world_size=world_size)
+        batches = read_share(list_test_samples(datasets), batch_size=4, rank=rank, world_size=world_size)
         return [[sample.key for sample in batch] for batch in batches]
 
     assert sorted(keys(0, 1)) == sorted(batch for rank in range(3) for batch in keys(rank, 3))

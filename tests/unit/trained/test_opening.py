@@ -20,7 +20,7 @@ from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.card import make_card
 from kappaspeech.trained.difference import SpeechParts
 from kappaspeech.trained.export import export, export_adaptor, export_difference
-from kappaspeech.trained.opening import TrainedRun, choose_device, open_transcriber
+from kappaspeech.trained.opening import TrainedRun, choose_device, open_transcriber, pin_step
 from kappaspeech.trained.target import find_target
 from tests.made_exports import make_export
 from tests.made_runs import make_run
@@ -187,3 +187,12 @@ def test_an_encoder_that_has_moved_beside_its_export_is_found_there(home, tmp_pa
     # as `push` names it
     (folder / "speech.json").write_text(json.dumps({**content, "encoder": "whisper.pt"}))
     assert transcribe(folder).encoder.dims == load_encoder(str(home / "whisper.pt")).dims
+
+
+def test_the_last_checkpoint_stays_the_one_that_it_was_when_it_was_chosen(one_rank, tmp_path):
+    run = shutil.copytree(one_rank, tmp_path / "run")
+    last = max((run / "checkpoints").glob("step-*"))
+    chosen = pin_step(run, None)
+    assert last.name.endswith(f"{chosen:06d}")
+    shutil.copytree(last, last.with_name("step-000099"))
+    assert (pin_step(run, None), pin_step(run, chosen)) == (99, chosen)

@@ -117,8 +117,8 @@ def _cut_off(axes: Any, drawn: Sequence[tuple[Style, float, float]], *, most: fl
     """
     floor, ceiling = 0.0, min(_CEILING_PERCENT, 1.05 * most) or 1.0
     shown = [y for *_, y in drawn if y <= _CEILING_PERCENT]
-    if shown and 0 < (span := max(shown) - min(shown)) < _CLOSE * max(shown):
-        floor, ceiling = max(0.0, min(shown) - _MARGIN * span), max(shown) + _MARGIN * span
+    if shown and 0 < (height := max(shown) - min(shown)) < _CLOSE * max(shown):
+        floor, ceiling = max(0.0, min(shown) - _MARGIN * height), max(shown) + _MARGIN * height
     axes.set_ylim(floor, ceiling)
     above = [(style, x, y) for style, x, y in drawn if y > ceiling]
     if not above:

@@ -163,7 +163,7 @@ def test_help_tells_what_an_option_is_by_default(capsys, monkeypatch):
     """In square brackets the terminal would take it for a style, and show nothing."""
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["scan", "--help"]) == 0
-    assert "Default: one a core." in capsys.readouterr().out
+    assert "Default: one a core, if memory lasts." in capsys.readouterr().out
 
 
 def test_completion_is_offered():

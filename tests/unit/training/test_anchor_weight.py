@@ -65,6 +65,20 @@ def test_a_run_that_resumes_without_its_budget_has_the_configured_weight_again()
     assert again.value == 0.05
 
 
+@pytest.mark.parametrize("budget", [0.10, 0.13])
+def test_a_weight_that_brings_the_model_no_nearer_is_lowered_to_the_one_that_kept_it_nearest(budget):
+    """The distance of a real run at constant rates: 0.25 without the anchor, 0.118 with a weight of 0.3, 0.25 with one of 500."""
+    weight = AnchorWeight(options(budget, least=0.01))
+    distances = []
+    for step in range(1, 61):
+        measured = 0.12 + 0.14 / (1 + 60 * weight.value) + 0.016 * max(0.0, math.log(weight.value / 0.3))
+        distances.append(min(1.0, step / 4) * measured)
+        weight.steer(distances[-1])
+    wanted = max(budget, 0.12 + 0.14 / 19)
+    assert distances[-20:] == pytest.approx([wanted] * 20, rel=0.05)
+    assert weight.value < 1
+
+
 def test_no_distance_raises_it_beyond_bounds():
     weight = AnchorWeight(options(0.1))
     for distance in (0.0, -1e-9, *[1e9] * 50):

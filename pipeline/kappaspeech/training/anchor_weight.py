@@ -74,9 +74,16 @@ class AnchorWeight:
 
     def to_json(self) -> dict[str, Any]:
         """The state that `restore` reads."""
-        kept = {"peak": self._peak, "nearest": self._nearest, "raised_at_nearest": self._raised_at_nearest}
-        kept["is_futile"] = self._is_futile
-        return {"sum": self._sum, "raised": self._raised, "gain": self._gain, "before": self._before, **kept}
+        return {
+            "sum": self._sum,
+            "raised": self._raised,
+            "gain": self._gain,
+            "before": self._before,
+            "peak": self._peak,
+            "nearest": self._nearest,
+            "raised_at_nearest": self._raised_at_nearest,
+            "is_futile": self._is_futile,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from the state of `to_json`."""

@@ -30,7 +30,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -200,7 +199,10 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         for method in methods:
             runs[method].append(measure(method, arguments))
             print(f"  {method} {json.dumps(runs[method][-1])}", file=sys.stderr, flush=True)
-    median: Callable[[str, str], float] = lambda method, key: statistics.median(run[key] for run in runs[method])  # noqa: E731
+
+    def median(method: str, key: str) -> float:
+        return statistics.median(run[key] for run in runs[method])
+
     table = {}
     for method, results in runs.items():
         table[method] = {key: median(method, key) for key in results[0]}

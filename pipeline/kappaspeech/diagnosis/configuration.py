@@ -9,6 +9,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -70,13 +71,13 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
     findings += _try("models", lambda: _check_models(config, planners))
     read = make_read_options(config.data.read)
     for item in (*config.data.train, *config.data.test):
-        findings += [*_check_credentials(item, environment), *_try("data", lambda item=item: _check_shards(item, read))]  # type: ignore[misc]
+        findings += [*_check_credentials(item, environment), *_try("data", partial(_check_shards, item, read))]
     if config.data.test:
         findings += _try("data", lambda: _check_overlap(config, read))
     for path in config.data.text.values():
-        findings += _try("data", lambda path=path: _check_text(Path(path)))  # type: ignore[misc]
+        findings += _try("data", partial(_check_text, Path(path)))
     for path in config.data.tasks.values():
-        findings += _try("data", lambda path=path: _check_tasks(Path(path)))  # type: ignore[misc]
+        findings += _try("data", partial(_check_tasks, Path(path)))
     if config.replay is not None:
         findings += _try("data", lambda: _check_replay(config))
     if config.ewc is not None:

@@ -146,5 +146,6 @@ def _join(supervisions: list[dict[str, Any]]) -> str:
 
 def _duration(cut: dict[str, Any]) -> float | None:
     duration = cut.get("duration")
-    is_time = isinstance(duration, int | float) and not isinstance(duration, bool) and 0 < duration <= LONGEST_SECONDS
-    return float(duration) if is_time else None  # type: ignore[arg-type]
+    if not isinstance(duration, int | float) or isinstance(duration, bool) or not 0 < duration <= LONGEST_SECONDS:
+        return None
+    return float(duration)

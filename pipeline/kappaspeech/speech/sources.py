@@ -33,8 +33,9 @@ class LocalSource:
         self._lock = threading.Lock()
 
     def __del__(self) -> None:
-        if getattr(self, "_descriptor", None) is not None:
-            os.close(self._descriptor)  # type: ignore[arg-type]
+        descriptor: int | None = getattr(self, "_descriptor", None)
+        if descriptor is not None:
+            os.close(descriptor)
 
     def num_bytes(self) -> int:
         return self._stat().st_size

@@ -78,8 +78,10 @@ def choose_device(local_rank: int) -> torch.device:
 
 def parse_step(text: str | None) -> Step:
     """The value of --step: a step, "best", or nothing. Raises `InputError`."""
-    if text is None or text == "best":
-        return text  # type: ignore[return-value]
+    if text is None:
+        return None
+    if text == "best":
+        return "best"
     if not text.isdecimal():
         raise InputError(f"--step is {text!r}; give a checkpoint's step, or best.")
     return int(text)

@@ -1,4 +1,4 @@
-"""The two means that keep a forgetting budget: the anchor's weight, and the LLM's rate where a greater weight does not help."""
+"""What keeps a forgetting budget: the anchor's weight, and the LLM's learning rate where a greater weight doesn't help."""
 
 from __future__ import annotations
 

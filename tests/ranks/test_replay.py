@@ -53,21 +53,6 @@ def test_a_budget_is_kept_on_text_that_is_not_replayed_also_across_a_stop(train,
     assert f"of a budget of {BUDGET_NATS:g}" in (run / "run.md").read_text(encoding="utf-8")
 
 
-def test_a_budget_that_no_weight_keeps_slows_the_llm_alone(train, tmp_path):
-    (tmp_path / "replay.txt").write_text(TEXT, encoding="utf-8")
-    replay = {"texts": {"x": str(tmp_path / "replay.txt")}, "texts_per_step": 3, "max_tokens": 16, "anchor_weight": 0.05}
-    replay |= {"forgetting_budget_nats": 1e-6, "measure_every_steps": 1}
-    options = {"data__test": [], "unfreeze": {"mode": "all"}, "optimizer__warmup_steps": 0, "optimizer__schedule": "constant"}
-    run = train("slowed", training__num_steps=24, replay=replay, **options)
-    distances = [json.loads(line) for line in (run / "distances.jsonl").read_text().splitlines()]
-    factors = [record["llm_rate_factor"] for record in distances]
-    assert factors[0] == 1.0 > factors[-1]
-    rates = [record["learning_rates"] for record in steps(run)]
-    assert [rate["llm"] / rates[0]["llm"] for rate in rates] == pytest.approx([1.0, *factors[:-1]])
-    assert len({rate["adaptor"] for rate in rates}) == 1
-    assert "the budget was not kept" in (run / "run.md").read_text(encoding="utf-8")
-
-
 def test_hosts_with_other_text_to_measure_on_are_refused(home, run_command, tmp_path):
     """Each would divide its share by another number of tokens, and steer its anchor by another distance."""
     (tmp_path / "replay.txt").write_text(TEXT, encoding="utf-8")

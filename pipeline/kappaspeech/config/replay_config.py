@@ -35,8 +35,7 @@ class ReplayConfig(StrictSection):
     forgetting_budget_nats: Positive | None = Field(
         default=None,
         description="Distance from the base, KL(base ‖ trained) a token of data.text, at which the run shall end. It is measured "
-        "now and then, and anchor_weight, the least weight, is raised as far as that asks; if a greater one brings the LLM no "
-        "nearer, its learning rate is lowered. null: both stay.",
+        "now and then, and anchor_weight, the least weight, is raised as far as that asks. null: anchor_weight stays.",
     )
     measure_every_steps: Count | None = Field(
         default=None, description="How often that distance is measured. null: each thirty-second part of the run."

@@ -67,5 +67,4 @@ def evaluation_values(record: Mapping[str, Any]) -> dict[str, float]:
 
 def distance_values(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a distance from the base, measured to keep a budget."""
-    # earlier versions left the LLM's rate as it is
-    return {f"budget/{name}": record[name] for name in ("kl_nats", "anchor_weight", "llm_rate_factor") if name in record}
+    return {f"budget/{name}": record[name] for name in ("kl_nats", "anchor_weight")}

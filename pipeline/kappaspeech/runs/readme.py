@@ -58,8 +58,8 @@ def describe_outcome(run_dir: Path, *, seconds_left: float | None = None) -> lis
         )
         if record["status"] == "finished" and last["kl_nats"] > _BEYOND * last["budget_nats"]:
             lines.append(
-                "the budget was not kept: neither a greater weight of the anchor nor a lower rate of the LLM brought it near in time; "
-                "lower optimizer.llm_learning_rate, or raise replay.anchor_weight"
+                "the budget was not kept: a greater weight of the anchor brought the LLM no nearer; lower "
+                "optimizer.llm_learning_rate, or raise replay.texts_per_step"
             )
     compared = record.get("plan_comparison")
     if compared:

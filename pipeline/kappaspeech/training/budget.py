@@ -1,4 +1,4 @@
-"""A forgetting budget: the LLM is held so tight that the run ends at a given distance from its base."""
+"""A forgetting budget: the anchor's weight is raised so far that the run ends at a given distance from its base."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.runs.records import RunLog
 from kappaspeech.training.anchor import measure_distance
+from kappaspeech.training.anchor_weight import AnchorWeight
 from kappaspeech.training.cadence import Cadence
-from kappaspeech.training.forgetting_control import ForgettingControl
 from kappaspeech.training.partitioned import Partitioned
 from kappaspeech.training.surroundings import Surroundings
 from kappaspeech.zero3.weight_swap import averaged_weights
@@ -19,14 +19,14 @@ _NUM_MEASUREMENTS = 32
 
 
 class KeepBudget(Cadence):
-    """Measures the distance from the base on held-out text, and steers what holds the LLM by it."""
+    """Measures the distance from the base on held-out text, and steers the anchor's weight by it."""
 
     def __init__(
         self,
         config: RunConfig,
         pieces: Mapping[str, Sequence[Sequence[int]]],
         partitioned: Partitioned,
-        control: ForgettingControl,
+        weight: AnchorWeight,
         around: Surroundings,
         *,
         log: RunLog | None,
@@ -38,7 +38,7 @@ class KeepBudget(Cadence):
         self._budget_nats = config.replay.forgetting_budget_nats
         self._engine = partitioned.engine
         self._anchors = partitioned.measured
-        self._control = control
+        self._weight = weight
         self._around = around
         self._pieces = pieces
         self._log = log
@@ -54,7 +54,7 @@ class KeepBudget(Cadence):
                 for language, cut in self._pieces.items()
             }
         mean = math.fsum(distances.values()) / len(distances)
-        self._control.steer(mean)
+        self._weight.steer(mean)
         with agreement(self._around.cluster):
             if self._log is not None:
                 self._log.add_distance(
@@ -63,8 +63,7 @@ class KeepBudget(Cadence):
                         "kl_nats": mean,
                         "languages": distances,
                         "budget_nats": self._budget_nats,
-                        "anchor_weight": self._control.anchor_weight,
-                        "llm_rate_factor": self._control.llm_rate_factor,
+                        "anchor_weight": self._weight.value,
                     }
                 )
         return None

@@ -61,7 +61,7 @@ def make_cadences(
     cadences: list[Cadence] = [SaveAtTheEnd(saver, num_steps=options.num_steps)]
     if loaded.measured:
         # first, so that a checkpoint holds the weight from there on
-        cadences.insert(0, KeepBudget(config, loaded.measured, partitioned, state.forgetting, around, log=log))
+        cadences.insert(0, KeepBudget(config, loaded.measured, partitioned, state.anchor_weight, around, log=log))
     if loaded.test_set is not None:
         evaluator = Evaluator(config, loaded.assembly, partitioned, loaded.test_set, around)
         cadences.append(Evaluate(config, evaluator, saver, state.totals, around, log=log, forecast=forecast))

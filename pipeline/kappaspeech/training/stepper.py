@@ -64,8 +64,7 @@ class Stepper:
                 num_steps=options.num_steps,
                 config=config.optimizer,
                 alignment_steps=options.alignment_steps,
-            ),
-            llm_factor=self._state.forgetting.llm_rate_factor,
+            )
         )
         first = data.global_step * config.batch.micro_batches_per_step + self._around.cluster.rank
         texts = self._choose_texts(data.global_step, len(data.batches))
@@ -141,7 +140,7 @@ class Stepper:
         return TextRows(
             pad_texts([self._replay.pieces[place] for place in places]),
             options.weight * scale,
-            self._state.forgetting.anchor_weight * scale,
+            self._state.anchor_weight.value * scale,
             self._anchor.keep(places, self._engine.device) if self._anchor else None,
         )
 

@@ -138,12 +138,11 @@ class TrainingEngine:
         self._on_phase = on_phase
         self.states = TrainedStates(model, self._engine.optimizer, device=self.device, rank=cluster.rank, ema_decay=ema_decay)
 
-    def set_rates(self, factor: float, *, llm_factor: float = 1.0) -> dict[str, float]:
-        """Set each group's learning rate to its peak times `factor`, the LLM's times `llm_factor` too; return them by group name."""
-        rates = {name: peak * factor * (llm_factor if name == "llm" else 1.0) for name, peak in self._peak_rates.items()}
+    def set_rates(self, factor: float) -> dict[str, float]:
+        """Set each group's learning rate to its peak times `factor`; return them by group name."""
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = rates[group["name"]]
-        return rates
+            group["lr"] = self._peak_rates[group["name"]] * factor
+        return {name: peak * factor for name, peak in self._peak_rates.items()}
 
     def step(
         self,

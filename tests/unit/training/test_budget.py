@@ -10,8 +10,8 @@ import pytest
 
 from kappaspeech.config.replay_config import ReplayConfig
 from kappaspeech.training import budget
+from kappaspeech.training.anchor_weight import AnchorWeight
 from kappaspeech.training.budget import KeepBudget
-from kappaspeech.training.forgetting_control import ForgettingControl
 from tests.unit.training.test_cadences import run, surroundings
 
 
@@ -23,12 +23,11 @@ def test_the_mean_over_languages_steers_and_is_recorded_and_the_last_step_is_alw
     config: Any = SimpleNamespace(replay=options, training=SimpleNamespace(num_steps=6, alignment_steps=1))
     partitioned: Any = SimpleNamespace(engine=None, measured={"de": None, "en": None})
     records: list[dict[str, Any]] = []
-    control, log = ForgettingControl(options), SimpleNamespace(add_distance=records.append)
+    weight, log = AnchorWeight(options), SimpleNamespace(add_distance=records.append)
     around = surroundings(tmp_path)
     pieces = {"de": [(1, 2)] * 5, "en": [(1, 2)]}
-    run(around, [KeepBudget(config, pieces, partitioned, control, around, log=log)])
+    run(around, [KeepBudget(config, pieces, partitioned, weight, around, log=log)])
     assert [record["step"] for record in records] == steps
     assert all(record["kl_nats"] == 3.0 and record["languages"] == {"de": 5.0, "en": 1.0} for record in records)
     assert records[0]["anchor_weight"] > 0.5
-    assert records[-1]["anchor_weight"] == control.anchor_weight
-    assert all(record["llm_rate_factor"] == control.llm_rate_factor == 1.0 for record in records)
+    assert records[-1]["anchor_weight"] == weight.value

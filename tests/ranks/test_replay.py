@@ -53,6 +53,24 @@ def test_a_budget_is_kept_on_text_that_is_not_replayed_also_across_a_stop(train,
     assert f"of a budget of {BUDGET_NATS:g}" in (run / "run.md").read_text(encoding="utf-8")
 
 
+def test_a_run_that_no_weight_keeps_in_its_budget_ends_there_all_the_same_on_any_ranks(train, tmp_path):
+    (tmp_path / "replay.txt").write_text(TEXT, encoding="utf-8")
+    replay = {"texts": {"x": str(tmp_path / "replay.txt")}, "texts_per_step": 3, "max_tokens": 16, "anchor_weight": 1e-6}
+    replay |= {"forgetting_budget_nats": 1e-4, "measure_every_steps": 3}
+    options = {"unfreeze": {"mode": "all"}, "optimizer__llm_learning_rate": 2e-3, "optimizer__schedule": "constant"}
+    options |= {"training__num_steps": 6, "training__ema_decay": 0.5, "replay": replay}
+    for ranks in (1, 2):
+        run = train(f"drawn-back-{ranks}", ranks=ranks, **options)
+        last = json.loads((run / "distances.jsonl").read_text().splitlines()[-1])
+        assert last["moved_nats"] > 3e-4
+        assert last["kl_nats"] == pytest.approx(1e-4, rel=0.05)
+        # an evaluation reads the same text, by weights that were gathered whole
+        evaluation = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
+        measured = [text["kl_nats"] for text in evaluation["text"].values()]
+        assert sum(measured) / len(measured) == pytest.approx(1e-4, rel=0.1)
+        assert "drawn back towards its base 1 time(s)" in (run / "run.md").read_text(encoding="utf-8")
+
+
 def test_hosts_with_other_text_to_measure_on_are_refused(home, run_command, tmp_path):
     """Each would divide its share by another number of tokens, and steer its anchor by another distance."""
     (tmp_path / "replay.txt").write_text(TEXT, encoding="utf-8")

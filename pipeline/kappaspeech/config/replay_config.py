@@ -35,7 +35,8 @@ class ReplayConfig(StrictSection):
     forgetting_budget_nats: Positive | None = Field(
         default=None,
         description="Distance from the base, KL(base ‖ trained) a token of data.text, at which the run shall end. It is measured "
-        "now and then, and anchor_weight, the least weight, is raised as far as that asks. null: anchor_weight stays.",
+        "now and then, and anchor_weight, the least weight, is raised as far as that asks. If no weight keeps it, the LLM is "
+        "drawn back towards its base. null: anchor_weight stays.",
     )
     measure_every_steps: Count | None = Field(
         default=None, description="How often that distance is measured. null: each thirty-second part of the run."

@@ -67,4 +67,5 @@ def evaluation_values(record: Mapping[str, Any]) -> dict[str, float]:
 
 def distance_values(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a distance from the base, measured to keep a budget."""
-    return {f"budget/{name}": record[name] for name in ("kl_nats", "anchor_weight")}
+    # earlier versions drew nothing back
+    return {f"budget/{name}": record[name] for name in ("kl_nats", "moved_nats", "anchor_weight") if name in record}

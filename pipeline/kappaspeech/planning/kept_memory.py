@@ -17,7 +17,8 @@ from kappaspeech.planning.sizes import FLOAT32_BYTES, SpeechSizes
 class Kept:
     """The things that a configuration asks a run to keep.
 
-    `average`: `training.ema_decay`. `fisher`: `ewc`. `base_weights`: evaluations under ZeRO-3 compare text with the base.
+    `average`: `training.ema_decay`. `fisher`: `ewc`. `base_weights`: evaluations under ZeRO-3 compare text with the base, or a
+    budget draws the LLM back to it.
     `directions_share`: what `unfreeze.osf` keeps of each tensor's directions. `anchored_tokens` are those of which an anchor
     keeps the base's states; None without an anchor.
     """
@@ -31,11 +32,12 @@ class Kept:
 
 def read_kept(config: RunConfig, *, anchored_tokens: int) -> Kept:
     """The things that `config` asks for; `anchored_tokens` count if it asks for an anchor."""
+    has_budget = config.replay is not None and config.replay.forgetting_budget_nats is not None
     reads_text = bool(config.data.test) and bool(config.data.text or config.data.tasks)
     return Kept(
         average=config.training.ema_decay is not None,
         fisher=config.ewc is not None,
-        base_weights=reads_text and config.evaluation.decode != "replica",
+        base_weights=(reads_text and config.evaluation.decode != "replica") or has_budget,
         directions_share=config.unfreeze.osf.kept_share if config.unfreeze.osf else None,
         anchored_tokens=anchored_tokens if config.replay and config.replay.anchor_weight else None,
     )

@@ -34,7 +34,10 @@ CONTENTS = (
     ("mlflow", "the same for MLflow: `mlflow ui --backend-store-uri` names what is in it"),
     (LOGGERS_FILE, "the run's id there, by which the next start goes on with the same curves"),
     (EVALUATIONS_FILE, "WER by language with intervals, perplexity of text, and answers to questions"),
-    (DISTANCES_FILE, "with a forgetting budget: the distance from the base, and the anchor's weight from there on"),
+    (
+        DISTANCES_FILE,
+        "with a forgetting budget: the distance from the base, before and after the LLM was drawn back, and the anchor's weight",
+    ),
     (HYPOTHESES_FOLDER, "every transcript of each evaluation"),
     (CHECKPOINTS_FOLDER, "what was trained, with its optimizer; the base model isn't in it"),
     (BAD_SAMPLES_FILE, "samples that couldn't be used, and why"),

@@ -23,9 +23,6 @@ from kappaspeech.runs.contents import (
 )
 from kappaspeech.runs.records import is_distance, is_evaluation, is_step, read_lines
 
-# a budget is kept to a tenth; what lies further off is told
-_BEYOND = 1.2
-
 
 def describe_outcome(run_dir: Path, *, seconds_left: float | None = None) -> list[str]:
     """A few lines for a person: the run's progress, its WER, its plan against the measurements, its last checkpoint.
@@ -56,10 +53,11 @@ def describe_outcome(run_dir: Path, *, seconds_left: float | None = None) -> lis
         lines.append(
             f"{last['kl_nats']:.3g} nats a token from the base at step {last['step']}, of a budget of {last['budget_nats']:g}"
         )
-        if record["status"] == "finished" and last["kl_nats"] > _BEYOND * last["budget_nats"]:
+        num_moves = sum(item["kl_nats"] < item.get("moved_nats", 0.0) for item in distances)
+        if num_moves:
             lines.append(
-                "the budget was not kept: a greater weight of the anchor brought the LLM no nearer; lower "
-                "optimizer.llm_learning_rate, or raise replay.texts_per_step"
+                f"the LLM was drawn back towards its base {num_moves} time(s), as no weight of the anchor kept the budget; "
+                "a lower optimizer.llm_learning_rate or more replay.texts may keep it"
             )
     compared = record.get("plan_comparison")
     if compared:

@@ -26,51 +26,54 @@ class AnchorWeight:
         self._budget_nats = options.forgetting_budget_nats if options else None
         self._sum = 0.0
         self._raised = 0.0
+        self._most_raised = _MOST_RAISED
         self._gain = 1.0
         self._before = 0.0
         # of what was measured since the distance went beyond the budget and began to fall: the nearest, under which weight
         self._peak = 0.0
         self._nearest: float | None = None
         self._raised_at_nearest = 0.0
-        self._is_futile = False
 
     @property
     def value(self) -> float:
         # a run may resume without its budget, and nothing would lower the weight any more
         return self._least if self._budget_nats is None else self._least * math.exp(self._raised)
 
+    @property
+    def is_futile(self) -> bool:
+        """True from when a greater weight was found to bring the LLM no nearer."""
+        return self._most_raised < _MOST_RAISED
+
     def steer(self, distance_nats: float) -> None:
         """Raise or lower the weight after a distance was measured (Stooke 2020: control of a constraint's multiplier).
 
-        If the weight alone can't keep the budget, it goes back to the one that kept the LLM nearest: AdamW, which scales each
-        step, would follow the anchor's noise alone, and the LLM would go further away.
+        If a greater weight brings the LLM no nearer, the one that kept it nearest is the greatest from there on: AdamW, which
+        scales each step, would follow the anchor's noise alone, and the LLM would go further away.
         """
         assert self._budget_nats is not None
-        self._note(distance_nats)
+        self._find_most_raised(distance_nats)
         # the smallest distance that has a logarithm
         now = math.log(max(distance_nats, 1e-12) / self._budget_nats)
         swings = now * self._before < 0 and abs(now - self._before) > _SWING
         self._gain = self._gain * _SHRINK if swings else min(1.0, self._gain * _GROW)
         self._before = now
         error = self._gain * _clip(now, -_MOST_ERROR, _MOST_ERROR)
-        self._sum = _clip(self._sum + _INTEGRAL * error, 0.0, _MOST_RAISED)
-        self._raised = _clip(self._sum + _PROPORTIONAL * error, 0.0, _MOST_RAISED)
-        if self._nearest is not None:
-            self._is_futile = self._is_futile or self._raised > self._raised_at_nearest + _FUTILE
-            if self._is_futile:
-                self._raised = min(self._raised, self._raised_at_nearest)
-                self._sum = min(self._sum, self._raised)
+        self._sum = _clip(self._sum + _INTEGRAL * error, 0.0, self._most_raised)
+        self._raised = _clip(self._sum + _PROPORTIONAL * error, 0.0, self._most_raised)
 
-    def _note(self, distance_nats: float) -> None:
-        """Note how near the present weight has kept the LLM."""
+    def _find_most_raised(self, distance_nats: float) -> None:
+        """Note how near the present weight has kept the LLM, and whether a greater one is of use."""
         assert self._budget_nats is not None
+        if self.is_futile:
+            return
         if distance_nats <= self._budget_nats:
-            self._peak, self._nearest, self._is_futile = 0.0, None, False
-        elif self._nearest is not None or distance_nats < self._peak:
-            if self._nearest is None or distance_nats < self._nearest:
-                self._nearest, self._raised_at_nearest, self._is_futile = distance_nats, self._raised, False
-        else:
+            self._peak, self._nearest = 0.0, None
+        elif self._nearest is None and distance_nats >= self._peak:
             self._peak = distance_nats
+        elif self._nearest is None or distance_nats < self._nearest:
+            self._nearest, self._raised_at_nearest = distance_nats, self._raised
+        elif self._raised > self._raised_at_nearest + _FUTILE:
+            self._most_raised = self._raised_at_nearest
 
     def to_json(self) -> dict[str, Any]:
         """The state that `restore` reads."""
@@ -82,7 +85,7 @@ class AnchorWeight:
             "peak": self._peak,
             "nearest": self._nearest,
             "raised_at_nearest": self._raised_at_nearest,
-            "is_futile": self._is_futile,
+            "most_raised": self._most_raised,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -92,7 +95,7 @@ class AnchorWeight:
         # earlier versions noted none
         self._peak, self._nearest = state.get("peak", 0.0), state.get("nearest")
         self._raised_at_nearest = state.get("raised_at_nearest", 0.0)
-        self._is_futile = state.get("is_futile", False)
+        self._most_raised = state.get("most_raised", _MOST_RAISED)
 
 
 def _clip(value: float, least: float, most: float) -> float:

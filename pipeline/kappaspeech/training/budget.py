@@ -1,4 +1,8 @@
-"""A forgetting budget: the anchor's weight is raised so far that the run ends at a given distance from its base."""
+"""A forgetting budget: the anchor's weight is raised so far that the run ends at a given distance from its base.
+
+If no weight keeps it there, the LLM's weights are drawn back on the straight line to the base, as WiSE-FT does after a training
+(Wortsman et al. 2022).
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,12 @@ from kappaspeech.training.surroundings import Surroundings
 from kappaspeech.zero3.weight_swap import averaged_weights
 
 _NUM_MEASUREMENTS = 32
+# the LLM is drawn back from so far beyond its budget, to so near it, by so many moves at most
+_MOST_BEYOND, _NEAR_ENOUGH, _MOST_MOVES = 1.1, 0.05, 4
 
 
 class KeepBudget(Cadence):
-    """Measures the distance from the base on held-out text, and steers the anchor's weight by it."""
+    """Measures the distance from the base on held-out text, steers the anchor's weight by it, and draws the LLM back."""
 
     def __init__(
         self,
@@ -35,7 +41,10 @@ class KeepBudget(Cadence):
         assert config.replay is not None
         self._num_steps, self._alignment_steps = config.training.num_steps, config.training.alignment_steps
         self._every = config.replay.measure_every_steps or max(1, self._num_steps // _NUM_MEASUREMENTS)
+        assert config.replay.forgetting_budget_nats is not None
+        assert partitioned.base is not None
         self._budget_nats = config.replay.forgetting_budget_nats
+        self._base = partitioned.base
         self._engine = partitioned.engine
         self._anchors = partitioned.measured
         self._weight = weight
@@ -44,26 +53,50 @@ class KeepBudget(Cadence):
         self._log = log
 
     def after(self, step: int) -> str | None:
+        is_last = step == self._num_steps
         # the LLM doesn't move while the adaptor is aligned alone
-        if step <= self._alignment_steps or (step % self._every and step != self._num_steps):
+        if step <= self._alignment_steps or (step % self._every and not is_last):
             return None
         self._around.phases.enter("evaluation")
-        with averaged_weights(self._engine):
-            distances = {
-                language: measure_distance(self._engine, cut, self._anchors[language], around=self._around)
-                for language, cut in self._pieces.items()
-            }
-        mean = math.fsum(distances.values()) / len(distances)
-        self._weight.steer(mean)
+        distances = self._measure()
+        moved_nats = _mean(distances)
+        self._weight.steer(moved_nats)
+        if moved_nats > _MOST_BEYOND * self._budget_nats and (is_last or self._weight.is_futile):
+            distances = self._draw_back(distances)
         with agreement(self._around.cluster):
             if self._log is not None:
                 self._log.add_distance(
                     {
                         "step": step,
-                        "kl_nats": mean,
+                        "kl_nats": _mean(distances),
+                        "moved_nats": moved_nats,
                         "languages": distances,
                         "budget_nats": self._budget_nats,
                         "anchor_weight": self._weight.value,
                     }
                 )
         return None
+
+    def _measure(self) -> dict[str, float]:
+        """The distance from the base by language, in nats a token."""
+        with averaged_weights(self._engine):
+            return {
+                language: measure_distance(self._engine, cut, self._anchors[language], around=self._around)
+                for language, cut in self._pieces.items()
+            }
+
+    def _draw_back(self, distances: dict[str, float]) -> dict[str, float]:
+        """Move the LLM's weights straight towards the base, to where the budget is kept; return the distances there.
+
+        A distance grows with the square of the way, but for terms of higher order, which the repeats are for.
+        """
+        for _ in range(_MOST_MOVES):
+            self._base.draw_back(math.sqrt(self._budget_nats / _mean(distances)))
+            distances = self._measure()
+            if abs(_mean(distances) / self._budget_nats - 1) < _NEAR_ENOUGH:
+                break
+        return distances
+
+
+def _mean(distances: Mapping[str, float]) -> float:
+    return math.fsum(distances.values()) / len(distances)

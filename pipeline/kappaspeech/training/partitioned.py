@@ -84,7 +84,7 @@ def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroun
     encoder = ClipEncoder(assembly.encoder, engine.device, cache=FeatureCache(loaded.cache) if loaded.cache else None)
     reads = loaded.test_set is not None and (config.data.text or config.data.tasks)
     reads_text = config.evaluation.decode != "replica" and bool(reads)
-    base = BasePartitions(engine) if reads_text else None
+    base = BasePartitions(engine) if reads_text or loaded.measured else None
     anchor, measured = None, {}
     if config.replay is not None and config.replay.anchor_weight and loaded.replay is not None:
         reached = loaded.replay.reached(config.training.num_steps)

@@ -91,6 +91,23 @@ class TrainedStates:
         parameters = [trained.parameter for trained in self._trained()]
         return [(parameter, safe_get_local_optimizer_state(parameter, AVERAGE)) for parameter in parameters]
 
+    def change_local(self, parameter: Any, change: Callable[[Tensor], Tensor]) -> None:
+        """Change this rank's partition of a parameter's master weights, and of their moving average.
+
+        What the model computes with stays as it was.
+        """
+        from deepspeed.utils import (
+            safe_get_local_fp32_param,
+            safe_get_local_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        safe_set_local_fp32_param(parameter, change(safe_get_local_fp32_param(parameter)))
+        if self.keeps_average:
+            average = change(safe_get_local_optimizer_state(parameter, AVERAGE))
+            safe_set_local_optimizer_state(parameter, average, AVERAGE)
+
     @property
     def keeps_average(self) -> bool:
         return self._ema_decay is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,18 @@ class BasePartitions:
         with _exchanged(self._engine, self._trained, self._base):
             yield
 
+    @torch.no_grad()
+    def draw_back(self, share: float) -> None:
+        """Leave `share` of the LLM's way from its base: θ becomes θ₀ + share·(θ − θ₀), and so does its moving average.
+
+        AdamW's moments stay as they are. Every rank must call it.
+        """
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        for parameter, base in zip(self._trained, self._base, strict=True):
+            self._engine.states.change_local(parameter, partial(_leave, share, of_way_from=base))
+        _put(self._engine, self._trained, [safe_get_local_fp32_param(parameter) for parameter in self._trained])
+
 
 @contextmanager
 def averaged_weights(engine: TrainingEngine) -> Iterator[None]:
@@ -47,6 +60,10 @@ def _exchanged(engine: TrainingEngine, parameters: list[Any], partitions: list[T
         yield
     finally:
         _put(engine, parameters, own)
+
+
+def _leave(share: float, weights: Tensor, *, of_way_from: Tensor) -> Tensor:
+    return torch.lerp(of_way_from.to(weights), weights, share)
 
 
 @torch.no_grad()

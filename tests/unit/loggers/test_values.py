@@ -65,3 +65,4 @@ def test_answers_show_how_many_are_right_and_how_many_have_changed():
 
 def test_a_distance_shows_the_anchors_weight():
     assert distance_values(distance(2)) == {"budget/kl_nats": 0.02, "budget/anchor_weight": 2.0}
+    assert distance_values(distance(2) | {"moved_nats": 0.5})["budget/moved_nats"] == 0.5

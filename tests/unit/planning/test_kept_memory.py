@@ -84,3 +84,5 @@ def test_a_configuration_says_what_is_kept(home, tmp_path):
     for weight, tokens in ((1.0, 70), (0.0, None)):
         replay = {"texts": {"x": "x.txt"}, "anchor_weight": weight}
         assert read(replay=replay, evaluation__decode="replica") == Kept(anchored_tokens=tokens)
+    budget = {"texts": {"x": "x.txt"}, "anchor_weight": 1.0, "forgetting_budget_nats": 0.1}
+    assert read(replay=budget, evaluation__decode="replica") == Kept(anchored_tokens=70, base_weights=True)

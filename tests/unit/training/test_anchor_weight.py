@@ -77,6 +77,7 @@ def test_a_weight_that_brings_the_model_no_nearer_is_lowered_to_the_one_that_kep
     wanted = max(budget, 0.12 + 0.14 / 19)
     assert distances[-20:] == pytest.approx([wanted] * 20, rel=0.05)
     assert weight.value < 1
+    assert weight.is_futile == (budget < 0.12)
 
 
 def test_no_distance_raises_it_beyond_bounds():

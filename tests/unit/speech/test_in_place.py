@@ -106,6 +106,17 @@ def test_the_lists_are_read_once_and_again_when_anything_changes(tmp_path, monke
     assert len(made) == 3
 
 
+def test_an_index_that_was_made_by_other_rules_is_made_anew(tmp_path, monkeypatch):
+    write_shar(tmp_path)
+    monkeypatch.setattr(in_place, "_RULES", in_place._RULES - 1)
+    open_in_place(str(tmp_path))
+    monkeypatch.undo()
+    made = counted(monkeypatch)
+    open_in_place(str(tmp_path))
+    open_in_place(str(tmp_path))
+    assert len(made) == 1
+
+
 def test_an_index_that_another_host_kept_meanwhile_stays(tmp_path, monkeypatch):
     # others have mapped it, and a file that is replaced on a network file system is gone for them
     write_nemo_tars(tmp_path)

@@ -251,6 +251,28 @@ def test_a_transcript_that_was_corrected_in_place_is_learned_also_of_a_cached_cl
     assert bad.cause == "shard"
 
 
+def test_a_transcript_that_was_corrected_in_a_list_is_learned_of_the_states_that_are_cached(tmp_path):
+    speech_files.write_nemo_tars(tmp_path / "nemo")
+    manifest = tmp_path / "nemo/sharded_manifests/manifest_1.json"
+
+    def read() -> tuple[SampleRef, LoadedSample | BadSample]:
+        ref = Corpus(SpeechDataset(str(manifest)), named=True).ref(0)
+        return ref, load(tmp_path, ref)
+
+    ref, fresh = read()
+    assert isinstance(fresh, LoadedSample)
+    assert (fresh.cached, fresh.transcript) == (None, "zwei")
+    assert ref.cache_name is not None
+    FeatureCache(options(tmp_path)).keep(ref.cache_name, replace(clip(), transcript="zwei"))
+    # a line before it moves the sample's own
+    manifest.write_text("\n" + manifest.read_text().replace("zwei", "zwei!"))
+    moved, corrected = read()
+    assert moved.entry.key != ref.entry.key
+    assert isinstance(corrected, LoadedSample)
+    assert corrected.cached is not None
+    assert corrected.transcript == "zwei!"
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_cached_clip_is_learned_as_it_was_cached_if_its_shard_is_gone_and_one_warning_tells(tmp_path, capsys, num_workers):
     where = str(tmp_path / "gone\x1b.tar")

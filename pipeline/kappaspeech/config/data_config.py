@@ -133,7 +133,11 @@ class DataConfig(StrictSection):
         description="A folder on local disk for the encoder's states, in kappaspeech-states in it: later epochs skip audio and "
         "encoder. It excludes augmentation. null: no cache.",
     )
-    feature_cache_gb: Positive = Field(default=20.0, description="Largest size of that cache, in GB.")
+    feature_cache_gb: Positive = Field(
+        default=20.0,
+        description="Largest size of that cache, in GB. When it is full, states go that no present run's data have, the least "
+        "recently used first.",
+    )
 
     @property
     def most_hot_tokens(self) -> int | None:

@@ -23,7 +23,7 @@ from kappaspeech.errors import DataError, InputError
 from kappaspeech.outputs import write_with
 from kappaspeech.parenthood import end_with_parent
 from kappaspeech.processors import count_cores
-from kappaspeech.speech.layouts import TRANSCRIPTS_NAME
+from kappaspeech.speech.transcript_lists import TRANSCRIPTS_NAME
 
 _MIN_WORDS, _MAX_WORDS = 3, 20
 # what ends a sentence, with the quotes and brackets that close after it

@@ -16,7 +16,8 @@ from kappaspeech.demo.sentences import make_sentences, split_by_sentence, words_
 from kappaspeech.demo.voices import SAMPLE_RATE_HZ, VOICES, speak, start
 from kappaspeech.parenthood import end_with_parent
 from kappaspeech.processors import count_cores
-from kappaspeech.speech.layouts import TRANSCRIPTS_NAME, find_recordings
+from kappaspeech.speech.layouts import find_recordings
+from kappaspeech.speech.transcript_lists import TRANSCRIPTS_NAME
 
 LANGUAGES = ("en", "de")
 _CLIPS_PER_TASK = 8

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from kappaspeech.speech.cache_folder import CacheFolder
+from kappaspeech.speech.cache_folder import KEPT_SHARE, CacheFolder
 from kappaspeech.speech.source import FarSource, ReadOptions
 
 _BLOCK_BYTES = 4 << 20
@@ -32,8 +32,6 @@ _MOST_EXPECTED = 32
 _BELIEVED_SECONDS = 1.0
 # A folder in which a block couldn't be kept is tried again after so long: somebody may have made room.
 _LOOK_AGAIN_SECONDS = 60.0
-# A cache that is full is emptied to this share of its limit, so that the next blocks need no look at all the others.
-_KEPT_SHARE = 15 / 16
 
 
 class CachedSource:
@@ -183,7 +181,7 @@ class CachedSource:
 
     def _make_room(self, wanted: int) -> int:
         """Remove the least recently used blocks until all take at most `wanted` bytes and a little less; what they then take."""
-        return self._cache.shrink(min(wanted, self._options.cache_bytes * _KEPT_SHARE), over=wanted)
+        return self._cache.shrink(min(wanted, self._options.cache_bytes * KEPT_SHARE), over=wanted)
 
 
 def _header_bytes(size: int) -> int:

@@ -25,6 +25,8 @@ _TEMPORARY_SUFFIX = ".tmp"
 _TOUCHED_SECONDS = 0.5
 # What a killed process left half-written.
 _STALE_SECONDS = 600.0
+# A cache that is full is emptied to this share of its limit, so that the next entries need no look at all the others.
+KEPT_SHARE = 15 / 16
 
 
 class CacheFolder:
@@ -60,7 +62,7 @@ class CacheFolder:
         """
         has_room = self._reserve(len(content), limit, make_room)
         if has_room:
-            self._write(path, content)
+            self.write(path, content)
         return has_room
 
     def shrink(self, most_bytes: float, *, over: int, may_go: Callable[[Path], bool] = lambda _: True) -> int:
@@ -85,7 +87,8 @@ class CacheFolder:
         if not 0 <= time.time() - status.st_mtime < _TOUCHED_SECONDS:
             os.utime(descriptor)
 
-    def _write(self, path: Path, content: bytes) -> None:
+    def write(self, path: Path, content: bytes) -> None:
+        """Write a file, whole or not at all, without counting it. Raises `OSError`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=_TEMPORARY_SUFFIX)
         try:
@@ -115,7 +118,7 @@ class CacheFolder:
 
     def _reserve(self, size: int, limit: int, make_room: Callable[[int], int]) -> bool:
         """Count `size` more bytes in, if there is room."""
-        with self._counted() as descriptor:
+        with self.locked() as descriptor:
             content = os.pread(descriptor, 8, 0)
             total = struct.unpack("<q", content)[0] if len(content) == 8 else limit
             if total < 0 or total + size > limit:
@@ -125,7 +128,8 @@ class CacheFolder:
             return has_room
 
     @contextlib.contextmanager
-    def _counted(self) -> Iterator[int]:
+    def locked(self) -> Iterator[int]:
+        """Let no other process change the cache meanwhile; yields the file of its count. Raises `OSError`."""
         descriptor = os.open(self.path / _TOTAL_NAME, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             # a file system without locks: the count may be a little off, until the next look sets it right

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kappaspeech.config.data_config import DatasetConfig, ReadConfig
 from kappaspeech.errors import DataError
 from kappaspeech.redaction import redact
-from kappaspeech.speech.feature_cache import entry_name
+from kappaspeech.speech.feature_cache import entry_name, group_name
 from kappaspeech.speech.in_place import is_in_place, open_in_place
 from kappaspeech.speech.languages import short_language
 from kappaspeech.speech.normalisers import TextNormalization, normaliser_of
@@ -155,11 +155,31 @@ class Corpus:
         where, stamp = self.table.shards[shard]
         if shard not in self._stamps:
             self._stamps[shard] = check_unchanged(open_source(where, self._read), stamp, self.table.shard_entries(shard))
-        entry, normalization = self.table.entry(row), self.dataset.text_normalization
-        written = normalization if normalization == "none" else f"{normalization}: {normaliser_of(entry.language)}"
-        name = entry_name(entry, stamp, written) if self._named else None
-        dataset = self.dataset
-        return SampleRef(where, entry, normalization, counter, name, self._stamps[shard], dataset.instruction, dataset.name)
+        entry, dataset = self.table.entry(row), self.dataset
+        name = entry_name(entry, stamp, self._written(entry.language)) if self._named else None
+        return SampleRef(
+            where, entry, dataset.text_normalization, counter, name, self._stamps[shard], dataset.instruction, dataset.name
+        )
+
+    def cache_groups(self) -> set[str]:
+        """The groups of the feature cache that the data set's samples belong to."""
+        languages = self.table.languages
+        by_shard = np.split(self.column("language"), self._shard_ends()[:-1])
+        return {
+            group_name(stamp, languages[number], self._written(languages[number]))
+            for (_, stamp), numbers in zip(self.table.shards, by_shard, strict=True)
+            for number in np.unique(numbers)
+        }
+
+    def _written(self, language: str) -> str:
+        """The way in which texts of a language are written, for the names of samples in the feature cache."""
+        normalization = self.dataset.text_normalization
+        return normalization if normalization == "none" else f"{normalization}: {normaliser_of(language)}"
+
+    def _shard_ends(self) -> NDArray[Any]:
+        """One past the last sample of each shard, of the data set's samples alone."""
+        ends = self.table.columns["shard_end"]
+        return ends if self._rows is None else np.searchsorted(self._rows, ends)
 
     def entry(self, index: int) -> SampleEntry:
         """One sample, as its index lists it."""
@@ -167,9 +187,9 @@ class Corpus:
 
     def lengths(self, *, longest_factor: float = 1.0) -> DatasetLengths:
         """The lengths that the schedule needs. Samples may become `longest_factor` times longer."""
-        seconds, ends = self.table.seconds, self.table.columns["shard_end"]
+        seconds, ends = self.table.seconds, self._shard_ends()
         if self._rows is not None:
-            seconds, ends = seconds[self._rows], np.searchsorted(self._rows, ends)
+            seconds = seconds[self._rows]
         starts = np.unique(np.append(0, ends[ends < len(seconds)])).astype(np.int64)
         seconds = seconds if longest_factor == 1 else seconds * np.float32(longest_factor)
         return DatasetLengths(seconds, starts, self.dataset.weight)

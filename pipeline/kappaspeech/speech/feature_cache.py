@@ -1,14 +1,17 @@
 """Encoder states of clips kept on local disk, so that later epochs need neither the audio nor the encoder.
 
 Processes share a folder. An entry appears by one rename, carries its digest, and is found by what made it alone: the encoder
-(`namespace`) and the sample as its shard's index knows it.
+(`namespace`) and the sample as its shard's index knows it. Entries of one shard, language and way of writing texts are a group,
+which present runs claim.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kappaspeech.artefacts import digest_json
-from kappaspeech.speech.cache_folder import CacheFolder
+from kappaspeech.speech.cache_claims import CacheClaims
+from kappaspeech.speech.cache_folder import KEPT_SHARE, CacheFolder
 from kappaspeech.speech.shards import SampleEntry, ShardStamp
 
 _DIGEST_BYTES = 32
+# Half of a name's 64 digits say the group, the others the sample.
+_GROUP_DIGITS = 32
 _SUFFIX = ".states"
 _STAMP = "shard_stamp"
 _FOLDER_NAME = "kappaspeech-states"
@@ -64,33 +70,50 @@ def from_bits(states_SE: NDArray[Any]) -> Tensor:
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
 
+def group_name(stamp: ShardStamp, language: str, normalization: str) -> str:
+    """The group of the samples of one shard and language whose texts are written in one way."""
+    return digest_json([asdict(stamp), language, normalization])[:_GROUP_DIGITS]
+
+
 def entry_name(entry: SampleEntry, stamp: ShardStamp, normalization: str) -> str:
-    """The name of a sample in the cache; other audio, another text or another shard gives another name."""
-    known = {name: value for name, value in asdict(entry).items() if name != "head_digest"}
-    if entry.listing is None:
-        del known["listing"]
-    return digest_json([known, asdict(stamp), normalization])
+    """The name of a sample in the cache; other audio, another text or another shard gives another name.
+
+    A text that a list has doesn't count: it is taken from the list, also of a cached clip.
+    """
+    listing = entry.listing
+    known = [entry.seconds, entry.audio_offset, entry.audio_bytes, entry.text_offset, entry.text_bytes, entry.text_is_json]
+    part = None if listing is None else [listing.member, listing.begin_seconds, listing.seconds]
+    return group_name(stamp, entry.language, normalization) + digest_json([known, part])[:_GROUP_DIGITS]
 
 
 class FeatureCache:
-    """A cache that never grows past its limit: when it is full, nothing more is kept.
+    """A cache that never grows past its limit: when it is full, what no present run asks for goes, the least recently used first.
 
-    An epoch comes back to every clip in another order, so to put one clip in another's place would only lose both. What other
-    namespaces left goes first, the oldest before the newer. Raises `DataError` if its folder is a user's.
+    What is asked for stays, and nothing more is kept: an epoch comes back to every clip in another order, so to put one clip in
+    another's place would only lose both. `asked` are the groups that this process asks for; without them it removes nothing.
+    Raises `DataError` if its folder is a user's.
     """
 
-    def __init__(self, options: FeatureCacheOptions) -> None:
+    def __init__(self, options: FeatureCacheOptions, *, asked: Iterable[str] | None = None) -> None:
         self._cache = CacheFolder(options.folder, _FOLDER_NAME, pattern=_PATTERN)
         self._folder = self._cache.path / options.namespace
         self._limit = options.limit_bytes
         self._full_until = 0.0
+        self._claims: CacheClaims | None = None
         with contextlib.suppress(OSError):
             self._cache.prepare()
+            if asked is not None:
+                claims = CacheClaims(self._cache)
+                claims.make({f"{options.namespace}/{group}" for group in asked})
+                self._claims = claims
 
     def read(self, name: str) -> CachedClip | None:
         """A clip that was kept; None for one that wasn't, or that is damaged."""
         try:
-            content = self._path(name).read_bytes()
+            with self._path(name).open("rb") as file:
+                content = file.read()
+                with contextlib.suppress(OSError):
+                    self._cache.touch(file.fileno(), os.fstat(file.fileno()))
         except OSError:
             return None
         body = content[_DIGEST_BYTES:]
@@ -123,8 +146,18 @@ class FeatureCache:
                 self._full_until = time.monotonic() + _LOOK_AGAIN_SECONDS
 
     def _path(self, name: str) -> Path:
-        return self._folder / name[:2] / f"{name}{_SUFFIX}"
+        # a folder for all samples of one shard might hold a million
+        return self._folder / name[-2:] / f"{name}{_SUFFIX}"
 
     def _make_room(self, wanted: int) -> int:
-        """Remove other namespaces' entries until all take at most `wanted` bytes, if they can; how many they then take."""
-        return self._cache.shrink(wanted, over=wanted, may_go=lambda path: path.parent.parent != self._folder)
+        """Remove entries that nobody asks for until all take at most `wanted` bytes and a little less, if they can; how many they
+        then take."""
+        return self._cache.shrink(min(wanted, self._limit * KEPT_SHARE), over=wanted, may_go=self._find_unasked())
+
+    def _find_unasked(self) -> Callable[[Path], bool]:
+        """Tell the entries that no present run asks for; none if that can't be known."""
+        try:
+            asked = None if self._claims is None else self._claims.read()
+        except OSError:
+            asked = None
+        return lambda path: asked is not None and f"{path.parent.parent.name}/{path.name[:_GROUP_DIGITS]}" not in asked

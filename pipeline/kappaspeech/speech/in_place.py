@@ -32,6 +32,8 @@ _INDEX_NAME = "kappaspeech-in-place"
 _FOLDER_NAME = "kappaspeech-indices"
 # Of a part all of its file is read and decoded.
 _LARGEST_CUT_BYTES = 32 << 20
+# Counted up when lists are read by other rules: what an earlier version kept is made anew, by these.
+_RULES = 1
 # A temporary file that hasn't grown for so long is of a writer that was killed; another rank's may be younger.
 _LEFTOVER_SECONDS = 600.0
 
@@ -169,12 +171,12 @@ def _files_of(source: Path) -> list[Path]:
 
 
 def _state_of(source: Path) -> str:
-    """A digest of the sizes and times of a data set's files."""
+    """A digest of the sizes and times of a data set's files, and of the rules by which they are read."""
     try:
         states = [(path, path.stat()) for path in _files_of(source)]
     except OSError as error:
         raise DataError(f"{source} can't be read: {error}.") from error
-    return digest_json([[path.name, status.st_size, status.st_mtime_ns] for path, status in states])
+    return digest_json([_RULES, *([path.name, status.st_size, status.st_mtime_ns] for path, status in states)])
 
 
 def _short(language: str) -> str:

@@ -65,6 +65,11 @@ def normalise_language(name: object, *, where: str = "") -> str:
     )
 
 
+def is_known_language(name: str) -> bool:
+    """Return whether `name` is, however it is written, a language that is known here, and no word of one's own."""
+    return short_language(name) in _CODES.values()
+
+
 def short_language(name: str) -> str:
     """`name` normalised, or as it is if it can't be a language."""
     try:

@@ -22,6 +22,8 @@ _LONGEST_LINE_BYTES = 16 << 20
 _MANIFEST_ENDINGS = ("json", "nometa")
 # in place of a recording that a cut doesn't have
 _NO_AUDIO = "nodata"
+# Less than a word: times are rounded, and segments end in silence.
+_SLACK_SECONDS = 0.2
 
 
 def is_shar(source: Path) -> bool:
@@ -30,7 +32,8 @@ def is_shar(source: Path) -> bool:
 
 def read_shar(source: Path, request: Request) -> Iterator[Recording]:
     """Read a folder of Lhotse Shar, or one that has such a folder for each split. A cut is one recording; the texts of its
-    supervisions, in their order, are its transcript, and their language is its own."""
+    supervisions, in their order, are its transcript, and their language is its own. A cut whose texts don't say what is said in
+    it can't be used: one of them is missing, or goes with audio that was cut off."""
     splits = _find_splits(source)
     if _find_cuts(source):
         splits = {source.resolve().name: source}
@@ -87,6 +90,7 @@ def _read_shard(cuts: Path, request: Request, *, prefix: str) -> Iterator[Record
             continue
         recording = replace(recording, member=TarMember(*found))
         try:
+            _check_spans(supervisions, recording.listed_seconds)
             text = _join(supervisions)
         except ValueError as error:
             yield request.judge(recording, ("text", str(error)), f"{where}: the text can't be used: {error}.")
@@ -135,13 +139,31 @@ def _start(supervision: dict[str, Any]) -> float:
     return float(start)
 
 
+def _check_spans(supervisions: list[dict[str, Any]], cut_seconds: float | None) -> None:
+    """Raise `ValueError` if the cut has only a part of a supervision's audio: its text says words that can't be heard."""
+    for item in supervisions:
+        start, end = _start(item), _start(item) + (_duration(item) or 0.0)
+        if start < -_SLACK_SECONDS or (cut_seconds is not None and end > cut_seconds + _SLACK_SECONDS):
+            raise ValueError(
+                f"a supervision from {start:.2f} s to {end:.2f} s reaches beyond its cut: cut anew, without "
+                "keep_excessive_supervisions"
+            )
+
+
 def _join(supervisions: list[dict[str, Any]]) -> str:
     texts = [item["text"] for item in supervisions if item.get("text") is not None]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError("a supervision's text is no text" if texts else "there is no text")
-    joined = " ".join(text.strip() for text in texts)
-    check_unicode(joined)
-    return joined.strip()
+    for text in texts:
+        check_unicode(text)
+    said = [text.strip() for text in texts if text.strip()]
+    # none at all is an empty text, of which whoever reads it tells
+    if said and len(said) < len(supervisions):
+        raise ValueError(
+            f"{len(supervisions) - len(said)} of {len(supervisions)} supervisions have no text, so what is heard in them would "
+            "be missing: write it, or make a cut of each with cuts.trim_to_supervisions()"
+        )
+    return " ".join(said)
 
 
 def _duration(cut: dict[str, Any]) -> float | None:

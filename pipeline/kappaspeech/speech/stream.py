@@ -150,6 +150,10 @@ class SpeechStream:
         """The length of every clip, by data set."""
         return [corpus.lengths().seconds for corpus in self.corpora]
 
+    def cache_groups(self) -> set[str]:
+        """The groups of the feature cache that the samples belong to."""
+        return set().union(*(corpus.cache_groups() for corpus in self.corpora))
+
     def steps(self, first_step: int, *, hint: tuple[int, int] = (0, 0)) -> Generator[StepData, None, None]:
         """This rank's data from `first_step` on, endlessly; the caller decides when to stop."""
         pool = LoaderPool(self._load_options, self._options.read, num_workers=self._options.num_workers)

@@ -81,7 +81,8 @@ def partition(config: RunConfig, agreed: Agreed, loaded: Loaded, around: Surroun
     for settled in settle_by_plan(config, engine, plan):
         if around.is_writer:
             print(for_terminal(settled), file=sys.stderr, flush=True)
-    encoder = ClipEncoder(assembly.encoder, engine.device, cache=FeatureCache(loaded.cache) if loaded.cache else None)
+    cache = FeatureCache(loaded.cache, asked=loaded.stream.cache_groups()) if loaded.cache else None
+    encoder = ClipEncoder(assembly.encoder, engine.device, cache=cache)
     reads = loaded.test_set is not None and (config.data.text or config.data.tasks)
     reads_text = config.evaluation.decode != "replica" and bool(reads)
     base = BasePartitions(engine) if reads_text or loaded.measured else None

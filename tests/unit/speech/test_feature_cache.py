@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from kappaspeech.speech.shards import SampleEntry, ShardStamp, write_index
 from kappaspeech.speech.source import ReadOptions
 from kappaspeech.speech.table import SampleTable, write_merged
 from tests import speech_files
-from tests.speech_files import make_tar
+from tests.speech_files import details, make_tar
 from tests.web import FaultyServer
 
 ENTRY = SampleEntry("k", 1.0, "en", 512, 100, 1536, 10, False)
@@ -92,25 +93,84 @@ def test_a_damaged_entry_is_no_entry_and_is_written_again(tmp_path, damage):
     assert cache.read(NAME) is not None
 
 
-def test_a_full_cache_keeps_what_it_has(tmp_path):
-    cache = FeatureCache(options(tmp_path, limit=4_000))
-    names = [f"{number:064x}" for number in range(30)]
+LIMIT = 4_000
+OLD, NEW = "a" * 32, "b" * 32
+
+
+def in_group(group: str, count: int) -> list[str]:
+    return [f"{group}{number:032x}" for number in range(count)]
+
+
+def fill(folder: Path, group: str, *, namespace: str = "one") -> list[str]:
+    """Fill the cache for a run that is over; the names that are kept."""
+    names = in_group(group, 30)
+    cache = FeatureCache(options(folder, namespace=namespace, limit=LIMIT), asked=[group])
     for name in names:
         cache.keep(name, clip())
-    kept = [name for name in names if cache.read(name)]
-    assert kept == names[: len(kept)]
-    assert 0 < len(kept) < 30
-    assert sum(path.stat().st_size for path in files(tmp_path)) <= 4_000
+    return [name for name in names if cache.read(name)]
 
 
-def test_what_another_encoder_left_makes_room(tmp_path):
-    for number in range(9):
-        FeatureCache(options(tmp_path, namespace="old", limit=4_000)).keep(f"{number:064x}", clip())
-    cache = FeatureCache(options(tmp_path, limit=4_000))
-    for number in range(5):
-        cache.keep(f"{number:064x}", clip())
-    assert all(cache.read(f"{number:064x}") for number in range(5))
-    assert sum(path.stat().st_size for path in files(tmp_path)) <= 4_000
+def total(folder: Path) -> int:
+    return sum(path.stat().st_size for path in files(folder))
+
+
+def test_a_full_cache_keeps_what_it_has_of_what_is_asked_for(tmp_path):
+    kept = fill(tmp_path, NEW)
+    assert kept == in_group(NEW, len(kept))
+    assert 3 < len(kept) < 30
+    assert total(tmp_path) <= LIMIT
+
+
+@pytest.mark.parametrize("namespace", ["one", "other encoder"])
+def test_what_no_run_asks_for_makes_room_for_other_data(tmp_path, namespace):
+    fill(tmp_path, OLD, namespace=namespace)
+    assert len(fill(tmp_path, NEW)) > 3
+    assert total(tmp_path) <= LIMIT
+
+
+def test_what_was_used_last_goes_last(tmp_path):
+    kept = fill(tmp_path, OLD)
+    for age, name in enumerate(kept):
+        os.utime(next(tmp_path.rglob(f"{name}.states")), (1000 - age,) * 2)
+    FeatureCache(options(tmp_path)).read(kept[-1])
+    # of the others the last were kept longest ago
+    cache = FeatureCache(options(tmp_path, limit=LIMIT), asked=[NEW])
+    for count, name in enumerate(in_group(NEW, len(kept)), start=1):
+        cache.keep(name, clip())
+        left = [name for name in kept if next(tmp_path.rglob(f"{name}.states"), None)]
+        assert left in [[*kept[:few], kept[-1]] for few in range(len(kept))] or (left == [] and count == len(kept))
+    assert left == []
+
+
+@pytest.mark.parametrize("namespace", ["one", "other encoder"])
+def test_what_another_present_run_asks_for_stays_until_that_has_ended(tmp_path, namespace):
+    kept = fill(tmp_path, OLD, namespace=namespace)
+    reader = FeatureCache(options(tmp_path, namespace=namespace, limit=LIMIT), asked=[OLD])
+    assert fill(tmp_path, NEW) == []
+    assert all(map(reader.read, kept))
+    del reader
+    assert len(fill(tmp_path, NEW)) > 3
+
+
+def test_without_claims_nothing_goes(tmp_path):
+    kept = fill(tmp_path, OLD)
+    (tmp_path / "kappaspeech-states/claims/unreadable").mkdir()
+    assert fill(tmp_path, NEW) == []
+    FeatureCache(options(tmp_path, limit=LIMIT)).keep(NAME, clip())
+    assert [name for name in kept if FeatureCache(options(tmp_path)).read(name)] == kept
+
+
+@pytest.mark.parametrize(("language", "normalization"), [(None, "none"), ("de", "none"), (None, "whisper")])
+def test_a_data_set_asks_for_the_groups_of_its_samples(tmp_path, language, normalization):
+    for number, languages in enumerate((["en", "de"], ["de"], ["en"])):
+        members = []
+        for place, of in enumerate(languages):
+            members += [(f"{place}.flac", speech_files.clip(0.5)), (f"{place}.json", details(text="x", language=of))]
+        write_index(index_shard(str(make_tar(tmp_path / f"{number}.tar", members))))
+    corpus = Corpus(SpeechDataset(str(tmp_path / "*.tar"), language, text_normalization=normalization), named=True)
+    names = [corpus.ref(index).cache_name for index in range(corpus.num_samples)]
+    assert {name[:32] for name in names if name} == corpus.cache_groups()
+    assert len(set(names)) == len(corpus.cache_groups()) == (2 if language else 4)
 
 
 def test_a_folder_that_can_not_be_written_is_done_without(tmp_path):
@@ -189,6 +249,28 @@ def test_a_transcript_that_was_corrected_in_place_is_learned_also_of_a_cached_cl
     bad = cached("grüne Türen")
     assert isinstance(bad, BadSample)
     assert bad.cause == "shard"
+
+
+def test_a_transcript_that_was_corrected_in_a_list_is_learned_of_the_states_that_are_cached(tmp_path):
+    speech_files.write_nemo_tars(tmp_path / "nemo")
+    manifest = tmp_path / "nemo/sharded_manifests/manifest_1.json"
+
+    def read() -> tuple[SampleRef, LoadedSample | BadSample]:
+        ref = Corpus(SpeechDataset(str(manifest)), named=True).ref(0)
+        return ref, load(tmp_path, ref)
+
+    ref, fresh = read()
+    assert isinstance(fresh, LoadedSample)
+    assert (fresh.cached, fresh.transcript) == (None, "zwei")
+    assert ref.cache_name is not None
+    FeatureCache(options(tmp_path)).keep(ref.cache_name, replace(clip(), transcript="zwei"))
+    # a line before it moves the sample's own
+    manifest.write_text("\n" + manifest.read_text().replace("zwei", "zwei!"))
+    moved, corrected = read()
+    assert moved.entry.key != ref.entry.key
+    assert isinstance(corrected, LoadedSample)
+    assert corrected.cached is not None
+    assert corrected.transcript == "zwei!"
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

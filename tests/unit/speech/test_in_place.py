@@ -106,6 +106,17 @@ def test_the_lists_are_read_once_and_again_when_anything_changes(tmp_path, monke
     assert len(made) == 3
 
 
+def test_an_index_that_was_made_by_other_rules_is_made_anew(tmp_path, monkeypatch):
+    write_shar(tmp_path)
+    monkeypatch.setattr(in_place, "_RULES", in_place._RULES - 1)
+    open_in_place(str(tmp_path))
+    monkeypatch.undo()
+    made = counted(monkeypatch)
+    open_in_place(str(tmp_path))
+    open_in_place(str(tmp_path))
+    assert len(made) == 1
+
+
 def test_an_index_that_another_host_kept_meanwhile_stays(tmp_path, monkeypatch):
     # others have mapped it, and a file that is replaced on a network file system is gone for them
     write_nemo_tars(tmp_path)
@@ -281,14 +292,15 @@ def test_an_index_can_be_made_by_itself_and_moves_with_the_tars(tmp_path):
     assert Corpus(SpeechDataset(str(tmp_path / "b/my.index"))).table.fingerprint == made.fingerprint
 
 
-def test_texts_and_parts_count_in_what_a_run_and_a_cache_know_samples_by(tmp_path):
+def test_texts_count_in_what_a_run_knows_samples_by_and_parts_in_what_a_cache_does(tmp_path):
     write_nemo_tars(tmp_path)
     index = index_in_place(str(tmp_path))
     entry, (_, stamp) = index.entry(0), index.shards[0]
     names = {entry_name(entry, stamp, "none")}
+    # a clip's states stay what they are when its list is corrected
     for change in ({"transcript": "other"}, {"begin_seconds": 0.1}, {"seconds": 0.5}):
-        names.add(entry_name(replace(entry, listing=replace(entry.listing, **change)), stamp, "none"))
-    assert len(names) == 4
+        names.add(entry_name(replace(entry, key="k", listing=replace(entry.listing, **change)), stamp, "none"))
+    assert len(names) == 3
     manifest = tmp_path / "sharded_manifests/manifest_0.json"
     save(manifest, manifest.read_text().replace("all of one", "all of 1"))
     assert index_in_place(str(tmp_path)).fingerprint != index.fingerprint

@@ -53,12 +53,22 @@ def rewrite(root, **changes) -> None:
     save(path, gzip.compress(json.dumps({**cut, **changes}).encode()))
 
 
+def supervision(start: float, duration: float, text: str | None) -> dict[str, object]:
+    return {"start": start, "duration": duration, "text": text, "language": "de"}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"id": "gone"}, "has no recording of gone"),
         ({"supervisions": [{"text": None, "language": "de"}]}, "there is no text"),
         ({"supervisions": [{"text": 3, "language": "de"}]}, "text is no text"),
+        *(
+            ({"supervisions": [supervision(0.0, 0.5, "drei"), supervision(0.5, 0.5, text)]}, "1 of 2 supervisions have no text")
+            for text in (None, "", "  ")
+        ),
+        ({"supervisions": [supervision(-0.6, 1.0, "drei vier")]}, r"from -0\.60 s to 0\.40 s reaches beyond its cut"),
+        ({"supervisions": [supervision(0.5, 1.0, "drei vier")]}, r"from 0\.50 s to 1\.50 s reaches beyond its cut"),
     ],
 )
 def test_a_cut_that_cannot_be_used_is_told_or_left_out(tmp_path, changes, says):
@@ -68,6 +78,12 @@ def test_a_cut_that_cannot_be_used_is_told_or_left_out(tmp_path, changes, says):
         find_recordings(tmp_path)
     kept = find_recordings(tmp_path, keeps_faults=True)
     assert [item.fault is not None for item in kept] == [False, False, True]
+
+
+def test_times_that_are_rounded_do_not_reach_beyond_a_cut(tmp_path):
+    write_shar(tmp_path)
+    rewrite(tmp_path, supervisions=[supervision(-0.01, 0.5, " drei "), supervision(0.5, 0.52, "vier")])
+    assert find_recordings(tmp_path)[2].transcript == "drei vier"
 
 
 @pytest.mark.parametrize(

@@ -131,9 +131,10 @@ def _try(name: str, nursery: Nursery, home: Path, work: Path, ranks: int) -> str
         return tiny.write_config(folder / "run.yaml", home, run, **changes, **training)
 
     measure = ("--data", home / "shards/test/*.tar", "--text", f"en={home / 'text.txt'}", "--max-new-tokens", "4")
+    choice = ("--count", "3", "--experts", "together" if name in families.TOGETHER else "each")
     failed = (
         call("scan", folder / "llm", "--output", folder / "ranking.json")
-        or call("select", folder / "ranking.json", "--output", folder / "selection.json", "--count", "3")
+        or call("select", folder / "ranking.json", "--output", folder / "selection.json", *choice)
         or call("plan", configure(2))
         or call("train", configure(2), ranks=ranks)
         or call("train", configure(3), ranks=ranks)

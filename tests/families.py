@@ -117,6 +117,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "OLMo-2": ("olmo2", {}),
     "OLMoE": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
     "Mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "DBRX": (
+        "dbrx",
+        {
+            "d_model": 32,
+            "n_heads": 4,
+            "n_layers": 2,
+            "max_seq_len": 512,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
+            "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+        },
+    ),
     "DeepSeek-V2": ("deepseek_v2", _LATENT),
     "DeepSeek-V3": ("deepseek_v3", _LATENT),
     "GPT-2": ("gpt2", {**_GPT2, **_NO_DROPOUT, **_TIED}),
@@ -160,6 +171,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+# the experts of a layer lie in one matrix, and train as one
+TOGETHER = ("DBRX",)
 
 
 def make_config(name: str, *, vocabulary: int = VOCABULARY) -> Any:

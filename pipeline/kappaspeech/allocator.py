@@ -1,13 +1,21 @@
-"""The C library's allocator, set for a training or a scan on processors."""
+"""Allocators, set before they are used: the C library's for processors, torch's for GPUs."""
 
 from __future__ import annotations
 
 import ctypes
+import sys
+from collections.abc import MutableMapping
+
+from kappaspeech.package_versions import find_version
 
 # glibc's malloc.h: parameters of mallopt
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _NEVER = 2**31 - 1
 _TOP_PAD_BYTES = 64 << 20
+# the first is what every torch from 2.6 on reads, before the second
+_CUDA_OPTIONS, _OPTIONS = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
+# builds of torch without CUDA, whose versions end so
+_NOT_CUDA = ("+cpu", "+rocm", "+xpu")
 
 
 def keep_freed_memory() -> bool:
@@ -25,3 +33,14 @@ def keep_freed_memory() -> bool:
     # each is 1 where it was taken; musl has the name and takes nothing
     taken = [mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in settings]
     return all(taken)
+
+
+def expand_segments(variables: MutableMapping[str, str]) -> None:
+    """Have torch's allocator for CUDA grow its segments in place, unless `variables` have options of the user's for it.
+
+    Batches of any length leave gaps between segments of fixed sizes. Call it before torch is loaded. Only CUDA on Linux has it:
+    elsewhere torch warns that it hasn't.
+    """
+    is_cuda = not any(build in (find_version("torch") or "") for build in _NOT_CUDA)
+    if sys.platform == "linux" and is_cuda and _CUDA_OPTIONS not in variables and _OPTIONS not in variables:
+        variables[_CUDA_OPTIONS] = "expandable_segments:True"

@@ -3,6 +3,8 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import platform
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kappaspeech.allocator import keep_freed_memory
+from kappaspeech import allocator
+from kappaspeech.allocator import expand_segments, keep_freed_memory
 from kappaspeech.commands import main
+from tests.conftest import clean_environment
 from tests.patience import patience
 
 BLOCK_BYTES = 64 << 20
@@ -58,3 +62,40 @@ def test_a_scan_keeps_what_it_frees_for_the_next_matrix(tmp_path):
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         held = pool.submit(held_after_a_scan, tmp_path / "model.safetensors", tmp_path / "ranking.json").result(patience(60))
     assert held > BLOCK_BYTES / 2
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "given", "expected"),
+    [
+        ("2.13.0+cu130", {}, "expandable_segments:True"),
+        # as the index has it
+        ("2.6.0", {}, "expandable_segments:True"),
+        ("2.13.0", {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128"}, "max_split_size_mb:128"),
+        ("2.13.0", {"PYTORCH_ALLOC_CONF": ""}, None),
+        ("2.13.0+cpu", {}, None),
+        ("2.13.0+rocm7.0", {}, None),
+    ],
+)
+def test_segments_grow_where_torch_has_it_and_the_user_says_nothing_else(monkeypatch, torch_version, given, expected):
+    monkeypatch.setattr(allocator, "find_version", lambda _package: torch_version)
+    variables = dict(given)
+    expand_segments(variables)
+    assert variables.get("PYTORCH_CUDA_ALLOC_CONF") == expected
+    assert variables.keys() - {"PYTORCH_CUDA_ALLOC_CONF"} == given.keys() - {"PYTORCH_CUDA_ALLOC_CONF"}
+
+
+def test_a_training_sets_it_before_torch_is_loaded():
+    code = (
+        "import importlib, os, sys\n"
+        "from kappaspeech import allocator\n"
+        "train = importlib.import_module('kappaspeech.commands.train')\n"
+        "def show(variables):\n"
+        "    print(variables is os.environ, 'torch' in sys.modules)\n"
+        "    sys.exit(0)\n"
+        "allocator.expand_segments = show\n"
+        "train._train_here(None)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=clean_environment(), capture_output=True, text=True, timeout=patience(30), check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "True False\n"), done.stderr

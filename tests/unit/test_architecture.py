@@ -51,7 +51,7 @@ ARROWS = {
     "progress": {"escaping"},
     "processors": set(),
     "host_memory": set(),
-    "allocator": set(),
+    "allocator": {"package_versions"},
     "parenthood": set(),
     "signals": set(),
     "shipped": set(),

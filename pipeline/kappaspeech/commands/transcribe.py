@@ -125,10 +125,10 @@ def _transcribe(
             if cluster.rank == 0:
                 words = read_hot_words(hot_words)
                 clips = find_clips(recordings)
+                chosen = _pin(model, step)
                 made_by: dict[str, object] = {"max_new_tokens": options["max_new_tokens"], "piece_seconds": longest}
                 made_by |= {"instruction": instruction, "num_beams": options["num_beams"], "hot_words": list(words) or None}
                 if format_ is Format.jsonl:
-                    chosen = _pin(model, step)
                     made_by["model_digest"] = _identify(model, chosen)
                 place = open_output(
                     format_,
@@ -142,7 +142,6 @@ def _transcribe(
                 num_done = place.num_done
                 if format_ is not Format.jsonl:
                     _read_first(clips, reader)
-                    chosen = _pin(model, step)
         # what rank 0 has found, so that files that come meanwhile are on no rank
         clips, num_done, words, chosen = cluster.broadcast((clips, num_done, words, chosen))
         speed = None

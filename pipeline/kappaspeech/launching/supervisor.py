@@ -203,15 +203,16 @@ def supervise(request: Request, *, max_restarts: int = 0, first_delay_seconds: f
     delay = first_delay_seconds
     with Signals() as signals:
         while True:
-            reached = _newest_checkpoint(request.run_dir)
-            attempt = _start(request, signals)
+            problem, reached = _newest_checkpoint(request)
+            attempt = Attempt("failed", 1, (problem,)) if problem is not None else _start(request, signals)
             if attempt.status != "failed" or attempt.exit_code == 2 or signals.count:
                 return attempt
             history.append("; ".join(attempt.causes))
             if len(history) > max_restarts:
                 numbered = tuple(f"start {number}: {cause}" for number, cause in enumerate(history, start=1))
                 return Attempt("failed", attempt.exit_code, numbered if max_restarts else attempt.causes)
-            delay = first_delay_seconds if _newest_checkpoint(request.run_dir) != reached else delay
+            problem, newest = _newest_checkpoint(request)
+            delay = first_delay_seconds if problem is None and newest != reached else delay
             again = f"restart {len(history)} of {max_restarts} in {delay:.0f} s"
             print(for_terminal(f"failed: {history[-1]}\n{again}"), file=sys.stderr)
             if not _pause(delay, signals):
@@ -220,9 +221,6 @@ def supervise(request: Request, *, max_restarts: int = 0, first_delay_seconds: f
 
 
 def _start(request: Request, signals: Signals) -> Attempt:
-    problem = find_problem(request.run_dir, timeout_seconds=request.stall_seconds)
-    if problem is not None:
-        return Attempt("failed", 1, (problem,))
     try:
         # before this start touches the files of one that runs
         free(request.run_dir)
@@ -263,9 +261,14 @@ def submit(arguments: Sequence[str], *, options: str, dry_run: bool) -> int:
     return 1 if subprocess.run(command.words, check=False).returncode else 0
 
 
-def _newest_checkpoint(run_dir: Path) -> str | None:
-    found = list_checkpoints(run_dir / CHECKPOINTS_FOLDER)
-    return found[-1].name if found else None
+def _newest_checkpoint(request: Request) -> tuple[str | None, str | None]:
+    """The reason why the run folder can't be used, and the name of its last checkpoint.
+
+    It asks first: a read in a file system that hangs would keep this process for good.
+    """
+    problem = find_problem(request.run_dir, timeout_seconds=request.stall_seconds)
+    found = list_checkpoints(request.run_dir / CHECKPOINTS_FOLDER) if problem is None else []
+    return problem, found[-1].name if found else None
 
 
 def _pause(seconds: float, signals: Signals) -> bool:

@@ -99,6 +99,11 @@ def _explain_missing(name: str, parameters: Mapping[str, nn.Parameter]) -> str:
     tensor, expert = split_expert(name)
     if expert is not None and tensor in parameters:
         shape = tuple(getattr(parameters[tensor], "ds_shape", parameters[tensor].shape))
+        if len(shape) == 2:
+            return (
+                f"{tensor} has all of its experts in one matrix {shape} here, so one can't train without the others. Select with "
+                "--experts together, or without it (--exclude)."
+            )
         return (
             f"{tensor} has shape {shape} here, and {name} is none of its experts: scan this model's checkpoint and select again."
         )

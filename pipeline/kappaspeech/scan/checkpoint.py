@@ -23,6 +23,8 @@ __all__ = ["Checkpoint", "TensorFile", "TensorRef", "open_checkpoint", "read_con
 
 _SAMPLE_BYTES = 4096
 _NUM_SAMPLES = 4
+# the number of a model's experts, by its families
+_EXPERT_KEYS = ("moe_num_experts", "num_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class TensorRef:
 
 class Checkpoint:
     """The tensors of a checkpoint, by name. `where` is the user's name for it, `gguf_architecture` its family in GGUF,
-    `quantization` what its config.json says of how it is quantised."""
+    `quantization` what its config.json says of how it is quantised, `num_experts` the number that it has of a layer's experts."""
 
     def __init__(self, where: str, files: Iterable[TensorFile], *, config: dict[str, Any] | None = None) -> None:
         files = list(files)
@@ -46,6 +48,7 @@ class Checkpoint:
         self.gguf_architecture = next((found for file in files if (found := getattr(file, "architecture", None))), None)
         quantization = (config or {}).get("quantization_config")
         self.quantization: dict[str, Any] | None = quantization if isinstance(quantization, dict) else None
+        self.num_experts = _count_experts(config or {})
         self._renamed: dict[str, str] = {}
         self._stored: dict[str, tuple[TensorFile, StoredTensor]] = {}
         sharing: dict[tuple[Path, int, tuple[int, ...], str], list[str]] = {}
@@ -99,6 +102,7 @@ class Checkpoint:
                 )
         after = object.__new__(Checkpoint)
         after.gguf_architecture, after.quantization = self.gguf_architecture, self.quantization
+        after.num_experts = self.num_experts
         after.where, after._stored, after._renamed = encodable(where), dict(self._stored), self._renamed
         refs = {ref.name: ref for ref in self.tensors}
         for name, tensor in trained.items():
@@ -177,6 +181,13 @@ class Checkpoint:
             total.update(json.dumps([name, tensor.shape, tensor.dtype]).encode())
             total.update(self._sample(name))
         return total.hexdigest()
+
+
+def _count_experts(config: Mapping[str, Any]) -> int | None:
+    """The number of a layer's experts by a config, or by one of its sections; None if it has none."""
+    sections = (config, *(section for section in config.values() if isinstance(section, dict)))
+    counts = (section.get(key) for section in sections for key in _EXPERT_KEYS)
+    return next((count for count in counts if isinstance(count, int) and count > 1), None)
 
 
 def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:

@@ -24,6 +24,8 @@ from kappaspeech.tensor_files.gguf_file import UNREADABLE
 
 # Three-dimensional parameters that stack one matrix per expert: transformers' fused experts, granite's and JetMoE's, GGUF's.
 _EXPERTS = re.compile(r"experts?\b|experts?\.|_exps\b|\b(input|output)_linear\b|\.(gate_up_proj|down_proj|gate_proj|up_proj)$")
+# DBRX's two-dimensional ones, whose rows are those of all experts: nothing in their names is a number, as in an expert's own.
+_EXPERT_ROWS = re.compile(r"\bexperts\.(?!(.+\.)?\d+(\.|$))")
 _DIGEST_BYTES = 8 << 20
 _FLAGS = ("uint8", "int8", "int32", "int64", "bool")
 # No program could have made a tensor of more elements.
@@ -89,10 +91,10 @@ def list_matrices(checkpoint: Checkpoint) -> tuple[list[MatrixRef], list[Skipped
         reason = _refuse(ref, checkpoint, scale, packed.get(ref.name))
         if reason is not None:
             skipped.append(SkippedTensor(ref.name, ref.shape, reason))
-        elif _is_experts(ref):
+        elif grouped is None and (experts := _find_experts(ref, checkpoint)) is not None:
             matrices += [
-                MatrixRef(expert_name(ref.name, expert), ref, (ref.shape[1], ref.shape[2]), expert, four_bit=four_bit)
-                for expert in range(ref.shape[0])
+                MatrixRef(expert_name(ref.name, expert), ref, experts[1:], expert, four_bit=four_bit)
+                for expert in range(experts[0])
             ]
         else:
             codes_scale = scale if ref.dtype in CODES else None
@@ -105,8 +107,16 @@ def _find_grouped(checkpoint: Checkpoint, ref: TensorRef) -> GroupedWeight | Non
     return find_grouped(checkpoint, ref.name, checkpoint.quantization)
 
 
-def _is_experts(ref: TensorRef) -> bool:
-    return len(ref.shape) == 3 and _EXPERTS.search(ref.name) is not None
+def _find_experts(ref: TensorRef, checkpoint: Checkpoint) -> tuple[int, int, int] | None:
+    """The number of experts whose matrices a tensor stacks, and the shape of each; None if it is one matrix."""
+    if len(ref.shape) == 3 and _EXPERTS.search(ref.name) is not None:
+        return (ref.shape[0], ref.shape[1], ref.shape[2])
+    number = checkpoint.num_experts
+    if len(ref.shape) == 2 and number is not None and _EXPERT_ROWS.search(ref.name) is not None:
+        num_rows, rest = divmod(ref.shape[0], number)
+        # a router has a row for each
+        return (number, num_rows, ref.shape[1]) if rest == 0 and num_rows > 1 else None
+    return None
 
 
 def _refuse(ref: TensorRef, checkpoint: Checkpoint, scale: Scale | None, packed: str | None) -> str | None:
@@ -126,7 +136,8 @@ def _refuse(ref: TensorRef, checkpoint: Checkpoint, scale: Scale | None, packed:
         return f"stored as {ref.dtype.removeprefix(UNREADABLE)}, which no decoder reads. Scan another format of the checkpoint"
     elif ref.dtype not in FLOATS and not ref.dtype.startswith("gguf_"):
         return f"stored as {ref.dtype}: indices or packed codes, not weights. Scan the unquantised checkpoint instead"
-    matrix = ref.shape[1:] if _is_experts(ref) else (ref.shape[0], math.prod(ref.shape[1:]))
+    experts = _find_experts(ref, checkpoint)
+    matrix = experts[1:] if experts is not None else (ref.shape[0], math.prod(ref.shape[1:]))
     return "a vector: one dimension is 1, so its condition number is 1 whatever it holds" if min(matrix) == 1 else None
 
 
@@ -140,7 +151,8 @@ def _refuse_scale(ref: TensorRef, checkpoint: Checkpoint, scale: Scale | None) -
     if scale.layout is not None and _read_small(checkpoint, scale.layout).any():
         return f"{ref.dtype} codes whose layout ({scale.layout}) is that of a GPU. Scan the unquantised checkpoint instead"
     for name in (scale.name, *([scale.zero_point] if scale.zero_point else [])):
-        if len(ref.shape) != 2 or scale_blocks(ref.shape, checkpoint.shape_of(name)) is None:
+        is_one = len(ref.shape) == 2 and _find_experts(ref, checkpoint) is None
+        if not is_one or scale_blocks(ref.shape, checkpoint.shape_of(name)) is None:
             return f"{name} has shape {checkpoint.shape_of(name)}, which doesn't say how to scale {ref.shape}"
     return None
 
@@ -160,7 +172,7 @@ def digest_matrix(checkpoint: Checkpoint, ref: MatrixRef) -> str:
     num_bytes = checkpoint.num_bytes_of(ref.stored_name)
     begin, size = 0, num_bytes
     if ref.expert is not None:
-        size = num_bytes // ref.tensor.shape[0]
+        size = num_bytes * math.prod(ref.shape) // math.prod(ref.tensor.shape)
         begin = ref.expert * size
     helpers = [name for name in (ref.scale.name, ref.scale.zero_point) if name] if ref.scale else []
     if ref.four_bit is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 # Seconds on one x86 core (measured on bf16 matrices); only their proportions matter here.
@@ -57,15 +57,36 @@ def blocking_seconds(shape: tuple[int, int]) -> float:
 def fitting_processes(shapes: Sequence[tuple[int, int]], *, most: int, free_bytes: int) -> int:
     """The number of processes, one to `most`, whose memory fits into `free_bytes` even if they measure the largest matrices at
     once."""
-    largest = sorted(map(_most_bytes, shapes), reverse=True)[:most]
+    return _count_fitting([_PROCESS_BYTES + matrix_bytes(shape) for shape in shapes], most=most, free_bytes=free_bytes)
+
+
+def memory_limits(shapes: Sequence[tuple[int, int]], *, hosts: Sequence[str], free_bytes: Sequence[int]) -> list[float]:
+    """The most bytes that a matrix may take of each rank, so that ranks of a host never fill it together; `inf` for any matrix.
+
+    `hosts` and `free_bytes` are by rank. As many of a host's ranks as its memory is enough for take any matrix, one at least; the
+    others share what these leave.
+    """
+    limits = [math.inf] * len(hosts)
+    largest = sorted(map(matrix_bytes, shapes), reverse=True)
+    for host in dict.fromkeys(hosts):
+        ranks = [rank for rank, name in enumerate(hosts) if name == host]
+        free = min(free_bytes[rank] for rank in ranks)
+        fitting = _count_fitting(largest, most=len(ranks), free_bytes=free)
+        for rank in ranks[fitting:]:
+            limits[rank] = max(0, free - sum(largest[:fitting])) / (len(ranks) - fitting)
+    return limits
+
+
+def _count_fitting(sizes: Sequence[int], *, most: int, free_bytes: int) -> int:
+    largest = sorted(sizes, reverse=True)[:most]
     fitting = sum(total <= free_bytes for total in itertools.accumulate(largest))
     # processes beyond the number of matrices have none to hold
     return most if fitting == len(largest) else max(1, fitting)
 
 
-def _most_bytes(shape: tuple[int, int]) -> int:
-    """The memory of a process while it measures a matrix, at most."""
-    return _PROCESS_BYTES + min(MAX_HELD_BYTES, 4 * math.prod(shape)) + _BYTES_PER_SQUARE * min(shape) ** 2
+def matrix_bytes(shape: tuple[int, int]) -> int:
+    """The memory that measuring a matrix takes, at most."""
+    return min(MAX_HELD_BYTES, 4 * math.prod(shape)) + _BYTES_PER_SQUARE * min(shape) ** 2
 
 
 @dataclass(frozen=True)
@@ -103,12 +124,22 @@ def plan(
     return sorted(tasks, key=lambda task: (-task.cost, task.matrix, task.piece or 0))
 
 
-def assign(costs: Sequence[float], world_size: int) -> list[list[int]]:
-    """Indices of `costs` for each rank: the costliest first, each to the rank with the least so far (LPT; Graham 1969)."""
+def assign(
+    costs: Sequence[float], world_size: int, *, takes: Callable[[int, int], bool] = lambda _index, _rank: True
+) -> list[list[int]]:
+    """Indices of `costs` for each rank: the costliest first, each to the rank with the least so far (LPT; Graham 1969).
+
+    An index goes to ranks alone for which `takes(index, rank)` is true, one at least.
+    """
     shares: list[list[int]] = [[] for _ in range(world_size)]
     loads = [(0.0, rank) for rank in range(world_size)]
     for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
+        passed = []
         load, rank = heapq.heappop(loads)
+        while not takes(index, rank):
+            passed.append((load, rank))
+            load, rank = heapq.heappop(loads)
         shares[rank].append(index)
-        heapq.heappush(loads, (load + costs[index], rank))
+        for entry in (*passed, (load + costs[index], rank)):
+            heapq.heappush(loads, entry)
     return shares

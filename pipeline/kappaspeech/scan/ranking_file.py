@@ -43,8 +43,7 @@ class RankingEntry(_Strict):
     @model_validator(mode="after")
     def _check(self) -> RankingEntry:
         short, size = min(self.matrix_shape), math.prod(self.matrix_shape)
-        own = self.shape[1:] if self.expert is not None else [self.shape[0], math.prod(self.shape[1:])] if self.shape else []
-        if own != self.matrix_shape or (self.expert is not None and self.expert >= self.shape[0]):
+        if not self._is_part():
             raise ValueError(f"a matrix of shape {self.matrix_shape} is no part of a tensor of shape {self.shape}")
         if short > _MAX_SHORT_SIDE or size >= 2**48:
             raise ValueError(f"no matrix of shape {self.matrix_shape} can have been measured")
@@ -60,6 +59,20 @@ class RankingEntry(_Strict):
         if not math.isclose(math.inf if self.kappa is None else self.kappa, kappa, rel_tol=_ROUNDING):
             raise ValueError(f"kappa is {self.kappa}, but σ_max/σ_min is {kappa}")
         return self
+
+    def _is_part(self) -> bool:
+        """True if the matrix is all of its tensor, flattened, or one of the experts that the tensor stacks."""
+        if not self.shape:
+            return False
+        whole = [self.shape[0], math.prod(self.shape[1:])]
+        if self.expert is None:
+            return whole == self.matrix_shape
+        if len(self.shape) == 3:
+            return self.shape[1:] == self.matrix_shape and self.expert < self.shape[0]
+        # the rows of all experts lie one after the other
+        num_rows, width = self.matrix_shape
+        num_experts, rest = divmod(whole[0], num_rows)
+        return len(self.shape) == 2 and width == whole[1] and rest == 0 and self.expert < num_experts
 
     def _check_volume(self, rank: int) -> None:
         if rank == 0:

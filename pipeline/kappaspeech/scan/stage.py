@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import base64
+import math
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kappaspeech.escaping import make_logger
+from kappaspeech.host_memory import free_memory_bytes
 from kappaspeech.progress import ProgressBar
-from kappaspeech.ranks.agreement import agreement
+from kappaspeech.ranks.agreement import agree, agreement
 from kappaspeech.ranks.cluster import Cluster, SingleProcess
 from kappaspeech.ranks.hosts import check_alike, check_software
 from kappaspeech.ranks.liveness import Watch
 from kappaspeech.scan.checkpoint import Checkpoint
 from kappaspeech.scan.journal import Found, Journal
 from kappaspeech.scan.known_matrices import digest_known
-from kappaspeech.scan.matrices import SkippedTensor, list_matrices
+from kappaspeech.scan.matrices import MatrixRef, SkippedTensor, list_matrices
+from kappaspeech.scan.partition import memory_limits
 from kappaspeech.scan.ranking import KappaRanking, RankedMatrix
 from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, choose_algebra
 from kappaspeech.scan.worker import ScanOptions, Worker
+
+_log = make_logger(__name__)
 
 
 def scan(
@@ -52,6 +60,7 @@ def scan(
     # ranks that differ would divide other work, or measure parts of two models
     check_alike(cluster, found_here, remedy="Copy it from one place to all hosts, or share it.")
     check_alike(cluster, options.settings(), remedy="Give it to all ranks alike.")
+    limits = _share_memory(cluster, matrices, on_device=device is not None)
     with agreement(cluster):
         book = Journal(journal, checkpoint, **options.journal_key()) if journal else None
         found = book.read() if book else {}
@@ -63,7 +72,7 @@ def scan(
     known = [ref for ref in matrices if book and book.key(ref) in kept]
     with Watch(cluster) as watch:
         digests = digest_known(checkpoint, cluster, known, watch=watch, shown=shows_progress)
-        worker = Worker(checkpoint, cluster, options, algebra, watch, book, matrices, kept, digests)
+        worker = Worker(checkpoint, cluster, options, algebra, watch, book, matrices, kept, digests, limits)
         total = sum(task.cost for task in worker.tasks)
         with ProgressBar("scanning", total=total, shown=shows_progress and cluster.rank == 0) as bar:
             own = worker.run(bar)
@@ -90,6 +99,24 @@ def scan(
         spectra=spectra,
         gguf_architecture=checkpoint.gguf_architecture,
     )
+
+
+def _share_memory(cluster: Cluster, matrices: Sequence[MatrixRef], *, on_device: bool) -> list[float]:
+    """The most bytes that a matrix may take of each rank; rank 0 says on which hosts not all ranks take all. A collective."""
+    if cluster.world_size == 1 or on_device:
+        return [math.inf] * cluster.world_size
+    hosts, free = zip(*agree(cluster, lambda: (socket.gethostname(), free_memory_bytes())), strict=True)
+    limits = memory_limits([ref.shape for ref in matrices], hosts=hosts, free_bytes=free)
+    for host in dict.fromkeys(hosts) if cluster.rank == 0 else ():
+        ranks = [rank for rank, name in enumerate(hosts) if name == host]
+        limit = min(limits[rank] for rank in ranks)
+        if math.isfinite(limit):
+            _log.warning(
+                "%d of %d ranks on %s measure matrices that take more than %.1f GB: %.1f GB of memory are free there.",
+                sum(math.isinf(limits[rank]) for rank in ranks), len(ranks), host, limit / 1e9,
+                min(free[rank] for rank in ranks) / 1e9,
+            )  # fmt: skip
+    return limits
 
 
 def own_device(device: str, local_rank: int) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ from kappaspeech.scan.description import describe
 from kappaspeech.scan.journal import Found, Journal
 from kappaspeech.scan.known_matrices import naming
 from kappaspeech.scan.matrices import MatrixRef, StoredMatrix, digest_matrix
-from kappaspeech.scan.partition import FIXED_SECONDS, Task, assign, blocking_seconds, finishing_cost, plan
+from kappaspeech.scan.partition import FIXED_SECONDS, Task, assign, blocking_seconds, finishing_cost, matrix_bytes, plan
 from kappaspeech.scan.read_ahead import read_ahead
 from kappaspeech.scan.scaled_matrix import ScaledMatrix, num_pieces, piece_gram
 from kappaspeech.scan.spectrum import DEFAULT_RTOL, Method, measure_scaled, tries_single
@@ -75,6 +76,8 @@ class Worker:
     kept: Found
     # digests of matrices that the journal has, of this checkpoint or of another that shares its folder
     digests: dict[str, str]
+    # the most bytes that a matrix may take of each rank
+    limits: Sequence[float]
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -140,19 +143,41 @@ class Worker:
 
     def _take_tasks(self) -> Iterator[Task]:
         if self.options.is_static:
-            shares = assign([task.cost for task in self.tasks], self.cluster.world_size)
+            shares = assign(
+                [task.cost for task in self.tasks],
+                self.cluster.world_size,
+                takes=lambda index, rank: self._takes(self.tasks[index].matrix, rank),
+            )
             yield from (self.tasks[index] for index in shares[self.cluster.rank])
             return
-        # the counter is the cluster's: an earlier scan on it has taken some
-        taken = self.cluster.broadcast(self.cluster.take_ticket("scan") if self.cluster.rank == 0 else None) + 1
-        while (ticket := self.cluster.take_ticket("scan") - taken) < len(self.tasks):
-            yield self.tasks[ticket]
+        limit = min(self.limits)
+        large: list[Task] = []
+        small: list[Task] = []
+        for task in self.tasks:
+            (small if matrix_bytes(self.matrices[task.matrix].shape) <= limit else large).append(task)
+        # matrices that not every rank has memory for are a queue of their own, which comes first
+        queues = [("scan large", large), ("scan", small)] if large else [("scan", small)]
+        # the counters are the cluster's: earlier scans on it have taken some. All ranks meet them, in the same order
+        taken = [max(self.cluster.gather(self.cluster.take_ticket(name))) + 1 for name, _ in queues]
+        for (name, tasks), first in zip(queues, taken, strict=True):
+            if tasks is large and math.isfinite(self.limits[self.cluster.rank]):
+                continue
+            while (ticket := self.cluster.take_ticket(name) - first) < len(tasks):
+                yield tasks[ticket]
+
+    def _takes(self, matrix: int, rank: int) -> bool:
+        """True if a rank may measure a matrix: its host has the memory for it, whatever the other ranks measure."""
+        return matrix_bytes(self.matrices[matrix].shape) <= self.limits[rank]
 
     def _join_pieces(self, mine: list[Task]) -> None:
         """Carry each cut matrix's Grams to one rank, which adds them in order and finishes. As many matrices at once as ranks."""
         holders = {(task.matrix, task.piece): rank for rank, tasks in enumerate(self.cluster.gather(mine)) for task in tasks}
         cut = sorted({matrix for matrix, _ in holders})
-        shares = assign([finishing_cost(self.matrices[matrix].shape) for matrix in cut], self.cluster.world_size)
+        shares = assign(
+            [finishing_cost(self.matrices[matrix].shape) for matrix in cut],
+            self.cluster.world_size,
+            takes=lambda index, rank: self._takes(cut[index], rank),
+        )
         for turn in range(max(map(len, shares))):
             gram: NDArray[Any] | None = None
             for owner, share in enumerate(shares):

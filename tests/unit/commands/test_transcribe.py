@@ -9,6 +9,8 @@ import shutil
 import pytest
 
 from kappaspeech.commands import main
+from kappaspeech.evaluation.clips import ClipReader
+from kappaspeech.trained import opening
 from tests.made_exports import make_export
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")
@@ -144,3 +146,17 @@ def test_ranks_are_not_started_by_a_rank(export, clips, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     assert transcribe(export, clips, "--nproc", "2") == 2
     assert "already one that a launcher started" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format_", ["text", "json", "jsonl"])
+def test_the_checkpoint_is_chosen_once_before_a_recording_is_read(export, clips, tmp_path, monkeypatch, format_):
+    """Reading may take long, and a run that still trains saves another one meanwhile."""
+    done = []
+    pin, read_ahead = opening.pin_step, ClipReader.read_ahead
+    monkeypatch.setattr(opening, "pin_step", lambda *words: done.append("chosen") or pin(*words))
+    monkeypatch.setattr(ClipReader, "read_ahead", lambda *words: done.append("read") or read_ahead(*words))
+    assert transcribe(export, clips / "en/000.flac", "--format", format_, "--output", tmp_path / "out") == 0
+    assert done[0] == "chosen"
+    assert done.count("chosen") == 1
+    # lines are read as they are decoded
+    assert ("read" in done) == (format_ != "jsonl")

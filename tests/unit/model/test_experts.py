@@ -191,3 +191,11 @@ class ReadElsewhere(torch.nn.Module):
 def test_experts_that_another_module_reads_are_refused():
     with pytest.raises(SelectionError, match=r"ReadElsewhere computes with experts\.up .*--experts together"):
         unfreeze(ReadElsewhere(), {"experts.up[1]": (4, 3)})
+
+
+def test_experts_that_lie_in_one_matrix_train_together_or_not_at_all():
+    llm = make("DBRX", None)
+    name = "transformer.blocks.0.ffn.experts.mlp.w1"
+    with pytest.raises(SelectionError, match=r"all of its experts in one matrix \(96, 32\) .*--experts together"):
+        unfreeze(llm, {f"{name}[1]": (24, 32)})
+    assert unfreeze(llm, {name: (96, 32)}) == [name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import time
@@ -14,7 +15,8 @@ from safetensors.torch import save_file
 
 from kappaspeech.errors import CheckpointError
 from kappaspeech.scan.checkpoint import open_checkpoint
-from kappaspeech.scan.matrices import MatrixRef, StoredMatrix, list_matrices
+from kappaspeech.scan.matrices import MatrixRef, StoredMatrix, digest_matrix, list_matrices
+from kappaspeech.scan.ranking import KappaRanking
 from kappaspeech.scan.stage import scan
 from kappaspeech.scan.torch_algebra import TorchAlgebra
 from kappaspeech.tensor_files.dtypes import widen
@@ -274,6 +276,55 @@ def test_experts_are_ranked_one_by_one_and_vectors_are_only_listed(tmp_path, nam
     assert reasons["model.norm.weight"] == "1-dimensional"
     assert "int64" in reasons["positions"]
     assert reasons["nothing"] == "empty"
+
+
+DBRX = "transformer.blocks.0.ffn.experts.mlp.w1"
+
+
+def test_experts_whose_rows_lie_in_one_matrix_are_ranked_one_by_one_and_taken_each_or_together(tmp_path):
+    weight = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    config = {"model_type": "dbrx", "ffn_config": {"moe_num_experts": 3, "moe_top_k": 1}}
+    checkpoint = open_checkpoint(save_folder(tmp_path, {DBRX: weight}, config=config))
+    matrices, _ = list_matrices(checkpoint)
+    names = [f"{DBRX}[{expert}]" for expert in range(3)]
+    assert [(ref.name, ref.shape, ref.expert) for ref in matrices] == [(names[number], (4, 5), number) for number in range(3)]
+    for ref in matrices:
+        own = weight[4 * ref.expert : 4 * ref.expert + 4]
+        np.testing.assert_array_equal(scan_matrix(checkpoint, ref.name), own.double().numpy())
+        assert digest_matrix(checkpoint, ref) == hashlib.sha256(own.numpy().tobytes()).hexdigest()
+    scan(checkpoint).write(tmp_path / "ranking.json")
+    ranking = KappaRanking.read(tmp_path / "ranking.json")
+    each = {item.name: item.shape for item in ranking.candidates("kappa")}
+    assert each == dict.fromkeys(names, (4, 5))
+    (together,) = ranking.candidates("kappa", experts="together")
+    assert (together.name, together.shape) == (DBRX, (12, 5))
+    expected = [float(np.linalg.cond(weight.double()[first : first + 4])) for first in (0, 4, 8)]
+    assert together.kappa == pytest.approx(sum(expected) / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "config"),
+    [
+        # an expert's own matrix, under two layouts' names; experts that all tokens share; a router; rows of no three experts
+        ("model.layers.0.mlp.experts.0.up_proj.weight", 12, {"num_experts": 3}),
+        ("transformer.blocks.0.ffn.experts.mlp.1.w1.weight", 12, {"num_experts": 3}),
+        ("model.layers.0.mlp.shared_experts.up_proj.weight", 12, {"n_routed_experts": 3}),
+        ("model.layers.0.mlp.experts.gate.weight", 3, {"num_local_experts": 3}),
+        (DBRX, 13, {"ffn_config": {"moe_num_experts": 3}}),
+        (DBRX, 12, {"ffn_config": {"moe_num_experts": "3", "num_experts": True}}),
+        (DBRX, 12, None),
+    ],
+)
+def test_a_matrix_that_does_not_stack_experts_is_ranked_whole(tmp_path, name, rows, config):
+    checkpoint = open_checkpoint(save_folder(tmp_path, {name: torch.randn(rows, 5)}, config=config))
+    assert [(ref.name, ref.shape) for ref in list_matrices(checkpoint)[0]] == [(name, (rows, 5))]
+
+
+def test_codes_of_experts_in_one_matrix_are_refused_as_those_of_three_dimensions_are(tmp_path):
+    content = {DBRX: torch.randn(12, 5).to(torch.float8_e4m3fn), f"{DBRX}_scale": torch.rand(12, 1)}
+    matrices, skipped = list_matrices(open_checkpoint(save_folder(tmp_path, content, config={"num_experts": 3})))
+    assert matrices == []
+    assert "doesn't say how to scale" in {item.name: item.reason for item in skipped}[DBRX]
 
 
 @pytest.mark.parametrize(

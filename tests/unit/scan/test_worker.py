@@ -106,3 +106,39 @@ def test_pieces_that_wait_for_each_other_lie_in_files_that_end_with_their_proces
     assert both[0] == both[1] == scan(checkpoint)
     assert sum(count for count, _ in seen) == 3
     assert [found for _, found in seen] == [[], []]
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+def test_ranks_that_their_hosts_memory_is_not_enough_for_leave_the_largest_matrices_to_the_others(
+    tmp_path, monkeypatch, caplog, is_static
+):
+    """The long ones take 7 MB each, and are cut into pieces, which are joined; of 10 MB one rank alone has room for them."""
+    content = {f"long{number}.weight": torch.randn(60_000, 30) for number in range(2)}
+    content |= {f"short{number}.weight": torch.randn(30, 40) for number in range(6)}
+    checkpoint = open_checkpoint(save(tmp_path, content))
+    whole = scan(checkpoint)
+    worked: list[tuple[int, str]] = []
+    form_piece, measure = Worker._form_piece, Worker._measure
+
+    def form(worker, ref, piece):
+        worked.append((worker.cluster.rank, ref.name))
+        return form_piece(worker, ref, piece)
+
+    def finish(worker, ref, read, **options):
+        worked.append((worker.cluster.rank, ref.name))
+        measure(worker, ref, read, **options)
+
+    monkeypatch.setattr(Worker, "_form_piece", form)
+    monkeypatch.setattr(Worker, "_measure", finish)
+    monkeypatch.setattr("kappaspeech.scan.stage.free_memory_bytes", lambda: 10_000_000)
+    with RankThreads() as ranks:
+        clusters = ranks.connect(3)
+        both = together(clusters, lambda cluster: scan(checkpoint, cluster=cluster, is_static=is_static))
+        again = together(clusters, lambda cluster: scan(checkpoint, cluster=cluster, is_static=is_static))
+    assert both == again == [whole] * 3
+    assert {rank for rank, name in worked if name.startswith("long")} == {0}
+    assert {name for _, name in worked} == set(content)
+    told = [record.getMessage() for record in caplog.records if "measure matrices" in record.getMessage()]
+    assert len(told) == 2
+    assert told[0].startswith("1 of 3 ranks on ")
+    assert told[0].endswith("0.0 GB of memory are free there.")

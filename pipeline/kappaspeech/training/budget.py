@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from kappaspeech.config.run_config import RunConfig
+from kappaspeech.errors import TrainingError
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.runs.records import RunLog
 from kappaspeech.training.anchor import measure_distance
@@ -60,6 +61,11 @@ class KeepBudget(Cadence):
         self._around.phases.enter("evaluation")
         distances = self._measure()
         moved_nats = _mean(distances)
+        if not math.isfinite(moved_nats):
+            raise TrainingError(
+                f"After step {step} the LLM's distance from its base is {moved_nats:g}: what it computes isn't finite any more. "
+                "Lower optimizer.llm_learning_rate; the same command continues from the last checkpoint."
+            )
         self._weight.steer(moved_nats)
         if moved_nats > _MOST_BEYOND * self._budget_nats and (is_last or self._weight.is_futile):
             distances = self._draw_back(distances)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kappaspeech.config.replay_config import ReplayConfig
+from kappaspeech.errors import TrainingError
 from kappaspeech.training import budget
 from kappaspeech.training.anchor_weight import AnchorWeight
 from kappaspeech.training.budget import KeepBudget
@@ -104,6 +105,12 @@ def test_weights_that_are_rounded_to_those_of_the_base_end_the_moves(tmp_path, m
     (record,) = keep(tmp_path, monkeypatch, base, AnchorWeight(budget_of(2)), budget_of(2), [0.0, 3.0])
     assert record["kl_nats"] == pytest.approx(rounded)
     assert len(base.ways) == 1
+
+
+def test_a_distance_that_is_no_number_ends_the_run_with_what_to_do(tmp_path, monkeypatch):
+    base = MovingBase(lambda way: way if way < 2 else math.nan)
+    with pytest.raises(TrainingError, match=r"After step 2 .* is nan.*Lower optimizer\.llm_learning_rate"):
+        keep(tmp_path, monkeypatch, base, AnchorWeight(budget_of(2)), budget_of(2), [0.0, 3.0])
 
 
 def test_once_a_greater_weight_is_futile_the_llm_is_drawn_back_at_each_measurement(tmp_path, monkeypatch):

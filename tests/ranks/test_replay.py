@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests import tiny
 from tests.ranks.test_training import BF16_LOSS_TOLERANCE, steps
@@ -69,6 +71,23 @@ def test_a_run_that_no_weight_keeps_in_its_budget_ends_there_all_the_same_on_any
         measured = [text["kl_nats"] for text in evaluation["text"].values()]
         assert sum(measured) / len(measured) == pytest.approx(1e-4, rel=0.1)
         assert "drawn back towards its base 1 time(s)" in (run / "run.md").read_text(encoding="utf-8")
+
+
+def test_lora_is_drawn_back_straight_to_the_base_as_other_weights_are(train, tmp_path):
+    """B·A comes straight nearer if B alone does."""
+    (tmp_path / "replay.txt").write_text(TEXT, encoding="utf-8")
+    replay = {"texts": {"x": str(tmp_path / "replay.txt")}, "texts_per_step": 3, "max_tokens": 16, "anchor_weight": 1e-6}
+    lora = {"mode": "lora", "lora": {"rank": 2, "alpha": 8.0}}
+    options = {"unfreeze": lora, "optimizer__llm_learning_rate": 2e-2, "data__test": [], "training__num_steps": 4}
+    free, held = (
+        load_file(train(f"lora-{name}", **options, replay={**replay, **budget}) / "checkpoints/step-000004/trained.safetensors")
+        for name, budget in (("free", {}), ("held", {"forgetting_budget_nats": 1e-3, "measure_every_steps": 4}))
+    )
+    second = [name for name in free if name.endswith(".lora_B.weight")]
+    shares = [float(held[name].norm() / free[name].norm()) for name in second]
+    assert 0 < shares[0] < 0.9
+    for name, tensor in free.items():
+        torch.testing.assert_close(held[name], tensor * shares[0] if name in second else tensor, rtol=1e-4, atol=1e-7)
 
 
 def test_hosts_with_other_text_to_measure_on_are_refused(home, run_command, tmp_path):

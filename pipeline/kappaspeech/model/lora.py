@@ -131,6 +131,11 @@ def is_factor(public_name: str) -> bool:
     return public_name.endswith(tuple(f".{factor}{_WEIGHT}" for factor in _FACTORS))
 
 
+def is_first_factor(public_name: str) -> bool:
+    """Return whether a trained tensor is A of W + scaling·B·A."""
+    return public_name.endswith(f".{_FACTORS[0]}{_WEIGHT}")
+
+
 def factors_of(name: str) -> tuple[str, str]:
     """Names of the factors of the tensor `name`, A and B."""
     stem = name.removesuffix(_WEIGHT)

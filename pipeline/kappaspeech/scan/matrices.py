@@ -24,8 +24,9 @@ from kappaspeech.tensor_files.gguf_file import UNREADABLE
 
 # Three-dimensional parameters that stack one matrix per expert: transformers' fused experts, granite's and JetMoE's, GGUF's.
 _EXPERTS = re.compile(r"experts?\b|experts?\.|_exps\b|\b(input|output)_linear\b|\.(gate_up_proj|down_proj|gate_proj|up_proj)$")
-# DBRX's two-dimensional ones, whose rows are those of all experts: nothing in their names is a number, as in an expert's own.
-_EXPERT_ROWS = re.compile(r"\bexperts\.(?!(.+\.)?\d+(\.|$))")
+# DBRX's two-dimensional ones, whose rows are those of all experts: no module in their names has a number, as `experts.3` and
+# Switch Transformers' `experts.expert_3` have.
+_EXPERT_ROWS = re.compile(r"\bexperts\.(?!.*\d\.|(.+\.)?\d+$)")
 _DIGEST_BYTES = 8 << 20
 _FLAGS = ("uint8", "int8", "int32", "int64", "bool")
 # No program could have made a tensor of more elements.

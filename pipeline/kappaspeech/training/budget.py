@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from kappaspeech.config.run_config import RunConfig
+from kappaspeech.errors import TrainingError
 from kappaspeech.ranks.agreement import agreement
 from kappaspeech.runs.records import RunLog
 from kappaspeech.training.anchor import measure_distance
@@ -21,7 +22,7 @@ from kappaspeech.zero3.weight_swap import averaged_weights
 
 _NUM_MEASUREMENTS = 32
 # the LLM is drawn back from so far beyond its budget, to so near it, by so many moves at most
-_MOST_BEYOND, _NEAR_ENOUGH, _MOST_MOVES = 1.1, 0.05, 4
+_MOST_BEYOND, _NEAR_ENOUGH, _MOST_MOVES = 1.1, 0.05, 8
 
 
 class KeepBudget(Cadence):
@@ -60,6 +61,11 @@ class KeepBudget(Cadence):
         self._around.phases.enter("evaluation")
         distances = self._measure()
         moved_nats = _mean(distances)
+        if not math.isfinite(moved_nats):
+            raise TrainingError(
+                f"After step {step} the LLM's distance from its base is {moved_nats:g}: what it computes isn't finite any more. "
+                "Lower optimizer.llm_learning_rate; the same command continues from the last checkpoint."
+            )
         self._weight.steer(moved_nats)
         if moved_nats > _MOST_BEYOND * self._budget_nats and (is_last or self._weight.is_futile):
             distances = self._draw_back(distances)
@@ -88,13 +94,24 @@ class KeepBudget(Cadence):
     def _draw_back(self, distances: dict[str, float]) -> dict[str, float]:
         """Move the LLM's weights straight towards the base, to where the budget is kept; return the distances there.
 
-        A distance grows with the square of the way, but for terms of higher order, which the repeats are for.
+        Near the base a distance grows with the square of the way. Further off it grows by another power, which two moves tell:
+        the last, and the nearest on the budget's other side, so that none leads beyond where the LLM was (regula falsi).
         """
+        way, distance, power = 1.0, _mean(distances), 2.0
+        beyond, within = (way, distance), None
         for _ in range(_MOST_MOVES):
-            self._base.draw_back(math.sqrt(self._budget_nats / _mean(distances)))
+            share = (self._budget_nats / distance) ** (1 / power)
+            self._base.draw_back(share)
             distances = self._measure()
-            if abs(_mean(distances) / self._budget_nats - 1) < _NEAR_ENOUGH:
+            way, distance = way * share, _mean(distances)
+            # a way that bfloat16 rounds to none leaves no distance, or one below zero by rounding
+            if distance <= 0 or abs(distance / self._budget_nats - 1) < _NEAR_ENOUGH:
                 break
+            if distance < self._budget_nats:
+                other, within = beyond, (way, distance)
+            else:
+                other, beyond = within or beyond, (way, distance)
+            power = max(1.0, math.log(distance / other[1]) / math.log(way / other[0]))
         return distances
 
 

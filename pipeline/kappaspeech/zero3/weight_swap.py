@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kappaspeech.model.lora import is_first_factor, public_names
 from kappaspeech.zero3.engine import TrainingEngine
 from kappaspeech.zero3.whole_tensors import wait_until_written
 
@@ -22,7 +23,9 @@ class BasePartitions:
 
     def __init__(self, engine: TrainingEngine) -> None:
         self._engine = engine
-        self._trained = [parameter for parameter in engine.model.llm.parameters() if parameter.requires_grad]
+        names = public_names(engine.model.llm)
+        named = {names[name]: parameter for name, parameter in engine.model.llm.named_parameters() if parameter.requires_grad}
+        self._names, self._trained = list(named), list(named.values())
         self._base = [_partition(parameter).cpu().clone() for parameter in self._trained]
 
     @contextmanager
@@ -35,13 +38,18 @@ class BasePartitions:
     def draw_back(self, share: float) -> None:
         """Leave `share` of the LLM's way from its base: θ becomes θ₀ + share·(θ − θ₀), and so does its moving average.
 
-        AdamW's moments stay as they are. Every rank must call it.
+        Of LoRA's factors B alone moves, to share·B, and their product with it. AdamW's moments stay as they are. Every rank must
+        call it.
         """
         from deepspeed.utils import safe_get_local_fp32_param
 
-        for parameter, base in zip(self._trained, self._base, strict=True):
-            self._engine.states.change_local(parameter, partial(_leave, share, of_way_from=base))
-        _put(self._engine, self._trained, [safe_get_local_fp32_param(parameter) for parameter in self._trained])
+        moved = []
+        for name, parameter, base in zip(self._names, self._trained, self._base, strict=True):
+            if not is_first_factor(name):
+                self._engine.states.change_local(parameter, partial(_leave, share, of_way_from=base))
+                moved.append(parameter)
+        # one at a time: of an offloaded optimizer each is a copy on the device
+        _put(self._engine, moved, map(safe_get_local_fp32_param, moved))
 
 
 @contextmanager
@@ -67,7 +75,7 @@ def _leave(share: float, weights: Tensor, *, of_way_from: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _put(engine: TrainingEngine, parameters: list[Any], partitions: list[Tensor]) -> None:
+def _put(engine: TrainingEngine, parameters: list[Any], partitions: Iterable[Tensor]) -> None:
     # a tensor that is still gathered whole would be computed with instead
     engine.release_gathered()
     for parameter, partition in zip(parameters, partitions, strict=True):

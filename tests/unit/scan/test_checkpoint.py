@@ -308,6 +308,7 @@ def test_experts_whose_rows_lie_in_one_matrix_are_ranked_one_by_one_and_taken_ea
         # an expert's own matrix, under two layouts' names; experts that all tokens share; a router; rows of no three experts
         ("model.layers.0.mlp.experts.0.up_proj.weight", 12, {"num_experts": 3}),
         ("transformer.blocks.0.ffn.experts.mlp.1.w1.weight", 12, {"num_experts": 3}),
+        ("decoder.block.1.layer.2.mlp.experts.expert_0.wi.weight", 12, {"num_experts": 3}),
         ("model.layers.0.mlp.shared_experts.up_proj.weight", 12, {"n_routed_experts": 3}),
         ("model.layers.0.mlp.experts.gate.weight", 3, {"num_local_experts": 3}),
         (DBRX, 13, {"ffn_config": {"moe_num_experts": 3}}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from kappaspeech.config.replay_config import ReplayConfig
+from kappaspeech.errors import TrainingError
 from kappaspeech.training import budget
 from kappaspeech.training.anchor_weight import AnchorWeight
 from kappaspeech.training.budget import KeepBudget
@@ -18,17 +21,20 @@ BUDGET_NATS = 2.0
 
 
 class MovingBase:
-    """An LLM that has moved by √distance from its base, and a base that it can be drawn back to."""
+    """An LLM that has moved some way from its base, and a base that it can be drawn back to."""
 
-    def __init__(self) -> None:
+    # with a term of higher order, as far away as real ones are from their square
+    def __init__(self, distance_after: Callable[[float], float] = lambda way: way**2 + 0.1 * way**4) -> None:
         self.way = 0.0
+        self.ways: list[float] = []
+        self._distance_after = distance_after
 
     def draw_back(self, share: float) -> None:
         self.way *= share
+        self.ways.append(self.way)
 
     def distance(self, factor: float) -> float:
-        # with a term of higher order, as far away as real ones are from their square
-        return factor * (self.way**2 + 0.1 * self.way**4)
+        return factor * self._distance_after(self.way)
 
 
 def keep(tmp_path, monkeypatch, base: MovingBase, weight: AnchorWeight, options: ReplayConfig, moves: list[float]):
@@ -70,6 +76,41 @@ def test_a_run_that_would_end_beyond_its_budget_is_drawn_back_to_it(tmp_path, mo
     assert records[0]["kl_nats"] == records[0]["moved_nats"] > 10
     assert records[1]["moved_nats"] == pytest.approx(16 + 0.1 * 256)
     assert records[1]["kl_nats"] == pytest.approx(BUDGET_NATS, rel=0.05) == base.distance(1.0)
+
+
+@pytest.mark.parametrize(
+    "distance_after",
+    [
+        lambda way: way**3,
+        lambda way: way**6,
+        lambda way: way**2 / 100 + way**12,
+        # one that hardly grows any more
+        lambda way: 10 - 10 * math.exp(-(way**2)),
+        lambda way: 10 * math.log1p(100 * way**2),
+    ],
+)
+def test_it_is_drawn_back_to_the_budget_however_a_distance_grows_and_never_beyond_where_it_was(
+    tmp_path, monkeypatch, distance_after
+):
+    base = MovingBase(distance_after)
+    (record,) = keep(tmp_path, monkeypatch, base, AnchorWeight(budget_of(2)), budget_of(2), [0.0, 3.0])
+    assert record["moved_nats"] > 1.09 * BUDGET_NATS
+    assert record["kl_nats"] == pytest.approx(BUDGET_NATS, rel=0.05) == base.distance(1.0)
+    assert max(base.ways) < 3.0
+
+
+@pytest.mark.parametrize("rounded", [0.0, -1e-9])
+def test_weights_that_are_rounded_to_those_of_the_base_end_the_moves(tmp_path, monkeypatch, rounded):
+    base = MovingBase(lambda way: way**2 if way > 2 else rounded)
+    (record,) = keep(tmp_path, monkeypatch, base, AnchorWeight(budget_of(2)), budget_of(2), [0.0, 3.0])
+    assert record["kl_nats"] == pytest.approx(rounded)
+    assert len(base.ways) == 1
+
+
+def test_a_distance_that_is_no_number_ends_the_run_with_what_to_do(tmp_path, monkeypatch):
+    base = MovingBase(lambda way: way if way < 2 else math.nan)
+    with pytest.raises(TrainingError, match=r"After step 2 .* is nan.*Lower optimizer\.llm_learning_rate"):
+        keep(tmp_path, monkeypatch, base, AnchorWeight(budget_of(2)), budget_of(2), [0.0, 3.0])
 
 
 def test_once_a_greater_weight_is_futile_the_llm_is_drawn_back_at_each_measurement(tmp_path, monkeypatch):

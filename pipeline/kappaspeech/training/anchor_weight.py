@@ -47,8 +47,8 @@ class AnchorWeight:
     def steer(self, distance_nats: float) -> None:
         """Raise or lower the weight after a distance was measured (Stooke 2020: control of a constraint's multiplier).
 
-        If a greater weight brings the LLM no nearer, the one that kept it nearest is the greatest from there on: AdamW, which
-        scales each step, would follow the anchor's noise alone, and the LLM would go further away.
+        If a greater weight brings the LLM no nearer, the one that kept it nearest is the greatest from there on: of a real run
+        greater ones let the LLM go further away.
         """
         assert self._budget_nats is not None
         self._find_most_raised(distance_nats)

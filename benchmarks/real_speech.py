@@ -48,6 +48,8 @@ REPOSITORY = Path(__file__).parents[1]
 EXPERIMENTS = ("real_speech", "unseen", "figure1", "figure1_baselines", "figure1_types", "figure1_held")
 ALIGNED = EXPERIMENTS[1:]
 REPLAYED = ("figure1_baselines", "figure1_held")
+# texts a language in each of their folders
+REPLAY_FOLDERS = {"replay": 60, "replay_many": 400}
 # a quarter of an hour of the recordings: figure1_run.yaml takes two such shards
 SHARD_SIZE = "333"
 OPEN_HOURS = "5"
@@ -71,8 +73,9 @@ def prepare(work: Path, recordings: Path) -> None:
 
 def prepare_replay(work: Path) -> None:
     """Texts that the LLM writes itself, for arms that hold it to its beginning by them."""
-    if not (work / "replay").exists():
-        run(work, "demo", "replay", LLM, "replay")
+    for folder, count in REPLAY_FOLDERS.items():
+        if not (work / folder).exists():
+            run(work, "demo", "replay", LLM, folder, "--count", str(count))
 
 
 def prepare_commands(work: Path) -> None:

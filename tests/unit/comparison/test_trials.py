@@ -323,8 +323,10 @@ def test_figure_1_at_equal_forgetting_differs_in_its_tensors_alone(home, tmp_pat
 def test_figure_1s_baselines_differ_each_in_what_they_are_named_after(home, tmp_path):
     _, configs = planned_without_training("figure1_baselines", home, tmp_path)
     first = {config.arm: config for config in configs if config.seed == 17}
-    assert len({str((c.unfreeze, c.replay, c.ewc)) for c in first.values()}) == len(first) == 9
+    assert len({str((c.unfreeze, c.replay, c.ewc, c.classp)) for c in first.values()}) == len(first) == 12
     assert [name for name, config in first.items() if config.unfreeze.mode == "lora"] == ["κ-LoRA", "LoRA, α an eighth"]
     assert [name for name, config in first.items() if config.ewc] == ["EWC"]
-    assert [name for name, config in first.items() if config.replay] == ["replay", "KL anchor"]
+    held = ["replay", "KL anchor", "replay, 400 texts", "KL anchor, 400 texts"]
+    assert [name for name, config in first.items() if config.replay] == held
+    assert [name for name, config in first.items() if config.classp] == ["CLASSP"]
     assert [name for name, config in first.items() if config.unfreeze.osf] == ["OSF"]

@@ -15,7 +15,7 @@ from kappaspeech.config.model_config import LoraConfig, OsfConfig
 from kappaspeech.config.reading import read_yaml
 from kappaspeech.config.replay_config import ReplayConfig
 from kappaspeech.config.run_config import RunConfig, read_run_config
-from kappaspeech.config.section import Count
+from kappaspeech.config.section import Count, Positive
 from kappaspeech.errors import ConfigError
 from kappaspeech.scan.scores import SCORES
 from kappaspeech.selection.candidates import Experts
@@ -64,6 +64,9 @@ class ArmConfig(_Section):
     replay: ReplayConfig | None = Field(default=None, description="The text that this arm repeats. null: the base's.")
     ewc: EwcConfig | None = Field(default=None, description="What holds this arm's weights. null: the base's.")
     classp: ClasspConfig | None = Field(default=None, description="This arm's CLASSP. null: the base's.")
+    llm_learning_rate: Positive | None = Field(
+        default=None, description="This arm's `optimizer.llm_learning_rate`, also of LoRA's factors. null: the base's."
+    )
     osf: OsfConfig | None = Field(
         default=None, description="The subspace that smallest, largest or random trains its tensors in. null: all of them."
     )
@@ -231,7 +234,7 @@ def _badly_held(config: ExperimentConfig, base: RunConfig) -> list[str]:
     adaptor alone: it is for the others."""
     problems = []
     for index, arm in enumerate(config.arms):
-        own = [key for key in HOLDING if getattr(arm, key) is not None]
+        own = [key for key in (*HOLDING, "llm_learning_rate") if getattr(arm, key) is not None]
         if arm.select == "adaptor":
             problems += [f"arms.{index}.{key}: adaptor trains nothing of the LLM that this could act on." for key in own]
         if arm.select in LORA and (arm.ewc or base.ewc) is not None:

@@ -11,7 +11,7 @@ from kappaspeech.comparison.curves import draw_forgetting, draw_loss, draw_text,
 from kappaspeech.comparison.equal_wer import state_price
 from kappaspeech.comparison.maps import draw_drift, draw_kappas, draw_map
 from kappaspeech.comparison.runs import Arm
-from kappaspeech.comparison.tables import Cell, Table, make_equal_table, make_tables
+from kappaspeech.comparison.tables import Cell, Table, has_several_rates, make_equal_table, make_tables
 from kappaspeech.comparison.theme import arm_variable, inline_svg, style_variables, themed
 from kappaspeech.comparison.words import say_differences, say_verdict
 from kappaspeech.evaluation.markup import for_page, raw, render
@@ -76,7 +76,8 @@ def _describe(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     seeds = sorted({seed for arm in summary["arms"] for seed in arm["seeds"]})
     llm, encoder = (config["model"][part].rsplit("/", 1)[-1] for part in ("llm", "encoder"))
     several = len(summary["arms"]) > 1
-    only = "The arms differ only in the tensors that they unfreeze, and in what holds these to their beginning."
+    rate = "in the LLM's learning rate, " if has_several_rates(summary["arms"]) else ""
+    only = f"The arms differ only in the tensors that they unfreeze, {rate}and in what holds these to their beginning."
     alike = f" {only} Differences are against {first['arm']}." if several else ""
     return (
         f"{llm} with {encoder}; {first['step']} steps, {hours:.2f} hours of speech, {tokens:,.0f} target "

@@ -26,8 +26,10 @@ from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.records import is_evaluation, is_of_step, is_step, is_transcript_step, read_lines
 from kappaspeech.selection.tensor_selection import SelectedTensor, TensorSelection
 
-# What arms may differ in: their name and place, which tensors they unfreeze, and what holds these to their beginning.
-_ARM_KEYS = ("run_dir", "arm", "unfreeze", "replay", "ewc", "classp")
+# What runs may differ in: name and place, seed, and which tensors they unfreeze, of which a random arm's are its seed's.
+_RUN_KEYS = ("run_dir", "arm", "seed", "unfreeze")
+# What arms may differ in, but not the seeds of one: what holds the tensors to their beginning, and how far a step moves them.
+_ARM_KEYS = ("replay", "ewc", "classp", "optimizer.llm_learning_rate")
 # These look on, and change no bit of what is trained.
 _WATCHING_KEYS = ("training.loggers", "training.profile")
 # Of run.json: what must be alike in all runs, whatever their seed, beside the configuration.
@@ -71,6 +73,11 @@ class RunSummary:
     def trained_names(self) -> tuple[str, ...]:
         """The LLM's tensors that trained, or that LoRA adapted."""
         return tuple(tensor.name for tensor in self.tensors) or tuple(sorted(self.drift))
+
+    @property
+    def llm_learning_rate(self) -> float | None:
+        """The peak learning rate of the LLM's tensors; None if the adaptor alone trained."""
+        return float(self.config["optimizer"]["llm_learning_rate"]) if self.trained_names else None
 
     @property
     def first(self) -> dict[str, Any]:
@@ -173,6 +180,11 @@ def group_runs(runs: Sequence[RunSummary], *, reference: str | None = None) -> l
                     f"{run.path} and {after.path} are both called {arm.name!r} and have seed {run.seed}. Set `arm` in each "
                     "run's YAML, or another seed."
                 )
+            if differing := arm_differences(run.config, after.config):
+                raise InputError(
+                    f"{run.path} and {after.path} are both called {arm.name!r} and differ in {', '.join(differing)}. Set `arm` "
+                    "in each run's YAML."
+                )
     for run in runs[1:]:
         _refuse(run, runs[0], find_differences(runs[0], run))
     for arm in arms[1:]:
@@ -242,8 +254,16 @@ def _list(numbers: Sequence[int]) -> str:
 
 def config_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """Dotted keys at which two runs' configurations differ, those aside of the arm, the seed and what only looks on."""
-    ours, theirs = ({k: v for k, v in config.items() if k not in (*_ARM_KEYS, "seed")} for config in (first, second))
-    return [key for key in _differences(ours, theirs) if not key.startswith(_WATCHING_KEYS)]
+    return [key for key in _differences(first, second) if not _is_of((*_RUN_KEYS, *_ARM_KEYS, *_WATCHING_KEYS), key)]
+
+
+def arm_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Dotted keys at which two runs' configurations differ and an arm's seeds may not, though arms may."""
+    return [key for key in _differences(first, second) if _is_of(_ARM_KEYS, key)]
+
+
+def _is_of(sections: Sequence[str], key: str) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def _differences(first: Any, second: Any, prefix: str = "") -> list[str]:

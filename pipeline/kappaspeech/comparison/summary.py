@@ -36,6 +36,7 @@ def _summarise_arm(arm: Arm, reference: Arm) -> dict[str, Any]:
         "arm": arm.name,
         "rules": sorted({run.record["selection_rule"] for run in runs}),
         "seeds": list(arm.seeds),
+        "llm_learning_rate": runs[0].llm_learning_rate,
         "num_tensors": spread([len(run.trained_names) for run in runs]),
         "num_trained_parameters": spread([run.record["num_trained_parameters"] for run in runs]),
         "num_llm_trained_parameters": spread([run.record["num_llm_trained_parameters"] for run in runs]),

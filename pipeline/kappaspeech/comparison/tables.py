@@ -156,8 +156,18 @@ def _language_table(arms: Sequence[Mapping[str, Any]], note: str) -> Table:
     return Table("Speech, by language", note, ("arm", *(f"WER {language}" for language in languages)), tuple(rows))
 
 
+def has_several_rates(arms: Sequence[Mapping[str, Any]]) -> bool:
+    """True if the arms that train the LLM differ in its learning rate."""
+    return len({arm["llm_learning_rate"] for arm in arms} - {None}) > 1
+
+
+def _rate(learning_rate: float | None) -> Cell:
+    return Cell("–", 0.0) if learning_rate is None else Cell(f"{learning_rate:.3g}", learning_rate)
+
+
 def _training_table(arms: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
+    several = has_several_rates(arms)
     for arm in arms:
         minutes = {key: value / 60 if isinstance(value, float | int) else value for key, value in arm["train_seconds"].items()}
         rows.append(
@@ -167,12 +177,14 @@ def _training_table(arms: Sequence[Mapping[str, Any]]) -> Table:
                 Cell(_number(arm["mean_drift"], ".3f"), arm["mean_drift"]["mean"]),
                 Cell(f"{arm['num_target_tokens']['mean']:,.0f}", arm["num_target_tokens"]["mean"]),
                 Cell(_number(minutes, ".1f"), arm["train_seconds"]["mean"]),
+                *([_rate(arm["llm_learning_rate"])] if several else []),
             )
         )
     note = "Drift is the mean of ‖W − W₀‖/‖W₀‖ over the trained tensors; minutes are of training, without evaluations."
     if skipped := [f"{arm['arm']} {arm['num_skipped_steps']}" for arm in arms if arm["num_skipped_steps"]]:
         note += f" Bad steps that were skipped, in all seeds: {', '.join(skipped)}."
-    return Table("Training", note, ("arm", "tensors", "drift", "target tokens", "minutes"), tuple(rows))
+    header = ("arm", "tensors", "drift", "target tokens", "minutes", *(["LLM's learning rate"] if several else []))
+    return Table("Training", note, header, tuple(rows))
 
 
 def _best_table(arms: Sequence[Mapping[str, Any]]) -> Table:

@@ -9,7 +9,7 @@ import yaml
 
 from kappaspeech.artefacts import write_private, write_text
 from kappaspeech.comparison.experiment import HOLDING, LORA, ArmConfig, Experiment, ExperimentConfig, Trial, budget, has_number
-from kappaspeech.comparison.runs import config_differences
+from kappaspeech.comparison.runs import arm_differences, config_differences
 from kappaspeech.config.model_config import LoraConfig
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import InputError
@@ -33,6 +33,8 @@ def make_trial_config(experiment: Experiment, trial: Trial, ranking: KappaRankin
     options = _unfreeze(experiment, trial, ranking)
     content |= {"run_dir": str(trial.run_dir), "arm": trial.arm.name, "seed": trial.seed, "unfreeze": options}
     content |= {key: own.model_dump() for key in HOLDING if (own := getattr(trial.arm, key)) is not None}
+    if (rate := trial.arm.llm_learning_rate) is not None:
+        content["optimizer"]["llm_learning_rate"] = rate
     if (until := experiment.config.until) is not None:
         content["training"] |= {"num_steps": until.num_steps, "evaluate_every_steps": until.evaluate_every_steps}
     return RunConfig.model_validate(content)
@@ -126,7 +128,8 @@ def _check_same_run(trial: Trial, config: RunConfig, selection: TensorSelection 
     # the tensors are compared by themselves: a folder that has moved keeps its selection under another path
     for content in (before, now):
         content["unfreeze"].pop("selection")
-    differing = config_differences(before, now) + [key for key in ("seed", "unfreeze", *HOLDING) if before[key] != now[key]]
+    differing = [*config_differences(before, now), *arm_differences(before, now)]
+    differing += [key for key in ("seed", "unfreeze") if before[key] != now[key]]
     kept = trial.run_dir / SELECTION_FILE
     had = TensorSelection.read(kept).shapes if kept.exists() else {}
     if had != (selection.shapes if selection else {}):

@@ -107,6 +107,36 @@ def test_arms_of_machines_that_compute_otherwise_are_not_compared(run):
     assert find_differences(here, whole) == []
 
 
+def at_rate(run, rate, **changes):
+    return replace(run, config={**run.config, "optimizer": {**run.config["optimizer"], "llm_learning_rate": rate}}, **changes)
+
+
+def test_arms_may_differ_in_the_rate_of_the_llm_and_the_report_says_so(tmp_path):
+    made = {"a": ["model.layers.0.mlp.up_proj.weight"], "none": []}
+    whole, none = (
+        read_run(make_run(tmp_path / name, name, seed=1, error_rate=0.2, num_clips=2, selected=selected))
+        for name, selected in made.items()
+    )
+    alike = summarise(group_runs([whole, replace(whole, arm="other")]), missing={})
+    assert "LLM's learning rate" not in str(make_tables(alike))
+    half = at_rate(whole, 1e-4, arm="half the rate")
+    assert find_differences(whole, half) == []
+    told = summarise(group_runs([whole, half, none]), missing={})
+    (training,) = (table for table in make_tables(told) if table.title == "Training")
+    assert training.header[-1] == "LLM's learning rate"
+    assert [(row[-1].text, row[-1].value) for row in training.rows] == [("0.0002", 2e-4), ("0.0001", 1e-4), ("–", 0.0)]
+
+
+def test_the_seeds_of_one_arm_are_of_one_rate_and_held_alike(run):
+    whole = read_run(run)
+    another_seed = replace(whole, seed=2, config={**whole.config, "seed": 2})
+    with pytest.raises(InputError, match=r"both called 'a' and differ in optimizer\.llm_learning_rate\. Set `arm`"):
+        group_runs([whole, at_rate(another_seed, 1e-4)])
+    with pytest.raises(InputError, match=r"both called 'a' and differ in classp\. Set `arm`"):
+        group_runs([whole, replace(another_seed, config={**another_seed.config, "classp": {"threshold": 1e-8}})])
+    assert len(group_runs([whole, another_seed])) == 1
+
+
 HOSTILE = "[/red]$\\frac{$ <script>alert(1)</script>\"' \x1b[31m\u202e _"
 
 

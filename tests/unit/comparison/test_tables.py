@@ -62,6 +62,7 @@ def test_where_an_arm_was_best_and_how_far_it_has_risen_since_are_told():
         "text": {},
         "wer": {"mean": {"mean": 0.31, "sd": None, "interval": [0.2, 0.4]}, "languages": {}},
         "wer_before": {},
+        "llm_learning_rate": 2e-4,
         "num_tensors": spread,
         "mean_drift": spread,
         "num_target_tokens": spread,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -198,6 +199,7 @@ def test_an_arm_has_its_own_score_budget_texts_and_subspace_and_a_length_for_all
         {"name": "replay", "select": "smallest", "replay": {"texts": {"en": "x.txt"}, "weight": 0.5}},
         {"name": "CLASSP", "select": "smallest", "classp": {"threshold": 1e-8}},
         {"name": "OSF", "select": "smallest", "osf": {"kept_share": 0.25}},
+        {"name": "half the rate", "select": "smallest", "llm_learning_rate": 1e-4},
     ]
     experiment = read(tmp_path, home, arms=arms, seeds=[17], until={"num_steps": 90, "num_evaluations": 4})
     ranking, chosen = KappaRanking.read(home / "ranking.json"), select_all(experiment, home)
@@ -207,6 +209,9 @@ def test_an_arm_has_its_own_score_budget_texts_and_subspace_and_a_length_for_all
     assert configs["replay"].replay.weight == 0.5
     assert (configs["CLASSP"].classp.threshold, configs["CLASSP"].classp.power) == (1e-8, 2.0)
     assert configs["OSF"].unfreeze.osf.kept_share == 0.25
+    rates = {name: config.optimizer.llm_learning_rate for name, config in configs.items()}
+    assert rates.pop("half the rate") == 1e-4
+    assert {*rates.values()} == {experiment.base.optimizer.llm_learning_rate}
     plain = configs["smallest κ"]
     assert (plain.ewc, plain.replay, plain.classp, plain.unfreeze.osf) == (None, None, None, None)
     smallest = chosen["smallest-kappa-seed17"]
@@ -231,6 +236,8 @@ def test_an_arm_has_its_own_score_budget_texts_and_subspace_and_a_length_for_all
         ({"select": "adaptor", "osf": {}}, r"arms\.0\.osf: only the arms smallest"),
         ({"select": "adaptor", "ewc": EWC}, r"arms\.0\.ewc: adaptor trains nothing of the LLM"),
         ({"select": "adaptor", "classp": {}}, r"arms\.0\.classp: adaptor trains nothing of the LLM"),
+        ({"select": "adaptor", "llm_learning_rate": 1e-4}, r"arms\.0\.llm_learning_rate: adaptor trains nothing of the LLM"),
+        ({"select": "all", "llm_learning_rate": 0}, r"arms\.0\.llm_learning_rate: .*greater than 0"),
         ({"select": "lora", "ewc": EWC}, r"arms\.0\.ewc: ewc can't hold LoRA"),
     ],
 )
@@ -267,13 +274,16 @@ def test_a_run_of_an_arm_that_was_held_otherwise_is_refused(home, tmp_path):
     selection = make_selection(experiment, trial, KappaRanking.read(home / "ranking.json"))
     RunFolder(trial.run_dir).begin(config, selection=selection, rule="", facts={"world_size": 1, "num_trained_parameters": 1})
     prepare(experiment)
-    for changed in ({**EWC, "weight": 4.0}, None):
-        with pytest.raises(InputError, match=r"another experiment: ewc differ"):
-            prepare(read(tmp_path, home, arms=[{"name": "a", "select": "smallest", "ewc": changed}], seeds=[17]))
+    changes = {"ewc.weight": {"ewc": {**EWC, "weight": 4.0}}, "ewc": {"ewc": None}}
+    changes["optimizer.llm_learning_rate"] = {"ewc": EWC, "llm_learning_rate": 1e-5}
+    for told, changed in changes.items():
+        with pytest.raises(InputError, match=f"another experiment: {re.escape(told)} differ"):
+            prepare(read(tmp_path, home, arms=[{"name": "a", "select": "smallest", **changed}], seeds=[17]))
 
 
 @pytest.mark.parametrize(
-    "name", ["real_speech", "figure1", "figure1_baselines", "figure1_types", "figure1_held", "unseen", "forgetting"]
+    "name",
+    ["real_speech", "figure1", "figure1_baselines", "figure1_types", "figure1_held", "unseen", "forgetting"],
 )
 def test_every_experiment_that_is_shipped_can_be_read(name):
     assert read_experiment(REPOSITORY / f"benchmarks/experiments/{name}.yaml").trials
@@ -292,9 +302,17 @@ def planned_without_training(name, home, folder):
 
 def test_figure_1_plans_its_arms_over_three_seeds(home, tmp_path):
     trials, configs = planned_without_training("figure1", home, tmp_path)
-    assert Counter(config.seed for config in configs) == {17: 6, 18: 6, 19: 6}
+    assert Counter(config.seed for config in configs) == {17: 9, 18: 9, 19: 9}
     assert {config.training.num_steps for config in configs} == {240}
-    assert len({str((c.unfreeze, c.replay, c.ewc)) for c in configs if c.seed == 17}) == 6
+    assert len({str((c.unfreeze, c.optimizer)) for c in configs if c.seed == 17}) == 9
+    # arms of one end at several rates train the same tensors
+    rates = {}
+    for trial, config in zip(trials, configs, strict=True):
+        if trial.arm.select in ("smallest", "largest") and trial.arm.equal is None:
+            chosen = TensorSelection.read(trial.selection_path).names
+            rates.setdefault((trial.arm.select, chosen), set()).add(config.optimizer.llm_learning_rate)
+    assert {select: found for (select, _), found in rates.items()} == {"smallest": {2e-4, 1e-4, 5e-5}, "largest": {2e-4, 4e-4}}
+    assert len(rates) == 2
     # a random arm's tensors are another draw for each seed
     drawn = [TensorSelection.read(trial.selection_path).names for trial in trials if trial.arm.name == "random"]
     assert len(set(map(tuple, drawn))) == 3

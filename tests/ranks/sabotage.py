@@ -12,16 +12,18 @@ from typing import Any
 
 from torch import Tensor
 
+from kappaspeech.errors import InputError
 from kappaspeech.evaluation import evaluate
 from kappaspeech.evaluation.forgetting import read_texts
 from kappaspeech.evaluation.transcribe import Transcriber
+from kappaspeech.model import precision
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.runs.records import RunLog, StepRecord
 from kappaspeech.runs.share_writer import ShareWriter
 from kappaspeech.speech.held_out import list_test_samples
 from kappaspeech.speech.stream import StepData
 from kappaspeech.trained import identity
-from kappaspeech.training import replay
+from kappaspeech.training import replay, run
 from kappaspeech.training.stepper import Stepper
 from kappaspeech.zero3.engine import TrainingEngine
 from kappaspeech.zero3.host_copy import HostCopy
@@ -90,6 +92,26 @@ def find_another_model(rank: str) -> None:
     """Let a rank find a model of other weights, as on a host with an older copy."""
     if os.environ["RANK"] == rank:
         identity._digest_weights = lambda _file: "0" * 64
+
+
+def lack_a_package(rank: str) -> None:
+    """Let a training's rank find a package missing, as on a host with less installed."""
+    if os.environ["RANK"] == rank:
+
+        def check(_config: Any) -> None:
+            raise InputError("a package is missing here")
+
+        run.check_packages = check
+
+
+def fail_to_measure(rank: str) -> None:
+    """Let a rank have no memory in which to time products, as on a GPU that another process holds."""
+    if os.environ["RANK"] == rank:
+
+        def measure(*_given: Any) -> Any:
+            raise RuntimeError("CUDA out of memory")
+
+        precision.measure_rates = measure
 
 
 def spoil_loss(*faults: str) -> None:

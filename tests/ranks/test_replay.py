@@ -113,3 +113,11 @@ def test_an_evaluation_refuses_hosts_with_other_data_or_another_model(one_rank, 
     done = run_command("evaluate", one_rank, "--output", tmp_path / "evaluation.json", ranks=2, sabotage=fault)
     assert done.returncode == 2, done.stderr[-3000:]
     assert f"{what} is " in done.stderr
+
+
+def test_a_rank_that_cannot_time_its_products_is_named_by_the_others(one_rank, run_command, tmp_path):
+    """They ended with a traceback of a connection that was closed."""
+    done = run_command("evaluate", one_rank, "--output", tmp_path / "e.json", ranks=2, sabotage=("fail_to_measure", "1"))
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "error: rank 1" in done.stderr
+    assert "CUDA out of memory" in done.stderr.partition("error: rank 1")[2]

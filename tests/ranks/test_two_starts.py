@@ -46,6 +46,16 @@ def fail_beside(run: Path, run_command, config: Path, *words: object, has_ended:
 
 
 @pytest.mark.slow
+def test_a_start_that_one_rank_refuses_gives_the_folder_back(home, run_command, tmp_path):
+    """Rank 0 had taken it by then, and the next start from another host waited half a minute."""
+    run = tmp_path / "run"
+    config = tiny.write_config(tmp_path / "run.yaml", home, run)
+    done = run_command("train", config, ranks=2, sabotage=("lack_a_package", "1"))
+    assert (done.returncode, "a package is missing here" in done.stderr) == (2, True), done.stderr[-3000:]
+    assert not run.exists()
+
+
+@pytest.mark.slow
 def test_a_failed_second_start_leaves_a_running_one_alone(nursery, home, run_command, tmp_path):
     training = Training(nursery, home, tmp_path, training__num_steps=1000)
     pids = training.start(ranks=1)

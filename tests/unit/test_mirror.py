@@ -51,7 +51,6 @@ THROUGH_OTHERS = {
     "training.frozen_check",
     "training.partitioned",
     "training.replica_or_zero3",
-    "zero3.compiled_ops",
     "zero3.residency",
     "zero3.whole_tensors",
 }

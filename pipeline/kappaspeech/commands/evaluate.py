@@ -73,7 +73,7 @@ def evaluate(
     from kappaspeech.evaluation.wer import measure, measure_sensitivity
     from kappaspeech.model.precision import measure_rates, slowest
     from kappaspeech.outputs import is_special, try_output
-    from kappaspeech.ranks.agreement import agreement
+    from kappaspeech.ranks.agreement import agree, agreement
     from kappaspeech.ranks.hosts import check_alike, check_software
     from kappaspeech.ranks.start import start_cluster
     from kappaspeech.runs.contents import EVALUATION_FILE
@@ -124,7 +124,7 @@ def evaluate(
     remedy = "Copy it from one place to all hosts, or share it; of a run that still trains, give a --step."
     check_alike(cluster, {"the model": measured.identity, **test_set.fingerprints}, remedy=remedy)
     # all ranks compute alike: the slowest one decides
-    use = UseArithmetic.of(slowest(cluster.gather(measure_rates(device))))
+    use = UseArithmetic.of(slowest(agree(cluster, lambda: measure_rates(device))))
     with agreement(cluster):
         decoder = measured.open_decoder(device, use)
         if words:

@@ -130,6 +130,7 @@ def _read_run(path: Path) -> RunSummary:
             f"{path} finished at step {reached}, and its last evaluation is of step {last}: {EVALUATIONS_FILE} isn't whole. "
             "Train again, which evaluates what is missing."
         )
+    _refuse_later_languages(path, evaluations)
     if evaluations[-1]["wer"]["mean_wer"] is None:
         raise InputError(
             f"{path} has no WER: none of its test sentences has a word. Name test shards that have, and train again."
@@ -160,6 +161,19 @@ def _read_run(path: Path) -> RunSummary:
         tuple(sorted({*llm_names, *drift, *(tensor.name for tensor in tensors)})),
         tuple(int(item["step"]) for item in read_lines(path / SKIPPED_STEPS_FILE, is_record=is_of_step, strictly=True)),
     )
+
+
+def _refuse_later_languages(path: Path, evaluations: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `InputError` if the last evaluation measured a language of speech or text that an earlier one didn't."""
+    last = evaluations[-1]
+    for record in evaluations:
+        speech = sorted(last["wer"].get("languages", {}).keys() - record["wer"].get("languages", {}).keys())
+        text = sorted(last["text"].keys() - record["text"].keys())
+        if missing := [*(f"no speech in {name}" for name in speech), *(f"no text in {name}" for name in text)]:
+            raise InputError(
+                f"{path} measured {' and '.join(missing)} at step {record['step']}, but did at step {last['step']}: data.test or "
+                "data.text grew when it was continued. Train again with what the end measured, in another run_dir."
+            )
 
 
 def group_runs(runs: Sequence[RunSummary], *, reference: str | None = None) -> list[Arm]:

@@ -38,7 +38,7 @@ def _find_preset(path: Path) -> Path:
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
     """Read the DeepSpeed JSON. `ds_configs/NAME.json` names a preset in any working folder.
 
-    Raises `ConfigError` if it is missing, isn't ZeRO-3, or sets a key that the YAML owns.
+    Raises `ConfigError` if it is missing, isn't ZeRO-3, sets a key that the YAML owns, or offloads to where a run can't follow.
     """
     try:
         content = parse_json(_find_preset(path).read_bytes(), is_finite=True, is_unique=True)
@@ -57,6 +57,7 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
     stage = zero.get("stage")
     if stage != 3:
         raise ConfigError(f"{path} has zero_optimization.stage {stage!r}; this pipeline trains under ZeRO-3.")
+    _refuse_offload(zero, path)
     precision = content.get("bf16", {})
     if precision.get("enabled", False) not in (True, False, "auto"):
         raise ConfigError(
@@ -67,6 +68,26 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
             f"{path} enables fp16, in which this pipeline doesn't train. Give bf16 with enabled true, false or auto."
         )
     return content
+
+
+def _refuse_offload(zero: Mapping[str, Any], path: Path) -> None:
+    """Refuse offload to disks, and of a part of the optimizer.
+
+    Between steps DeepSpeed 0.19 has empty tensors in place of what it has put on a disk (stage3.py: `_create_fp32_partitions`,
+    partition_parameters.py: `_partition_param`), while optimizer states, averages, checkpoints and the base's weights are made of
+    the tensors themselves. It steps a part of the optimizer for its own Adam alone.
+    """
+    for name in _ZERO_SECTIONS:
+        if zero.get(name, {}).get("device") == "nvme":
+            raise ConfigError(
+                f'{path} has {name}.device "nvme"; weights and optimizer states must lie in memory here. Give "cpu", as in '
+                "ds_configs/zero3_offload.json, or train on more ranks."
+            )
+    ratio = zero.get("offload_optimizer", {}).get("ratio", 1)
+    if ratio != 1:
+        raise ConfigError(
+            f"{path} has offload_optimizer.ratio {ratio!r}; the optimizer is offloaded as a whole or not at all. Leave ratio out."
+        )
 
 
 def _settle_sections(content: dict[str, Any], names: tuple[str, ...], path: Path) -> None:

@@ -40,7 +40,6 @@ from kappaspeech.speech.sources import open_source
 from kappaspeech.speech.table import MERGED_SUFFIX, read_merged
 from kappaspeech.training.consolidating import read_consolidated
 from kappaspeech.training.replay import read_replay
-from kappaspeech.zero3.compiled_ops import find_compatible_ops
 
 _PROBE_BYTES = 64 << 20
 # Shards of a data set whose indices are read to compare training with test; each is a request if they are remote.
@@ -133,10 +132,6 @@ def _check_deepspeed(config: RunConfig) -> list[Finding]:
         found = "DeepSpeed refuses torch's AdamW beside offload_optimizer"
         remedy = f'Set "zero_force_ds_cpu_optimizer": false in {config.deepspeed}.'
         return [*findings, Finding("DeepSpeed JSON", "problem", found, remedy)]
-    on_disk = "nvme" in (offload, zero.get("offload_param", {}).get("device"))
-    if on_disk and not find_compatible_ops().get("async_io"):
-        remedy = "Install what `ds_report` names (a compiler, ninja, libaio-dev), or take a preset without offload to disks."
-        return [*findings, Finding("DeepSpeed JSON", "problem", "offload to NVMe needs the op async_io", remedy)]
     return [*findings, Finding("DeepSpeed JSON", "ok", f"offload to {offload}")]
 
 

@@ -160,17 +160,18 @@ def _write_secrets(path: Path, secrets: Mapping[str, str]) -> None:
 
 
 def _git_commit() -> str | None:
-    """The commit of this code, with "+changes" if files differ from it; None outside a repository."""
+    """The commit of this code, with "+changes" if files differ from it; None outside its repository."""
     git = shutil.which("git")
     if git is None:
         return None
-    here = Path(__file__).parent
+    here = Path(__file__)
 
     def ask(*words: str) -> str | None:
-        done = subprocess.run([git, "-C", str(here), *words], capture_output=True, text=True, check=False)
+        done = subprocess.run([git, "-C", str(here.parent), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    commit = ask("rev-parse", "HEAD")
+    # an environment may lie in another project's repository
+    commit = ask("rev-parse", "HEAD") if ask("ls-files", "--error-unmatch", here.name) is not None else None
     if commit is None:
         return None
     return commit + ("+changes" if ask("status", "--porcelain", "--untracked-files=no") else "")

@@ -62,14 +62,14 @@ def _train_together(config: RunConfig, *, on_fatal: Callable[[RankFailure], None
     options = config.training
     cluster = start_training_cluster(timeout_seconds=options.collective_timeout_seconds)
     lease = Lease(Path(config.run_dir), cluster.broadcast(make_start_id() if cluster.rank == 0 else None))
-    with agreement(cluster):
-        check_packages(config)
-        if cluster.rank == 0:
-            lease.acquire()
-            flight_recorder.make_room(lease.folder / COLLECTIVES_FOLDER)
-            sweep(lease.folder)
-            sweep(RunFolder(lease.folder).hypotheses)
     try:
+        with agreement(cluster):
+            check_packages(config)
+            if cluster.rank == 0:
+                lease.acquire()
+                flight_recorder.make_room(lease.folder / COLLECTIVES_FOLDER)
+                sweep(lease.folder)
+                sweep(RunFolder(lease.folder).hypotheses)
         outcome = _train_watched(config, cluster, lease, on_fatal=on_fatal)
     finally:
         lease.release()

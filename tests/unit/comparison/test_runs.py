@@ -72,6 +72,17 @@ def test_a_run_without_a_wer_is_not_compared(run):
         read_run(run)
 
 
+@pytest.mark.parametrize("of_text", [True, False])
+def test_a_run_that_measured_more_languages_when_it_was_continued_is_not_compared(run, of_text, tmp_path, capsys):
+    """It ended in a KeyError."""
+    records = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    for record in records[:3]:
+        del (record["text"] if of_text else record["wer"]["languages"])["de"]
+    write_lines(run / "evaluations.jsonl", records)
+    assert main(["compare", str(run), "--output", str(tmp_path / "report")]) == 2
+    assert f"no {'text' if of_text else 'speech'} in de at step 0, but did at step 60" in capsys.readouterr().err
+
+
 def test_each_arm_needs_a_seed_in_common_with_the_reference_that_is_asked_for(tmp_path):
     made = {"both": (1, 2), "first": (1,), "second": (2,)}
     folders = {f"{arm}{seed}": (arm, seed) for arm, seeds in made.items() for seed in seeds}

@@ -145,6 +145,21 @@ def test_a_deepspeed_json_without_zero3_is_refused(tmp_path):
         read_deepspeed_config(tmp_path / "ds.json")
 
 
+@pytest.mark.parametrize(
+    ("offload", "complaint"),
+    [
+        ({"offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}, 'offload_optimizer.device "nvme"'),
+        ({"offload_param": {"device": "nvme", "nvme_path": "/nvme"}}, 'offload_param.device "nvme"'),
+        ({"offload_optimizer": {"device": "cpu", "ratio": 0.3}}, "offload_optimizer.ratio 0.3"),
+    ],
+)
+def test_offload_to_disks_and_of_a_part_of_the_optimizer_is_refused(tmp_path, offload, complaint):
+    """`doctor` had found the first good: DeepSpeed leaves empty tensors in place of what is on a disk."""
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3, **offload}}))
+    with pytest.raises(ConfigError, match=complaint):
+        read_deepspeed_config(tmp_path / "ds.json")
+
+
 def test_gradients_are_added_up_in_float32_unless_the_json_says_otherwise():
     bf16 = {"bf16": {"enabled": True}}
     settled = settle_gradients(bf16, world_size=2)

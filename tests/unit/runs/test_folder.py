@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 
@@ -12,6 +13,25 @@ from kappaspeech.errors import InputError, TrainingError
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.readme import describe_outcome
 from tests.made_runs import make_run
+
+
+def test_the_commit_of_a_repository_around_an_installed_package_is_not_taken_for_the_packages(tmp_path, monkeypatch):
+    """A virtual environment within a project, whose commit had been recorded as that of this code."""
+    module = tmp_path / ".venv/kappaspeech/runs/folder.py"
+    module.parent.mkdir(parents=True)
+    module.touch()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "another project's"], check=True)
+    monkeypatch.setattr("kappaspeech.runs.folder.__file__", str(module))
+    run = make_run(tmp_path / "run", "a", seed=1, error_rate=0.2, num_clips=2)
+    assert json.loads((run / "run.json").read_text())["git_commit"] is None
+    # in its own repository the package is a part of the commit
+    subprocess.run([*git, "add", str(module)], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message", "the package"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    run = make_run(tmp_path / "other", "a", seed=1, error_rate=0.2, num_clips=2)
+    assert json.loads((run / "run.json").read_text())["git_commit"] == head
 
 
 def test_a_runs_guide_tells_of_a_wer_that_is_not_known(tmp_path):

@@ -63,9 +63,11 @@ def state_price(summary: Mapping[str, Any]) -> list[str]:
             continue
         size, interval = say_gap(gap["mean"], gap["interval"], unit="nats a token", digits=2)
         unsure = ": it could be chance" if holds_zero(gap) else ""
+        seeds = len(gap["by_seed"])
+        over = "seeds and utterances" if seeds > 1 else "utterances"
         said.append(
-            f"At {100 * lowest['level']:.0f} % WER, {arm['arm']} has forgotten {size} than {first['arm']} (95 %: {interval}; "
-            f"{say_seeds(len(gap['by_seed']))}){unsure}."
+            f"At {100 * lowest['level']:.0f} % WER, {arm['arm']} has forgotten {size} than {first['arm']} "
+            f"(95 % over {over}: {interval}; {say_seeds(seeds)}){unsure}."
         )
     return said
 

@@ -108,7 +108,7 @@ def price_gap(first: Sequence[Path], second: Sequence[Path], level: float) -> Ga
     estimate = _estimate(values_RS, is_sampled=_is_sampled([*first, *second]))
     if estimate is None:
         return None
-    gaps_R = _mean_of_drawn(values_RS)[1:]
+    gaps_R = mean_of_drawn(values_RS)[1:]
     p_value = None if estimate.interval is None else two_sided_p_value(gaps_R[~np.isnan(gaps_R)])
     return Gap(estimate.mean, estimate.interval, estimate.by_seed, estimate.reached, p_value)
 
@@ -122,8 +122,9 @@ def _cross_all(paths: Sequence[Path], level: float) -> FloatArray:
     return np.stack([cross(path, level) for path in paths], axis=1)
 
 
-def _mean_of_drawn(values_RS: FloatArray) -> FloatArray:
-    """Each resample's mean over seeds, (R,), with the utterances and the seeds that it drew; NaN if a seed has no value in it.
+def mean_of_drawn(values_RS: FloatArray) -> FloatArray:
+    """Each resample's mean over seeds, (R,), the observed one first, with the utterances and seeds that it drew; NaN if a seed
+    has no value in it.
 
     Both parts are added: the mean over all seeds with the drawn utterances, and the way to the drawn seeds of their observed
     values, which are noisy with utterances already. Means of few seeds that are drawn again vary less than those of other seeds
@@ -153,7 +154,7 @@ def _estimate(values_RS: FloatArray, *, is_sampled: bool) -> Estimate | None:
     observed, *_ = values_RS
     if np.isnan(observed).any():
         return None
-    means_R = _mean_of_drawn(values_RS)[1:]
+    means_R = mean_of_drawn(values_RS)[1:]
     known_R = ~np.isnan(means_R)
     reached = float(known_R.mean())
     if reached < _MIN_REACHED:

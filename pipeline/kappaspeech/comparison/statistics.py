@@ -1,6 +1,6 @@
 """Arms of several seeds in numbers: mean and spread over seeds, and differences paired by utterance and by seed.
 
-N utterances · R resamples
+N utterances · R resamples · S seeds
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from kappaspeech.comparison.frontier import mean_of_drawn
 from kappaspeech.comparison.runs import Arm, RunSummary
 from kappaspeech.errors import InputError
 from kappaspeech.evaluation.bootstrap import FloatArray, interval, resampled_rates, two_sided_p_value
@@ -61,23 +62,30 @@ def compare_arms(first: Arm, second: Arm) -> dict[str, Any]:
     """WER of `second` minus WER of `first` as JSON: by language and of their mean, over the seeds that both have.
 
     Runs are paired by seed and by utterance: each resample draws the same utterances for all of them, and the gap is
-    averaged over seeds. `p_value` is the two-sided one of that bootstrap, so it answers for these seeds; `by_seed` shows how
-    far seeds agree.
+    averaged over seeds. `interval` and the two-sided `p_value` of that bootstrap answer for these seeds; `interval_over_seeds`
+    draws the seeds, too, as forgetting at equal WER does, and is null for one seed.
     """
     pairs = [(_count(ours), _count(theirs)) for ours, theirs in first.shared_with(second)]
     languages, resampled, by_seed = {}, [], []
     for number, language in enumerate(_languages([counts for pair in pairs for counts in pair])):
-        gaps = np.mean([after[language].resample(number) - before[language].resample(number) for before, after in pairs], axis=0)
+        gaps_SR = np.stack([after[language].resample(number) - before[language].resample(number) for before, after in pairs])
         values = [after[language].rate - before[language].rate for before, after in pairs]
-        languages[language] = _describe(values, gaps)
-        resampled.append(gaps)
+        languages[language] = _describe(values, gaps_SR)
+        resampled.append(gaps_SR)
         by_seed.append(values)
     means = [fmean(values) for values in zip(*by_seed, strict=True)]
     return {"mean": _describe(means, np.mean(resampled, axis=0)), "languages": languages}
 
 
-def _describe(values: Sequence[float], gaps_R: FloatArray) -> dict[str, Any]:
-    return {**spread(values), "interval": list(interval(gaps_R)), "p_value": two_sided_p_value(gaps_R)}
+def _describe(values: Sequence[float], gaps_SR: FloatArray) -> dict[str, Any]:
+    gaps_R = gaps_SR.mean(axis=0)
+    over_seeds_R = mean_of_drawn(np.concatenate([np.array([values]), gaps_SR.T]))[1:]
+    return {
+        **spread(values),
+        "interval": list(interval(gaps_R)),
+        "p_value": two_sided_p_value(gaps_R),
+        "interval_over_seeds": list(interval(over_seeds_R)) if len(values) > 1 else None,
+    }
 
 
 def check_same_utterances(arms: Sequence[Arm]) -> None:

@@ -32,7 +32,8 @@ def make_tables(summary: Mapping[str, Any]) -> list[Table]:
     arms = summary["arms"]
     seeds = max(len(arm["seeds"]) for arm in arms)
     spread = f" ± is the standard deviation over up to {seeds} seeds." if seeds > 1 else " One seed: nothing is known of others."
-    over = "Intervals cover 95 % of resampled test utterances, paired by utterance and seed; they don't cover other seeds."
+    over = "Intervals cover 95 % of resampled test utterances, paired by utterance and seed; they don't cover other seeds"
+    over += ", as the sentences above do." if seeds > 1 else "."
     if len({tuple(arm["seeds"]) for arm in arms}) > 1:
         over += " Arms differ in seeds: means are over an arm's own, and a difference is over those that both arms have."
     tables = [

@@ -42,8 +42,8 @@ def say_seeds(number: int) -> str:
 
 
 def holds_zero(gap: Mapping[str, Any]) -> bool:
-    """True if the interval of a difference has a zero, so that chance could explain its sign."""
-    low, high = gap["interval"]
+    """True if an interval of a difference, of several over seeds, has a zero, so that chance could explain its sign."""
+    low, high = gap.get("interval_over_seeds") or gap["interval"]
     return bool(low <= 0 <= high)
 
 
@@ -59,10 +59,10 @@ def say_verdict(summary: Mapping[str, Any]) -> str:
     )
     said = f"{best['arm']} has the lowest mean WER{rate}"
     over = {name: gap for name, gap in lead["over"].items() if gap is not None}
-    if unsure := [name for name, gap in over.items() if holds_zero(gap)]:
+    if unsure := [name for name, gap in over.items() if gap["mean"] >= 0 and holds_zero(gap)]:
         said += f"; chance could explain its lead over {_list(unsure)}"
     # it leads in pairs with the reference, which are over other seeds
-    if ahead := [name for name, gap in over.items() if gap["interval"][1] < 0]:
+    if ahead := [name for name, gap in over.items() if gap["mean"] < 0]:
         said += f"; on the seeds that both have it is behind {_list(ahead)}"
     if apart := [name for name, gap in lead["over"].items() if gap is None]:
         said += f"; it has no seed in common with {_list(apart)}"
@@ -127,13 +127,20 @@ def say_differences(summary: Mapping[str, Any]) -> list[str]:
     said = [f"The reference, {first['arm']}: mean WER {_say_wer(first)}."]
     for arm in others:
         gap = arm["difference"]["mean"]
-        size, interval = say_gap(100 * gap["mean"], [100 * bound for bound in gap["interval"]], unit="points")
+        size, interval = _say_points(gap, "interval")
+        over = f"95 % over utterances: {interval}; {say_equals_p(gap['p_value'])}"
+        if gap["interval_over_seeds"] is not None:
+            over += f"; over seeds, too: {_say_points(gap, 'interval_over_seeds')[1]}"
         known = ": it could be chance" if holds_zero(gap) else ""
         said.append(
-            f"{arm['arm']}: {_say_wer(arm)}, {size} than {first['arm']} "
-            f"(95 %: {interval}; {say_equals_p(gap['p_value'])}; {say_seeds(len(gap['by_seed']))}){known}."
+            f"{arm['arm']}: {_say_wer(arm)}, {size} than {first['arm']} ({over}; {say_seeds(len(gap['by_seed']))}){known}."
         )
     return said
+
+
+def _say_points(gap: Mapping[str, Any], name: str) -> tuple[str, str]:
+    """A difference of rates and the interval of this name, in points."""
+    return say_gap(100 * gap["mean"], [100 * bound for bound in gap[name]], unit="points")
 
 
 def _say_wer(arm: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -43,9 +44,11 @@ def test_the_arm_that_forgets_more_pays_more_at_every_level(arms):
 def test_the_sentence_turns_its_interval_with_its_word(arms):
     more, less = (state_price(compare_at_equal(order)) for order in (arms, arms[::-1]))
     assert more[0].startswith("At 5 % WER, forgets has forgotten ")
-    assert " more than spares (95 %: " in more[0]
+    assert " more than spares (95 % over seeds and utterances: " in more[0]
     assert more[0].replace("forgets has", "spares has").replace("more than spares", "less than forgets") == less[0]
     assert "chance" not in more[0]
+    single = [Arm(arm.name, arm.runs[:1]) for arm in arms]
+    assert re.search(r"\(95 % over utterances: \S+ to \S+; 1 seed\)\.$", state_price(compare_at_equal(single))[0])
 
 
 def test_equal_arms_cannot_be_told_apart(tmp_path):

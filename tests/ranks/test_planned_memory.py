@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from tests import tiny
+from tests.ranks.memory_rank import count_held
 
 TEXT = "schalte die rote Lampe ein und öffne die grüne Tür\nopen the kitchen door and turn the lamp off\ndie Küche ist grün\n"
 # nothing that is measured needs a base
@@ -40,6 +42,14 @@ def count(home, run_command, tmp_path_factory):
 @pytest.fixture(scope="module")
 def plain(count):
     return count("plain", **PLAIN)
+
+
+def test_messages_between_ranks_are_not_counted():
+    before = count_held()
+    message, weights = torch.empty(4_104, dtype=torch.uint8), torch.empty(100)
+    assert count_held() - before == weights.nbytes
+    # both were there
+    assert len(message) > len(weights)
 
 
 @pytest.mark.parametrize("case", ["base", "anchor", "budget", "ewc", "osf", "classp", "average"])

@@ -109,6 +109,20 @@ def _check_adaptable(llm: Any, names: list[str]) -> None:
         )
 
 
+def has_dropout(llm: Any) -> bool:
+    """Return whether LoRA's factors in `llm` read their input through dropout."""
+    return any(isinstance(module, nn.Dropout) for name, module in llm.named_modules() if ".lora_dropout." in name)
+
+
+def adapted_experts(llm: Any) -> dict[str, nn.Parameter]:
+    """The tensors of fused experts that LoRA adapts in `llm`, each by the path of the module that has its factors.
+
+    Such a module computes with W + scaling·B·A, which PEFT makes whole for each pass.
+    """
+    wrappers = [(path, module) for path, module in llm.named_modules() if hasattr(module, "parameter_name")]
+    return {path: module.get_base_layer().get_parameter(module.parameter_name) for path, module in wrappers}
+
+
 def public_names(model: nn.Module) -> dict[str, str]:
     """Each parameter's name in files: the base model's name, and X.lora_A.weight, X.lora_B.weight for factors of X.
 

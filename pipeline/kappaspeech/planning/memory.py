@@ -238,6 +238,8 @@ def count_activations(
         MemoryPart("attention weights", int(squares * num_whole)),
         MemoryPart("adaptor's activations", int(tokens.audio * adaptor)),
         MemoryPart("logits at labels", int(logits_bytes)),
+        # made for the forward, and kept for the backward
+        MemoryPart("fused experts with LoRA", b * llm.adapted_elements * num_whole // llm.num_layers),
         MemoryPart("gradient of fused experts", b * llm.fused_elements),
         # while it encodes, the LLM holds no activations
         MemoryPart("encoding", max(0, int(encoding - tokens.llm * (kept + transient)))),

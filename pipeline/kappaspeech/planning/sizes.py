@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from kappaspeech.model.encoder import SpeechEncoder
 from kappaspeech.model.experts import stacked_parameters
 from kappaspeech.model.llm import decoder_layers
+from kappaspeech.model.lora import adapted_experts, has_dropout
 from kappaspeech.model.packed_rows import PACKED_PREFIX
 from kappaspeech.model.speech_llm import SpeechLLM, embedding_width
 from kappaspeech.model.waveform_encoder import WaveformDims
@@ -20,7 +23,7 @@ FLOAT32_BYTES = 4
 _FUSED = ("sdpa", "flash_attention_2")
 # what families call the inner width of an MLP
 _INNER_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_ff")
-# PEFT's factor A reads what its module reads; factor B reads a rank's few elements
+# PEFT's factor A reads what its module reads; factor B reads the elements of a rank
 _WRAPPED = re.compile(r"\.base_layer|\.lora_A\.\w+")
 _LAYER = re.compile(r"\.(?:layers|layer|h|blocks)\.(\d+)\.(.+)\.weight$")
 # modules that read one and the same input: it is kept once, for all of them that train
@@ -35,9 +38,9 @@ class LlmSizes:
     `query_width` and `key_width` are summed over heads; `inner_width` is the MLP's, over the experts that a token meets.
     `kept_inputs` counts elements that a token leaves behind for the gradients of trained weights, over all layers.
     Attention that isn't fused keeps its weights, a square of positions a head. `layer_elements` are the largest layer's.
-    `fused_elements` are those of the largest tensor of fused experts of which all or some train: its gradient is made whole.
-    `expert_elements` are those of all such tensors, whether they train or not. `trained_head` are the head's, if it trains,
-    and `trained_embeddings` the token embeddings', if these do.
+    `fused_elements` are those of the largest tensor of fused experts of which all or some train, or that LoRA adapts: its
+    gradient is made whole. `adapted_elements` are those of all that LoRA adapts, `expert_elements` those of all others, whether
+    they train or not. `trained_head` are the head's, if it trains, and `trained_embeddings` the token embeddings', if these do.
     """
 
     width: int
@@ -55,6 +58,7 @@ class LlmSizes:
     trained_shapes: tuple[tuple[int, ...], ...] = ()
     fused_elements: int = 0
     expert_elements: int = 0
+    adapted_elements: int = 0
     trained_head: int = 0
     trained_embeddings: int = 0
 
@@ -115,18 +119,32 @@ def measure_sizes(encoder: SpeechEncoder, model: SpeechLLM, *, num_trained: int 
     head_width = int(getattr(config, "head_dim", None) or width // max(1, num_heads))
     num_keys = int(getattr(config, "num_key_value_heads", None) or num_heads)
     inner_width = _inner_width(config, width)
-    kept_inputs = count_kept_inputs((name for name, _ in trained), width=width, inner_width=inner_width)
+    query_width = num_heads * head_width
+    adapted = adapted_experts(model.llm)
+    fused_attention = num_heads == 0 or config._attn_implementation.removeprefix(PACKED_PREFIX) in _FUSED
+
+    def count_inputs(named: Sequence[tuple[str, nn.Parameter]]) -> int:
+        return count_kept_inputs(
+            # factors of fused experts read no token
+            {name: p.shape for name, p in named if not name.startswith(tuple(f"{path}.lora_" for path in adapted))},
+            width=width,
+            inner_width=inner_width,
+            query_width=query_width,
+            fused_attention=fused_attention,
+            has_dropout=has_dropout(model.llm),
+        )
+
+    kept_inputs = count_inputs(trained)
     trained_shapes = tuple(tuple(p.shape) for _, p in trained)
     if num_trained is not None:
         trained_shapes = _spread([tuple(p.shape) for _, p in parameters], num_trained)
-        all_inputs = count_kept_inputs((name for name, _ in parameters), width=width, inner_width=inner_width)
-        kept_inputs = round(all_inputs * min(1.0, num_trained / sum(p.numel() for _, p in parameters)))
+        kept_inputs = round(count_inputs(parameters) * min(1.0, num_trained / sum(p.numel() for _, p in parameters)))
     head = list(model.llm.get_output_embeddings().parameters())
-    stacks = {id(stack) for _, stack in stacked_parameters(model.llm)}
+    elsewhere = {id(stack) for _, stack in stacked_parameters(model.llm)} | {id(p) for p in adapted.values()}
     llm = LlmSizes(
         width=width,
         inner_width=inner_width,
-        query_width=num_heads * head_width,
+        query_width=query_width,
         key_width=num_keys * head_width,
         num_heads=num_heads,
         num_layers=len(decoder_layers(model.llm)),
@@ -134,16 +152,19 @@ def measure_sizes(encoder: SpeechEncoder, model: SpeechLLM, *, num_trained: int 
         tensor_sizes=tuple(p.numel() for _, p in parameters),
         num_trained=sum(p.numel() for _, p in trained) if num_trained is None else num_trained,
         kept_inputs=kept_inputs,
-        fused_attention=num_heads == 0 or config._attn_implementation.removeprefix(PACKED_PREFIX) in _FUSED,
+        fused_attention=fused_attention,
         layer_elements=largest_layer(model.llm),
         trained_shapes=trained_shapes,
         fused_elements=max(
-            [p.numel() for _, p in trained if p.dim() == 3] + [fused.numel() for fused, _ in stacked_parameters(model.llm)],
+            [p.numel() for _, p in trained if p.dim() == 3]
+            + [fused.numel() for fused, _ in stacked_parameters(model.llm)]
+            + [p.numel() for p in adapted.values()],
             default=0,
         ),
         trained_head=sum(p.numel() for p in head) if any(p.requires_grad for p in head) else 0,
         trained_embeddings=sum(p.numel() for p in model.llm.get_input_embeddings().parameters() if p.requires_grad),
-        expert_elements=sum(p.numel() for _, p in parameters if p.dim() == 3 and id(p) not in stacks),
+        expert_elements=sum(p.numel() for _, p in parameters if p.dim() == 3 and id(p) not in elsewhere),
+        adapted_elements=sum(p.numel() for p in adapted.values()),
     )
     return SpeechSizes(
         llm=llm,
@@ -184,16 +205,32 @@ def _inner_width(config: Any, width: int) -> int:
     return int(experts) * int(getattr(config, "moe_intermediate_size", None) or of_config)
 
 
-def count_kept_inputs(names: Iterable[str], *, width: int, inner_width: int) -> int:
-    """Elements a token that are kept because the weights of these names train.
+def count_kept_inputs(
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    width: int,
+    inner_width: int,
+    query_width: int,
+    fused_attention: bool = True,
+    has_dropout: bool = False,
+) -> int:
+    """Elements a token that are kept because the weights of these names and shapes train.
 
-    An output projection reads what attention keeps anyway.
+    An output projection reads what fused attention keeps anyway. With dropout each of LoRA's factors A reads a tensor of its own,
+    for whose gradient a mask is kept, as large on a processor.
     """
+    read = {"down_proj": inner_width, "o_proj": query_width}
     kept: dict[tuple[str, str], int] = {}
-    for name in names:
+    for name, shape in shapes.items():
         match = _LAYER.search(_WRAPPED.sub("", f".{name}"))
-        if match is None or match[2].endswith("o_proj") or "lora_B" in name:
+        if match is None:
             continue
-        module = match[2].rsplit(".", 1)[-1]
-        kept[match[1], _SHARED_INPUTS.get(module, match[2])] = inner_width if module == "down_proj" else width
+        layer, path = match.groups()
+        module = path.rsplit(".", 1)[-1]
+        if ".lora_B." in name:
+            kept[layer, path] = shape[-1]
+        elif has_dropout and ".lora_A." in name:
+            kept[layer, path] = 2 * read.get(module, width)
+        elif module != "o_proj" or not fused_attention:
+            kept[layer, _SHARED_INPUTS.get(module, path)] = read.get(module, width)
     return sum(kept.values())

@@ -25,6 +25,7 @@ from kappaspeech.planning.buckets import settle_buckets
 from kappaspeech.planning.sizes import largest_layer
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.zero3.classp import Classp
+from kappaspeech.zero3.linear_layers import keep_no_frozen_inputs
 from kappaspeech.zero3.partitioning import bring_buffers, cut_into_partitions
 from kappaspeech.zero3.processor_exchange import ProcessorExchange
 from kappaspeech.zero3.residency import keep_frozen_whole, persist_frozen
@@ -107,6 +108,7 @@ class TrainingEngine:
         # read weights that aren't their own.
         deepspeed.utils.set_z3_leaf_modules(model.llm, list({type(layer) for layer in decoder_layers(model.llm)}))
         cut_into_partitions(model, settings)
+        keep_no_frozen_inputs()
         groups: list[dict[str, Any]] = [
             {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate, "name": name}
             for name, part, rate in (

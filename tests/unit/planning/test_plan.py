@@ -7,6 +7,7 @@ import math
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,8 +17,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kappaspeech.commands import main
+from kappaspeech.config.model_config import LoraConfig, UnfreezeConfig
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.evaluation import forgetting
+from kappaspeech.model.lora import LoraShape, adapted_experts, add_lora, has_dropout
 from kappaspeech.model.recomputation import recompute_layers
 from kappaspeech.planning import evaluation_memory as memory
 from kappaspeech.planning.batches import sizes_by_budget, sizes_by_lengths
@@ -49,8 +52,10 @@ def config(home, tmp_path):
     return read_run_config(tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run"))
 
 
-def kept_by_torch(num_layers: int, trained: str | None, dtype: torch.dtype, attention: str = "sdpa") -> float:
-    """Bytes a token that a Llama of so many layers keeps for its backward, weights aside."""
+def make_llama(
+    num_layers: int, trained: str | None, dtype: torch.dtype, attention: str = "sdpa", lora: LoraShape | None = None
+) -> torch.nn.Module:
+    """A Llama whose weights with `trained` in their names train, or by LoRA, if it is given, factors of them."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_attention_heads": HEADS, "num_key_value_heads": KEY_HEADS}
@@ -58,6 +63,13 @@ def kept_by_torch(num_layers: int, trained: str | None, dtype: torch.dtype, atte
     llm = LlamaForCausalLM(config).to(dtype).requires_grad_(False)
     for name, parameter in llm.named_parameters():
         parameter.requires_grad_(trained is not None and trained in name)
+    if lora is not None:
+        add_lora(llm, [name for name, p in llm.named_parameters() if p.requires_grad], lora, seed=1)
+    return llm.train()
+
+
+def kept_by_torch(llm: torch.nn.Module) -> float:
+    """Bytes a token that `llm` keeps for its backward, weights aside."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in llm.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -66,34 +78,56 @@ def kept_by_torch(num_layers: int, trained: str | None, dtype: torch.dtype, atte
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    inputs = torch.randn(3, 32, WIDTH, dtype=dtype, requires_grad=True)
+    inputs = torch.randn(3, 32, WIDTH, dtype=llm.dtype, requires_grad=True)
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         llm.model(inputs_embeds=inputs, use_cache=False)
         return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 96
 
 
+def kept_a_layer(*options: Any, **named: Any) -> float:
+    """Bytes a token that a layer of `make_llama` with these options keeps."""
+    return kept_by_torch(make_llama(3, *options, **named)) - kept_by_torch(make_llama(2, *options, **named))
+
+
+def counted_a_layer(*options: Any, **named: Any) -> float:
+    """Bytes a token that the plan counts for it, squares of attention aside."""
+    llm = make_llama(1, *options, **named)
+    fused = llm.config._attn_implementation == "sdpa"
+    key_width = WIDTH * KEY_HEADS // HEADS
+    sizes = LlmSizes(WIDTH, INNER, WIDTH, key_width, HEADS, 1, 64, (1,), 0, 0, fused_attention=fused)
+    inputs = count_kept_inputs(
+        {name: p.shape for name, p in llm.named_parameters() if p.requires_grad},
+        width=WIDTH,
+        inner_width=INNER,
+        query_width=WIDTH,
+        fused_attention=fused,
+        has_dropout=has_dropout(llm),
+    )
+    return kept_bytes_per_token(sizes, itemsize=llm.dtype.itemsize) + llm.dtype.itemsize * inputs
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("trained", [None, "q_proj", "o_proj", "gate_proj", "down_proj", "post_attention_layernorm"])
 def test_a_layer_keeps_what_torch_keeps(trained, dtype):
-    measured = kept_by_torch(3, trained, dtype) - kept_by_torch(2, trained, dtype)
-    key_width = WIDTH * KEY_HEADS // HEADS
-    llm = LlmSizes(WIDTH, INNER, WIDTH, key_width, HEADS, 1, 64, (1,), 0, 0)
-    names = [f"llm.model.layers.0.{trained}.weight"] if trained else []
-    inputs = count_kept_inputs(names, width=WIDTH, inner_width=INNER)
-    assert measured == pytest.approx(kept_bytes_per_token(llm, itemsize=dtype.itemsize) + dtype.itemsize * inputs, rel=1e-9)
+    assert kept_a_layer(trained, dtype) == pytest.approx(counted_a_layer(trained, dtype), rel=1e-9)
 
 
-def test_attention_by_products_keeps_its_weights():
+@pytest.mark.parametrize("trained", [None, "o_proj"])
+def test_attention_by_products_keeps_its_weights_and_its_output_projections_input(trained):
     from kappaspeech.model.attention import register_matmul_attention
 
-    measured, fused = (
-        kept_by_torch(3, None, torch.bfloat16, attention) - kept_by_torch(2, None, torch.bfloat16, attention)
-        for attention in (register_matmul_attention(), "sdpa")
-    )
-    llm = LlmSizes(WIDTH, INNER, WIDTH, WIDTH * KEY_HEADS // HEADS, HEADS, 1, 64, (1,), 0, 0, fused_attention=False)
+    options = (trained, torch.bfloat16, register_matmul_attention())
     # 32 positions attend to 32
-    assert measured == pytest.approx(kept_bytes_per_token(llm, itemsize=2) + 2 * HEADS * 32, rel=1e-9)
-    assert measured != fused
+    assert kept_a_layer(*options) == pytest.approx(counted_a_layer(*options) + 2 * HEADS * 32, rel=1e-9)
+    assert kept_a_layer(*options) != kept_a_layer(trained, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("adapted", ["q_proj", "self_attn", "mlp", "_proj"])
+def test_lora_keeps_what_torch_keeps(adapted, dropout):
+    """Arms of equal parameters have ranks of hundreds, whose elements factors B keep: they weren't counted."""
+    options = {"dtype": torch.bfloat16, "lora": LoraShape(24, 48.0, dropout)}
+    assert kept_a_layer(adapted, **options) == pytest.approx(counted_a_layer(adapted, **options), rel=1e-9)
 
 
 def test_the_meta_model_has_the_parameters_of_the_real_one(home, config):
@@ -128,12 +162,16 @@ def test_a_plan_knows_if_the_token_embeddings_train(home, tmp_path, mode, train)
     assert Planner(config, modules=modules).sizes.llm.trained_embeddings == (number if train else 0)
 
 
-def test_lora_keeps_what_its_modules_read():
-    names = [
-        f"layers.0.self_attn.{part}.{factor}.default.weight" for part in ("q_proj", "v_proj") for factor in ("lora_A", "lora_B")
-    ]
-    assert count_kept_inputs(names, width=8, inner_width=24) == 8
-    assert count_kept_inputs(["layers.0.mlp.down_proj.lora_A.default.weight"], width=8, inner_width=24) == 24
+def test_a_plan_counts_what_loras_factors_read(home, tmp_path):
+    def count(**options):
+        unfreeze = {"mode": "lora", "lora": options}
+        config = read_run_config(tiny.write_config(tmp_path / "run.yaml", home, tmp_path / "run", unfreeze=unfreeze))
+        return Planner(config, modules=build_meta_model(config)).sizes.llm.kept_inputs
+
+    # in each of two layers attention's input, the MLP's and its inner states, and of seven modules a rank's elements
+    assert count(rank=5) == 2 * (32 + 32 + 48 + 7 * 5)
+    # an input of its own for each module, and a mask
+    assert count(rank=5, dropout=0.1) == 2 * (2 * (6 * 32 + 48) + 7 * 5)
 
 
 def test_a_plan_knows_that_single_experts_have_state_of_their_own_and_their_tensor_a_whole_gradient(config, tmp_path):
@@ -171,6 +209,45 @@ def test_autograd_keeps_fused_experts_whole_until_their_backward_as_is_counted_u
         kept[recomputed] = storage() is not None
         del loss
     assert kept == {False: True, True: False}
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+def test_autograd_keeps_fused_experts_with_loras_change_and_not_themselves(implementation):
+    llm = families.make_llm("Mixtral").requires_grad_(False)
+    llm.set_experts_implementation(implementation)
+    experts = {name: p for name, p in llm.named_parameters() if p.dim() == 3}
+    add_lora(llm, list(experts), LoraShape(3, 6.0, 0.0), seed=1)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    embeds = llm.get_input_embeddings()(torch.arange(9)[None]).requires_grad_()
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = llm(inputs_embeds=embeds, use_cache=False).logits
+    assert not kept.keys() & {p.untyped_storage().data_ptr() for p in experts.values()}
+    least = min(p.nbytes for p in experts.values())
+    assert logits.requires_grad
+    assert sum(num_bytes for num_bytes in kept.values() if num_bytes >= least) == sum(p.nbytes for p in experts.values())
+    assert {id(p) for p in adapted_experts(llm).values()} == {id(p) for p in experts.values()}
+
+
+def test_a_plan_counts_fused_experts_with_loras_change(config, tmp_path):
+    families.make_llm("Mixtral").save_pretrained(tmp_path / "llm")
+    name, shape = "model.layers.0.mlp.experts.down_proj", (4, 32, 48)
+    TensorSelection("", "", "", "", (SelectedTensor(name, shape, 2.0),)).write(tmp_path / "s.json")
+    unfreeze = UnfreezeConfig(mode="lora", selection=str(tmp_path / "s.json"), lora=LoraConfig(rank=3))
+    model = config.model.model_copy(update={"llm": str(tmp_path / "llm")})
+    config = config.model_copy(update={"model": model, "unfreeze": unfreeze})
+    sizes = Planner(config, modules=build_meta_model(config)).sizes.llm
+    whole = math.prod(shape)
+    assert (sizes.adapted_elements, sizes.fused_elements, sizes.kept_inputs) == (whole, whole, 0)
+    # in each of two layers the other tensor is twice as large
+    assert sizes.expert_elements == 2 * (2 * whole + whole) - whole
+    (plan,) = plans(config, 2)
+    parts = {part.name: part.num_bytes for part in plan.step_parts}
+    assert parts["fused experts with LoRA"] == parts["gradient of fused experts"] == whole * 2
 
 
 def test_fused_experts_stay_gathered_until_their_backward_unless_it_computes_them_again():

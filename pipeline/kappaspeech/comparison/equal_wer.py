@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kappaspeech.comparison.curves import smooth
-from kappaspeech.comparison.frontier import LanguageErrors, Path, common_levels, fixed_path, price, price_gap, wer_path
+from kappaspeech.comparison.frontier import LanguageErrors, Path, fixed_path, price, price_gap, wer_path
 from kappaspeech.comparison.runs import Arm, RunSummary
 from kappaspeech.comparison.words import holds_zero, say_gap, say_seeds
 from kappaspeech.errors import DataError
@@ -25,11 +25,12 @@ WER_LEVELS = (0.8, 0.5, 0.3, 0.2, 0.1, 0.05)
 
 
 def compare_at_equal(arms: Sequence[Arm]) -> dict[str, Any]:
-    """Forgetting at equal levels as JSON: `wer` and `loss` hold a list of levels, each with every arm's estimate.
+    """Forgetting at equal levels as JSON: `wer` and `loss` are lists of levels, with the estimates of arms that reach them.
 
-    Forgetting is the growth of the mean loss on the texts since before training, in nats a token. An arm's `difference` is its
-    forgetting minus the first's, over the seeds that both have. `why_not` says why the list of WER is empty. The list of
-    losses is empty if the runs share none, or one of them only aligned the adaptor.
+    Forgetting is the growth of the mean loss on the texts since before training, in nats a token. An arm reaches a level if all
+    its runs do; the first must, and another arm, if there is one. `missed` names the others. An arm's `difference` is its
+    forgetting minus the first's, over the seeds that both have. `why_not` says why the list of WER is empty. The level of loss is
+    the lowest that all arms reach that train the LLM: others can't forget. It is missing if an arm only aligned the adaptor.
     """
     if not all(record["text"] for arm in arms for run in arm.runs for record in run.evaluations):
         return _nothing("No text was scored, so forgetting isn't known. Name texts in data.text.")
@@ -37,28 +38,29 @@ def compare_at_equal(arms: Sequence[Arm]) -> dict[str, Any]:
         by_wer = [_Paths(arm, [_wer_path(run) for run in arm.runs]) for arm in arms]
     except DataError as error:
         return _nothing(str(error))
-    levels = common_levels([paths.all for paths in by_wer], WER_LEVELS)
-    found: dict[str, Any] = {"wer": [_describe(by_wer, level) for level in levels], "loss": [], "why_not": None}
+    found: dict[str, Any] = {"wer": _at(WER_LEVELS, by_wer), "loss": [], "why_not": None}
     if all(run.losses for arm in arms for run in arm.runs):
         by_loss = [_Paths(arm, [_loss_path(run) for run in arm.runs]) for arm in arms]
-        lowest = max(float(path.rates_RT[0].min()) for paths in by_loss for path in paths.all)
-        if common_levels([paths.all for paths in by_loss], [lowest]):
-            found["loss"] = [_describe(by_loss, lowest)]
-    if not levels:
+        changing = [paths for arm, paths in zip(arms, by_loss, strict=True) if any(run.trained_names for run in arm.runs)]
+        lowest = max(float(path.rates_RT[0].min()) for paths in changing or by_loss for path in paths.all)
+        found["loss"] = _at([lowest], by_loss)
+    if not found["wer"]:
         tried = ", ".join(f"{100 * level:.0f}" for level in WER_LEVELS)
-        found["why_not"] = f"No level of WER ({tried} %) was reached by all runs."
+        who = f"{arms[0].name} and another arm" if len(arms) > 1 else arms[0].name
+        found["why_not"] = f"No level of WER ({tried} %) was reached by all runs of {who}."
     return found
 
 
 def state_price(summary: Mapping[str, Any]) -> list[str]:
-    """The finding at the lowest WER that all arms reached, a sentence for each arm after the first."""
+    """The finding of each arm after the first, at the lowest WER that both reached; the last sentence names arms that reached
+    none."""
     if not summary["wer"]:
         return []
-    lowest = summary["wer"][-1]
-    first, *others = lowest["arms"]
+    first, *_ = summary["wer"][0]["arms"]
+    # later levels are lower
+    lowest = {arm["arm"]: (level["level"], arm["difference"]) for level in summary["wer"] for arm in level["arms"]}
     said = []
-    for arm in others:
-        gap = arm["difference"]
+    for name, (level, gap) in lowest.items():
         if gap is None:
             continue
         size, interval = say_gap(gap["mean"], gap["interval"], unit="nats a token", digits=2)
@@ -66,8 +68,12 @@ def state_price(summary: Mapping[str, Any]) -> list[str]:
         seeds = len(gap["by_seed"])
         over = "seeds and utterances" if seeds > 1 else "utterances"
         said.append(
-            f"At {100 * lowest['level']:.0f} % WER, {arm['arm']} has forgotten {size} than {first['arm']} "
+            f"At {100 * level:.0f} % WER, {name} has forgotten {size} than {first['arm']} "
             f"(95 % over {over}: {interval}; {say_seeds(seeds)}){unsure}."
+        )
+    if never := [name for name in summary["wer"][0]["missed"] if name not in lowest]:
+        said.append(
+            f"At no WER that {first['arm']} reached can {' and '.join(never)} be compared: not all their runs came so far."
         )
     return said
 
@@ -84,14 +90,20 @@ class _Paths:
         return [self._by_seed[seed] for seed in seeds], [other._by_seed[seed] for seed in seeds]
 
 
-def _describe(arms: Sequence[_Paths], level: float) -> dict[str, Any]:
-    described = []
-    for arm in arms:
-        estimate = price(arm.all, level)
-        assert estimate is not None
-        gap = None if arm is arms[0] else price_gap(*arms[0].shared_with(arm), level)
-        described.append({"arm": arm.name, **asdict(estimate), "difference": asdict(gap) if gap else None})
-    return {"level": level, "arms": described}
+def _at(levels: Sequence[float], arms: Sequence[_Paths]) -> list[dict[str, Any]]:
+    """Those of `levels` that the first arm reaches, and another if there is one, with every arm's estimate that reaches it."""
+    found = []
+    for level in levels:
+        estimates = [(arm, price(arm.all, level)) for arm in arms]
+        described = []
+        for arm, estimate in estimates:
+            if estimate is not None:
+                gap = None if arm is arms[0] else price_gap(*arms[0].shared_with(arm), level)
+                described.append({"arm": arm.name, **asdict(estimate), "difference": asdict(gap) if gap else None})
+        missed = [arm.name for arm, estimate in estimates if estimate is None]
+        if arms[0].name not in missed and len(described) >= min(2, len(arms)):
+            found.append({"level": level, "arms": described, "missed": missed})
+    return found
 
 
 def _nothing(why: str) -> dict[str, Any]:

@@ -113,11 +113,6 @@ def price_gap(first: Sequence[Path], second: Sequence[Path], level: float) -> Ga
     return Gap(estimate.mean, estimate.interval, estimate.by_seed, estimate.reached, p_value)
 
 
-def common_levels(arms: Sequence[Sequence[Path]], levels: Sequence[float]) -> list[float]:
-    """Those of `levels` that every run of every arm reaches, in its own order and in nearly all resamples."""
-    return [level for level in levels if all(price(paths, level) is not None for paths in arms)]
-
-
 def _cross_all(paths: Sequence[Path], level: float) -> FloatArray:
     return np.stack([cross(path, level) for path in paths], axis=1)
 

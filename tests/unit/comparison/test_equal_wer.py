@@ -58,10 +58,37 @@ def test_equal_arms_cannot_be_told_apart(tmp_path):
 
 def test_levels_that_one_arm_never_reaches_are_left_out_and_said(arms, tmp_path):
     deaf = make_arm(tmp_path, "deaf", forgetting=0.1, error_rate=1.0)
-    found = compare_at_equal([arms[0], deaf])
-    assert found["wer"] == []
-    assert "was reached by all runs" in found["why_not"]
-    assert state_price(found) == []
+    for pair, who in (([arms[0], deaf], "spares and another arm"), ([deaf, arms[0]], "deaf and another arm"), ([deaf], "deaf")):
+        found = compare_at_equal(pair)
+        assert found["wer"] == []
+        assert found["why_not"].endswith(f"was reached by all runs of {who}.")
+        assert state_price(found) == []
+
+
+def test_an_arm_that_learns_little_leaves_the_others_their_levels(arms, tmp_path):
+    deaf, dull = (make_arm(tmp_path, name, forgetting=0.1, error_rate=rate) for name, rate in (("deaf", 1.0), ("dull", 0.4)))
+    alone, found = compare_at_equal(arms), compare_at_equal([*arms, deaf, dull])
+    assert [level["missed"] for level in found["wer"]] == [["deaf"]] * 2 + [["deaf", "dull"]] * 4
+    assert [level["arms"][:2] for level in found["wer"]] == [level["arms"] for level in alone["wer"]]
+    forgets, dull_said, deaf_said = state_price(found)
+    assert forgets == state_price(alone)[0]
+    assert dull_said.startswith("At 50 % WER, dull has forgotten ")
+    assert deaf_said == "At no WER that spares reached can deaf be compared: not all their runs came so far."
+
+
+def test_an_arm_of_the_adaptor_alone_does_not_raise_the_level_of_loss(tmp_path):
+    """It can't forget, and its loss is far above the others'."""
+    arms = [
+        Arm(
+            name,
+            (read_run(make_run(tmp_path / name, name, seed=1, error_rate=0.2, selected=["model.layers.0.mlp.up_proj.weight"])),),
+        )
+        for name in ("one", "other")
+    ]
+    adaptor = read_run(make_run(tmp_path / "adaptor", "adaptor", seed=1, error_rate=0.2))
+    adaptor = replace(adaptor, steps=[{**step, "loss_nats": step["loss_nats"] + 5} for step in adaptor.steps])
+    (alone,), (level,) = (compare_at_equal(given)["loss"] for given in (arms, [*arms, Arm("adaptor", (adaptor,))]))
+    assert level == {**alone, "missed": ["adaptor"]}
 
 
 def test_a_test_set_that_changed_on_the_way_is_said(tmp_path):

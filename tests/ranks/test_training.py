@@ -110,6 +110,20 @@ def test_evaluation_is_the_same_on_one_rank_and_two(one_rank, run_command, tmp_p
         assert record["text"]["en"]["nats_sum"] == pytest.approx(last["text"]["en"]["nats_sum"], rel=1e-3)
 
 
+def test_an_evaluation_starts_its_ranks_itself_and_records_what_one_rank_does(one_rank, run_command, tmp_path):
+    for name, words in (("alone", []), ("shared", ["--nproc", 2])):
+        done = run_command("evaluate", one_rank, "--no-page", "--output", tmp_path / f"{name}.json", *words)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count(f"{name}.hypotheses.jsonl") == 1
+    alone, shared = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("alone", "shared"))
+    for record in (alone, shared):
+        del record["decode_seconds"], record["real_time_factor"]
+        # two ranks' sums have another rounding
+        record["text"] = {key: pytest.approx(value, rel=1e-6) for key, value in record.pop("text")["en"].items()}
+    assert {**shared, "text": {}} == {**alone, "text": {}}
+    assert (tmp_path / "alone.hypotheses.jsonl").read_bytes() == (tmp_path / "shared.hypotheses.jsonl").read_bytes()
+
+
 def test_a_run_continues_on_another_number_of_ranks_as_if_it_had_never_stopped(train, one_rank):
     run = train("continued", ranks=2, training__num_steps=2)
     assert len(steps(run)) == 2

@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kappaspeech.commands.local_ranks import start_ranks
 from kappaspeech.escaping import for_terminal
 
 if TYPE_CHECKING:
+    import torch
+
+    from kappaspeech.evaluation.decoding import Decoder
+    from kappaspeech.evaluation.evaluate import TestSet
     from kappaspeech.evaluation.wer import Hypothesis
+    from kappaspeech.ranks.cluster import Cluster
+    from kappaspeech.trained.target import EvaluationTarget
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The options of a command line, by their names."""
+
+    step: str | None
+    data: list[str]
+    instruction: str | None
+    hot_words: str | None
+    text: list[str]
+    tasks: list[str]
+    base: str | None
+    against: Path | None
+    normalisers: bool
+    compounds: bool
+    batch_size: int | None
+    num_beams: int | None
+    max_new_tokens: int | None
+    max_utterances: int | None
+    lm_eval: list[str]
+    page: bool
+    output: Path | None
 
 
 def evaluate(
@@ -50,6 +81,7 @@ def evaluate(
     ] = None,
     page: Annotated[bool, typer.Option(help="Also write a page of all hypotheses, with the clips of the worst to play.")] = True,
     output: Annotated[Path | None, typer.Option(help="The record (JSON). Default: evaluation.json in MODEL's folder.")] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this host.")] = None,
 ) -> int:
     """Transcribe test speech, read text, answer tasks; write WER by language, perplexity, accuracy, and every hypothesis."""
     from kappaspeech.needed_packages import need
@@ -62,110 +94,183 @@ def evaluate(
         need("--compounds", "kaldialign")
     for shards in data or ():
         need_reader(shards)
-    from kappaspeech.artefacts import write_json, write_text
-    from kappaspeech.errors import InputError
-    from kappaspeech.evaluation.biased_wer import measure_biased
-    from kappaspeech.evaluation.evaluate import compare_with, draw_page, open_test_set, read_hypotheses
-    from kappaspeech.evaluation.evaluate import evaluate as run_evaluation
-    from kappaspeech.evaluation.lm_harness import check_harness, run_harness
-    from kappaspeech.evaluation.report import describe_record, describe_tasks, real_time_factor
-    from kappaspeech.evaluation.transcribe import Transcriber
-    from kappaspeech.evaluation.wer import measure, measure_sensitivity
-    from kappaspeech.model.precision import measure_rates, slowest
-    from kappaspeech.outputs import is_special, try_output
-    from kappaspeech.ranks.agreement import agree, agreement
-    from kappaspeech.ranks.hosts import check_alike, check_software
+    wanted = _Wanted(
+        step=step,
+        data=data or [],
+        instruction=instruction,
+        hot_words=hot_words,
+        text=text or [],
+        tasks=tasks or [],
+        base=base,
+        against=against,
+        normalisers=normalisers,
+        compounds=compounds,
+        batch_size=batch_size,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        max_utterances=max_utterances,
+        lm_eval=lm_eval or [],
+        page=page,
+        output=output,
+    )
+    if nproc is not None:
+        return start_ranks(nproc, "evaluate", {**asdict(wanted), "no_page": not page}, [model])
     from kappaspeech.ranks.start import start_cluster
-    from kappaspeech.runs.contents import EVALUATION_FILE
-    from kappaspeech.speech.hot_words import read_hot_words
-    from kappaspeech.trained.arithmetic import UseArithmetic
-    from kappaspeech.trained.opening import choose_device, parse_step
-    from kappaspeech.trained.target import find_target
 
-    options = {
-        "batch_size": batch_size,
-        "num_beams": num_beams,
-        "max_new_tokens": max_new_tokens,
-        "max_utterances": max_utterances,
-    }
     cluster = start_cluster()
+    _evaluate(cluster, model, wanted)
+    cluster.close()
+    return 0
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """All that a rank reads before a model is loaded; `against` are another evaluation's hypotheses."""
+
+    target: EvaluationTarget
+    hot_words: tuple[str, ...]
+    output: Path
+    against: list[Hypothesis] | None
+    test_set: TestSet
+    device: torch.device
+
+    @property
+    def hypotheses_path(self) -> Path | None:
+        """None beside a device or a pipe, where no more files can be written."""
+        from kappaspeech.outputs import is_special
+
+        return None if is_special(self.output) else self.output.with_suffix(".hypotheses.jsonl")
+
+
+def _evaluate(cluster: Cluster, model: str, wanted: _Wanted) -> None:
+    """The work on all ranks. A collective."""
+    from kappaspeech.evaluation.evaluate import evaluate as run_evaluation
+    from kappaspeech.ranks.agreement import agreement
+    from kappaspeech.ranks.hosts import check_alike, check_software
+
+    found: list[_Prepared] = []
     with agreement(cluster):
-        given = {key: value for key, value in options.items() if value is not None}
-        measured = find_target(
-            model,
-            data=data or [],
-            text=text or [],
-            tasks=tasks or [],
-            step=parse_step(step),
-            base=base,
-            options=given,
-            instruction=instruction,
-        )
-        words = read_hot_words(hot_words)
-        target = output or measured.folder / EVALUATION_FILE
-        if cluster.rank == 0:
-            try_output(target)
-        other = None if against is None else read_hypotheses(against)
-        if lm_eval:
-            if cluster.world_size > 1:
-                raise InputError("--lm-eval runs in one process: start it without a launcher.")
-            check_harness(Path(model))
-        test_set = open_test_set(
-            measured.speech,
-            measured.text,
-            measured.options,
-            read=measured.read,
-            tasks=measured.tasks,
-            rank=cluster.rank,
-            world_size=cluster.world_size,
-        )
-        device = choose_device(cluster.local_rank)
+        found.append(_prepare(cluster, model, wanted))
+    prepared = found[0]
+    target, test_set = prepared.target, prepared.test_set
     check_software(cluster)
     remedy = "Copy it from one place to all hosts, or share it; of a run that still trains, give a --step."
-    check_alike(cluster, {"the model": measured.identity, **test_set.fingerprints}, remedy=remedy)
-    # all ranks compute alike: the slowest one decides
-    use = UseArithmetic.of(slowest(agree(cluster, lambda: measure_rates(device))))
-    with agreement(cluster):
-        decoder = measured.open_decoder(device, use)
-        if words:
-            if not isinstance(decoder, Transcriber):
-                raise InputError("Plain Whisper takes no hot words: leave --hot-words out.")
-            decoder = decoder.with_hot_words(words)
-    # no more files can be written beside a device or a pipe
-    is_alone = is_special(target)
-    hypotheses_path = target.with_suffix(".hypotheses.jsonl")
+    check_alike(cluster, {"the model": target.identity, **test_set.fingerprints}, remedy=remedy)
     kept: list[Hypothesis] = []
     record = run_evaluation(
-        decoder,
+        _open(cluster, prepared),
         test_set,
         cluster=cluster,
-        hypotheses_path=None if is_alone else hypotheses_path,
+        hypotheses_path=prepared.hypotheses_path,
         keep=kept.extend,
-        step=measured.step,
-        train_seconds=measured.train_seconds,
+        step=target.step,
+        train_seconds=target.train_seconds,
     )
     assert record is not None, "nothing asked it to stop"
     with agreement(cluster):
         if cluster.rank == 0:
-            record["model"] = model
-            record["real_time_factor"] = real_time_factor(record["audio_seconds"], record["decode_seconds"])
-            if words:
-                record["hot_words"] = measure_biased(kept, words)
-            if normalisers:
-                record["normalisers"] = measure_sensitivity(kept)
-            if compounds:
-                record["compounds"] = measure(kept, aligner="kaldialign")
-            if other is not None:
-                record["against"] = {"hypotheses": str(against), **compare_with(other, kept)}
-            if lm_eval:
-                record["lm_eval"] = run_harness(Path(model), lm_eval, device=str(device))
-            write_json(target, record)
-            for line in describe_record(record):
-                print(for_terminal(line))
-            print(for_terminal(str(target) if is_alone else f"{target}\n{hypotheses_path}"))
-            if page and not is_alone:
-                title, notes = f"{model}, step {measured.step}", describe_tasks(record)
-                write_text(target.with_suffix(".html"), draw_page(title, kept, measured.speech, measured.read, notes=notes))
-                print(for_terminal(str(target.with_suffix(".html"))))
-    cluster.close()
-    return 0
+            _report(record, kept, prepared, model, wanted)
+
+
+def _prepare(cluster: Cluster, model: str, wanted: _Wanted) -> _Prepared:
+    """Find the model and read the data. Raises what all ranks must hear of; no collective."""
+    from kappaspeech.errors import InputError
+    from kappaspeech.evaluation.evaluate import open_test_set, read_hypotheses
+    from kappaspeech.evaluation.lm_harness import check_harness
+    from kappaspeech.outputs import try_output
+    from kappaspeech.runs.contents import EVALUATION_FILE
+    from kappaspeech.speech.hot_words import read_hot_words
+    from kappaspeech.trained.opening import choose_device, parse_step
+    from kappaspeech.trained.target import find_target
+
+    options = {
+        "batch_size": wanted.batch_size,
+        "num_beams": wanted.num_beams,
+        "max_new_tokens": wanted.max_new_tokens,
+        "max_utterances": wanted.max_utterances,
+    }
+    target = find_target(
+        model,
+        data=wanted.data,
+        text=wanted.text,
+        tasks=wanted.tasks,
+        step=parse_step(wanted.step),
+        base=wanted.base,
+        options={key: value for key, value in options.items() if value is not None},
+        instruction=wanted.instruction,
+    )
+    hot_words = read_hot_words(wanted.hot_words)
+    output = wanted.output or target.folder / EVALUATION_FILE
+    if cluster.rank == 0:
+        try_output(output)
+    against = None if wanted.against is None else read_hypotheses(wanted.against)
+    if wanted.lm_eval:
+        if cluster.world_size > 1:
+            raise InputError("--lm-eval runs in one process: start it without a launcher, and without --nproc.")
+        check_harness(Path(model))
+    test_set = open_test_set(
+        target.speech,
+        target.text,
+        target.options,
+        read=target.read,
+        tasks=target.tasks,
+        rank=cluster.rank,
+        world_size=cluster.world_size,
+    )
+    return _Prepared(target, hot_words, output, against, test_set, choose_device(cluster.local_rank))
+
+
+def _open(cluster: Cluster, prepared: _Prepared) -> Decoder:
+    """The model on every rank, in the arithmetic of the slowest: all ranks compute alike. A collective."""
+    from kappaspeech.errors import InputError
+    from kappaspeech.evaluation.transcribe import Transcriber
+    from kappaspeech.model.precision import measure_rates, slowest
+    from kappaspeech.ranks.agreement import agree, agreement
+    from kappaspeech.trained.arithmetic import UseArithmetic
+
+    use = UseArithmetic.of(slowest(agree(cluster, lambda: measure_rates(prepared.device))))
+    opened: list[Decoder] = []
+    with agreement(cluster):
+        decoder = prepared.target.open_decoder(prepared.device, use)
+        if prepared.hot_words:
+            if not isinstance(decoder, Transcriber):
+                raise InputError("Plain Whisper takes no hot words: leave --hot-words out.")
+            decoder = decoder.with_hot_words(prepared.hot_words)
+        opened.append(decoder)
+    return opened[0]
+
+
+def _report(record: dict[str, Any], hypotheses: list[Hypothesis], prepared: _Prepared, model: str, wanted: _Wanted) -> None:
+    """Add to the record what was asked for beside it, write it and the page, and print the summary. For one rank alone."""
+    from kappaspeech.artefacts import write_json, write_text
+    from kappaspeech.evaluation.biased_wer import measure_biased
+    from kappaspeech.evaluation.evaluate import compare_with, draw_page
+    from kappaspeech.evaluation.lm_harness import run_harness
+    from kappaspeech.evaluation.report import describe_record, describe_tasks, real_time_factor
+    from kappaspeech.evaluation.wer import measure, measure_sensitivity
+
+    target, output = prepared.target, prepared.output
+    record["model"] = model
+    record["real_time_factor"] = real_time_factor(record["audio_seconds"], record["decode_seconds"])
+    if prepared.hot_words:
+        record["hot_words"] = measure_biased(hypotheses, prepared.hot_words)
+    if wanted.normalisers:
+        record["normalisers"] = measure_sensitivity(hypotheses)
+    if wanted.compounds:
+        record["compounds"] = measure(hypotheses, aligner="kaldialign")
+    if prepared.against is not None:
+        record["against"] = {"hypotheses": str(wanted.against), **compare_with(prepared.against, hypotheses)}
+    if wanted.lm_eval:
+        record["lm_eval"] = run_harness(Path(model), wanted.lm_eval, device=str(prepared.device))
+    write_json(output, record)
+    for line in describe_record(record):
+        print(for_terminal(line))
+    print(for_terminal(str(output)))
+    if prepared.hypotheses_path is None:
+        return
+    print(for_terminal(str(prepared.hypotheses_path)))
+    if wanted.page:
+        page = output.with_suffix(".html")
+        title, notes = f"{model}, step {target.step}", describe_tasks(record)
+        write_text(page, draw_page(title, hypotheses, target.speech, target.read, notes=notes))
+        print(for_terminal(str(page)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kappaspeech.commands.local_ranks import start_ranks
 from kappaspeech.commands.numbers import finite
 from kappaspeech.commands.transcript_output import Format, open_output
 
@@ -64,17 +64,10 @@ def transcribe(
 
     need("kappaspeech transcribe", "soundfile", "soxr", "transformers", "whisper")
     if nproc is not None:
-        options: dict[str, Any] = {"format": format_.value, "output": output, "step": step, "base": base}
-        options |= {
-            "batch-size": batch_size,
-            "max-new-tokens": max_new_tokens,
-            "num-beams": num_beams,
-            "piece-seconds": piece_seconds,
-            "instruction": instruction,
-            "hot-words": hot_words,
-        }
-        words = [f"--{name}={value}" for name, value in options.items() if value is not None]
-        return _start_ranks(nproc, ["transcribe", *words, "--", str(model), *recordings])
+        given: dict[str, Any] = {"format": format_.value, "output": output, "step": step, "base": base}
+        given |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
+        given |= {"piece_seconds": piece_seconds, "instruction": instruction, "hot_words": hot_words}
+        return start_ranks(nproc, "transcribe", given, [str(model), *recordings])
     from kappaspeech.ranks.start import start_cluster
     from kappaspeech.speech.samples import LONGEST_PIECE_SECONDS
 
@@ -213,22 +206,3 @@ def _open(model: Path, cluster: Cluster, step: Step, hot_words: Sequence[str], o
         transcriber = open_transcriber(model, step=step, device=device, use=use, **options)
         opened.append(transcriber.with_hot_words(hot_words))
     return opened[0]
-
-
-def _start_ranks(num_ranks: int, words: Sequence[str]) -> int:
-    """The same command on so many ranks of this host, a GPU each, or an equal share of its cores."""
-    from kappaspeech.blas import pin_threads
-    from kappaspeech.errors import ConfigError
-    from kappaspeech.launching.supervisor import count_gpus
-    from kappaspeech.processors import share_cores
-    from kappaspeech.ranks.workers import run_workers
-
-    if "RANK" in os.environ:
-        raise ConfigError("--nproc starts ranks, and this is already one that a launcher started.")
-    num_gpus = count_gpus()
-    if 0 < num_gpus < num_ranks:
-        raise ConfigError(f"--nproc is {num_ranks}, and this host has {num_gpus} GPUs. Give one rank for each at most.")
-    threads: dict[str, str] = {}
-    if not num_gpus:
-        pin_threads(threads, share_cores(num_ranks))
-    return run_workers(words, num_workers=num_ranks, variables=threads)

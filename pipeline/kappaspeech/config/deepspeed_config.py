@@ -5,7 +5,9 @@ A JSON that sets one of the YAML's keys is refused, so that a value has one owne
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +28,110 @@ YAML_OWNED_KEYS = (
 # Sections of a DeepSpeed JSON that are read here.
 _SECTIONS = ("zero_optimization", "bf16", "fp16", "data_types")
 _ZERO_SECTIONS = ("offload_optimizer", "offload_param")
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class _Unserved:
+    """A key, with a dot after each section's name, that a run can't follow but for `harmless` values; why, and what to do."""
+
+    key: str
+    harmless: tuple[object, ...]
+    reason: str
+
+
+_IN_MEMORY = (
+    "weights and optimizer states must lie in memory here. "
+    'Give "cpu", as in ds_configs/zero3_offload.json, or train on more ranks.'
+)
+_REMOVED = "DeepSpeed has removed it, and refuses it once a model is loaded. Leave it out."
+_ONE_MODEL = "the ranks share out every tensor among them all here, by ZeRO-3 alone. Leave it out."
+
+# What DeepSpeed 0.19 takes, or refuses late, and a run is wrong or breaks with. The code that shows it stands before each group.
+_UNSERVED = (
+    # Between steps there are empty tensors in place of what lies on a disk (stage3.py: `_create_fp32_partitions`,
+    # partition_parameters.py: `_partition_param`), while optimizer states, averages, checkpoints and the base's weights are made
+    # of the tensors themselves.
+    _Unserved("zero_optimization.offload_optimizer.device", (None, "none", "cpu"), _IN_MEMORY),
+    _Unserved("zero_optimization.offload_param.device", (None, "none", "cpu"), _IN_MEMORY),
+    # DeepSpeed's own Adam alone is stepped so, and torch's AdamW moves the weights here (stage3.py: `partial_offload`, engine.py:
+    # `_configure_zero_optimizer`)
+    _Unserved(
+        "zero_optimization.offload_optimizer.ratio", (1,), "the optimizer is offloaded as a whole or not at all. Leave ratio out."
+    ),
+    _Unserved(
+        "zero_optimization.offload_optimizer.super_offload",
+        (False,),
+        'it steps DeepSpeed\'s own Adam, and weights move by torch\'s AdamW here. Give "device": "cpu" alone.',
+    ),
+    _Unserved(
+        "zero_optimization.zenflow",
+        (None,),
+        "it moves some weights later than others, and here a step moves all, by torch's AdamW. Leave it out.",
+    ),
+    # zero/config.py: names of before, which mean offload that the memory plan and `doctor` wouldn't see
+    _Unserved(
+        "zero_optimization.cpu_offload",
+        (None, False),
+        'it is an old name. Give "offload_optimizer": {"device": "cpu"}.',
+    ),
+    _Unserved(
+        "zero_optimization.cpu_offload_param",
+        (None, False),
+        'it is an old name. Give "offload_param": {"device": "cpu"}.',
+    ),
+    # partition_parameters.py: `_partition_param` and `_quantize_param` keep rounded weights, in place of the base's
+    _Unserved(
+        "zero_optimization.zero_quantized_nontrainable_weights",
+        (False,),
+        "frozen tensors stay bit-equal to the base's here. Leave it out.",
+    ),
+    _Unserved("weight_quantization", (None,), "frozen tensors stay bit-equal to the base's here. Leave it out."),
+    # stage3.py: `_configure_master_weights`
+    _Unserved(
+        "bf16.bf16_master_weights_and_grads",
+        (False,),
+        "master weights, averages and checkpoints are float32 here. Leave it out, or offload the optimizer to save memory.",
+    ),
+    _Unserved("bf16.bf16_optimizer_states", (False,), "optimizer states are float32 here. Leave it out."),
+    # precision_config.py: `get_bfloat16_config`; torch_autocast.py
+    _Unserved("bfloat16", (), 'it is an old name. Give "bf16" in its place.'),
+    _Unserved(
+        "torch_autocast.enabled",
+        (False,),
+        'what a run computes in is bf16.enabled: true, false or "auto". Give that in its place.',
+    ),
+    # engine.py: `is_gradient_accumulation_boundary` makes each micro-batch a step
+    _Unserved("managed_gradient_accumulation", (True,), "a step here is of several micro-batches. Leave it out."),
+    # the engine multiplies a loss by the number of ranks, over which DeepSpeed then takes the mean
+    _Unserved("gradient_allreduce_op", ("mean",), "ZeRO-3 averages gradients over ranks. Leave it out."),
+    # __init__.py and engine.py replace layers, or give partitions to a part of the ranks
+    _Unserved("tensor_parallel.autotp_size", (0, 1), _ONE_MODEL),
+    _Unserved("expert_parallel.enabled", (False,), _ONE_MODEL),
+    _Unserved("sequence_parallel_size", (1,), _ONE_MODEL),
+    _Unserved("hybrid_engine.enabled", (False,), "it replaces layers for generation. Leave it out."),
+    _Unserved("data_efficiency.enabled", (False,), "batches are the YAML's, and every token of theirs counts. Leave it out."),
+    # config.py: `_REMOVED_TOP_LEVEL_CONFIG_KEYS`, `_REMOVED_ZERO_CONFIG_KEYS`
+    *(
+        _Unserved(key, (), _REMOVED)
+        for key in (
+            "amp",
+            "compression_training",
+            "curriculum_learning",
+            "eigenvalue",
+            "elasticity",
+            "graph_harvesting",
+            "nebula",
+            "progressive_layer_drop",
+            "quantize_training",
+            "sparse_attention",
+            "sparse_gradients",
+            "zero_optimization.mics_hierarchical_params_gather",
+            "zero_optimization.mics_shard_size",
+            "zero_optimization.zeropp_loco_param",
+        )
+    ),
+)
 
 
 def _find_preset(path: Path) -> Path:
@@ -38,7 +144,7 @@ def _find_preset(path: Path) -> Path:
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
     """Read the DeepSpeed JSON. `ds_configs/NAME.json` names a preset in any working folder.
 
-    Raises `ConfigError` if it is missing, isn't ZeRO-3, sets a key that the YAML owns, or offloads to where a run can't follow.
+    Raises `ConfigError` if it is missing, isn't ZeRO-3, sets a key that the YAML owns, or asks for what a run can't follow.
     """
     try:
         content = parse_json(_find_preset(path).read_bytes(), is_finite=True, is_unique=True)
@@ -57,7 +163,7 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
     stage = zero.get("stage")
     if stage != 3:
         raise ConfigError(f"{path} has zero_optimization.stage {stage!r}; this pipeline trains under ZeRO-3.")
-    _refuse_offload(zero, path)
+    _refuse_unserved(content, path)
     precision = content.get("bf16", {})
     if precision.get("enabled", False) not in (True, False, "auto"):
         raise ConfigError(
@@ -70,24 +176,24 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def _refuse_offload(zero: Mapping[str, Any], path: Path) -> None:
-    """Refuse offload to disks, and of a part of the optimizer.
+def _refuse_unserved(content: Mapping[str, Any], path: Path) -> None:
+    """Raise a `ConfigError` that names all keys of `_UNSERVED` with a value that a run can't follow."""
+    found = []
+    for unserved in _UNSERVED:
+        value = _look_up(content, unserved.key)
+        if value is not _ABSENT and value not in unserved.harmless:
+            found.append(f"{path} has {unserved.key} {json.dumps(value)}; {unserved.reason}")
+    if found:
+        raise ConfigError("\n".join(found))
 
-    Between steps DeepSpeed 0.19 has empty tensors in place of what it has put on a disk (stage3.py: `_create_fp32_partitions`,
-    partition_parameters.py: `_partition_param`), while optimizer states, averages, checkpoints and the base's weights are made of
-    the tensors themselves. It steps a part of the optimizer for its own Adam alone.
-    """
-    for name in _ZERO_SECTIONS:
-        if zero.get(name, {}).get("device") == "nvme":
-            raise ConfigError(
-                f'{path} has {name}.device "nvme"; weights and optimizer states must lie in memory here. Give "cpu", as in '
-                "ds_configs/zero3_offload.json, or train on more ranks."
-            )
-    ratio = zero.get("offload_optimizer", {}).get("ratio", 1)
-    if ratio != 1:
-        raise ConfigError(
-            f"{path} has offload_optimizer.ratio {ratio!r}; the optimizer is offloaded as a whole or not at all. Leave ratio out."
-        )
+
+def _look_up(content: Any, key: str) -> Any:
+    """The value of a key with dots between a section's name and its own; `_ABSENT` if there is none."""
+    for name in key.split("."):
+        if not isinstance(content, Mapping) or name not in content:
+            return _ABSENT
+        content = content[name]
+    return content
 
 
 def _settle_sections(content: dict[str, Any], names: tuple[str, ...], path: Path) -> None:

@@ -12,6 +12,7 @@ from kappaspeech.diagnosis.finding import Finding
 from kappaspeech.errors import KappaSpeechError
 from kappaspeech.model.family import read_attentions, read_widths
 from kappaspeech.model.precision import choose_dtype, is_worth_it, measure_rates, slowest
+from kappaspeech.ranks.agreement import agree
 from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.training.arithmetic import choose_arithmetic
@@ -28,7 +29,7 @@ def check_dtype(config: RunConfig | None, cluster: Cluster) -> list[Finding]:
     if torch.cuda.is_available():
         device = torch.device("cuda", cluster.local_rank % torch.cuda.device_count())
     if config is None:
-        choice = choose_dtype(slowest(cluster.gather(measure_rates(device))), device.type)
+        choice = choose_dtype(slowest(agree(cluster, lambda: measure_rates(device))), device.type)
         return [Finding(_AREA, "ok", f"training computes in {choice.dtype}: {choice.reason}")]
     deepspeed_config = None
     try:

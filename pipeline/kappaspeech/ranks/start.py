@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from kappaspeech.errors import ConfigError
 from kappaspeech.ranks.cluster import DEFAULT_TIMEOUT_SECONDS, Cluster, SingleProcess
+from kappaspeech.ranks.devices import identify_gpu, refuse_shared_gpu
 from kappaspeech.ranks.listening import open_store
 from kappaspeech.ranks.pipe_cluster import HUB_VARIABLE, PipeCluster
 from kappaspeech.ranks.rendezvous import (
@@ -83,7 +84,9 @@ def start_training_cluster(*, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) 
                 backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
             )
         deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
-    return TorchCluster(launch, timeout_seconds=timeout_seconds).leave_by(deepspeed.comm.destroy_process_group, server=server)
+    cluster = TorchCluster(launch, timeout_seconds=timeout_seconds).leave_by(deepspeed.comm.destroy_process_group, server=server)
+    refuse_shared_gpu(cluster, _identify_own_gpu() if on_cuda else "")
+    return cluster
 
 
 def hide_unwanted_gpus(environment: MutableMapping[str, str]) -> None:
@@ -120,3 +123,11 @@ def _choose_gpu(launch: Launch, num_visible: int) -> int:
             f"{num_visible} GPUs. Start as many ranks a host as it has GPUs."
         )
     return 0 if num_visible == 1 else launch.local_rank
+
+
+def _identify_own_gpu() -> str:
+    import torch
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    # PyTorch tells it from version 2.6 on
+    return identify_gpu(str(getattr(properties, "uuid", "")), properties.name, os.environ.get("CUDA_VISIBLE_DEVICES", ""))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from kappaspeech.config.deepspeed_config import YAML_OWNED_KEYS, read_deepspeed_config, settle_gradients
+from kappaspeech.config.deepspeed_config import _REMOVED, _UNSERVED, YAML_OWNED_KEYS, read_deepspeed_config, settle_gradients
 from kappaspeech.config.run_config import read_run_config
 from kappaspeech.errors import ConfigError
 
@@ -158,6 +159,81 @@ def test_offload_to_disks_and_of_a_part_of_the_optimizer_is_refused(tmp_path, of
     (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3, **offload}}))
     with pytest.raises(ConfigError, match=complaint):
         read_deepspeed_config(tmp_path / "ds.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("zero_optimization.offload_optimizer.super_offload", True),
+        ("zero_optimization.zenflow", {"topk_ratio": 0.05}),
+        ("zero_optimization.cpu_offload", True),
+        ("zero_optimization.zero_quantized_nontrainable_weights", True),
+        ("zero_optimization.mics_shard_size", 8),
+        ("weight_quantization", {"quantized_initialization": {"num_bits": 8}}),
+        ("bf16.bf16_master_weights_and_grads", True),
+        ("bfloat16", {"enabled": True}),
+        ("torch_autocast.enabled", True),
+        ("managed_gradient_accumulation", False),
+        ("gradient_allreduce_op", "sum"),
+        ("tensor_parallel.autotp_size", 2),
+        ("expert_parallel.enabled", True),
+        ("sequence_parallel_size", 2),
+        ("hybrid_engine.enabled", True),
+        ("data_efficiency.enabled", True),
+        ("compression_training", {}),
+    ],
+)
+def test_what_a_run_cannot_follow_is_refused_by_name(tmp_path, key, value):
+    """DeepSpeed takes most of these, and the run would be another one; the others it refuses when a model has been loaded."""
+    write_deepspeed(tmp_path / "ds.json", {key: value})
+    with pytest.raises(ConfigError, match=re.escape(f"ds.json has {key} {json.dumps(value)}; ")):
+        read_deepspeed_config(tmp_path / "ds.json")
+
+
+def test_all_that_a_run_cannot_follow_is_told_at_once(tmp_path):
+    write_deepspeed(tmp_path / "ds.json", {"zero_optimization.mics_shard_size": 8, "torch_autocast.enabled": True})
+    with pytest.raises(ConfigError, match=r"(?s)torch_autocast.*mics_shard_size"):
+        read_deepspeed_config(tmp_path / "ds.json")
+
+
+def test_keys_that_are_off_and_hpz_pass(tmp_path):
+    harmless = {
+        "zero_optimization.zenflow": None,
+        "zero_optimization.offload_optimizer.device": "none",
+        "zero_optimization.cpu_offload": False,
+        "zero_optimization.zero_hpz_partition_size": 8,
+        "torch_autocast.enabled": False,
+        "tensor_parallel.autotp_size": 0,
+        "hybrid_engine.enabled": False,
+    }
+    write_deepspeed(tmp_path / "ds.json", harmless)
+    assert read_deepspeed_config(tmp_path / "ds.json")["torch_autocast"] == {"enabled": False}
+
+
+def test_deepspeed_itself_has_removed_what_is_called_removed():
+    """With another version of DeepSpeed the table may have to be another one."""
+    from deepspeed.runtime import config as deepspeed_config
+
+    removed = {unserved.key for unserved in _UNSERVED if unserved.reason == _REMOVED}
+    of_zero = {f"zero_optimization.{key}" for key in deepspeed_config._REMOVED_ZERO_CONFIG_KEYS}
+    assert removed == set(deepspeed_config._REMOVED_TOP_LEVEL_CONFIG_KEYS) | of_zero
+
+
+@pytest.mark.parametrize("preset", sorted((REPOSITORY / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
+def test_presets_are_taken(preset):
+    assert read_deepspeed_config(preset) == json.loads(preset.read_text())
+
+
+def write_deepspeed(path: Path, values: dict[str, object]) -> None:
+    """Write a ZeRO-3 JSON with these values of keys, which have a dot after each section's name."""
+    content: dict[str, Any] = {"zero_optimization": {"stage": 3}}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        place = content
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    path.write_text(json.dumps(content))
 
 
 def test_gradients_are_added_up_in_float32_unless_the_json_says_otherwise():

@@ -111,7 +111,7 @@ def run_case(home: Path, case: Case, cluster: TorchCluster, folder: Path) -> dic
         # of all layers' passes, and of the clips that they were for
         "llm_positions": sum(passes),
         "llm_tokens": tokens,
-        "first_moments": {name: tensor for name, state, tensor in engine.states.gather_moments() if state == "exp_avg"},
+        "first_moments": dict(engine.states.collect("exp_avg", dict.fromkeys(engine.states.shapes(), 0))),
         "copied_kilobytes": copied,
         "around_average": around_average,
         "fisher": fisher,

@@ -112,16 +112,6 @@ class TrainedStates:
     def keeps_average(self) -> bool:
         return self._ema_decay is not None
 
-    def gather_moments(self) -> Iterator[tuple[str, str, Tensor]]:
-        """(name, Adam state, whole tensor) of every trained tensor, as `gather_weights` gives the weights."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        for trained in self._trained():
-            whole = [_take(safe_get_full_optimizer_state(trained.parameter, state)) for state in ADAM_STATES]
-            for states in zip(*map(trained.split, whole), strict=True):
-                for state, (name, tensor) in zip(ADAM_STATES, states, strict=True):
-                    yield name, state, tensor
-
     def restore(
         self,
         read_weight: Callable[[str], Tensor],

@@ -47,8 +47,8 @@ def check_compiler(environment: Mapping[str, str]) -> Finding:
         return Finding("compiler", "ok", f"{compiler} and {ninja}")
     missing = " and ".join(name for name, found in ((named or "a C++ compiler", compiler), ("ninja", ninja)) if not found)
     remedy = (
-        "Only DeepSpeed's quantised messages (zero_quantized_weights, zero_quantized_gradients) are compiled: for them install g++ "
-        "and ninja, or load your cluster's module."
+        "Only DeepSpeed's quantised messages (zero_quantized_weights, zero_quantized_gradients) are compiled: for them install "
+        "g++ and ninja, or load your cluster's module."
     )
     return Finding("compiler", "warning", f"{missing} isn't on PATH", remedy)
 

@@ -302,16 +302,16 @@ def planned_without_training(name, home, folder):
 
 def test_figure_1_plans_its_arms_over_three_seeds(home, tmp_path):
     trials, configs = planned_without_training("figure1", home, tmp_path)
-    assert Counter(config.seed for config in configs) == {17: 9, 18: 9, 19: 9}
+    assert Counter(config.seed for config in configs) == {17: 8, 18: 8, 19: 8}
     assert {config.training.num_steps for config in configs} == {240}
-    assert len({str((c.unfreeze, c.optimizer)) for c in configs if c.seed == 17}) == 9
+    assert len({str((c.unfreeze, c.optimizer)) for c in configs if c.seed == 17}) == 8
     # arms of one end at several rates train the same tensors
     rates = {}
     for trial, config in zip(trials, configs, strict=True):
         if trial.arm.select in ("smallest", "largest") and trial.arm.equal is None:
             chosen = TensorSelection.read(trial.selection_path).names
             rates.setdefault((trial.arm.select, chosen), set()).add(config.optimizer.llm_learning_rate)
-    assert {select: found for (select, _), found in rates.items()} == {"smallest": {2e-4, 1e-4, 5e-5}, "largest": {2e-4, 4e-4}}
+    assert {select: found for (select, _), found in rates.items()} == {"smallest": {2e-4, 1e-4}, "largest": {2e-4, 4e-4}}
     assert len(rates) == 2
     # a random arm's tensors are another draw for each seed
     drawn = [TensorSelection.read(trial.selection_path).names for trial in trials if trial.arm.name == "random"]

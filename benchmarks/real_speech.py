@@ -1,7 +1,8 @@
 """The paper's comparison on real speech, at the size that two cores can train: SmolLM2-135M-Instruct and Whisper base.
 
     python benchmarks/real_speech.py RECORDINGS [--experiment real_speech] [--work real_speech]
-    python benchmarks/real_speech.py RECORDINGS --experiment unseen|figure1 --texts TEXTS
+    python benchmarks/real_speech.py RECORDINGS --experiment unseen|figure1 --texts TEXTS [--send PIECES]
+    python benchmarks/real_speech.py --received PIECES --experiment unseen|figure1 [--jobs 4] [--minutes 9]
 
 RECORDINGS has a folder `en` with transcripts.tsv (file, tab, text). It is divided by sentence; the quickstart's generated English
 is put beside it under the name of a language of its own, `generated`; both are packed, and the LLM is scanned. Then
@@ -18,7 +19,12 @@ curves show where they turn. `--experiment figure1_baselines` trains other metho
 module type by κ, `figure1_held` arms that are held to their base.
 
 Beside the record stands EXPERIMENT_runs.tar.xz: all that a comparison reads of each finished run, some 70 kB, and no weights. The
-command takes from it whole seeds of which it has begun no run, so that seeds may be trained on one machine after another.
+command begins with those of its runs that compare with what this machine trains (run_archive.py), so that an experiment may be
+trained on one machine after another.
+
+For a host without a network, with a GPU or without, `--send PIECES` prepares everything, packs what the trials read into pieces
+of at most `--limit-mib`, and trains nothing. There, `--received PIECES` stands for RECORDINGS. After `--minutes` the trials are
+stopped, each with a checkpoint, and the record is of those that have finished.
 """
 
 from __future__ import annotations
@@ -28,25 +34,32 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from machine import processor
+from pieces import files_of, read_pieces, write_pieces
+from run_archive import Here, bring_runs, keep_runs
 
 from kappaspeech.artefacts import write_json
-from kappaspeech.comparison.experiment import read_experiment
+from kappaspeech.comparison.experiment import Experiment, read_experiment
 from kappaspeech.demo.open_speech import read_sentences
-from kappaspeech.runs.folder import RunFolder
+from kappaspeech.model.precision import choose_dtype, measure_rates
+from kappaspeech.runs.checkpoints import list_checkpoints
+from kappaspeech.runs.first_adaptor import read_first_adaptor
+from kappaspeech.runs.folder import describe_software
 from kappaspeech.speech.layouts import find_recordings
+from kappaspeech.speech.shards import expand
 
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENTS = ("real_speech", "unseen", "figure1", "figure1_baselines", "figure1_types", "figure1_held")
 ALIGNED = EXPERIMENTS[1:]
+MIB = 1 << 20
 REPLAYED = ("figure1_baselines", "figure1_held")
 # texts a language in each of their folders
 REPLAY_FOLDERS = {"replay": 60, "replay_many": 400}
@@ -54,8 +67,8 @@ REPLAY_FOLDERS = {"replay": 60, "replay_many": 400}
 SHARD_SIZE = "333"
 OPEN_HOURS = "5"
 LLM = "models/smollm2-135m-instruct"
-# of a run's folder what no comparison reads
-UNREAD = ("checkpoints", "tensorboard")
+# of the folders that a trial reads, what it doesn't
+UNREAD = ("optimizer.safetensors", "tensorboard", "steps.jsonl")
 # by the name that stands for a language: the folder that it is spoken in
 SOURCES = {"en": "speech", "generated": "generated"}
 
@@ -69,6 +82,19 @@ def prepare(work: Path, recordings: Path) -> None:
     if not (work / "ranking.json").exists():
         run(work, "scan", LLM, "--output", "ranking.json")
     link(work / "ds_configs", REPOSITORY / "ds_configs")
+
+
+def prepare_all(arguments: argparse.Namespace) -> None:
+    """All that the trials of the experiment read, in the folder of `--work`."""
+    prepare(arguments.work, arguments.recordings)
+    if arguments.experiment in ALIGNED:
+        if arguments.fortunes is not None:
+            write_fortunes(arguments.fortunes, arguments.work / "cookies/en.txt")
+        prepare_open(arguments.work, arguments.texts or arguments.work / "cookies")
+    else:
+        prepare_commands(arguments.work)
+    if arguments.experiment in REPLAYED:
+        prepare_replay(arguments.work)
 
 
 def prepare_replay(work: Path) -> None:
@@ -144,7 +170,52 @@ def run(work: Path, *words: str) -> None:
 
 def environment() -> dict[str, str]:
     """One thread a process: two arms side by side fill two cores better than two threads fill one arm's."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY / "pipeline"), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    device = {} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}
+    paths = [str(REPOSITORY / "pipeline"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **device}
+
+
+def find_read(work: Path, experiment: Experiment) -> list[Path]:
+    """The files in `work`, from there on, that the trials of a prepared experiment read."""
+    base = experiment.base
+    sets = [*base.data.train, *base.data.test]
+    shards = [Path(shard) for part in sets for shard in expand(str(work / part.shards))]
+    paths = [Path(base.model.llm), Path(base.model.encoder), *map(Path, base.data.text.values())]
+    paths += [path.relative_to(work) for shard in shards for path in shard.parent.glob(f"{shard.name}*")]
+    texts = [held.texts for arm in experiment.config.arms for held in (arm.replay, arm.ewc) if held is not None]
+    paths += [Path(path) for group in texts for path in group.values()]
+    if experiment.config.ranking is not None:
+        paths.append(Path(experiment.config.ranking))
+    if base.model.adaptor.initial is not None:
+        run_dir = Path(base.model.adaptor.initial)
+        checkpoint = list_checkpoints(work / run_dir / "checkpoints")[-1].relative_to(work)
+        paths += [*(path.relative_to(work) for path in (work / run_dir).glob("*.json")), checkpoint]
+    return files_of(work, paths, without=UNREAD)
+
+
+def train(work: Path, experiment: Path, *, jobs: int, minutes: float | None) -> None:
+    """Train the trials in `work` and report on them; exit if none has finished."""
+    command = [sys.executable, "-m", "kappaspeech", "compare", str(experiment)]
+    trained = subprocess.Popen([*command, "--jobs", str(jobs)], cwd=work, env=environment())
+    try:
+        code = trained.wait(None if minutes is None else 60 * minutes)
+    except subprocess.TimeoutExpired:
+        print(f"{minutes:g} minutes are over: the trials are stopped", flush=True)
+        trained.terminate()
+        trained.wait()
+        code = subprocess.run([*command, "--report-only"], cwd=work, env=environment(), check=False).returncode
+        # 1: some trials haven't finished, as the record says. 2: there is nothing to report on
+        code = 0 if code == 1 else code
+    if code:
+        raise SystemExit(code)
+
+
+def look_around(work: Path, experiment: Experiment) -> Here:
+    """The facts of this machine that decide which finished runs compare with those that it trains."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    initial = experiment.base.model.adaptor.initial
+    digest = None if initial is None else read_first_adaptor(work / initial).origin.digest
+    return Here(describe_software(), choose_dtype(measure_rates(device), device.type).dtype, digest)
 
 
 def base_of(experiment: Path) -> str:
@@ -152,60 +223,16 @@ def base_of(experiment: Path) -> str:
     return str(yaml.safe_load(experiment.read_text(encoding="utf-8"))["base"])
 
 
-def bring_runs(archive: Path, folder: Path, trials: Sequence[str]) -> None:
-    """Put finished runs of `archive` into the comparison in `folder`: seeds of which it has no run, and the archive all `trials`.
-
-    The arms of a seed begin with one adaptor, and another machine's is another one.
-    """
-    begun = {seed_of(path.name) for path in (folder / "runs").glob("*")}
-    with tarfile.open(archive) as tar:
-        files = {Path(member.name): member for member in tar if member.isfile()}
-        there = {path.parts[1] for path in files if is_of_run(path)}
-        partial = {seed_of(name) for name in trials if name not in there}
-        brought = {name for name in trials if seed_of(name) not in begun | partial}
-        for path, member in files.items():
-            content = tar.extractfile(member)
-            if is_of_run(path) and path.parts[1] in brought and content is not None:
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / path).write_bytes(content.read())
-    print(f"{len(brought)} finished runs from {archive}", flush=True)
-
-
-def keep_runs(folder: Path, archive: Path) -> None:
-    """Write all that a comparison reads of the finished runs in `folder`."""
-    runs = sorted((folder / "runs").iterdir())
-    with tarfile.open(archive, "w:xz") as tar:
-        for run_folder in (run for run in runs if RunFolder(run).read_record()["status"] == "finished"):
-            tar.add(run_folder, f"runs/{run_folder.name}", filter=without_weights)
-
-
-def without_weights(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """A part of a run's folder as it goes into an archive, without the names of who made it; None if no comparison reads it."""
-    if any(part in UNREAD for part in Path(member.name).parts):
-        return None
-    member.uid = member.gid = member.mtime = 0
-    member.uname = member.gname = ""
-    return member
-
-
-def is_of_run(path: Path) -> bool:
-    """True for the name of a run's file in an archive, which leads out of no folder."""
-    return path.parts[0] == "runs" and len(path.parts) > 2 and ".." not in path.parts
-
-
-def seed_of(run_name: str) -> str:
-    """The seed in the name of a trial's folder, as in smallest-kappa-seed17."""
-    return run_name.rpartition("-seed")[2]
-
-
-def describe(folder: Path, experiment: Path, *, jobs: int, seconds: float) -> dict[str, Any]:
-    """The record of a comparison that has ended."""
+def describe(folder: Path, experiment: Path, *, jobs: int, seconds: float, received: bool = False) -> dict[str, Any]:
+    """The record of a comparison that has ended; `received` if its inputs came in pieces."""
     first = next((folder / "runs").glob("*/run.json"))
     made_by = json.loads(first.read_text(encoding="utf-8"))
-    spoken = " --texts TEXTS" if experiment.stem in ALIGNED else ""
+    source = "--received PIECES" if received else "RECORDINGS"
+    spoken = " --texts TEXTS" if experiment.stem in ALIGNED and not received else ""
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
-        "command": f"python benchmarks/real_speech.py RECORDINGS --experiment {experiment.stem}{spoken} --jobs {jobs}",
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "ranks": 1, "arms side by side": jobs},
+        "command": f"python benchmarks/real_speech.py {source} --experiment {experiment.stem}{spoken} --jobs {jobs}",
+        "machine": {"processor": processor(), "cores": os.cpu_count(), **gpu, "ranks": 1, "arms side by side": jobs},
         "date": datetime.now(timezone.utc).date().isoformat(),
         "git_commit": made_by["git_commit"],
         "versions": made_by["versions"],
@@ -217,42 +244,58 @@ def describe(folder: Path, experiment: Path, *, jobs: int, seconds: float) -> di
 
 
 def main() -> None:
+    arguments = parse_arguments()
+    work: Path = arguments.work
+    path = REPOSITORY / f"benchmarks/experiments/{arguments.experiment}.yaml"
+    experiment = read_experiment(path)
+    work.mkdir(parents=True, exist_ok=True)
+    if arguments.received is not None:
+        read_pieces(arguments.received, work)
+        link(work / "ds_configs", REPOSITORY / "ds_configs")
+    else:
+        prepare_all(arguments)
+    if arguments.send is not None:
+        for piece in write_pieces(work, find_read(work, experiment), arguments.send, limit_bytes=arguments.limit_mib * MIB):
+            print(f"{piece} {piece.stat().st_size / MIB:.1f} MiB")
+        return
+    folder = work / experiment.output
+    output = arguments.output or REPOSITORY / f"benchmarks/results/{arguments.experiment}.json"
+    archive = output.with_name(f"{output.stem}_runs.tar.xz")
+    if archive.exists():
+        trials = [trial.run_dir.name for trial in experiment.trials]
+        brought = bring_runs(archive, folder, trials, look_around(work, experiment))
+        print(f"{len(brought)} finished runs from {archive}", flush=True)
+    began = time.monotonic()
+    train(work, path, jobs=arguments.jobs, minutes=arguments.minutes)
+    seconds, received = time.monotonic() - began, arguments.received is not None
+    record = describe(folder, path, jobs=arguments.jobs, seconds=seconds, received=received)
+    keep_runs(folder, archive)
+    write_json(output, record)
+    print(output)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recordings", type=Path)
+    parser.add_argument("recordings", type=Path, nargs="?")
+    parser.add_argument("--received", type=Path, metavar="PIECES", help="in place of RECORDINGS: a folder of pieces")
+    parser.add_argument("--send", type=Path, metavar="PIECES", help="prepare and write pieces into this folder; train nothing")
+    parser.add_argument("--limit-mib", type=int, default=60, help="the largest piece")
     parser.add_argument("--work", type=Path, default=Path("real_speech"), help="the folder of all that is made")
     parser.add_argument("--jobs", type=int, default=2, help="arms side by side")
+    parser.add_argument("--minutes", type=float, help="stop the trials after that; by default they end by themselves")
     parser.add_argument("--experiment", choices=EXPERIMENTS, default=EXPERIMENTS[0], help="a YAML of benchmarks/experiments")
     parser.add_argument("--texts", type=Path, help="for all but real_speech: a folder with en.txt, the sentences to speak")
     parser.add_argument("--fortunes", type=Path, help="in place of --texts: a folder of fortunes")
     parser.add_argument("--output", type=Path, help="the record; by default benchmarks/results/EXPERIMENT.json")
     arguments = parser.parse_args()
-    if arguments.experiment in ALIGNED and (arguments.texts is None) == (arguments.fortunes is None):
+    if (arguments.recordings is None) == (arguments.received is None):
+        parser.error("give either RECORDINGS or --received PIECES")
+    if arguments.limit_mib < 1:
+        parser.error("--limit-mib is at least 1")
+    wants_texts = arguments.experiment in ALIGNED and arguments.received is None
+    if wants_texts and (arguments.texts is None) == (arguments.fortunes is None):
         parser.error(f"--experiment {arguments.experiment} needs either --texts or --fortunes")
-    experiment = REPOSITORY / f"benchmarks/experiments/{arguments.experiment}.yaml"
-    folder = arguments.work / read_experiment(experiment).output
-    output = arguments.output or REPOSITORY / f"benchmarks/results/{arguments.experiment}.json"
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    prepare(arguments.work, arguments.recordings)
-    if arguments.experiment in ALIGNED:
-        if arguments.fortunes is not None:
-            write_fortunes(arguments.fortunes, arguments.work / "cookies/en.txt")
-        prepare_open(arguments.work, arguments.texts or arguments.work / "cookies")
-    else:
-        prepare_commands(arguments.work)
-    if arguments.experiment in REPLAYED:
-        prepare_replay(arguments.work)
-    archive = output.with_name(f"{output.stem}_runs.tar.xz")
-    if archive.exists():
-        bring_runs(archive, folder, [trial.run_dir.name for trial in read_experiment(experiment).trials])
-    began = time.monotonic()
-    command = [sys.executable, "-m", "kappaspeech", "compare", str(experiment), "--jobs", str(arguments.jobs)]
-    done = subprocess.run(command, cwd=arguments.work, env=environment(), check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)
-    record = describe(folder, experiment, jobs=arguments.jobs, seconds=time.monotonic() - began)
-    keep_runs(folder, archive)
-    write_json(output, record)
-    print(output)
+    return arguments
 
 
 if __name__ == "__main__":

@@ -101,32 +101,51 @@ def test_a_sentence_that_is_tested_on_is_spoken_in_no_training(tmp_path, monkeyp
         real_speech.check_division([clean, tainted], test)
 
 
-def test_finished_runs_go_from_one_machine_to_another_by_whole_seeds(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    real_speech = importlib.import_module("real_speech")
-    one, other = tmp_path / "one", tmp_path / "other"
-    for folder, name, status in (
-        (one, "smallest-kappa-seed17", "finished"),
-        (one, "random-seed17", "finished"),
-        (one, "smallest-kappa-seed18", "finished"),
-        (one, "random-seed18", "finished"),
-        (one, "smallest-kappa-seed19", "finished"),
-        (one, "random-seed19", "running"),
-        (other, "random-seed17", "finished"),
-    ):
+def keep_made_runs(folder: Path, *runs: tuple[str, str], **facts: Any) -> Path:
+    """An archive of runs' folders of a name and a status, with a checkpoint and these facts in the record of each."""
+    archive = importlib.import_module("run_archive")
+    for name, status in runs:
         (folder / "runs" / name / "checkpoints/step-1").mkdir(parents=True)
         (folder / "runs" / name / "checkpoints/step-1/trained.safetensors").touch()
-        (folder / "runs" / name / "run.json").write_text(json.dumps({"status": status, "schema_version": 1}))
-    real_speech.keep_runs(one, tmp_path / "runs.tar.xz")
-    trials = [f"{arm}-seed{seed}" for seed in (17, 18, 19) for arm in ("smallest-kappa", "random")]
-    real_speech.bring_runs(tmp_path / "runs.tar.xz", other, trials)
-    found = sorted(path.relative_to(other / "runs").as_posix() for path in (other / "runs").rglob("*") if path.is_file())
-    assert found == [
-        "random-seed17/checkpoints/step-1/trained.safetensors",
-        "random-seed17/run.json",
-        "random-seed18/run.json",
-        "smallest-kappa-seed18/run.json",
-    ]
+        record = {"status": status, "schema_version": 1, "versions": {"torch": "2"}, "dtype": "bfloat16", **facts}
+        (folder / "runs" / name / "run.json").write_text(json.dumps(record))
+    archive.keep_runs(folder, folder / "kept/runs.tar.xz")
+    return folder / "kept/runs.tar.xz"
+
+
+TRIALS = [f"{arm}-seed{seed}" for seed in (17, 18, 19) for arm in ("smallest-kappa", "random")]
+# the random run of seed 19 hasn't ended
+KEPT = [(name, "running" if name == TRIALS[-1] else "finished") for name in TRIALS]
+
+
+def test_finished_runs_go_from_one_machine_to_another_by_whole_seeds(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    archive = importlib.import_module("run_archive")
+    kept, other = keep_made_runs(tmp_path / "one", *KEPT, initial_adaptor={"digest": "a"}), tmp_path / "other"
+    (other / "runs/random-seed17").mkdir(parents=True)
+    here = archive.Here({"torch": "2"}, "bfloat16", "b")
+    assert archive.bring_runs(kept, other, TRIALS, here) == ["smallest-kappa-seed18", "random-seed18"]
+    found = sorted(path.relative_to(other / "runs").as_posix() for path in other.rglob("*") if path.is_file())
+    assert found == ["random-seed18/run.json", "smallest-kappa-seed18/run.json"]
+
+
+def test_finished_runs_that_began_with_the_same_adaptor_go_by_themselves(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    archive = importlib.import_module("run_archive")
+    kept, other = keep_made_runs(tmp_path / "one", *KEPT, initial_adaptor={"digest": "a"}), tmp_path / "other"
+    (other / "runs/random-seed17").mkdir(parents=True)
+    brought = archive.bring_runs(kept, other, TRIALS, archive.Here({"torch": "2"}, "bfloat16", "a"))
+    assert brought == [name for name in TRIALS if name not in ("random-seed17", "random-seed19")]
+
+
+@pytest.mark.parametrize(("versions", "dtype"), [({"torch": "2.1"}, "bfloat16"), ({"torch": "2"}, "float32")])
+def test_finished_runs_that_would_not_compare_stay_behind(tmp_path, monkeypatch, versions, dtype):
+    """All trials would be trained for hours, and the comparison would refuse them at its end."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    archive = importlib.import_module("run_archive")
+    kept = keep_made_runs(tmp_path / "one", *KEPT, initial_adaptor={"digest": "a"})
+    assert archive.bring_runs(kept, tmp_path / "other", TRIALS, archive.Here(versions, dtype, "a")) == []
+    assert not (tmp_path / "other").exists()
 
 
 def test_an_alignment_is_read_off_at_each_checkpoint(home, train, tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ class RunFolder:
                 "seed": config.seed,
                 **facts,
                 "git_commit": _git_commit(),
-                "versions": {"python": platform.python_version(), **describe_versions(_PACKAGES)},
+                "versions": describe_software(),
                 "status": "running",
             },
         )
@@ -149,6 +149,11 @@ class RunFolder:
         content.pop("schema_version")
         content = restore_secrets(content, read_secrets(self.path))
         return RunConfig.model_validate_json(json.dumps(content))
+
+
+def describe_software() -> dict[str, str]:
+    """The versions of Python and of the packages that a run computes with."""
+    return {"python": platform.python_version(), **describe_versions(_PACKAGES)}
 
 
 def _write_secrets(path: Path, secrets: Mapping[str, str]) -> None:

@@ -64,6 +64,8 @@ class _Pieces:
 
 def read_pieces(folder: Path, target: Path) -> None:
     """Unpack all pieces in `folder` into `target`. Exits with the names of those that are missing or have other bytes."""
+    if not (folder / MANIFEST).exists():
+        raise SystemExit(f"{folder} has no {MANIFEST}. Send it with the pieces.")
     described = read_json(folder / MANIFEST, schema_version=SCHEMA_VERSION)["pieces"]
     paths = [folder / piece["name"] for piece in described]
     if missing := [path.name for path in paths if not path.exists()]:

@@ -89,6 +89,9 @@ def test_a_missing_piece_and_a_damaged_one_are_named(pieces, tmp_path):
     made[1].unlink()
     with pytest.raises(SystemExit, match=rf"lacks 1 of {len(made)} pieces: piece-001"):
         pieces.read_pieces(tmp_path / "pieces", tmp_path / "there")
+    (tmp_path / "pieces/pieces.json").unlink()
+    with pytest.raises(SystemExit, match=r"pieces has no pieces\.json"):
+        pieces.read_pieces(tmp_path / "pieces", tmp_path / "there")
     assert not (tmp_path / "there").exists()
 
 

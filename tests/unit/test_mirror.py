@@ -12,6 +12,7 @@ PACKAGE = TESTS.parent / "pipeline/kappaspeech"
 # Tested through commands, runs or a module beside them alone. A module that gets a test of its own leaves this list.
 THROUGH_OTHERS = {
     "colours",
+    "commands.best_step",
     "commands.compare",
     "commands.config",
     "commands.demo",

@@ -314,7 +314,8 @@ before = peak_kilobytes()
 seconds = 1 + 19 * np.random.default_rng(0).random(count, dtype=np.float32)
 began = time.perf_counter()
 schedule = Schedule([DatasetLengths(seconds, np.arange(0, count, 1000), 1.0)], BatchBudget(16, 120.0, 8), seed=1)
-next(schedule.steps(900_000, hint=(1_000, 899_983)))
+_, plan = next(schedule.steps(900_000, hint=(1_000, 899_983)))
+assert len(plan) == 8, "a micro-batch is missing"
 print(json.dumps({"seconds_to_start": time.perf_counter() - began,
                   "megabytes": (peak_kilobytes() - before) / 1024}))
 """

@@ -2,7 +2,6 @@
 # make_environment EXTRAS: puts this repository, installed with those extras, first on PATH; installs again only if
 #   setup.py or the extras have changed. What pip says goes to install.log in the environment; returns pip's code.
 # find_installed_python: prints the interpreter that has this project's packages.
-# count_gpus: prints the number of GPUs that ranks here may use.
 
 find_python() {
   local candidate
@@ -49,25 +48,4 @@ find_installed_python() {
   echo "error: DeepSpeed isn't installed for ${PYTHON:-any Python on PATH}. Activate the environment that this project is in," \
     "or set PYTHON to its interpreter. pip install -e '$repository' installs it; bash launch/test.sh makes a .venv with it." >&2
   return 2
-}
-
-count_gpus() {
-  local gpus=0
-  case ${CUDA_VISIBLE_DEVICES-all} in
-    # they hide every GPU; the last is SLURM's
-    ''|-1|NoDevFiles) echo 0; return ;;
-  esac
-  if [ "${DS_ACCELERATOR:-}" != cpu ]; then
-    if command -v nvidia-smi >/dev/null 2>&1; then
-      # its word counts: a job that was given no GPU may see the host's device files
-      gpus=$( (nvidia-smi -L 2>/dev/null || true) | grep -c '^GPU' || true)
-    else
-      # a container may have GPUs without their driver's tools
-      gpus=$(find /dev -maxdepth 1 -name 'nvidia[0-9]*' | wc -l)
-    fi
-  fi
-  if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
-    gpus=$(tr , '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c . || true)
-  fi
-  echo "$gpus"
 }

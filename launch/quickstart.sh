@@ -60,7 +60,8 @@ say() { number=$((number + 1)); printf '\n[%d] %s (%s s)\n' "$number" "$*" "$SEC
 say "installing into ${VENV:-$repository/.venv}"
 make_environment demo
 num_ranks=2
-case $(count_gpus) in
+gpus=$(python -m kappaspeech.gpus)
+case $gpus in
   # as launch/train.sh does: DeepSpeed would warn each time that it found no GPU
   0) export DS_ACCELERATOR=cpu ;;
   # a GPU takes one rank

@@ -28,7 +28,7 @@ share_cores() {
   OMP_NUM_THREADS=${OMP_NUM_THREADS:-$("$PYTHON" -m kappaspeech.processors "$1")}
   export OMP_NUM_THREADS
 }
-gpus=$(count_gpus)
+gpus=$("$PYTHON" -m kappaspeech.gpus)
 if [ "$gpus" -gt 0 ]; then
   if [ "${NUM_RANKS:-1}" -gt "$gpus" ]; then
     echo "error: NUM_RANKS is $NUM_RANKS, and there are $gpus GPU(s) here, of which each takes one rank. Give a rank for each at" \

@@ -94,6 +94,7 @@ def make_stand_in(venv: Path, *, step_seconds: float) -> None:
         case "$*" in
           *socket*) echo 29500 ;;
           "-m kappaspeech.processors"*) echo 1 ;;
+          "-m kappaspeech.gpus") echo 0 ;;
         esac
         case "$*" in *run_dir=*) ;; *) exit 0 ;; esac
         echo "$*" >> "{venv}/trainings"

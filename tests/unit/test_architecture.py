@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.imports import imported
 from tests.patience import patience
 
 PACKAGE = Path(__file__).parents[2] / "pipeline/kappaspeech"
@@ -25,6 +26,7 @@ GROUND = {
     "colours",
     "progress",
     "processors",
+    "gpus",
     "host_memory",
     "allocator",
     "outside",
@@ -50,6 +52,7 @@ ARROWS = {
     "expert_names": set(),
     "progress": {"escaping"},
     "processors": set(),
+    "gpus": {"errors", "escaping"},
     "host_memory": set(),
     "allocator": {"package_versions"},
     "parenthood": set(),
@@ -131,17 +134,6 @@ def modules() -> list[Path]:
 
 def room(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
-
-
-def imported(path: Path) -> set[str]:
-    """Dotted names that a module imports, anywhere in it."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return names
 
 
 def dotted(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kappaspeech.commands.best_step import warn_of_best
 from kappaspeech.commands.local_ranks import start_ranks
 from kappaspeech.escaping import for_terminal
 
@@ -84,16 +85,6 @@ def evaluate(
     nproc: Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this host.")] = None,
 ) -> int:
     """Transcribe test speech, read text, answer tasks; write WER by language, perplexity, accuracy, and every hypothesis."""
-    from kappaspeech.needed_packages import need
-    from kappaspeech.speech.source import need_reader
-
-    need("kappaspeech evaluate", "jiwer", "soundfile", "soxr", "whisper")
-    if page:
-        need("--page", "jinja2")
-    if compounds:
-        need("--compounds", "kaldialign")
-    for shards in data or ():
-        need_reader(shards)
     wanted = _Wanted(
         step=step,
         data=data or [],
@@ -113,6 +104,7 @@ def evaluate(
         page=page,
         output=output,
     )
+    _check_packages(wanted)
     if nproc is not None:
         return start_ranks(nproc, "evaluate", {**asdict(wanted), "no_page": not page}, [model])
     from kappaspeech.ranks.start import start_cluster
@@ -121,6 +113,19 @@ def evaluate(
     _evaluate(cluster, model, wanted)
     cluster.close()
     return 0
+
+
+def _check_packages(wanted: _Wanted) -> None:
+    from kappaspeech.needed_packages import need
+    from kappaspeech.speech.source import need_reader
+
+    need("kappaspeech evaluate", "jiwer", "soundfile", "soxr", "whisper")
+    if wanted.page:
+        need("--page", "jinja2")
+    if wanted.compounds:
+        need("--compounds", "kaldialign")
+    for shards in wanted.data:
+        need_reader(shards)
 
 
 @dataclass(frozen=True)
@@ -189,12 +194,13 @@ def _prepare(cluster: Cluster, model: str, wanted: _Wanted) -> _Prepared:
         "max_new_tokens": wanted.max_new_tokens,
         "max_utterances": wanted.max_utterances,
     }
+    step = parse_step(wanted.step)
     target = find_target(
         model,
         data=wanted.data,
         text=wanted.text,
         tasks=wanted.tasks,
-        step=parse_step(wanted.step),
+        step=step,
         base=wanted.base,
         options={key: value for key, value in options.items() if value is not None},
         instruction=wanted.instruction,
@@ -203,6 +209,7 @@ def _prepare(cluster: Cluster, model: str, wanted: _Wanted) -> _Prepared:
     output = wanted.output or target.folder / EVALUATION_FILE
     if cluster.rank == 0:
         try_output(output)
+        warn_of_best(Path(model), step)
     against = None if wanted.against is None else read_hypotheses(wanted.against)
     if wanted.lm_eval:
         if cluster.world_size > 1:

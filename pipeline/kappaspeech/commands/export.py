@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kappaspeech.commands.best_step import warn_of_best
 from kappaspeech.escaping import for_terminal
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def export(
     try_folder(output)
     from kappaspeech.trained.opening import parse_step
 
-    for path in _write(run, output, parse_step(step), whole=whole, only=only, base=base):
+    chosen = parse_step(step)
+    warn_of_best(run, chosen)
+    for path in _write(run, output, chosen, whole=whole, only=only, base=base):
         print(for_terminal(str(path)))
 
 

@@ -13,7 +13,7 @@ def start_ranks(num_ranks: int, command: str, options: Mapping[str, object], arg
     """
     from kappaspeech.blas import pin_threads
     from kappaspeech.errors import ConfigError
-    from kappaspeech.launching.supervisor import count_gpus
+    from kappaspeech.gpus import count_gpus
     from kappaspeech.processors import share_cores
     from kappaspeech.ranks.workers import run_workers
 

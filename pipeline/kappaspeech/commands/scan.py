@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from kappaspeech.escaping import for_terminal
 
 if TYPE_CHECKING:
     from kappaspeech.ranks.cluster import Cluster
     from kappaspeech.scan.checkpoint import Checkpoint
+    from kappaspeech.scan.ranking import KappaRanking
 
 
 class Method(str, Enum):
@@ -28,6 +32,34 @@ class Backend(str, Enum):
 
     torch = "torch"
     mpi = "mpi"
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The arguments of a command line, by their names."""
+
+    model: str
+    output: Path
+    rtol: float
+    method: Method
+    workers: int | None
+    threads: int | None
+    backend: Backend
+    device: str | None
+    spectrum: Path | None
+    activations: Path | None
+    static: bool
+    journal: Path | None
+    no_journal: bool
+
+    def words(self) -> list[str]:
+        """The command line of each of the ranks that a scan starts itself as."""
+        from kappaspeech.commands.local_ranks import to_words
+
+        kept = ("output", "rtol", "device", "spectrum", "static", "journal", "no_journal")
+        options = {name: getattr(self, name) for name in kept}
+        # a model's name may begin with a dash
+        return ["scan", *to_words({**options, "method": self.method.value, "threads": self.threads or 1}), "--", self.model]
 
 
 def scan(
@@ -67,99 +99,157 @@ def scan(
     Finished tensors are kept in a journal: a scan that was killed continues where it stopped.
     """
     began = time.monotonic()
-    from kappaspeech.blas import pin_threads
-    from kappaspeech.errors import InputError
-    from kappaspeech.escaping import for_terminal
-    from kappaspeech.needed_packages import need
-    from kappaspeech.ranks.agreement import agreement
-    from kappaspeech.ranks.cluster import SingleProcess
-    from kappaspeech.ranks.rendezvous import find_launch
-    from kappaspeech.ranks.start import start_cluster
-
-    if not 0 < rtol < 1:
-        raise InputError(f"--rtol is {rtol}; give a relative tolerance between 0 and 1, as 1e-6.")
-    if (threads is not None and threads < 1) or (workers is not None and workers < 1):
-        raise InputError("--threads and --workers are at least 1.")
-    if activations is not None:
-        _check_alone(is_plain=not (device or spectrum), workers=workers, journal=journal)
-    if backend is Backend.mpi:
-        need("--backend mpi", "mpi4py")
-    if activations is None or threads is not None:
-        pin_threads(os.environ, threads or 1)
-    from kappaspeech.outputs import try_output
-    from kappaspeech.scan.checkpoint import open_checkpoint
-    from kappaspeech.scan.journal import default_folder
-
-    is_alone = find_launch(os.environ).world_size == 1 and backend is Backend.torch
-    # ranks meet first: what one of them can't open must reach those that would wait for it
-    cluster = SingleProcess() if is_alone else start_cluster(backend=backend.value)
-    with agreement(cluster):
-        for path in (output, spectrum) if cluster.rank == 0 else ():
-            if path is not None:
-                try_output(path)
-        checkpoint = open_checkpoint(model)
-    if activations is not None:
-        return _scan_activations(checkpoint, activations, output, rtol=rtol, method=method.value, began=began)
-    if journal is None and not no_journal:
-        no_journal = not _can_keep_journal(cluster)
-    if is_alone:
-        from kappaspeech.ranks.workers import count_devices, run_workers
-
-        num_workers = workers or (count_devices(device) if device else _count_workers(checkpoint, threads or 1))
-        if num_workers > 1:
-            again = ["scan", f"--output={output}", f"--rtol={rtol}", f"--method={method.value}", f"--threads={threads or 1}"]
-            again += [f"--device={device}"] * bool(device) + [f"--spectrum={spectrum}"] * bool(spectrum)
-            again += ["--static"] * static + ["--no-journal"] * no_journal + ([f"--journal={journal}"] if journal else [])
-            # a model's name may begin with a dash
-            return run_workers([*again, "--", model], num_workers=num_workers)
-    from kappaspeech.allocator import keep_freed_memory
-    from kappaspeech.scan.stage import scan as run_scan
-    from kappaspeech.scan.summary import summarise_scan
-
-    if device is None:
-        # otherwise the pages of each block are given back and faulted in again, a quarter of the time
-        keep_freed_memory()
-    with agreement(cluster):
-        folder = None if no_journal else journal or default_folder(checkpoint)
-    ranking = run_scan(
-        checkpoint,
-        cluster=cluster,
+    wanted = _Wanted(
+        model=model,
+        output=output,
         rtol=rtol,
-        method=method.value,
-        is_static=static,
-        with_sigmas=spectrum is not None,
+        method=method,
+        workers=workers,
+        threads=threads,
+        backend=backend,
         device=device,
-        journal=folder,
-        shows_progress=True,
+        spectrum=spectrum,
+        activations=activations,
+        static=static,
+        journal=journal,
+        no_journal=no_journal,
     )
-    with agreement(cluster):
-        if cluster.rank == 0:
-            ranking.write(output)
-            if spectrum is not None:
-                ranking.write_spectra(spectrum)
-                print(for_terminal(str(spectrum)))
-            for line in summarise_scan(ranking, output, seconds=time.monotonic() - began):
-                print(for_terminal(line))
+    _check(wanted)
+    _pin(wanted)
+    from kappaspeech.ranks.workers import run_workers
+
+    cluster, checkpoint = _meet(wanted)
+    if activations is not None:
+        ranking = _rank_by_activations(checkpoint, activations, wanted)
+    else:
+        wanted = _settle_journal(cluster, wanted)
+        num_workers = _count_workers(checkpoint, wanted)
+        if num_workers > 1:
+            return run_workers(wanted.words(), num_workers=num_workers)
+        ranking = _measure(cluster, checkpoint, wanted)
+    _report(cluster, ranking, wanted, seconds=time.monotonic() - began)
     cluster.close()
     return 0
 
 
-def _count_workers(checkpoint: Checkpoint, num_threads: int) -> int:
-    """A process a core, or as many as the memory that is free is enough for; it says so if these are fewer."""
-    from kappaspeech.escaping import for_terminal
-    from kappaspeech.host_memory import free_memory_bytes
-    from kappaspeech.processors import count_cores
-    from kappaspeech.scan.matrices import list_matrices
-    from kappaspeech.scan.partition import fitting_processes
+def _check(wanted: _Wanted) -> None:
+    """Refuse values that no scan has, and options and launchers that --activations knows nothing of."""
+    from kappaspeech.errors import InputError
+    from kappaspeech.needed_packages import need
 
-    most, free = max(1, count_cores() // num_threads), free_memory_bytes()
-    fitting = fitting_processes([ref.shape for ref in list_matrices(checkpoint)[0]], most=most, free_bytes=free)
-    if fitting < most:
+    if not 0 < wanted.rtol < 1:
+        raise InputError(f"--rtol is {wanted.rtol}; give a relative tolerance between 0 and 1, as 1e-6.")
+    if any(number is not None and number < 1 for number in (wanted.threads, wanted.workers)):
+        raise InputError("--threads and --workers are at least 1.")
+    if wanted.activations is not None:
+        _check_alone(is_plain=not (wanted.device or wanted.spectrum), workers=wanted.workers, journal=wanted.journal)
+    if wanted.backend is Backend.mpi:
+        need("--backend mpi", "mpi4py")
+
+
+def _pin(wanted: _Wanted) -> None:
+    """Settle the number of BLAS's threads, before BLAS is loaded."""
+    from kappaspeech.blas import pin_threads
+
+    if wanted.activations is None or wanted.threads is not None:
+        pin_threads(os.environ, wanted.threads or 1)
+
+
+def _is_alone(wanted: _Wanted) -> bool:
+    from kappaspeech.ranks.rendezvous import find_launch
+
+    return wanted.backend is Backend.torch and find_launch(os.environ).world_size == 1
+
+
+def _meet(wanted: _Wanted) -> tuple[Cluster, Checkpoint]:
+    """The ranks, and the checkpoint on each. A collective."""
+    from kappaspeech.outputs import try_output
+    from kappaspeech.ranks.agreement import agreement
+    from kappaspeech.ranks.cluster import SingleProcess
+    from kappaspeech.ranks.start import start_cluster
+    from kappaspeech.scan.checkpoint import open_checkpoint
+
+    # ranks meet first: what one of them can't open must reach those that would wait for it
+    cluster = SingleProcess() if _is_alone(wanted) else start_cluster(backend=wanted.backend.value)
+    with agreement(cluster):
+        for path in (wanted.output, wanted.spectrum) if cluster.rank == 0 else ():
+            if path is not None:
+                try_output(path)
+        checkpoint = open_checkpoint(wanted.model)
+    return cluster, checkpoint
+
+
+def _settle_journal(cluster: Cluster, wanted: _Wanted) -> _Wanted:
+    """The same without a journal, if it would lie in a cache that a rank's user can't write into. A collective."""
+    from kappaspeech.scan.journal import find_fault
+
+    if wanted.journal is not None or wanted.no_journal:
+        return wanted
+    fault = find_fault(cluster)
+    if fault is not None and cluster.rank == 0:
+        told = f"no journal can be kept ({fault}): a scan that is killed begins again. --journal FOLDER keeps one elsewhere."
+        print(for_terminal(f"warning: {told}"), file=sys.stderr)
+    return replace(wanted, no_journal=fault is not None)
+
+
+def _count_workers(checkpoint: Checkpoint, wanted: _Wanted) -> int:
+    """The number of processes to start, 1 for none; it says so if memory is free for fewer than there are cores."""
+    from kappaspeech.ranks.workers import count_devices
+    from kappaspeech.scan.processes import count_processes
+
+    if not _is_alone(wanted):
+        return 1
+    if wanted.workers is not None:
+        return wanted.workers
+    if wanted.device is not None:
+        return count_devices(wanted.device)
+    processes = count_processes(checkpoint, num_threads=wanted.threads or 1)
+    if processes.fitting < processes.most:
         told = (
-            f"{fitting} of {most} possible processes: {free / 1e9:.1f} GB of memory are free for them (--workers says otherwise)"
+            f"{processes.fitting} of {processes.most} possible processes: {processes.free_bytes / 1e9:.1f} GB of memory are free"
         )
-        print(for_terminal(told), file=sys.stderr)
-    return fitting
+        print(for_terminal(f"{told} for them (--workers says otherwise)"), file=sys.stderr)
+    return processes.fitting
+
+
+def _measure(cluster: Cluster, checkpoint: Checkpoint, wanted: _Wanted) -> KappaRanking:
+    """The ranking, on every rank. A collective."""
+    from kappaspeech.allocator import keep_freed_memory
+    from kappaspeech.ranks.agreement import agreement
+    from kappaspeech.scan.journal import default_folder
+    from kappaspeech.scan.stage import scan as run_scan
+
+    if wanted.device is None:
+        # otherwise the pages of each block are given back and faulted in again, a quarter of the time
+        keep_freed_memory()
+    with agreement(cluster):
+        folder = None if wanted.no_journal else wanted.journal or default_folder(checkpoint)
+    return run_scan(
+        checkpoint,
+        cluster=cluster,
+        rtol=wanted.rtol,
+        method=wanted.method.value,
+        is_static=wanted.static,
+        with_sigmas=wanted.spectrum is not None,
+        device=wanted.device,
+        journal=folder,
+        shows_progress=True,
+    )
+
+
+def _report(cluster: Cluster, ranking: KappaRanking, wanted: _Wanted, *, seconds: float) -> None:
+    """Write what was measured, and print the summary. A collective; rank 0 does it."""
+    from kappaspeech.ranks.agreement import agreement
+    from kappaspeech.scan.summary import summarise_scan
+
+    with agreement(cluster):
+        if cluster.rank == 0:
+            ranking.write(wanted.output)
+            if wanted.spectrum is not None:
+                ranking.write_spectra(wanted.spectrum)
+                print(for_terminal(str(wanted.spectrum)))
+            for line in summarise_scan(ranking, wanted.output, seconds=seconds):
+                print(for_terminal(line))
 
 
 def _check_alone(*, is_plain: bool, workers: int | None, journal: Path | None) -> None:
@@ -179,36 +269,10 @@ def _check_alone(*, is_plain: bool, workers: int | None, journal: Path | None) -
     need("--activations", "transformers")
 
 
-def _can_keep_journal(cluster: Cluster) -> bool:
-    """Return whether every rank can write into its user's cache; if not, rank 0 says so. A collective."""
-    from kappaspeech.escaping import for_terminal
-    from kappaspeech.outside import describe
-    from kappaspeech.scan.journal import find_cache
-
-    fault = None
-    try:
-        find_cache()
-    except OSError as error:
-        fault = f"{error.filename}: {describe(error)}" if error.filename else describe(error)
-    fault = next((found for found in cluster.gather(fault) if found is not None), None)
-    if fault is not None and cluster.rank == 0:
-        told = f"no journal can be kept ({fault}): a scan that is killed begins again. --journal FOLDER keeps one elsewhere."
-        print(for_terminal(f"warning: {told}"), file=sys.stderr)
-    return fault is None
-
-
-def _scan_activations(
-    checkpoint: Checkpoint, text: Path, output: Path, *, rtol: float, method: Literal["auto", "svd"], began: float
-) -> int:
-    from kappaspeech.escaping import for_terminal
+def _rank_by_activations(checkpoint: Checkpoint, text: Path, wanted: _Wanted) -> KappaRanking:
     from kappaspeech.evaluation.forgetting import cut_windows, read_texts
     from kappaspeech.model.llm import load_tokenizer
     from kappaspeech.scan.activations import rank_by_activations
-    from kappaspeech.scan.summary import summarise_scan
 
     windows = cut_windows(load_tokenizer(checkpoint.where), read_texts(text))
-    ranking = rank_by_activations(checkpoint, windows, rtol=rtol, method=method, shows_progress=True)
-    ranking.write(output)
-    for line in summarise_scan(ranking, output, seconds=time.monotonic() - began):
-        print(for_terminal(line))
-    return 0
+    return rank_by_activations(checkpoint, windows, rtol=wanted.rtol, method=wanted.method.value, shows_progress=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kappaspeech.commands.best_step import warn_of_best
 from kappaspeech.commands.local_ranks import start_ranks
 from kappaspeech.commands.numbers import finite
 from kappaspeech.commands.transcript_output import Format, open_output
@@ -162,7 +163,9 @@ def _transcribe(
 def _pin(model: Path, step: str | None) -> Step:
     from kappaspeech.trained.opening import parse_step, pin_step
 
-    return pin_step(model, parse_step(step))
+    chosen = parse_step(step)
+    warn_of_best(model, chosen)
+    return pin_step(model, chosen)
 
 
 def _identify(model: Path, step: Step) -> str:

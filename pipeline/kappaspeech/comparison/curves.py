@@ -61,7 +61,7 @@ def draw_loss(axes: Any, arms: Sequence[Arm]) -> None:
         known = sorted(set.intersection(*(set(curve) for curve in curves)))
         means = [fmean(curve[step] for curve in curves) for step in known]
         steps = [step + 1 for step in known]
-        (line,) = axes.plot(steps, means, color=style.colour, linewidth=1.6)
+        (line,) = axes.plot(steps, means, style.line, color=style.colour, linewidth=1.6)
         style.mark(line)
         if means:
             ends.append((style, float(steps[-1]), means[-1]))
@@ -87,7 +87,9 @@ def draw_forgetting(axes: Any, arms: Sequence[Arm], *, language: str, key: str, 
                 continue
             xs, ys = zip(*points, strict=True)
             drawn += [(style, x, y) for x, y in points]
-            (line,) = axes.plot(xs, ys, color=style.colour, linewidth=1.0, alpha=0.6, marker=style.marker, markersize=3.5)
+            (line,) = axes.plot(
+                xs, ys, style.line, color=style.colour, linewidth=1.0, alpha=0.6, marker=style.marker, markersize=3.5
+            )
             (last,) = axes.plot(
                 xs[-1:], ys[-1:], style.marker, color=style.colour, markersize=8, markeredgecolor=PAPER, markeredgewidth=1.0
             )
@@ -168,7 +170,9 @@ def _draw_evaluations(
     for style, arm in _styled(arms):
         xs, rows = _aligned(arm, value, clock)
         middle = [fmean(row) for row in rows]
-        (line,) = axes.plot(xs, middle, color=style.colour, marker=style.marker, markeredgecolor=PAPER, markeredgewidth=0.6)
+        (line,) = axes.plot(
+            xs, middle, style.line, color=style.colour, marker=style.marker, markeredgecolor=PAPER, markeredgewidth=0.6
+        )
         style.mark(line)
         if len(arm.runs) > 1:
             band = axes.fill_between(

@@ -12,7 +12,7 @@ from kappaspeech.comparison.equal_wer import state_price
 from kappaspeech.comparison.maps import draw_drift, draw_kappas, draw_map
 from kappaspeech.comparison.runs import Arm
 from kappaspeech.comparison.tables import Cell, Table, has_several_rates, make_equal_table, make_tables
-from kappaspeech.comparison.theme import arm_variable, inline_svg, style_variables, themed
+from kappaspeech.comparison.theme import arm_background, inline_svg, style_variables, themed
 from kappaspeech.comparison.words import say_differences, say_verdict
 from kappaspeech.evaluation.markup import for_page, raw, render
 
@@ -53,7 +53,7 @@ def make_page(arms: Sequence[Arm], summary: Mapping[str, Any]) -> str:
         sentences=[*state_price(summary["equal"]), *say_differences(summary)],
         missing=list(summary["missing"].items()),
         arms=[arm.name for arm in arms],
-        colours=[arm_variable(number) for number in range(len(arms))],
+        signs=[arm_background(number) for number in range(len(arms))],
         tables=make_tables(summary),
         wer_figures=_wer_figures(arms),
         forgetting_figures=_forgetting(arms),

@@ -16,6 +16,8 @@ from kappaspeech.colours import FAINT, GRID, INK, PALETTE, PAPER
 from kappaspeech.escaping import for_picture
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# of the arms of each round of colours: matplotlib's line, and the share of a sign on the page that is coloured
+_ROUNDS = (("-", 1.0), ("--", 0.6), (":", 0.3), ("-.", 0.8))
 _DARK = {"ink": "#eceef0", "faint": "#a3abb3", "grid": "#33383d", "paper": "#16181a"}
 # The page's variables for the colours of a drawing, so that one drawing serves on light and on dark.
 _VARIABLES: Mapping[str, str] = {
@@ -32,7 +34,7 @@ _DECADE = 10.0
 
 @dataclass(frozen=True)
 class Style:
-    """One arm's colour, marker and label."""
+    """One arm's colour, marker, line and label: arms of one colour have other markers and other lines."""
 
     number: int
     name: str
@@ -49,12 +51,20 @@ class Style:
 
     @property
     def marker(self) -> str:
-        return MARKERS[self.number % len(MARKERS)]
+        return MARKERS[(self.number + self.number // len(PALETTE)) % len(MARKERS)]
+
+    @property
+    def line(self) -> str:
+        return _round_of(self.number)[0]
 
     def mark(self, *artists: Any) -> None:
         """Tell the page whose `artists` are, so that it can hide and show them."""
         for artist in artists:
             artist.set_gid(f"arm-{self.number}-{id(artist)}")
+
+
+def _round_of(number: int) -> tuple[str, float]:
+    return _ROUNDS[number // len(PALETTE) % len(_ROUNDS)]
 
 
 @contextmanager
@@ -128,22 +138,20 @@ def label_ends(axes: Any, ends: Sequence[tuple[Style, float, float]]) -> None:
             color=style.colour,
             va="center",
             annotation_clip=False,
-            # from the middle of the name's beginning, so that it crosses no other name
-            arrowprops={
-                "arrowstyle": "-",
-                "color": style.colour,
-                "linewidth": 0.7,
-                "shrinkA": 1,
-                "shrinkB": 3,
-                "relpos": (0, 0.5),
-            },
+            arrowprops=_leader(style),
         )
         style.mark(label, label.arrow_patch)
+
+
+def _leader(style: Style) -> dict[str, Any]:
+    """The line to a name, from the middle of its beginning, so that it crosses no other name."""
+    return {"arrowstyle": "-", "color": style.colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
 
 
 def label_points(axes: Any, points: Sequence[tuple[Style, float, float]]) -> None:
     """Name points (x, y in data) at their right, pushed apart if names would lie on each other."""
     low, high = axes.get_xlim()
+    bottom, top = axes.get_ylim()
     width = max((_SIGN_WIDTH * len(style.label) for style, *_ in points), default=0.0)
     # room at the right for the name of the last point
     axes.set_xlim(low, high * (high / low) ** width if axes.get_xscale() == "log" else high + width * (high - low))
@@ -156,9 +164,19 @@ def label_points(axes: Any, points: Sequence[tuple[Style, float, float]]) -> Non
     for column in columns:
         ordered = sorted(column, key=lambda item: item[3])
         heights = spread_out([_share(y, axes.get_ylim(), axes.get_yscale()) for *_, y in ordered], gap=_LABEL_GAP)
-        for (share, style, *_), height in zip(ordered, heights, strict=True):
-            at = (share + 0.025, height)
-            style.mark(axes.annotate(style.label, at, xycoords="axes fraction", color=style.colour, va="center"))
+        for (share, style, x, y), height in zip(ordered, heights, strict=True):
+            label = axes.annotate(
+                style.label,
+                xy=(x, min(max(y, bottom), top)),
+                xytext=(share + 0.025, height),
+                textcoords="axes fraction",
+                color=style.colour,
+                va="center",
+                annotation_clip=False,
+                # a name that was pushed away, of one of several arms of its colour, would be anybody's
+                arrowprops=_leader(style),
+            )
+            style.mark(label, label.arrow_patch)
 
 
 def _share(value: float, limits: tuple[float, float], scale: str) -> float:
@@ -232,6 +250,7 @@ def style_variables() -> str:
     return f":root{{{light_rules}}}@media (prefers-color-scheme:dark){{:root{{{dark_rules}}}}}"
 
 
-def arm_variable(number: int) -> str:
-    """The page's variable for an arm's colour."""
-    return f"var(--arm-{number % len(PALETTE)})"
+def arm_background(number: int) -> str:
+    """The sign of an arm on the page, as CSS: its colour, in stripes if its lines are broken."""
+    colour, share = f"var(--arm-{number % len(PALETTE)})", _round_of(number)[1]
+    return colour if share == 1 else f"repeating-linear-gradient(90deg,{colour} 0 {share / 3:.0%},transparent 0 33.4%)"

@@ -31,6 +31,7 @@ from kappaspeech.runs.contents import RECORD_FILE, STOP_FILE
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.runs.lease import look
 from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
+from kappaspeech.speech.feature_cache import explain_small
 from kappaspeech.speech.in_place import is_in_place
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.prompt import make_configured_prompt
@@ -77,6 +78,8 @@ def check_configuration(config: RunConfig, *, world_size: int, environment: Mapp
         findings += _try("data", partial(_check_text, Path(path)))
     for path in config.data.tasks.values():
         findings += _try("data", partial(_check_tasks, Path(path)))
+    if planners and config.data.feature_cache_dir is not None:
+        findings += _check_cache(config, planners[0])
     if config.replay is not None:
         findings += _try("data", lambda: _check_replay(config))
     if config.ewc is not None:
@@ -200,6 +203,17 @@ def _check_tasks(path: Path) -> list[Finding]:
     counts = {"questions": num_questions, "instructions": len(tasks) - num_questions}
     found = " and ".join(f"{count:,} {name}" for name, count in counts.items() if count)
     return [Finding("data", "ok", f"data.tasks: {path} has {found}")]
+
+
+def _check_cache(config: RunConfig, planner: Planner) -> list[Finding]:
+    """Check that the encoder states of the data find room, if the clips' lengths are known."""
+    if planner.state_bytes is None:
+        return []
+    told = explain_small(int(config.data.feature_cache_gb * 2**30), planner.state_bytes)
+    if told is None:
+        return [Finding("data", "ok", f"the encoder states of data.train take {_say_size(planner.state_bytes)} of the cache")]
+    remedy = f"Raise data.feature_cache_gb, if {config.data.feature_cache_dir} has room."
+    return [Finding("data", "warning", told, remedy)]
 
 
 def _check_replay(config: RunConfig) -> list[Finding]:

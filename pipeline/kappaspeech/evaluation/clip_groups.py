@@ -19,6 +19,7 @@ from kappaspeech.evaluation.transcribe import Transcriber
 from kappaspeech.evaluation.transcripts import Segment, Transcript
 from kappaspeech.ranks.agreement import agree
 from kappaspeech.ranks.cluster import Cluster
+from kappaspeech.speech.pauses import is_silence
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, cut_at_pauses
 
 # enough that batches are of like length, few enough that a kill costs little
@@ -106,7 +107,7 @@ def transcribe_clips(
             continue
         for piece in cut_at_pauses(waveform, longest_seconds=longest):
             # a model asked for the words of no sound makes some up
-            if piece.any():
+            if not is_silence(piece):
                 waiting.append(_Piece(number, lengths[number], AudioSample(clip.name, piece, "", clip.language, instruction)))
             lengths[number] += len(piece)
         if sum(len(piece.sample.waveform) for piece in waiting) > _MOST_WAITING_SECONDS * SAMPLE_RATE_HZ:

@@ -26,6 +26,9 @@ from kappaspeech.model.text_rows import pad_texts
 from kappaspeech.speech.prompt import SpeechPrompt, chat_ids, hot_word_ids, make_prompt
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, AudioSample, encoder_input
 
+# Of a user's hot words: attention to them costs each clip the square of their number. Trainings have 128 by default.
+MOST_HOT_TOKENS = 4096
+
 
 def _by_length(samples: Sequence[AudioSample], batch_size: int) -> list[list[int]]:
     """The samples' indices in batches of like length, the longest first: a batch that is too large for the memory fails first."""
@@ -77,8 +80,8 @@ class Transcriber:
     hot_words: tuple[str, ...] = ()
 
     def with_hot_words(self, words: Sequence[str]) -> Transcriber:
-        """This transcriber with `words` in every prompt. Raises `InputError` if the model's prompt names none, or the LLM
-        reads no prompt as long."""
+        """This transcriber with `words` in every prompt. Raises `InputError` if the model's prompt names none, if they are more
+        tokens than `MOST_HOT_TOKENS`, or if the LLM reads no prompt as long."""
         if words and not self.prompt.takes_hot_words:
             raise InputError(
                 "This model's prompt names no hot words: it was trained without data.hot_words. Leave --hot-words out."
@@ -86,6 +89,11 @@ class Transcriber:
         context = getattr(self.model.llm.config.get_text_config(), "max_position_embeddings", None)
         most_audio = -(-self.encoder.dims.max_states // self.model.adaptor.shape.stacking)
         num_hot = len(hot_word_ids(self.tokenizer, words))
+        if num_hot > MOST_HOT_TOKENS:
+            raise InputError(
+                f"--hot-words gives {len(words):,} words of {num_hot:,} tokens, which would stand before every clip; "
+                f"{MOST_HOT_TOKENS:,} tokens at most are taken. Give those alone that the recordings may hold."
+            )
         needed = self.prompt.count_tokens(num_hot) + most_audio
         if words and context is not None and needed >= context:
             raise InputError(

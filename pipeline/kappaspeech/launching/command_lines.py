@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kappaspeech.errors import ConfigError
+from kappaspeech.gpus import split_names
 
 # Every process of one start carries it: it distinguishes those that a failed start leaves behind from all others.
 MARK_VARIABLE = "KAPPASPEECH_LAUNCH"
@@ -30,8 +31,6 @@ FORWARDED_VARIABLES = (
 )
 # And those whose names begin so: torch's options of NCCL, and libfabric's, by which NCCL reaches other hosts on some clouds.
 _FORWARDED_PREFIXES = ("TORCH_NCCL_", "FI_")
-# Values of CUDA_VISIBLE_DEVICES that hide every GPU; the last is SLURM's.
-HIDDEN_GPUS = ("", "-1", "NoDevFiles")
 # The working folder of ranks on other hosts, if DeepSpeed can't be given it (`launch/train.sh` reads it).
 FOLDER_VARIABLE = "KAPPASPEECH_FOLDER"
 # Variables that DeepSpeed's launcher carries to other hosts, between double quotes in which a shell still expands these.
@@ -83,11 +82,6 @@ def choose_launcher(num_ranks: int, *, num_gpus: int, visible: str, port: int) -
         return (*unset, *deepspeed, "--include", f"localhost:{','.join(named[:num_ranks])}", *meeting)
     # names of GPUs or of parts of one, which DeepSpeed's launcher can't read
     return ("torchrun", "--standalone", "--nproc-per-node", str(num_ranks))
-
-
-def split_names(visible: str) -> list[str]:
-    """The GPUs that CUDA_VISIBLE_DEVICES names, by number or otherwise."""
-    return [name.strip() for name in visible.split(",") if name.strip()]
 
 
 def on_hosts(

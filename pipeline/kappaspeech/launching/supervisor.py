@@ -17,11 +17,11 @@ from pathlib import Path
 from kappaspeech.artefacts import write_private, write_text
 from kappaspeech.errors import ConfigError, InputError, TrainingError
 from kappaspeech.escaping import for_terminal
+from kappaspeech.gpus import count_for_training, count_gpus
 from kappaspeech.launching import remote
 from kappaspeech.launching.attempt import Attempt, Signals, run_attempt
 from kappaspeech.launching.command_lines import (
     FORWARDED_VARIABLES,
-    HIDDEN_GPUS,
     MARK_VARIABLE,
     CommandLine,
     carried_variables,
@@ -31,7 +31,6 @@ from kappaspeech.launching.command_lines import (
     on_hosts,
     on_this_host,
     path_word,
-    split_names,
     split_words,
     under_slurm,
 )
@@ -49,7 +48,6 @@ from kappaspeech.shipped import find_shipped
 
 FIRST_DELAY_SECONDS = 5.0
 LONGEST_DELAY_SECONDS = 300.0
-_DRIVER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -90,32 +88,6 @@ def find_script(name: str) -> str:
         raise ConfigError(f"launch/{name} is missing beside the package. Install kappaspeech again, or work in a clone.")
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
-def count_gpus() -> int:
-    """NVIDIA GPUs that ranks here may use, asked without loading torch: this host's, or those that CUDA_VISIBLE_DEVICES names.
-
-    Raises `TrainingError` if their driver hangs.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible in HIDDEN_GPUS:
-        return 0
-    here = _count_gpus_here()
-    return len(split_names(visible)) if here and visible else here
-
-
-def _count_gpus_here() -> int:
-    if shutil.which("nvidia-smi") is None:
-        # a container may have GPUs without their driver's tools
-        return len(list(Path("/dev").glob("nvidia[0-9]*")))
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_DRIVER_SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise TrainingError(
-            f"nvidia-smi hasn't answered on {socket.gethostname()} for {_DRIVER_SECONDS:.0f} s: the GPUs' driver hangs. Train on "
-            "another host, or on the processors with DS_ACCELERATOR=cpu."
-        ) from error
-    return sum(line.startswith("GPU") for line in done.stdout.splitlines())
 
 
 def prepare_start(request: Request, *, ask_hosts: bool) -> Start:
@@ -167,9 +139,8 @@ def prepare_start(request: Request, *, ask_hosts: bool) -> Start:
 
 
 def _choose_launcher(num_ranks: int) -> tuple[str, ...]:
-    num_gpus = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else count_gpus()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return choose_launcher(num_ranks, num_gpus=num_gpus, visible=visible, port=free_port())
+    return choose_launcher(num_ranks, num_gpus=count_for_training(), visible=visible, port=free_port())
 
 
 def _rank_variables(num_ranks: int, launcher: Sequence[str]) -> dict[str, str]:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from kappaspeech.config.deepspeed_config import read_deepspeed_config
 from kappaspeech.config.replay_config import MOST_MEASURED
 from kappaspeech.config.run_config import RunConfig
-from kappaspeech.errors import DataError
+from kappaspeech.errors import CheckpointError, DataError
 from kappaspeech.model.arithmetic import Arithmetic
 from kappaspeech.model.encoder import SpeechEncoder
 from kappaspeech.model.flops import speech_cost
+from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.planning.batches import BatchSizes, sizes_by_budget, sizes_by_lengths
 from kappaspeech.planning.buckets import leaves_frozen_to_memory, settle_buckets
@@ -28,6 +29,8 @@ from kappaspeech.planning.plan import Assumptions, Plan, make_plan
 from kappaspeech.planning.remedies import Remedy, find_remedies
 from kappaspeech.planning.sizes import measure_sizes
 from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
+from kappaspeech.speech.feature_cache import StateSize
+from kappaspeech.speech.prompt import make_configured_prompt
 from kappaspeech.speech.schedule import BatchBudget
 from kappaspeech.speech.source import is_remote
 from kappaspeech.speech.stream import make_budget
@@ -75,10 +78,17 @@ class Planner:
             clip_seconds = _read_clip_seconds(config)
         budget = make_budget(config.batch, prompt_tokens=prompt_tokens, seconds_per_position=self.sizes.seconds_per_audio_token)
         longest = min(config.batch.max_seconds, encoder.dims.max_seconds)
+        self.state_bytes = None if clip_seconds is None else self._count_state_bytes(clip_seconds, longest)
         self.batches = _cut_batches(budget, clip_seconds, max_seconds=longest, packs=model.packs)
         self._texts = measure_texts(config.data.text, has_tasks=bool(config.data.tasks))
         self._anchored_tokens = estimate_anchored(config) if anchored_tokens is None else anchored_tokens
         self._encoded_share = _share_encoded(config, clip_seconds, self.batches)
+
+    def _count_state_bytes(self, clip_seconds: Sequence[NDArray[np.float32]], max_seconds: float) -> int:
+        """The bytes of a cache of the encoder's states."""
+        sizes = self.sizes
+        size = StateSize(sizes.seconds_per_state, sizes.encoder_width * sizes.encoder_itemsize, max_seconds)
+        return size.count_bytes(clip_seconds)
 
     def find_products(self, arithmetic: Arithmetic, *, prompt_tokens: int, device_type: str) -> tuple[ModelProduct, ModelProduct]:
         """The LLM's and the encoder's products by which a device's rate is measured."""
@@ -149,6 +159,15 @@ def measure_texts(texts: Mapping[str, str], *, has_tasks: bool = False) -> TextL
         longest = max([longest, *(size // _BYTES_PER_TOKEN for size in sizes)])
         count += sum(-(-size // (_BYTES_PER_TOKEN * WINDOW_TOKENS)) for size in sizes)
     return TextLengths(min(longest, WINDOW_TOKENS), count)
+
+
+def count_prompt(config: RunConfig) -> int:
+    """The number of the prompt's tokens at most; an estimate if there is no tokenizer."""
+    try:
+        tokenizer = load_tokenizer(config.model.llm)
+    except CheckpointError:
+        return ASSUMED_PROMPT_TOKENS
+    return make_configured_prompt(tokenizer, config).most_tokens(config.data.train, hot=config.data.most_hot_tokens)
 
 
 def estimate_anchored(config: RunConfig) -> int:

@@ -20,9 +20,20 @@ if TYPE_CHECKING:
     from kappaspeech.config.run_config import RunConfig
     from kappaspeech.speech.loading import BadSample
 
-__all__ = ["RunLog", "StepRecord", "is_evaluation", "is_step", "is_transcript_step", "read_lines"]
+__all__ = [
+    "MOST_BEYOND_BUDGET",
+    "RunLog",
+    "StepRecord",
+    "is_distance",
+    "is_evaluation",
+    "is_step",
+    "is_transcript_step",
+    "read_lines",
+]
 
 Objective = Literal["alignment", "transcript"]
+# a distance from the base up to so many budgets keeps the budget: it is drawn back from beyond
+MOST_BEYOND_BUDGET = 1.1
 _log = make_logger(__name__)
 
 

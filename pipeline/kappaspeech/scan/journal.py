@@ -21,7 +21,8 @@ from typing import Any
 from kappaspeech.artefacts import digest_json
 from kappaspeech.errors import InputError
 from kappaspeech.escaping import make_logger
-from kappaspeech.outside import open_regular, parse_json
+from kappaspeech.outside import describe, open_regular, parse_json
+from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.scan.checkpoint import Checkpoint
 from kappaspeech.scan.matrices import MatrixRef
 from kappaspeech.scan.ranking import RankedMatrix
@@ -126,3 +127,13 @@ def find_cache() -> Path:
 def default_folder(checkpoint: Checkpoint) -> Path:
     """The folder in which scans of `checkpoint` find each other: the user's cache, by the checkpoint's digest."""
     return find_cache() / checkpoint.digest[:16]
+
+
+def find_fault(cluster: Cluster) -> str | None:
+    """The fault of the first rank that can't write into its user's cache; None if every rank can. A collective."""
+    fault = None
+    try:
+        find_cache()
+    except OSError as error:
+        fault = f"{error.filename}: {describe(error)}" if error.filename else describe(error)
+    return next((found for found in cluster.gather(fault) if found is not None), None)

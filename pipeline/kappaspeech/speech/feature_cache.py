@@ -86,6 +86,31 @@ def entry_name(entry: SampleEntry, stamp: ShardStamp, normalization: str) -> str
     return group_name(stamp, entry.language, normalization) + digest_json([known, part])[:_GROUP_DIGITS]
 
 
+@dataclass(frozen=True)
+class StateSize:
+    """The states of a second of audio, by the encoder that makes them, and the longest clip that is encoded."""
+
+    seconds_per_state: float
+    bytes_per_state: int
+    max_seconds: float
+
+    def count_bytes(self, seconds: Iterable[NDArray[np.float32]]) -> int:
+        """The bytes of the states of clips of these lengths, by data set."""
+        states = sum(float(np.ceil(np.minimum(part, self.max_seconds) / self.seconds_per_state).sum()) for part in seconds)
+        return int(states) * self.bytes_per_state
+
+
+def explain_small(limit_bytes: int, wanted_bytes: int) -> str | None:
+    """A sentence on a limit below what a training's data take; None if it isn't."""
+    if wanted_bytes <= limit_bytes:
+        return None
+    return (
+        f"data.feature_cache_gb is {limit_bytes / 2**30:.3g}, and the encoder states of data.train take about "
+        f"{wanted_bytes / 2**30:.3g}: at most {limit_bytes / wanted_bytes:.0%} of them are kept, and the others are computed "
+        "again in each epoch"
+    )
+
+
 class FeatureCache:
     """A cache that never grows past its limit: when it is full, what no present run asks for goes, the least recently used first.
 

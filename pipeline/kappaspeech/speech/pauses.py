@@ -19,6 +19,8 @@ _NOISE_QUANTILE, _SPEECH_QUANTILE = 0.05, 0.9
 # less than this between the two, and nothing tells speech from silence
 _LEAST_RANGE_DB = 6.0
 _FLOOR_POWER = 1e-10
+# Between one step of 16 bits, which Opus leaves of zeros, and two: no speech lies so low.
+_SILENT_PEAK = 1.5 * 2**-15
 
 
 def frame_decibels(waveform_T: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -26,6 +28,11 @@ def frame_decibels(waveform_T: NDArray[np.float32]) -> NDArray[np.float64]:
     frames = waveform_T[: len(waveform_T) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
     power_F = np.einsum("fs,fs->f", frames, frames, dtype=np.float64) / FRAME_SAMPLES
     return np.asarray(10 * np.log10(np.maximum(power_F, _FLOOR_POWER)))
+
+
+def is_silence(waveform_T: NDArray[np.float32]) -> bool:
+    """Return whether a recorder was muted: no sample is beyond what codecs and dither make of zeros, 87 dB below full scale."""
+    return not len(waveform_T) or bool(max(waveform_T.max(), -waveform_T.min()) <= _SILENT_PEAK)
 
 
 def find_cut(decibels_F: NDArray[np.float64]) -> int:

@@ -12,6 +12,7 @@ from kappaspeech.artefacts import read_json
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import CheckpointError, InputError
 from kappaspeech.evaluation.transcribe import Transcriber
+from kappaspeech.json_lines import Record, read_lines
 from kappaspeech.model.adaptor import AdaptorShape
 from kappaspeech.model.encoder import load_encoder
 from kappaspeech.model.llm import load_tokenizer
@@ -22,8 +23,9 @@ from kappaspeech.model.speech_llm import SpeechLLM
 from kappaspeech.model.trained import find_base, load_trained_model
 from kappaspeech.runs.best import read_best
 from kappaspeech.runs.checkpoints import checkpoints_by_step, find_weights, read_state
-from kappaspeech.runs.contents import RECORD_FILE, step_of
+from kappaspeech.runs.contents import DISTANCES_FILE, RECORD_FILE, step_of
 from kappaspeech.runs.folder import RunFolder
+from kappaspeech.runs.records import MOST_BEYOND_BUDGET, is_distance
 from kappaspeech.trained.arithmetic import UseArithmetic, keep_attention
 from kappaspeech.trained.difference import ADAPTOR_FILE, SCHEMA_VERSION, SPEECH_FILE, TRAINED_FILE, Difference, SpeechParts
 from kappaspeech.trained.whole_opening import LoadedParts, is_whole, load_whole
@@ -119,6 +121,29 @@ def open_run(path: Path, *, step: Step = None) -> TrainedRun:
         raise CheckpointError(f"{path} has no checkpoint of step {wanted}; it has {', '.join(map(str, sorted(states)))}.")
     state = read_state(states[wanted])
     return TrainedRun(path, config, record, states[wanted], wanted, float(state["train_seconds"]))
+
+
+def explain_best(path: Path, step: Step) -> str | None:
+    """A sentence for whoever chooses a run's best checkpoint, if that was saved while the LLM was further from its base than the
+    run's forgetting budget: it is the one of lowest WER, wherever the LLM was. None if there is nothing to say."""
+    if step != "best" or not (path / RECORD_FILE).exists():
+        return None
+    chosen = open_run(path, step=step).step
+    distances = read_lines(path / DISTANCES_FILE, is_record=is_distance)
+    known = [record for record in distances if record["step"] <= chosen]
+    if not known or not _is_beyond(known[-1]):
+        return None
+    told = (
+        f"The best checkpoint of {path} by WER, of step {chosen}, was saved {known[-1]['kl_nats']:.3g} nats a token from the "
+        f"base, beyond the run's budget of {known[-1]['budget_nats']:g}."
+    )
+    last = max(checkpoints_by_step(RunFolder(path).checkpoints))
+    kept = [record for record in distances if record["step"] <= last][-1]
+    return told if _is_beyond(kept) else f"{told} The last one keeps it: leave --step out."
+
+
+def _is_beyond(distance: Record) -> bool:
+    return bool(distance["kl_nats"] > MOST_BEYOND_BUDGET * distance["budget_nats"])
 
 
 def pin_step(path: Path, step: Step) -> Step:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import TrainingError
 from kappaspeech.ranks.agreement import agreement
-from kappaspeech.runs.records import RunLog
+from kappaspeech.runs.records import MOST_BEYOND_BUDGET, RunLog
 from kappaspeech.training.anchor import measure_distance
 from kappaspeech.training.anchor_weight import AnchorWeight
 from kappaspeech.training.cadence import Cadence
@@ -21,8 +21,8 @@ from kappaspeech.training.surroundings import Surroundings
 from kappaspeech.zero3.weight_swap import averaged_weights
 
 _NUM_MEASUREMENTS = 32
-# the LLM is drawn back from so far beyond its budget, to so near it, by so many moves at most
-_MOST_BEYOND, _NEAR_ENOUGH, _MOST_MOVES = 1.1, 0.05, 8
+# the LLM is drawn back to so near its budget, by so many moves at most
+_NEAR_ENOUGH, _MOST_MOVES = 0.05, 8
 
 
 class KeepBudget(Cadence):
@@ -67,7 +67,7 @@ class KeepBudget(Cadence):
                 "Lower optimizer.llm_learning_rate; the same command continues from the last checkpoint."
             )
         self._weight.steer(moved_nats)
-        if moved_nats > _MOST_BEYOND * self._budget_nats and (is_last or self._weight.is_futile):
+        if moved_nats > MOST_BEYOND_BUDGET * self._budget_nats and (is_last or self._weight.is_futile):
             distances = self._draw_back(distances)
         with agreement(self._around.cluster):
             if self._log is not None:

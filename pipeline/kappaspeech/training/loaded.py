@@ -13,6 +13,7 @@ from kappaspeech.config.run_config import RunConfig
 from kappaspeech.errors import DataError
 from kappaspeech.escaping import for_terminal
 from kappaspeech.evaluation.evaluate import TestSet, read_test_set
+from kappaspeech.model.encoder import SpeechEncoder
 from kappaspeech.model.kept_directions import find_still
 from kappaspeech.model.packed_rows import packed_otherwise
 from kappaspeech.ranks.agreement import agree, agreement
@@ -20,7 +21,7 @@ from kappaspeech.ranks.cluster import Cluster
 from kappaspeech.ranks.hosts import check_alike
 from kappaspeech.runs.contents import RECORD_FILE
 from kappaspeech.speech.corpus import Corpus, make_datasets, make_read_options
-from kappaspeech.speech.feature_cache import FeatureCacheOptions
+from kappaspeech.speech.feature_cache import FeatureCacheOptions, StateSize, explain_small
 from kappaspeech.speech.hot_words import HotWords, Vocabulary, read_vocabulary
 from kappaspeech.speech.overlap import find_overlap
 from kappaspeech.speech.stream import SpeechStream, make_budget, make_stream_options
@@ -82,8 +83,11 @@ def load(config: RunConfig, agreed: Agreed, around: Surroundings) -> Loaded:
         replay, measured = read_replay(config, assembly.tokenizer), read_measured(config, assembly.tokenizer)
         consolidated = read_consolidated(config, assembly.tokenizer)
         # only the first start warns
-        if around.is_writer and config.data.test and not (folder.path / RECORD_FILE).exists():
-            warn_of_overlap(config, stream)
+        if around.is_writer and not (folder.path / RECORD_FILE).exists():
+            if config.data.test:
+                warn_of_overlap(config, stream)
+            if cache is not None:
+                warn_of_small_cache(cache, assembly.encoder, stream, max_seconds=config.batch.max_seconds)
     if around.is_writer and still:
         told = f"warning: unfreeze.osf keeps every direction of {len(still)} tensor(s), which don't train (first: {still[0]})"
         print(for_terminal(told), file=sys.stderr, flush=True)
@@ -180,6 +184,15 @@ def feature_cache_options(
         "torch": torch.__version__,
     }
     return FeatureCacheOptions(data.feature_cache_dir, digest_json(made_of), int(data.feature_cache_gb * 2**30))
+
+
+def warn_of_small_cache(cache: FeatureCacheOptions, encoder: SpeechEncoder, stream: SpeechStream, *, max_seconds: float) -> None:
+    """Say on stderr that not all states find room: an epoch is then not much faster than without a cache."""
+    dims = encoder.dims
+    size = StateSize(dims.seconds_per_state, dims.width * encoder.dtype.itemsize, min(max_seconds, dims.max_seconds))
+    told = explain_small(cache.limit_bytes, size.count_bytes(corpus.lengths().seconds for corpus in stream.corpora))
+    if told is not None:
+        print(for_terminal(f"warning: {told}"), file=sys.stderr, flush=True)
 
 
 def _read_hot_words(config: RunConfig, cluster: Cluster) -> HotWords | None:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from kappaspeech.artefacts import digest_json
 from kappaspeech.config.replay_config import MOST_MEASURED
 from kappaspeech.config.run_config import RunConfig
-from kappaspeech.errors import ConfigError, DataError
+from kappaspeech.errors import ConfigError, DataError, InputError
 from kappaspeech.evaluation.forgetting import cut_windows, read_texts
+from kappaspeech.model.llm import load_tokenizer
 from kappaspeech.speech.overlap import plain_words
 
 # the schedule of speech has streams 0 and 1
@@ -111,6 +112,18 @@ def count_anchored(replay: Replay | None, measured: Mapping[str, Sequence[Sequen
         return 0
     pieces = [replay.pieces[place] for place in replay.reached(num_steps)]
     return sum(len(piece) - 1 for cut in (pieces, *measured.values()) for piece in cut)
+
+
+def foresee_anchored(config: RunConfig) -> int | None:
+    """The same before a run, 0 if no anchor holds it; None if the LLM's tokenizer or a text isn't here, or can't be used."""
+    if config.replay is None or not config.replay.anchor_weight:
+        return 0
+    try:
+        tokenizer = load_tokenizer(config.model.llm)
+        replay, measured = read_replay(config, tokenizer), read_measured(config, tokenizer)
+    except InputError:
+        return None
+    return count_anchored(replay, measured, num_steps=config.training.num_steps)
 
 
 def choose_evenly(pieces: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:

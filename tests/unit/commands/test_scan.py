@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kappaspeech import blas, host_memory, processors
+from kappaspeech import blas
 from kappaspeech.commands import main
 from kappaspeech.commands.scan import scan
 from kappaspeech.errors import CheckpointError, RankFailure
 from kappaspeech.ranks import start
+from kappaspeech.scan import processes
 from kappaspeech.scan.journal import find_cache
 from tests.rank_threads import RankThreads, together
 
@@ -56,8 +57,8 @@ def test_a_user_without_a_home_to_write_to_scans_without_a_journal(model, monkey
 
 
 def test_no_more_processes_are_started_than_memory_is_free_for(model, monkeypatch, capfd):
-    monkeypatch.setattr(processors, "count_cores", lambda: 64)
-    monkeypatch.setattr(host_memory, "free_memory_bytes", lambda: 60_000_000)
+    monkeypatch.setattr(processes, "count_cores", lambda: 64)
+    monkeypatch.setattr(processes, "free_memory_bytes", lambda: 60_000_000)
     assert main(["scan", str(model), "--output", str(model.parent / "ranking.json"), "--no-journal"]) == 0
     assert "1 of 64 possible processes: 0.1 GB of memory are free" in capfd.readouterr().err
 

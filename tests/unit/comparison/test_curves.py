@@ -4,9 +4,11 @@ import random
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from kappaspeech.comparison.curves import draw_forgetting, draw_loss, smooth, text_keys
+from kappaspeech.comparison.theme import Style, arm_background
 
 
 def test_a_smoothed_curve_begins_at_its_first_value_and_keeps_what_is_constant():
@@ -53,3 +55,41 @@ def test_the_loss_of_seeds_is_averaged_step_by_step_though_one_skipped_some():
     first, second = smooth(whole.losses), smooth(lacking.losses)
     assert list(line.get_xdata()) == [1, 3, 4]
     assert list(line.get_ydata()) == pytest.approx([4.0, (first[2] + second[1]) / 2, (first[3] + second[2]) / 2])
+
+
+def test_more_arms_than_colours_are_told_apart_by_their_lines_their_markers_and_their_signs():
+    """Beyond seven arms an experiment had two of one look."""
+    styles = [Style(number, f"arm {number}") for number in range(24)]
+    for looks in (
+        {(style.colour, style.line) for style in styles},
+        {(style.colour, style.marker) for style in styles},
+        {arm_background(style.number) for style in styles},
+    ):
+        assert len(looks) == len(styles)
+
+
+@pytest.mark.parametrize("figure", ["loss", "forgetting"])
+def test_twelve_arms_have_twelve_looks_in_a_drawing(figure):
+    records = [{"text": {"en": {"perplexity": 9.0 + rate}}, "wer": {"mean_wer": rate}} for rate in (0.5, 0.3)]
+    run = SimpleNamespace(losses=[4.0, 2.0], loss_steps=[0, 1], evaluations=records, last=records[-1])
+    arms = [SimpleNamespace(name=f"arm {number}", runs=[run]) for number in range(12)]
+    axes = Figure().subplots()
+    if figure == "loss":
+        draw_loss(axes, arms)
+    else:
+        draw_forgetting(axes, arms, language="en", key="perplexity", title="perplexity")
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 2]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 12
+
+
+def test_a_line_leads_from_each_last_point_to_its_name():
+    """Of arms of one colour a name that was pushed away could be the other's."""
+    records = [{"text": {"en": {"kl_nats": rate}}, "wer": {"mean_wer": rate}} for rate in (0.5, 0.3)]
+    arms = [SimpleNamespace(name=f"arm {n}", runs=[SimpleNamespace(evaluations=records, last=records[-1])]) for n in range(9)]
+    axes = Figure().subplots()
+    draw_forgetting(axes, arms, language="en", key="kl_nats", title="KL")
+    named = [label for label in axes.texts if label.get_text().startswith("arm ")]
+    assert len(named) == 9
+    for label in named:
+        assert label.xy == pytest.approx((0.3, 30))
+        assert label.arrow_patch.get_edgecolor() == pytest.approx(to_rgba(label.get_color()))

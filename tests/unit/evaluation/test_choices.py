@@ -11,10 +11,7 @@ from kappaspeech.errors import TrainingError
 from kappaspeech.evaluation import choice_items
 from kappaspeech.evaluation.choice_items import Item, cut_batches, digest_items, make_rows
 from kappaspeech.evaluation.choices import Picked, measure_choices, pick, score_batches
-from kappaspeech.model.adaptor import AdaptorShape
-from kappaspeech.model.llm import load_llm
-from kappaspeech.model.trained import find_base, load_trained_model
-from tests import tiny
+from kappaspeech.model.trained import find_base
 
 # of several lengths; one choice begins another; one question is empty
 ITEMS = [
@@ -22,16 +19,6 @@ ITEMS = [
     Item("öffne die", ("Tür", "Lampe"), 0, "nouns"),
     Item("", ("a green door", "a door green", "door"), 1, "nouns"),
 ]
-SHAPE = AdaptorShape(tiny.ENCODER_WIDTH, 32, 32, 4, 4, 0.0, 1.0)
-
-
-@pytest.fixture(scope="module")
-def trained(home):
-    """The base with two of its tensors changed."""
-    base = dict(load_llm(str(home / "llm"), dtype=torch.float32).named_parameters())
-    names = ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"]
-    changes = {f"llm.{name}": base[name].detach() + 0.3 * torch.randn_like(base[name]) for name in names}
-    return load_trained_model(str(home / "llm"), SHAPE, changes, dtype=torch.float32)
 
 
 def score_plainly(llm, tokenizer, items) -> dict[int, float]:

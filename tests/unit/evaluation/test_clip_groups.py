@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import random
 
 import numpy as np
 import pytest
+import soundfile as sf
 
 from kappaspeech.errors import DataError
 from kappaspeech.evaluation.clip_groups import in_rounds, make_groups, transcribe_clips, without_first
 from kappaspeech.evaluation.clips import Clip
 from kappaspeech.evaluation.transcripts import Transcript
-from kappaspeech.speech.samples import SAMPLE_RATE_HZ, cut_at_pauses
+from kappaspeech.speech.samples import SAMPLE_RATE_HZ, cut_at_pauses, decode
 from tests.rank_threads import RankThreads, together
 from tests.unit.evaluation.test_decoding import build
 
@@ -120,9 +122,22 @@ def test_texts_are_those_of_each_clip_alone_and_a_broken_one_stops_nothing(trans
     assert longest == pytest.approx([max(p.end_seconds - p.start_seconds for item in found for p in item.segments)])
 
 
-def test_digital_silence_within_a_clip_has_no_words(transcriber):
-    sound = read(noise("abc", 1.2))
-    gap = np.zeros(4 * SAMPLE_RATE_HZ, dtype=np.float32)
+def zeros() -> np.ndarray:
+    return np.zeros(4 * SAMPLE_RATE_HZ, dtype=np.float32)
+
+
+def through_opus() -> np.ndarray:
+    """Silence as Opus gives it back, in which some samples are one step of 16 bits."""
+    with io.BytesIO() as file:
+        sf.write(file, np.concatenate([read(noise("abc", 1.0)), zeros(), zeros()]), SAMPLE_RATE_HZ, format="OGG", subtype="OPUS")
+        heard = decode(file.getvalue())[2 * SAMPLE_RATE_HZ :][: 4 * SAMPLE_RATE_HZ]
+    assert heard.any()
+    return heard
+
+
+@pytest.mark.parametrize("silence", [zeros, through_opus])
+def test_digital_silence_within_a_clip_has_no_words(transcriber, silence):
+    sound, gap = read(noise("abc", 1.2)), silence()
     clip = Clip("gap", np.concatenate([sound, gap, sound]), 6.4, "en")
     (found,) = transcribe_clips([clip], transcriber, read=read, longest_seconds=1.5)
     heard = {piece for part in found.segments for piece in (part.start_seconds, part.end_seconds)}

@@ -56,6 +56,16 @@ def test_more_hot_words_than_the_llm_can_read_are_refused(transcriber):
         naming.with_hot_words([f"word{number}" for number in range(400)])
 
 
+def test_hot_words_that_would_take_minutes_a_clip_are_refused_whatever_the_llm_reads(home):
+    """10,000 of them kept two processors and a tiny LLM busy for more than two minutes with two clips."""
+    transcriber = build(home, scale=1)
+    transcriber.model.llm.config.max_position_embeddings = 1 << 20
+    naming = replace(transcriber, prompt=make_prompt(transcriber.tokenizer, "Write. {audio}", hot_words=True))
+    with pytest.raises(InputError, match=r"gives 10,000 words of [\d,]+ tokens.*4,096 tokens at most are taken"):
+        naming.with_hot_words([f"lamp {number}" for number in range(10_000)])
+    assert len(naming.with_hot_words(["lamp"] * 500).hot_words) == 500
+
+
 def test_the_head_is_given_one_block_for_it_would_be_copied_for_every_row(transcriber, samples):
     blocks = []
     head = transcriber.model.llm.get_output_embeddings()

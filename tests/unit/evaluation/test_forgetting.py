@@ -18,13 +18,9 @@ from kappaspeech.evaluation.forgetting import (
     relative_change,
     score_windows,
 )
-from kappaspeech.model.adaptor import AdaptorShape
-from kappaspeech.model.llm import load_llm
 from kappaspeech.model.trained import find_base, load_trained_model
-from tests import tiny
 
 TEXTS = ["turn the red lamp on", "öffne die Tür", "x", "a green door and a kitchen garden"]
-SHAPE = AdaptorShape(tiny.ENCODER_WIDTH, 32, 32, 4, 4, 0.0, 1.0)
 
 
 def score_texts(llm, tokenizer, texts, *, base=None) -> TextScore:
@@ -66,15 +62,6 @@ def test_drift_is_a_relative_distance_where_there_is_one():
     assert relative_change(torch.zeros(2), torch.ones(2)) is None
 
 
-@pytest.fixture(scope="module")
-def trained(home):
-    """The base with two of its tensors changed."""
-    base = dict(load_llm(str(home / "llm"), dtype=torch.float32).named_parameters())
-    names = ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"]
-    changes = {f"llm.{name}": base[name].detach() + 0.3 * torch.randn_like(base[name]) for name in names}
-    return load_trained_model(str(home / "llm"), SHAPE, changes, dtype=torch.float32)
-
-
 def test_the_distance_to_the_base_is_that_between_two_models(llm, tokenizer, trained):
     score = score_texts(trained.llm, tokenizer, TEXTS, base=find_base(trained))
     expected = 0.0
@@ -104,9 +91,9 @@ def test_the_distance_does_not_depend_on_how_many_logits_are_held(tokenizer, tra
     assert score_texts(trained.llm, tokenizer, TEXTS, base=find_base(trained)) == whole
 
 
-def test_a_model_of_which_only_the_adaptor_was_trained_is_at_no_distance(home, tokenizer):
+def test_a_model_of_which_only_the_adaptor_was_trained_is_at_no_distance(home, tokenizer, adaptor_shape):
     adaptor = {"adaptor.to_llm.bias": torch.ones(32)}
-    model = load_trained_model(str(home / "llm"), SHAPE, adaptor, dtype=torch.float32)
+    model = load_trained_model(str(home / "llm"), adaptor_shape, adaptor, dtype=torch.float32)
     assert score_texts(model.llm, tokenizer, TEXTS, base=find_base(model)).kl_nats_sum == 0
 
 

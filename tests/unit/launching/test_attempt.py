@@ -191,36 +191,3 @@ def test_the_leftovers_script_needs_nothing_of_this_project(tmp_path):
     )
     assert done.stdout.strip() == "1"
     assert process.wait(timeout=patience(5)) == -signal.SIGKILL
-
-
-def test_a_driver_that_hangs_is_told_and_not_taken_for_a_host_without_gpus(tmp_path, monkeypatch):
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(supervisor, "_DRIVER_SECONDS", 0.2)
-    with pytest.raises(TrainingError, match=r"nvidia-smi hasn't answered on .*: the GPUs' driver hangs"):
-        supervisor.count_gpus()
-
-
-@pytest.mark.parametrize(
-    "visible, driver, count",
-    [
-        (None, "GPU 0\\nGPU 1\\nGPU 2\\n", 3),
-        ("4,6", "GPU 0\\nGPU 1\\nGPU 2\\n", 2),
-        ("MIG-7", "GPU 0\\n", 1),
-        ("", "GPU 0\\n", 0),
-        ("-1", "GPU 0\\n", 0),
-        # SLURM's, of a job that asked for none
-        ("NoDevFiles", "GPU 0\\n", 0),
-        ("0", "No devices found.\\n", 0),
-    ],
-)
-def test_gpus_are_counted_that_may_be_used(tmp_path, monkeypatch, visible, driver, count):
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{driver}'\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert supervisor.count_gpus() == count

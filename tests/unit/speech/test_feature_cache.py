@@ -12,7 +12,15 @@ import torch
 
 from kappaspeech.errors import DataError
 from kappaspeech.speech.corpus import Corpus, SpeechDataset
-from kappaspeech.speech.feature_cache import CachedClip, FeatureCache, FeatureCacheOptions, entry_name, from_bits, to_bits
+from kappaspeech.speech.feature_cache import (
+    CachedClip,
+    FeatureCache,
+    FeatureCacheOptions,
+    StateSize,
+    entry_name,
+    from_bits,
+    to_bits,
+)
 from kappaspeech.speech.loader_pool import LoaderPool
 from kappaspeech.speech.loading import BadSample, LoadedSample, Loader, LoadOptions
 from kappaspeech.speech.sample_reader import SampleRef
@@ -20,7 +28,7 @@ from kappaspeech.speech.shard_indexing import index_shard
 from kappaspeech.speech.shards import SampleEntry, ShardStamp, write_index
 from kappaspeech.speech.source import ReadOptions
 from kappaspeech.speech.table import SampleTable, write_merged
-from tests import speech_files
+from tests import speech_files, tiny
 from tests.speech_files import details, make_tar
 from tests.web import FaultyServer
 
@@ -297,3 +305,45 @@ def test_a_shard_that_is_there_and_can_not_be_read_is_no_shard_that_is_gone(tmp_
     (tmp_path / "folder.tar").mkdir()
     with pytest.raises(DataError, match="no regular file"):
         load(tmp_path, SampleRef(str(tmp_path / "folder.tar"), ENTRY, cache_name=NAME))
+
+
+def test_data_whose_states_are_more_than_the_cache_takes_are_told_to_doctor_and_train(home, tmp_path, capsys):
+    """They were encoded again in each epoch, and nobody said so."""
+    from kappaspeech.config.run_config import read_run_config
+    from kappaspeech.diagnosis.configuration import check_configuration
+    from kappaspeech.model.encoder import load_encoder
+    from kappaspeech.speech.corpus import make_datasets
+    from kappaspeech.speech.schedule import BatchBudget
+    from kappaspeech.speech.stream import SpeechStream
+    from kappaspeech.training.loaded import warn_of_small_cache
+
+    found = {}
+    for gigabytes in (1.0, 1e-5):
+        changes = {"data__feature_cache_dir": str(tmp_path / "cache"), "data__feature_cache_gb": gigabytes}
+        path = tiny.write_config(tmp_path / "c.yaml", home, tmp_path / "run", **changes)
+        config = read_run_config(path)
+        findings = check_configuration(config, world_size=1, environment={})
+        (found[gigabytes],) = [item for item in findings if "encoder states of data.train" in item.found]
+        stream = SpeechStream(
+            make_datasets(config.data.train),
+            tokenizer=None,
+            num_mels=80,
+            budget=BatchBudget(3, 20.0, 1),
+            max_seconds=20.0,
+            seed=1,
+            rank=0,
+            world_size=1,
+        )
+        encoder = load_encoder(str(home / "whisper.pt"), pad_to_30s=False, dtype=torch.float32)
+        kept = options(tmp_path / "cache", limit=int(gigabytes * 2**30))
+        warn_of_small_cache(kept, encoder, stream, max_seconds=config.batch.max_seconds)
+    assert [item.status for item in found.values()] == ["ok", "warning"]
+    assert "Raise data.feature_cache_gb" in found[1e-5].remedy
+    said = capsys.readouterr().err
+    assert said.count("warning: data.feature_cache_gb is 1e-05, and the encoder states of data.train take about ") == 1
+
+
+def test_the_size_of_states_is_that_of_the_longest_clips_that_are_encoded():
+    size = StateSize(seconds_per_state=0.02, bytes_per_state=8, max_seconds=1.0)
+    lengths = np.array([0.5, 0.51, 7.0], dtype=np.float32)
+    assert size.count_bytes([lengths, lengths[:1]]) == 8 * (25 + 26 + 50 + 25)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kappaspeech.speech.pauses import FRAME_SAMPLES, find_cut, frame_decibels
+from kappaspeech.speech.pauses import FRAME_SAMPLES, find_cut, frame_decibels, is_silence
 from kappaspeech.speech.samples import SAMPLE_RATE_HZ, cut_at_pauses, read_recording
 
 RATE = SAMPLE_RATE_HZ
@@ -99,3 +99,15 @@ def trimmed(waveform: np.ndarray) -> np.ndarray:
     """A sentence without the silence around it."""
     loud = np.flatnonzero(np.abs(waveform) > 0.05 * np.abs(waveform).max())
     return waveform[loud[0] : loud[-1] + 1]
+
+
+def test_silence_is_what_dither_makes_of_zeros_and_no_quiet_sound_is():
+    step, second = 2**-15, np.zeros(SAMPLE_RATE_HZ, dtype=np.float32)
+    dithered = np.random.default_rng(0).integers(-1, 2, SAMPLE_RATE_HZ).astype(np.float32) * step
+    assert is_silence(second)
+    assert is_silence(second[:0])
+    assert is_silence(dithered)
+    for sample in (2 * step, -2 * step, np.nan):
+        heard = second.copy()
+        heard[7] = sample
+        assert not is_silence(heard)

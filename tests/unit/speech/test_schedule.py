@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,29 +94,14 @@ def test_like_lengths_share_a_micro_batch():
 
 
 @pytest.mark.slow
-def test_ten_million_samples_are_planned_at_once_in_little_memory():
+def test_ten_million_samples_are_planned_at_once_in_little_memory(monkeypatch):
     """In a process of its own: what it takes beyond the interpreter and numpy is the schedule's."""
-    program = """
-import time
-import numpy as np
-from kappaspeech.speech.schedule import BatchBudget, DatasetLengths, Schedule
-def peak_kilobytes():
-    # of this program alone: ru_maxrss counts what was there before it started
-    return int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
-count = 10_000_000
-before = peak_kilobytes()
-seconds = 1 + 19 * np.random.default_rng(0).random(count, dtype=np.float32)
-began = time.perf_counter()
-schedule = Schedule([DatasetLengths(seconds, np.arange(0, count, 1000), 1.0)], BatchBudget(16, 120.0, 8), seed=1)
-late = schedule.steps(900_000, hint=(1_000, 900_000 - 17))
-hint, plan = next(late)
-print(time.perf_counter() - began, peak_kilobytes() - before, len(plan))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    seconds, kilobytes, num_micro_batches = map(float, done.stdout.split())
-    assert seconds < 1
-    assert kilobytes < 200_000
-    assert num_micro_batches == 8
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
+    from stream import plan_ten_million
+
+    measured = plan_ten_million()
+    assert measured["seconds_to_start"] < 1
+    assert measured["megabytes"] < 200
 
 
 @settings(max_examples=60, deadline=None)

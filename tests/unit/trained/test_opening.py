@@ -20,7 +20,7 @@ from kappaspeech.trained.arithmetic import UseArithmetic
 from kappaspeech.trained.card import make_card
 from kappaspeech.trained.difference import SpeechParts
 from kappaspeech.trained.export import export, export_adaptor, export_difference
-from kappaspeech.trained.opening import TrainedRun, choose_device, open_transcriber, pin_step
+from kappaspeech.trained.opening import TrainedRun, choose_device, explain_best, open_transcriber, pin_step
 from kappaspeech.trained.target import find_target
 from tests.made_exports import make_export
 from tests.made_runs import make_run
@@ -196,3 +196,27 @@ def test_the_last_checkpoint_stays_the_one_that_it_was_when_it_was_chosen(one_ra
     assert last.name.endswith(f"{chosen:06d}")
     shutil.copytree(last, last.with_name("step-000099"))
     assert (pin_step(run, None), pin_step(run, chosen)) == (99, chosen)
+
+
+def write_distances(run: Path, *distances: tuple[int, float]) -> None:
+    lines = [json.dumps({"step": step, "kl_nats": nats, "budget_nats": 0.2}) for step, nats in distances]
+    (run / "distances.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_a_best_checkpoint_beyond_the_forgetting_budget_is_called_so(one_rank, tmp_path, capsys):
+    """The best by WER may be one from before the LLM was drawn back to its budget."""
+    run = shutil.copytree(one_rank, tmp_path / "run")
+    best, last = pin_step(run, "best"), pin_step(run, None)
+    shutil.copytree(run / f"checkpoints/step-{last:06d}", run / f"checkpoints/step-{last + 5:06d}")
+    write_distances(run, (best, 0.5), (last + 5, 0.19))
+    words = ["export", str(run), "--only", "adaptor", "--step"]
+    assert main([*words, "best", str(tmp_path / "one")]) == 0
+    said = capsys.readouterr().err
+    assert f"warning: The best checkpoint of {run} by WER, of step {best}, was saved 0.5 nats a token from the base" in said
+    assert "beyond the run's budget of 0.2. The last one keeps it: leave --step out." in said
+    assert main([*words, str(best), str(tmp_path / "two")]) == 0
+    write_distances(run, (best, 0.21), (last + 5, 0.5))
+    assert main([*words, "best", str(tmp_path / "three")]) == 0
+    assert "budget" not in capsys.readouterr().err
+    write_distances(run, (best, 0.5))
+    assert "leave --step out" not in str(explain_best(run, "best"))

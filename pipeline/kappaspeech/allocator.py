@@ -1,4 +1,4 @@
-"""Allocators, set before they are used: the C library's for processors, torch's for GPUs."""
+"""Allocators, set before they are used: the C library's for processors, torch's for GPUs; and what oneDNN keeps."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ _NEVER = 2**31 - 1
 _TOP_PAD_BYTES = 64 << 20
 # the first is what every torch from 2.6 on reads, before the second
 _CUDA_OPTIONS, _OPTIONS = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
+# oneDNN's, and that of the layer between it and torch: each keeps 1,024 by default
+_PRIMITIVE_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+_NUM_PRIMITIVES = "64"
 # builds of torch without CUDA, whose versions end so
 _NOT_CUDA = ("+cpu", "+rocm", "+xpu")
 
@@ -44,3 +47,13 @@ def expand_segments(variables: MutableMapping[str, str]) -> None:
     is_cuda = not any(build in (find_version("torch") or "") for build in _NOT_CUDA)
     if sys.platform == "linux" and is_cuda and _CUDA_OPTIONS not in variables and _OPTIONS not in variables:
         variables[_CUDA_OPTIONS] = "expandable_segments:True"
+
+
+def keep_few_primitives(variables: MutableMapping[str, str]) -> None:
+    """Have oneDNN keep the products of the last shapes alone, unless `variables` say how many. Call it before torch is loaded.
+
+    It prepares a product for each new shape and keeps it, half a megabyte each. Batches of any length bring new shapes in each
+    step, which seldom come back; what is kept of them lies between freed blocks, which no large tensor fits any more.
+    """
+    for name in _PRIMITIVE_CACHES:
+        variables.setdefault(name, _NUM_PRIMITIVES)

@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from kappaspeech import allocator
-from kappaspeech.allocator import expand_segments, keep_freed_memory
+from kappaspeech.allocator import expand_segments, keep_few_primitives, keep_freed_memory
 from kappaspeech.commands import main
 from tests.conftest import clean_environment
 from tests.patience import patience
 
 BLOCK_BYTES = 64 << 20
+ROOT = Path(__file__).parents[2]
 
 
 def held_after_a_block_was_freed(keeps: bool) -> int:
@@ -84,7 +85,8 @@ def test_segments_grow_where_torch_has_it_and_the_user_says_nothing_else(monkeyp
     assert variables.keys() - {"PYTORCH_CUDA_ALLOC_CONF"} == given.keys() - {"PYTORCH_CUDA_ALLOC_CONF"}
 
 
-def test_a_training_sets_it_before_torch_is_loaded():
+@pytest.mark.parametrize("name", ["expand_segments", "keep_few_primitives"])
+def test_a_training_sets_it_before_torch_is_loaded(name):
     code = (
         "import importlib, os, sys\n"
         "from kappaspeech import allocator\n"
@@ -92,10 +94,57 @@ def test_a_training_sets_it_before_torch_is_loaded():
         "def show(variables):\n"
         "    print(variables is os.environ, 'torch' in sys.modules)\n"
         "    sys.exit(0)\n"
-        "allocator.expand_segments = show\n"
+        f"allocator.{name} = show\n"
         "train._train_here(None)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=clean_environment(), capture_output=True, text=True, timeout=patience(30), check=False
     )
     assert (done.returncode, done.stdout) == (0, "True False\n"), done.stderr
+
+
+def test_how_many_products_are_kept_is_the_users_if_they_say_so():
+    variables = {"LRU_CACHE_CAPACITY": "1000"}
+    keep_few_primitives(variables)
+    assert variables == {"LRU_CACHE_CAPACITY": "1000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc counts the bytes in use")
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN multiplies nothing in bfloat16 here")
+def test_batches_of_new_lengths_take_no_more_and_more_memory():
+    """Each kept product has half a megabyte: after 1,024 shapes a rank's heap held that much more, in pieces everywhere."""
+    code = (
+        "import os, sys\n"
+        "from kappaspeech.allocator import keep_few_primitives\n"
+        "if sys.argv[1] == 'few': keep_few_primitives(os.environ)\n"
+        "import torch\n"
+        "from tests.unit.test_allocator import bytes_in_use\n"
+        "rows, weight = (torch.ones(length, 64, dtype=torch.bfloat16) for length in (600, 64))\n"
+        "def multiply(lengths):\n"
+        "    for length in lengths: rows[:length] @ weight\n"
+        "    return bytes_in_use()\n"
+        "print(-multiply(range(200, 300)) + multiply(range(300, 500)))\n"
+    )
+    grown = {}
+    for kept in ("all", "few"):
+        command = [sys.executable, "-c", code, kept]
+        done = subprocess.run(
+            command, env=clean_environment(), cwd=ROOT, capture_output=True, text=True, timeout=patience(60), check=False
+        )
+        assert done.returncode == 0, done.stderr
+        grown[kept] = int(done.stdout)
+    assert grown["all"] > 40e6
+    assert grown["few"] < 5e6
+
+
+class Mallinfo2(ctypes.Structure):
+    """glibc's malloc.h: ten numbers, the eighth of them the bytes in use."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in (*"1234567", "in_use", "free", "top"))
+
+
+def bytes_in_use() -> int:
+    """Bytes of the heap that are in use, without those that are free in it."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = Mallinfo2
+    return int(mallinfo2().in_use)

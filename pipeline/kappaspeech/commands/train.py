@@ -61,12 +61,13 @@ def train(
 
 
 def _train_here(settings: Any) -> int:
-    from kappaspeech.allocator import expand_segments
+    from kappaspeech.allocator import expand_segments, keep_few_primitives
     from kappaspeech.launching.reports import write_report
     from kappaspeech.runs.contents import README_FILE
     from kappaspeech.runs.readme import describe_outcome
 
     expand_segments(os.environ)
+    keep_few_primitives(os.environ)
     if "RANK" not in os.environ:
         from kappaspeech.outputs import try_folder
         from kappaspeech.runs.lease import free

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kappaspeech.artefacts import digest_file, read_json, write_json
+from kappaspeech.outside import explained
 
 MANIFEST = "pieces.json"
 SCHEMA_VERSION = 1
@@ -24,7 +25,7 @@ _MOST_BLOCK_BYTES = 4 << 20
 def write_pieces(root: Path, files: Iterable[Path], folder: Path, *, limit_bytes: int) -> list[Path]:
     """Pack `files`, paths from `root` on, into pieces of at most `limit_bytes`; return the paths of the pieces."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (folder / MANIFEST, *folder.glob("piece-*")):
+    for old in (folder / MANIFEST, *folder.glob("piece-[0-9]*")):
         old.unlink(missing_ok=True)
     pieces = _Pieces(folder, limit_bytes)
     # a stream's blocks come as large as asked for
@@ -54,7 +55,7 @@ class _Pieces:
     def write(self, block: bytes) -> int:
         stream = lzma.compress(block, preset=_PRESET)
         if self._size + len(stream) > self._limit_bytes:
-            self.paths.append(self._folder / f"piece-{len(self.paths):03d}")
+            self.paths.append(self._folder / f"piece-{len(self.paths):04d}")
             self._size = 0
         with self.paths[-1].open("ab") as piece:
             piece.write(stream)
@@ -66,13 +67,15 @@ def read_pieces(folder: Path, target: Path) -> None:
     """Unpack all pieces in `folder` into `target`. Exits with the names of those that are missing or have other bytes."""
     if not (folder / MANIFEST).exists():
         raise SystemExit(f"{folder} has no {MANIFEST}. Send it with the pieces.")
-    described = read_json(folder / MANIFEST, schema_version=SCHEMA_VERSION)["pieces"]
-    paths = [folder / piece["name"] for piece in described]
+    with explained(f"{folder / MANIFEST} can't be read", "Send it again."):
+        described = read_json(folder / MANIFEST, schema_version=SCHEMA_VERSION)["pieces"]
+        wanted = {folder / Path(piece["name"]).name: str(piece["sha256"]) for piece in described}
+    paths = list(wanted)
     if missing := [path.name for path in paths if not path.exists()]:
         raise SystemExit(f"{folder} lacks {len(missing)} of {len(paths)} pieces: {', '.join(missing)}. Send them too.")
     with ThreadPoolExecutor() as pool:
         digests = pool.map(digest_file, paths)
-        if damaged := [piece["name"] for piece, digest in zip(described, digests, strict=True) if digest != piece["sha256"]]:
+        if damaged := [path.name for path, digest in zip(paths, digests, strict=True) if digest != wanted[path]]:
             raise SystemExit(f"{', '.join(damaged)} in {folder} isn't what {MANIFEST} says. Send it again.")
         with tarfile.open(fileobj=_Joined(pool.map(_unpack, paths)), mode="r|") as tar:
             tar.extractall(target, filter="data")

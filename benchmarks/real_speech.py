@@ -44,15 +44,18 @@ import torch
 import yaml
 from machine import processor
 from pieces import files_of, read_pieces, write_pieces
-from run_archive import Here, bring_runs, keep_runs
+from run_archive import Here, bring_runs, find_finished, keep_runs
 
 from kappaspeech.artefacts import write_json
 from kappaspeech.comparison.experiment import Experiment, read_experiment
 from kappaspeech.demo.open_speech import read_sentences
-from kappaspeech.model.precision import choose_dtype, measure_rates
+from kappaspeech.errors import KappaSpeechError
+from kappaspeech.model.family import read_widths
+from kappaspeech.model.precision import choose_dtype, like_model, measure_rates
 from kappaspeech.runs.checkpoints import list_checkpoints
 from kappaspeech.runs.first_adaptor import read_first_adaptor
 from kappaspeech.runs.folder import describe_software
+from kappaspeech.signals import Handling
 from kappaspeech.speech.layouts import find_recordings
 from kappaspeech.speech.shards import expand
 
@@ -193,21 +196,31 @@ def find_read(work: Path, experiment: Experiment) -> list[Path]:
     return files_of(work, paths, without=UNREAD)
 
 
-def train(work: Path, experiment: Path, *, jobs: int, minutes: float | None) -> None:
-    """Train the trials in `work` and report on them; exit if none has finished."""
+def train(work: Path, experiment: Path, *, jobs: int, minutes: float | None) -> int:
+    """Train the trials in `work` and report on those that have finished; exit if none has.
+
+    Return 0 if none failed, else what `kappaspeech compare` did: 75 if the same command continues them. Trials that the time
+    stops don't count as failed. Signals go on to them, and this waits for their checkpoints.
+    """
     command = [sys.executable, "-m", "kappaspeech", "compare", str(experiment)]
-    trained = subprocess.Popen([*command, "--jobs", str(jobs)], cwd=work, env=environment())
-    try:
-        code = trained.wait(None if minutes is None else 60 * minutes)
-    except subprocess.TimeoutExpired:
-        print(f"{minutes:g} minutes are over: the trials are stopped", flush=True)
-        trained.terminate()
-        trained.wait()
-        code = subprocess.run([*command, "--report-only"], cwd=work, env=environment(), check=False).returncode
-        # 1: some trials haven't finished, as the record says. 2: there is nothing to report on
-        code = 0 if code == 1 else code
-    if code:
+    # in a session of its own a terminal's Ctrl-C reaches it through this process alone, once
+    trained = subprocess.Popen([*command, "--jobs", str(jobs)], cwd=work, env=environment(), start_new_session=True)
+    with Handling(lambda number, _frame: trained.send_signal(number)):
+        try:
+            code = trained.wait(None if minutes is None else 60 * minutes)
+            is_over = False
+        except subprocess.TimeoutExpired:
+            print(f"{minutes:g} minutes are over: the trials are stopped", flush=True)
+            trained.terminate()
+            code, is_over = trained.wait(), True
+    if code == 0:
+        return 0
+    report = work / read_experiment(experiment).output / "report.json"
+    report.unlink(missing_ok=True)
+    subprocess.run([*command, "--report-only"], cwd=work, env=environment(), check=False)
+    if not report.exists():
         raise SystemExit(code)
+    return 0 if is_over else code
 
 
 def look_around(work: Path, experiment: Experiment) -> Here:
@@ -215,7 +228,8 @@ def look_around(work: Path, experiment: Experiment) -> Here:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     initial = experiment.base.model.adaptor.initial
     digest = None if initial is None else read_first_adaptor(work / initial).origin.digest
-    return Here(describe_software(), choose_dtype(measure_rates(device), device.type).dtype, digest)
+    rates = measure_rates(device, like_model(*read_widths(str(work / experiment.base.model.llm)), device))
+    return Here(describe_software(), choose_dtype(rates, device.type).dtype, digest)
 
 
 def base_of(experiment: Path) -> str:
@@ -225,8 +239,7 @@ def base_of(experiment: Path) -> str:
 
 def describe(folder: Path, experiment: Path, *, jobs: int, seconds: float, received: bool = False) -> dict[str, Any]:
     """The record of a comparison that has ended; `received` if its inputs came in pieces."""
-    first = next((folder / "runs").glob("*/run.json"))
-    made_by = json.loads(first.read_text(encoding="utf-8"))
+    made_by = json.loads((find_finished(folder)[0] / "run.json").read_text(encoding="utf-8"))
     source = "--received PIECES" if received else "RECORDINGS"
     spoken = " --texts TEXTS" if experiment.stem in ALIGNED and not received else ""
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
@@ -266,12 +279,14 @@ def main() -> None:
         brought = bring_runs(archive, folder, trials, look_around(work, experiment))
         print(f"{len(brought)} finished runs from {archive}", flush=True)
     began = time.monotonic()
-    train(work, path, jobs=arguments.jobs, minutes=arguments.minutes)
+    code = train(work, path, jobs=arguments.jobs, minutes=arguments.minutes)
     seconds, received = time.monotonic() - began, arguments.received is not None
     record = describe(folder, path, jobs=arguments.jobs, seconds=seconds, received=received)
     keep_runs(folder, archive)
     write_json(output, record)
     print(output)
+    if code:
+        raise SystemExit(code)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -290,8 +305,12 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if (arguments.recordings is None) == (arguments.received is None):
         parser.error("give either RECORDINGS or --received PIECES")
-    if arguments.limit_mib < 1:
-        parser.error("--limit-mib is at least 1")
+    if arguments.limit_mib < 1 or arguments.jobs < 1:
+        parser.error("--limit-mib and --jobs are at least 1")
+    if arguments.minutes is not None and not 0 < arguments.minutes < float("inf"):
+        parser.error("--minutes is above 0")
+    if arguments.received is not None and (arguments.texts or arguments.fortunes or arguments.send):
+        parser.error("--received has all that the trials read: leave --texts, --fortunes and --send out")
     wants_texts = arguments.experiment in ALIGNED and arguments.received is None
     if wants_texts and (arguments.texts is None) == (arguments.fortunes is None):
         parser.error(f"--experiment {arguments.experiment} needs either --texts or --fortunes")
@@ -299,4 +318,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KappaSpeechError as fault:
+        raise SystemExit(f"error: {fault}") from fault

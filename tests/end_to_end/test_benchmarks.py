@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from kappaspeech.config.data_config import DatasetConfig
+from kappaspeech.errors import InputError
 from kappaspeech.model.precision import is_worth_it, measure_rates
 from kappaspeech.runs.folder import RunFolder
 from kappaspeech.speech.batches import label_ids
@@ -146,6 +147,15 @@ def test_finished_runs_that_would_not_compare_stay_behind(tmp_path, monkeypatch,
     kept = keep_made_runs(tmp_path / "one", *KEPT, initial_adaptor={"digest": "a"})
     assert archive.bring_runs(kept, tmp_path / "other", TRIALS, archive.Here(versions, dtype, "a")) == []
     assert not (tmp_path / "other").exists()
+
+
+def test_a_torn_archive_of_runs_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    archive = importlib.import_module("run_archive")
+    kept = keep_made_runs(tmp_path / "one", *KEPT)
+    kept.write_bytes(kept.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"runs\.tar\.xz can't be read: .* Bring it back"):
+        archive.bring_runs(kept, tmp_path / "other", TRIALS, archive.Here({"torch": "2"}, "bfloat16", None))
 
 
 def test_an_alignment_is_read_off_at_each_checkpoint(home, train, tmp_path, monkeypatch):

@@ -84,10 +84,10 @@ def test_a_missing_piece_and_a_damaged_one_are_named(pieces, tmp_path):
     made = pieces.write_pieces(tmp_path / "here", make_files(tmp_path / "here"), tmp_path / "pieces", limit_bytes=100_000)
     whole = made[1].read_bytes()
     made[1].write_bytes(whole[:-1])
-    with pytest.raises(SystemExit, match=r"piece-001 in .* Send it again"):
+    with pytest.raises(SystemExit, match=r"piece-0001 in .* Send it again"):
         pieces.read_pieces(tmp_path / "pieces", tmp_path / "there")
     made[1].unlink()
-    with pytest.raises(SystemExit, match=rf"lacks 1 of {len(made)} pieces: piece-001"):
+    with pytest.raises(SystemExit, match=rf"lacks 1 of {len(made)} pieces: piece-0001"):
         pieces.read_pieces(tmp_path / "pieces", tmp_path / "there")
     (tmp_path / "pieces/pieces.json").unlink()
     with pytest.raises(SystemExit, match=r"pieces has no pieces\.json"):
@@ -115,11 +115,28 @@ def test_a_host_trains_on_what_came_in_pieces_alone(home, tmp_path, pieces, real
     pieces.read_pieces(tmp_path / "pieces", host)
 
     path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-    real_speech.train(host, path, jobs=1, minutes=None)
+    assert real_speech.train(host, path, jobs=1, minutes=None) == 0
     path.write_text(yaml.safe_dump({**content, "arms": ARMS}, allow_unicode=True), encoding="utf-8")
-    real_speech.train(host, path, jobs=1, minutes=0.0)
+    assert real_speech.train(host, path, jobs=1, minutes=0.0) == 0
     record = real_speech.describe(host / "out", path, jobs=1, seconds=0.0, received=True)
     assert [arm["arm"] for arm in record["arms"]] == ["smallest κ"]
     assert list(record["missing"]) == ["held, seed 17"]
     assert record["command"].startswith("python benchmarks/real_speech.py --received PIECES")
     assert str(tmp_path) not in json.dumps(record)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "either RECORDINGS or --received"),
+        (["--received", "pieces", "--texts", "texts"], "leave --texts, --fortunes and --send out"),
+        (["--received", "pieces", "--minutes", "nan"], "--minutes is above 0"),
+        (["--received", "pieces", "--jobs", "0"], "--jobs are at least 1"),
+        (["recordings", "--experiment", "figure1"], "either --texts or --fortunes"),
+    ],
+)
+def test_options_that_say_nothing_together_are_refused_at_once(real_speech, monkeypatch, capsys, words, said):
+    monkeypatch.setattr("sys.argv", ["real_speech.py", *words])
+    with pytest.raises(SystemExit):
+        real_speech.parse_arguments()
+    assert said in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -107,8 +108,10 @@ def evaluate(
     _check_packages(wanted)
     if nproc is not None:
         return start_ranks(nproc, "evaluate", {**asdict(wanted), "no_page": not page}, [model])
+    from kappaspeech.allocator import keep_few_primitives
     from kappaspeech.ranks.start import start_cluster
 
+    keep_few_primitives(os.environ)
     cluster = start_cluster()
     _evaluate(cluster, model, wanted)
     cluster.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -69,9 +70,11 @@ def transcribe(
         given |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
         given |= {"piece_seconds": piece_seconds, "instruction": instruction, "hot_words": hot_words}
         return start_ranks(nproc, "transcribe", given, [str(model), *recordings])
+    from kappaspeech.allocator import keep_few_primitives
     from kappaspeech.ranks.start import start_cluster
     from kappaspeech.speech.samples import LONGEST_PIECE_SECONDS
 
+    keep_few_primitives(os.environ)
     cluster = start_cluster()
     # a rank may list a million files, or decode for hours, while others wait
     code = _transcribe(

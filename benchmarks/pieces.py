@@ -7,10 +7,13 @@ and SHA-256 of each, and travels with them.
 from __future__ import annotations
 
 import lzma
+import os
+import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 from kappaspeech.artefacts import digest_file, read_json, write_json
 from kappaspeech.outside import explained
@@ -78,7 +81,21 @@ def read_pieces(folder: Path, target: Path) -> None:
         if damaged := [path.name for path, digest in zip(paths, digests, strict=True) if digest != wanted[path]]:
             raise SystemExit(f"{', '.join(damaged)} in {folder} isn't what {MANIFEST} says. Send it again.")
         with tarfile.open(fileobj=_Joined(pool.map(_unpack, paths)), mode="r|") as tar:
-            tar.extractall(target, filter="data")
+            for member in tar:
+                _put(member, tar.extractfile(member), target)
+
+
+def _put(member: tarfile.TarInfo, content: IO[bytes] | None, target: Path) -> None:
+    """Write a file below `target`, with its time. Older Pythons' tarfile has no filter that keeps names from leading out."""
+    path = Path(member.name)
+    if content is None or path.is_absolute() or ".." in path.parts:
+        raise SystemExit(
+            f"The pieces hold {member.name}, which is no file below their folder. Take them from where they were made."
+        )
+    (target / path).parent.mkdir(parents=True, exist_ok=True)
+    with (target / path).open("wb") as file:
+        shutil.copyfileobj(content, file)
+    os.utime(target / path, (member.mtime, member.mtime))
 
 
 def _unpack(piece: Path) -> bytes:

@@ -73,6 +73,14 @@ def test_pieces_are_unpacked_by_xz_and_tar_too(pieces, tmp_path):
     assert listed.decode().split() == ["folder/even", "folder/random", "link"]
 
 
+def test_pieces_that_lead_out_of_their_folder_are_refused(pieces, tmp_path):
+    make_files(tmp_path / "here/inner")
+    pieces.write_pieces(tmp_path / "here/inner", [Path("../inner/unsent")], tmp_path / "pieces", limit_bytes=100_000)
+    with pytest.raises(SystemExit, match=r"\.\./inner/unsent"):
+        pieces.read_pieces(tmp_path / "pieces", tmp_path / "there")
+    assert not (tmp_path / "inner").exists()
+
+
 def test_fewer_pieces_leave_none_of_the_last_ones(pieces, tmp_path):
     files = make_files(tmp_path / "here")
     pieces.write_pieces(tmp_path / "here", files, tmp_path / "pieces", limit_bytes=100_000)

@@ -112,7 +112,7 @@ def test_how_many_products_are_kept_is_the_users_if_they_say_so():
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc counts the bytes in use")
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN multiplies nothing in bfloat16 here")
 def test_batches_of_new_lengths_take_no_more_and_more_memory():
-    """Each kept product has half a megabyte: after 1,024 shapes a rank's heap held that much more, in pieces everywhere."""
+    """A kept product has up to half a megabyte, by processor: after 1,024 shapes a heap held that much more, in pieces everywhere."""
     code = (
         "import os, sys\n"
         "from kappaspeech.allocator import keep_few_primitives\n"
@@ -135,8 +135,9 @@ def test_batches_of_new_lengths_take_no_more_and_more_memory():
         )
         assert done.returncode == 0, done.stderr
         grown[kept] = int(done.stdout)
-    assert grown["all"] > 40e6
-    assert grown["few"] < 5e6
+    if grown["all"] < 1e6:
+        pytest.skip("oneDNN keeps next to nothing of a product on this processor")
+    assert grown["few"] < grown["all"] / 20
 
 
 class Mallinfo2(ctypes.Structure):

@@ -112,7 +112,7 @@ def test_how_many_products_are_kept_is_the_users_if_they_say_so():
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc counts the bytes in use")
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN multiplies nothing in bfloat16 here")
 def test_batches_of_new_lengths_take_no_more_and_more_memory():
-    """A kept product has up to half a megabyte, by processor: after 1,024 shapes a heap held that much more, in pieces everywhere."""
+    """A kept product has up to half a megabyte, by processor, and 1,024 were kept."""
     code = (
         "import os, sys\n"
         "from kappaspeech.allocator import keep_few_primitives\n"

@@ -20,7 +20,7 @@ from kappaspeech.outside import explained
 
 MANIFEST = "pieces.json"
 SCHEMA_VERSION = 1
-# xz takes a fiftieth of the time of its default here, and makes weights smaller by it
+# preset 3 took 5 to 20 times as long for SmolLM2's and Whisper's weights, and left 63 and 48 % of them; this leaves 58 and 51 %
 _PRESET = 0
 _MOST_BLOCK_BYTES = 4 << 20
 

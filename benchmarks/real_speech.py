@@ -52,7 +52,7 @@ from kappaspeech.demo.open_speech import read_sentences
 from kappaspeech.errors import KappaSpeechError
 from kappaspeech.model.family import read_widths
 from kappaspeech.model.precision import choose_dtype, like_model, measure_rates
-from kappaspeech.runs.checkpoints import list_checkpoints
+from kappaspeech.runs.checkpoints import OPTIMIZER_FILE, list_checkpoints
 from kappaspeech.runs.first_adaptor import read_first_adaptor
 from kappaspeech.runs.folder import describe_software
 from kappaspeech.signals import Handling
@@ -70,8 +70,6 @@ REPLAY_FOLDERS = {"replay": 60, "replay_many": 400}
 SHARD_SIZE = "333"
 OPEN_HOURS = "5"
 LLM = "models/smollm2-135m-instruct"
-# of the folders that a trial reads, what it doesn't
-UNREAD = ("optimizer.safetensors", "tensorboard", "steps.jsonl")
 # by the name that stands for a language: the folder that it is spoken in
 SOURCES = {"en": "speech", "generated": "generated"}
 
@@ -193,7 +191,7 @@ def find_read(work: Path, experiment: Experiment) -> list[Path]:
         run_dir = Path(base.model.adaptor.initial)
         checkpoint = list_checkpoints(work / run_dir / "checkpoints")[-1].relative_to(work)
         paths += [*(path.relative_to(work) for path in (work / run_dir).glob("*.json")), checkpoint]
-    return files_of(work, paths, without=UNREAD)
+    return files_of(work, paths, without=(OPTIMIZER_FILE,))
 
 
 def train(work: Path, experiment: Path, *, jobs: int, minutes: float | None) -> int:

@@ -130,22 +130,26 @@ def label_ends(axes: Any, ends: Sequence[tuple[Style, float, float]]) -> None:
     ordered = sorted(ends, key=lambda end: end[2])
     heights = spread_out([_share(y, axes.get_ylim(), axes.get_yscale()) for _, _, y in ordered], gap=_LABEL_GAP)
     for (style, x, y), height in zip(ordered, heights, strict=True):
-        label = axes.annotate(
-            style.label,
-            xy=(x, min(max(y, low), high)),
-            xytext=(1.03, height),
-            textcoords="axes fraction",
-            color=style.colour,
-            va="center",
-            annotation_clip=False,
-            arrowprops=_leader(style),
-        )
-        style.mark(label, label.arrow_patch)
+        _write_name(axes, style, (x, min(max(y, low), high)), at=(1.03, height))
 
 
-def _leader(style: Style) -> dict[str, Any]:
-    """The line to a name, from the middle of its beginning, so that it crosses no other name."""
-    return {"arrowstyle": "-", "color": style.colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
+def _write_name(axes: Any, style: Style, point: tuple[float, float], *, at: tuple[float, float]) -> None:
+    """Write an arm's name at a share of the axes, with a line to its point (in data).
+
+    Pushed away without one, the name of one of several arms of its colour would be anybody's.
+    """
+    label = axes.annotate(
+        style.label,
+        xy=point,
+        xytext=at,
+        textcoords="axes fraction",
+        color=style.colour,
+        va="center",
+        annotation_clip=False,
+        # from the middle of the name's beginning, so that it crosses no other name
+        arrowprops={"arrowstyle": "-", "color": style.colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)},
+    )
+    style.mark(label, label.arrow_patch)
 
 
 def label_points(axes: Any, points: Sequence[tuple[Style, float, float]]) -> None:
@@ -165,18 +169,7 @@ def label_points(axes: Any, points: Sequence[tuple[Style, float, float]]) -> Non
         ordered = sorted(column, key=lambda item: item[3])
         heights = spread_out([_share(y, axes.get_ylim(), axes.get_yscale()) for *_, y in ordered], gap=_LABEL_GAP)
         for (share, style, x, y), height in zip(ordered, heights, strict=True):
-            label = axes.annotate(
-                style.label,
-                xy=(x, min(max(y, bottom), top)),
-                xytext=(share + 0.025, height),
-                textcoords="axes fraction",
-                color=style.colour,
-                va="center",
-                annotation_clip=False,
-                # a name that was pushed away, of one of several arms of its colour, would be anybody's
-                arrowprops=_leader(style),
-            )
-            style.mark(label, label.arrow_patch)
+            _write_name(axes, style, (x, min(max(y, bottom), top)), at=(share + 0.025, height))
 
 
 def _share(value: float, limits: tuple[float, float], scale: str) -> float:
